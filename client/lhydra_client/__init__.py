@@ -1,0 +1,64 @@
+"""The typed client of Lhydra: needs grpcio and protobuf, nothing else.
+
+    from lhydra_client import Client
+
+    with Client("127.0.0.1:50051") as client:
+        answer = client.recommend("user-1", k=10)
+
+Names are loaded when first used, so that `lhydra --help` does not pay for importing gRPC.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lhydra_client.client import AsyncClient, Client
+    from lhydra_client.errors import (
+        ClientError,
+        InvalidRequest,
+        Overloaded,
+        ServerError,
+        Timeout,
+        Unavailable,
+        Unsupported,
+    )
+    from lhydra_client.requests import HistoryEntry, Play
+    from lhydra_client.results import Explanation, Recommendations, Recorded, Status, Track
+else:
+    _HOMES = {
+        "client": ("AsyncClient", "Client"),
+        "errors": (
+            *("ClientError", "InvalidRequest", "Overloaded", "ServerError"),
+            *("Timeout", "Unavailable", "Unsupported"),
+        ),
+        "requests": ("HistoryEntry", "Play"),
+        "results": ("Explanation", "Recommendations", "Recorded", "Status", "Track"),
+    }
+
+    def __getattr__(name):
+        """Returns the public name `name`, importing its module."""
+        from importlib import import_module
+
+        for home, names in _HOMES.items():
+            if name in names:
+                return getattr(import_module(f"lhydra_client.{home}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "ClientError",
+    "Explanation",
+    "HistoryEntry",
+    "InvalidRequest",
+    "Overloaded",
+    "Play",
+    "Recommendations",
+    "Recorded",
+    "ServerError",
+    "Status",
+    "Timeout",
+    "Track",
+    "Unavailable",
+    "Unsupported",
+]

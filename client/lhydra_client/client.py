@@ -1,0 +1,227 @@
+"""The clients: `Client` blocks, `AsyncClient` awaits; same methods, same values, same errors.
+
+Every call has a deadline. A call that no server took (UNAVAILABLE) is tried again by gRPC itself, four times at
+most within the deadline; plays carry event ids, so a repeated call counts them once.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import TypeVar
+
+import grpc
+import grpc.aio
+
+from lhydra_client import requests, results
+from lhydra_client.errors import from_rpc
+from lhydra_client.requests import HistoryEntry, Play, Value
+from lhydra_client.results import Explanation, Recommendations, Recorded, Status
+from lhydra_protos.v1 import recommender_pb2 as pb
+from lhydra_protos.v1.recommender_pb2_grpc import RecommenderStub
+
+Request = TypeVar("Request")
+Reply = TypeVar("Reply")
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+DEFAULT_TIMEOUT_S = 1.0
+RETRY_POLICY = {
+    "maxAttempts": 4,
+    "initialBackoff": "0.05s",
+    "maxBackoff": "0.5s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE"],  # never RESOURCE_EXHAUSTED: repeating would feed the overload
+}
+CHANNEL_OPTIONS = (
+    (
+        "grpc.service_config",
+        json.dumps({"methodConfig": [{"name": [{"service": "lhydra.v1.Recommender"}], "retryPolicy": RETRY_POLICY}]}),
+    ),
+    ("grpc.initial_reconnect_backoff_ms", 100),  # gRPC's own 1 s is longer than our deadline
+    ("grpc.use_local_subchannel_pool", 1),  # a connection per client: several clients reach several workers
+)
+
+
+class Client:
+    """A blocking client; safe to share between threads. Close it, or use it as a context manager.
+
+    address: HOST:PORT, or a gRPC URI such as unix:PATH.
+    timeout_s: deadline of a call, retries included, unless the call names its own.
+    channel: a channel to use instead of opening one; the caller closes it, and it brings its own retry policy.
+
+    Every method raises a ClientError (see `errors`).
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        channel: grpc.Channel | None = None,
+    ) -> None:
+        self._timeout_s = requests.deadline(timeout_s)
+        self._server = requests.target(address) if channel is None else "the server"
+        self._owned = channel is None
+        self._channel = channel or grpc.insecure_channel(address, CHANNEL_OPTIONS)
+        self._stub = RecommenderStub(self._channel)
+
+    def recommend(
+        self,
+        user_id: str,
+        k: int = 10,
+        *,
+        exclude: Iterable[str] = (),
+        history: Iterable[str | HistoryEntry] = (),
+        profile: Mapping[str, Value] | None = None,
+        allow_repeats: bool = False,
+        depth: int = 0,
+        timeout_s: float | None = None,
+    ) -> Recommendations:
+        """Returns the best k tracks for a user, or all that are eligible.
+
+        exclude: ids of tracks never to return. history (oldest first) and profile: for an unknown user.
+        allow_repeats: heard tracks may come back. depth: candidates to rerank, 0 for the server's default.
+        """
+        request = requests.recommend_request(
+            user_id,
+            k,
+            exclude=exclude,
+            history=history,
+            profile=profile,
+            allow_repeats=allow_repeats,
+            depth=depth,
+        )
+        return results.recommendations(self._call(self._stub.Recommend, request, timeout_s))
+
+    def similar(
+        self, track_ids: Iterable[str], k: int = 10, *, exclude: Iterable[str] = (), timeout_s: float | None = None
+    ) -> Recommendations:
+        """Returns the k tracks most similar to the given ones."""
+        request = requests.similar_request(track_ids, k, exclude=exclude)
+        return results.recommendations(self._call(self._stub.SimilarTracks, request, timeout_s))
+
+    def explain(self, user_id: str, track_id: str, *, timeout_s: float | None = None) -> Explanation:
+        """Returns why a track is in a user's list, or why it is not."""
+        request = requests.explain_request(user_id, track_id)
+        return results.explanation(self._call(self._stub.Explain, request, timeout_s))
+
+    def record_plays(self, plays: Iterable[Play], *, timeout_s: float | None = None) -> Recorded:
+        """Appends plays to users' histories; all are checked before any is recorded.
+
+        After a Timeout the plays may or may not be recorded: hand in the same objects again, they count once.
+        """
+        request = requests.record_plays_request(plays)
+        return results.recorded(self._call(self._stub.RecordPlays, request, timeout_s))
+
+    def status(self, *, timeout_s: float | None = None) -> Status:
+        """Returns what is being served, and how the server is."""
+        return results.status(self._call(self._stub.GetStatus, pb.GetStatusRequest(), timeout_s))
+
+    def close(self) -> None:
+        """Closes the channel, unless the caller brought it."""
+        if self._owned:
+            self._channel.close()
+
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(
+        self, method: "grpc.UnaryUnaryMultiCallable[Request, Reply]", request: Request, timeout_s: float | None
+    ) -> Reply:
+        timeout_s = self._timeout_s if timeout_s is None else requests.deadline(timeout_s)
+        try:
+            return method(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise from_rpc(error, self._server, timeout_s) from None
+
+
+class AsyncClient:
+    """The same client for asyncio: make it inside the running loop; close it, or use `async with`.
+
+    Arguments, methods and errors are those of `Client`.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        channel: grpc.aio.Channel | None = None,
+    ) -> None:
+        self._timeout_s = requests.deadline(timeout_s)
+        self._server = requests.target(address) if channel is None else "the server"
+        self._owned = channel is None
+        self._channel = channel or grpc.aio.insecure_channel(address, CHANNEL_OPTIONS)
+        self._stub = RecommenderStub(self._channel)
+
+    async def recommend(
+        self,
+        user_id: str,
+        k: int = 10,
+        *,
+        exclude: Iterable[str] = (),
+        history: Iterable[str | HistoryEntry] = (),
+        profile: Mapping[str, Value] | None = None,
+        allow_repeats: bool = False,
+        depth: int = 0,
+        timeout_s: float | None = None,
+    ) -> Recommendations:
+        """As `Client.recommend`."""
+        request = requests.recommend_request(
+            user_id,
+            k,
+            exclude=exclude,
+            history=history,
+            profile=profile,
+            allow_repeats=allow_repeats,
+            depth=depth,
+        )
+        return results.recommendations(await self._call(self._stub.Recommend, request, timeout_s))
+
+    async def similar(
+        self, track_ids: Iterable[str], k: int = 10, *, exclude: Iterable[str] = (), timeout_s: float | None = None
+    ) -> Recommendations:
+        """As `Client.similar`."""
+        request = requests.similar_request(track_ids, k, exclude=exclude)
+        return results.recommendations(await self._call(self._stub.SimilarTracks, request, timeout_s))
+
+    async def explain(self, user_id: str, track_id: str, *, timeout_s: float | None = None) -> Explanation:
+        """As `Client.explain`."""
+        request = requests.explain_request(user_id, track_id)
+        return results.explanation(await self._call(self._stub.Explain, request, timeout_s))
+
+    async def record_plays(self, plays: Iterable[Play], *, timeout_s: float | None = None) -> Recorded:
+        """As `Client.record_plays`."""
+        request = requests.record_plays_request(plays)
+        return results.recorded(await self._call(self._stub.RecordPlays, request, timeout_s))
+
+    async def status(self, *, timeout_s: float | None = None) -> Status:
+        """As `Client.status`."""
+        return results.status(await self._call(self._stub.GetStatus, pb.GetStatusRequest(), timeout_s))
+
+    async def close(self) -> None:
+        """Closes the channel, unless the caller brought it."""
+        if self._owned:
+            await self._channel.close()
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _call(
+        self,
+        method: "grpc.aio.UnaryUnaryMultiCallable[Request, Reply]",
+        request: Request,
+        timeout_s: float | None,
+    ) -> Reply:
+        timeout_s = self._timeout_s if timeout_s is None else requests.deadline(timeout_s)
+        try:
+            return await method(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise from_rpc(error, self._server, timeout_s) from None

@@ -1,0 +1,169 @@
+"""`lhydra query`: asks a running server, for people (a table) or for machines (`--json`)."""
+
+import argparse
+import dataclasses
+import io
+import json
+import os
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lhydra_client.client import Client
+    from lhydra_client.results import Recommendations
+
+HELP = "ask a running server: recommend, plays, status, similar, explain"
+EXTRA = ""
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the actions of `lhydra query`."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--address", metavar="H:P", help=f"the server (default: LHYDRA_ADDRESS, else {DEFAULT_ADDRESS})"
+    )
+    common.add_argument("--timeout-s", type=float, default=5.0, help="deadline, retries included (default: 5)")
+    common.add_argument("--json", action="store_true", help="print everything as JSON")
+
+    def action(name: str, text: str) -> argparse.ArgumentParser:
+        return actions.add_parser(name, help=text, description=text, parents=[common])
+
+    recommend = action("recommend", "Tracks for a user, best first.")
+    recommend.add_argument("user", metavar="USER")
+    recommend.add_argument("--k", type=int, default=10, help="how many tracks (default: 10)")
+    recommend.add_argument("--exclude", type=_ids, default=[], metavar="ID,...", help="tracks never to return")
+    recommend.add_argument(
+        "--history", type=_ids, default=[], metavar="ID,...", help="plays, oldest first, for an unknown user"
+    )
+    recommend.add_argument(
+        "--profile", type=_column, nargs="+", action="extend", default=[], metavar="NAME=VALUE",
+        help="profile columns for an unknown user, such as age=31 country=Chile",
+    )  # fmt: skip
+    recommend.add_argument("--allow-repeats", action="store_true", help="heard tracks may come back")
+
+    plays = action("plays", "Records that a user played tracks, just now.")
+    plays.add_argument("user", metavar="USER")
+    plays.add_argument("tracks", metavar="TRACK_ID", nargs="+")
+
+    action("status", "What is being served, and how the server is.")
+
+    similar = action("similar", "Tracks similar to given ones.")
+    similar.add_argument("tracks", metavar="TRACK_ID", nargs="+")
+    similar.add_argument("--k", type=int, default=10, help="how many tracks (default: 10)")
+
+    explain = action("explain", "Why a track is in a user's list, or why it is not.")
+    explain.add_argument("user", metavar="USER")
+    explain.add_argument("track", metavar="TRACK_ID")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs one action; an error of the client becomes one line on stderr and exit code 1."""
+    from lhydra_client.client import Client
+    from lhydra_client.errors import ClientError
+
+    for stream in (sys.stdout, sys.stderr):  # a title that the terminal's encoding lacks must not end in a traceback
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        address = args.address or os.environ.get("LHYDRA_ADDRESS") or DEFAULT_ADDRESS
+        with Client(address, timeout_s=args.timeout_s) as client:
+            text, values = _ACTIONS[args.action](client, args)
+    except ClientError as error:
+        print(f"lhydra query: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(values, indent=2) if args.json else text)
+    return 0
+
+
+def _recommend(client: "Client", args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    answer = client.recommend(
+        args.user,
+        args.k,
+        exclude=args.exclude,
+        history=args.history,
+        profile=dict(args.profile),
+        allow_repeats=args.allow_repeats,
+    )
+    return _list_of_tracks(f"user {args.user}", answer), {"user_id": args.user, "k": args.k} | _values(answer)
+
+
+def _similar(client: "Client", args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    answer = client.similar(args.tracks, args.k)
+    title = f"similar to {', '.join(args.tracks)}"
+    return _list_of_tracks(title, answer), {"track_ids": args.tracks, "k": args.k} | _values(answer)
+
+
+def _plays(client: "Client", args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    from lhydra_client.requests import Play
+
+    answer = client.record_plays([Play(args.user, track) for track in args.tracks])
+    text = f"recorded {answer.recorded} play{'' if answer.recorded == 1 else 's'} of user {args.user}"
+    if answer.unknown_tracks:
+        text += f", {answer.unknown_tracks} of a track that the bundle being served does not hold"
+    return _clean(text), {"user_id": args.user} | _values(answer)
+
+
+def _status(client: "Client", args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    values = _values(client.status())
+    return _pairs(values), values
+
+
+def _explain(client: "Client", args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    answer = client.explain(args.user, args.track)
+    values = {"user_id": args.user, "track_id": args.track} | _values(answer)
+    return _pairs(values | {"reasons": "; ".join(answer.reasons)}), values
+
+
+_ACTIONS = {
+    "recommend": _recommend,
+    "plays": _plays,
+    "status": _status,
+    "similar": _similar,
+    "explain": _explain,
+}
+
+
+def _list_of_tracks(title: str, answer: "Recommendations") -> str:
+    from lhydra_client.table import table
+
+    took_ms = sum(answer.stages_us.values()) / 1000
+    lines = [_clean(f"{title} · tier {answer.tier} · bundle {answer.bundle_id} · took {took_ms:.1f} ms")]
+    lines += [_clean(f"degraded: {reason}") for reason in answer.degraded]
+    rows = [
+        (str(rank), track.title, track.artist, f"{track.score:.4f}", track.track_id)
+        for rank, track in enumerate(answer.tracks, 1)
+    ]
+    if not rows:
+        return "\n".join([*lines, "no track is eligible"])
+    return "\n".join([*lines, table(("#", "title", "artist", "score", "track id"), rows, right=(0, 3))])
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    widest = max(map(len, values))
+    shown = {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}
+    return "\n".join(_clean(f"{name:<{widest}}  {value}").rstrip() for name, value in shown.items())
+
+
+def _values(answer: Any) -> dict[str, Any]:
+    return dataclasses.asdict(answer)
+
+
+def _clean(text: str) -> str:
+    from lhydra_client.table import clean
+
+    return clean(text)
+
+
+def _ids(text: str) -> list[str]:
+    return [part for part in text.split(",") if part]
+
+
+def _column(text: str) -> tuple[str, str | float]:
+    name, found, value = text.partition("=")
+    if not (name and found):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected NAME=VALUE")
+    return name, float(value) if _NUMBER.fullmatch(value) else value

@@ -1,0 +1,106 @@
+"""Every error the client raises, and the one table from gRPC status code to error.
+
+ClientError
+├── InvalidRequest   the request can never succeed; the message names the field
+├── Unsupported      the server does not answer that method or field yet
+├── Overloaded       the server is too busy and refused at once; try later, with a pause
+├── Unavailable      no server answered, even after the retries
+├── Timeout          no answer within the deadline
+└── ServerError      anything else; `request_id` finds the call in the server's log
+"""
+
+from collections.abc import Iterable
+from typing import cast
+
+import grpc
+
+
+class ClientError(Exception):
+    """Base of all errors of the client; its text is one line.
+
+    code: name of the gRPC status code, such as "UNAVAILABLE".
+    request_id: the server's id of the call, "" when no server saw it.
+    """
+
+    def __init__(self, message: str, *, code: str, request_id: str = "") -> None:
+        super().__init__(one_line(message))
+        self.code = code
+        self.request_id = request_id
+
+
+class InvalidRequest(ClientError):
+    """The request can never succeed; the message names the field."""
+
+    def __init__(self, message: str, *, code: str = "INVALID_ARGUMENT", request_id: str = "") -> None:
+        super().__init__(message, code=code, request_id=request_id)
+
+
+class Unsupported(ClientError):
+    """The server does not answer that method or field yet."""
+
+
+class Overloaded(ClientError):
+    """The server is too busy and refused at once."""
+
+
+class Unavailable(ClientError):
+    """No server answered, even after the retries."""
+
+
+class Timeout(ClientError):
+    """No answer within the deadline."""
+
+
+class ServerError(ClientError):
+    """The server failed, or answered with a code that has no better name here."""
+
+
+ERRORS: dict[grpc.StatusCode, type[ClientError]] = {
+    grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
+    grpc.StatusCode.OUT_OF_RANGE: InvalidRequest,
+    grpc.StatusCode.UNIMPLEMENTED: Unsupported,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
+    grpc.StatusCode.UNAVAILABLE: Unavailable,
+    grpc.StatusCode.DEADLINE_EXCEEDED: Timeout,
+    grpc.StatusCode.CANCELLED: ServerError,
+    grpc.StatusCode.UNKNOWN: ServerError,
+    grpc.StatusCode.NOT_FOUND: ServerError,
+    grpc.StatusCode.ALREADY_EXISTS: ServerError,
+    grpc.StatusCode.PERMISSION_DENIED: ServerError,
+    grpc.StatusCode.UNAUTHENTICATED: ServerError,
+    grpc.StatusCode.FAILED_PRECONDITION: ServerError,
+    grpc.StatusCode.ABORTED: ServerError,
+    grpc.StatusCode.INTERNAL: ServerError,
+    grpc.StatusCode.DATA_LOSS: ServerError,
+}  # every code but OK
+
+
+def from_rpc(error: grpc.RpcError, server: str, timeout_s: float) -> ClientError:
+    """Returns the client's error for `error` of a call to `server` with the deadline `timeout_s`."""
+    code = error.code()
+    details = error.details() or "no details"
+    metadata = cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ())
+    request_id = next((str(value) for key, value in metadata if key == "x-request-id"), "")
+    kind = ERRORS.get(code, ServerError)
+    if kind is Overloaded and "larger than max" in details:
+        kind = InvalidRequest  # gRPC's own limit on message size has the same code, but no retry will help
+    if kind is InvalidRequest:
+        message = details
+    elif kind is Timeout:
+        message = f"no answer from {server} within {timeout_s:g} s"
+    elif kind is Unavailable:
+        message = f"{server} cannot answer now: {details}"
+        if details.startswith(("failed to connect", "errors resolving")):  # gRPC's own, with the reason at the end
+            message = f"no server answers at {server} ({details.rpartition(': ')[2].rstrip(']')})"
+    elif kind is ServerError:
+        message = f"{server} answered {code.name}: {details}"
+        message += f" (request {request_id})" if request_id and request_id not in details else ""
+    else:
+        message = f"{server}: {details}"
+    return kind(message, code=code.name, request_id=request_id)
+
+
+def one_line(text: str) -> str:
+    """Returns `text` as one printable line of at most 400 characters."""
+    text = text if len(text) <= 400 else f"{text[:397]}..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,0 +1,172 @@
+"""What callers hand in, and the one place where it is turned into messages, for the sync and the aio client.
+
+Only what the wire cannot express is refused here (a negative k, an id that is not text); every other rule is
+the server's, which names the field.
+"""
+
+import operator
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import SupportsFloat, SupportsIndex, TypeVar
+
+from lhydra_client.errors import InvalidRequest
+from lhydra_protos.v1 import recommender_pb2 as pb
+
+T = TypeVar("T")
+Value = str | SupportsFloat | None  # a profile column; None is left out
+UINT32 = (0, 2**32 - 1)
+INT64 = (-(2**63), 2**63 - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEntry:
+    """One track of a history: plays, and the Unix seconds of the last one (0 when unknown)."""
+
+    track_id: str
+    count: float = 1.0
+    timestamp_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Play:
+    """One play to record; timestamp_s 0 means now.
+
+    The event id is made with the object, so recording the same object again, after a timeout for example,
+    counts once.
+    """
+
+    user_id: str
+    track_id: str
+    timestamp_s: int = 0
+    count: int = 1
+    completed: bool | None = None
+    skipped: bool | None = None
+    event_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+
+
+def recommend_request(
+    user_id: str,
+    k: int,
+    *,
+    exclude: Iterable[str] = (),
+    history: Iterable[str | HistoryEntry] = (),
+    profile: Mapping[str, Value] | None = None,
+    allow_repeats: bool = False,
+    depth: int = 0,
+) -> pb.RecommendRequest:
+    """Returns the message. Raises InvalidRequest for a value that the wire cannot express."""
+    request = pb.RecommendRequest(
+        user_id=_text("user_id", user_id),
+        k=_whole("k", k, *UINT32),
+        exclude_track_ids=_texts("exclude_track_ids", exclude),
+        depth=_whole("depth", depth, *UINT32),
+    )
+    if allow_repeats:
+        request.repeat_policy = pb.REPEAT_POLICY_ALLOW
+    for position, entry in enumerate(_listed("history", history)):
+        entry = entry if isinstance(entry, HistoryEntry) else HistoryEntry(entry)
+        name = f"history.entries[{position}]"
+        request.history.entries.add(
+            track_id=_text(f"{name}.track_id", entry.track_id),
+            count=_number(f"{name}.count", entry.count),
+            timestamp_s=_whole(f"{name}.timestamp_s", entry.timestamp_s, *INT64),
+        )
+    for column, value in (profile or {}).items():
+        name = f"profile.columns[{_text('profile.columns', column)!r}]"
+        if isinstance(value, str):
+            request.profile.columns[column].text = _text(name, value)
+        elif value is not None:
+            request.profile.columns[column].number = _number(name, value)
+    return request
+
+
+def similar_request(track_ids: Iterable[str], k: int, *, exclude: Iterable[str] = ()) -> pb.SimilarTracksRequest:
+    """Returns the message. Raises InvalidRequest for a value that the wire cannot express."""
+    return pb.SimilarTracksRequest(
+        track_ids=_texts("track_ids", track_ids),
+        k=_whole("k", k, *UINT32),
+        exclude_track_ids=_texts("exclude_track_ids", exclude),
+    )
+
+
+def explain_request(user_id: str, track_id: str) -> pb.ExplainRequest:
+    """Returns the message. Raises InvalidRequest for a value that the wire cannot express."""
+    return pb.ExplainRequest(user_id=_text("user_id", user_id), track_id=_text("track_id", track_id))
+
+
+def record_plays_request(plays: Iterable[Play]) -> pb.RecordPlaysRequest:
+    """Returns the message. Raises InvalidRequest for a value that the wire cannot express."""
+    request = pb.RecordPlaysRequest()
+    for position, play in enumerate(_listed("plays", plays)):
+        name = f"plays[{position}]"
+        if not isinstance(play, Play):
+            raise InvalidRequest(f"{name}: found {_shown(play)}, expected a Play")
+        request.plays.add(
+            event_id=_text(f"{name}.event_id", play.event_id),
+            user_id=_text(f"{name}.user_id", play.user_id),
+            track_id=_text(f"{name}.track_id", play.track_id),
+            timestamp_s=_whole(f"{name}.timestamp_s", play.timestamp_s, *INT64),
+            count=_whole(f"{name}.count", play.count, *UINT32),
+            completed=None if play.completed is None else bool(play.completed),
+            skipped=None if play.skipped is None else bool(play.skipped),
+        )
+    return request
+
+
+def deadline(timeout_s: float) -> float:
+    """Returns `timeout_s` in seconds. Raises InvalidRequest unless it is above 0 and at most a day."""
+    seconds = _number("timeout_s", timeout_s)
+    if not 0 < seconds <= 86_400:  # gRPC takes far larger numbers for a deadline that has passed
+        raise InvalidRequest(f"timeout_s: found {seconds:g}, expected above 0 and at most 86400 seconds")
+    return seconds
+
+
+def target(address: str) -> str:
+    """Returns `address` as gRPC takes it. Raises InvalidRequest unless it is HOST:PORT or a URI such as unix:PATH."""
+    host, _, port = _text("address", address).rpartition(":")
+    if address.startswith(("unix:", "dns:", "ipv4:", "ipv6:")):
+        return address
+    if not (host.isprintable() and host and port.isdecimal() and 0 < int(port) < 65_536):
+        # gRPC would take the port modulo 65536, or 443 where there is none
+        raise InvalidRequest(f"address: found {address!r}, expected HOST:PORT with a port from 1 to 65535")
+    return address
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{name}: found {_shown(value)}, expected text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"{name}: found {_shown(value)}, expected text that UTF-8 can hold") from None
+    return value
+
+
+def _whole(name: str, value: object, low: int, high: int) -> int:
+    number = operator.index(value) if isinstance(value, SupportsIndex) else None
+    if number is None or not low <= number <= high:
+        raise InvalidRequest(f"{name}: found {_shown(value)}, expected a whole number from {low} to {high}")
+    return number
+
+
+def _number(name: str, value: object) -> float:
+    try:
+        return float(value if isinstance(value, SupportsFloat) else "")
+    except (ValueError, OverflowError):
+        raise InvalidRequest(f"{name}: found {_shown(value)}, expected a number") from None
+
+
+def _listed(name: str, values: Iterable[T]) -> Iterable[T]:
+    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
+        raise InvalidRequest(f"{name}: found {_shown(values)}, expected a list")
+    return values
+
+
+def _texts(name: str, values: Iterable[str]) -> list[str]:
+    return [_text(f"{name}[{position}]", value) for position, value in enumerate(_listed(name, values))]
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,1 @@
+"""Embedding the catalogue, building and proving an index, publishing bundles and rolling back."""

@@ -1,0 +1,135 @@
+"""The catalog of a bundle: everything about its tracks, by row, as flat files that are mapped, never copied.
+
+Rows are in track-id order, so that ties by row are ties by track id. Texts lie back to back in one file.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lhydra.domain import F32, I64, Hashes, track_hashes
+from lhydra.errors import BundleCorrupt, DataError, complain
+from lhydra.features import Encoded
+
+
+@dataclass(frozen=True)
+class Texts:
+    """n texts back to back in UTF-8: text i is data[offsets[i]:offsets[i + 1]]."""
+
+    data: npt.NDArray[np.uint8]
+    offsets: I64  # (n + 1,)
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> "Texts":
+        """Packs `texts`."""
+        encoded = [text.encode() for text in texts]
+        offsets = np.zeros(len(encoded) + 1, np.int64)
+        np.cumsum([len(text) for text in encoded], out=offsets[1:])
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), offsets)
+
+    def at(self, rows: I64) -> list[str]:
+        """Returns the texts of `rows`, (n,)."""
+        starts, ends = self.offsets[rows].tolist(), self.offsets[rows + 1].tolist()
+        data = self.data
+        return [data[start:end].tobytes().decode() for start, end in zip(starts, ends, strict=True)]
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The tracks of a bundle, n of them; arrays may be mapped files. See `lhydra.embedding` for how it is made."""
+
+    vectors: F32  # (n, dim) retrieval vectors, unit norm
+    history: F32  # (n, dim) history vectors
+    dense: F32  # (n, dt) encoded features, as FeatureSpec.encode_tracks gives them
+    ids: I64  # (n, ct)
+    popularity: F32  # (n,) in [0, 1], log-scaled listeners: the head's feature
+    share: F32  # (n,) share of train users who played the track
+    popular: I64  # (n,) rows, most listeners first, ties by row
+    hashes: Hashes  # (n,) track hashes, ascending
+    hash_rows: I64  # (n,) the row of each
+    names: Texts  # track ids
+    title_texts: Texts
+    artist_texts: Texts
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    @property
+    def tracks(self) -> Encoded:
+        """The encoded tracks; bags are used up by the item tower and left out."""
+        return Encoded(self.dense, self.ids, np.zeros((len(self), 0), np.int64))
+
+    def rows(self, hashes: Hashes) -> I64:
+        """Returns the row of each track hash, (n,) int64 in the order given, -1 where unknown."""
+        if not len(self):
+            return np.full(len(hashes), -1, np.int64)
+        at = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
+        return np.where(self.hashes[at] == hashes, self.hash_rows[at], -1)
+
+    def track_ids(self, rows: I64) -> list[str]:
+        """Returns the ids of `rows`."""
+        return self.names.at(rows)
+
+    def titles(self, rows: I64) -> list[str]:
+        """Returns the titles of `rows`, "" where there is none."""
+        return self.title_texts.at(rows)
+
+    def artists(self, rows: I64) -> list[str]:
+        """Returns the artists of `rows`, "" where there is none."""
+        return self.artist_texts.at(rows)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Catalog":
+        """Maps the catalog in `folder`. Raises BundleCorrupt when its files do not fit together."""
+        loaded: dict[str, Any] = {}
+        for name, kind in ((field.name, field.type) for field in fields(cls)):
+            if kind in (Texts, "Texts"):
+                loaded[name] = Texts(_mapped(folder / f"{name}.npy"), _mapped(folder / f"{name}_offsets.npy"))
+            else:
+                loaded[name] = _mapped(folder / f"{name}.npy")
+        catalog = cls(**loaded)
+        for name, value in loaded.items():
+            length = len(value.offsets) - 1 if isinstance(value, Texts) else len(value)
+            if length != len(catalog):
+                raise BundleCorrupt(complain(folder / f"{name}.npy", f"{length} rows", f"{len(catalog)} rows"))
+        return catalog
+
+
+def file_names() -> list[str]:
+    """Returns the names of the files a catalog consists of."""
+    texts = [field.name for field in fields(Catalog) if field.type in (Texts, "Texts")]
+    return [f"{field.name}.npy" for field in fields(Catalog)] + [f"{name}_offsets.npy" for name in texts]
+
+
+def write_texts(folder: Path, name: str, texts: Iterable[str]) -> None:
+    """Writes packed texts as files of the catalog in `folder`."""
+    packed = Texts.of(texts)
+    np.save(folder / f"{name}.npy", packed.data)
+    np.save(folder / f"{name}_offsets.npy", packed.offsets)
+
+
+def write_hashes(folder: Path, track_ids: Sequence[str]) -> None:
+    """Writes the table from track hash to row. Raises DataError when two ids share a hash."""
+    hashes = track_hashes(track_ids)
+    order = np.argsort(hashes)
+    ordered = hashes[order]
+    same = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if len(same):
+        a, b = track_ids[order[same[0]]], track_ids[order[same[0] + 1]]
+        raise DataError(complain("track ids", f"{a!r} and {b!r} with one hash", "a hash for each: rename one"))
+    np.save(folder / "hashes.npy", ordered)
+    np.save(folder / "hash_rows.npy", order.astype(np.int64))
+
+
+def _mapped(path: Path) -> npt.NDArray[Any]:
+    try:
+        array = (
+            np.load(path, allow_pickle=False) if path.stat().st_size < 4096 else np.load(path, "r", allow_pickle=False)
+        )
+    except (OSError, ValueError, EOFError) as error:
+        raise BundleCorrupt(complain(path, str(error), "a .npy array")) from None
+    return np.asarray(array)

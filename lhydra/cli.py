@@ -1,0 +1,85 @@
+"""The one command `lhydra`: finds the subcommands of the installed parts, runs one, turns errors into one line.
+
+A subcommand is a module in the entry-point group `lhydra.commands` with `HELP`, `EXTRA` (the extra that
+carries its needs, "" for the base install), `configure(parser)` and `run(args) -> exit code`. Its module
+imports only the standard library at the top; the heavy imports happen in `run`. Exit code: 0 fine, 1 refused
+or failed (one line on stderr), 2 usage, 130 interrupted.
+"""
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from types import ModuleType
+
+from lhydra import __version__, logs
+from lhydra.errors import LhydraError, MissingExtra
+
+GROUP = "lhydra.commands"
+ORDER = ("demo", "synth", "prepare", "train", "evaluate", "recommend", "users", "index", "serve", "query")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs `lhydra ARGV` and returns its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args, command = _parse(argv)
+    logs.configure(args.log_level)
+    try:
+        return _run(command, args)
+    except LhydraError as error:
+        print(f"lhydra {args.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"lhydra {args.command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `lhydra … | head`: point stdout elsewhere so that the exit flush stays silent
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (OSError, MemoryError) as error:
+        logging.getLogger(__name__).debug("unexpected", exc_info=True)
+        print(f"lhydra {args.command}: {_reason(error)}", file=sys.stderr)
+        return 1
+
+
+def _reason(error: OSError | MemoryError) -> str:
+    if isinstance(error, MemoryError):
+        return str(error) or "out of memory"
+    if error.strerror and error.filename is not None:
+        return f"{error.strerror}: {error.filename}"
+    return error.strerror or str(error) or type(error).__name__
+
+
+def _run(command: ModuleType, args: argparse.Namespace) -> int:
+    try:
+        return int(command.run(args))
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if not command.EXTRA or missing.startswith("lhydra"):
+            raise
+        raise MissingExtra(command.EXTRA, missing) from None
+
+
+def _parse(argv: list[str]) -> tuple[argparse.Namespace, ModuleType]:
+    found = {entry.name: entry.value for entry in entry_points(group=GROUP)}
+    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # taken anywhere on the line
+    common.add_argument("--log-level", choices=logs.LEVELS, help="default: warning, info for serve")
+    parser = argparse.ArgumentParser(prog="lhydra", description="Lhydra, a music recommender.", parents=[common])
+    parser.add_argument("--version", action="version", version=f"lhydra {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    known = [name for name in ORDER if name in found] + sorted(set(found) - set(ORDER))
+    named = next((word for word in argv if word in found), None)  # only that one's module is imported
+    modules: dict[str, ModuleType] = {}
+    for name in [named] if named else known:
+        modules[name] = importlib.import_module(found[name])
+        modules[name].configure(commands.add_parser(name, help=modules[name].HELP, description=modules[name].HELP))
+    everywhere, rest = common.parse_known_args(argv)
+    args = parser.parse_args(rest)
+    args.log_level = everywhere.log_level or args.log_level or "warning"  # a command may have its own default
+    return args, modules[args.command]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The subcommands that need only the core, one module each."""

@@ -1,0 +1,123 @@
+"""`lhydra prepare`: a listening log in, a dataset out."""
+
+import argparse
+import contextlib
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lhydra import config
+from lhydra.data.settings import PrepareSettings
+
+if TYPE_CHECKING:
+    from lhydra.data.dataset import Column, DatasetInfo
+
+HELP = "check a listening log, split it and write it as a dataset"
+EXTRA = "data"
+_EPILOG = """\
+SOURCE is one of
+  a flat file    one .csv, .csv.gz or .parquet: a row per user and track, with the columns of
+                 the play, the track and the user side by side
+  a folder       plays.csv, tracks.csv and users.csv (or .csv.gz, .parquet); users and tracks
+                 may be left out
+
+Only user_id and track_id are required; every other column may be missing. Known by name:
+  plays    user_id  track_id  playcount (1)  timestamp (Unix seconds or ISO 8601, UTC)
+           split (train, valid or test)
+  tracks   track_id  name  artist  album  genre  main_genre  tags (a|b or a, b)  explicit  year
+           duration_ms  danceability  energy  key  loudness  mode  speechiness  acousticness
+           instrumentalness  liveness  valence  tempo  time_signature
+  users    user_id  age  gender  region  country  occupation
+
+Ids are text and stay exactly as they are ('007', '1.0', 'NA'). An empty cell is a missing value.
+Any other column is listed, and used when the YAML file of --config declares it:
+  columns:
+    tracks:
+      mood: {kind: categorical}      # numeric, categorical, multi or year
+    users:
+      plan: {kind: categorical}
+  prepare:
+    split: random                    # any flag below, by its name
+
+Splits
+  column       the column split as it is
+  temporal     the last plays of the whole log: all up to one moment are train, the next valid
+  leave-last   each user's last track is test, the one before valid
+  random       of each user's tracks, a random tenth valid and a tenth test (see --valid, --test)
+  A user with fewer than 3 tracks is all train (not with column).
+
+Bad rows (empty ids, playcounts that are negative or no number, tracks twice with different data,
+tracks missing from the tracks file, unreadable times) are counted and dropped; --strict refuses
+them. A file that is not what it claims to be is always refused. DATASET is written as a whole at
+the end; one that exists already is replaced.
+
+example
+  lhydra prepare listening/ dataset/ --split temporal
+  lhydra prepare plays.csv.gz dataset/ --config lhydra.yaml --strict
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `lhydra prepare`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _EPILOG
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="a CSV or Parquet file, or a folder of them")
+    parser.add_argument("dataset", type=Path, metavar="DATASET", help="folder to write")
+    config.add_flags(parser, PrepareSettings)
+    parser.add_argument("--json", action="store_true", help="print what dataset.json says, nothing else")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs `lhydra prepare`."""
+    settings = config.resolve("prepare", PrepareSettings, args)
+    from lhydra.data.prepare import prepare
+    from lhydra.data.schema import DeclaredColumns
+
+    columns = DeclaredColumns.from_config(args.config)
+    start = time.perf_counter()
+    with _progress() as say:
+        info = prepare(args.source, args.dataset, settings, columns, say)
+    if args.json:
+        print(info.to_json(), end="")
+    else:
+        print(_summary(info, args.dataset, time.perf_counter() - start))
+    return 0
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Yields what shows the current step: a spinner on a terminal, else a line each on stderr."""
+    if not sys.stderr.isatty():
+        yield lambda step: print(f"{step} ...", file=sys.stderr)
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("starting") as status:
+        yield lambda step: status.update(f"{step} ...")
+
+
+def _summary(info: "DatasetInfo", dataset: Path, took_s: float) -> str:
+    counts, protocol = info.counts, info.split["protocol"]
+    folds = ", ".join(f"{counts[fold]:,} {fold}" for fold in ("train", "valid", "test"))
+    lines = [
+        f"{dataset}: prepared from {info.source} in {took_s:.1f} s",
+        f"  plays   {counts['plays']:>10,}  {folds} ({protocol} split, {info.split['hash'][:12]})",
+        f"  users   {counts['users']:>10,}  {_names(info.user_columns)}",
+        f"  tracks  {counts['tracks']:>10,}  {_names(info.track_columns)}",
+    ]
+    if info.warnings:
+        lines.append("to know")
+        for warning in info.warnings:
+            first, *yaml = warning.split("\n")
+            lines += textwrap.wrap(first, 100, initial_indent="  - ", subsequent_indent="    ")
+            lines += [f"      {line}" for line in yaml]
+    lines.append(f"next: lhydra train {dataset} MODEL")
+    return "\n".join(lines)
+
+
+def _names(columns: "tuple[Column, ...]") -> str:
+    text = ", ".join(column.name for column in columns) or "no columns but the id"
+    return textwrap.shorten(text, 100, placeholder=" ...")

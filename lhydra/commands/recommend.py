@@ -1,0 +1,92 @@
+"""`lhydra recommend`: lists for many users into a file, from the same recommender that the server runs."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from lhydra import config
+from lhydra.errors import ConfigError, complain
+
+if TYPE_CHECKING:
+    from lhydra.data.dataset import AsOf, Dataset
+    from lhydra.domain import I64
+
+HELP = "write recommendations for many users to a Parquet or CSV file"
+EXTRA = "index"
+MAX_K = 1000  # what a server answers by default
+
+
+@dataclass(frozen=True)
+class RecommendSettings:
+    """How the lists are made."""
+
+    users: str = config.setting("all", "user ids, separated by commas, or `all`")
+    k: int = config.setting(10, "tracks per user")
+    stage: str = config.setting("final", "the reranked list, or what retrieval alone finds", ("final", "retrieval"))
+    as_of: str = config.setting(
+        "test",
+        "test: history is the train fold, heard is train and valid; valid: both are train; now: both are all plays",
+        ("test", "valid", "now"),
+    )
+    include_heard: bool = config.setting(False, "also recommend what the user has heard")
+    bundle: str | None = config.setting(None, "bundle of the store, instead of the current one")
+    depth: int = config.setting(0, "candidates to rerank, 0 for the server's default")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `lhydra recommend`."""
+    parser.add_argument("dataset", type=Path, metavar="DATASET", help="made by `lhydra prepare`")
+    parser.add_argument("store", type=Path, metavar="STORE", help="made by `lhydra index rebuild`")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="*.parquet, *.csv or *.csv.gz")
+    config.add_flags(parser, RecommendSettings)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the columns user_id, rank (from 1), track_id, score (of the stage asked for)."""
+    from lhydra.bundle import Bundle
+    from lhydra.data.dataset import Dataset
+    from lhydra.evaluation import lists
+    from lhydra.recommender import Recommender
+    from lhydra.timing import timed
+
+    settings = config.resolve("recommend", RecommendSettings, args)
+    if not 1 <= settings.k <= MAX_K:
+        raise ConfigError(complain("--k", settings.k, f"a number from 1 to {MAX_K}"))
+    if settings.depth < 0:
+        raise ConfigError(complain("--depth", settings.depth, "0 or more"))
+    lists.check_destination(args.out)
+    dataset = Dataset.open(args.dataset)
+    positions = chosen_users(dataset, settings.users)
+    recommender = Recommender(Bundle.open(args.store, settings.bundle), settings.depth)
+
+    with timed("recommend"):
+        short, rows = lists.write_lists(
+            recommender,
+            dataset,
+            args.out,
+            k=settings.k,
+            stage=cast("lists.Stage", settings.stage),
+            as_of=cast("AsOf", settings.as_of),
+            positions=positions,
+            include_heard=settings.include_heard,
+        )
+    print(f"{args.out}: {rows:,} rows for {len(positions):,} users, {settings.stage} stage of {recommender.bundle_id}")
+    if short:
+        print(f"{short:,} users have fewer than {settings.k} tracks: nothing more is eligible")
+    return 0
+
+
+def chosen_users(dataset: "Dataset", users: str) -> "I64":
+    """Returns the positions of the users named by `--users`. Raises ConfigError when one is unknown."""
+    import numpy as np
+
+    if users == "all":
+        return np.arange(len(dataset.user_ids))
+    places = {user_id: position for position, user_id in enumerate(dataset.user_ids)}
+    asked = list(dict.fromkeys(users.split(",")))
+    unknown = [user_id for user_id in asked if user_id not in places]
+    if unknown:
+        found = ", ".join(map(repr, unknown[:3])) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
+        raise ConfigError(complain("--users", found, f"ids of the {len(places):,} users of {dataset.path}, or all"))
+    return np.array([places[user_id] for user_id in asked], np.int64)

@@ -1,0 +1,68 @@
+"""`lhydra synth`: writes the synthetic listening world, a source for `lhydra prepare`."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lhydra.config import add_flags, resolve, setting
+
+HELP = "write a synthetic listening world with learnable taste, as a source for `lhydra prepare`"
+EXTRA = "data"
+
+
+@dataclass(frozen=True)
+class SynthSettings:
+    """How large a world, and which one."""
+
+    users: int = setting(2_000, "how many users")
+    tracks: int = setting(3_000, "how many tracks")
+    plays: int = setting(150_000, "how many rows of plays, exactly; at least one per user")
+    seed: int = setting(0, "which world: the same seed and sizes give the same bytes")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `lhydra synth`."""
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write (a world made before is replaced)")
+    add_flags(parser, SynthSettings)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the world and says what to do with it."""
+    from lhydra.data.synth import write_world
+
+    settings = resolve("synth", SynthSettings, args)
+    with _progress(settings.plays) as on_plays:
+        write_world(args.out, **asdict(settings), on_plays=on_plays)
+    size_mb = sum(file.stat().st_size for file in args.out.iterdir()) / 1e6
+    print(
+        f"wrote {args.out}: {settings.users:,} users, {settings.tracks:,} tracks, {settings.plays:,} plays "
+        f"(seed {settings.seed}, {size_mb:.1f} MB); what it hides is in {args.out / 'world.json'}"
+    )
+    print(f"next: lhydra prepare {args.out} DATASET")
+    return 0
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    """Gives a function that shows how many plays are written: a bar on a terminal, else a line per fifth."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("plays"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("plays", total=total)
+            yield lambda written: bar.update(task, completed=written)
+        return
+    shown = 0
+
+    def show(written: int) -> None:
+        nonlocal shown
+        if written * 5 // total > shown:
+            shown = written * 5 // total
+            print(f"plays: {written:,} of {total:,}", file=sys.stderr)
+
+    yield show

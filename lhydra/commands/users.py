@@ -1,0 +1,92 @@
+"""`lhydra users load`: profiles and histories of a dataset into the user store that servers read."""
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from lhydra.config import add_flags, resolve, setting
+from lhydra.errors import ConfigError, complain
+
+if TYPE_CHECKING:
+    from lhydra.data.dataset import AsOf
+    from lhydra.domain import UserState
+
+HELP = "load users into the store that servers read"
+EXTRA = "index"
+
+
+@dataclass(frozen=True)
+class UsersSettings:
+    """Where users are loaded to, and what of them."""
+
+    store: str | None = setting(None, "the bundle store; its users lie in STORE/users.lmdb")
+    users: str | None = setting(None, "another user store, lmdb:PATH")
+    as_of: str = setting(
+        "now",
+        "now: all plays; test: history is the train fold, heard is train and valid; valid: both are train",
+        ("now", "test", "valid"),
+    )
+    json: bool = setting(False, "print the counts as JSON")
+
+
+@dataclass
+class Counts:
+    """What went by."""
+
+    users: int = 0
+    history_entries: int = 0
+    heard_tracks: int = 0
+
+    def of(self, states: Iterable[tuple[str, "UserState"]]) -> Iterator[tuple[str, "UserState"]]:
+        """Yields `states`, counting them."""
+        for user_id, state in states:
+            self.users += 1
+            self.history_entries += len(state.history)
+            self.heard_tracks += len(state.heard)
+            yield user_id, state
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds `users load`."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    text = "load profiles and histories; plays recorded live that the dataset does not hold yet are kept"
+    load = actions.add_parser("load", help=text, description=text)
+    load.add_argument("dataset", type=Path, metavar="DATASET", help="made by `lhydra prepare`")
+    add_flags(load, UsersSettings)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Loads the users; servers on the same store may be running, and see each user as soon as it is written."""
+    settings = resolve("users", UsersSettings, args)
+    if settings.store is None and settings.users is None:
+        raise ConfigError(complain("--store", "nothing", "the folder of a store, new or old"))
+    from lhydra.data.dataset import Dataset, user_states
+    from lhydra.progress import with_progress
+    from lhydra.timing import timed
+    from lhydra.users import open_users
+
+    dataset = Dataset.open(args.dataset)
+    n_users, counts = len(dataset.user_ids), Counts()
+    store = Path(settings.store or ".")
+    if settings.users is None:
+        try:
+            store.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise ConfigError(complain("--store", f"the file {store}", "a folder, new or old")) from None
+    users = open_users(settings.users, store)
+    try:
+        with timed("users.load"):
+            states = counts.of(user_states(dataset, cast("AsOf", settings.as_of)))
+            users.load(with_progress(states, n_users, "users"))
+    finally:
+        users.close()
+    where = settings.users or f"lmdb:{store}/users.lmdb"
+    if settings.json:
+        print(json.dumps({"users_store": where, "as_of": settings.as_of, **vars(counts)}))
+    else:
+        entries, heard = f"{counts.history_entries:,} history entries", f"{counts.heard_tracks:,} heard tracks"
+        print(f"loaded {counts.users:,} users into {where} as of {settings.as_of}: {entries}, {heard}")
+    return 0

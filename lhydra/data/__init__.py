@@ -1,0 +1,1 @@
+"""Reading and checking sources, preparing datasets, splitting, and the synthetic world."""

@@ -1,0 +1,192 @@
+"""The prepared dataset on disk: Parquet tables and dataset.json. Written by `prepare`, read by everybody else.
+
+DATASET/dataset.json     format, columns and their kinds, counts, split protocol and hash, warnings
+tracks.parquet   track_id and the track columns, in track_id order; own aggregates of train plays
+users.parquet    user_id and the user columns, in user_id order; own aggregates of train plays
+plays.parquet    user, track (positions in the tables), count, time, fold; in (user, time, track) order
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lhydra.domain import F32, I64, UserState, make_history, track_hashes
+from lhydra.errors import DataError, complain
+
+FORMAT = 1
+Kind = Literal["numeric", "categorical", "multi", "year", "text"]  # text is for people, never a feature
+AsOf = Literal["test", "valid", "now"]
+TRAIN, VALID, TEST = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the tracks or users table and how it is used."""
+
+    name: str
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What dataset.json says."""
+
+    source: str
+    track_columns: tuple[Column, ...]
+    user_columns: tuple[Column, ...]
+    counts: dict[str, int]  # tracks, users, plays, train, valid, test
+    split: dict[str, Any]  # protocol, seed, hash (of the fold of every play)
+    timed: bool  # whether plays carry timestamps
+    dropped: dict[str, int] = field(default_factory=dict)  # bad rows left out, by reason
+    warnings: tuple[str, ...] = ()
+    lhydra_version: str = ""
+    format: int = FORMAT
+
+    def to_json(self) -> str:
+        """Returns the text of dataset.json."""
+        return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "DatasetInfo":
+        """Returns what `to_json` wrote. Raises ValueError, KeyError or TypeError on anything else."""
+        raw = json.loads(text)
+        if raw["format"] != FORMAT:
+            raise ValueError(f"format {raw['format']!r}, expected {FORMAT}")
+        for side in ("track_columns", "user_columns"):
+            raw[side] = tuple(Column(**column) for column in raw[side])
+        return cls(**raw | {"warnings": tuple(raw["warnings"])})
+
+
+@dataclass(frozen=True)
+class Plays:
+    """All plays as arrays of one length n, in (user, time, track) order; one entry per user, track and fold."""
+
+    user: npt.NDArray[np.int32]  # position in the users table
+    track: npt.NDArray[np.int32]  # position in the tracks table
+    count: F32
+    time: I64  # Unix seconds of the last play, 0 when unknown
+    fold: npt.NDArray[np.int8]  # TRAIN, VALID or TEST
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def where(self, mask: npt.NDArray[np.bool_]) -> "Plays":
+        """Returns the plays selected by `mask`, (n,) bool."""
+        return Plays(self.user[mask], self.track[mask], self.count[mask], self.time[mask], self.fold[mask])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An opened dataset; tables are read when first asked for."""
+
+    path: Path
+    info: DatasetInfo
+
+    @classmethod
+    def open(cls, path: Path) -> "Dataset":
+        """Opens the dataset at `path`. Raises DataError when it is not one."""
+        path = Path(path)
+        expected = "a folder made by `lhydra prepare`"
+        if not path.exists():
+            raise DataError(complain(path, "nothing", expected))
+        try:
+            info = DatasetInfo.from_json((path / "dataset.json").read_text(encoding="utf-8"))
+        except OSError:
+            raise DataError(complain(path, "no dataset.json", expected)) from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(complain(path / "dataset.json", str(error), expected)) from None
+        for name in ("tracks", "users", "plays"):
+            if not (path / f"{name}.parquet").is_file():
+                raise DataError(complain(path, f"no {name}.parquet", expected))
+        return cls(path, info)
+
+    @cached_property
+    def tracks(self) -> pa.Table:
+        """The tracks table, whole."""
+        return self._read("tracks")
+
+    @cached_property
+    def users(self) -> pa.Table:
+        """The users table, whole."""
+        return self._read("users")
+
+    @cached_property
+    def plays(self) -> Plays:
+        """All plays."""
+        table = self._read("plays")
+        return Plays(*(table[name].to_numpy() for name in ("user", "track", "count", "time", "fold")))
+
+    @cached_property
+    def track_ids(self) -> list[str]:
+        """Track ids by position."""
+        ids: list[str] = self.tracks["track_id"].to_pylist()
+        return ids
+
+    @cached_property
+    def user_ids(self) -> list[str]:
+        """User ids by position."""
+        ids: list[str] = self.users["user_id"].to_pylist()
+        return ids
+
+    def profiles(self) -> Iterator[dict[str, Any]]:
+        """Yields each user's declared profile columns (missing values left out), in table order."""
+        names = [column.name for column in self.info.user_columns]
+        for batch in self.users.select(names).to_batches(max_chunksize=4096) if names else ():
+            for row in batch.to_pylist():
+                yield {name: value for name, value in row.items() if value is not None}
+        if not names:
+            yield from ({} for _ in range(self.users.num_rows))
+
+    def track_columns(self, start: int = 0, length: int | None = None) -> dict[str, Any]:
+        """Returns tracks `start` to `start + length` as `FeatureSpec.encode_tracks` takes them."""
+        return _columns(self.tracks.slice(start, length), self.info.track_columns, "track_id")
+
+    def user_columns(self) -> dict[str, Any]:
+        """Returns all users as `FeatureSpec.encode_profiles` takes them."""
+        return _columns(self.users, self.info.user_columns, "user_id")
+
+    def _read(self, name: str) -> pa.Table:
+        path = self.path / f"{name}.parquet"
+        try:
+            return pq.read_table(path)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(complain(path, " ".join(str(error).split()), "a Parquet table")) from None
+
+
+def _columns(table: pa.Table, columns: tuple[Column, ...], key: str) -> dict[str, Any]:
+    out: dict[str, Any] = {key: table[key].to_pylist()}
+    for column in columns:
+        if column.kind in ("numeric", "year"):
+            out[column.name] = table[column.name].cast(pa.float64()).to_numpy()  # null becomes NaN
+        elif column.kind != "text":
+            out[column.name] = table[column.name].to_pylist()
+    return out
+
+
+def user_states(dataset: Dataset, as_of: AsOf, *, positions: I64 | None = None) -> Iterator[tuple[str, UserState]]:
+    """Yields (user id, state) as of a moment; the one place where histories and heard sets are built from plays.
+
+    as_of: `test`: history = train, heard = train and valid; `valid`: both = train; `now`: both = everything.
+    positions: positions in the users table to yield, in that order; all users by default.
+    """
+    history_folds = TEST if as_of == "now" else TRAIN
+    heard_folds = {"now": TEST, "test": VALID, "valid": TRAIN}[as_of]
+    hashes = track_hashes(dataset.track_ids)
+    plays, ids = dataset.plays, dataset.user_ids
+    starts = np.searchsorted(plays.user, np.arange(len(ids) + 1))
+    profiles = list(dataset.profiles())
+    for position in range(len(ids)) if positions is None else positions:
+        own = slice(starts[position], starts[position + 1])
+        fold, track = plays.fold[own], hashes[plays.track[own]]
+        fed = fold <= history_folds
+        history = make_history(track[fed], plays.count[own][fed], plays.time[own][fed])
+        heard = np.unique(track[fold <= heard_folds])
+        yield ids[position], UserState(profiles[position], history, heard)

@@ -1,0 +1,315 @@
+"""Turns a source into a dataset: reads, checks, splits, aggregates, writes; all of it or nothing."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lhydra import __version__
+from lhydra.data import rows, split
+from lhydra.data.dataset import TEST, TRAIN, VALID, Column, DatasetInfo, Kind, Plays
+from lhydra.data.schema import PLAY_COLUMNS, TRACK_COLUMNS, USER_COLUMNS, DeclaredColumns, used_columns
+from lhydra.data.settings import PrepareSettings
+from lhydra.data.sources import Source, Table, load, open_source
+from lhydra.data.undeclared import column_warnings
+from lhydra.errors import ConfigError, DataError, complain
+from lhydra.files import sync
+from lhydra.timing import timed
+
+_MEMORY = "2GB"  # DuckDB's share; beyond it, it spills beside the dataset
+_THREADS = min(os.cpu_count() or 1, 8)  # more would not fit the memory
+_FOLDS = {"train": TRAIN, "valid": VALID, "test": TEST}
+Say = Callable[[str], None]
+
+
+def prepare(
+    source: Path,
+    out: Path,
+    settings: PrepareSettings = PrepareSettings(),  # noqa: B008 - frozen
+    columns: DeclaredColumns = DeclaredColumns(),  # noqa: B008 - frozen
+    say: Say = lambda step: None,
+) -> DatasetInfo:
+    """Writes the dataset of `source` to the folder `out` and returns what its dataset.json says.
+
+    An `out` that is a dataset already is replaced, as a whole and at the end. `say` hears each step begin.
+
+    Raises:
+        ConfigError: settings that make no sense.
+        DataError: a source that cannot be used, bad rows with `strict`, or an `out` that is something else.
+    """
+    source, out = Path(source), Path(out).resolve()  # through a symbolic link, not over it
+    if min(settings.valid, settings.test) < 0 or settings.valid + settings.test >= 1:
+        found = f"{settings.valid:g} and {settings.test:g}"
+        raise ConfigError(complain("prepare.valid and prepare.test", found, "fractions >= 0 that leave some for train"))
+    if settings.seed < 0:
+        raise ConfigError(complain("prepare.seed", settings.seed, "0 or more"))
+    opened = open_source(source)
+    _check_target(source, out)
+    with _workspace(out) as work:
+        try:
+            info = _build(opened, work, settings, columns, say)
+        except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(complain(source, reason, f"to fit {_MEMORY} of memory and the free disk")) from None
+        except RuntimeError as error:
+            if str(error) == "Query interrupted":  # what DuckDB makes of Ctrl-C
+                raise KeyboardInterrupt from None
+            raise
+        say("publishing")
+        _publish(work / "dataset", out, work)
+    return info
+
+
+def _build(source: Source, work: Path, settings: PrepareSettings, columns: DeclaredColumns, say: Say) -> DatasetInfo:
+    """Writes the dataset into `work/dataset`."""
+    used: dict[rows.Side, tuple[Column, ...]] = {
+        "tracks": _choose("tracks", source.tracks, TRACK_COLUMNS, columns.tracks),
+        "users": _choose("users", source.users, USER_COLUMNS, columns.users),
+    }
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": _MEMORY,
+        "threads": _THREADS,
+        "temp_directory": str(work / "spill"),
+    }
+    with duckdb.connect(config=config) as con:
+        rows.configure(con)
+        report = rows.Report()
+        say("reading")
+        source = _load(con, source, used, work)
+        say("checking")
+        tracks, users = _check(con, source, used, settings, report)
+        say("splitting")
+        protocol, plays = _split(con, source.plays, settings, report)
+        report.warnings += column_warnings(con, source, columns, work)
+        say("writing")
+        n_tracks, n_users, named = _write(con, work / "dataset", tracks, users, plays)
+    counts = {"tracks": n_tracks, "users": n_users, "plays": len(plays)}
+    counts |= {name: int((plays.fold == fold).sum()) for name, fold in _FOLDS.items()}
+    info = DatasetInfo(
+        source=str(source.path),
+        track_columns=tuple(tracks.values()),
+        user_columns=tuple(users.values()),
+        counts=counts,
+        split={
+            "protocol": protocol,
+            "seed": settings.seed,
+            "valid": settings.valid,
+            "test": settings.test,
+            "hash": named,
+        },
+        timed=bool((plays.time > 0).any()),
+        dropped=report.dropped,
+        warnings=(*report.warnings, *(f"the {name} fold is empty" for name in _FOLDS if not counts[name])),
+        lhydra_version=__version__,
+    )
+    (work / "dataset" / "dataset.json").write_text(info.to_json(), encoding="utf-8")
+    return info
+
+
+def _choose(
+    side: rows.Side, table: Table | None, known: Mapping[str, Kind], declared: Sequence[Column]
+) -> tuple[Column, ...]:
+    """Returns the columns to use; a declared one that the source lacks is refused."""
+    names = table.names if table is not None else ()
+    for column in declared:
+        if column.name not in names:
+            found = f"no such column in {table.path}" if table is not None else f"no {side} file"
+            raise DataError(complain(f"columns.{side}.{column.name}", found, "a column of the source"))
+    return used_columns(names, known, declared)
+
+
+@timed("prepare.read")
+def _load(
+    con: duckdb.DuckDBPyConnection, source: Source, used: Mapping[rows.Side, Sequence[Column]], work: Path
+) -> Source:
+    """Loads every file of the source into DuckDB and returns it with its rows counted."""
+    wanted = {side: {f"{side[:-1]}_id", *(column.name for column in used[side])} for side in used}
+    if source.flat:
+        plays = load(con, source.plays, "raw_plays", {*PLAY_COLUMNS, *wanted["tracks"], *wanted["users"]}, work)
+        return replace(source, plays=plays, tracks=plays, users=plays)
+    return replace(
+        source,
+        plays=load(con, source.plays, "raw_plays", PLAY_COLUMNS, work),
+        tracks=source.tracks and load(con, source.tracks, "raw_tracks", wanted["tracks"], work),
+        users=source.users and load(con, source.users, "raw_users", wanted["users"], work),
+    )
+
+
+@timed("prepare.check")
+def _check(
+    con: duckdb.DuckDBPyConnection,
+    source: Source,
+    used: Mapping[rows.Side, Sequence[Column]],
+    settings: PrepareSettings,
+    report: rows.Report,
+) -> tuple[dict[str, Column], dict[str, Column]]:
+    """Makes the tables `tracks`, `users`, `events`; returns the columns of the first two."""
+    if "split" in source.plays.names and settings.split in (None, "column"):
+        rows.check_split_values(con, source.plays)
+    rows.check_plays(con, source, report)
+    tracks = rows.describe(con, source, "tracks", used["tracks"], report)
+    users = rows.describe(con, source, "users", used["users"], report)
+    if settings.strict and report.faults:
+        raise DataError(f"{source.path}: found {'; '.join(report.faults)}, expected no bad row (strict)")
+    rows.make_events(con, source.plays)
+    return tracks, users
+
+
+@timed("prepare.split")
+def _split(
+    con: duckdb.DuckDBPyConnection, table: Table, settings: PrepareSettings, report: rows.Report
+) -> tuple[str, Plays]:
+    """Divides `events` and adds up the plays of each user, track and fold; returns (protocol, plays)."""
+    unknown, known, whole = con.execute(
+        """SELECT count(*) FILTER (time = 0), count(*) FILTER (time > 0), bool_and(count = floor(count))
+            FROM events"""
+    ).fetchall()[0]
+    protocol = settings.split or ("column" if "split" in table.names else "temporal" if known else "random")
+    if protocol == "column" and "split" not in table.names:
+        raise DataError(complain(table.path, "no column split", "one for the split protocol column"))
+    if protocol in ("temporal", "leave-last"):
+        if not known:
+            raise DataError(complain(table.path, "no timestamps", f"a column timestamp for the {protocol} split"))
+        if unknown:
+            where = "are in the train fold" if protocol == "temporal" else "count as the oldest"
+            report.warnings.append(f"{unknown:,} plays without a timestamp {where}")
+    fold = "0"
+    if protocol == "column":
+        fold = "fold"
+    elif protocol == "temporal":
+        times = np.asarray(con.execute("SELECT time FROM events WHERE time > 0").fetchnumpy()["time"], np.int64)
+        last_train, last_valid = split.temporal_cuts(times, settings.valid, settings.test)
+        small = f"SELECT user FROM events GROUP BY user HAVING count(DISTINCT track) < {split.MIN_PLAYS}"
+        fold = f"""CASE WHEN time <= {last_train} OR user IN ({small}) THEN {TRAIN}
+            WHEN time <= {last_valid} THEN {VALID} ELSE {TEST} END"""
+    # fractions are added in one order, so that the sum does not depend on that of the rows
+    total = "sum(count)" if whole else "sum(count ORDER BY count)"
+    arrays = con.execute(
+        f"""SELECT user, track, CAST({total} AS FLOAT) AS count, max(time) AS time,
+            CAST({fold} AS TINYINT) AS fold FROM events GROUP BY 1, 2, 5 ORDER BY 1, 4, 2, 5"""
+    ).fetchnumpy()
+    plays = Plays(*(np.ascontiguousarray(arrays[name]) for name in ("user", "track", "count", "time", "fold")))
+    if protocol == "random":
+        folds = split.random(plays.user, plays.track, settings.valid, settings.test, settings.seed)
+        plays = replace(plays, fold=folds)
+    elif protocol == "leave-last":
+        plays = replace(plays, fold=split.leave_last(plays.user, plays.track, plays.time))
+    if not (plays.fold == TRAIN).any():
+        raise DataError(complain(table.path, "no play in the train fold", "at least one"))
+    return protocol, plays
+
+
+@timed("prepare.write")
+def _write(
+    con: duckdb.DuckDBPyConnection,
+    folder: Path,
+    tracks: Mapping[str, Column],
+    users: Mapping[str, Column],
+    plays: Plays,
+) -> tuple[int, int, str]:
+    """Writes the three tables; returns (tracks, users, hash of the split)."""
+    folder.mkdir()
+    train = plays.where(plays.fold == TRAIN)
+    track_table, user_table = _table(con, "tracks", tracks), _table(con, "users", users)
+    n_tracks, n_users = track_table.num_rows, user_table.num_rows
+    own: dict[str, pa.Array] = {
+        "train_plays": pa.array(np.bincount(train.track, train.count, n_tracks)),
+        "train_listeners": pa.array(np.bincount(train.track, minlength=n_tracks)),
+    }
+    _save(_with(track_table, own), folder / "tracks.parquet")
+    own = {
+        "train_plays": pa.array(np.bincount(train.user, train.count, n_users)),
+        "train_tracks": pa.array(np.bincount(train.user, minlength=n_users)),
+        "train_top_genre": _top_genres(con, tracks, train, n_users),
+    }
+    _save(_with(user_table, own), folder / "users.parquet")
+    names = ("user", "track", "count", "time", "fold")
+    _save(pa.table({name: getattr(plays, name) for name in names}), folder / "plays.parquet")
+    ids = user_table["user_id"].combine_chunks(), track_table["track_id"].combine_chunks()
+    return n_tracks, n_users, split.split_hash(plays.user, plays.track, plays.fold, *ids)
+
+
+def _table(con: duckdb.DuckDBPyConnection, side: rows.Side, columns: Mapping[str, Column]) -> pa.Table:
+    shown = ", ".join(["id", *columns])
+    table = con.sql(f"SELECT {shown} FROM {side} ORDER BY position").to_arrow_table()
+    return table.rename_columns([f"{side[:-1]}_id", *(column.name for column in columns.values())])
+
+
+def _with(table: pa.Table, own: Mapping[str, pa.Array]) -> pa.Table:
+    for name, values in own.items():
+        table = table.append_column(name, values)
+    return table
+
+
+def _save(table: pa.Table, path: Path) -> None:
+    pq.write_table(table, path, compression="zstd", row_group_size=1 << 20)
+
+
+def _top_genres(con: duckdb.DuckDBPyConnection, tracks: Mapping[str, Column], train: Plays, n_users: int) -> pa.Array:
+    """Returns each user's most played genre in train, (n_users,) text, null when unknown; ties by name."""
+    by_name = {column.name: (name, column.kind) for name, column in tracks.items()}
+    genres = [by_name[name] for name in ("main_genre", "genre") if name in by_name]
+    texts = [f"{name}[1]" if kind == "multi" else f"CAST({name} AS VARCHAR)" for name, kind in genres]
+    top: list[str | None] = [None] * n_users
+    if texts:
+        con.register("train", pa.table({"user": train.user, "track": train.track, "count": train.count}))
+        found = con.execute(
+            f"""SELECT user, first(genre ORDER BY plays DESC, genre) FROM (
+                SELECT p.user, coalesce({", ".join(texts)}) AS genre, sum(p.count) AS plays
+                FROM train p JOIN tracks t ON t.position = p.track GROUP BY ALL)
+                WHERE genre IS NOT NULL GROUP BY user"""
+        ).fetchnumpy()
+        for user, genre in zip(found["user"].tolist(), found[list(found)[1]].tolist(), strict=True):
+            top[user] = genre
+        con.unregister("train")
+    return pa.array(top, pa.string())
+
+
+def _check_target(source: Path, out: Path) -> None:
+    """Refuses an `out` that is neither free nor a dataset, or that holds the source."""
+    if source.resolve().is_relative_to(out):
+        raise DataError(complain(out, f"the source {source} in it", "another folder for the dataset"))
+    if out.is_dir() and (not any(out.iterdir()) or (out / "dataset.json").is_file()):
+        return
+    if out.exists():
+        found = "a folder with other things in it" if out.is_dir() else "a file"
+        raise DataError(complain(out, found, "a free path, an empty folder or a dataset to replace"))
+
+
+@contextmanager
+def _workspace(out: Path) -> Iterator[Path]:
+    """Yields a folder beside `out` that is gone afterwards, with any parent made for it in vain."""
+    missing = [parent for parent in out.parents if not parent.exists()]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        if not out.exists():
+            with suppress(OSError):
+                for parent in missing:
+                    parent.rmdir()
+
+
+def _publish(made: Path, out: Path, work: Path) -> None:
+    """Puts the finished folder in the place of `out`."""
+    for path in (*made.iterdir(), made):
+        sync(path)
+    old = work / "old"
+    if out.exists():
+        out.rename(old)
+    try:
+        made.rename(out)
+    except OSError:
+        if old.exists():
+            old.rename(out)
+        raise

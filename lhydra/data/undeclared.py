@@ -1,0 +1,110 @@
+"""Columns of a source that nothing declares: named, with the YAML lines that would use them."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from lhydra.data.dataset import Column, Kind
+from lhydra.data.schema import (
+    IGNORED,
+    PLAY_COLUMNS,
+    RESERVED,
+    TRACK_COLUMNS,
+    USER_COLUMNS,
+    DeclaredColumns,
+    leaks,
+    yaml_lines,
+)
+from lhydra.data.sources import Source, Table, load
+
+_SAMPLE = 10_000  # rows that the suggested kind and table are read from
+
+
+def column_warnings(
+    con: duckdb.DuckDBPyConnection, source: Source, declared: DeclaredColumns, folder: Path
+) -> list[str]:
+    """Returns what to say of columns: aggregates that leak, names kept by Lhydra, what nobody declared."""
+    tables = [table for table in (source.plays, source.tracks, source.users) if table is not None]
+    every = list(dict.fromkeys(name for table in tables for name in table.names))
+    used = {column.name for column in (*declared.tracks, *declared.users)}
+    aggregates = [name for name in (source.users.names if source.users else ()) if leaks(name)]
+    warnings = []
+    if kept := [name for name in every if name in RESERVED]:
+        warnings.append(f"not used: {', '.join(kept)} (Lhydra computes columns of these names itself)")
+    if left := [name for name in aggregates if name not in used]:
+        warnings.append(f"not used: {', '.join(left)} (aggregates over plays held out here; Lhydra makes its own)")
+    if leaking := [column.name for column in declared.users if leaks(column.name)]:
+        warnings.append(f"declared and used: {', '.join(leaking)}: they leak held-out plays, measures will flatter")
+    if ignored := [name for name in every if name in IGNORED and name not in used]:
+        warnings.append(f"not used: {', '.join(ignored)} (for people, no features)")
+    suggested: dict[str, list[Column]] = {"tracks": [], "users": []}
+    lost: list[str] = []
+    if source.flat:
+        known = {*PLAY_COLUMNS, *TRACK_COLUMNS, *USER_COLUMNS, *aggregates, *used}
+        for name, (kind, side) in _look(con, source.plays, known, folder).items():
+            if side is None:
+                lost.append(name)
+            else:
+                suggested[side].append(Column(name, kind))
+    else:
+        lost = _others(source.plays, set(PLAY_COLUMNS))
+        names = {column.name for column in declared.tracks}
+        if source.tracks is not None:
+            looked = _look(con, source.tracks, {"track_id", *TRACK_COLUMNS, *names}, folder)
+            suggested["tracks"] = [Column(name, kind) for name, (kind, _) in looked.items()]
+        names = {column.name for column in declared.users}
+        if source.users is not None:
+            looked = _look(con, source.users, {"user_id", *USER_COLUMNS, *aggregates, *names}, folder)
+            suggested["users"] = [Column(name, kind) for name, (kind, _) in looked.items()]
+    if lost:
+        warnings.append(f"not used: {', '.join(lost)} (describe single plays, neither tracks nor users)")
+    if any(suggested.values()):
+        listed = ", ".join(column.name for columns in suggested.values() for column in columns)
+        lines = yaml_lines(suggested["tracks"], suggested["users"])
+        warnings.append("\n".join([f"not used, not declared: {listed}; the lines for --config that use them:", *lines]))
+    return warnings
+
+
+def _others(table: Table, known: set[str]) -> list[str]:
+    return [name for name in table.names if name and name not in {*known, *IGNORED, *RESERVED}]
+
+
+def _look(
+    con: duckdb.DuckDBPyConnection, table: Table, known: set[str], folder: Path
+) -> dict[str, tuple[Kind, str | None]]:
+    """Returns for each column not in `known`, judged by a sample: (kind, the table it describes or None)."""
+    names = _others(table, known)
+    if not names:
+        return {}
+    keys = [(key, side) for key, side in (("track_id", "tracks"), ("user_id", "users")) if key in table.names]
+    load(con, table, "sample", [*(key for key, _ in keys), *names], folder, limit=_SAMPLE)
+    looked: dict[str, tuple[Kind, str | None]] = {}
+    for name in names:
+        column = table.sql(name)
+        cells = con.execute(f"SELECT DISTINCT {column} FROM sample").fetchall()
+        kind: Kind = "multi" if table.is_list(name) else _kind([cell for (cell,) in cells if cell])
+        describes = None
+        for key, side in reversed(keys):
+            varied = con.execute(
+                f"""SELECT 1 FROM sample GROUP BY {table.sql(key)}
+                    HAVING count(DISTINCT coalesce(CAST({column} AS VARCHAR), '')) > 1 LIMIT 1"""
+            ).fetchall()
+            describes = describes if varied else side
+        looked[name] = (kind, describes)
+    con.execute("DROP TABLE sample")
+    return looked
+
+
+def _kind(cells: Sequence[Any]) -> Kind:
+    def is_number(cell: str) -> bool:
+        try:
+            return math.isfinite(float(cell))
+        except ValueError:
+            return False
+
+    if cells and all(is_number(cell) for cell in cells):
+        return "numeric"
+    return "multi" if any("|" in cell for cell in cells) else "categorical"

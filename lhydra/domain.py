@@ -1,0 +1,145 @@
+"""The words of Lhydra as types: ids, array aliases, histories, queries, recommendations.
+
+A track is named by its id (text) for people, by the 64-bit hash of its id in user state (so that state
+outlives any bundle), and by its row inside one bundle's catalog.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import NewType
+
+import numpy as np
+import numpy.typing as npt
+
+UserId = NewType("UserId", str)
+TrackId = NewType("TrackId", str)
+Value = str | float | int | bool | None
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+Hashes = npt.NDArray[np.uint64]  # sorted, distinct, unless said otherwise
+History = npt.NDArray[np.void]  # structured, HISTORY_DTYPE, newest last
+
+HISTORY_DTYPE = np.dtype([("track", "<u8"), ("count", "<f4"), ("time", "<i8")])  # time: Unix s, 0 unknown
+MAX_HISTORY = 2048  # entries that feed the model; what is heard (excluded) has no limit
+STAGES = ("lookup", "encode", "embed", "retrieve", "exclude", "rerank", "select")
+
+
+class Tier(IntEnum):
+    """How an answer was made, from most to least personal; the numbers are those of the wire."""
+
+    PERSONAL = 1
+    HISTORY = 2
+    SEGMENT = 3
+    POPULAR = 4
+
+    @property
+    def label(self) -> str:
+        """The word people read: personal, history, segment or popular."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Play:
+    """One play event. `count` >= 1, `time` in Unix seconds; `event_id` names the event for retries."""
+
+    event_id: str
+    user_id: str
+    track_id: str
+    time: int
+    count: float = 1.0
+    completed: bool | None = None
+    skipped: bool | None = None
+
+
+def no_history() -> History:
+    """Returns an empty history, (0,) HISTORY_DTYPE."""
+    return np.empty(0, HISTORY_DTYPE)
+
+
+def no_hashes() -> Hashes:
+    """Returns no hashes, (0,) uint64."""
+    return np.empty(0, np.uint64)
+
+
+@dataclass(frozen=True, slots=True)
+class UserState:
+    """What is known of one user: declared profile columns, history (newest last), everything heard."""
+
+    profile: Mapping[str, Value] = field(default_factory=dict)
+    history: History = field(default_factory=no_history)
+    heard: Hashes = field(default_factory=no_hashes)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One request to the recommender, already looked up and checked.
+
+    k: how many tracks; depth: candidates to rerank, 0 for the recommender's own.
+    known: the user id was found in the user store (decides the tier only).
+    exclude: hashes of tracks that must not be returned, heard ones included when they are to be left out.
+    """
+
+    k: int
+    state: UserState = field(default_factory=UserState)
+    known: bool = False
+    exclude: Hashes = field(default_factory=no_hashes)
+    depth: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """An answer, best first, all arrays (n,) with n = min(k, eligible tracks).
+
+    rows: int64 rows of the bundle's catalog. scores: float32 calibrated probabilities, descending.
+    logits: float32, the head's raw output that orders the list. retrieval_scores: float32 cosines.
+    candidates, candidate_scores: (m,) rows and cosines that retrieval alone would return, best first, m at
+    least min(k, eligible).
+    """
+
+    rows: I64
+    scores: F32
+    logits: F32
+    retrieval_scores: F32
+    candidates: I64
+    candidate_scores: F32
+    tier: Tier
+    stage_us: Mapping[str, int]
+
+
+def track_hash(track_id: str) -> int:
+    """Returns the 64-bit hash that stands for a track id in user state (BLAKE2b, little endian)."""
+    return int.from_bytes(hashlib.blake2b(track_id.encode(), digest_size=8).digest(), "little")
+
+
+def track_hashes(track_ids: Iterable[str]) -> Hashes:
+    """Returns the hashes of `track_ids`, (n,) uint64 in the order given."""
+    blake2b = hashlib.blake2b
+    packed = b"".join(blake2b(track_id.encode(), digest_size=8).digest() for track_id in track_ids)
+    return np.frombuffer(packed, "<u8").astype(np.uint64, copy=False)
+
+
+def make_history(tracks: Hashes, counts: Sequence[float] | F32, times: Sequence[int] | I64) -> History:
+    """Returns the history of these plays: one entry per track (counts added, latest time), newest last.
+
+    tracks: (n,) uint64 in any order, repeats allowed; counts, times: (n,). At most MAX_HISTORY entries
+    are kept, the newest; ties (and plays without a time) are ordered by count, then by hash.
+    """
+    if len(tracks) == 0:
+        return no_history()
+    unique, inverse = np.unique(np.asarray(tracks, np.uint64), return_inverse=True)
+    entries = np.zeros(len(unique), HISTORY_DTYPE)
+    entries["track"] = unique
+    entries["count"] = np.bincount(inverse, np.asarray(counts, np.float64), len(unique))
+    latest = np.zeros(len(unique), np.int64)
+    np.maximum.at(latest, inverse, np.asarray(times, np.int64))
+    entries["time"] = latest
+    order = np.lexsort((entries["track"], entries["count"], entries["time"]))
+    return entries[order][-MAX_HISTORY:]
+
+
+def merge_history(a: History, b: History) -> History:
+    """Returns the history of the plays in both, as `make_history` would from all of them."""
+    both = np.concatenate([a, b])
+    return make_history(both["track"], both["count"], both["time"])

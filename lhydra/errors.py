@@ -1,0 +1,108 @@
+"""Every error Lhydra raises on purpose.
+
+LhydraError
+├── InvalidRequest       a request that can never succeed: names the field
+├── Unsupported          a request this version does not answer yet
+├── ConfigError          a configuration key or value that is not known or not usable
+├── DataError            a source or dataset that is missing, unreadable or wrong
+├── FeatureError         columns that do not fit the fitted features
+├── ModelError           a model folder that is not one, or whose parts disagree
+├── BundleError          a bundle that cannot be served
+│   ├── BundleMissing    no such bundle, or a store without CURRENT
+│   ├── BundleCorrupt    a file differs from what the manifest promises
+│   └── BundleMismatch   parts of the bundle do not belong together
+├── UserStoreError       the user store cannot be read or written
+├── MissingExtra         an optional part is not installed
+├── PortInUse            the address to listen on is taken
+├── NotReady             nothing to serve with yet
+├── Overloaded           too much work in flight: refused at once
+└── DeadlineExceeded     the caller's deadline passed before the work was done
+
+A message is one line that names the thing, what was found and what was expected; `complain` builds it.
+The core knows no gRPC: the server has the one table from error to status code.
+"""
+
+
+class LhydraError(Exception):
+    """Base of all errors meant for people; its text is one line."""
+
+
+class InvalidRequest(LhydraError):
+    """A request that can never succeed; `field` is the request field at fault."""
+
+    def __init__(self, field: str, found: object, expected: str) -> None:
+        super().__init__(complain(field, found, expected))
+        self.field = field
+
+
+class Unsupported(LhydraError):
+    """A valid request that this version does not answer yet."""
+
+
+class ConfigError(LhydraError):
+    """A configuration key or value that is not known or not usable."""
+
+
+class DataError(LhydraError):
+    """A source or dataset that is missing, unreadable or wrong."""
+
+
+class FeatureError(LhydraError):
+    """Columns that do not fit the fitted features."""
+
+
+class ModelError(LhydraError):
+    """A model folder that is not one, or whose parts disagree."""
+
+
+class BundleError(LhydraError):
+    """A bundle that cannot be served."""
+
+
+class BundleMissing(BundleError):
+    """No such bundle, or a store without CURRENT."""
+
+
+class BundleCorrupt(BundleError):
+    """A file of the bundle differs from what its manifest promises."""
+
+
+class BundleMismatch(BundleError):
+    """Parts of the bundle do not belong together, or its format is unknown."""
+
+
+class UserStoreError(LhydraError):
+    """The user store cannot be read or written."""
+
+
+class MissingExtra(LhydraError):
+    """An optional part of Lhydra is not installed."""
+
+    def __init__(self, extra: str, module: str) -> None:
+        super().__init__(f"this command needs {module}; install with: pip install 'lhydra[{extra}]'")
+        self.extra = extra
+
+
+class PortInUse(LhydraError):
+    """The address to listen on is taken."""
+
+
+class NotReady(LhydraError):
+    """There is nothing to serve with yet."""
+
+
+class Overloaded(LhydraError):
+    """Too much work is in flight; refused at once."""
+
+
+class DeadlineExceeded(LhydraError):
+    """The caller's deadline passed before the work was done."""
+
+
+def complain(thing: object, found: object, expected: str) -> str:
+    """Returns the one-line message `thing: found …, expected …`, control characters escaped, never long."""
+    text = found if isinstance(found, str) else repr(found)
+    if len(text) > 120:
+        text = f"{text[:117]}..."
+    line = f"{thing}: found {text}, expected {expected}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

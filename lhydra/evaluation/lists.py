@@ -1,0 +1,144 @@
+"""Batch lists: every user of a dataset, one by one, through the `Recommender.recommend` that answers requests."""
+
+import csv
+import gzip
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lhydra.data.dataset import AsOf, Dataset, user_states
+from lhydra.domain import F32, I64, Hashes, Query, Recommendation, UserState, no_hashes
+from lhydra.errors import ConfigError, complain
+from lhydra.progress import with_progress
+
+Stage = Literal["final", "retrieval"]
+Rows = Sequence[tuple[str, int, str, np.float32]]  # user_id, rank, track_id, score
+SUFFIXES = (".parquet", ".csv", ".csv.gz")
+COLUMNS = pa.schema(
+    [("user_id", pa.string()), ("rank", pa.int32()), ("track_id", pa.string()), ("score", pa.float32())]
+)
+_GROUP_ROWS = 1 << 16  # rows held in memory before they are written
+
+
+class Tracks(Protocol):
+    """What is needed of a catalog."""
+
+    def __len__(self) -> int: ...
+    def track_ids(self, rows: I64) -> list[str]:
+        """Returns the ids of `rows`."""
+
+    def rows(self, hashes: Hashes) -> I64:
+        """Returns the rows of track hashes in any order, -1 where unknown."""
+
+
+class Recommends(Protocol):
+    """What is needed of `lhydra.recommender.Recommender`."""
+
+    @property
+    def bundle_id(self) -> str:
+        """What the lists come from."""
+
+    @property
+    def catalog(self) -> Tracks:
+        """The tracks that can be recommended."""
+
+    def recommend(self, query: Query) -> Recommendation:
+        """Returns the answer to one request."""
+
+    def score(self, state: UserState, rows: I64) -> F32:
+        """Returns the head's calibrated probabilities, (n,)."""
+
+
+def recommend_users(
+    recommender: Recommends,
+    dataset: Dataset,
+    as_of: AsOf,
+    k: int,
+    *,
+    positions: I64 | None = None,
+    include_heard: bool = False,
+) -> Iterator[tuple[str, UserState, Recommendation]]:
+    """Yields (user id, state, answer) per user, nothing kept; all users, or those at `positions` in that order."""
+    for user_id, state in user_states(dataset, as_of, positions=positions):
+        exclude = no_hashes() if include_heard else state.heard
+        yield user_id, state, recommender.recommend(Query(k=k, state=state, known=True, exclude=exclude))
+
+
+def check_destination(out: Path) -> None:
+    """Raises ConfigError unless `write_lists` can write to `out`."""
+    if not out.name.lower().endswith(SUFFIXES):
+        raise ConfigError(complain("--out", out.name, "a name that ends in " + ", ".join(SUFFIXES)))
+    if not out.parent.is_dir():
+        raise ConfigError(complain("--out", f"no folder {out.parent}", "a file in a folder that exists"))
+    if out.is_dir():
+        raise ConfigError(complain("--out", f"the folder {out}", "a file"))
+
+
+def write_lists(
+    recommender: Recommends,
+    dataset: Dataset,
+    out: Path,
+    *,
+    k: int,
+    stage: Stage,
+    as_of: AsOf,
+    positions: I64,
+    include_heard: bool = False,
+) -> tuple[int, int]:
+    """Writes the lists of the users at `positions` to `out`, best first; returns (lists below k, rows written).
+
+    `out` appears whole, or not at all when anything fails on the way.
+    """
+    answers = recommend_users(recommender, dataset, as_of, k, positions=positions, include_heard=include_heard)
+    short = written = 0
+    held: list[tuple[str, int, str, np.float32]] = []
+    with _open(out) as write:
+        for user_id, _, answer in with_progress(answers, len(positions), "recommending"):
+            rows, scores = answer.rows, answer.scores
+            if stage == "retrieval":
+                rows, scores = answer.candidates[:k], answer.candidate_scores[:k]
+            track_ids = recommender.catalog.track_ids(rows)
+            held += zip([user_id] * len(rows), range(1, len(rows) + 1), track_ids, scores, strict=True)
+            short += len(rows) < k
+            written += len(rows)
+            if len(held) >= _GROUP_ROWS:
+                write(held)
+                held = []
+        write(held)
+    return short, written
+
+
+@contextmanager
+def _open(out: Path) -> Iterator[Callable[[Rows], None]]:
+    """Gives a function that appends rows to a hidden sibling, which becomes `out` when the block ends well."""
+    hidden = out.with_name(f".{out.name}.{os.getpid()}")
+    name = out.name.lower()
+    try:
+        with ExitStack() as stack:
+            if name.endswith(".parquet"):
+                parquet = stack.enter_context(pq.ParquetWriter(hidden, COLUMNS))
+                yield lambda rows: parquet.write_table(_table(rows))
+            else:
+                file: io.BufferedWriter | gzip.GzipFile = stack.enter_context(hidden.open("wb"))
+                if name.endswith(".gz"):  # no name, no time: the same lists are the same bytes
+                    file = gzip.GzipFile("", "wb", fileobj=file, mtime=0)
+                text = csv.writer(stack.enter_context(io.TextIOWrapper(file, encoding="utf-8", newline="")))
+                text.writerow(COLUMNS.names)
+                yield lambda rows: text.writerows((*row[:3], f"{row[3]:.9g}") for row in rows)  # 9 digits: exact
+        hidden.replace(out)
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def _table(rows: Rows) -> pa.Table:
+    columns = zip(*rows, strict=True) if rows else [()] * len(COLUMNS)
+    return pa.Table.from_arrays(
+        [pa.array(column, field.type) for column, field in zip(columns, COLUMNS, strict=True)], schema=COLUMNS
+    )

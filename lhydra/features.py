@@ -1,0 +1,447 @@
+"""The one definition of features: fitted on training data, saved as JSON, called by training, rebuild and request.
+
+Raw columns become `Encoded` arrays here and nowhere else. Features of a user's history (the audio preference
+profile, top genre, diversity, totals) are computed here too, from whatever history is given, so a play that is
+hidden from the history is hidden from them, offline and online alike. Cross features of a user and a track
+are not here: they are computed inside the head's graph from what this module encodes.
+
+Unknown category = 0. Missing number = the fitted default, which is 0 after scaling. Infinite numbers are refused.
+"""
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lhydra.domain import F32, I64, Value
+from lhydra.errors import FeatureError, complain
+from lhydra.histories import MAX_GAP_DAYS, EncodedUsers, Histories, entry_features, spread_days, sums
+
+FORMAT = 1
+Columns = Mapping[str, Sequence[Any] | npt.NDArray[Any]]  # equal lengths; one row or a million
+
+AGE_BOUNDS = (18.0, 25.0, 35.0, 45.0, 55.0, 65.0)  # age group g holds AGE_BOUNDS[g-2] <= age < AGE_BOUNDS[g-1]
+MAX_GENRES = 255  # the most frequent; the others count as unknown where genres are crossed and averaged
+# Listening-pattern columns of a user, after the preference profile (one column per track number).
+PATTERNS = ("tracks", "plays", "intensity", "genre_diversity", "genre_focus", "artist_diversity", "hours", "spread")
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number column: scaled to (x - mean) / std; `log` takes log1p first (durations)."""
+
+    name: str
+    mean: float
+    std: float
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class Category:
+    """A column of one value per row; value i of `values` is encoded as i + 1, anything else as 0."""
+
+    name: str
+    values: tuple[str, ...]
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Encoded number by value."""
+        return {value: number for number, value in enumerate(self.values, 1)}
+
+
+@dataclass(frozen=True)
+class Bag:
+    """A column of several values per row, at most `width` of them kept; numbered after those of earlier bags."""
+
+    name: str
+    values: tuple[str, ...]
+    width: int
+    first: int  # number of the first value
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Encoded number by value."""
+        return {value: number for number, value in enumerate(self.values, self.first)}
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Encoded rows: dense (n, d) float32, ids (n, c) int64 with 0 = unknown, bags (n, w) int64 with 0 = nothing."""
+
+    dense: F32
+    ids: I64
+    bags: I64
+
+    def __len__(self) -> int:
+        return len(self.dense)
+
+    def __getitem__(self, rows: Any) -> "Encoded":
+        return Encoded(self.dense[rows], self.ids[rows], self.bags[rows])
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """The fitted features of tracks and users. Immutable; round-trips through JSON; see `fit`."""
+
+    track_numbers: tuple[Number, ...]
+    track_categories: tuple[Category, ...]  # the first is track_id
+    track_bags: tuple[Bag, ...]
+    user_numbers: tuple[Number, ...]
+    user_categories: tuple[Category, ...]
+    genre: str | None  # the column that is a track's genre: a category, or a bag whose first value counts
+    reference_year: float  # recency of a track counts from here
+
+    # -- what the encoded columns are, in order ---------------------------------------------------------
+
+    @cached_property
+    def track_dense(self) -> tuple[str, ...]:
+        """Names of the dense track columns."""
+        names = [number.name for number in self.track_numbers]
+        return (*names, "recency") if "year" in names else tuple(names)
+
+    @cached_property
+    def track_ids(self) -> tuple[tuple[str, int], ...]:
+        """(name, size with the unknown) of the id columns of tracks."""
+        known = [(category.name, len(category.values) + 1) for category in self.track_categories]
+        derived = [("genre*", self._genre_size)] if self.genre else []
+        quadrant = [("quadrant", 5)] if self._has_mood else []
+        return (*known, *derived, *quadrant)
+
+    @cached_property
+    def bag_size(self) -> int:
+        """Numbers in use by all bags, with 0 for nothing."""
+        return 1 + sum(len(bag.values) for bag in self.track_bags)
+
+    @cached_property
+    def user_dense(self) -> tuple[str, ...]:
+        """Names of the dense user columns: profile numbers, preference profile, listening patterns."""
+        numbers = [name for number in self.user_numbers for name in (number.name, f"has_{number.name}")]
+        return (*numbers, *(f"prefers_{name}" for name in self.track_dense), *PATTERNS)
+
+    @cached_property
+    def user_ids(self) -> tuple[tuple[str, int], ...]:
+        """(name, size with the unknown) of the id columns of users."""
+        known = [(category.name, len(category.values) + 1) for category in self.user_categories]
+        age = [("age_group", len(AGE_BOUNDS) + 2)] if self._has_age else []
+        genre = [("top_genre", self._genre_size)] if self.genre else []
+        quadrant = [("top_quadrant", 5)] if self._has_mood else []
+        return (*known, *age, *genre, *quadrant)
+
+    @cached_property
+    def preference(self) -> slice:
+        """Where the preference profile lies among the dense user columns: parallel to the dense track columns."""
+        first = 2 * len(self.user_numbers)
+        return slice(first, first + len(self.track_dense))
+
+    # -- encoding ---------------------------------------------------------------------------------------
+
+    def encode_tracks(self, columns: Columns) -> Encoded:
+        """Returns encoded tracks from raw columns of equal length; missing columns are missing features.
+
+        Raises:
+            FeatureError: columns of unequal length, or an infinite number.
+        """
+        n = _length(columns)
+        dense = [_scaled(number, columns, n) for number in self.track_numbers]
+        if "recency" in self.track_dense:
+            year = _numbers("year", columns, n)
+            age = np.log1p(np.clip(self.reference_year - year, 0, 100)) / 2 - 1
+            dense.append(np.where(np.isnan(year), 0.0, age))
+        ids = [_numbered(category.index, columns, category.name, n) for category in self.track_categories]
+        bags = [self._bag(bag, columns, n) for bag in self.track_bags]
+        if self.genre:
+            by_category = {category.name: i for i, category in enumerate(self.track_categories)}
+            if self.genre in by_category:
+                genre = ids[by_category[self.genre]]
+            else:
+                at = [bag.name for bag in self.track_bags].index(self.genre)
+                genre = np.maximum(bags[at][:, 0] - self.track_bags[at].first + 1, 0)
+            ids.append(np.where(genre < self._genre_size, genre, 0))
+        if self._has_mood:
+            energy, valence = _numbers("energy", columns, n), _numbers("valence", columns, n)
+            known = ~(np.isnan(energy) | np.isnan(valence))
+            ids.append(np.where(known, 1 + 2 * (energy >= 0.5) + (valence >= 0.5), 0).astype(np.int64))
+        return Encoded(_stack(dense, n, np.float32), _stack(ids, n, np.int64), _joined(bags, n))
+
+    def encode_profiles(self, columns: Columns) -> Encoded:
+        """Returns the part of encoded users that does not depend on the history; bags are empty.
+
+        Raises:
+            FeatureError: columns of unequal length, or an infinite number.
+        """
+        n = _length(columns)
+        dense: list[npt.NDArray[Any]] = []
+        for number in self.user_numbers:
+            dense += [_scaled(number, columns, n), ~np.isnan(_numbers(number.name, columns, n))]
+        ids = [_numbered(category.index, columns, category.name, n) for category in self.user_categories]
+        if self._has_age:
+            age = _numbers("age", columns, n)
+            ids.append(np.where(np.isnan(age), 0, np.searchsorted(AGE_BOUNDS, age, "right") + 1))
+        return Encoded(_stack(dense, n, np.float32), _stack(ids, n, np.int64), np.zeros((n, 0), np.int64))
+
+    def encode_users(self, profiles: Encoded, histories: Histories, tracks: Encoded) -> EncodedUsers:
+        """Returns encoded users: their profiles plus everything computed from the histories given.
+
+        profiles: (n,) from `encode_profiles`. tracks: the encoded tracks that `histories.rows` points into.
+        """
+        n, offsets, rows = len(profiles), histories.offsets, histories.rows
+        lengths = np.diff(offsets)
+        owner = np.repeat(np.arange(n), lengths)
+        weight = np.log1p(histories.counts).astype(np.float32)
+        total = np.maximum(sums(weight, offsets), 1e-9)
+        prefers = sums(tracks.dense[rows] * weight[:, None], offsets) / total[:, None]
+        some = lengths > 0
+        size = np.maximum(lengths, 1)
+        hours = self._hours(histories, tracks)
+        genre = self._shares("genre*", rows, owner, weight, total, tracks, n)
+        entropy = -(genre * np.log(np.maximum(genre, 1e-9))).sum(1)
+        patterns = (
+            np.log1p(lengths) / 4,
+            np.log1p(sums(histories.counts, offsets)) / 6,
+            total / size / 2,
+            entropy / 3,
+            genre.max(1, initial=0.0),
+            self._distinct("artist", rows, owner, tracks, n) / size,
+            np.log1p(hours) / 6,
+            spread_days(histories) / MAX_GAP_DAYS,
+        )
+        learnt = np.stack([np.where(some, column, 0) for column in patterns], 1)
+        dense = np.concatenate([profiles.dense, prefers, learnt], 1, dtype=np.float32)
+        ids = [profiles.ids]
+        if self.genre:
+            ids.append(_top(genre))
+        if self._has_mood:
+            ids.append(_top(self._shares("quadrant", rows, owner, weight, total, tracks, n)))
+        return EncodedUsers(dense, np.concatenate(ids, 1), histories, entry_features(histories, weight, total / size))
+
+    # -- fitting and JSON -------------------------------------------------------------------------------
+
+    @classmethod
+    def fit(
+        cls,
+        tracks: Columns,
+        users: Columns,
+        track_kinds: Mapping[str, str],
+        user_kinds: Mapping[str, str],
+        trained: npt.NDArray[np.bool_],
+    ) -> "FeatureSpec":
+        """Returns the features fitted on these columns.
+
+        tracks holds `track_id` and the columns of `track_kinds` (name -> numeric | categorical | multi | year |
+        text); users likewise. trained: (n tracks,) bool, tracks with train plays: only they get an id of their own.
+        """
+        numbers, categories, bags = [], [_track_ids(tracks, trained)], []
+        years = [0.0]
+        first = 1
+        for name, kind in track_kinds.items():
+            if kind in ("numeric", "year"):
+                numbers.append(_fit_number(name, tracks[name], log=name == "duration_ms"))
+            elif kind == "categorical":
+                categories.append(Category(name, _frequent((tracks[name]), at_least=2, at_most=50_000)))
+            elif kind == "multi":
+                values = [value for row in tracks[name] if row is not None for value in dict.fromkeys(row)]
+                longest = max((len(row) for row in tracks[name] if row is not None), default=1)
+                bags.append(Bag(name, _frequent(values, at_least=2, at_most=5_000), min(max(longest, 1), 16), first))
+                first += len(bags[-1].values)
+            if name == "year":
+                years += [year for year in _numbers(name, tracks, len(trained)) if 1000 < year < 3000]
+        fitted_numbers, fitted_categories = [], []
+        for name, kind in user_kinds.items():
+            if kind in ("numeric", "year"):
+                fitted_numbers.append(_fit_number(name, users[name]))
+            elif kind == "categorical":
+                fitted_categories.append(Category(name, _frequent(users[name], at_least=2, at_most=10_000)))
+        named = [*(category.name for category in categories), *(bag.name for bag in bags)]
+        genre = next((name for name in ("genre", "main_genre", "tags") if name in named), None)
+        return cls(
+            tuple(numbers),
+            tuple(categories),
+            tuple(bags),
+            tuple(fitted_numbers),
+            tuple(fitted_categories),
+            genre,
+            max(years),
+        )
+
+    def to_json(self) -> str:
+        """Returns the text of features.json."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, ensure_ascii=False, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> "FeatureSpec":
+        """Returns what `to_json` wrote. Raises FeatureError on anything else."""
+        try:
+            raw = json.loads(text)
+            if raw.pop("format") != FORMAT:
+                raise ValueError("unknown format")
+            parts: tuple[tuple[str, type], ...] = (
+                ("track_numbers", Number),
+                ("track_categories", Category),
+                ("track_bags", Bag),
+                ("user_numbers", Number),
+                ("user_categories", Category),
+            )
+            for name, kind in parts:
+                rows = [row | ({"values": tuple(row["values"])} if "values" in row else {}) for row in raw[name]]
+                raw[name] = tuple(kind(**row) for row in rows)
+            return cls(**raw)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FeatureError(complain("features.json", str(error), f"features of format {FORMAT}")) from None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the JSON: what model and bundle compare."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    # -- parts --------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _genre_size(self) -> int:
+        sizes = {part.name: len(part.values) for part in self.track_categories}
+        sizes |= {part.name: len(part.values) for part in self.track_bags}
+        return 1 + min(sizes.get(self.genre or "", 0), MAX_GENRES)
+
+    @cached_property
+    def _has_mood(self) -> bool:
+        return {"energy", "valence"} <= {number.name for number in self.track_numbers}
+
+    @cached_property
+    def _has_age(self) -> bool:
+        return "age" in {number.name for number in self.user_numbers}
+
+    @cached_property
+    def _track_id_column(self) -> dict[str, int]:
+        return {name: i for i, (name, _) in enumerate(self.track_ids)}
+
+    def _bag(self, bag: Bag, columns: Columns, n: int) -> I64:
+        out = np.zeros((n, bag.width), np.int64)
+        index = bag.index
+        for i, row in enumerate(columns.get(bag.name, ())):
+            if row is not None and len(row):
+                known = [number for number in map(index.get, dict.fromkeys(row)) if number][: bag.width]
+                out[i, : len(known)] = known
+        return out
+
+    def _shares(
+        self, column: str, rows: I64, owner: I64, weight: F32, total: F32, tracks: Encoded, n: int
+    ) -> npt.NDArray[np.float64]:
+        """(n, size) share of each user's listening by value of an id column; column 0 (unknown) is left empty."""
+        if column not in self._track_id_column:
+            return np.zeros((n, 1))
+        at = self._track_id_column[column]
+        size = self.track_ids[at][1]
+        flat = np.bincount(owner * size + tracks.ids[rows, at], weight, n * size).reshape(n, size)
+        flat[:, 0] = 0
+        return np.asarray(flat / total[:, None])
+
+    def _distinct(self, column: str, rows: I64, owner: I64, tracks: Encoded, n: int) -> I64:
+        """(n,) how many different known values of an id column each user's history holds."""
+        if column not in self._track_id_column:
+            return np.zeros(n, np.int64)
+        at = self._track_id_column[column]
+        size = self.track_ids[at][1]
+        pairs = np.unique(owner * size + tracks.ids[rows, at])
+        return np.bincount(pairs[pairs % size > 0] // size, minlength=n)
+
+    def _hours(self, histories: Histories, tracks: Encoded) -> F32:
+        """(n,) hours listened; four minutes stand for a track whose duration is not a feature."""
+        hours = histories.counts / 15
+        if "duration_ms" in self.track_dense:
+            at = self.track_dense.index("duration_ms")
+            number = self.track_numbers[at]
+            log_ms = tracks.dense[histories.rows, at] * number.std + number.mean
+            hours = histories.counts * np.expm1(np.clip(log_ms, 0, 20)) / 3.6e6
+        return sums(hours.astype(np.float32), histories.offsets)
+
+
+def columns_of(rows: Sequence[Mapping[str, Value]], names: Iterable[str]) -> dict[str, list[Value]]:
+    """Returns columns from rows: what a request's profile looks like to `encode_profiles`."""
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _top(shares: npt.NDArray[np.float64]) -> I64:
+    """(n, 1) the column with the largest share, 0 when all are 0."""
+    return np.asarray(shares.argmax(1)[:, None], np.int64)
+
+
+def _length(columns: Columns) -> int:
+    lengths = {len(column) for column in columns.values()}
+    if len(lengths) > 1:
+        raise FeatureError(complain("columns", f"lengths {sorted(lengths)}", "one length"))
+    return lengths.pop() if lengths else 1
+
+
+def _numbers(name: str, columns: Columns, n: int) -> npt.NDArray[np.float64]:
+    """(n,) float64 of a number column, NaN where missing. Raises FeatureError on an infinite number."""
+    column = columns.get(name)
+    if column is None:
+        return np.full(n, np.nan)
+    values = np.asarray(column)
+    if values.dtype.kind not in "fiub":
+        values = np.array([_number(value) for value in column], np.float64)
+    values = values.astype(np.float64)
+    if np.isinf(values).any():
+        raise FeatureError(complain(name, "an infinite number", "finite numbers"))
+    return values
+
+
+def _number(value: Any) -> float:
+    if value is None:
+        return math.nan
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return math.nan
+    return math.nan if isinstance(value, str) and math.isinf(number) else number
+
+
+def _scaled(number: Number, columns: Columns, n: int) -> npt.NDArray[np.float64]:
+    values = _numbers(number.name, columns, n)
+    values = np.log1p(np.maximum(values, 0)) if number.log else values
+    return np.asarray(np.nan_to_num(np.clip((values - number.mean) / number.std, -5, 5), nan=0.0))
+
+
+def _numbered(index: Mapping[str, int], columns: Columns, name: str, n: int) -> I64:
+    column = columns.get(name)
+    if column is None:
+        return np.zeros(n, np.int64)
+    return np.fromiter((index.get(_text(value), 0) for value in column), np.int64, n)
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else "" if value is None else str(value)
+
+
+def _stack(columns: list[npt.NDArray[Any]], n: int, dtype: Any) -> npt.NDArray[Any]:
+    return np.stack(columns, 1).astype(dtype) if columns else np.zeros((n, 0), dtype)
+
+
+def _joined(bags: list[I64], n: int) -> I64:
+    return np.concatenate(bags, 1) if bags else np.zeros((n, 0), np.int64)
+
+
+def _fit_number(name: str, column: Sequence[Any] | npt.NDArray[Any], log: bool = False) -> Number:
+    values = _numbers(name, {name: column}, len(column))
+    values = values[~np.isnan(values)]
+    values = np.log1p(np.maximum(values, 0)) if log else values
+    mean, std = (float(values.mean()), float(values.std())) if len(values) else (0.0, 1.0)
+    return Number(name, mean, std if std > 1e-9 else 1.0, log)
+
+
+def _track_ids(tracks: Columns, trained: npt.NDArray[np.bool_]) -> Category:
+    return Category("track_id", tuple(tracks["track_id"][i] for i in np.flatnonzero(trained).tolist()))
+
+
+def _frequent(values: Iterable[Any], at_least: int, at_most: int) -> tuple[str, ...]:
+    """Values that occur often enough, most frequent first, ties in text order."""
+    counts = Counter(_text(value) for value in values)
+    counts.pop("", None)
+    ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    return tuple(value for value, count in ranked[:at_most] if count >= at_least)

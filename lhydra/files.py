@@ -1,0 +1,81 @@
+"""Files of a sealed folder: how they are hashed, checked and made durable. Models and bundles share this."""
+
+import hashlib
+import json
+import os
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from lhydra.errors import LhydraError, complain
+
+FileInfo = dict[str, Any]  # {"sha256": hex, "bytes": int}
+
+
+def new_id(now: datetime) -> str:
+    """Returns a name for a model or bundle made `now` (UTC); names sort by time, to the millisecond."""
+    return f"{now.astimezone(UTC):%Y%m%dT%H%M%S}-{now.microsecond // 1000:03x}{secrets.token_hex(3)[:5]}"
+
+
+def seal(folder: Path, names: list[str]) -> dict[str, FileInfo]:
+    """Returns size and SHA-256 of each named file of `folder`."""
+    return {name: {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in names}
+
+
+def sha256(path: Path) -> str:
+    """Returns the SHA-256 of a file as hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check(folder: Path, files: dict[str, FileInfo], error: type[LhydraError]) -> None:
+    """Raises `error` naming the first file that differs from what was sealed."""
+    for name, info in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise error(complain(path, "no such file", "the file its manifest names"))
+        size = path.stat().st_size
+        if size != info["bytes"]:
+            raise error(complain(path, f"{size} bytes", f"{info['bytes']} bytes"))
+        found = sha256(path)
+        if found != info["sha256"]:
+            raise error(complain(path, f"sha256 {found[:12]}…", f"sha256 {info['sha256'][:12]}…"))
+
+
+def read_json(path: Path, error: type[LhydraError], expected: str) -> dict[str, Any]:
+    """Returns the JSON object in `path`; raises `error` when there is none."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise error(complain(path.parent, f"no {path.name}", expected)) from None
+    except NotADirectoryError:
+        raise error(complain(path.parent, "a file", expected)) from None
+    except (OSError, ValueError) as fault:
+        raise error(complain(path, str(fault), expected)) from None
+    if not isinstance(document, dict):
+        raise error(complain(path, type(document).__name__, expected))
+    return document
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces the content of `path` atomically and durably: readers see the old text or the new."""
+    hidden = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with hidden.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        hidden.replace(path)
+        sync(path.parent)
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Flushes a file or folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

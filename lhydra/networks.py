@@ -1,0 +1,110 @@
+"""The exported networks: item tower, user tower and head as ONNX graphs. The only file that imports onnxruntime.
+
+ONNX Runtime accepts ids of -1 and not-a-number inputs without a word, so what goes in comes from
+`lhydra.features`, which never makes them, and what comes out is checked to be finite.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+from lhydra.domain import F32, I64
+from lhydra.errors import ModelError, complain
+from lhydra.features import Encoded
+from lhydra.histories import EncodedUsers
+
+# Input and output names of the graphs: what export writes and this module feeds.
+ITEM_INPUTS, ITEM_OUTPUTS = ("dense", "ids", "bags"), ("vector", "history")
+USER_INPUTS, USER_OUTPUTS = ("dense", "ids", "history", "entry", "mask"), ("vector",)
+HEAD_INPUTS = ("user", "user_dense", "user_ids", "vectors", "track_dense", "track_ids", "popularity")
+HEAD_OUTPUTS = ("logit", "probability")
+
+
+class _Graph:
+    """One ONNX graph; `run` takes inputs by name and returns the outputs in order."""
+
+    def __init__(self, path: Path, outputs: tuple[str, ...], threads: int) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.enable_cpu_mem_arena = False  # one large batch would keep its memory for good
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises types of its own for every kind of bad file
+            raise ModelError(complain(path, " ".join(str(error).split()), "an ONNX graph")) from None
+        self._path = path
+        self._outputs = outputs
+        self._inputs = {node.name for node in self._session.get_inputs()}
+        found = tuple(node.name for node in self._session.get_outputs())
+        if found != outputs:
+            raise ModelError(complain(path, f"outputs {', '.join(found)}", f"outputs {', '.join(outputs)}"))
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> list[F32]:
+        # A graph whose data set lacks a feature group may have lost that input: feed what it still declares.
+        fed = {name: value for name, value in inputs.items() if name in self._inputs}
+        outputs: list[F32] = self._session.run(list(self._outputs), fed)
+        if not all(np.isfinite(output).all() for output in outputs):
+            raise ModelError(complain(self._path.name, "an output that is not finite", "finite numbers"))
+        return outputs
+
+
+class ItemTower:
+    """Encoded tracks -> retrieval vectors and history vectors."""
+
+    def __init__(self, path: Path, threads: int = 1) -> None:
+        self._graph = _Graph(path, ITEM_OUTPUTS, threads)
+
+    def embed(self, tracks: Encoded) -> tuple[F32, F32]:
+        """Returns retrieval vectors (n, dim), unit norm, and history vectors (n, dim)."""
+        vector, history = self._graph.run({"dense": tracks.dense, "ids": tracks.ids, "bags": tracks.bags})
+        return vector, history
+
+
+class UserTower:
+    """Encoded users and the history vectors of what they played -> user vectors."""
+
+    def __init__(self, path: Path, threads: int = 1) -> None:
+        self._graph = _Graph(path, USER_OUTPUTS, threads)
+
+    def embed(self, users: EncodedUsers, history: F32) -> F32:
+        """Returns user vectors (n, dim), unit norm.
+
+        history: (n tracks, dim) history vectors of the tracks that `users.histories.rows` points into.
+        """
+        rows, entry, mask = users.padded()
+        gathered = history[rows] if len(history) else np.zeros((*rows.shape, history.shape[1]), np.float32)
+        return self.run(users.dense, users.ids, gathered, entry, mask)
+
+    def run(self, *inputs: npt.NDArray[Any]) -> F32:
+        """Runs the graph on raw inputs in the order of USER_INPUTS."""
+        return self._graph.run(dict(zip(USER_INPUTS, inputs, strict=True)))[0]
+
+
+class Head:
+    """The prediction head for one user and n tracks."""
+
+    def __init__(self, path: Path, threads: int = 1) -> None:
+        self._graph = _Graph(path, HEAD_OUTPUTS, threads)
+
+    def score(
+        self, vector: F32, user: EncodedUsers, vectors: F32, dense: F32, ids: I64, popularity: F32
+    ) -> tuple[F32, F32]:
+        """Returns raw logits (n,) and calibrated probabilities (n,).
+
+        vector: (1, dim) of the one encoded `user`; vectors (n, dim), dense (n, dt), ids (n, ct) and popularity
+        (n,) of the tracks.
+        """
+        logit, probability = self.run(
+            vector, user.dense, user.ids, vectors[None], dense[None], ids[None], popularity[None]
+        )
+        return logit[0], probability[0]
+
+    def run(self, *inputs: npt.NDArray[Any]) -> tuple[F32, F32]:
+        """Runs the graph on raw inputs in the order of HEAD_INPUTS; logits and probabilities (B, N)."""
+        logit, probability = self._graph.run(dict(zip(HEAD_INPUTS, inputs, strict=True)))
+        return logit, probability

@@ -1,0 +1,85 @@
+"""`lhydra train DATASET MODEL`."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from lhydra import config
+from lhydra.training.config import TrainConfig
+
+HELP = "train towers and head on a dataset and export the model"
+EXTRA = "train"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `lhydra train`."""
+    parser.add_argument("dataset", type=Path, metavar="DATASET", help="folder made by `lhydra prepare`")
+    parser.add_argument("model", type=Path, metavar="MODEL", help="folder to write")
+    parser.add_argument("--resume", action="store_true", help="continue the run whose checkpoint is in MODEL")
+    config.add_flags(parser, TrainConfig)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains, reporting every epoch; returns 0."""
+    settings = config.resolve("train", TrainConfig, args)
+    from lhydra.data.dataset import Dataset
+    from lhydra.training.train import train
+
+    dataset = Dataset.open(args.dataset)
+    with _Progress(settings.epochs) as progress:
+        info = train(dataset, args.model, settings, resume=args.resume, report=progress.report)
+    best = info["quality"]
+    if best:
+        print(
+            f"best epoch {best['epoch']}: validation NDCG@10 {best['cascade']['ndcg@10']:.4f} "
+            f"(retrieval alone {best['retrieval']['ndcg@10']:.4f})"
+        )
+    else:
+        print("no validation plays: trained the whole schedule, nothing was tuned or calibrated")
+    print(f"model {info['model_id']} in {args.model}")
+    print(f"next: lhydra index rebuild --model {args.model} --data {args.dataset} --store STORE")
+    return 0
+
+
+class _Progress:
+    """One line per epoch; on a terminal a bar below them with the time left."""
+
+    def __init__(self, epochs: int) -> None:
+        self._bar: Any = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+            columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
+            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self._task = self._bar.add_task("training", total=epochs)
+
+    def __enter__(self) -> "_Progress":
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def report(self, line: dict[str, Any]) -> None:
+        """Shows what an epoch, or a short run of the temperature search, gave."""
+        if "tried_temperature" in line:
+            text = f"temperature {line['tried_temperature']:.2f}: retrieval NDCG@10 {line['retrieval']['ndcg@10']:.4f}"
+        else:
+            loss = f"{line['retrieval_loss']:.4f} + {line['head_loss']:.4f}"
+            text = f"epoch {line['epoch']:>3}/{line['epochs']}  loss {loss}"
+            if "cascade" in line:
+                text += (
+                    f"  NDCG@10 {line['cascade']['ndcg@10']:.4f} (retrieval {line['retrieval']['ndcg@10']:.4f})"
+                    f"  Recall@20 {line['cascade']['recall@20']:.4f}"
+                )
+            text += f"  {line['took_s']:.1f} s" + ("  best" if line["best"] else "")
+            if self._bar:
+                self._bar.update(self._task, completed=line["epoch"])
+        if self._bar:
+            self._bar.console.print(text, highlight=False)
+        else:
+            print(text, file=sys.stderr, flush=True)

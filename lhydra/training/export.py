@@ -1,0 +1,176 @@
+"""From the trained network to the model folder: three ONNX graphs, proved equal to torch before anything is kept."""
+
+import contextlib
+import io
+import json
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from lhydra import __version__, files
+from lhydra.errors import ModelError, complain
+from lhydra.features import Encoded
+from lhydra.model import FORMAT, PARTS
+from lhydra.networks import (
+    HEAD_INPUTS,
+    HEAD_OUTPUTS,
+    ITEM_INPUTS,
+    ITEM_OUTPUTS,
+    USER_INPUTS,
+    USER_OUTPUTS,
+    Head,
+    ItemTower,
+    UserTower,
+)
+from lhydra.timing import timed
+from lhydra.training.data import TrainingData, select
+from lhydra.training.model import Network
+from lhydra.training.step import Tensors, tensor
+
+TOLERANCE = 1e-4  # largest difference between torch and ONNX, relative to numbers of about 1
+OPSET = 20
+
+
+@timed("train.export")
+def export(network: Network, data: TrainingData, out: Path, info: dict[str, Any]) -> dict[str, Any]:
+    """Writes features.json, the three graphs and model.json into `out`; returns what model.json says.
+
+    Everything is written and checked in a staging folder first. Raises ModelError when a graph disagrees with torch.
+    """
+    network.eval()
+    staging = out / ".staging"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir()
+    try:
+        (staging / "features.json").write_text(data.spec.to_json(), encoding="utf-8")
+        _graphs(network, data, staging)
+        _prove(network, data, staging)
+        now = datetime.now(UTC)
+        document = {
+            "format": FORMAT,
+            "model_id": files.new_id(now),
+            "created": now.isoformat(timespec="seconds"),
+            "lhydra_version": __version__,
+            "dim": network.head.of_track.in_features,
+            "features": data.spec.fingerprint,
+            "files": files.seal(staging, list(PARTS)),
+            **info,
+        }
+        for name in PARTS:
+            files.sync(staging / name)
+            (staging / name).replace(out / name)
+        files.write_text(out / "model.json", json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return document
+
+
+def _graphs(network: Network, data: TrainingData, folder: Path) -> None:
+    batch, tracks, history = Dim("batch"), Dim("tracks"), Dim("history")
+    item, user, head = _examples(network, data, 3, 5)
+    _export(network.item_tower, item, ITEM_INPUTS, ITEM_OUTPUTS, [{0: tracks}] * 3, folder / "item_tower.onnx")
+    shapes = [{0: batch}, {0: batch}, *[{0: batch, 1: history}] * 3]
+    _export(network.user_tower, user, USER_INPUTS, USER_OUTPUTS, shapes, folder / "user_tower.onnx")
+    shapes = [{0: batch}] * 3 + [{0: batch, 1: tracks}] * 4
+    _export(network.head, head, HEAD_INPUTS, HEAD_OUTPUTS, shapes, folder / "head.onnx")
+
+
+def _export(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    shapes: list[dict[int, Any]],
+    path: Path,
+) -> None:
+    # Columns that a data set lacks make inputs of width 0: only dimensions that vary are declared dynamic.
+    with _quiet():
+        program = torch.onnx.export(
+            module,
+            example,
+            dynamo=True,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes=tuple(shapes),
+            opset_version=OPSET,
+        )
+        assert program is not None
+        program.save(str(path))  # one file, weights inside
+    graph = onnx.load(str(path)).graph
+    if any(node.op_type == "Dropout" for node in graph.node):
+        raise ModelError(complain(path.name, "a Dropout node", "a graph in evaluation mode"))
+
+
+@torch.no_grad()
+def _prove(network: Network, data: TrainingData, folder: Path) -> None:
+    """Compares torch and ONNX, for one row and for many, with and without a history."""
+    towers = ItemTower(folder / "item_tower.onnx"), UserTower(folder / "user_tower.onnx")
+    head = Head(folder / "head.onnx")
+    for users, tracks in ((1, 1), (1, 300), (7, 64)):
+        item, user, pair = _examples(network, data, users, tracks)
+        encoded = Encoded(*(part.numpy() for part in item))
+        _same("item_tower", network.item_tower(*item), towers[0].embed(encoded))
+        found = towers[1].run(*(part.numpy() for part in user))
+        _same("user_tower", (network.user_tower(*user),), (found,))
+        _same("head", network.head(*pair), head.run(*(part.numpy() for part in pair)))
+
+
+def _same(name: str, ours: tuple[Tensor, ...], theirs: tuple[np.ndarray, ...]) -> None:
+    for a, b in zip(ours, theirs, strict=True):
+        off = float(np.abs(a.numpy() - b).max() / max(1.0, float(a.abs().max())))
+        if not off <= TOLERANCE:
+            raise ModelError(complain(f"{name}.onnx", f"{off:.2g} off torch", f"at most {TOLERANCE:g}"))
+
+
+@torch.no_grad()
+def _examples(network: Network, data: TrainingData, users: int, tracks: int) -> tuple[tuple[Tensor, ...], ...]:
+    """Real inputs of item tower, user tower and head; the first user has no history."""
+    tensors, rng = Tensors.of(data), np.random.default_rng(users)
+    rows = rng.integers(0, data.n_tracks, tracks)
+    chosen = rng.integers(0, len(data.profiles), users)
+    lengths = data.train.offsets[chosen + 1] - data.train.offsets[chosen]
+    played_by = np.repeat(np.arange(users), lengths)
+    histories = select(data.train, chosen, (played_by > 0) | (users == 1))
+    encoded = data.spec.encode_users(data.profiles[chosen], histories, data.tracks)
+    at = tensor(rows)
+    item = tensors.dense[at], tensors.ids[at], tensors.bags[at]
+    vectors = network.item_tower(*item)[0]
+    padded, entry, mask = encoded.padded()
+    played = tensor(padded)
+    history = network.item_tower(
+        tensors.dense[played.flatten()], tensors.ids[played.flatten()], tensors.bags[played.flatten()]
+    )[1]
+    user = (
+        tensor(encoded.dense),
+        tensor(encoded.ids),
+        history.reshape(*played.shape, -1),
+        tensor(entry),
+        tensor(mask),
+    )
+    spread = [part.expand(users, *part.shape) for part in (vectors, item[0], item[1])]
+    popularity = tensors.popularity(tensors.listeners)[at].expand(users, tracks)
+    head = (network.user_tower(*user), user[0], user[1], *spread, popularity)
+    return item, user, tuple(part.contiguous() for part in head)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences the exporter, which talks about optional packages and its own future."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,234 @@
+"""The whole network: item tower, user tower, prediction head. To change the model, change this file.
+
+Shapes: B users, N tracks, H history entries, D = dim. Towers give unit vectors; temperature and logQ live in the
+losses only, so the index sees plain cosine. Two-tower retrieval after Yi et al. 2019 (sampling-bias-corrected
+neural modeling) with a history encoder in place of a user table; factorised crosses after Rendle 2010 (FM).
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lhydra.features import FeatureSpec
+
+# (user id column, track id column) pairs that the head crosses, where both exist.
+CROSSES = (
+    ("age_group", "genre*"),
+    ("gender", "genre*"),
+    ("region", "genre*"),
+    ("country", "genre*"),
+    ("country", "artist"),
+    ("top_genre", "genre*"),
+    ("top_quadrant", "quadrant"),
+)
+CROSS_DIM = 8
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Everything that decides the sizes of the network; saved with it."""
+
+    dim: int
+    hidden: int
+    dropout: float
+    track_dense: int
+    track_ids: tuple[tuple[str, int], ...]
+    bag_size: int
+    user_dense: int
+    user_ids: tuple[tuple[str, int], ...]
+    preference: tuple[int, int]  # where the preference profile lies among the dense user columns
+
+    @classmethod
+    def of(cls, spec: FeatureSpec, dim: int, hidden: int, dropout: float) -> "Shape":
+        """Returns the shape that fits `spec`."""
+        return cls(
+            dim,
+            hidden,
+            dropout,
+            len(spec.track_dense),
+            spec.track_ids,
+            spec.bag_size,
+            len(spec.user_dense),
+            spec.user_ids,
+            (spec.preference.start, spec.preference.stop),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain data."""
+        return asdict(self)
+
+
+def _width(size: int) -> int:
+    """Embedding width of an id column with `size` values."""
+    return min(32, 4 + int(size**0.5))
+
+
+def _embeddings(columns: tuple[tuple[str, int], ...]) -> nn.ModuleList:
+    return nn.ModuleList(nn.Embedding(size, _width(size)) for _, size in columns)
+
+
+class Dropout(nn.Module):
+    """Dropout (Srivastava et al. 2014) from uniform numbers, several times faster on a CPU than nn.Dropout's."""
+
+    def __init__(self, chance: float) -> None:
+        super().__init__()
+        self.chance = chance
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x of any shape; unchanged in evaluation mode."""
+        if not self.training or self.chance == 0:
+            return x
+        return x * ((torch.rand_like(x) >= self.chance) / (1 - self.chance))
+
+
+def _mlp(inputs: int, hidden: int, outputs: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, hidden), nn.LayerNorm(hidden), nn.GELU(), Dropout(dropout), nn.Linear(hidden, outputs)
+    )
+
+
+class ItemTower(nn.Module):
+    """Track features -> retrieval vector (N, D) of unit norm and history vector (N, D)."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        (_, tracks), *others = shape.track_ids
+        self.retrieval_id = nn.Embedding(tracks, shape.dim)
+        self.history_id = nn.Embedding(tracks, shape.dim)  # untied: measured better than one table for both
+        self.ids = _embeddings(tuple(others))
+        bag_width = _width(shape.bag_size) if shape.bag_size > 1 else 0
+        self.bag = nn.Embedding(shape.bag_size, max(bag_width, 1), padding_idx=0)
+        self.use_bag = bag_width > 0
+        content = shape.track_dense + sum(_width(size) for _, size in others) + bag_width
+        self.use_content = content > 0
+        if self.use_content:
+            self.content = _mlp(content, shape.hidden, 2 * shape.dim, shape.dropout)
+        for table in (self.retrieval_id, self.history_id):
+            nn.init.normal_(table.weight, std=shape.dim**-0.5)  # row 0 stands for tracks unknown to training
+
+    def forward(self, dense: Tensor, ids: Tensor, bags: Tensor) -> tuple[Tensor, Tensor]:
+        """dense (N, dt), ids (N, ct) with track_id first, bags (N, w)."""
+        retrieval, history = self.retrieval_id(ids[:, 0]), self.history_id(ids[:, 0])  # (N, D)
+        if self.use_content:
+            parts = [dense, *(table(ids[:, i]) for i, table in enumerate(self.ids, 1))]
+            if self.use_bag:
+                some = (bags > 0).to(dense.dtype).unsqueeze(-1)  # (N, w, 1)
+                parts.append((self.bag(bags) * some).sum(1) / some.sum(1).clamp(min=1.0))
+            a, b = self.content(torch.cat(parts, 1)).chunk(2, 1)
+            retrieval, history = retrieval + a, history + b
+        return F.normalize(retrieval, dim=1), history
+
+
+class UserTower(nn.Module):
+    """Profile, aggregates and history -> user vector (B, D) of unit norm. Holds no table of users or tracks."""
+
+    def __init__(self, shape: Shape, entry_features: int) -> None:
+        super().__init__()
+        self.ids = _embeddings(shape.user_ids)
+        inputs = shape.user_dense + sum(_width(size) for _, size in shape.user_ids)
+        self.profile = _mlp(inputs, shape.hidden, shape.dim, shape.dropout)
+        self.weigh = nn.Linear(entry_features, 1, bias=False)
+        nn.init.zeros_(self.weigh.weight)  # all plays weigh the same until training says otherwise
+
+    def forward(self, dense: Tensor, ids: Tensor, history: Tensor, entry: Tensor, mask: Tensor) -> Tensor:
+        """dense (B, du), ids (B, cu), history (B, H, D), entry (B, H, e), mask (B, H)."""
+        weight = torch.exp(self.weigh(entry).squeeze(-1).clamp(-4.0, 4.0)) * mask  # (B, H)
+        size = (weight * weight).sum(1, keepdim=True).clamp(min=1e-6).sqrt()  # sqrt(n) when all weigh 1
+        pooled = (weight.unsqueeze(1) @ history).squeeze(1) / size  # (B, D)
+        profile = self.profile(torch.cat([dense, *(table(ids[:, i]) for i, table in enumerate(self.ids))], 1))
+        return F.normalize(pooled + profile, dim=1)
+
+
+class Head(nn.Module):
+    """(user, track) pairs -> logit (B, N) and calibrated probability (B, N), with all cross features inside.
+
+    The first layer over [u, v, u*v, x] is folded exactly: W[u, v, u*v, x] = Wu u + (Wv + Wuv diag(u)) v + Wx x, so
+    the user's part is computed once and no row as wide as all of them is ever built.
+    It starts as the retrieval order: the logit is a scaled cosine plus what the network learns.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.preference = shape.preference
+        users = {name: (i, size) for i, (name, size) in enumerate(shape.user_ids)}
+        tracks = {name: (i, size) for i, (name, size) in enumerate(shape.track_ids)}
+        self.pairs = [(users[u], tracks[t]) for u, t in CROSSES if u in users and t in tracks]
+        self.cross_user = nn.ModuleList(nn.Embedding(size, CROSS_DIM) for (_, size), _ in self.pairs)
+        self.cross_track = nn.ModuleList(nn.Embedding(size, CROSS_DIM) for _, (_, size) in self.pairs)
+        self.user_ids = _embeddings(shape.user_ids)
+        known_users = shape.dim + shape.user_dense + sum(_width(size) for _, size in shape.user_ids)
+        pair = 3 * shape.track_dense + CROSS_DIM * len(self.pairs) + 2
+        hidden = shape.hidden // 2
+        self.of_user = nn.Linear(known_users, hidden)
+        self.of_track = nn.Linear(shape.dim, hidden, bias=False)
+        self.of_product = nn.Linear(shape.dim, hidden, bias=False)
+        self.of_pair = nn.Linear(pair, hidden, bias=False)
+        # Batch norm is a constant once exported; a layer norm over every candidate cost half of the head's time.
+        self.norm = nn.BatchNorm1d(hidden)
+        self.rest = nn.Sequential(nn.ReLU(), Dropout(shape.dropout), nn.Linear(hidden, hidden // 2), nn.ReLU())
+        self.out = nn.Linear(hidden // 2, 1, bias=False)
+        nn.init.zeros_(self.out.weight)
+        self.scale = nn.Parameter(torch.tensor(10.0))
+        self.popularity = nn.Parameter(torch.tensor(0.0))
+        # Both are fitted on the validation fold: how far the list may leave the retrieval order (0 to 1), and
+        # the calibration sigmoid(a * logit + b), a > 0.
+        self.strength: Tensor
+        self.calibration: Tensor
+        self.register_buffer("strength", torch.tensor(1.0))
+        self.register_buffer("calibration", torch.tensor([1.0, 0.0]))
+
+    def forward(
+        self,
+        user: Tensor,
+        user_dense: Tensor,
+        user_ids: Tensor,
+        vectors: Tensor,
+        track_dense: Tensor,
+        track_ids: Tensor,
+        popularity: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """user (B, D), user_dense (B, du), user_ids (B, cu); vectors (B, N, D), the others (B, N, .) or (B, N)."""
+        base, extra = self.parts(user, user_dense, user_ids, vectors, track_dense, track_ids, popularity)
+        logit = base + self.strength * extra
+        return logit, torch.sigmoid(self.calibration[0] * logit + self.calibration[1])
+
+    def parts(
+        self,
+        user: Tensor,
+        user_dense: Tensor,
+        user_ids: Tensor,
+        vectors: Tensor,
+        track_dense: Tensor,
+        track_ids: Tensor,
+        popularity: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """The raw logit in two parts (B, N) each: the retrieval order, and what the network adds to it."""
+        of_ids = [table(user_ids[:, i]) for i, table in enumerate(self.user_ids)]
+        first = self.of_user(torch.cat([user, user_dense, *of_ids], 1)).unsqueeze(1)  # (B, 1, h)
+        weight = self.of_track.weight + self.of_product.weight * user.unsqueeze(1)  # (B, h, D)
+        first = first + vectors @ weight.transpose(1, 2)  # (B, N, h)
+        cosine = (vectors @ user.unsqueeze(2)).squeeze(2)  # (B, N)
+        prefers = user_dense[:, self.preference[0] : self.preference[1]].unsqueeze(1)  # (B, 1, dt)
+        difference = prefers - track_dense  # (B, N, dt): preference against track
+        crosses = [
+            of_user(user_ids[:, u]).unsqueeze(1) * of_track(track_ids[:, :, t])
+            for of_user, of_track, ((u, _), (t, _)) in zip(self.cross_user, self.cross_track, self.pairs, strict=True)
+        ]  # each (B, N, CROSS_DIM)
+        scalars = torch.stack([cosine, popularity], 2)  # (B, N, 2)
+        pair = torch.cat([track_dense, difference, difference.abs(), *crosses, scalars], 2)
+        wide = (first + self.of_pair(pair)).flatten(0, 1)  # (B * N, h)
+        deep = self.out(self.rest(self.norm(wide))).view_as(cosine)  # (B, N)
+        return self.scale * cosine, self.popularity * popularity + deep
+
+
+class Network(nn.Module):
+    """The three parts, trained together and exported apart."""
+
+    def __init__(self, shape: Shape, entry_features: int) -> None:
+        super().__init__()
+        self.item_tower = ItemTower(shape)
+        self.user_tower = UserTower(shape, entry_features)
+        self.head = Head(shape)

@@ -1,0 +1,213 @@
+"""Training, top to bottom: load, tune the temperature, fit with early stopping, calibrate, export."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lhydra.data.dataset import Dataset
+from lhydra.domain import I64
+from lhydra.errors import ModelError, complain
+from lhydra.histories import HISTORY_FEATURES
+from lhydra.timing import timed
+from lhydra.training import checkpoint
+from lhydra.training.config import TrainConfig
+from lhydra.training.data import TrainingData, load
+from lhydra.training.export import export
+from lhydra.training.model import Network, Shape
+from lhydra.training.step import Tensors, losses
+from lhydra.training.validate import Validation, calibrate, sample, validate
+
+TEMPERATURES = (0.1, 0.15, 0.2)  # tried, by short runs, when the setting is 0
+UNMEASURED_TEMPERATURE, UNMEASURED_STRENGTH = 0.15, 0.25  # where there is no validation fold to tune on
+Report = Callable[[dict[str, Any]], None]  # told about every epoch
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that stays the same during one training."""
+
+    data: TrainingData
+    tensors: Tensors
+    config: TrainConfig
+    users: I64  # with train plays
+    batch_size: int
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return math.ceil(len(self.users) / self.batch_size)
+
+
+@timed("train")
+def train(
+    dataset: Dataset, out: Path, config: TrainConfig, *, resume: bool = False, report: Report = lambda line: None
+) -> dict[str, Any]:
+    """Trains on `dataset` and writes the model folder `out`; returns what model.json says.
+
+    With `resume` it continues from the last whole epoch in `out`, to the same result as an uninterrupted run:
+    every epoch draws from random streams of its own.
+
+    Raises:
+        DataError: nothing to train on.
+        ModelError: `out` is something else, nothing to resume from, or the loss is not finite.
+    """
+    _claim(out, resume)
+    torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 2) // 2))
+    data = load(dataset)
+    users = np.flatnonzero(np.diff(data.train.offsets) > 0)
+    batch_size = config.batch_size or int(np.clip(len(users) // 15, 64, 512))
+    run = Run(data, Tensors.of(data), config, users, batch_size)
+    parents = {"dataset": dataset.info.source, "split": dataset.info.split}
+    last = out / "checkpoint" / "last.safetensors"
+    state: dict[str, Any] = {"epoch": 0, "best": None, "config": asdict(config), "parents": parents}
+    network, optimizer = _new(run)
+    if resume:
+        found = checkpoint.load(last, network, optimizer)
+        for name in ("config", "parents"):
+            if found[name] != json.loads(json.dumps(state[name])):
+                differs = next((k for k in state[name] if found[name].get(k) != state[name][k]), name)
+                raise ModelError(complain(last, f"another {differs}", f"a run with the same {name}"))
+        state = found
+    else:
+        state["temperature"] = config.temperature or _tune_temperature(run, report)
+    _fit(run, network, optimizer, state, out, report)
+    best = checkpoint.load(out / "checkpoint" / "best.safetensors", network)
+    calibrate(network, data, run.tensors, data.valid, config.seed)
+    quality = best["best"] or {}
+    return export(network, data, out, {"parents": parents, "config": asdict(config), "quality": quality})
+
+
+def _fit(
+    run: Run, network: Network, optimizer: torch.optim.Optimizer, state: dict[str, Any], out: Path, report: Report
+) -> None:
+    """Trains from state["epoch"] until the end of the schedule or of patience; keeps last and best checkpoints."""
+    config, folder = run.config, out / "checkpoint"
+    targets = sample(run.data.valid, config.seed)
+    _keep_lines(out / "metrics.jsonl", state["epoch"])
+    while state["epoch"] < config.epochs and not _patience_over(state, config):
+        started = time.monotonic()
+        epoch = state["epoch"] + 1
+        mean = _epoch(run, network, optimizer, epoch, config.epochs, state["temperature"])
+        line = {"epoch": epoch, "temperature": state["temperature"], **mean}
+        measured: Validation | None = None
+        if len(targets.users):
+            measured = validate(network, run.data, run.tensors, targets, config.depth)
+            line |= {"retrieval": measured.retrieval, "cascade": measured.cascade, "strength": measured.strength}
+        took_s = time.monotonic() - started
+        line |= {"took_s": round(took_s, 2), "plays_per_s": round(len(run.data.train.rows) / took_s)}
+        network.head.strength.fill_(measured.strength if measured else UNMEASURED_STRENGTH)
+        best = state["best"]
+        better = measured is None or best is None or measured.cascade["ndcg@10"] > best["cascade"]["ndcg@10"]
+        state["epoch"] = epoch
+        if better:
+            kept = asdict(measured) if measured else {}
+            state["best"] = {"epoch": epoch, **kept} if measured else None
+            checkpoint.save(folder / "best.safetensors", network, optimizer, state)
+        checkpoint.save(folder / "last.safetensors", network, optimizer, state)
+        with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        report(line | {"epochs": config.epochs, "best": bool(better)})
+
+
+def _epoch(
+    run: Run,
+    network: Network,
+    optimizer: torch.optim.Optimizer,
+    epoch: int,
+    epochs: int,
+    temperature: float,
+    with_head: bool = True,
+) -> dict[str, float]:
+    """One pass over the users; returns the mean losses. Random streams depend on seed and epoch only."""
+    config = run.config
+    torch.manual_seed(config.seed * 1_000_003 + epoch)
+    rng = np.random.default_rng([config.seed, epoch])
+    order = rng.permutation(run.users)
+    sums = np.zeros(2)
+    network.train()
+    for number in range(run.steps):
+        users = np.sort(order[number * run.batch_size : (number + 1) * run.batch_size])
+        pair = losses(network, run.data, run.tensors, users, rng, config, temperature, with_head)
+        total = pair[0] + pair[1]
+        if not torch.isfinite(total):
+            found = f"a loss of {total.item()} in epoch {epoch}"
+            raise ModelError(complain("training", found, "a finite loss; try a lower --learning-rate"))
+        done = (epoch - 1 + number / run.steps) / epochs
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * _schedule(done)
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
+        optimizer.step()
+        sums += [part.item() for part in pair]
+    return {"retrieval_loss": round(sums[0] / run.steps, 5), "head_loss": round(sums[1] / run.steps, 5)}
+
+
+def _schedule(done: float) -> float:
+    """Share of the peak learning rate after a share `done` of the schedule: linear warm-up, then cosine to 2 %."""
+    warm = 0.02
+    return max(done / warm, 0.02) if done < warm else 0.02 + 0.49 * (1 + math.cos(math.pi * done))
+
+
+@timed("train.temperature")
+def _tune_temperature(run: Run, report: Report) -> float:
+    """Returns the temperature whose short run retrieves best on the validation fold."""
+    targets = sample(run.data.valid, run.config.seed)
+    if not len(targets.users):
+        return UNMEASURED_TEMPERATURE
+    epochs = max(2, run.config.epochs // 8)
+    found: dict[float, float] = {}
+    for temperature in TEMPERATURES:
+        network, optimizer = _new(run)
+        for epoch in range(1, epochs + 1):
+            _epoch(run, network, optimizer, epoch, epochs, temperature, with_head=False)
+        measured = validate(network, run.data, run.tensors, targets, run.config.depth, with_head=False)
+        found[temperature] = measured.retrieval["ndcg@10"]
+        report({"tried_temperature": temperature, "retrieval": measured.retrieval})
+    return max(found, key=lambda temperature: found[temperature])
+
+
+def _new(run: Run) -> tuple[Network, torch.optim.Optimizer]:
+    """Returns a fresh network and its optimizer, the same for the same seed."""
+    config = run.config
+    torch.manual_seed(config.seed)
+    shape = Shape.of(run.data.spec, config.dim, config.hidden, config.dropout)
+    network = Network(shape, len(HISTORY_FEATURES))
+    head = list(network.head.parameters())
+    towers = [*network.item_tower.parameters(), *network.user_tower.parameters()]
+    groups = [
+        {"params": towers, "peak": config.learning_rate, "weight_decay": config.weight_decay},
+        {"params": head, "peak": config.head_learning_rate, "weight_decay": config.head_weight_decay},
+    ]
+    return network, torch.optim.AdamW(groups, lr=config.learning_rate)
+
+
+def _patience_over(state: dict[str, Any], config: TrainConfig) -> bool:
+    return state["best"] is not None and state["epoch"] - state["best"]["epoch"] >= config.patience
+
+
+def _claim(out: Path, resume: bool) -> None:
+    """Makes the folder. Raises ModelError when `out` holds something that is not ours to replace."""
+    expected = "a new folder, or one made by `lhydra train`"
+    if out.exists() and not out.is_dir():
+        raise ModelError(complain(out, "a file", expected))
+    ours = (out / "model.json").exists() or (out / "checkpoint").is_dir()
+    if out.is_dir() and any(out.iterdir()) and not ours:
+        raise ModelError(complain(out, "a folder with other files", expected))
+    if resume and not (out / "checkpoint" / "last.safetensors").exists():
+        raise ModelError(complain(out, "no checkpoint", "a folder with a run to resume"))
+    (out / "checkpoint").mkdir(parents=True, exist_ok=True)
+
+
+def _keep_lines(path: Path, count: int) -> None:
+    """Cuts metrics.jsonl to the epochs that the checkpoint holds."""
+    lines = path.read_text(encoding="utf-8").splitlines()[:count] if path.exists() else []
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -1,0 +1,150 @@
+"""Measuring on the validation fold: ranking by retrieval and by the head, the head's strength, its calibration."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lhydra.domain import I64
+from lhydra.evaluation.metrics import rank_metrics
+from lhydra.histories import EncodedUsers, offsets_of, spans
+from lhydra.training.data import Targets, TrainingData, select
+from lhydra.training.model import Network
+from lhydra.training.step import Tensors, embed_users, tensor
+
+MAX_USERS = 1_000  # validated; a fixed random choice of more
+BLOCK = 16_384
+STRENGTHS = (0.0, 0.1, 0.25, 0.5, 1.0)
+SHOWN = ("ndcg@10", "recall@20")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Metrics by name, the cascade at `strength`, which served best."""
+
+    retrieval: dict[str, float]
+    cascade: dict[str, float]
+    strength: float
+
+
+def sample(targets: Targets, seed: int) -> Targets:
+    """Returns the targets of at most MAX_USERS users, the same for the same seed."""
+    if len(targets.users) <= MAX_USERS:
+        return targets
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(targets.users))[:MAX_USERS])
+    starts, ends = targets.offsets[chosen], targets.offsets[chosen + 1]
+    return Targets(targets.users[chosen], offsets_of(ends - starts), targets.rows[spans(starts, ends)])
+
+
+@torch.no_grad()
+def validate(
+    network: Network, data: TrainingData, tensors: Tensors, targets: Targets, depth: int, with_head: bool = True
+) -> Validation:
+    """Ranks the whole catalogue for the users of `targets`, their train tracks left out, and measures.
+
+    The cascade reranks the `depth` best by retrieval, at the strength of the head that ranks best.
+    """
+    network.eval()
+    vectors, history = embed_tracks(network, tensors)
+    strengths = STRENGTHS if with_head else (0.0,)
+    found: list[list[I64]] = [[] for _ in range(1 + len(strengths))]
+    depth = min(depth, data.n_tracks)
+    for start in range(0, len(targets.users), 256):
+        users = targets.users[start : start + 256]
+        heard = data.train.offsets[users], data.train.offsets[users + 1]
+        encoded = data.spec.encode_users(data.profiles[users], select(data.train, users), data.tracks)
+        user = embed_users(network, encoded, history)
+        cosines = user @ vectors.T
+        owner = np.repeat(np.arange(len(users)), heard[1] - heard[0])
+        cosines[tensor(owner), tensor(data.train.rows[spans(*heard)])] = -2.0
+        best, rows = cosines.topk(depth, 1)
+        rows = rows.masked_fill(best < -1.5, -1)  # a catalogue smaller than depth runs out
+        found[0].append(rows[:, :20].numpy())
+        place = rows.clamp(min=0)
+        base, extra = _parts(network, encoded, user, vectors, tensors, place) if with_head else (best, best)
+        for i, strength in enumerate(strengths, 1):
+            logit = (base + strength * extra).masked_fill(rows < 0, float("-inf"))
+            order = logit.argsort(dim=1, descending=True, stable=True)
+            found[i].append(rows.gather(1, order)[:, :20].numpy())
+    network.train()
+    means = [
+        rank_metrics(np.concatenate(lists), targets.offsets, targets.rows, data.n_tracks).means() for lists in found
+    ]
+    shown = [{name: round(mean[name], 6) for name in SHOWN} for mean in means]
+    winner = max(range(len(strengths)), key=lambda i: (shown[i + 1]["ndcg@10"], -i))
+    return Validation(shown[0], shown[winner + 1], strengths[winner])
+
+
+@torch.no_grad()
+def embed_tracks(network: Network, tensors: Tensors) -> tuple[Tensor, Tensor]:
+    """Returns retrieval and history vectors of all tracks, in evaluation mode."""
+    blocks = [
+        network.item_tower(tensors.dense[at], tensors.ids[at], tensors.bags[at])
+        for at in (slice(start, start + BLOCK) for start in range(0, len(tensors.ids), BLOCK))
+    ]
+    vectors, history = zip(*blocks, strict=True)
+    return torch.cat(vectors), torch.cat(history)
+
+
+@torch.no_grad()
+def calibrate(network: Network, data: TrainingData, tensors: Tensors, targets: Targets, seed: int) -> None:
+    """Fits the head's calibration by logistic regression (Platt 1999) on the validation fold.
+
+    Rule: for every validation play one uniformly random track that the user has not heard. Without validation
+    plays the calibration stays as it is.
+    """
+    if not len(targets.rows):
+        return
+    network.eval()
+    rng = np.random.default_rng([seed, 1])
+    vectors, history = embed_tracks(network, tensors)
+    logits: list[Tensor] = []
+    for i, user in enumerate(targets.users):
+        wanted = targets.rows[targets.offsets[i] : targets.offsets[i + 1]]
+        heard = data.train.rows[data.train.offsets[user] : data.train.offsets[user + 1]]
+        free = np.setdiff1d(rng.integers(0, data.n_tracks, 4 * len(wanted) + 16), np.union1d(heard, wanted))
+        others = rng.permutation(free)[: len(wanted)]
+        chosen = tensor(np.concatenate([wanted[: len(others)], others]))[None]
+        encoded = data.spec.encode_users(data.profiles[[user]], select(data.train, np.array([user])), data.tracks)
+        own = embed_users(network, encoded, history)
+        base, extra = _parts(network, encoded, own, vectors, tensors, chosen)
+        logits.append((base + network.head.strength * extra)[0].reshape(2, -1))
+    positive, negative = torch.cat(logits, 1).double().numpy()
+    if not len(positive):  # every user has heard the whole catalogue: there is nothing to tell plays from
+        return
+    a, b = platt(np.concatenate([positive, negative]), np.arange(2 * len(positive)) < len(positive))
+    network.head.calibration.copy_(torch.tensor([a, b]))
+    network.train()
+
+
+def platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Returns (a, b), a > 0, of the logistic regression sigmoid(a * logit + b), by Newton's method."""
+    mean, scale = float(logits.mean()), float(logits.std()) or 1.0
+    x = np.stack([(logits - mean) / scale, np.ones(len(logits))], 1)
+    weights = np.array([1.0, 0.0])
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))
+        gradient = x.T @ (p - labels) + 1e-3 * weights  # a little ridge: separable data stay finite
+        hessian = (x * (p * (1 - p))[:, None]).T @ x + 1e-3 * np.eye(2)
+        move = np.linalg.solve(hessian, gradient)
+        weights -= move
+        if np.abs(move).max() < 1e-9:
+            break
+    a = max(float(weights[0]), 1e-3) / scale
+    return a, float(weights[1]) - a * mean
+
+
+def _parts(
+    network: Network, encoded: EncodedUsers, user: Tensor, vectors: Tensor, tensors: Tensors, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The head's logits of `rows` (B, N) in two parts: base + strength * extra."""
+    return network.head.parts(
+        user,
+        tensor(encoded.dense),
+        tensor(encoded.ids),
+        vectors[rows],
+        tensors.dense[rows],
+        tensors.ids[rows],
+        tensors.popularity(tensors.listeners)[rows],
+    )

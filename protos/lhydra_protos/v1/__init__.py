@@ -1,0 +1,1 @@
+"""The wire contract of Lhydra: the .proto files and the code generated from them."""

@@ -1,0 +1,1 @@
+"""The gRPC server: a supervisor and its workers around the core recommender."""

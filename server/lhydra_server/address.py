@@ -1,0 +1,94 @@
+"""The address that all workers of a server share: holding it, and leaving it without dropping a call."""
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from types import TracebackType
+
+from lhydra.errors import ConfigError, PortInUse, complain
+
+
+class Reservation:
+    """Holds a port for workers that bind it with SO_REUSEPORT, as long as the context lasts.
+
+    A shared port can be bound by anybody's second server without an error, so it is first asked for alone.
+    The socket that holds it never listens: it takes no connections.
+
+    Raises:
+        PortInUse: somebody listens there already, or holds it.
+        ConfigError: not an address of this machine, or one that may not be used.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        try:
+            info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        except (socket.gaierror, UnicodeError) as error:
+            raise ConfigError(complain("--host", f"{host} ({error})", "an address of this machine")) from None
+        family, kind, _, _, place = info[0]
+        try:
+            if port:
+                with socket.socket(family, kind) as alone:
+                    alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # old connections do not count
+                    alone.bind(place)
+            self._held = socket.socket(family, kind)
+            self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            self._held.bind(place)
+        except OSError as error:
+            thing = f"address {host}:{port}"
+            if error.errno == errno.EADDRINUSE:
+                raise PortInUse(complain(thing, "the port in use", "a free port, or --port 0")) from None
+            raise ConfigError(complain(thing, str(error.strerror), "an address this process may listen on")) from None
+        name, self.port = self._held.getsockname()[:2]
+        self.address = f"[{name}]:{self.port}" if family == socket.AF_INET6 else f"{name}:{self.port}"
+
+    def __enter__(self) -> "Reservation":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._held.close()
+
+
+def stop_listening(port: int) -> None:
+    """Lets the other workers have all new connections to `port`; those this process has stay as they are.
+
+    gRPC can only stop listening and stop answering in one step, and a call that arrives between that step and
+    the client's learning of it fails. So the listening socket is shut beneath it.
+    """
+    for opened in _sockets(port):
+        if opened.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            opened.shutdown(socket.SHUT_RDWR)
+
+
+def count_connections(port: int) -> int:
+    """Returns how many clients are connected to `port` of this process; 0 where the system cannot tell."""
+    return sum(_is_connected(opened) for opened in _sockets(port))
+
+
+def _sockets(port: int) -> Iterator[socket.socket]:
+    """The sockets of this process on a local port, as duplicates that are closed when the next one is asked for."""
+    try:
+        descriptors = [int(name) for name in os.listdir("/proc/self/fd")]
+    except OSError:  # not Linux
+        return
+    for descriptor in descriptors:
+        try:
+            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                continue
+            opened = socket.socket(fileno=os.dup(descriptor))
+        except OSError:  # closed meanwhile
+            continue
+        with opened:
+            if opened.family in (socket.AF_INET, socket.AF_INET6) and opened.getsockname()[1] == port:
+                yield opened
+
+
+def _is_connected(opened: socket.socket) -> bool:
+    try:
+        opened.getpeername()
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,78 @@
+"""The gRPC side of a worker: one server with the API, health and reflection, bound to a shared port."""
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from lhydra_protos.v1 import recommender_pb2 as pb
+from lhydra_server.address import count_connections, stop_listening
+from lhydra_server.interceptors import refused_stream, unary
+from lhydra_server.service import RecommenderService
+
+SERVICE = pb.DESCRIPTOR.services_by_name["Recommender"].full_name
+THREADS = 4  # the heavy steps release the interpreter lock; more threads would only wait in line
+MAX_REQUEST_BYTES = 2**20
+
+
+class Listener:
+    """A bound gRPC server. NOT_SERVING until `start`, and again from `drain` on.
+
+    address: HOST:PORT. max_in_flight: calls running or waiting for a thread; more get RESOURCE_EXHAUSTED at once.
+    connection_age_s: how long a client keeps a connection (± 10 %); at its end gRPC opens another one, to any of
+    the workers, without a call noticing. Raises RuntimeError when the address cannot be bound.
+    """
+
+    def __init__(
+        self, service: RecommenderService, address: str, *, max_in_flight: int, connection_age_s: float = 5.0
+    ) -> None:
+        self._connection_age_s = connection_age_s
+        methods = {
+            "Recommend": unary("Recommend", pb.RecommendRequest, service.Recommend),
+            "SimilarTracks": unary("SimilarTracks", pb.SimilarTracksRequest, service.SimilarTracks),
+            "RecordPlays": unary("RecordPlays", pb.RecordPlaysRequest, service.RecordPlays),
+            "Explain": unary("Explain", pb.ExplainRequest, service.Explain),
+            "RecommendMany": refused_stream("RecommendMany"),
+            "GetStatus": unary("GetStatus", pb.GetStatusRequest, service.GetStatus),
+        }
+        self._server = grpc.server(
+            ThreadPoolExecutor(THREADS, thread_name_prefix="call"),
+            handlers=[grpc.method_handlers_generic_handler(SERVICE, methods)],
+            options=[
+                ("grpc.so_reuseport", 1),
+                ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+                ("grpc.max_connection_age_ms", int(connection_age_s * 1000)),
+            ],
+            maximum_concurrent_rpcs=max_in_flight,
+        )
+        self._health = health.HealthServicer()
+        for name in ("", SERVICE):
+            self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        self.port = self._server.add_insecure_port(address)
+
+    def start(self) -> None:
+        """Begins to answer, and says so."""
+        self._server.start()
+        for name in ("", SERVICE):
+            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+
+    def drain(self, notice_s: float = 0.0) -> None:
+        """Leaves without failing a call; returns when no client is connected any more, or when all had to go.
+
+        Health says NOT_SERVING at once, then there are `notice_s` for whoever watches it, then new connections
+        go to other workers. Those that are here end by age; until then they are answered as before.
+        """
+        self._health.enter_graceful_shutdown()
+        time.sleep(notice_s)
+        stop_listening(self.port)
+        last_s = time.monotonic() + 1.1 * self._connection_age_s + 1
+        while count_connections(self.port) and time.monotonic() < last_s:
+            time.sleep(0.05)
+
+    def stop(self, grace_s: float) -> None:
+        """Takes no more calls and returns when those in progress are answered, after at most `grace_s`."""
+        self._server.stop(grace_s).wait()

@@ -1,0 +1,83 @@
+"""Settings of `lhydra serve`, and what the supervisor tells a worker."""
+
+import json
+from dataclasses import asdict, dataclass
+
+from lhydra.config import setting
+from lhydra.errors import ConfigError, complain
+
+MAX_DEPTH = 10_000
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """Flags, YAML section `serve` and environment LHYDRA_SERVE_… in one."""
+
+    host: str = setting("127.0.0.1", "address to listen on")
+    port: int = setting(50051, "port to listen on; 0 picks a free one")
+    workers: int = setting(0, "worker processes; 0 means one per core")
+    users: str | None = setting(None, "user store, lmdb:PATH; by default the one inside STORE")
+    users_sync_s: float = setting(1.0, "recorded plays reach the disk at most so long after; 0 means at once")
+    depth: int = setting(0, "candidates to rerank per request; 0 means the recommender's own")
+    max_k: int = setting(1000, "largest k a request may ask for")
+    max_in_flight: int = setting(32, "requests a worker takes at a time; more are refused at once")
+    connection_age_s: float = setting(5.0, "clients renew their connections so often; a leaving worker waits as long")
+
+    def check(self) -> None:
+        """Raises ConfigError for a value out of range."""
+        ranges = {
+            "port": (0, 65_535),
+            "workers": (0, 1_024),
+            "users_sync_s": (0, 3_600),
+            "depth": (0, MAX_DEPTH),
+            "max_k": (1, MAX_DEPTH),
+            "max_in_flight": (1, 100_000),
+            "connection_age_s": (0.1, 300),
+        }
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(complain("--" + name.replace("_", "-"), value, f"{low} to {high}"))
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What one worker needs to know; travels as one line of JSON over its stdin."""
+
+    store: str
+    bundle_id: str
+    address: str  # HOST:PORT, [HOST]:PORT for IPv6
+    users: str | None = None
+    users_sync_s: float = 1.0
+    depth: int = 0
+    max_k: int = 1000
+    max_in_flight: int = 32
+    connection_age_s: float = 5.0
+    log_level: str = "info"
+
+    def to_json(self) -> str:
+        """Returns the settings on one line."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> "WorkerSettings":
+        """Returns what `to_json` wrote."""
+        return cls(**json.loads(line))
+
+
+@dataclass(frozen=True)
+class FleetStatus:
+    """What only the supervisor knows and GetStatus tells; travels like `WorkerSettings`, whenever it changes."""
+
+    workers: int = 0  # that serve now
+    current_bundle_id: str = ""  # what the store calls CURRENT
+    swap_error: str = ""  # why CURRENT is not being served
+
+    def to_json(self) -> str:
+        """Returns the status on one line."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> "FleetStatus":
+        """Returns what `to_json` wrote."""
+        return cls(**json.loads(line))

@@ -1,0 +1,33 @@
+"""The one table from Lhydra's errors to gRPC status codes."""
+
+from grpc import StatusCode
+
+from lhydra import errors
+
+CODES: dict[type[errors.LhydraError], StatusCode] = {
+    errors.InvalidRequest: StatusCode.INVALID_ARGUMENT,
+    errors.Unsupported: StatusCode.UNIMPLEMENTED,
+    errors.Overloaded: StatusCode.RESOURCE_EXHAUSTED,
+    errors.NotReady: StatusCode.UNAVAILABLE,
+    errors.DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
+    errors.LhydraError: StatusCode.INTERNAL,
+    errors.ConfigError: StatusCode.INTERNAL,
+    errors.DataError: StatusCode.INTERNAL,
+    errors.FeatureError: StatusCode.INTERNAL,
+    errors.ModelError: StatusCode.INTERNAL,
+    errors.BundleError: StatusCode.INTERNAL,
+    errors.BundleMissing: StatusCode.INTERNAL,
+    errors.BundleCorrupt: StatusCode.INTERNAL,
+    errors.BundleMismatch: StatusCode.INTERNAL,
+    errors.UserStoreError: StatusCode.INTERNAL,
+    errors.MissingExtra: StatusCode.INTERNAL,
+    errors.PortInUse: StatusCode.INTERNAL,
+}
+
+
+def status_of(error: Exception, request_id: str) -> tuple[StatusCode, str]:
+    """Returns the status code and text that a caller sees; of an internal error, only the request id leaves."""
+    code = CODES.get(type(error), StatusCode.INTERNAL) if isinstance(error, errors.LhydraError) else StatusCode.INTERNAL
+    if code is StatusCode.INTERNAL:
+        return code, f"internal error, request id {request_id}"
+    return code, str(error)

@@ -1,0 +1,87 @@
+"""A worker process as the supervisor sees it: spawned (never forked loaded), told, listened to, ended."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from lhydra_server.config import FleetStatus, WorkerSettings
+
+COMMAND = (sys.executable, "-P", "-m", "lhydra_server.worker")
+_ENVIRONMENT = {  # one thread budget per worker: must be in the environment before the libraries load
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+}
+
+
+class WorkerProcess:
+    """One worker. `look` brings `ready`, `ended` and `error` up to date; `report` is the pipe it will report on."""
+
+    def __init__(self, command: Sequence[str], settings: WorkerSettings) -> None:
+        environment = {"GRPC_VERBOSITY": "NONE"} | os.environ | _ENVIRONMENT
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, bufsize=0
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._orders, self._reports = self._process.stdin, self._process.stdout
+        os.set_blocking(self._orders.fileno(), False)  # a stuck worker must not stop its supervisor
+        os.set_blocking(self._reports.fileno(), False)
+        self._started_s = time.monotonic()
+        self._stopped_s: float | None = None
+        self._told = FleetStatus()
+        self.pid = self._process.pid
+        self.report: int | None = self._reports.fileno()
+        self.ready = self.ended = False
+        self.error = ""
+        self._write(settings.to_json())
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it was started."""
+        return time.monotonic() - self._started_s
+
+    def look(self) -> None:
+        """Takes in what happened since the last look."""
+        code = self._process.poll()  # before the report is read: what it wrote last must not be missed
+        if self.report is not None:
+            try:
+                line = os.read(self.report, 65_536)  # one short write, so one read
+            except BlockingIOError:
+                line = None
+            if line is not None:
+                self.error = str(json.loads(line)["error"]) if line else self.error
+                self.ready = bool(line) and not self.error
+                self.report = None
+        if code is not None and not self.ended:
+            self.ended, self.ready, self.report = True, False, None
+            how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            self.error = self.error or f"worker {self.pid} ended with {how}"
+            self._orders.close()
+            self._reports.close()
+
+    def tell(self, status: FleetStatus) -> None:
+        """Tells the worker how the fleet is, when that is new to it."""
+        if status != self._told and not self.ended:
+            self._told = status
+            self._write(status.to_json())
+
+    def stop(self) -> None:
+        """Tells the worker to drain and end."""
+        self._stopped_s = time.monotonic()
+        self._process.terminate()
+
+    def finished(self, most_s: float) -> bool:
+        """Whether a stopped worker has ended; one that takes longer than `most_s` is killed."""
+        self.look()
+        if not self.ended and self._stopped_s is not None and time.monotonic() - self._stopped_s > most_s:
+            self._process.kill()
+        return self.ended
+
+    def _write(self, line: str) -> None:
+        with contextlib.suppress(BrokenPipeError, BlockingIOError):
+            os.write(self._orders.fileno(), line.encode() + b"\n")

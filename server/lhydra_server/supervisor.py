@@ -1,0 +1,238 @@
+"""The supervisor: spawns workers on one port, watches CURRENT, moves to a new bundle, replaces dead workers.
+
+A set of workers is called a fleet. A new bundle gets a new fleet beside the serving one; when all of it is
+ready the serving one is drained, and when any of it fails it is ended and the serving one stays.
+"""
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from lhydra.bundle import current_bundle_id
+from lhydra.errors import LhydraError
+from lhydra_server.address import Reservation
+from lhydra_server.config import FleetStatus, ServeSettings, WorkerSettings
+from lhydra_server.processes import COMMAND, WorkerProcess
+
+TICK_S = 0.2  # how often CURRENT is looked at; everything else wakes the loop
+STOP_S = 15.0  # beyond the age of its connections: a worker that takes longer to drain is killed
+STABLE_S = 10.0  # a worker that lived so long died of something new: no backoff
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class Backoff:
+    """When to try again after failures: 0.1 s doubling to 30 s."""
+
+    delay_s: float = 0.0
+    due_s: float = 0.0  # on the monotonic clock
+
+    def failed(self) -> None:
+        """Puts the next try off, for twice as long as the last time."""
+        self.delay_s = min(max(self.delay_s * 2, 0.1), 30.0)
+        self.due_s = time.monotonic() + self.delay_s
+
+    @property
+    def over(self) -> bool:
+        """Whether it is time to try."""
+        return time.monotonic() >= self.due_s
+
+
+@dataclass
+class Fleet:
+    """The workers on one bundle."""
+
+    bundle_id: str
+    workers: list[WorkerProcess] = field(default_factory=list)
+    backoff: Backoff = field(default_factory=Backoff)
+    started_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def n_ready(self) -> int:
+        """How many workers serve."""
+        return sum(worker.ready and not worker.ended for worker in self.workers)
+
+
+class Supervisor:
+    """Serves the CURRENT bundle of a store until SIGTERM or SIGINT."""
+
+    def __init__(
+        self, store: Path, settings: ServeSettings, *, log_level: str = "info", command: Sequence[str] = COMMAND
+    ) -> None:
+        self._store, self._settings, self._log_level, self._command = store, settings, log_level, command
+        self._stop_s = settings.connection_age_s + STOP_S
+        self._n_workers = settings.workers or _cores()
+        self._serving: Fleet | None = None
+        self._coming: Fleet | None = None
+        self._leaving: list[WorkerProcess] = []
+        self._refused = ""  # the bundle that could not be served, tried again when CURRENT changes or time has passed
+        self._retry = Backoff()
+        self._current, self._swap_error = "", ""
+        self._signals = 0
+        self._woken, self._wake = os.pipe()
+
+    def run(self) -> int:
+        """Serves until told to stop; returns the exit code.
+
+        Raises:
+            LhydraError: the first fleet cannot serve: no bundle, a bad one, port in use.
+        """
+        self._current = current_bundle_id(self._store)
+        with Reservation(self._settings.host, self._settings.port) as reservation:
+            self._address = reservation.address
+            self._listen_to_signals()
+            try:
+                self._coming = self._spawn(self._current)
+                while not self._signals:
+                    self._tick()
+                    self._sleep(TICK_S)
+            finally:
+                self._stop()
+        return 0
+
+    def _tick(self) -> None:
+        for worker in self._all_workers():
+            worker.look()
+        self._keep_serving()
+        self._watch_coming()
+        self._watch_current()
+        self._leaving = [worker for worker in self._leaving if not worker.finished(self._stop_s)]
+        n_ready = self._serving.n_ready if self._serving else 0
+        for worker in self._all_workers():
+            worker.tell(FleetStatus(n_ready, self._current, self._swap_error))
+
+    def _keep_serving(self) -> None:
+        """Replaces workers of the serving fleet that died."""
+        fleet = self._serving
+        if fleet is None:
+            return
+        for worker in [worker for worker in fleet.workers if worker.ended]:
+            fleet.workers.remove(worker)
+            if worker.age_s > STABLE_S:
+                fleet.backoff = Backoff()
+            fleet.backoff.failed()
+            _log.error("worker died: %s", worker.error, extra={"pid": worker.pid, "bundle": fleet.bundle_id})
+        if len(fleet.workers) < self._n_workers and fleet.backoff.over:
+            fleet.workers += self._spawn(fleet.bundle_id, self._n_workers - len(fleet.workers)).workers
+
+    def _watch_coming(self) -> None:
+        """Moves to the coming fleet when all of it is ready; gives it up when any of it failed."""
+        fleet = self._coming
+        if fleet is None:
+            return
+        failed = next((worker for worker in fleet.workers if worker.ended or worker.error), None)
+        if failed is not None:
+            if self._serving is None:
+                raise LhydraError(failed.error)
+            self._refused, self._swap_error = fleet.bundle_id, failed.error
+            self._retry.failed()
+            _log.error("swap failed: %s", failed.error, extra={"bundle": fleet.bundle_id})
+            self._give_up_coming()
+        elif fleet.n_ready == self._n_workers:
+            took_ms = round((time.monotonic() - fleet.started_s) * 1e3)
+            if self._serving is None:
+                host, port = self._settings.host, self._address.rpartition(":")[2]
+                print(f"serving bundle {fleet.bundle_id} on {host}:{port} with {self._n_workers} workers", flush=True)
+            else:
+                self._dismiss(self._serving.workers)
+            _log.info("serving", extra={"bundle": fleet.bundle_id, "workers": self._n_workers, "took_ms": took_ms})
+            self._serving, self._coming = fleet, None
+            self._refused, self._swap_error, self._retry = "", "", Backoff()
+
+    def _watch_current(self) -> None:
+        """Starts a fleet on CURRENT when that is not what is served or tried already."""
+        if self._serving is None:
+            return
+        try:
+            self._current = current_bundle_id(self._store)
+        except (LhydraError, OSError) as error:
+            if self._swap_error != str(error):
+                _log.error("CURRENT cannot be read: %s", error)
+            self._current, self._swap_error = "", str(error)
+            self._give_up_coming()
+            return
+        if self._current == self._serving.bundle_id:
+            self._give_up_coming()
+            self._refused, self._swap_error, self._retry = "", "", Backoff()
+            return
+        under_way = self._coming is not None and self._coming.bundle_id == self._current
+        too_early = self._current == self._refused and not self._retry.over
+        if not under_way and not too_early:
+            self._give_up_coming()
+            _log.info("swap begins", extra={"bundle": self._current, "from": self._serving.bundle_id})
+            self._coming = self._spawn(self._current)
+
+    def _give_up_coming(self) -> None:
+        if self._coming is not None:
+            self._dismiss(self._coming.workers)
+            self._coming = None
+
+    def _dismiss(self, workers: list[WorkerProcess]) -> None:
+        for worker in workers:
+            worker.stop()
+        self._leaving += workers
+
+    def _spawn(self, bundle_id: str, n_workers: int | None = None) -> Fleet:
+        settings = WorkerSettings(
+            store=str(self._store),
+            bundle_id=bundle_id,
+            address=self._address,
+            users=self._settings.users,
+            users_sync_s=self._settings.users_sync_s,
+            depth=self._settings.depth,
+            max_k=self._settings.max_k,
+            max_in_flight=self._settings.max_in_flight,
+            connection_age_s=self._settings.connection_age_s,
+            log_level=self._log_level,
+        )
+        count = self._n_workers if n_workers is None else n_workers
+        return Fleet(bundle_id, [WorkerProcess(self._command, settings) for _ in range(count)])
+
+    def _all_workers(self) -> list[WorkerProcess]:
+        fleets = [fleet for fleet in (self._serving, self._coming) if fleet is not None]
+        return [worker for fleet in fleets for worker in fleet.workers] + self._leaving
+
+    def _listen_to_signals(self) -> None:
+        os.set_blocking(self._wake, False)
+        os.set_blocking(self._woken, False)
+        signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)  # the byte it writes wakes the loop
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._signals += 1
+
+    def _sleep(self, most_s: float) -> None:
+        """Returns when a signal or a report has arrived, or after `most_s`."""
+        reports = [worker.report for worker in self._all_workers() if worker.report is not None]
+        select.select([self._woken, *reports], [], [], most_s)
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._woken, 4096)
+
+    def _stop(self) -> None:
+        """Drains every worker; a second signal kills them."""
+        if self._signals:
+            _log.info("draining")
+        self._give_up_coming()
+        if self._serving is not None:
+            self._dismiss(self._serving.workers)
+            self._serving = None
+        n_signals = self._signals
+        while self._leaving:
+            most_s = self._stop_s if self._signals == n_signals else 0.0
+            self._leaving = [worker for worker in self._leaving if not worker.finished(most_s)]
+            if self._leaving:
+                self._sleep(TICK_S)
+
+
+def _cores() -> int:
+    """Cores this process may use, where the system can tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,122 @@
+"""One worker process: opens a bundle, serves it until told to stop. Started by the supervisor, not by hand.
+
+stdin   one line of WorkerSettings, then a line of FleetStatus whenever it changes; its end means that the
+        supervisor is gone, and stops the worker.
+stdout  one line when ready, or when that has failed: {"error": ""} or {"error": "why"}.
+stderr  logs.
+"""
+
+import gc
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from logging.handlers import MemoryHandler
+from pathlib import Path
+
+from lhydra import logs
+from lhydra.bundle import Bundle
+from lhydra.errors import LhydraError
+from lhydra.recommender import Recommender
+from lhydra.timing import timed
+from lhydra.users import open_users
+from lhydra_server.app import Listener
+from lhydra_server.config import FleetStatus, WorkerSettings
+from lhydra_server.service import RecommenderService, Served
+
+NOTICE_S = 0.3  # between NOT_SERVING and leaving: whoever watches health has moved on by then
+GRACE_S = 5.0  # for calls in progress
+_log = logging.getLogger(__name__)
+
+
+def open_served(settings: WorkerSettings) -> Served:
+    """Returns the bundle of these settings, verified and warm. Raises BundleError."""
+    bundle = Bundle.open(Path(settings.store), settings.bundle_id)
+    recommender = Recommender(bundle, settings.depth)
+    recommender.warm_up()
+    manifest = bundle.manifest
+    assert manifest is not None  # what lies in a store has one
+    return Served(bundle.bundle_id, manifest.model_id, manifest.dim, manifest.recipe, recommender, bundle.catalog)
+
+
+def run(load: Callable[[WorkerSettings], Served] = open_served) -> int:
+    """Serves what `load` returns until SIGTERM or the end of stdin; returns the exit code."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the supervisor decides
+    report = os.dup(1)
+    os.dup2(2, 1)  # whatever prints must not look like a report
+    woken, wake = os.pipe()  # a signal handler may write to a pipe; it may not touch a lock
+    lines = _lines(0)
+    settings = WorkerSettings.from_json(next(lines))
+    logs.configure(settings.log_level, as_json=True)
+    fleet = FleetStatus()
+    try:
+        with _held_logs(), timed("worker.start"):
+            served = load(settings)
+            users = open_users(settings.users, Path(settings.store), sync_s=settings.users_sync_s)
+            listener = Listener(
+                RecommenderService(served, users, max_k=settings.max_k, fleet=lambda: fleet),
+                settings.address,
+                max_in_flight=settings.max_in_flight,
+                connection_age_s=settings.connection_age_s,
+            )
+            gc.collect()
+            gc.freeze()  # what is loaded stays: the collector need not walk through it again
+            signal.signal(signal.SIGTERM, lambda number, frame: os.write(wake, b"."))
+            listener.start()
+    except Exception as error:
+        if not isinstance(error, LhydraError):
+            _log.exception("worker cannot start")
+        _report(report, " ".join(str(error).split()) or type(error).__name__)
+        return 1
+
+    def listen() -> None:
+        nonlocal fleet
+        for line in lines:
+            fleet = FleetStatus.from_json(line)
+        os.write(wake, b".")
+
+    threading.Thread(target=listen, name="supervisor", daemon=True).start()
+    _report(report, "")
+    os.read(woken, 1)
+    listener.drain(NOTICE_S)
+    listener.stop(GRACE_S)
+    users.close()
+    return 0
+
+
+@contextmanager
+def _held_logs() -> Iterator[None]:
+    """Drops the logs of the block if it raises: a start that fails is one line, which the supervisor prints."""
+    root = logging.getLogger()
+    handlers = root.handlers[:]
+    held = MemoryHandler(10_000, flushLevel=logging.CRITICAL, target=handlers[0], flushOnClose=False)
+    root.handlers[:] = [held]
+    try:
+        yield
+        held.flush()
+    finally:
+        root.handlers[:] = handlers
+
+
+def _report(descriptor: int, error: str) -> None:
+    try:
+        os.write(descriptor, json.dumps({"error": error}).encode() + b"\n")
+    except BrokenPipeError:
+        _log.warning("the supervisor is gone")  # stdin says so too
+    os.close(descriptor)
+
+
+def _lines(descriptor: int) -> Iterator[str]:
+    """Lines as they come; unbuffered, so that a thread left waiting here cannot disturb the exit."""
+    pending = b""
+    while chunk := os.read(descriptor, 65_536):
+        *whole, pending = (pending + chunk).split(b"\n")
+        yield from (line.decode() for line in whole)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -1,0 +1,56 @@
+"""What many tests share: one tiny world, trained for real once per session, published, its users loaded."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lhydra import embedding
+from lhydra.bundle import Bundle
+from lhydra.data.dataset import Dataset, user_states
+from lhydra.data.prepare import prepare
+from lhydra.data.settings import PrepareSettings
+from lhydra.data.synth import write_world
+from lhydra.model import Model
+from lhydra.training.config import TrainConfig
+from lhydra.training.train import train
+from lhydra.users import open_users
+from lhydra_index_builder.build import rebuild
+from lhydra_index_builder.config import RebuildConfig
+
+TINY_TRAINING = TrainConfig(epochs=4, dim=32, hidden=32, temperature=0.15, threads=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """A prepared synthetic world: 300 users, 400 tracks, 12,000 plays, split by time."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_world(folder / "source", users=300, tracks=400, plays=12_000, seed=7)
+    prepare(folder / "source", folder / "dataset", PrepareSettings())
+    return Dataset.open(folder / "dataset")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_dataset: Dataset) -> Path:
+    """A model trained on the tiny dataset for a few epochs."""
+    folder = tiny_dataset.path.parent / "model"
+    train(tiny_dataset, folder, TINY_TRAINING)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tiny_dataset: Dataset, tiny_model: Path) -> Path:
+    """A store with two bundles, the newer one CURRENT, and every user loaded; dataset and model lie beside it."""
+    store = tiny_dataset.path.parent / "store"
+    for seed in (0, 1):
+        rebuild(tiny_model, tiny_dataset, store, replace(RebuildConfig(recall_users=50), seed=seed))
+    users = open_users(None, store)
+    users.load(user_states(tiny_dataset, "now"))
+    users.close()
+    return store
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_dataset: Dataset, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """The tiny model over the tiny dataset's tracks, never published."""
+    return embedding.unpublished_bundle(Model.open(tiny_model), tiny_dataset, tmp_path_factory.mktemp("catalog"))

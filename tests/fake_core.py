@@ -1,0 +1,90 @@
+"""A small catalogue and a recommender without a model: the server's laws are tested against it exactly."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lhydra.domain import (
+    F32,
+    I64,
+    STAGES,
+    Hashes,
+    Query,
+    Recommendation,
+    Tier,
+    UserState,
+    track_hashes,
+)
+from lhydra_server.service import Served
+
+HALF = np.float32(0.5)
+
+
+class FakeCatalog:
+    """n tracks `t000`, `t001`, …; every third has no title and no artist."""
+
+    def __init__(self, n: int) -> None:
+        self.ids = [f"t{i:03}" for i in range(n)]
+        self._row_of = {track: row for row, track in enumerate(track_hashes(self.ids).tolist())}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def track_ids(self, rows: I64) -> list[str]:
+        return [self.ids[row] for row in rows]
+
+    def titles(self, rows: I64) -> list[str]:
+        return [f"Title {row}" if row % 3 else "" for row in rows]
+
+    def artists(self, rows: I64) -> list[str]:
+        return [f"Artist {row % 7}" if row % 3 else "" for row in rows]
+
+    def rows(self, hashes: Hashes) -> I64:
+        return np.array([self._row_of.get(track, -1) for track in hashes.tolist()], np.int64)
+
+
+@dataclass
+class FakeRecommender:
+    """Scores by (7 · row) mod 10, so that many tie; remembers queries; `between` runs between stages."""
+
+    catalog: FakeCatalog
+    depth: int = 300
+    queries: list[Query] = field(default_factory=list)
+    between: Callable[[Callable[[], None]], None] = lambda check: None
+
+    def recommend(self, query: Query, check: Callable[[], None] = lambda: None) -> Recommendation:
+        self.queries.append(query)
+        self.between(check)
+        check()
+        rows = np.arange(len(self.catalog))
+        rows = rows[~np.isin(track_hashes(self.catalog.ids), query.exclude)]
+        scores: F32 = ((7 * rows) % 10 / 10).astype(np.float32)
+        best = rows[np.lexsort((rows, -scores))][: query.k]  # row order is id order here
+        chosen = scores[np.searchsorted(rows, best)]
+        stage_us = {stage: 10 for stage in STAGES if stage != "lookup"}
+        return Recommendation(
+            best, chosen, chosen + chosen, chosen * HALF, best, chosen * HALF, tier_of(query), stage_us
+        )
+
+
+def tier_of(query: Query) -> Tier:
+    """Returns the tier that the design gives to such a query."""
+    state: UserState = query.state
+    if query.known:
+        return Tier.PERSONAL
+    if len(state.history):
+        return Tier.HISTORY
+    return Tier.SEGMENT if state.profile else Tier.POPULAR
+
+
+def served(bundle_id: str = "b-1", n: int = 100) -> Served:
+    """Returns a fake bundle in the form the service takes."""
+    catalog = FakeCatalog(n)
+    return Served(bundle_id, "m-1", 8, "Flat", FakeRecommender(catalog), catalog)
+
+
+def expected_ids(n: int, k: int, without: set[str] | frozenset[str] = frozenset()) -> list[str]:
+    """Returns what the fake recommends, worked out in plain Python."""
+    ids = [i for i in range(n) if f"t{i:03}" not in without]
+    return [f"t{i:03}" for i in sorted(ids, key=lambda i: (-((7 * i) % 10), i))][:k]

@@ -1,0 +1,88 @@
+"""A real gRPC server whose answers the tests set: for the client and for the benchmark."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+
+from lhydra_protos.v1 import recommender_pb2 as pb
+from lhydra_protos.v1.recommender_pb2_grpc import RecommenderServicer, add_RecommenderServicer_to_server
+
+Before = Callable[[Any, grpc.ServicerContext], None]
+
+STAGES = {"lookup": 40, "encode": 15, "embed": 120, "retrieve": 300, "exclude": 5, "rerank": 400, "select": 20}
+TRACKS = (
+    pb.ScoredTrack(track_id="t1", score=0.75, retrieval_score=0.5, title="Blue Hour", artist="Ana Sol"),
+    pb.ScoredTrack(track_id="t2", score=0.5, retrieval_score=-0.25, title="雨の夜", artist="東京\x1b[2J"),
+    pb.ScoredTrack(track_id="t3", score=0.25, retrieval_score=0.125),
+)
+
+
+def reply() -> pb.RecommendResponse:
+    """Returns what the fake answers to Recommend and SimilarTracks."""
+    return pb.RecommendResponse(
+        tracks=TRACKS,
+        bundle_id="b-1",
+        tier=pb.TIER_HISTORY,
+        degraded=["slow store"],
+        stages=[pb.Stage(name=name, took_us=took_us) for name, took_us in STAGES.items()],
+        request_id="r-7",
+    )
+
+
+class FakeRecommender(RecommenderServicer):
+    """Keeps every request in `seen` and answers with `reply` and the like, after `before(request, context)`."""
+
+    def __init__(self, before: Before = lambda request, context: None) -> None:
+        self.before = before
+        self.seen: list[Any] = []
+        self.reply = reply()
+
+    def _take(self, request: Any, context: grpc.ServicerContext) -> None:
+        self.seen.append(request)
+        self.before(request, context)
+
+    def Recommend(self, request: pb.RecommendRequest, context: Any) -> pb.RecommendResponse:
+        self._take(request, context)
+        return self.reply
+
+    def SimilarTracks(self, request: pb.SimilarTracksRequest, context: Any) -> pb.RecommendResponse:
+        self._take(request, context)
+        return self.reply
+
+    def RecordPlays(self, request: pb.RecordPlaysRequest, context: Any) -> pb.RecordPlaysResponse:
+        self._take(request, context)
+        return pb.RecordPlaysResponse(recorded=len(request.plays), duplicates=0, unknown_tracks=1)
+
+    def Explain(self, request: pb.ExplainRequest, context: Any) -> pb.ExplainResponse:
+        self._take(request, context)
+        return pb.ExplainResponse(bundle_id="b-1", tier=pb.TIER_PERSONAL, stopped_at="exclude", reasons=["heard"])
+
+    def RecommendMany(self, request_iterator: Any, context: Any) -> Iterator[pb.RecommendResponse]:
+        raise NotImplementedError
+
+    def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
+        self._take(request, context)
+        return pb.GetStatusResponse(
+            bundle_id="b-1", model_id="m-1", lhydra_version="0.1.0", tracks=3, dim=8, index_recipe="flat",
+            default_depth=200, max_k=1000, workers=1, uptime_s=1.5, current_bundle_id="b-2",
+            swap_error="b-2: vectors.npy: found 1, expected 2", requests=9,
+        )  # fmt: skip
+
+
+@contextmanager
+def serving(
+    servicer: RecommenderServicer, *, workers: int = 8, options: tuple[tuple[str, Any], ...] = ()
+) -> Iterator[str]:
+    """Serves `servicer` on a free port with `workers` threads; yields the address."""
+    with ThreadPoolExecutor(workers) as pool:
+        server = grpc.server(pool, options=options)
+        add_RecommenderServicer_to_server(servicer, server)
+        port = server.add_insecure_port("127.0.0.1:0")
+        server.start()
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            server.stop(grace=None).wait()

@@ -1,0 +1,65 @@
+"""`lhydra serve` with workers that serve fake bundles: a bundle is a folder with fake.json in it.
+
+python fake_serve.py STORE SETTINGS   the supervisor, SETTINGS as JSON
+python fake_serve.py                  a worker, as the supervisor starts it
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from lhydra import logs
+from lhydra.errors import BundleCorrupt, LhydraError
+from lhydra_server import worker
+from lhydra_server.config import ServeSettings, WorkerSettings
+from lhydra_server.service import Served
+from lhydra_server.supervisor import Supervisor
+from tests.fake_core import served
+
+
+def write_bundle(store: Path, bundle_id: str, **what: Any) -> None:
+    """Makes a fake bundle; `n`: its tracks, `error`: why it cannot be opened.
+
+    With both, the first worker opens it, and every other one fails once there is a file `go`.
+    """
+    folder = store / bundle_id
+    folder.mkdir(parents=True)
+    (folder / "fake.json").write_text(json.dumps(what))
+
+
+def load(settings: WorkerSettings) -> Served:
+    """Returns a fake bundle."""
+    folder = Path(settings.store) / settings.bundle_id
+    what = json.loads((folder / "fake.json").read_text())
+    if "error" in what and not ("n" in what and is_first(folder)):
+        while "n" in what and not (folder / "go").exists():
+            time.sleep(0.01)
+        raise BundleCorrupt(what["error"])
+    return served(settings.bundle_id, what["n"])
+
+
+def is_first(folder: Path) -> bool:
+    """Whether this worker is the first to ask."""
+    try:
+        (folder / "first").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
+
+
+def main() -> int:
+    if len(sys.argv) == 1:
+        return worker.run(load)
+    logs.configure("info", as_json=True)
+    settings = ServeSettings(**json.loads(sys.argv[2]))
+    try:
+        return Supervisor(Path(sys.argv[1]), settings, command=(sys.executable, __file__)).run()
+    except LhydraError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""A bundle that is not exactly what was sealed is refused before it answers anything, naming the file."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lhydra import files
+from lhydra.bundle import Bundle, Manifest, current_bundle_id
+from lhydra.catalog import Catalog, Texts, write_hashes
+from lhydra.domain import track_hashes
+from lhydra.errors import BundleCorrupt, BundleError, BundleMismatch, BundleMissing, DataError
+
+
+@pytest.fixture
+def copy(tiny_store: Path, tmp_path: Path) -> Path:
+    """A store of its own with one bundle; gives the bundle's folder."""
+    bundle_id = current_bundle_id(tiny_store)
+    shutil.copytree(tiny_store / bundle_id, tmp_path / "store" / bundle_id)
+    (tmp_path / "store" / "CURRENT").write_text(f"{bundle_id}\n")
+    return tmp_path / "store" / bundle_id
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(Manifest.read(folder).files)
+
+
+def reseal(folder: Path) -> None:
+    document = json.loads((folder / "manifest.json").read_text())
+    document["files"] = files.seal(folder, list(document["files"]))
+    (folder / "manifest.json").write_text(json.dumps(document))
+
+
+def test_every_file_flipped_cut_or_removed_is_named(copy: Path) -> None:
+    for name in names(copy):
+        whole = (copy / name).read_bytes()
+        flipped = bytearray(whole)
+        flipped[len(whole) // 2] ^= 1
+        for damaged in (bytes(flipped), whole[:-1], whole + b"x", None):
+            (copy / name).unlink()
+            if damaged is not None:
+                (copy / name).write_bytes(damaged)
+            with pytest.raises(BundleCorrupt) as caught:
+                Bundle.open(copy.parent)
+            assert name in str(caught.value)
+            assert ", expected " in str(caught.value)
+            assert "\n" not in str(caught.value)
+            (copy / name).write_bytes(whole)
+    Bundle.open(copy.parent)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "error"),
+    [
+        ("format", 99, BundleMismatch),
+        ("n_tracks", 7, BundleMismatch),
+        ("dim", 5, BundleMismatch),
+        ("features", "0" * 64, BundleMismatch),
+        ("surprise", 1, BundleCorrupt),
+    ],
+)
+def test_an_edited_manifest_is_refused(copy: Path, key: str, value: object, error: type[BundleError]) -> None:
+    document = json.loads((copy / "manifest.json").read_text()) | {key: value}
+    (copy / "manifest.json").write_text(json.dumps(document))
+    with pytest.raises(error):
+        Bundle.open(copy.parent)
+
+
+@pytest.mark.parametrize("text", ["", "not json", "[]", "{}"])
+def test_a_manifest_that_is_none_is_refused(copy: Path, text: str) -> None:
+    (copy / "manifest.json").write_text(text)
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        Bundle.open(copy.parent)
+
+
+def test_a_file_left_out_of_the_manifest_is_missed(copy: Path) -> None:
+    document = json.loads((copy / "manifest.json").read_text())
+    del document["files"]["vectors.npy"]
+    (copy / "manifest.json").write_text(json.dumps(document))
+    with pytest.raises(BundleCorrupt, match=r"no vectors\.npy"):
+        Bundle.open(copy.parent)
+
+
+def test_golden_users_catch_parts_that_do_not_belong_together(copy: Path) -> None:
+    """Sealed anew, checksums agree; only the golden users can tell that a table was swapped for another."""
+    history = np.load(copy / "history.npy")
+    np.save(copy / "history.npy", history[::-1])
+    reseal(copy)
+    with pytest.raises(BundleMismatch, match=r"golden vectors: found .* off, expected at most 0\.0001"):
+        Bundle.open(copy.parent)
+
+
+def test_golden_scores_catch_another_head(copy: Path) -> None:
+    popularity = np.load(copy / "dense.npy")
+    np.save(copy / "dense.npy", popularity + np.float32(3))
+    reseal(copy)
+    with pytest.raises(BundleMismatch, match="golden scores"):
+        Bundle.open(copy.parent)
+
+
+@pytest.mark.parametrize("text", ["", "nonsense\n", "../../etc\n", "20260101T000000-00000000 x\n"])
+def test_a_current_that_names_no_bundle_is_refused(copy: Path, text: str) -> None:
+    (copy.parent / "CURRENT").write_text(text)
+    with pytest.raises(BundleMissing, match="CURRENT"):
+        current_bundle_id(copy.parent)
+
+
+def test_a_store_without_current_or_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleMissing, match="no CURRENT"):
+        Bundle.open(tmp_path)
+    with pytest.raises(BundleMissing, match="no such folder"):
+        Bundle.open(tmp_path / "nowhere")
+    (tmp_path / "CURRENT").write_text("20260101T000000-00000000\n")
+    with pytest.raises(BundleMissing, match="no such bundle"):
+        Bundle.open(tmp_path)
+
+
+def test_opening_and_answering_needs_no_training_and_no_data_tools(tiny_store: Path) -> None:
+    program = f"""
+import sys
+from pathlib import Path
+from lhydra.bundle import Bundle
+from lhydra.recommender import Recommender
+Recommender(Bundle.open(Path({str(tiny_store)!r}))).warm_up()
+heavy = {{"torch", "pandas", "pyarrow", "duckdb", "rich", "sklearn", "onnx"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_rows_are_the_inverse_of_ids(tiny_bundle: Bundle) -> None:
+    catalog: Catalog = tiny_bundle.catalog
+    rows = np.arange(len(catalog))
+    assert catalog.rows(track_hashes(catalog.track_ids(rows))).tolist() == rows.tolist()
+    assert catalog.rows(track_hashes(["unknown", ""])).tolist() == [-1, -1]
+    assert catalog.track_ids(rows) == sorted(catalog.track_ids(rows))
+
+
+def test_texts_come_back_as_they_were() -> None:
+    texts = ["", "a", "Björk", "雨", "a\nb", ""]
+    assert Texts.of(texts).at(np.array([5, 3, 2, 0, 4, 1])) == ["", "雨", "Björk", "", "a\nb", "a"]
+
+
+def test_two_ids_with_one_hash_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lhydra.catalog.track_hashes", lambda ids: np.array([1, 2, 1], np.uint64))
+    with pytest.raises(DataError, match="'a' and 'c' with one hash"):
+        write_hashes(tmp_path, ["a", "b", "c"])

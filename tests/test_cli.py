@@ -1,0 +1,148 @@
+"""The one command: finding subcommands, exit codes, missing extras, and what is imported when."""
+
+import json
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from lhydra import cli
+from lhydra.cli import main
+from lhydra.errors import LhydraError
+
+HEAVY = ("numpy", "torch", "faiss", "grpc", "onnxruntime", "duckdb", "pandas", "pyarrow", "yaml", "rich", "lmdb")
+BLOCKER = """\
+import importlib.abc, json, sys
+
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCKED:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+BLOCKED, words = json.loads(sys.argv[1])
+sys.meta_path.insert(0, Blocker())
+from lhydra.cli import main
+sys.exit(main(words))
+"""
+
+
+def without(modules: tuple[str, ...], *words: object) -> "subprocess.CompletedProcess[str]":
+    """Runs `lhydra WORDS` where `modules` cannot be imported."""
+    argument = json.dumps([modules, [str(word) for word in words]])
+    return subprocess.run([sys.executable, "-c", BLOCKER, argument], capture_output=True, text=True, check=False)
+
+
+def test_every_subcommand_is_found_and_has_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    found = {entry.name: entry.load() for entry in entry_points(group=cli.GROUP)}
+    assert set(found) >= set(cli.ORDER)
+    for module in found.values():
+        assert module.HELP
+        assert isinstance(module.EXTRA, str)
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert [shown.index(f"\n    {name} ") for name in cli.ORDER] == sorted(
+        shown.index(f"\n    {name} ") for name in cli.ORDER
+    )
+
+
+@pytest.mark.parametrize("words", [(), *((name,) for name in cli.ORDER)], ids=lambda words: words[0] if words else "-")
+def test_help_imports_nothing_heavy(words: tuple[str, ...]) -> None:
+    code = (
+        "import sys\nfrom lhydra.cli import main\n"
+        f"try: main([*{words!r}, '--help'])\nexcept SystemExit as ended: assert ended.code == 0\n"
+        f"print('heavy:', sorted(set({HEAVY!r}) & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.endswith("heavy: []\n")
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "words"),
+    [
+        ("torch", "train", ("train", "DATASET", "out/model")),
+        ("pyarrow", "data", ("prepare", "SOURCE", "out/dataset")),
+        ("duckdb", "data", ("prepare", "SOURCE", "out/dataset")),
+        ("numpy", "data", ("synth", "out/world")),
+        ("faiss", "index", ("recommend", "DATASET", "STORE", "--out", "lists.csv")),
+        ("onnxruntime", "index", ("evaluate", "DATASET", "--store", "STORE")),
+        ("lmdb", "index", ("users", "load", "DATASET", "--store", "out/store")),
+        ("faiss", "index", ("index", "rebuild", "--model", "MODEL", "--data", "DATASET", "--store", "out/store")),
+        ("onnxruntime", "index", ("index", "verify", "--store", "STORE")),
+        ("grpc_health", "server", ("serve", "STORE", "--port", "0")),
+        ("yaml", "data", ("prepare", "SOURCE", "out/dataset", "--config", "lhydra.yaml")),
+    ],
+)
+def test_a_missing_extra_is_named(
+    module: str, extra: str, words: tuple[str, ...], tiny_store: Path, tmp_path: Path
+) -> None:
+    world, dataset = tiny_store.parent, tiny_store.parent / "dataset"
+    places = {"DATASET": dataset, "STORE": tiny_store, "MODEL": world / "model", "SOURCE": world / "source"}
+    (tmp_path / "lhydra.yaml").write_text("prepare: {}\n")
+    full = [places.get(word, tmp_path / word if "out/" in word or "." in word else word) for word in words]
+    ran = without((module,), *full)
+    assert ran.returncode == 1
+    lines = [line for line in ran.stderr.splitlines() if line.startswith("lhydra ")]
+    assert lines == [f"lhydra {words[0]}: this command needs {module}; install with: pip install 'lhydra[{extra}]'"]
+    assert "Traceback" not in ran.stderr
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["lhydra.yaml"]  # nothing half-written
+
+
+def test_query_needs_grpc_and_protobuf_only() -> None:
+    heavy = tuple(name for name in HEAVY if name != "grpc")
+    ran = without(heavy, "query", "status", "--address", "127.0.0.1:1", "--timeout-s", "2")
+    assert ran.returncode == 1
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("lhydra query: ")
+    assert "127.0.0.1:1" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (None, 0, ""),
+        (LhydraError("store: found x, expected y"), 1, "lhydra index: store: found x, expected y\n"),
+        (KeyboardInterrupt(), 130, "lhydra index: interrupted\n"),
+        (FileNotFoundError(2, "No such file", "a/b"), 1, "lhydra index: No such file: a/b\n"),
+        (OSError(28, "No space left on device"), 1, "lhydra index: No space left on device\n"),
+        (MemoryError(), 1, "lhydra index: out of memory\n"),
+    ],
+    ids=["fine", "refused", "interrupted", "file", "disk", "memory"],
+)
+def test_exit_codes(
+    error: BaseException | None,
+    code: int,
+    line: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run(args: object) -> int:
+        if error is not None:
+            raise error
+        return 0
+
+    command = SimpleNamespace(run=run, EXTRA="index")
+    monkeypatch.setattr(cli, "_parse", lambda argv: (SimpleNamespace(command="index", log_level="warning"), command))
+    assert main(["index"]) == code
+    assert capsys.readouterr().err == line
+
+
+@pytest.mark.parametrize("words", [(), ("no-such",), ("synth",), ("synth", "out", "--no-such-flag")])
+def test_wrong_usage_ends_with_2(words: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_log_level_is_taken_anywhere(place: int) -> None:
+    words = ["users", "load", "dataset"]
+    args, _ = cli._parse([*words[:place], "--log-level", "debug", *words[place:]])
+    assert (args.log_level, args.command) == ("debug", "users")
+    assert cli._parse(["serve", "store"])[0].log_level == "info"
+    assert cli._parse(["users", "load", "dataset"])[0].log_level == "warning"

@@ -1,0 +1,94 @@
+"""Search against brute force; approximate indexes never lie about what they lack."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lhydra.domain import F32, I64
+from lhydra.errors import BundleCorrupt, ConfigError
+from lhydra.index import Index, nearest
+
+
+def unit(n: int, dim: int, seed: int = 0) -> F32:
+    vectors = np.random.default_rng(seed).normal(size=(n, dim)).astype(np.float32)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
+
+
+def oracle(vectors: F32, query: F32, k: int, excluded: set[int] = frozenset()) -> list[int]:  # type: ignore[assignment]
+    scores = vectors @ query
+    ranked = sorted((row for row in range(len(vectors)) if row not in excluded), key=lambda row: (-scores[row], row))
+    return ranked[:k]
+
+
+@settings(deadline=None)
+@given(st.integers(1, 60), st.integers(0, 80), st.integers(0, 2**16), st.data())
+def test_exact_search_and_nearest_equal_brute_force(n: int, k: int, seed: int, data: st.DataObject) -> None:
+    vectors, query = unit(n, 8, seed), unit(1, 8, seed + 1)[0]
+    vectors[n // 2] = vectors[0]  # a tie
+    excluded = data.draw(st.sets(st.integers(0, n - 1)))
+    rows, scores = Index.build(vectors, "flat").search(query, k)
+    assert rows.tolist() == oracle(vectors, query, k)
+    np.testing.assert_allclose(scores, vectors[rows] @ query, atol=1e-6)
+    found, _ = nearest(vectors, query, k, np.array(sorted(excluded), np.int64))
+    assert found.tolist() == oracle(vectors, query, k, excluded)
+
+
+def test_a_shared_last_place_goes_to_the_lowest_rows() -> None:
+    vectors = np.repeat(unit(1, 8), 50, axis=0)
+    for k in (1, 7, 49, 50):
+        assert Index.build(vectors, "flat").search(vectors[0], k)[0].tolist() == list(range(k))
+
+
+@pytest.mark.parametrize("recipe", ["HNSW8", "IVF16,Flat", "IVF16,SQ8"])
+def test_an_approximate_index_returns_distinct_rows_and_never_minus_one(recipe: str) -> None:
+    vectors = unit(700, 16)
+    index = Index.build(vectors, recipe)
+    assert not index.exact
+    for query in unit(20, 16, seed=5):
+        rows, scores = index.search(query, 600)
+        assert len(set(rows.tolist())) == len(rows) <= 600
+        assert (rows >= 0).all()
+        assert (np.diff(scores) <= 0).all()
+
+
+@pytest.mark.parametrize("recipe", ["flat", "HNSW8", "IVF16,SQ8"])
+def test_an_index_answers_the_same_from_disk(recipe: str, tmp_path: Path) -> None:
+    vectors = unit(700, 16)
+    index = Index.build(vectors, recipe)
+    index.write(tmp_path / "index.faiss")
+    again = Index.open(tmp_path / "index.faiss", recipe)
+    assert (again.dim, len(again), again.exact) == (16, 700, recipe == "flat")
+    for query in unit(10, 16, seed=2):
+        assert index.search(query, 50)[0].tolist() == again.search(query, 50)[0].tolist()
+
+
+@pytest.mark.parametrize("recipe", ["flatt", "", "IVF,", "HNSW-1"])
+def test_an_unknown_recipe_is_refused_in_one_line(recipe: str) -> None:
+    with pytest.raises(ConfigError, match="recipe") as caught:
+        Index.build(unit(50, 8), recipe)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_recipe_that_needs_more_tracks_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"recipe IVF64,Flat: .* expected one that fits 10 tracks of 8 numbers"):
+        Index.build(unit(10, 8), "IVF64,Flat")
+
+
+@pytest.mark.parametrize("query", [np.zeros(9, np.float32), np.full(8, np.nan, np.float32)])
+def test_a_query_that_does_not_fit_is_refused(query: F32) -> None:
+    with pytest.raises(ValueError, match="query vector"):
+        Index.build(unit(10, 8), "flat").search(query, 3)
+
+
+def test_a_file_that_is_no_index_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "index.faiss").write_bytes(b"no index at all")
+    with pytest.raises(BundleCorrupt, match=r"index\.faiss"):
+        Index.open(tmp_path / "index.faiss", "flat")
+
+
+def test_nearest_of_nothing() -> None:
+    everything: I64 = np.arange(5)
+    assert len(nearest(unit(5, 4), unit(1, 4)[0], 3, everything)[0]) == 0

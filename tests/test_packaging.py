@@ -1,0 +1,60 @@
+"""What a wheel holds, what importing the parts costs, and who may import whom."""
+
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_wheel_holds_our_packages_and_nothing_else(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as opened:
+        names = set(opened.namelist())
+    packages = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+    assert packages == {"lhydra", "lhydra_protos", "lhydra_index_builder", "lhydra_server", "lhydra_client"}
+    assert {f"{package}/py.typed" for package in packages} <= names
+    assert "lhydra_protos/v1/recommender.proto" in names
+    assert not [name for name in names if "__pycache__" in name]
+
+
+@pytest.mark.parametrize(
+    ("module", "forbidden"),
+    [
+        ("lhydra_client.client", r"numpy|torch|faiss|onnxruntime|rich|yaml|pandas|lhydra|lhydra_server"),
+        ("lhydra_server.worker", r"torch|pandas|pyarrow|duckdb|rich|lhydra\.(data|training|evaluation)"),
+        ("lhydra_server.app", r"torch|pandas|pyarrow|duckdb|rich|lhydra\.(data|training|evaluation)"),
+        ("lhydra_server.supervisor", r"torch|pandas|pyarrow|duckdb|rich|lhydra\.(data|training|evaluation)"),
+        ("lhydra_index_builder.build", r"torch|lhydra\.training"),
+        ("lhydra.evaluation.evaluate", r"torch|lhydra\.training"),
+        ("lhydra.data.prepare", r"torch|lhydra\.training"),
+    ],
+)
+def test_importing_a_part_brings_no_more_than_it_needs(module: str, forbidden: str) -> None:
+    code = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert [name for name in json.loads(ran.stdout) if re.fullmatch(rf"({forbidden})(\..*)?", name)] == []
+
+
+def test_only_training_names_torch() -> None:
+    names_torch = re.compile(r"^\s*(import|from) torch\b", re.MULTILINE)
+    rooms = ("lhydra", "index_builder", "server", "client", "protos")
+    found = {
+        p.relative_to(ROOT) for room in rooms for p in (ROOT / room).rglob("*.py") if names_torch.search(p.read_text())
+    }
+    assert found
+    assert {path.parts[:2] for path in found} == {("lhydra", "training")}
+
+
+def test_the_import_contracts_hold() -> None:
+    command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout
+    assert " 0 broken" in ran.stdout

@@ -1,0 +1,212 @@
+"""`lhydra query` against a real gRPC server: what people and machines see, exit codes, one-line errors."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lhydra_client import command
+from lhydra_client.table import clean, clip, table, width
+from lhydra_protos.v1 import recommender_pb2 as pb
+from tests.fake_recommender import STAGES, FakeRecommender, serving
+
+
+@pytest.fixture
+def fake() -> FakeRecommender:
+    return FakeRecommender()
+
+
+@pytest.fixture(autouse=True)
+def address(fake: FakeRecommender, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    with serving(fake) as address:
+        monkeypatch.setenv("LHYDRA_ADDRESS", address)
+        yield address
+
+
+def query(*argv: str) -> int:
+    """Runs `lhydra query ARGV` in this process; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="lhydra query")
+    command.configure(parser)
+    return command.run(parser.parse_args(argv))
+
+
+def test_recommend_prints_an_aligned_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert query("recommend", "ana") == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        "user ana · tier history · bundle b-1 · took 0.9 ms",
+        "degraded: slow store",
+        "#  title      artist    score  track id",
+        "1  Blue Hour  Ana Sol  0.7500  t1",
+        "2  雨の夜     東京[2J  0.5000  t2",
+        "3                      0.2500  t3",
+    ]
+    assert err == ""
+
+
+def test_recommend_sends_every_flag(fake: FakeRecommender) -> None:
+    flags = "--k 3 --exclude t1,t2 --history t4,t5 --allow-repeats --profile age=31 zone=7e --profile country=a=b"
+    assert query("recommend", "ana", *flags.split()) == 0
+    expected = pb.RecommendRequest(user_id="ana", k=3, exclude_track_ids=["t1", "t2"])
+    expected.repeat_policy = pb.REPEAT_POLICY_ALLOW
+    for track in ("t4", "t5"):
+        expected.history.entries.add(track_id=track, count=1)
+    expected.profile.columns["age"].number = 31
+    expected.profile.columns["zone"].text = "7e"
+    expected.profile.columns["country"].text = "a=b"
+    assert fake.seen == [expected]
+
+
+def test_json_holds_the_whole_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    assert query("recommend", "ana", "--k", "3", "--json") == 0
+    out = capsys.readouterr().out
+    assert out.isascii()
+    answer = json.loads(out)
+    assert answer["tracks"][1] == {
+        "track_id": "t2", "score": 0.5, "retrieval_score": -0.25, "title": "雨の夜", "artist": "東京\x1b[2J",
+    }  # fmt: skip
+    assert (answer["user_id"], answer["k"], answer["tier"], answer["bundle_id"]) == ("ana", 3, "history", "b-1")
+    assert (answer["degraded"], answer["stages_us"], answer["request_id"]) == (["slow store"], STAGES, "r-7")
+
+
+def test_plays_records_each_track_once(fake: FakeRecommender, capsys: pytest.CaptureFixture[str]) -> None:
+    assert query("plays", "ana", "t1", "t2") == 0
+    plays = fake.seen[0].plays
+    assert [(play.user_id, play.track_id, play.timestamp_s) for play in plays] == [("ana", "t1", 0), ("ana", "t2", 0)]
+    assert len({play.event_id for play in plays}) == 2
+    out = capsys.readouterr().out
+    assert out == "recorded 2 plays of user ana, 1 of a track that the bundle being served does not hold\n"
+    assert query("plays", "ana", "t1", "--json") == 0
+    counts = {"recorded": 1, "duplicates": 0, "unknown_tracks": 1}
+    assert json.loads(capsys.readouterr().out) == {"user_id": "ana"} | counts
+
+
+def test_status_similar_and_explain(fake: FakeRecommender, capsys: pytest.CaptureFixture[str]) -> None:
+    assert query("status") == 0
+    out = capsys.readouterr().out
+    assert "bundle_id          b-1\n" in out
+    assert "swap_error         b-2: vectors.npy: found 1, expected 2\n" in out
+    assert query("status", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["max_k"] == 1000
+    assert query("similar", "t8", "t9", "--k", "2") == 0
+    assert capsys.readouterr().out.startswith("similar to t8, t9 · tier history · bundle b-1")
+    assert query("explain", "ana", "t1") == 0
+    assert "stopped_at       exclude\n" in capsys.readouterr().out
+    assert fake.seen[2:] == [
+        pb.SimilarTracksRequest(track_ids=["t8", "t9"], k=2),
+        pb.ExplainRequest(user_id="ana", track_id="t1"),
+    ]
+
+
+def test_nothing_eligible_is_said(fake: FakeRecommender, capsys: pytest.CaptureFixture[str]) -> None:
+    fake.reply = pb.RecommendResponse(tier=pb.TIER_POPULAR)
+    assert query("recommend", "ana") == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ["no track is eligible"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "details", "line"),
+    [
+        (["recommend", "ana", "--k", "0"], "INVALID_ARGUMENT", "k: found 0, expected 1 to 1000", "k: found 0, exp"),
+        (["similar", "t1"], "UNIMPLEMENTED", "SimilarTracks is not answered yet", "{}: SimilarTracks is not"),
+        (["explain", "ana", "t1"], "UNIMPLEMENTED", "Explain is not answered yet", "{}: Explain is not"),
+        (["recommend", "ana"], "RESOURCE_EXHAUSTED", "busy", "{}: busy"),
+        (["status"], "INTERNAL", "request r-9 failed", "{} answered INTERNAL: request r-9 failed"),
+        (["status"], "UNAVAILABLE", "no bundle yet", "{} cannot answer now: no bundle yet"),
+    ],
+)
+def test_an_error_is_one_line_and_exit_1(
+    fake: FakeRecommender,
+    address: str,
+    capsys: pytest.CaptureFixture[str],
+    argv: list[str],
+    code: str,
+    details: str,
+    line: str,
+) -> None:
+    fake.before = lambda request, context: context.abort(grpc.StatusCode[code], details)
+    assert query(*argv) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("lhydra query: " + line.format(address))
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["recommend", "ana", "--k", "-1"], "k: found -1, expected a whole number"),
+        (["recommend", "\udcff"], "user_id: found '\\udcff', expected text that UTF-8 can hold"),
+        (["status", "--address", "nowhere"], "address: found 'nowhere', expected HOST:PORT"),
+        (["status", "--timeout-s", "0"], "timeout_s: found 0, expected above 0"),
+    ],
+)
+def test_what_cannot_be_sent_is_one_line_too(capsys: pytest.CaptureFixture[str], argv: list[str], line: str) -> None:
+    assert query(*argv) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith(f"lhydra query: {line}")
+
+
+@pytest.mark.parametrize("argv", [["recommend"], ["plays", "ana"], ["recommend", "ana", "--profile", "age"], []])
+def test_wrong_usage_exits_2(argv: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        query(*argv)
+    assert caught.value.code == 2
+
+
+def test_a_terminal_without_the_characters_gets_no_traceback(address: str) -> None:
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONIOENCODING": "ascii"}
+    code = (
+        "import argparse, sys; from lhydra_client import command; p = argparse.ArgumentParser(); "
+        "command.configure(p); sys.exit(command.run(p.parse_args()))"
+    )
+    argv = [sys.executable, "-c", code, "recommend", "ana", "--address", address]
+    done = subprocess.run(argv, env=environ, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Blue Hour" in done.stdout
+    assert done.stdout.isascii()
+
+
+# ---- the table
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(st.text())
+def test_clean_text_is_one_line_without_control_characters(text: str) -> None:
+    assert len(f"{clean(text)}|".splitlines()) == 1
+    assert not [c for c in clean(text) if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp")]
+    kept = "".join(c for c in text if c.isprintable())
+    assert clean(kept) == kept
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(st.text(st.characters(exclude_categories=["Cc", "Cs", "Cf", "Zl", "Zp"])), st.integers(2, 12))
+def test_clipped_text_fits_and_is_a_prefix(text: str, most: int) -> None:
+    clipped = clip(text, most)
+    assert width(clipped) <= most
+    assert clipped == text or (clipped.endswith("…") and text.startswith(clipped[:-1]) and width(text) > most)
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(st.lists(st.tuples(st.text(max_size=60), st.text(max_size=60), st.just("id")), max_size=5))
+def test_the_last_column_starts_at_the_same_cell_in_every_line(rows: Any) -> None:
+    lines = table(("a", "b", "c"), rows, right=(1,)).split("\n")
+    starts = {width(line.removesuffix("id").removesuffix("c")) for line in lines}
+    assert len(lines) == len(rows) + 1
+    assert len(starts) == 1
+
+
+def test_long_titles_are_cut_but_ids_never() -> None:
+    line = table(("title", "id"), [("x" * 100, "y" * 100)]).split("\n")[1]
+    assert line == "x" * 39 + "…" + "  " + "y" * 100
+    assert width("e\u0301 雨") == 4

@@ -1,0 +1,296 @@
+"""`lhydra recommend`: the file holds what the recommender answers, for every user, or does not exist."""
+
+import csv
+import gzip
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lhydra.cli import main
+from lhydra.data.dataset import TRAIN, Dataset, user_states
+from lhydra.domain import Query, no_hashes
+from lhydra.evaluation import lists
+from lhydra.evaluation.evaluate import evaluate
+from tests.test_evaluate import Fake, FakeCatalog, FakeRecommender, installed, names, world, write_dataset
+from tests.test_metrics import shared_tool
+
+__all__ = ["installed", "world"]  # fixtures
+World = tuple[Dataset, FakeRecommender]
+Row = tuple[str, int, str, np.float32]
+
+
+def read(path: Path) -> list[Row]:
+    if path.name.endswith(".parquet"):
+        return [
+            (r["user_id"], r["rank"], r["track_id"], np.float32(r["score"])) for r in pq.read_table(path).to_pylist()
+        ]
+    with (gzip.open if path.name.endswith(".gz") else open)(path, "rt", encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["user_id", "rank", "track_id", "score"]
+    return [(user, int(rank), track, np.float32(score)) for user, rank, track, score in rows]
+
+
+def expected_rows(world: World, k: int, as_of: Any = "test", stage: str = "final", heard: bool = False) -> list[Row]:
+    """What the recommender answers to each user, one by one, at its own depth."""
+    dataset, recommender = world
+    rows: list[Row] = []
+    for user_id, state in user_states(dataset, as_of):
+        exclude = no_hashes() if heard else state.heard
+        answer = recommender.recommend(Query(k, state, True, exclude))
+        found = answer.rows if stage == "final" else answer.candidates[:k]
+        scores = answer.scores if stage == "final" else recommender.scores(state)[0][found]
+        tracks = recommender.catalog.track_ids(found)
+        rows += [(user_id, n, track, score) for n, (track, score) in enumerate(zip(tracks, scores, strict=True), 1)]
+    return rows
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".csv.gz", ".CSV"])
+@pytest.mark.parametrize("stage", ["final", "retrieval"])
+def test_the_file_holds_the_answers(
+    world: World, installed: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str, stage: str
+) -> None:
+    dataset, recommender = world
+    installed(recommender)
+    out = tmp_path / f"recs{suffix}"
+    out.write_text("older")
+    assert main(["recommend", str(dataset.path), "s", "--out", str(out), "--k", "7", "--stage", stage]) == 0
+    assert read(out) == expected_rows(world, 7, stage=stage)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset", out.name]
+    assert capsys.readouterr().out == f"{out}: 210 rows for 30 users, {stage} stage of fake-1\n"
+
+
+@pytest.mark.parametrize("as_of", ["test", "valid", "now"])
+@pytest.mark.parametrize("heard", [True, False])
+def test_as_of_and_include_heard(world: World, installed: Fake, tmp_path: Path, as_of: str, heard: bool) -> None:
+    dataset, recommender = world
+    installed(recommender)
+    out = tmp_path / "recs.csv"
+    flags = ["--as-of", as_of, *(["--include-heard"] if heard else [])]
+    assert main(["recommend", str(dataset.path), "s", "--out", str(out), *flags]) == 0
+    assert read(out) == expected_rows(world, 10, as_of, heard=heard)
+
+
+def test_chosen_users_in_the_order_asked_and_once(world: World, installed: Fake, tmp_path: Path) -> None:
+    dataset, recommender = world
+    installed(recommender)
+    out = tmp_path / "recs.parquet"
+    assert main(["recommend", str(dataset.path), "s", "--out", str(out), "--users", "u009,u002,u009"]) == 0
+    rows = expected_rows(world, 10)
+    assert read(out) == [row for user in ("u009", "u002") for row in rows if row[0] == user]
+
+
+def test_bundle_and_depth_reach_the_recommender(
+    world: World, installed: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset, recommender = world
+    installed(recommender)
+    out = tmp_path / "recs.csv"
+    flags = ["--bundle", "b-9", "--depth", "12", "--stage", "retrieval", "--k", "3"]
+    assert main(["recommend", str(dataset.path), "s", "--out", str(out), *flags]) == 0
+    assert capsys.readouterr().out.endswith("retrieval stage of b-9\n")
+    assert recommender.depth == 12
+    assert read(out) == expected_rows(world, 3, stage="retrieval")
+
+
+def test_a_small_catalogue_gives_what_there_is_and_says_so(
+    tmp_path: Path, installed: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dataset = write_dataset(tmp_path / "d", ["a", "b"], names("t", 3), [(0, t, TRAIN) for t in range(3)])
+    installed(FakeRecommender(FakeCatalog(dataset.track_ids)))
+    out = tmp_path / "recs.csv"
+    assert main(["recommend", str(dataset.path), "s", "--out", str(out), "--k", "4"]) == 0
+    assert [row[:2] for row in read(out)] == [("b", 1), ("b", 2), ("b", 3)]  # a has heard all three
+    assert "2 users have fewer than 4 tracks: nothing more is eligible" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_no_row_at_all_is_still_a_table(tmp_path: Path, installed: Fake, suffix: str) -> None:
+    dataset = write_dataset(tmp_path / "d", ["a"], names("t", 1), [(0, 0, TRAIN)])
+    installed(FakeRecommender(FakeCatalog(dataset.track_ids)))
+    out = tmp_path / f"recs{suffix}"
+    assert main(["recommend", str(dataset.path), "s", "--out", str(out)]) == 0
+    assert read(out) == []
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_rows_are_written_in_groups_and_all_arrive(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    dataset, recommender = world
+    monkeypatch.setattr(lists, "_GROUP_ROWS", 32)
+    out = tmp_path / f"recs{suffix}"
+    positions = np.arange(30)
+    counted = lists.write_lists(recommender, dataset, out, k=10, stage="final", as_of="test", positions=positions)
+    assert counted == (0, 300)
+    assert read(out) == expected_rows(world, 10)
+    if suffix == ".parquet":
+        assert pq.ParquetFile(out).num_row_groups == 8  # of 40 rows: four users at least hold 32
+
+
+ids = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+
+
+@given(
+    users=st.lists(ids, min_size=1, max_size=3, unique=True),
+    tracks=st.lists(ids, min_size=1, max_size=4, unique=True),
+    suffix=st.sampled_from([".parquet", ".csv", ".csv.gz"]),
+)
+def test_ids_and_scores_come_back_exactly(
+    tmp_path_factory: pytest.TempPathFactory, users: list[str], tracks: list[str], suffix: str
+) -> None:
+    folder = tmp_path_factory.mktemp("ids")
+    dataset = write_dataset(folder / "d", users, tracks, [])
+    fake = FakeRecommender(FakeCatalog(tracks))
+    out = folder / f"recs{suffix}"
+    positions = np.arange(len(users))
+    lists.write_lists(fake, dataset, out, k=5, stage="final", as_of="now", positions=positions)
+    assert read(out) == expected_rows((dataset, fake), 5, "now")
+
+
+def test_the_same_lists_are_the_same_bytes(world: World, tmp_path: Path) -> None:
+    dataset, recommender = world
+    for suffix in (".parquet", ".csv", ".csv.gz"):
+        outs = [tmp_path / f"{name}{suffix}" for name in ("a", "b")]
+        for out in outs:
+            lists.write_lists(recommender, dataset, out, k=3, stage="final", as_of="test", positions=np.arange(5))
+        assert outs[0].read_bytes() == outs[1].read_bytes()
+    assert (tmp_path / "a.csv.gz").read_bytes()[4:8] == bytes(4)  # gzip keeps no time: also true a second later
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".csv.gz"])
+def test_a_failure_on_the_way_leaves_the_older_file(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    dataset, recommender = world
+    monkeypatch.setattr(lists, "_GROUP_ROWS", 1)
+    out = tmp_path / f"recs{suffix}"
+    out.write_text("older")
+    calls = iter(range(100))
+
+    def failing(query: Query) -> Any:
+        if next(calls) == 20:
+            raise KeyboardInterrupt
+        return FakeRecommender.recommend(recommender, query)
+
+    recommender.recommend = failing  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        lists.write_lists(recommender, dataset, out, k=3, stage="final", as_of="test", positions=np.arange(30))
+    assert out.read_text() == "older"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset", out.name]
+
+
+@pytest.mark.parametrize(("stage", "ranked"), [("final", "cascade"), ("retrieval", "retrieval")])
+@pytest.mark.parametrize(("suffix", "as_of"), [(".parquet", "test"), (".csv", "test"), (".csv", "valid")])
+def test_the_shared_tool_scores_the_file_as_evaluate_does(
+    world: World, tmp_path: Path, suffix: str, as_of: Any, stage: Any, ranked: str
+) -> None:
+    dataset, recommender = world
+    out = tmp_path / f"recs{suffix}"
+    lists.write_lists(recommender, dataset, out, k=20, stage=stage, as_of=as_of, positions=np.arange(30))
+    plays = dataset.plays
+    split = {
+        "user_ids": np.array(dataset.user_ids),
+        "item_ids": np.array(dataset.track_ids),
+        "u": plays.user,
+        "i": plays.track,
+        "fold": plays.fold,
+    }
+    tool = shared_tool()
+    theirs = tool.evaluate(split, *tool.load_lists(str(out), split), target=as_of)
+    ours = evaluate(recommender, dataset, as_of=as_of).ranking[ranked]
+    shared = set(ours) & set(theirs)
+    assert len(shared) == 8
+    assert {name: theirs[name] for name in shared} == pytest.approx({name: ours[name] for name in shared}, abs=1e-9)
+    assert (theirs["masked_violations"], theirs["duplicates"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--users", "u001,nobody"], "--users: found 'nobody', expected ids of the 30 users of "),
+        (["--users", "a,b,c,d,e"], "--users: found 'a', 'b', 'c' and 2 more, expected ids of the 30 users of "),
+        (["--users", ""], "--users: found '', expected ids of the 30 users of "),
+        (["--k", "0"], "--k: found 0, expected a number from 1 to 1000"),
+        (["--k", "1000000000"], "--k: found 1000000000, expected a number from 1 to 1000"),
+        (["--k", "many"], "--k: found many, expected a whole number"),
+        (["--depth", "-1"], "--depth: found -1, expected 0 or more"),
+    ],
+)
+def test_bad_flags_are_one_line(
+    world: World,
+    installed: Fake,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    installed(world[1])
+    out = tmp_path / "recs.csv"
+    assert main(["recommend", str(world[0].path), "s", "--out", str(out), *arguments]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"lhydra recommend: {message}")
+    assert captured.err.count("\n") == 1
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("recs.json", "--out: found recs.json, expected a name that ends in .parquet, .csv, .csv.gz"),
+        ("recs", "--out: found recs, expected a name that ends in .parquet, .csv, .csv.gz"),
+        ("nowhere/recs.csv", "--out: found no folder "),
+        ("folder.csv", "--out: found the folder "),
+    ],
+)
+def test_a_bad_destination_is_one_line(
+    world: World, installed: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str], out: str, message: str
+) -> None:
+    installed(world[1])
+    (tmp_path / "folder.csv").mkdir()
+    assert main(["recommend", str(world[0].path), "s", "--out", str(tmp_path / out)]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"lhydra recommend: {message}")
+    assert captured.err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset", "folder.csv"]
+
+
+def test_a_trained_store_recommends_to_everybody(tiny_store: Path, tmp_path: Path) -> None:
+    dataset = Dataset.open(tiny_store.parent / "dataset")
+    found = {}
+    for stage in ("final", "retrieval"):
+        out = tmp_path / f"{stage}.parquet"
+        assert main(["recommend", str(dataset.path), str(tiny_store), "--out", str(out), "--stage", stage]) == 0
+        found[stage] = read(out)
+    for rows in found.values():
+        assert {row[0] for row in rows} == set(dataset.user_ids)
+        assert len({(row[0], row[2]) for row in rows}) == len(rows) == 10 * len(dataset.user_ids)
+        by_user: dict[str, list[np.float32]] = {}
+        for user_id, rank, _, score in rows:
+            by_user.setdefault(user_id, []).append(score)
+            assert rank == len(by_user[user_id])
+        assert all(scores == sorted(scores, reverse=True) for scores in by_user.values())
+    assert found["final"] != found["retrieval"]
+    plays, ids = dataset.plays, dataset.track_ids
+    heard = {
+        (dataset.user_ids[u], ids[t]) for u, t, f in zip(plays.user, plays.track, plays.fold, strict=True) if f < 2
+    }
+    assert not heard & {(row[0], row[2]) for row in found["final"]}
+
+
+@pytest.mark.parametrize("flags", [[], ["--bundle", "20200101T000000-00000000"]])
+def test_a_store_without_current_or_that_bundle_is_one_line(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    (tmp_path / "store").mkdir()
+    out = tmp_path / "recs.csv"
+    assert main(["recommend", str(world[0].path), str(tmp_path / "store"), "--out", str(out), *flags]) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"lhydra recommend: {tmp_path / 'store'}")
+    assert captured.err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset", "store"]

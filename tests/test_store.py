@@ -1,0 +1,172 @@
+"""Publishing, listing, rolling back: CURRENT names a whole bundle at every moment."""
+
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lhydra import embedding, files
+from lhydra.bundle import Bundle, Manifest, current_bundle_id
+from lhydra.cli import main
+from lhydra.data.dataset import Dataset, user_states
+from lhydra.errors import LhydraError
+from lhydra.index import nearest
+from lhydra.model import Model
+from lhydra.recommender import Recommender
+from lhydra_index_builder import store as stores
+from lhydra_index_builder.build import rebuild
+from lhydra_index_builder.config import RebuildConfig
+
+SETTINGS = RebuildConfig(recall_users=20)
+
+
+@pytest.fixture
+def store(tiny_store: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny store's bundles: two, the newer one current."""
+    shutil.copytree(tiny_store, tmp_path / "store", ignore=shutil.ignore_patterns("users.lmdb"))
+    return tmp_path / "store"
+
+
+def left_over(store: Path) -> list[str]:
+    return [path.name for path in store.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "write_catalog",
+        "Index.build",
+        "_recall",
+        "_write_golden",
+        "Bundle.open_folder",
+        "Recommender.warm_up",
+        "publish",
+    ],
+)
+def test_a_rebuild_that_fails_leaves_the_store_as_it_was(
+    step: str, store: Path, tiny_model: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(path.name for path in store.iterdir()), current_bundle_id(store)
+
+    def fail(*args: object, **named: object) -> None:
+        raise LhydraError("no")
+
+    monkeypatch.setattr(f"lhydra_index_builder.build.{step}", fail)
+    with pytest.raises(LhydraError, match="no"):
+        rebuild(tiny_model, tiny_dataset, store, SETTINGS)
+    monkeypatch.undo()
+    assert (sorted(path.name for path in store.iterdir()), current_bundle_id(store)) == before
+    Bundle.open(store)
+
+
+def test_current_is_named_only_after_the_bundle_is_in_place(
+    store: Path, tiny_model: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = current_bundle_id(store)
+    write_text = files.write_text
+
+    def fail(path: Path, text: str) -> None:
+        if path.name == "CURRENT":
+            Bundle.open(store, text.strip())  # whole, under its final name
+            raise LhydraError("killed here")
+        write_text(path, text)
+
+    monkeypatch.setattr("lhydra_index_builder.store.files.write_text", fail)
+    with pytest.raises(LhydraError, match="killed here"):
+        rebuild(tiny_model, tiny_dataset, store, SETTINGS)
+    assert current_bundle_id(store) == before
+
+
+def test_staging_of_a_dead_process_is_swept_and_of_a_living_one_kept(store: Path) -> None:
+    dead, alive = store / ".staging-999999999-x", store / f".staging-{os.getpid()}-y"
+    for folder in (dead, alive):
+        folder.mkdir()
+        (folder / "part").write_text("x")
+    with stores.staging(store) as mine:
+        assert mine.is_dir()
+    assert not dead.exists()
+    assert alive.exists()
+    assert not mine.exists()
+
+
+def test_rollback_goes_back_and_by_id_forth(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    newer = current_bundle_id(store)
+    assert main(["index", "rollback", "--store", str(store)]) == 0
+    older = current_bundle_id(store)
+    assert older < newer
+    assert [entry.state for entry in stores.entries(store)] == ["newer", "current"]
+    assert main(["index", "rollback", "--store", str(store)]) == 1
+    assert f"found nothing older than {older}" in capsys.readouterr().err
+    assert main(["index", "rollback", newer, "--store", str(store), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"bundle_id": newer}
+    assert current_bundle_id(store) == newer
+
+
+def test_rollback_to_a_damaged_bundle_is_refused(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    current = current_bundle_id(store)
+    older = next(entry.bundle_id for entry in stores.entries(store) if entry.state == "previous")
+    damaged = bytearray((store / older / "vectors.npy").read_bytes())
+    damaged[-1] ^= 1
+    (store / older / "vectors.npy").write_bytes(damaged)
+    assert main(["index", "rollback", "--store", str(store)]) == 1
+    assert "vectors.npy: found sha256" in capsys.readouterr().err
+    assert current_bundle_id(store) == current
+    assert main(["index", "verify", older, "--store", str(store)]) == 1
+    assert main(["index", "verify", "--store", str(store)]) == 0
+
+
+def test_list_shows_every_bundle(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["index", "list", "--store", str(store)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines[1:]] == ["current", "previous"]
+    (store / lines[2].split()[0] / "manifest.json").write_text("{")
+    assert main(["index", "list", "--store", str(store), "--json"]) == 0
+    assert [row["state"] for row in json.loads(capsys.readouterr().out)] == ["current", "broken"]
+
+
+def test_the_catalog_is_the_item_tower_over_every_track(
+    tiny_model: Path, tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Model.open(tiny_model)
+    monkeypatch.setattr(embedding, "BLOCK", 7)
+    catalog = embedding.write_catalog(model, tiny_dataset, tmp_path)
+    tracks = model.spec.encode_tracks(tiny_dataset.track_columns())
+    vectors, history = model.item_tower.embed(tracks)
+    np.testing.assert_allclose(catalog.vectors, vectors, atol=1e-5)
+    np.testing.assert_allclose(catalog.history, history, atol=1e-5)
+    np.testing.assert_array_equal(catalog.ids, tracks.ids)
+    np.testing.assert_array_equal(catalog.dense, tracks.dense)
+    np.testing.assert_allclose(np.linalg.norm(catalog.vectors, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("recipe", ["flat", "HNSW4"])
+def test_the_measured_recall_is_the_truth(recipe: str, tiny_model: Path, tiny_dataset: Dataset, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, recipe=recipe, recall_users=len(tiny_dataset.user_ids))
+    built = rebuild(tiny_model, tiny_dataset, tmp_path / "store", settings)
+    bundle = Bundle.open(tmp_path / "store")
+    recommender = Recommender(bundle)
+    shares = []
+    for _, state in user_states(tiny_dataset, "test"):
+        vector = bundle.user_tower.embed(recommender.encode(state), bundle.catalog.history)
+        exact = set(nearest(bundle.catalog.vectors, vector, 10, np.empty(0, np.int64))[0].tolist())
+        shares.append(len(exact & set(bundle.index.search(vector, 10)[0].tolist())) / 10)
+    assert built.manifest.recall["recall@10"] == pytest.approx(np.mean(shares), abs=1e-6)
+    assert (recipe != "flat") or built.manifest.recall["recall@100"] == 1
+
+
+def test_the_same_inputs_give_the_same_files(tiny_model: Path, tiny_dataset: Dataset, tmp_path: Path) -> None:
+    a, b = (rebuild(tiny_model, tiny_dataset, tmp_path / "store", SETTINGS).manifest for _ in range(2))
+    assert a.bundle_id != b.bundle_id
+    for name, info in a.files.items():
+        if name != "golden.npz":  # a zip, which holds the time
+            assert info == b.files[name], name
+
+
+def test_manifest_round_trip(tiny_store: Path, tmp_path: Path) -> None:
+    manifest = Manifest.read(tiny_store / current_bundle_id(tiny_store))
+    (tmp_path / "manifest.json").write_text(manifest.to_json())
+    assert Manifest.read(tmp_path) == manifest

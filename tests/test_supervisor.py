@@ -1,0 +1,478 @@
+"""`lhydra serve` as processes: on fake bundles (what the supervisor does), then on real ones (the whole road)."""
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from lhydra.bundle import Bundle, current_bundle_id
+from lhydra.data.dataset import Dataset, user_states
+from lhydra.domain import Query, UserState
+from lhydra.errors import ConfigError, PortInUse
+from lhydra.recommender import Recommender
+from lhydra_client.client import CHANNEL_OPTIONS
+from lhydra_protos.v1 import recommender_pb2 as pb
+from lhydra_protos.v1.recommender_pb2_grpc import RecommenderStub
+from lhydra_server.address import Reservation
+from tests.fake_core import expected_ids
+from tests.fake_serve import write_bundle
+
+ROOT = Path(__file__).resolve().parents[1]
+B1, B2, BAD, HALF = (f"20260101T00000{i}-0123abcd" for i in range(4))
+TRACKS_OF = {B1: 100, B2: 77}
+
+
+class Server:
+    """A running `lhydra serve`."""
+
+    def __init__(self, argv: Sequence[str | Path], log: Path) -> None:
+        self.log = log
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+        with log.open("wb") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, *map(str, argv)],
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+                env=environment,
+                start_new_session=True,  # its own group, so that a test can press Ctrl-C
+            )
+        assert self.process.stdout is not None
+        self.first_line = self.process.stdout.readline().strip()
+        self.address = self.first_line.partition(" on ")[2].partition(" ")[0]
+
+    def workers(self) -> list[int]:
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def status(self) -> pb.GetStatusResponse:
+        """What one of the workers says; a new channel each time, so that every worker gets asked."""
+        with open_stub(self.address) as stub:
+            reply: pb.GetStatusResponse = stub.GetStatus(pb.GetStatusRequest(), timeout=60, wait_for_ready=True)
+        return reply
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    def ended(self) -> int:
+        """The exit code, once it has ended."""
+        assert self.process.stdout is not None
+        assert self.process.stdout.read() == ""
+        return self.process.wait(60)
+
+
+@contextmanager
+def running(argv: Sequence[str | Path], log: Path) -> Iterator[Server]:
+    server = Server(argv, log)
+    try:
+        yield server
+    finally:
+        if server.process.poll() is None:
+            server.process.send_signal(signal.SIGTERM)
+        server.process.wait(60)
+        assert server.process.stdout is not None
+        server.process.stdout.close()
+
+
+@contextmanager
+def open_stub(address: str) -> Iterator[RecommenderStub]:
+    with grpc.insecure_channel(address, CHANNEL_OPTIONS) as channel:
+        yield RecommenderStub(channel)
+
+
+def until(found: Callable[[], Any]) -> Any:
+    """Returns the first truthy value of `found`, asked again and again for a minute."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if value := found():
+            return value
+        time.sleep(0.02)
+    raise AssertionError("it never came")
+
+
+def publish(store: Path, bundle_id: str) -> None:
+    (store / "CURRENT.new").write_text(bundle_id + "\n")
+    (store / "CURRENT.new").replace(store / "CURRENT")
+
+
+def gone(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+class Load:
+    """Calls without pause from several channels, each reopened now and then; keeps what went wrong."""
+
+    def __init__(self, address: str, check: Callable[[pb.RecommendResponse], bool], n_threads: int = 3) -> None:
+        self.address, self.check = address, check
+        self.failures: list[str] = []
+        self.answers: dict[str, int] = {}
+        self.stop = threading.Event()
+        self.threads = [threading.Thread(target=self._run, args=(i,)) for i in range(n_threads)]
+
+    def _run(self, number: int) -> None:
+        while not self.stop.is_set():
+            with open_stub(self.address) as stub:
+                for i in range(50):
+                    try:
+                        reply = stub.Recommend(pb.RecommendRequest(user_id=f"u{number}", k=10), timeout=20)
+                    except grpc.RpcError as error:
+                        self.failures.append(f"call {i}: {error.code()} {error.details()}")
+                    else:
+                        if not self.check(reply):
+                            self.failures.append(f"mixed answer: {reply}")
+                        self.answers[reply.bundle_id] = self.answers.get(reply.bundle_id, 0) + 1
+                    if self.stop.is_set():
+                        return
+
+    def __enter__(self) -> "Load":
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop.set()
+        for thread in self.threads:
+            thread.join()
+
+
+# -- the address ------------------------------------------------------------------------------------------
+
+
+def test_a_reserved_port_is_shared_by_workers_and_refused_to_others() -> None:
+    with Reservation("127.0.0.1", 0) as first:
+        with pytest.raises(PortInUse, match=rf"address 127.0.0.1:{first.port}: found the port in use, expected a free"):
+            Reservation("127.0.0.1", first.port)
+        with socket.socket() as worker:
+            for option in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):  # as gRPC does
+                worker.setsockopt(socket.SOL_SOCKET, option, 1)
+            worker.bind(("127.0.0.1", first.port))
+            worker.listen()
+            with socket.create_connection(("127.0.0.1", first.port)):  # the reservation itself takes none
+                worker.accept()[0].close()
+            with pytest.raises(PortInUse):
+                Reservation("127.0.0.1", first.port)
+    with Reservation("127.0.0.1", first.port):  # though the connection lingers
+        pass
+
+
+def test_a_port_of_somebody_else_is_refused() -> None:
+    for shared in (0, 1):
+        with socket.socket() as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
+            other.bind(("127.0.0.1", 0))
+            other.listen()
+            with pytest.raises(PortInUse):
+                Reservation("127.0.0.1", other.getsockname()[1])
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "", "a" * 300, "a..b"])
+def test_what_is_no_address_of_this_machine_is_refused(host: str) -> None:
+    with pytest.raises(ConfigError, match=r"--host: found .*, expected an address of this machine"):
+        Reservation(host, 0)
+
+
+def test_every_address_of_this_machine_can_be_reserved() -> None:
+    for host, shown in {"localhost": "127.0.0.1", "0.0.0.0": "0.0.0.0", "::": "[::]"}.items():
+        with Reservation(host, 0) as reservation:
+            assert reservation.address in (f"{shown}:{reservation.port}", f"[::1]:{reservation.port}")
+
+
+# -- on fake bundles --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    store = tmp_path / "store"
+    for bundle_id, n in TRACKS_OF.items():
+        write_bundle(store, bundle_id, n=n)
+    write_bundle(store, BAD, error="bad: index.faiss: found 3 bytes, expected 4")
+    publish(store, B1)
+    return store
+
+
+def fake(store: Path, **settings: Any) -> list[str | Path]:
+    return [
+        ROOT / "tests" / "fake_serve.py",
+        store,
+        json.dumps({"port": 0, "workers": 2, "connection_age_s": 0.5} | settings),
+    ]
+
+
+@pytest.fixture
+def server(store: Path) -> Iterator[Server]:
+    with running(fake(store), store.parent / "log") as server:
+        yield server
+
+
+def whole(reply: pb.RecommendResponse) -> bool:
+    """Whether the reply is the right one for the bundle it names."""
+    return [track.track_id for track in reply.tracks] == expected_ids(TRACKS_OF[reply.bundle_id], 10)
+
+
+def test_it_says_when_it_is_ready_and_drains_on_sigterm(server: Server, store: Path) -> None:
+    assert server.first_line == f"serving bundle {B1} on {server.address} with 2 workers"
+    assert len(server.workers()) == 2
+    with open_stub(server.address) as stub:
+        assert whole(stub.Recommend(pb.RecommendRequest(user_id="ann", k=10)))
+    status = until(lambda: (status := server.status()).workers and status)
+    assert (status.bundle_id, status.current_bundle_id, status.workers, status.swap_error) == (B1, B1, 2, "")
+    with grpc.insecure_channel(server.address) as channel:
+        reply = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        assert reply.status == health_pb2.HealthCheckResponse.SERVING
+    workers = server.workers()
+    server.process.send_signal(signal.SIGTERM)
+    assert server.ended() == 0
+    assert all(gone(pid) for pid in workers)
+    messages = [line["message"] for line in server.lines()]  # every line of the log is JSON
+    assert {"serving", "Recommend OK", "draining"} <= set(messages)
+
+
+def test_ctrl_c_drains_too(server: Server) -> None:
+    os.killpg(server.process.pid, signal.SIGINT)
+    assert server.ended() == 0
+    assert not [line for line in server.lines() if line["level"] == "error"]
+
+
+def wait_for_swap(load: Load, old: list[int], bundle_id: str) -> None:
+    """Returns when the old workers are gone and the load has had answers from the new ones."""
+    until(lambda: all(gone(pid) for pid in old))
+    before = load.answers.get(bundle_id, 0)
+    until(lambda: load.answers.get(bundle_id, 0) > before + 20)
+
+
+def test_a_swap_fails_no_call_and_mixes_no_answer(server: Server, store: Path) -> None:
+    with Load(server.address, whole) as load:
+        for bundle_id in (B2, B1, B2):
+            old = server.workers()
+            publish(store, bundle_id)
+            wait_for_swap(load, old, bundle_id)
+            assert server.status().bundle_id == bundle_id
+    assert load.failures == []
+    assert set(load.answers) == {B1, B2}
+    assert len(server.workers()) == 2
+
+
+def test_a_bundle_that_cannot_open_leaves_the_old_one_serving(server: Server, store: Path) -> None:
+    workers = server.workers()
+    with Load(server.address, whole) as load:
+        publish(store, BAD)
+        status = until(lambda: (status := server.status()).swap_error and status)
+        assert status.swap_error == "bad: index.faiss: found 3 bytes, expected 4"
+        assert (status.bundle_id, status.current_bundle_id) == (B1, BAD)
+        publish(store, B1)
+        until(lambda: not server.status().swap_error)
+        assert set(workers) <= set(server.workers())
+        publish(store, BAD)
+        until(lambda: server.status().swap_error)
+        publish(store, B2)
+        until(lambda: load.answers.get(B2))
+        until(lambda: not server.status().swap_error)
+    assert load.failures == []
+    errors = [line for line in server.lines() if line["level"] == "error"]
+    assert {line["message"] for line in errors} == {"swap failed: bad: index.faiss: found 3 bytes, expected 4"}
+
+
+def test_a_bundle_that_only_some_workers_can_open_is_not_moved_to(server: Server, store: Path) -> None:
+    workers = server.workers()
+    write_bundle(store, HALF, n=50, error="half: out of memory")
+    publish(store, HALF)
+    until(lambda: server.status().bundle_id == HALF)  # one of its workers answers already
+    (store / HALF / "go").touch()
+    until(lambda: server.status().swap_error == "half: out of memory")
+    assert set(workers) <= set(server.workers())
+    assert [line["bundle"] for line in server.lines() if line["message"] == "serving"] == [B1]
+
+
+def test_a_store_that_loses_current_keeps_being_served(server: Server, store: Path) -> None:
+    (store / "CURRENT").unlink()
+    status = until(lambda: (status := server.status()).swap_error and status)
+    assert (status.bundle_id, status.current_bundle_id) == (B1, "")
+    publish(store, B2)
+    until(lambda: server.status().bundle_id == B2)
+
+
+def test_a_killed_worker_is_replaced(server: Server) -> None:
+    before = server.workers()
+    os.kill(before[0], signal.SIGKILL)
+    after = until(lambda: len(now := server.workers()) == 2 and before[0] not in now and now)
+    assert before[1] in after
+    until(lambda: server.status().workers == 2)
+    (died,) = [line for line in server.lines() if line["level"] == "error"]
+    assert died["message"] == f"worker died: worker {before[0]} ended with signal 9"
+
+
+def test_a_worker_that_dies_while_a_bad_bundle_is_current_is_replaced_on_the_good_one(
+    server: Server, store: Path
+) -> None:
+    publish(store, BAD)
+    until(lambda: server.status().swap_error)
+    before = server.workers()
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: len(now := server.workers()) == 2 and not set(before) & set(now))
+    assert until(lambda: (status := server.status()).workers == 2 and status).bundle_id == B1
+
+
+def test_no_worker_outlives_its_supervisor(server: Server) -> None:
+    workers = server.workers()
+    server.process.kill()
+    until(lambda: all(gone(pid) for pid in workers))
+
+
+def refused(argv: Sequence[str | Path]) -> str:
+    """The one line that a server which cannot start leaves on stderr."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    ended = subprocess.run([sys.executable, *map(str, argv)], capture_output=True, text=True, env=environment)
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    (line,) = ended.stderr.splitlines()
+    return line
+
+
+def test_a_first_bundle_that_cannot_open_is_one_line(store: Path) -> None:
+    publish(store, BAD)
+    assert refused(fake(store)) == "bad: index.faiss: found 3 bytes, expected 4"
+
+
+def test_a_taken_port_is_one_line(server: Server, store: Path) -> None:
+    port = int(server.address.rpartition(":")[2])
+    line = f"address 127.0.0.1:{port}: found the port in use, expected a free port, or --port 0"
+    assert refused(fake(store, port=port)) == line
+
+
+# -- on real bundles --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def real(tiny_store: Path, tmp_path: Path) -> Path:
+    """A copy of the small store, to be changed at will; see conftest.py."""
+    return Path(shutil.copytree(tiny_store, tmp_path / "store"))
+
+
+def serve(store: Path, *more: str) -> list[str | Path]:
+    return ["-m", "lhydra.cli", "serve", store, "--port", "0", "--workers", "2", "--connection-age-s", "0.5", *more]
+
+
+def bundles(store: Path) -> tuple[str, str]:
+    """The current bundle and another one."""
+    current = current_bundle_id(store)
+    others = sorted(manifest.parent.name for manifest in store.glob("*/manifest.json"))
+    return current, next(bundle_id for bundle_id in others if bundle_id != current)
+
+
+def expected(recommender: Recommender, state: UserState, k: int) -> list[str]:
+    found = recommender.recommend(Query(k, state, True, state.heard))
+    return recommender.catalog.track_ids(found.rows)
+
+
+def named(reply: pb.RecommendResponse) -> list[str]:
+    return [track.track_id for track in reply.tracks]
+
+
+def test_the_server_answers_what_the_recommender_answers(real: Path, tiny_dataset: Dataset) -> None:
+    recommender = Recommender(Bundle.open(real))
+    states = list(itertools.islice(user_states(tiny_dataset, "now"), 40))
+    with running(serve(real), real.parent / "log") as server, open_stub(server.address) as stub:
+        for user_id, state in states:
+            reply = stub.Recommend(pb.RecommendRequest(user_id=user_id, k=15), timeout=20)
+            assert named(reply) == expected(recommender, state, 15)
+            assert all(a.score >= b.score for a, b in itertools.pairwise(reply.tracks))
+        status = stub.GetStatus(pb.GetStatusRequest())
+        assert status.bundle_id == current_bundle_id(real)
+        assert status.tracks == len(recommender.catalog)
+        whole = stub.Recommend(pb.RecommendRequest(user_id="nobody", k=1000), timeout=20)
+        assert len(set(named(whole))) == min(1000, len(recommender.catalog))
+        assert whole.tier == pb.TIER_POPULAR
+
+
+def test_a_recorded_play_is_seen_by_every_worker_and_survives_them(real: Path) -> None:
+    with running(serve(real), real.parent / "log") as server:
+        request = pb.RecommendRequest(user_id="a new listener", k=5)
+        with open_stub(server.address) as stub:
+            heard = named(stub.Recommend(request, timeout=20))[0]
+            play = pb.Play(event_id="e1", user_id=request.user_id, track_id=heard)
+            assert stub.RecordPlays(pb.RecordPlaysRequest(plays=[play]), timeout=20).recorded == 1
+        for _ in range(10):  # each channel meets one of the workers
+            with open_stub(server.address) as stub:
+                reply = stub.Recommend(request, timeout=20)
+            assert reply.tier == pb.TIER_PERSONAL
+            assert heard not in named(reply)
+        for pid in server.workers():
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: server.status().workers == 2)
+        with open_stub(server.address) as stub:
+            assert heard not in named(stub.Recommend(request, timeout=20, wait_for_ready=True))
+            assert stub.RecordPlays(pb.RecordPlaysRequest(plays=[play]), timeout=20).duplicates == 1
+
+
+def test_a_real_swap_fails_no_call_and_mixes_no_answer(real: Path) -> None:
+    current, other = bundles(real)
+    popular = {
+        bundle_id: expected(Recommender(Bundle.open(real, bundle_id)), UserState(), 10)
+        for bundle_id in (current, other)
+    }
+    log = real.parent / "log"
+    with running(serve(real), log) as server:
+        with Load(server.address, lambda reply: named(reply) == popular[reply.bundle_id], n_threads=2) as load:
+            for bundle_id in (other, current):
+                old = server.workers()
+                publish(real, bundle_id)
+                wait_for_swap(load, old, bundle_id)
+        assert load.failures == []
+        for pid in server.workers():  # what a worker has loaded
+            mapped = Path(f"/proc/{pid}/maps").read_text()
+            assert "onnxruntime" in mapped
+            assert not [name for name in ("torch", "pandas", "pyarrow", "duckdb") if f"/{name}" in mapped]
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_damaged_bundle_is_refused_while_the_old_one_serves(real: Path) -> None:
+    current, other = bundles(real)
+    flip_a_byte(real / other / "index.faiss")
+    with running(serve(real), real.parent / "log") as server:
+        publish(real, other)
+        status = until(lambda: (status := server.status()).swap_error and status)
+        assert status.bundle_id == current
+        assert "index.faiss: found sha256" in status.swap_error
+
+
+def test_what_cannot_be_served_is_one_line(real: Path) -> None:
+    flip_a_byte(real / current_bundle_id(real) / "head.onnx")
+    assert "head.onnx: found sha256" in refused(serve(real))
+    (real / "CURRENT").unlink()
+    line = refused(serve(real))
+    assert (
+        line == f"lhydra serve: {real}: found no CURRENT, expected a store that `lhydra index rebuild` has published to"
+    )
+    assert "found no such folder" in refused(serve(real / "nowhere"))
+
+
+def test_serve_refuses_a_taken_port_and_bad_settings(real: Path) -> None:
+    with running(serve(real), real.parent / "log") as server:
+        port = server.address.rpartition(":")[2]
+        line = f"lhydra serve: address 127.0.0.1:{port}: found the port in use, expected a free port, or --port 0"
+        assert refused(serve(real, "--port", port)) == line
+    assert refused(serve(real, "--workers", "-1")) == "lhydra serve: --workers: found -1, expected 0 to 1024"
+    assert "later version" in refused(serve(real, "--users", "redis://localhost"))

@@ -1,0 +1,386 @@
+"""Training: what is hidden, the losses, exact resume, early stopping, the export, what is refused."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from torch import nn
+
+from lhydra.cli import main
+from lhydra.data.dataset import TEST, TRAIN, VALID, Dataset
+from lhydra.data.prepare import prepare
+from lhydra.data.settings import PrepareSettings
+from lhydra.errors import ModelError
+from lhydra.features import Encoded
+from lhydra.histories import spans
+from lhydra.model import Model
+from lhydra.training import export as exporting
+from lhydra.training.data import TrainingData, hide, load, targets
+from lhydra.training.losses import log_q, softmax_loss
+from lhydra.training.model import Dropout, Network
+from lhydra.training.step import Tensors
+from lhydra.training.train import Run, _new, _schedule, train
+from lhydra.training.validate import platt
+from tests.conftest import TINY_TRAINING
+
+QUICK = replace(TINY_TRAINING, epochs=3)
+
+
+@pytest.fixture(scope="module")
+def data(tiny_dataset: Dataset) -> TrainingData:
+    return load(tiny_dataset)
+
+
+# -- what is hidden ---------------------------------------------------------------------------------------
+
+
+def test_hide_parts_each_users_train_plays(data: TrainingData) -> None:
+    users = np.flatnonzero(np.diff(data.train.offsets) > 0)
+    seen, hidden = hide(data, users, np.random.default_rng(1), keep=0.8, cold=0.2, longest=10**6)
+    kept = []
+    for i, user in enumerate(users):
+        own = data.train.rows[data.train.offsets[user] : data.train.offsets[user + 1]].tolist()
+        a = seen.rows[seen.offsets[i] : seen.offsets[i + 1]].tolist()
+        b = hidden.rows[hidden.offsets[i] : hidden.offsets[i + 1]].tolist()
+        assert len(b) >= 1
+        assert sorted(a + b) == sorted(own)
+        kept.append(len(a) / len(own))
+    cold = np.mean(np.array(kept) == 0)
+    assert 0.1 < cold < 0.35
+    assert 0.7 < np.mean([share for share in kept if share]) < 0.85
+
+
+def test_hide_caps_what_is_seen_and_repeats_with_its_seed(data: TrainingData) -> None:
+    users = np.flatnonzero(np.diff(data.train.offsets) > 30)
+    a, b = (hide(data, users, np.random.default_rng(5), 0.9, 0.0, longest=10) for _ in range(2))
+    np.testing.assert_array_equal(a[0].rows, b[0].rows)
+    np.testing.assert_array_equal(a[1].rows, b[1].rows)
+    assert np.diff(a[0].offsets).mean() <= 10
+
+
+def test_train_arrays_hold_no_held_out_play(data: TrainingData, tiny_dataset: Dataset) -> None:
+    plays = tiny_dataset.plays
+    train = plays.where(plays.fold == TRAIN)
+    np.testing.assert_array_equal(data.train.rows, train.track)
+    np.testing.assert_array_equal(data.listeners, np.bincount(train.track, minlength=data.n_tracks))
+    for fold in (VALID, TEST):
+        found = targets(tiny_dataset, fold)
+        earlier = {(u, t) for u, t, f in zip(plays.user, plays.track, plays.fold, strict=True) if f < fold}
+        wanted = {(u, t) for u, t, f in zip(plays.user, plays.track, plays.fold, strict=True) if f == fold} - earlier
+        owner = np.repeat(found.users, np.diff(found.offsets))
+        assert set(zip(owner.tolist(), found.rows.tolist(), strict=True)) == {(int(u), int(t)) for u, t in wanted}
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 6)), max_size=8))
+def test_spans(pairs: list[tuple[int, int]]) -> None:
+    starts = np.array([start for start, _ in pairs], np.int64)
+    ends = np.array([start + length for start, length in pairs], np.int64)
+    assert spans(starts, ends).tolist() == [i for start, length in pairs for i in range(start, start + length)]
+
+
+# -- losses -----------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**16), st.integers(1, 4), st.integers(2, 7))
+def test_softmax_loss_equals_a_slow_one(seed: int, n: int, width: int) -> None:
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=(n, width)) * 3
+    wanted = rng.random((n, width)) < 0.4
+    out = (rng.random((n, width)) < 0.3) & ~wanted
+    losses = []
+    for i in range(n):
+        if wanted[i].any():
+            total = np.log(sum(np.exp(logits[i, j]) for j in range(width) if not out[i, j]))
+            losses.append(np.mean([total - logits[i, j] for j in range(width) if wanted[i, j]]))
+    found = softmax_loss(torch.tensor(logits), torch.tensor(wanted), torch.tensor(out))
+    assert found.item() == pytest.approx(np.mean(losses) if losses else 0.0, abs=1e-9)
+
+
+def test_log_q_makes_the_sampled_softmax_see_the_full_one() -> None:
+    """With the correction the sampled denominator estimates the full one; without it popular tracks distort it."""
+    rng = np.random.default_rng(0)
+    n, n_targets, uniform = 2_000, 400, 400
+    share = 1 / np.arange(1, n + 1)
+    share /= share.sum()
+    logits = rng.normal(size=n) + np.log(share * n)  # popular tracks score higher, as trained towers do
+    full = np.log(np.exp(logits).sum())
+    correction = log_q(torch.tensor(share), n_targets, uniform / n).numpy()
+    corrected, plain = [], []
+    for _ in range(60):
+        drawn = np.unique(np.concatenate([rng.choice(n, n_targets, p=share), rng.integers(0, n, uniform)]))
+        corrected.append(np.log(np.exp(logits[drawn] - correction[drawn]).sum()))
+        plain.append(np.log(np.exp(logits[drawn]).sum() * n / len(drawn)))
+    assert abs(np.mean(corrected) - full) < 0.1 * abs(np.mean(plain) - full)
+
+
+def test_platt_finds_the_calibration_it_was_drawn_from() -> None:
+    rng = np.random.default_rng(1)
+    logits = rng.normal(3, 5, 40_000)
+    labels = rng.random(40_000) < 1 / (1 + np.exp(-(0.7 * logits - 1.5)))
+    a, b = platt(logits, labels)
+    assert a == pytest.approx(0.7, rel=0.05)
+    assert b == pytest.approx(-1.5, rel=0.05)
+    assert platt(logits, ~labels)[0] > 0  # strictly monotone, whatever the data say
+
+
+# -- the network ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def network(data: TrainingData) -> Network:
+    users = np.flatnonzero(np.diff(data.train.offsets) > 0)
+    made, _ = _new(Run(data, Tensors.of(data), QUICK, users, 64))
+    torch.nn.init.normal_(made.head.out.weight)  # it starts at the retrieval order
+    return made.eval()
+
+
+@torch.no_grad()
+def test_towers_give_unit_vectors_and_padding_changes_nothing(network: Network, data: TrainingData) -> None:
+    _, user, _ = exporting._examples(network, data, 5, 4)
+    vectors = network.user_tower(*user)
+    torch.testing.assert_close(vectors.norm(dim=1), torch.ones(5))
+    dense, ids, history, entry, mask = user
+    noise = torch.randn(5, 3, history.shape[2])
+    longer = (
+        dense,
+        ids,
+        torch.cat([history, noise], 1),
+        torch.cat([entry, torch.randn(5, 3, 3)], 1),
+        torch.cat([mask, torch.zeros(5, 3)], 1),
+    )
+    torch.testing.assert_close(network.user_tower(*longer), vectors)
+    assert not torch.allclose(network.user_tower(dense, ids, -history, entry, mask)[1:], vectors[1:])
+
+
+@torch.no_grad()
+def test_the_weight_of_a_play_follows_count_gap_and_position(network: Network, data: TrainingData) -> None:
+    _, (dense, ids, history, entry, mask), _ = exporting._examples(network, data, 5, 4)
+    for i in range(3):
+        other = entry.clone()
+        other[1:, 0, i] += 1
+        before = network.user_tower(dense, ids, history, entry, mask)
+        torch.testing.assert_close(network.user_tower(dense, ids, history, other, mask), before)  # not learnt yet
+        network.user_tower.weigh.weight[0, i] = 0.7
+        assert not torch.allclose(
+            network.user_tower(dense, ids, history, other, mask), network.user_tower(dense, ids, history, entry, mask)
+        )
+        network.user_tower.weigh.weight[0, i] = 0
+
+
+@torch.no_grad()
+def test_every_cross_moves_the_logits_of_its_pairs_and_no_other(network: Network, data: TrainingData) -> None:
+    _, _, pair = exporting._examples(network, data, 6, 40)
+    head = network.head
+    user_ids, track_ids = pair[2], pair[5]
+    assert len(head.pairs) == 7  # the synthetic world has all of them
+    before = head(*pair)[0]
+    for ((u, _), (t, _)), users, tracks in zip(head.pairs, head.cross_user, head.cross_track, strict=True):
+        assert isinstance(users, nn.Embedding)
+        assert isinstance(tracks, nn.Embedding)
+        value = int(track_ids[0, 0, t])
+        kept = tracks.weight[value].clone()
+        tracks.weight[value] += 3
+        moved = (head(*pair)[0] - before).abs() > 1e-7
+        tracks.weight[value] = kept
+        assert moved.any()
+        assert not moved[track_ids[:, :, t] != value].any()
+        assert users.weight.shape[0] > int(user_ids[:, u].max())
+
+
+@torch.no_grad()
+def test_preference_differences_enter_the_head(network: Network, data: TrainingData) -> None:
+    _, _, pair = exporting._examples(network, data, 6, 20)
+    start, end = network.head.preference
+    assert end - start == len(data.spec.track_dense)
+    network.head.of_user.weight[
+        :, network.item_tower.retrieval_id.embedding_dim :
+    ].zero_()  # only the differences are left
+    before = network.head(*pair)[0]
+    dense = pair[1].clone()
+    dense[:, start:end] += 1
+    assert not torch.allclose(network.head(pair[0], dense, *pair[2:])[0], before)
+
+
+def test_the_folded_first_layer_is_the_plain_one(data: TrainingData) -> None:
+    users = np.flatnonzero(np.diff(data.train.offsets) > 0)
+    network = _new(Run(data, Tensors.of(data), QUICK, users, 64))[0].eval()
+    head, (u, v) = network.head, (torch.randn(3, 32), torch.randn(3, 5, 32))
+    folded = v @ (head.of_track.weight + head.of_product.weight * u.unsqueeze(1)).transpose(1, 2)
+    wide = torch.cat([v, u.unsqueeze(1) * v], 2)
+    plain = wide @ torch.cat([head.of_track.weight, head.of_product.weight], 1).T
+    torch.testing.assert_close(folded, plain, atol=1e-5, rtol=1e-4)
+
+
+def test_layers_are_normalised_and_dropped_out_in_training_only(network: Network) -> None:
+    kinds = [type(module).__name__ for module in network.modules()]
+    assert kinds.count("LayerNorm") == 2
+    assert kinds.count("BatchNorm1d") == 1
+    assert kinds.count("Dropout") == 3
+    drop, ones = Dropout(0.25), torch.ones(100_000)
+    assert (drop.eval()(ones) == 1).all()
+    dropped = drop.train()(ones)
+    assert dropped.mean().item() == pytest.approx(1, abs=0.01)
+    assert (dropped == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
+
+
+# -- the run ----------------------------------------------------------------------------------------------
+
+
+def lines(folder: Path) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("took_s", "plays_per_s")} for line in found]
+
+
+def test_resume_gives_the_same_result_as_an_uninterrupted_run(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train(tiny_dataset, whole, QUICK)
+
+    def interrupt(line: dict[str, Any]) -> None:
+        if line.get("epoch") == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_dataset, cut, QUICK, report=interrupt)
+    assert not (cut / "model.json").exists()
+    with (cut / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 3, "of a killed run": true}\n')
+    train(tiny_dataset, cut, QUICK, resume=True)
+    assert lines(cut) == lines(whole)
+    for name in ("last", "best"):
+        a, b = (load_file(folder / "checkpoint" / f"{name}.safetensors") for folder in (whole, cut))
+        assert a.keys() == b.keys()
+        for key in a:
+            assert torch.equal(a[key], b[key]), key
+    tracks = Encoded(*(getattr(load(tiny_dataset).tracks, part) for part in ("dense", "ids", "bags")))
+    vectors = [Model.open(folder).item_tower.embed(tracks)[0] for folder in (whole, cut)]
+    np.testing.assert_array_equal(vectors[0], vectors[1])
+    assert {path.suffix for path in (whole / "checkpoint").iterdir()} == {".safetensors"}  # no pickle
+
+
+def test_resume_refuses_another_configuration(tiny_dataset: Dataset, tiny_model: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "model")
+    with pytest.raises(ModelError, match=r"last\.safetensors: found"):
+        train(tiny_dataset, tmp_path / "model", replace(TINY_TRAINING, seed=9), resume=True)
+    with pytest.raises(ModelError, match="checkpoint of this dataset and configuration"):
+        train(tiny_dataset, tmp_path / "model", replace(TINY_TRAINING, dim=16), resume=True)
+
+
+def test_patience_ends_the_run_and_the_best_epoch_is_kept(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    hopeless = replace(QUICK, epochs=9, patience=1, learning_rate=1e-9, head_learning_rate=1e-9)
+    info = train(tiny_dataset, tmp_path, hopeless)
+    done = lines(tmp_path)
+    assert len(done) < 9
+    best = max(range(len(done)), key=lambda i: (done[i]["cascade"]["ndcg@10"], -i)) + 1
+    assert info["quality"]["epoch"] == best == len(done) - 1
+
+
+def test_the_schedule_warms_up_and_comes_down() -> None:
+    rates = [_schedule(done) for done in np.linspace(0, 1, 200)]
+    top = int(np.argmax(rates))
+    assert rates[:top] == sorted(rates[:top])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert max(rates) == pytest.approx(1, abs=0.03)
+    assert 0 < min(rates) < 0.05
+
+
+def test_the_sampled_softmax_learns_too(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    sampled = replace(QUICK, epochs=4, full_softmax=1, uniform_negatives=100)
+    info = train(tiny_dataset, tmp_path, sampled)
+    assert info["quality"]["retrieval"]["recall@20"] > 2 * 20 / 400  # twice what a random list finds
+
+
+def test_a_loss_that_is_not_finite_ends_in_one_line(
+    tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nan = torch.tensor(float("nan"))
+    monkeypatch.setattr("lhydra.training.train.losses", lambda *args: (nan, nan))
+    with pytest.raises(ModelError, match="found a loss of nan in epoch 1, expected a finite loss"):
+        train(tiny_dataset, tmp_path / "model", QUICK)
+    assert not (tmp_path / "model" / "model.json").exists()
+
+
+def test_the_temperature_is_tuned_when_it_is_zero(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    reported: list[dict[str, Any]] = []
+    train(tiny_dataset, tmp_path, replace(QUICK, epochs=1, temperature=0.0), report=reported.append)
+    tried = {line["tried_temperature"]: line["retrieval"]["ndcg@10"] for line in reported[:-1]}
+    assert reported[-1]["temperature"] == max(tried, key=lambda t: tried[t])
+
+
+def test_ids_alone_and_no_held_out_plays_are_enough(tmp_path: Path) -> None:
+    rows = "".join(f"u{i % 9},t{(i * 7) % 13}\n" for i in range(18))
+    (tmp_path / "plays.csv").write_text("user_id,track_id\n" + rows)
+    prepare(tmp_path / "plays.csv", tmp_path / "dataset", PrepareSettings(valid=0, test=0))
+    info = train(Dataset.open(tmp_path / "dataset"), tmp_path / "model", replace(QUICK, epochs=1))
+    assert info["quality"] == {}
+    assert Model.open(tmp_path / "model").dim == 32
+
+
+# -- the export -------------------------------------------------------------------------------------------
+
+
+def test_a_graph_that_disagrees_is_not_kept(
+    tiny_dataset: Dataset, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "model")
+    before = (tmp_path / "model" / "model.json").read_text()
+    prove = exporting._prove
+
+    def other(network: Network, data: TrainingData, folder: Path) -> None:
+        with torch.no_grad():
+            network.head.scale.add_(3)
+        prove(network, data, folder)
+
+    monkeypatch.setattr(exporting, "_prove", other)
+    with pytest.raises(ModelError, match=r"head\.onnx: found .* off torch, expected at most"):
+        train(tiny_dataset, tmp_path / "model", replace(QUICK, epochs=1))
+    assert (tmp_path / "model" / "model.json").read_text() == before
+    Model.open(tmp_path / "model")
+
+
+def test_graphs_hold_no_dropout_and_take_any_batch(tiny_model: Path, data: TrainingData) -> None:
+    model = Model.open(tiny_model)
+    for n in (1, 2, 400):
+        assert model.item_tower.embed(data.tracks[:n])[0].shape == (n, 32)
+
+
+@pytest.mark.parametrize("name", ["model.json", "features.json", "head.onnx", "user_tower.onnx", "item_tower.onnx"])
+def test_a_damaged_model_is_refused_by_name(name: str, tiny_model: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    whole = (folder / name).read_bytes()
+    for damaged in (whole[: len(whole) // 2], None):
+        (folder / name).unlink()
+        if damaged is not None:
+            (folder / name).write_bytes(damaged)
+        with pytest.raises(ModelError, match=name.replace(".", r"\.")):
+            Model.open(folder)
+
+
+def test_what_is_no_place_for_a_model_is_refused(
+    tiny_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.txt").write_text("mine")
+    source = str(tiny_dataset.path)
+    for arguments, found in (
+        ([str(tmp_path / "file")], "found a file"),
+        ([str(tmp_path / "folder")], "found a folder with other files"),
+        ([str(tmp_path / "new"), "--resume"], "found no checkpoint"),
+        ([str(tmp_path / "new"), "--epochs", "0"], "train.epochs: found 0, expected at least 1"),
+        ([str(tmp_path / "new"), "--epochs", "many"], "--epochs: found many, expected a whole number"),
+    ):
+        assert main(["train", source, *arguments]) == 1
+        error = capsys.readouterr().err
+        assert found in error
+        assert error.count("\n") == 1
+    assert (tmp_path / "folder" / "thesis.txt").read_text() == "mine"

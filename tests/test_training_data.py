@@ -1,0 +1,143 @@
+"""Laws of the training arrays: how plays are hidden, selected and held out."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lhydra.data.dataset import TRAIN, VALID, Dataset
+from lhydra.domain import I64, MAX_HISTORY
+from lhydra.histories import Histories, offsets_of, spans
+from lhydra.training.data import Targets, TrainingData, hide, load, select, targets
+
+LENGTHS = st.lists(st.integers(0, 12), min_size=1, max_size=8)
+
+
+@pytest.fixture(scope="module")
+def data(tiny_dataset: Dataset) -> TrainingData:
+    return load(tiny_dataset)
+
+
+@pytest.fixture(scope="module")
+def users(data: TrainingData) -> I64:
+    return np.flatnonzero(np.diff(data.train.offsets) > 0)
+
+
+def histories_of(lengths: list[int]) -> Histories:
+    m = sum(lengths)
+    counts = np.arange(m, dtype=np.float32) + 1
+    return Histories(offsets_of(np.array(lengths, np.int64)), np.arange(m) * 3, counts, np.arange(m) + 100)
+
+
+def of(part: Histories | Targets, i: int) -> list[int]:
+    rows: list[int] = part.rows[part.offsets[i] : part.offsets[i + 1]].tolist()
+    return rows
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 9)), max_size=10))
+def test_spans_concatenate_ranges(pieces: list[tuple[int, int]]) -> None:
+    starts, ends = np.array([(a, a + n) for a, n in pieces], np.int64).reshape(-1, 2).T
+    slow = [at for a, n in pieces for at in range(a, a + n)]
+    assert spans(starts, ends).tolist() == slow
+
+
+@given(LENGTHS, st.data())
+def test_select_keeps_what_it_is_told(lengths: list[int], draw: st.DataObject) -> None:
+    histories = histories_of(lengths)
+    users = draw.draw(st.lists(st.integers(0, len(lengths) - 1), max_size=6))
+    total = sum(lengths[u] for u in users)
+    keep = draw.draw(st.lists(st.booleans(), min_size=total, max_size=total))
+    found = select(histories, np.array(users, np.int64), np.array(keep, bool))
+    flags = iter(keep)
+    slow = [[row for row in of(histories, u) if next(flags)] for u in users]
+    assert [of(found, i) for i in range(len(users))] == slow
+    assert found.offsets[-1] == len(found.rows)
+    assert (found.counts == found.rows // 3 + 1).all()
+    assert (found.times == found.rows // 3 + 100).all()
+
+
+def test_select_takes_the_newest_of_a_long_history() -> None:
+    histories = histories_of([3, MAX_HISTORY + 5, 0])
+    found = select(histories, np.array([1, 2, 0]))
+    assert np.diff(found.offsets).tolist() == [MAX_HISTORY, 0, 3]
+    assert of(found, 0) == of(histories, 1)[-MAX_HISTORY:]
+    assert of(found, 2) == of(histories, 0)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_hide_splits_each_users_train_plays_in_two(data: TrainingData, users: I64, seed: int) -> None:
+    seen, hidden = hide(data, users, np.random.default_rng(seed), keep=0.7, cold=0.1, longest=10**9)
+    assert (hidden.users == users).all()
+    assert (np.diff(hidden.offsets) >= 1).all()
+    for i, user in enumerate(users):
+        assert sorted(of(seen, i) + of(hidden, i)) == sorted(of(data.train, user))
+        assert of(hidden, i) == sorted(of(hidden, i), key=of(data.train, user).index)
+
+
+def test_hidden_plays_take_count_and_time_with_them(data: TrainingData, users: I64) -> None:
+    seen, _ = hide(data, users, np.random.default_rng(0), keep=0.5, cold=0.1, longest=10**9)
+    owner = np.repeat(users, np.diff(seen.offsets))
+    whole = np.repeat(np.arange(len(data.train.offsets) - 1), np.diff(data.train.offsets))
+    plays = zip(whole, data.train.rows, data.train.counts, data.train.times, strict=True)
+    assert set(zip(owner, seen.rows, seen.counts, seen.times, strict=True)) <= set(plays)
+
+
+def test_cold_users_see_nothing(data: TrainingData, users: I64) -> None:
+    rng = np.random.default_rng(1)
+    many = np.repeat(users, 5)
+    seen, hidden = hide(data, many, rng, keep=0.999, cold=0.3, longest=10**9)
+    lengths = np.diff(data.train.offsets)[many]
+    long = lengths >= 5  # with keep near 1, only the cold ones of them see nothing
+    empty = (np.diff(seen.offsets) == 0)[long]
+    assert abs(empty.mean() - 0.3) < 5 * np.sqrt(0.3 * 0.7 / long.sum())
+    assert (np.diff(hidden.offsets)[long][empty] == lengths[long][empty]).all()
+    nobody, _ = hide(data, many, rng, keep=0.9, cold=0.0, longest=10**9)
+    assert ((np.diff(nobody.offsets) == 0)[lengths >= 40]).sum() == 0
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.3, 0.8])
+def test_the_share_kept_is_as_asked(data: TrainingData, users: I64, keep: float) -> None:
+    seen, _ = hide(data, users, np.random.default_rng(2), keep, cold=0.0, longest=10**9)
+    plays, spread = len(data.train.rows), 5 * np.sqrt(keep * (1 - keep) / len(data.train.rows))
+    share = len(seen.rows) / plays
+    assert keep - len(users) / plays - spread <= share <= keep + spread  # one target at least per user
+
+
+def test_the_longest_history_is_respected_on_average(data: TrainingData, users: I64) -> None:
+    long = users[np.diff(data.train.offsets)[users] >= 20]
+    draws = [hide(data, long, np.random.default_rng(s), 0.9, 0.0, 10) for s in range(10)]
+    mean = np.mean([np.diff(seen.offsets).mean() for seen, _ in draws])
+    assert 7 < mean < 10
+    for seen, hidden in draws:
+        assert not any(set(of(seen, i)) & set(of(hidden, i)) for i in range(len(long)))
+
+
+def test_the_same_stream_hides_the_same(data: TrainingData, users: I64) -> None:
+    (a, x), (b, y), (c, _) = (hide(data, users, np.random.default_rng(s), 0.8, 0.05, 512) for s in (3, 3, 4))
+    assert a.rows.tolist() == b.rows.tolist()
+    assert x.rows.tolist() == y.rows.tolist()
+    assert a.rows.tolist() != c.rows.tolist()
+
+
+def test_training_reads_the_train_fold_only(tiny_dataset: Dataset, data: TrainingData) -> None:
+    plays = tiny_dataset.plays
+    train = [(u, t) for u, t, f in zip(plays.user, plays.track, plays.fold, strict=True) if f == TRAIN]
+    owner = np.repeat(np.arange(len(tiny_dataset.user_ids)), np.diff(data.train.offsets))
+    assert list(zip(owner, data.train.rows, strict=True)) == train
+    listeners = [len({u for u, t in train if t == track}) for track in range(0, data.n_tracks, 7)]
+    assert data.listeners[::7].tolist() == listeners
+    assert (data.listeners > 0).sum() == len(data.spec.track_categories[0].values)  # ids of trained tracks only
+
+
+@pytest.mark.parametrize("fold", [VALID, VALID + 1])
+def test_targets_were_not_heard_in_an_earlier_fold(tiny_dataset: Dataset, fold: int) -> None:
+    plays = tiny_dataset.plays
+    found, earlier, wanted = targets(tiny_dataset, fold), set(), set()
+    for user, track, at in zip(plays.user.tolist(), plays.track.tolist(), plays.fold.tolist(), strict=True):
+        if at < fold:
+            earlier.add((user, track))
+        elif at == fold:
+            wanted.add((user, track))
+    owner = np.repeat(found.users, np.diff(found.offsets)).tolist()
+    assert list(zip(owner, found.rows.tolist(), strict=True)) == sorted(wanted - earlier)
+    assert wanted & earlier, "the world repeats plays, else this shows nothing"

@@ -1,0 +1,424 @@
+"""The user store against a dict of lists, under several processes, under kill -9, and with damaged values."""
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lmdb
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from lhydra import user_record
+from lhydra.cli import main
+from lhydra.data.dataset import Dataset, user_states
+from lhydra.domain import MAX_HISTORY, Play, UserState, Value, make_history, track_hash, track_hashes
+from lhydra.errors import ConfigError, Unsupported, UserStoreError
+from lhydra.user_record import UserRecord, unpack, user_tag
+from lhydra.users import LmdbUsers, UserStore, open_users
+from tests.test_evaluate import random_plays, write_dataset
+
+USERS = ("ann", "bob", "ünï", "x" * 256, "音" * 256, "音" * 255 + "楽")  # the last two are beyond LMDB's key length
+TRACKS = tuple(f"t{i}" for i in range(6))
+EVENTS = tuple(f"e{i}" for i in range(8))
+
+Entry = tuple[str, float, int]  # track, count, time
+
+
+@dataclass
+class Listener:
+    """The oracle's user: plain lists of everything that ever arrived."""
+
+    profile: dict[str, Value] = field(default_factory=dict)
+    base: list[Entry] = field(default_factory=list)
+    live: list[Entry] = field(default_factory=list)
+    heard: set[str] = field(default_factory=set)
+    events: set[str] = field(default_factory=set)
+
+    def record(self, play: Play) -> bool:
+        if play.event_id in self.events:
+            return False
+        self.events.add(play.event_id)
+        self.heard.add(play.track_id)
+        if not play.skipped:
+            self.live.append((play.track_id, play.count, play.time))
+        return True
+
+    def load(self, profile: dict[str, Value], base: list[Entry], heard: set[str]) -> None:
+        last = {track: max(time for t, _, time in base if t == track) for track, _, _ in base}
+        self.live = [entry for entry in self.live if last.get(entry[0], -1) < entry[2]]
+        self.profile, self.base, self.heard = profile, base, self.heard | heard
+
+    @property
+    def state(self) -> UserState:
+        return state_of(self.profile, self.base + self.live, self.heard)
+
+
+def state_of(profile: dict[str, Value], entries: list[Entry], heard: set[str]) -> UserState:
+    tracks, counts, times = ([entry[i] for entry in entries] for i in range(3))
+    history = make_history(track_hashes(map(str, tracks)), np.array(counts, np.float32), np.array(times, np.int64))
+    return UserState(profile, history, np.unique(track_hashes(heard)))
+
+
+def assert_same(found: UserState | None, expected: UserState) -> None:
+    assert found is not None
+    assert dict(found.profile) == dict(expected.profile)
+    np.testing.assert_array_equal(found.history, expected.history)
+    np.testing.assert_array_equal(found.heard, expected.heard)
+
+
+def play(event: str, track: str = "t0", *, user: str = "ann", time: int = 1, **more: Any) -> Play:
+    return Play(event, user, track, time, **more)
+
+
+@pytest.fixture
+def users(tmp_path: Path) -> Iterator[UserStore]:
+    store = open_users(None, tmp_path)
+    yield store
+    store.close()
+
+
+def test_an_unknown_user_is_none(users: UserStore) -> None:
+    assert users.get("nobody") is None
+
+
+def test_recording_creates_the_user_and_reads_back(users: UserStore) -> None:
+    assert users.record([play("e0", "t1", time=5, count=2.0), play("e1", "t2", time=7)]) == [True, True]
+    assert_same(users.get("ann"), state_of({}, [("t1", 2.0, 5), ("t2", 1.0, 7)], {"t1", "t2"}))
+
+
+def test_a_skipped_play_is_heard_but_no_history(users: UserStore) -> None:
+    users.record([play("e0", "t1", skipped=True), play("e1", "t2", skipped=False)])
+    assert_same(users.get("ann"), state_of({}, [("t2", 1.0, 1)], {"t1", "t2"}))
+
+
+def test_a_retried_call_counts_once_and_events_belong_to_their_user(users: UserStore) -> None:
+    call = [play("e0"), play("e1"), play("e0"), play("e0", user="bob")]
+    assert users.record(call) == [True, True, False, True]
+    before = users.get("ann")
+    assert users.record(call) == [False] * 4
+    assert before is not None
+    assert_same(users.get("ann"), before)
+
+
+def test_events_are_forgotten_oldest_first(users: UserStore) -> None:
+    last = user_record.MAX_EVENTS
+    users.record([play(f"e{i}") for i in range(last + 1)])
+    assert users.record([play(f"e{last}"), play("e1")]) == [False, False]
+    assert users.record([play("e0")]) == [True]
+
+
+def test_history_keeps_the_newest_and_heard_keeps_all(users: UserStore) -> None:
+    tracks = [f"n{i}" for i in range(MAX_HISTORY + 50)]
+    users.record([play(f"e{i}", track, time=i) for i, track in enumerate(tracks)])
+    state = users.get("ann")
+    assert state is not None
+    assert state.history["track"].tolist() == track_hashes(tracks[50:]).tolist()
+    assert set(state.heard.tolist()) == set(track_hashes(tracks).tolist())
+
+
+def test_many_live_plays_are_added_up_not_lost(users: UserStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(user_record, "MAX_LIVE", 10)
+    for i in range(25):
+        users.record([play(f"e{i}", f"t{i % 4}", time=i)])
+    users.load([("ann", UserState())])
+    expected = [(f"t{i % 4}", 1.0, i) for i in range(25)]
+    assert_same(users.get("ann"), state_of({}, expected, {f"t{i}" for i in range(4)}))
+
+
+def test_loading_absorbs_exactly_what_the_data_covers(users: UserStore) -> None:
+    users.record([play("e0", "t0", time=10), play("e1", "t0", time=20), play("e2", "t1", time=10)])
+    users.load([("ann", state_of({"age": 30}, [("t0", 5.0, 10)], {"t0", "t5"}))])
+    expected = [("t0", 5.0, 10), ("t0", 1.0, 20), ("t1", 1.0, 10)]
+    assert_same(users.get("ann"), state_of({"age": 30}, expected, {"t0", "t1", "t5"}))
+    users.load([("ann", state_of({"age": 31}, [("t0", 6.0, 20), ("t1", 1.0, 10)], {"t0"}))])
+    assert_same(users.get("ann"), state_of({"age": 31}, [("t0", 6.0, 20), ("t1", 1.0, 10)], {"t0", "t1", "t5"}))
+
+
+def test_loading_replaces_what_was_loaded_and_leaves_other_users(users: UserStore) -> None:
+    assert users.load([("ann", state_of({"a": 1}, [("t0", 1.0, 1)], {"t0"})), ("bob", UserState({"b": True}))]) == 2
+    assert users.load([("ann", state_of({"c": None}, [("t1", 2.0, 1)], {"t1"}))]) == 1
+    assert_same(users.get("ann"), state_of({"c": None}, [("t1", 2.0, 1)], {"t0", "t1"}))
+    assert_same(users.get("bob"), UserState({"b": True}))
+
+
+def test_loading_many_users_takes_several_transactions(users: UserStore) -> None:
+    n = 2345
+    assert users.load((f"u{i}", UserState({"n": i})) for i in range(n)) == n
+    assert all((users.get(f"u{i}") or UserState()).profile == {"n": i} for i in range(n))
+
+
+def test_a_call_is_recorded_whole_or_not_at_all(users: UserStore, tmp_path: Path) -> None:
+    users.load([("bob", UserState())])
+    damage(users, "bob", b"\x63rest")
+    with pytest.raises(UserStoreError, match="found format 99, expected format 1"):
+        users.record([play("e0"), play("e1", user="bob")])
+    assert users.get("ann") is None
+
+
+def test_arrays_outlive_later_writes_and_the_store(tmp_path: Path) -> None:
+    users = open_users(None, tmp_path)
+    users.record([play("e0", "t1")])
+    state = users.get("ann")
+    users.record([play(f"x{i}", f"t{i}", user=f"u{i}") for i in range(500)])
+    users.close()
+    assert_same(state, state_of({}, [("t1", 1.0, 1)], {"t1"}))
+
+
+@settings(deadline=None, max_examples=30, stateful_step_count=30)
+class AnyOrder(RuleBasedStateMachine):
+    """record, load and reopen in any order: get always equals the oracle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.users = open_users(None, Path(self.folder.name))
+        self.oracle: dict[str, Listener] = {}
+
+    entries = st.lists(st.tuples(st.sampled_from(TRACKS), st.sampled_from([1.0, 2.0, 7.0]), st.integers(0, 9)))
+    plays = st.builds(
+        Play,
+        event_id=st.sampled_from(EVENTS),
+        user_id=st.sampled_from(USERS),
+        track_id=st.sampled_from(TRACKS),
+        time=st.integers(0, 9),
+        count=st.sampled_from([1.0, 3.0]),
+        skipped=st.sampled_from([None, False, True]),
+    )
+
+    @rule(call=st.lists(plays, max_size=8))
+    def record(self, call: list[Play]) -> None:
+        expected = [self.oracle.setdefault(play.user_id, Listener()).record(play) for play in call]
+        assert self.users.record(call) == expected
+
+    @rule(user=st.sampled_from(USERS), age=st.integers(0, 99), base=entries, heard=st.sets(st.sampled_from(TRACKS)))
+    def load(self, user: str, age: int, base: list[Entry], heard: set[str]) -> None:
+        self.oracle.setdefault(user, Listener()).load({"age": age}, base, heard)
+        assert self.users.load([(user, state_of({"age": age}, base, heard))]) == 1
+
+    @rule()
+    def reopen(self) -> None:
+        self.users.close()
+        self.users = open_users(None, Path(self.folder.name))
+
+    @invariant()
+    def reads_agree(self) -> None:
+        for user in USERS:
+            if user in self.oracle:
+                assert_same(self.users.get(user), self.oracle[user].state)
+            else:
+                assert self.users.get(user) is None
+
+    def teardown(self) -> None:
+        self.users.close()
+        self.folder.cleanup()
+
+
+TestAnyOrder = AnyOrder.TestCase
+
+
+@given(
+    st.dictionaries(
+        st.text(),
+        st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False, allow_infinity=False),
+    ),
+    AnyOrder.entries,
+    st.lists(st.integers(0, 2**64 - 1)),
+)
+def test_records_survive_packing(profile: dict[str, Value], entries: list[Entry], events: list[int]) -> None:
+    state = state_of(profile, entries, set())
+    record = UserRecord(state, state.history[::-1].copy(), np.array(events, np.uint64))
+    found = unpack(record.pack(), "ann")
+    assert_same(found.state, state)
+    np.testing.assert_array_equal(found.live, record.live)
+    np.testing.assert_array_equal(found.events, record.events)
+
+
+@given(st.data())
+def test_every_flipped_bit_and_cut_is_noticed(data: st.DataObject) -> None:
+    packed = UserRecord(state_of({"age": 3}, [("t0", 1.0, 2)], {"t0"})).pack()
+    position = data.draw(st.integers(0, len(packed) - 1).filter(lambda i: i not in (1, 2, 3)))  # padding
+    flipped = bytearray(packed)
+    flipped[position] ^= 1 << data.draw(st.integers(0, 7))
+    for damaged in (bytes(flipped), packed[:position], packed + b"x"):
+        with pytest.raises(UserStoreError) as caught:
+            unpack(damaged, "ann")
+        assert user_tag("ann") in str(caught.value)
+        assert "'ann'" not in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), object(), b"bytes"])
+def test_a_profile_that_cannot_be_kept_is_refused(users: UserStore, bad: Any) -> None:
+    with pytest.raises(UserStoreError, match=r"profile: found .*, expected text and finite numbers"):
+        users.load([("ann", UserState({"age": bad}))])
+    assert users.get("ann") is None
+
+
+def test_addresses(tmp_path: Path) -> None:
+    users = open_users(f"lmdb:{tmp_path / 'elsewhere'}", tmp_path / "no-store", sync_s=0)
+    users.record([play("e0")])
+    users.close()
+    assert (tmp_path / "elsewhere").is_dir()
+    with pytest.raises(Unsupported, match=r"Redis.*later version"):
+        open_users("redis://:secret@host:6379", tmp_path)
+    for wrong in ("postgres://me:secret@host", "lmdb:", "", "users"):
+        with pytest.raises(ConfigError, match="expected lmdb:PATH") as caught:
+            open_users(wrong, tmp_path)
+        assert "secret" not in str(caught.value)
+
+
+def test_what_is_no_store_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "junk").mkdir()
+    (tmp_path / "junk" / "data.mdb").write_bytes(b"junk" * 5000)
+    for name in ("file", "junk", "absent/users.lmdb"):
+        with pytest.raises(UserStoreError, match="expected an LMDB folder") as caught:
+            LmdbUsers(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from lhydra.domain import Play
+from lhydra.users import open_users
+users = open_users(None, Path(sys.argv[1]))
+name, n = sys.argv[2], int(sys.argv[3])
+for i in range(n):
+    users.record([Play(f"{name}-{i}", "ann", f"{name}-{i}", i), Play(f"{name}-{i}", f"own-{name}", "t0", i)])
+    print(i, flush=True)
+users.close()
+"""
+
+LOADER = """
+import sys
+from pathlib import Path
+from lhydra.domain import UserState
+from lhydra.users import open_users
+users = open_users(None, Path(sys.argv[1]))
+for i in range(20):
+    users.load([("ann", UserState({"round": i})), ("bob", UserState({"round": i}))])
+users.close()
+"""
+
+
+def start(script: str, *args: str | Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen([sys.executable, "-c", script, *map(str, args)], stdout=subprocess.PIPE, text=True)
+
+
+def test_processes_write_and_load_at_once_and_nothing_is_lost(tmp_path: Path) -> None:
+    n = 150
+    running = [start(WRITER, tmp_path, "a", str(n)), start(WRITER, tmp_path, "b", str(n)), start(LOADER, tmp_path)]
+    for process in running:
+        process.communicate()
+        assert process.returncode == 0
+    users = open_users(None, tmp_path)
+    everything = {f"{name}-{i}" for name in "ab" for i in range(n)}
+    entries = [(track, 1.0, int(track[2:])) for track in everything]
+    assert_same(users.get("ann"), state_of({"round": 19}, entries, everything))
+    assert_same(users.get("own-a"), state_of({}, [("t0", float(n), n - 1)], {"t0"}))
+    users.close()
+
+
+def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    users = open_users(None, tmp_path)  # a reader that lives through it
+    for round in range(3):
+        writer = start(WRITER, tmp_path, f"r{round}", "1000000")
+        assert writer.stdout is not None
+        for _ in range(40 + 13 * round):
+            acknowledged = int(writer.stdout.readline())
+        writer.send_signal(signal.SIGKILL)
+        rest = writer.communicate()[0].split()
+        acknowledged = int(rest[-1]) if rest else acknowledged
+        state = users.get("ann")
+        assert state is not None
+        heard = set(state.heard.tolist())
+        assert all(track_hash(f"r{round}-{i}") in heard for i in range(acknowledged + 1))
+        assert users.record([play(f"after-{round}", f"after-{round}")]) == [True]  # no lock left behind
+    users.close()
+
+
+def damage(users: UserStore, user_id: str, value: bytes) -> None:
+    assert isinstance(users, LmdbUsers)
+    env: lmdb.Environment = users._env
+    with env.begin(write=True) as txn:
+        txn.put(b"u" + user_id.encode(), value)
+
+
+def test_reading_a_damaged_value_is_one_line(users: UserStore) -> None:
+    for value in (b"\x00", b"\x01short", json.dumps({"age": 3}).encode()):
+        damage(users, "bob", value)
+        with pytest.raises(UserStoreError, match=r"value of user [0-9a-f]{8}: found") as caught:
+            users.get("bob")
+        assert "\n" not in str(caught.value)
+
+
+# -- lhydra users load --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    plays = random_plays(3, 40, 30)
+    return write_dataset(tmp_path / "dataset", [f"u{i}" for i in range(40)], [f"t{i}" for i in range(30)], plays)
+
+
+@pytest.mark.parametrize("as_of", ["now", "test", "valid"])
+def test_loading_a_dataset_gives_the_states_that_evaluation_uses(
+    dataset: Dataset, tmp_path: Path, as_of: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "new" / "store"
+    assert main(["users", "load", str(dataset.path), "--store", str(store), "--as-of", as_of, "--json"]) == 0
+    counts = json.loads(capsys.readouterr().out)
+    states = dict(user_states(dataset, as_of))
+    assert counts["users"] == 40
+    assert counts["heard_tracks"] == sum(len(state.heard) for state in states.values())
+    assert counts["history_entries"] == sum(len(state.history) for state in states.values())
+    users = open_users(None, store)
+    for user_id, state in states.items():
+        assert_same(users.get(user_id), state)
+    users.close()
+
+
+def test_loading_again_keeps_live_plays_and_goes_where_it_is_told(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["users", "load", str(dataset.path), "--users", f"lmdb:{tmp_path / 'elsewhere'}"]
+    assert main(argv) == 0
+    users = open_users(f"lmdb:{tmp_path / 'elsewhere'}", tmp_path)
+    users.record([play("e0", "new", user="u3", time=10**9)])
+    users.close()
+    assert main(argv) == 0
+    users = open_users(f"lmdb:{tmp_path / 'elsewhere'}", tmp_path)
+    state = users.get("u3")
+    users.close()
+    assert state is not None
+    assert track_hash("new") in state.heard.tolist()
+    assert state.history[-1].tolist() == (track_hash("new"), 1.0, 10**9)
+    assert "loaded 40 users into lmdb:" in capsys.readouterr().out
+
+
+def test_what_cannot_be_loaded_is_one_line(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    data, store = str(dataset.path), str(tmp_path / "store")
+    for argv, line in {
+        (str(tmp_path / "no"), "--store", store): "found nothing, expected a folder made by `lhydra prepare`",
+        (data,): "--store: found nothing, expected the folder of a store, new or old",
+        (data, "--store", str(tmp_path / "file")): "expected a folder, new or old",
+        (data, "--store", store, "--users", "redis://h"): "user store on Redis (h): comes with a later version",
+        (data, "--store", store, "--users", "h:1"): "expected lmdb:PATH",
+    }.items():
+        assert main(["users", "load", *argv]) == 1
+        (printed,) = capsys.readouterr().err.splitlines()
+        assert printed.startswith("lhydra users: ")
+        assert line in printed
