@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from lhydra import catalog as catalogs
-from lhydra import files
+from lhydra import colisten, files
 from lhydra.catalog import Catalog
 from lhydra.domain import F32, I64
 from lhydra.errors import BundleCorrupt, BundleMismatch, BundleMissing, complain
@@ -26,7 +26,7 @@ from lhydra.histories import EncodedUsers, Histories
 from lhydra.index import Index
 from lhydra.networks import Head, UserTower
 
-FORMAT = 1
+FORMAT = 2
 PARTS = ("features.json", "item_tower.onnx", "user_tower.onnx", "head.onnx", "catalog.parquet", "index.faiss")
 VECTOR_TOLERANCE, SCORE_TOLERANCE = 1e-4, 1e-3
 BUNDLE_ID = re.compile(r"[0-9]{8}T[0-9]{6}-[0-9a-f]{8}")
@@ -169,9 +169,10 @@ class Bundle:
 
     def score(self, vector: F32, user: EncodedUsers, rows: I64) -> tuple[F32, F32]:
         """Returns the head's logits (n,) and calibrated probabilities (n,) of `rows` for one encoded user."""
-        tracks = self.catalog
+        tracks, played = self.catalog, user.histories.rows
+        together = colisten.scores(tracks.neighbours, tracks.neighbour_weights, played, user.entry, rows)
         return self.head.score(
-            vector, user, tracks.vectors[rows], tracks.dense[rows], tracks.ids[rows], tracks.popularity[rows]
+            vector, user, tracks.vectors[rows], tracks.dense[rows], tracks.ids[rows], tracks.popularity[rows], together
         )
 
     def _check_golden(self, folder: Path) -> None:

@@ -47,6 +47,8 @@ class Catalog:
     dense: F32  # (n, dt) encoded features, as FeatureSpec.encode_tracks gives them
     ids: I64  # (n, ct)
     popularity: F32  # (n,) in [0, 1], log-scaled listeners: the head's feature
+    neighbours: npt.NDArray[np.int32]  # (n, width) rows that are played together with the track; see lhydra.colisten
+    neighbour_weights: npt.NDArray[np.float16]  # (n, width) and how much each counts, 0 where there is none
     share: F32  # (n,) share of train users who played the track
     popular: I64  # (n,) rows, most listeners first, ties by row
     hashes: Hashes  # (n,) track hashes, ascending

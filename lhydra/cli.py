@@ -19,7 +19,7 @@ from lhydra import __version__, logs
 from lhydra.errors import LhydraError, MissingExtra
 
 GROUP = "lhydra.commands"
-ORDER = ("demo", "synth", "prepare", "train", "evaluate", "recommend", "users", "index", "serve", "query")
+ORDER = ("demo", "synth", "prepare", "train", "evaluate", "compare", "recommend", "users", "index", "serve", "query")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -52,6 +52,7 @@ def write_catalog(
     for array in out.values():
         array.flush()
     _write_popularity(dataset, folder)
+    _write_neighbours(model, np.asarray(out["ids"][:, 0]), folder)
     catalogs.write_hashes(folder, dataset.track_ids)
     catalogs.write_texts(folder, "names", dataset.track_ids)
     for name, column in (("title_texts", "name"), ("artist_texts", "artist")):
@@ -66,6 +67,27 @@ def _write_popularity(dataset: Dataset, folder: Path) -> None:
     np.save(folder / "popularity.npy", popularity(listeners))
     np.save(folder / "share.npy", (listeners / max(train_users(dataset), 1)).astype(np.float32))
     np.save(folder / "popular.npy", np.lexsort((np.arange(len(listeners)), -listeners)))
+
+
+def _write_neighbours(model: Model, numbers: I64, folder: Path) -> None:
+    """Writes the model's co-listening table by row; numbers: (n,) of the catalog's track ids, 0 unknown to training."""
+    width = model.neighbours.shape[1]
+    row_of = np.full(len(model.neighbours), -1, np.int32)
+    row_of[numbers] = np.arange(len(numbers))
+    row_of[0] = -1
+    table = {
+        "neighbours": np.lib.format.open_memmap(folder / "neighbours.npy", "w+", np.int32, (len(numbers), width)),
+        "neighbour_weights": np.lib.format.open_memmap(
+            folder / "neighbour_weights.npy", "w+", np.float16, (len(numbers), width)
+        ),
+    }
+    for start in range(0, len(numbers), BLOCK):
+        at = numbers[start : start + BLOCK]
+        rows = row_of[model.neighbours[at]]  # a neighbour that this catalog lacks counts nothing
+        table["neighbours"][start : start + BLOCK] = np.maximum(rows, 0)
+        table["neighbour_weights"][start : start + BLOCK] = np.where(rows >= 0, model.neighbour_weights[at], 0)
+    for array in table.values():
+        array.flush()
 
 
 def train_users(dataset: Dataset) -> int:

@@ -24,7 +24,7 @@ from lhydra.domain import F32, I64, Value
 from lhydra.errors import FeatureError, complain
 from lhydra.histories import MAX_GAP_DAYS, EncodedUsers, Histories, entry_features, spread_days, sums
 
-FORMAT = 1
+FORMAT = 2
 Columns = Mapping[str, Sequence[Any] | npt.NDArray[Any]]  # equal lengths; one row or a million
 
 AGE_BOUNDS = (18.0, 25.0, 35.0, 45.0, 55.0, 65.0)  # age group g holds AGE_BOUNDS[g-2] <= age < AGE_BOUNDS[g-1]

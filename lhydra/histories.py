@@ -76,11 +76,16 @@ def offsets_of(lengths: I64) -> I64:
 
 
 def entry_features(histories: Histories, weight: F32, typical: npt.NDArray[np.floating]) -> F32:
-    """(m, 3): how intense against the user's typical, how long before the user's newest play, how far from the end."""
+    """(m, 3): log of the count's weight against the user's mean, how long before the newest play, how far from the end.
+
+    The first is such that exp() of it is a weight of mean 1: what the co-listening score and an untrained user
+    tower weigh a play by.
+    """
     offsets, times = histories.offsets, histories.times
     lengths = np.diff(offsets)
     entry = np.zeros((len(weight), len(HISTORY_FEATURES)), np.float32)
-    entry[:, 0] = weight - np.repeat(typical, lengths)
+    mean = np.maximum(np.repeat(typical, lengths), 1e-9)
+    entry[:, 0] = np.log(np.clip(weight / mean, 0.05, 20.0))
     if times.any():  # without times the order means nothing
         newest = np.repeat(maxima(times, offsets), lengths)
         days = np.where(times > 0, (newest - times) / 86400.0, np.where(newest > 0, MAX_GAP_DAYS, 0.0))

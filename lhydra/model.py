@@ -3,6 +3,7 @@
 MODEL/model.json       format, model_id, dim, parents, metrics, sha256 and size of every file below
       features.json    the fitted FeatureSpec
       item_tower.onnx  user_tower.onnx  head.onnx
+      neighbours.npy  neighbour_weights.npy   the co-listening table, by number of the track id
       metrics.jsonl    one line per epoch
       checkpoint/      what --resume continues from; not part of the model
 """
@@ -11,14 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from lhydra import files
 from lhydra.errors import ModelError, complain
 from lhydra.features import FeatureSpec
 from lhydra.networks import Head, ItemTower, UserTower
 
-FORMAT = 1
+FORMAT = 2
 GRAPHS = ("item_tower.onnx", "user_tower.onnx", "head.onnx")
-PARTS = ("features.json", *GRAPHS)
+TABLE = ("neighbours.npy", "neighbour_weights.npy")  # (1 + trained tracks, width) int32 and float16
+PARTS = ("features.json", *GRAPHS, *TABLE)
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Model:
     item_tower: ItemTower
     user_tower: UserTower
     head: Head
+    neighbours: npt.NDArray[np.int32]
+    neighbour_weights: npt.NDArray[np.float16]
 
     @property
     def model_id(self) -> str:
@@ -57,4 +64,5 @@ class Model:
         files.check(path, info["files"], ModelError)
         spec = FeatureSpec.from_json((path / "features.json").read_text(encoding="utf-8"))
         towers = ItemTower(path / GRAPHS[0], threads), UserTower(path / GRAPHS[1], threads)
-        return cls(path, info, spec, *towers, Head(path / GRAPHS[2], threads))
+        table = (np.load(path / name, mmap_mode="r", allow_pickle=False) for name in TABLE)
+        return cls(path, info, spec, *towers, Head(path / GRAPHS[2], threads), *table)

@@ -20,7 +20,16 @@ from lhydra.histories import EncodedUsers
 # Input and output names of the graphs: what export writes and this module feeds.
 ITEM_INPUTS, ITEM_OUTPUTS = ("dense", "ids", "bags"), ("vector", "history")
 USER_INPUTS, USER_OUTPUTS = ("dense", "ids", "history", "entry", "mask"), ("vector",)
-HEAD_INPUTS = ("user", "user_dense", "user_ids", "vectors", "track_dense", "track_ids", "popularity")
+HEAD_INPUTS = (
+    "user",
+    "user_dense",
+    "user_ids",
+    "vectors",
+    "track_dense",
+    "track_ids",
+    "popularity",
+    "colisten",
+)
 HEAD_OUTPUTS = ("logit", "probability")
 
 
@@ -92,16 +101,15 @@ class Head:
         self._graph = _Graph(path, HEAD_OUTPUTS, threads)
 
     def score(
-        self, vector: F32, user: EncodedUsers, vectors: F32, dense: F32, ids: I64, popularity: F32
+        self, vector: F32, user: EncodedUsers, vectors: F32, dense: F32, ids: I64, popularity: F32, colisten: F32
     ) -> tuple[F32, F32]:
         """Returns raw logits (n,) and calibrated probabilities (n,).
 
-        vector: (1, dim) of the one encoded `user`; vectors (n, dim), dense (n, dt), ids (n, ct) and popularity
-        (n,) of the tracks.
+        vector: (1, dim) of the one encoded `user`; vectors (n, dim), dense (n, dt), ids (n, ct), popularity (n,)
+        and co-listening scores (n, 2) of the tracks.
         """
-        logit, probability = self.run(
-            vector, user.dense, user.ids, vectors[None], dense[None], ids[None], popularity[None]
-        )
+        tracks = (vectors, dense, ids, popularity, colisten)
+        logit, probability = self.run(vector, user.dense, user.ids, *(part[None] for part in tracks))
         return logit[0], probability[0]
 
     def run(self, *inputs: npt.NDArray[Any]) -> tuple[F32, F32]:

@@ -75,11 +75,11 @@ class Recommender:
             best = np.lexsort((rows, -logits))[: query.k]
         return Recommendation(rows[best], scores[best], logits[best], cosines[best], rows, cosines, tier, stage_us)
 
-    def score(self, state: UserState, rows: I64) -> F32:
-        """Returns the head's calibrated probability for each of `rows`, (n,) float32."""
+    def score(self, state: UserState, rows: I64) -> tuple[F32, F32]:
+        """Returns the head's raw logits and calibrated probabilities for each of `rows`, (n,) float32 each."""
         user = self.encode(state)
         vector = self.bundle.user_tower.embed(user, self.catalog.history)
-        return self.bundle.score(vector, user, rows)[1]
+        return self.bundle.score(vector, user, rows)
 
     def encode(self, state: UserState) -> EncodedUsers:
         """Returns one encoded user; tracks that this catalog does not hold drop out of the history."""

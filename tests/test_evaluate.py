@@ -3,6 +3,7 @@
 Also the small dataset and the deterministic recommender that `test_recommend` uses.
 """
 
+import importlib.util
 import json
 import re
 import sys
@@ -16,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lhydra import progress
@@ -24,8 +25,10 @@ from lhydra.cli import main
 from lhydra.data.dataset import TEST, TRAIN, VALID, Dataset, DatasetInfo
 from lhydra.domain import F32, I64, Hashes, Query, Recommendation, Tier, UserState, track_hashes
 from lhydra.errors import DataError
-from lhydra.evaluation.evaluate import draw_negatives, evaluate, find_targets
+from lhydra.evaluation.classification import classify
+from lhydra.evaluation.evaluate import evaluate, protocol_hash
 from lhydra.evaluation.metrics import rank_metrics
+from lhydra.evaluation.run import ask, draw_negatives, find_targets
 
 Play = tuple[int, int, int]  # user, track, fold
 
@@ -95,13 +98,14 @@ class FakeRecommender:
         eligible = np.flatnonzero(~np.isin(self.catalog.hashes, query.exclude))
         candidates = eligible[np.argsort(-retrieval[eligible])][: max(query.k, query.depth or self.depth)]
         rows = candidates[np.argsort(-logits[candidates])][: query.k]
-        scores = self.score(query.state, rows)
+        scores = self.score(query.state, rows)[1]
         return Recommendation(
             rows, scores, logits[rows], retrieval[rows], candidates, retrieval[candidates], Tier.PERSONAL, {}
         )
 
-    def score(self, state: UserState, rows: I64) -> F32:
-        return np.asarray(1 / (1 + np.exp(-self.scores(state)[1][rows])), np.float32)
+    def score(self, state: UserState, rows: I64) -> tuple[F32, F32]:
+        logits = self.scores(state)[1][rows]
+        return logits, np.asarray(1 / (1 + np.exp(-logits)), np.float32)
 
 
 def names(letter: str, n: int) -> list[str]:
@@ -139,6 +143,10 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Fake:
         monkeypatch.setattr("lhydra.model.Model.open", lambda path: path)
         monkeypatch.setattr("lhydra.embedding.unpublished_bundle", unpublished)
         monkeypatch.setattr("lhydra.recommender.Recommender", served)
+        # what they find is tested with them; a fake knows too little
+        analyse, measure = SimpleNamespace(analyse=lambda *_: {"users": []}), SimpleNamespace(measure=lambda *_: {})
+        monkeypatch.setitem(sys.modules, "lhydra.evaluation.mistakes", analyse)
+        monkeypatch.setitem(sys.modules, "lhydra.evaluation.importance", measure)
 
     return install
 
@@ -148,6 +156,7 @@ plays_with_repeats = st.lists(
 )
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(plays_with_repeats, st.sampled_from(["test", "valid"]))
 def test_targets_are_the_new_tracks_of_the_fold(
     tmp_path_factory: pytest.TempPathFactory, plays: list[Play], as_of: Any
@@ -170,6 +179,7 @@ def test_targets_are_the_new_tracks_of_the_fold(
     assert targets.heard_before == sum(f == fold for *_, f in plays) - len(targets.tracks)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(plays_with_repeats, st.sets(st.integers(0, 7)), st.integers(0, 99))
 def test_negatives_are_known_tracks_without_a_play(
     tmp_path_factory: pytest.TempPathFactory, plays: list[Play], unknown: set[int], seed: int
@@ -216,7 +226,8 @@ def test_the_recommender_sees_nothing_of_the_predicted_fold(
     dataset, recommender = world
     evaluate(recommender, dataset, as_of=as_of)
     hashes, plays = track_hashes(dataset.track_ids), dataset.plays
-    for query, user in zip(recommender.queries, find_targets(dataset, as_of).users, strict=True):
+    users = find_targets(dataset, as_of).users.tolist()
+    for query, user in zip(recommender.queries, users * 2, strict=True):  # as served, then deeper
         own = plays.where(plays.user == user)
         assert set(query.state.history["track"]) == set(hashes[own.track[own.fold <= fed]])
         assert set(query.exclude) == set(hashes[own.track[own.fold <= heard]])
@@ -227,10 +238,10 @@ def test_a_track_that_the_catalogue_lacks_is_a_missed_target(tmp_path: Path) -> 
     plays = [(0, 0, TRAIN), (0, 1, TEST), (0, 2, TEST)]
     dataset = write_dataset(tmp_path / "d", ["u"], names("t", 3), plays)
     found = evaluate(FakeRecommender(FakeCatalog(["t000", "t002"])), dataset, ks=(5,))
-    assert found.counts["targets_not_in_catalogue"] == 1
-    assert found.ranking["cascade"]["recall@5"] == 0.5  # t002 is all that can be recommended
-    assert found.ranking["cascade"]["coverage@5"] == 0.5
-    assert found.head.positives == 1  # only what can be scored
+    assert found["counts"]["targets_not_in_catalogue"] == 1
+    assert found["ranking"]["cascade"]["recall@5"]["mean"] == 0.5  # t002 is all that can be recommended
+    assert found["ranking"]["cascade"]["coverage@5"]["mean"] == 0.5
+    assert found["classification"]["positives"] == 1  # only what can be scored
 
 
 def test_the_head_is_judged_on_one_negative_per_play(world: tuple[Dataset, FakeRecommender]) -> None:
@@ -240,17 +251,20 @@ def test_the_head_is_judged_on_one_negative_per_play(world: tuple[Dataset, FakeR
     users = iter(targets.users.tolist())
     place = {track_id: position for position, track_id in enumerate(dataset.track_ids)}
 
-    def oracle(state: UserState, rows: I64) -> F32:
+    def oracle(state: UserState, rows: I64) -> tuple[F32, F32]:
         user = next(users)
         tracks = recommender.catalog.track_ids(rows)
-        return np.array([0.9 if (user, place[track_id]) in liked else 0.2 for track_id in tracks], np.float32)
+        p = np.array([0.9 if (user, place[track_id]) in liked else 0.2 for track_id in tracks], np.float32)
+        return p, p
 
     recommender.recommend = Recorded(recommender).recommend  # type: ignore[method-assign]
     recommender.score = oracle  # type: ignore[method-assign]
-    head = evaluate(recommender, dataset).head
+    run = ask(recommender, dataset, targets, as_of="test", ks=(10,), seed=0)
+    head = classify(run.labels, run.probabilities)
     assert (head.positives, head.pairs) == (len(liked), 2 * len(liked))
-    assert (head.accuracy, head.precision, head.recall, head.f1, head.auc) == (1, 1, 1, 1, 1)
+    assert (head.accuracy, head.precision, head.recall, head.f1, head.auc, head.pr_auc) == (1, 1, 1, 1, 1, 1)
     assert head.log_loss == pytest.approx(-(np.log(0.9) + np.log(0.8)) / 2, rel=1e-6)
+    assert head.ece == pytest.approx((0.1 + 0.2) / 2, rel=1e-6)
 
 
 class Recorded:
@@ -269,41 +283,124 @@ def test_a_sample_of_users_is_seeded_and_its_numbers_are_theirs(world: tuple[Dat
     first = evaluate(recommender, dataset, users=7, seed=5)
     again = evaluate(recommender, dataset, users=7, seed=5)
     other = evaluate(recommender, dataset, users=7, seed=6)
-    assert first.to_json() == again.to_json() != other.to_json()
-    assert first.counts["users"] == 7
+    assert first == again != other
+    assert first["counts"]["users"] == 7
     sample = find_targets(dataset, "test").sample(7, 5)
     served = np.stack([recommender.recommend(query).rows for query in recommender.queries[:7]])
     hashes = track_hashes(dataset.track_ids)
     wanted = np.concatenate([np.sort(recommender.catalog.rows(hashes[sample.tracks[sample.of(n)]])) for n in range(7)])
-    assert first.ranking["cascade"] == rank_metrics(served, sample.offsets, wanted, 80).means()
+    expected = rank_metrics(served, sample.offsets, wanted, 80)
+    assert means(first, "cascade") == pytest.approx(expected.means(), abs=1e-12)
+    assert first["per_user"]["users"] == [dataset.user_ids[user] for user in sample.users]
+    kept = first["per_user"]["stages"]["cascade"]["ndcg@10"]
+    assert kept == pytest.approx(expected.per_user["ndcg@10"].tolist(), abs=1e-6)
     everybody = evaluate(recommender, dataset, users=1000)
-    assert everybody.ranking == evaluate(recommender, dataset).ranking
+    assert everybody == evaluate(recommender, dataset)
 
 
-def test_prints_both_stages_and_writes_every_number(
+def means(document: dict[str, Any], stage: str) -> dict[str, float]:
+    return {name: found["mean"] for name, found in document["ranking"][stage].items()}
+
+
+def test_prints_every_stage_and_writes_every_number(
     world: tuple[Dataset, FakeRecommender], installed: Fake, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     dataset, recommender = world
     installed(recommender)
     out = tmp_path / "e.json"
-    command = ["evaluate", str(dataset.path), "--store", "s", "--k", "5,20", "--seed", "4", "--json", str(out)]
-    assert main(command) == 0
+    flags = ["--k", "5,20", "--seed", "4", "--baselines", "popular,ease", "--json", str(out)]
+    assert main(["evaluate", str(dataset.path), "--store", "s", *flags]) == 0
     printed = capsys.readouterr().out
     document = json.loads(out.read_text())
-    expected = evaluate(recommender, dataset, ks=(5, 20), seed=4)
-    assert document["ranking"] == expected.ranking
-    assert document["counts"] == expected.counts
-    assert document["head"]["auc"] == expected.head.auc
+    expected = evaluate(recommender, dataset, ks=(5, 20), seed=4, baselines=("popular", "ease"))
+    assert list(document["ranking"]) == ["cascade", "retrieval", "head", "popular", "ease"]
+    for part in ("ranking", "counts", "paired", "classification", "cascade_loss", "cohorts", "slices", "per_user"):
+        assert document[part] == expected[part]
+    assert {one["cached"] for one in expected["baselines"].values()} == {True}  # kept by the first
     protocol = document["protocol"]
     assert (protocol["as_of"], protocol["ks"], protocol["seed"], protocol["users"]) == ("test", [5, 20], 4, "all")
     assert (protocol["bundle_id"], protocol["model_id"]) == ("fake-1", "model-1")
     assert protocol["split"] == dataset.info.split
     for text in ("retrieval", "cascade", "Recall@5", "NDCG@20", "MAP@5", "HitRate@20", "MRR@20", "Coverage@20"):
         assert text in printed
-    assert f"{expected.ranking['cascade']['ndcg@20']:.4f}" in printed
+    assert f"{expected['ranking']['cascade']['ndcg@20']['mean']:.4f}" in printed
     assert "one uniformly random unheard track per test play, seed 4" in printed
     assert printed.index("Secondary") > printed.index("Ranking")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset", "e.json"]
+
+
+class Ranked(FakeRecommender):
+    """Answers with the same order of the catalogue for everybody, best first: as good or bad as a test needs."""
+
+    def scores(self, state: UserState) -> tuple[F32, F32]:
+        order = -np.arange(len(self.catalog), dtype=np.float32)
+        return order, order
+
+
+@pytest.mark.parametrize(("wanted", "word"), [(39, "beats"), (0, "LOSES to")])
+def test_the_first_line_says_whether_a_baseline_is_better(
+    tmp_path: Path, installed: Fake, capsys: pytest.CaptureFixture[str], wanted: int, word: str
+) -> None:
+    """20 users, 40 tracks; half of them want t000, the most popular, or t039, which nobody played."""
+    plays = [(user, user % 7 + 1, TRAIN) for user in range(20)] + [(user, 0, TRAIN) for user in range(1, 20, 2)]
+    plays += [(user, wanted, TEST) for user in range(0, 20, 2)]
+    dataset = write_dataset(tmp_path / "d", names("u", 20), names("t", 40), plays)
+    installed(Ranked(FakeCatalog(names("t", 40)[::-1])))
+    assert main(["evaluate", str(dataset.path), "--store", "s", "--baselines", "popular"]) == 0
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert f"{word} the best baseline popular" in first
+    assert any("two users have" in line for line in rest[:3])
+    assert any("no valid fold: usual values" in line for line in rest)
+
+
+@pytest.mark.parametrize(("flags", "module"), [([], "implicit"), (["--report", "r.html"], "plotly")])
+def test_what_is_not_installed_is_said_before_anything_is_done(
+    world: tuple[Dataset, FakeRecommender],
+    installed: Fake,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    module: str,
+) -> None:
+    dataset, recommender = world
+    installed(recommender)
+    found = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == module else found(name))
+    assert main(["evaluate", str(dataset.path), "--store", "s", *flags]) == 1
+    captured = capsys.readouterr()
+    assert (captured.out, recommender.queries) == ("", [])
+    assert captured.err == (f"lhydra evaluate: this command needs {module}; install with: pip install 'lhydra[eval]'\n")
+    assert main(["evaluate", str(dataset.path), "--store", "s", "--baselines", "none"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("plays", "n_users", "n_tracks", "as_of"),
+    [
+        ([(user, track, TEST) for user in range(5) for track in range(3)], 5, 6, "test"),  # nobody played before
+        ([(0, 0, TEST)], 1, 1, "test"),
+        ([(0, 0, TRAIN), (0, 1, TEST)], 1, 2, "test"),
+        ([(0, 0, TRAIN), (0, 1, VALID), (1, 1, TEST)], 2, 2, "test"),
+        ([(0, 0, TRAIN), (0, 1, VALID), (1, 1, TEST)], 2, 2, "valid"),
+    ],
+)
+def test_the_smallest_worlds_have_a_document_without_nan(
+    tmp_path: Path, plays: list[Play], n_users: int, n_tracks: int, as_of: Any
+) -> None:
+    dataset = write_dataset(tmp_path / "d", names("u", n_users), names("t", n_tracks), plays)
+    recommender = FakeRecommender(FakeCatalog(names("t", n_tracks)))
+    found = evaluate(recommender, dataset, as_of=as_of, baselines=("popular", "itemknn", "ials", "ease"))
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert any(line.startswith("only ") for line in found["summary"])
+
+
+def test_a_hash_names_the_protocol_and_not_the_model(world: tuple[Dataset, FakeRecommender]) -> None:
+    dataset, recommender = world
+    other = FakeRecommender(FakeCatalog(names("t", 80)), bundle_id="other")
+    first = evaluate(recommender, dataset, users=5)["protocol"]
+    assert evaluate(other, dataset, users=5)["protocol"] == first
+    for change in ({"users": 6}, {"users": 5, "seed": 1}, {"users": 5, "ks": (5,)}, {"users": 5, "as_of": "valid"}):
+        assert evaluate(recommender, dataset, **change)["protocol"]["hash"] != first["hash"]
+    assert protocol_hash(dataset, first | {"split": {"hash": "1"}}) != first["hash"]
 
 
 def test_a_terminal_shows_the_same_numbers(
@@ -314,7 +411,10 @@ def test_a_terminal_shows_the_same_numbers(
 ) -> None:
     dataset, recommender = world
     installed(recommender)
-    command = ["evaluate", str(dataset.path), "--store", "s"]
+    command = ["evaluate", str(dataset.path), "--store", "s", "--baselines", "popular"]
+    assert main(command) == 0
+    assert main(command) == 0  # from here the baseline is kept
+    capsys.readouterr()
     assert main(command) == 0
     plain = capsys.readouterr().out
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
@@ -340,8 +440,12 @@ def test_a_model_is_evaluated_without_a_store(
 ) -> None:
     dataset, recommender = world
     installed(recommender)
-    assert main(["evaluate", str(dataset.path), "--model", "some/m-7", "--as-of", "valid"]) == 0
-    assert capsys.readouterr().out.startswith("m-7 on the valid fold: ")
+    command = ["evaluate", str(dataset.path), "--model", "some/m-7", "--as-of", "valid", "--baselines", "none"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("cascade NDCG@10 0.")
+    assert "; measured without baselines\n" in printed
+    assert "\nm-7 on the valid fold: " in printed
 
 
 @pytest.mark.parametrize(
@@ -355,6 +459,8 @@ def test_a_model_is_evaluated_without_a_store(
         (["--store", "s", "--users", "-3"], "--users: found -3, expected 0 or more"),
         (["--store", "s", "--users", "few"], "--users: found few, expected a whole number"),
         (["--store", "s", "--json", "nowhere/e.json"], "--json: found nowhere/e.json, expected a file in a folder"),
+        (["--store", "s", "--report", "nowhere/e.html"], "--report: found nowhere/e.html, expected a file in a folder"),
+        (["--store", "s", "--baselines", "als"], "--baselines: found als, expected all, none, or some of popular,"),
     ],
 )
 def test_bad_flags_are_one_line(
@@ -429,7 +535,9 @@ def test_a_trained_store_and_its_model_rank_alike(tiny_store: Path, tmp_path: Pa
         documents.append(json.loads(out.read_text()))
     store, model = documents
     assert store["counts"] == model["counts"]
-    for stage, metrics in store["ranking"].items():
-        assert all(0 <= value <= 1 for value in metrics.values())
-        assert metrics == pytest.approx(model["ranking"][stage], abs=1e-9)  # the store's index is exact too
-    assert store["head"]["auc"] > 0.5
+    assert store["protocol"]["hash"] == model["protocol"]["hash"]
+    for stage in store["ranking"]:
+        assert all(0 <= value <= 1 for value in means(store, stage).values())
+        # the store's index is exact too
+        assert means(store, stage) == pytest.approx(means(model, stage), abs=1e-9)
+    assert store["classification"]["auc"] > 0.5

@@ -228,7 +228,7 @@ def test_json_round_trip_and_fingerprint() -> None:
     same(again.encode_tracks(TRACKS), ENCODED)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 2}', '{"format": 1}', SPEC.to_json()[:-30]])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1}', '{"format": 2}', SPEC.to_json()[:-30]])
 def test_what_is_not_features_is_refused_in_one_line(text: str) -> None:
-    with pytest.raises(FeatureError, match=r"^features.json: found .*, expected features of format 1$"):
+    with pytest.raises(FeatureError, match=r"^features.json: found .*, expected features of format 2$"):
         FeatureSpec.from_json(text)

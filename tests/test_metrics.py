@@ -1,6 +1,7 @@
 """Our metrics against their definitions spelt out, the shared tool, pytrec_eval and scikit-learn."""
 
 import importlib.util
+import itertools
 import math
 from collections.abc import Sequence
 from types import ModuleType
@@ -10,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import pytrec_eval
+import sklearn.calibration
 import sklearn.metrics
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lhydra.domain import I64
-from lhydra.evaluation.classification import classify, roc_auc
+from lhydra.evaluation.classification import BINS, calibration, classify, describe, pr_curve, roc_auc, roc_curve
 from lhydra.evaluation.metrics import MRR_DEPTH, RankMetrics, rank_metrics
 from tests.realdata import ROOT, real_data
 
@@ -97,6 +99,7 @@ def unheard_lists(split: dict[str, Any], fold: int, scores: npt.NDArray[np.float
     return np.take_along_axis(top, best_first, 1).astype(np.int64)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(cases(), st.sets(st.integers(1, 35), min_size=1, max_size=3))
 def test_metrics_are_what_their_definitions_say(case: Case, ks: set[int]) -> None:
     lists, targets, size = case
@@ -184,6 +187,7 @@ def test_equals_the_shared_tool_on_real_data(name: str) -> None:
         assert_equals_tool(split, target, unheard_lists(split, fold, plays * noise, 20))
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(cases())
 def test_agrees_with_trec_eval(case: Case) -> None:
     """But for its own definitions: map_cut divides by |T|; recip_rank has no depth; no list, no line in the result."""
@@ -230,6 +234,7 @@ def test_agrees_with_scikit_learn_on_full_rankings(seed: int) -> None:
 probabilities = st.one_of(st.floats(0, 1, width=32), st.sampled_from([0.0, 0.25, 0.5, 1.0]))  # the second: ties
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.tuples(st.booleans(), probabilities), min_size=1, max_size=60))
 def test_classification_agrees_with_scikit_learn(examples: list[tuple[bool, float]]) -> None:
     labels = np.array([label for label, _ in examples])
@@ -251,6 +256,54 @@ def test_classification_agrees_with_scikit_learn(examples: list[tuple[bool, floa
         assert found.auc == pytest.approx(sklearn.metrics.roc_auc_score(labels, p))
 
 
+@settings(deadline=None)  # the machine may be busy
+@given(st.lists(st.tuples(st.booleans(), probabilities), min_size=1, max_size=150))
+def test_curves_and_tables_agree_with_scikit_learn(examples: list[tuple[bool, float]]) -> None:
+    labels = np.array([label for label, _ in examples])
+    p = np.array([probability for _, probability in examples], np.float32).astype(np.float64)
+    found = describe(labels, p, "drawn")
+    assert found["confusion"] == sklearn.metrics.confusion_matrix(labels, p >= 0.5, labels=[False, True]).tolist()
+    observed, predicted = sklearn.calibration.calibration_curve(
+        np.append(labels, [True, False]), np.append(p, [0.5, 0.5]), n_bins=BINS, strategy="quantile"
+    )  # it wants both classes
+    bins = calibration(np.append(labels, [True, False]), np.append(p, [0.5, 0.5]))
+    assert [one["observed"] for one in bins] == pytest.approx(observed.tolist())
+    assert [one["predicted"] for one in bins] == pytest.approx(predicted.tolist())
+    assert sum(one["n"] for one in bins) == len(labels) + 2
+    assert all(a["high"] < b["low"] for a, b in itertools.pairwise(bins))  # equal probabilities stay together
+    own = calibration(labels, p)
+    assert found["ece"] == pytest.approx(
+        sum(one["n"] * abs(one["observed"] - one["predicted"]) for one in own) / len(labels)
+    )
+    if not labels.any():
+        assert (found["pr_auc"], found["pr"], found["roc"]) == (None, [], [])
+        return
+    assert found["pr_auc"] == pytest.approx(sklearn.metrics.average_precision_score(labels, p))
+    precision, recall, _ = sklearn.metrics.precision_recall_curve(labels, p)
+    assert np.array(found["pr"]) == pytest.approx(np.stack([recall, precision], axis=1)[-2::-1], abs=1e-6)
+    if not labels.all():
+        false, true, _ = sklearn.metrics.roc_curve(labels, p, drop_intermediate=False)
+        assert np.array(found["roc"]) == pytest.approx(np.stack([false, true], axis=1), abs=1e-6)
+
+
+def test_a_long_curve_is_thinned_and_keeps_its_ends() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.random(5000) < 0.3
+    scores = rng.random(5000) + labels
+    roc, pr = roc_curve(labels, scores), pr_curve(labels, scores)
+    assert len(roc) == len(pr) == 200
+    assert (roc[0], roc[-1], pr[-1][0]) == ([0, 0], [1, 1], 1)
+    area = np.trapezoid([tpr for _, tpr in roc], [fpr for fpr, _ in roc])
+    assert area == pytest.approx(sklearn.metrics.roc_auc_score(labels, scores), abs=1e-3)
+
+
+def test_perfectly_calibrated_probabilities_have_no_error() -> None:
+    p = np.repeat([0.25, 0.75], 400)
+    labels = np.concatenate([np.arange(400) < 100, np.arange(400) < 300])
+    assert classify(labels, p).ece == 0
+    assert classify(~labels, p).ece == 0.5
+
+
 def test_auc_counts_a_tie_as_half() -> None:
     assert roc_auc(np.array([True, False]), np.array([0.3, 0.3])) == 0.5
     assert roc_auc(np.array([True, False, False]), np.array([0.3, 0.3, 0.1])) == 0.75
@@ -259,3 +312,5 @@ def test_auc_counts_a_tie_as_half() -> None:
 def test_nothing_to_classify_is_undefined_not_an_error() -> None:
     found = classify(np.empty(0, np.bool_), np.empty(0, np.float32))
     assert (found.pairs, found.accuracy, found.auc, found.log_loss) == (0, None, None, None)
+    assert (found.pr_auc, found.ece) == (None, None)
+    assert describe(np.empty(0, np.bool_), np.empty(0), "")["confusion"] == [[0, 0], [0, 0]]

@@ -202,7 +202,8 @@ def test_the_shared_tool_scores_the_file_as_evaluate_does(
     }
     tool = shared_tool()
     theirs = tool.evaluate(split, *tool.load_lists(str(out), split), target=as_of)
-    ours = evaluate(recommender, dataset, as_of=as_of).ranking[ranked]
+    ranking = evaluate(recommender, dataset, as_of=as_of)["ranking"][ranked]
+    ours = {name: value["mean"] for name, value in ranking.items()}
     shared = set(ours) & set(theirs)
     assert len(shared) == 8
     assert {name: theirs[name] for name in shared} == pytest.approx({name: ours[name] for name in shared}, abs=1e-9)

@@ -137,7 +137,7 @@ def test_answers_are_deterministic_across_threads(tiny_bundle: Bundle, states: l
 def test_score_is_what_the_list_shows(tiny_bundle: Bundle, states: list[UserState]) -> None:
     recommender = Recommender(tiny_bundle)
     found = recommender.recommend(Query(k=30, state=states[0]))
-    np.testing.assert_allclose(recommender.score(states[0], found.rows), found.scores, atol=1e-5)
+    np.testing.assert_allclose(recommender.score(states[0], found.rows)[1], found.scores, atol=1e-5)
 
 
 @pytest.mark.parametrize("calls", range(4))

@@ -1,35 +1,53 @@
-"""`lhydra evaluate`: how good are retrieval, the served lists and the head, on plays that were held out."""
+"""`lhydra evaluate`: how good are the served lists on plays that were held out, beside the baselines one would try."""
 
 import argparse
+import importlib.util
 import json
 import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lhydra import config
-from lhydra.errors import ConfigError, complain
+from lhydra.errors import ConfigError, DataError, MissingExtra, complain
 
 if TYPE_CHECKING:
     from lhydra.bundle import Bundle
     from lhydra.data.dataset import Dataset
-    from lhydra.evaluation.evaluate import Evaluation, Moment
+    from lhydra.evaluation.run import Moment
 
-HELP = "measure ranking quality on the held-out plays of a dataset, over the full catalogue"
-EXTRA = "index"
+HELP = "measure ranking quality on the held-out plays of a dataset, over the full catalogue, beside baselines"
+EXTRA = "index"  # with baselines or a report: eval
 MAX_K = 1000
 NAMES = {"recall": "Recall", "ndcg": "NDCG", "map": "MAP", "hr": "HitRate", "coverage": "Coverage"}
+BASELINES = ("popular", "itemknn", "ials", "ease")
 HEAD_NAMES = {
     "accuracy": "accuracy",
     "precision": "precision",
     "recall": "recall",
     "f1": "F1",
     "auc": "AUC",
+    "pr_auc": "PR-AUC",
     "log_loss": "log loss",
+    "ece": "ECE",
+}
+SLICES = {
+    "few_play_tracks": "targets with at most 5 train plays",
+    "new_tracks": "targets without train plays",
+    "new_users": "users without train plays",
+    "cold_users": "the 20 % of users with the fewest train plays",
+}
+BEYOND = {
+    "coverage@10": "Coverage@10",
+    "popularity_lift": "popularity lift (1: like the histories)",
+    "inter_user_overlap": "share in common of two users' top 10",
+    "intra_list_diversity": "diversity within a list",
+    "novelty": "novelty (bits)",
+    "genre_calibration": "genre calibration (KL; 0: like the histories)",
 }
 
 
@@ -42,7 +60,8 @@ class EvaluateSettings:
     )
     k: str = config.setting("10,20", "list lengths, separated by commas")
     users: int = config.setting(0, "how many users to draw at random, 0 for all who have targets")
-    seed: int = config.setting(0, "seed of that draw and of the negatives")
+    seed: int = config.setting(0, "seed of that draw, of the negatives and of the intervals")
+    baselines: str = config.setting("all", f"what to compare with: all, none, or some of {','.join(BASELINES)}")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -51,11 +70,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, metavar="MODEL", help="made by `lhydra train`; searched exactly")
     parser.add_argument("--store", type=Path, metavar="STORE", help="the current bundle, as it is served")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number and the protocol to FILE")
+    parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a report with plots to FILE.html")
     config.add_flags(parser, EvaluateSettings)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the tables and writes the JSON file when asked for."""
+    """Prints the tables and writes the JSON file and the report when asked for."""
     from lhydra.data.dataset import Dataset
     from lhydra.evaluation.evaluate import evaluate
     from lhydra.recommender import Recommender
@@ -67,24 +87,43 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(complain(flag, value, "0 or more"))
     if (args.model is None) == (args.store is None):
         raise ConfigError(complain("--model, --store", "neither" if args.model is None else "both", "one of the two"))
-    if args.json is not None and (args.json.is_dir() or not args.json.parent.is_dir()):
-        raise ConfigError(complain("--json", str(args.json), "a file in a folder that exists"))
-    dataset = Dataset.open(args.dataset)
+    for flag, path in (("--json", args.json), ("--report", args.report)):
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            raise ConfigError(complain(flag, str(path), "a file in a folder that exists"))
+    baselines = chosen_baselines(settings.baselines)
+    if baselines:
+        check_installed("implicit", "scipy", "threadpoolctl")
+    if args.report is not None:
+        check_installed("plotly")
+    dataset, training = Dataset.open(args.dataset), training_log(args.model)
     with opened(args.model, args.store, dataset) as (bundle, names):
-        evaluation = evaluate(
+        document = evaluate(
             Recommender(bundle),
             dataset,
             as_of=cast("Moment", settings.as_of),
             ks=ks,
             users=settings.users,
             seed=settings.seed,
+            baselines=baselines,
+            analyses=args.json is not None or args.report is not None,
         )
-        show(bundle.bundle_id, evaluation, ks)
-    if args.json is not None:
-        document = evaluation.to_json()
         document["protocol"] = {"dataset": str(args.dataset), **names, **document["protocol"]}
-        write_json(args.json, document)
+        document["training"] = training
+        show(bundle.bundle_id, document)
+    if args.json is not None:
+        write_file(args.json, json.dumps(document, indent=2, allow_nan=False) + "\n")
+    if args.report is not None:
+        from lhydra.evaluation.report import render
+
+        write_file(args.report, render(document))
     return 0
+
+
+def check_installed(*modules: str) -> None:
+    """Raises MissingExtra when one of `modules` of the extra `eval` is not there: at once, not after minutes."""
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise MissingExtra("eval", module)
 
 
 @contextmanager
@@ -117,58 +156,159 @@ def list_lengths(text: str) -> tuple[int, ...]:
     return ks
 
 
-def show(name: str, evaluation: "Evaluation", ks: Sequence[int]) -> None:
-    """Prints the ranking table and, after it, the head as a classifier."""
-    counts, protocol = evaluation.counts, evaluation.protocol
-    print(f"{name} on the {protocol['as_of']} fold: {counts['users']:,} users,", end=" ")
-    print(f"{counts['targets']:,} targets among {counts['catalogue']:,} tracks")
+def chosen_baselines(text: str) -> tuple[str, ...]:
+    """Returns the names that `--baselines` asks for, in the usual order. Raises ConfigError on any other name."""
+    if text in ("all", "none"):
+        return BASELINES if text == "all" else ()
+    asked = text.split(",")
+    if not set(asked) <= set(BASELINES):
+        raise ConfigError(complain("--baselines", text, f"all, none, or some of {','.join(BASELINES)}"))
+    return tuple(name for name in BASELINES if name in asked)
+
+
+def training_log(model: Path | None) -> list[dict[str, Any]]:
+    """Returns what training measured by epoch, [] where nothing was kept."""
+    path = model / "metrics.jsonl" if model is not None else None
+    if path is None or not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        return [json.loads(line, parse_constant=lambda _: None) for line in lines if line.strip()]  # NaN: undefined
+    except ValueError as error:
+        raise DataError(complain(path, str(error), "a JSON object per line")) from None
+
+
+def show(name: str, document: dict[str, Any]) -> None:
+    """Prints the document: the summary first, then what was measured, from the lists to the head as a classifier."""
+    counts, protocol = document["counts"], document["protocol"]
+    print(*document["summary"], sep="\n")
+    print(f"\n{name} on the {protocol['as_of']} fold: {counts['users']:,} users,", end=" ")
+    print(f"{counts['targets']:,} targets among {counts['catalogue']:,} tracks; protocol {protocol['hash']}")
     if counts["targets_not_in_catalogue"]:
         print(f"{counts['targets_not_in_catalogue']:,} targets are not in the catalogue and count as missed")
     if counts["heard_before"]:
         print(f"{counts['heard_before']:,} plays of tracks heard before are no targets")
     if counts["users_without_list"]:
         print(f"{counts['users_without_list']:,} users got no list and score 0")
+    show_ranking(document)
+    show_cascade_loss(document["cascade_loss"])
+    show_groups(document)
+    rows = [[text, number(document["beyond_accuracy"][key])] for key, text in BEYOND.items()]
+    print_table("Beyond accuracy, the served top 10", ["", "cascade"], rows)
+    doubts = [leak for leak in document["leaks"] if leak["verdict"] != "ok"]
+    print(f"\nLeaks: {len(document['leaks'])} checks, {len(doubts)} in doubt")
+    for leak in doubts:
+        print(f"{leak['verdict']}: {leak['check']}: {leak['found']}")
+    head = document["classification"]
+    print_table(
+        "Secondary: the head as a classifier", list(HEAD_NAMES.values()), [[number(head[key]) for key in HEAD_NAMES]]
+    )
+    print(f"{head['pairs']:,} pairs, positive from probability 0.5 up; negatives: {head['negatives']}")
 
-    labels = {f"{name}@{k}": f"{NAMES[name]}@{k}" for k in ks for name in NAMES}
-    labels["mrr"] = f"MRR@{protocol['mrr_depth']}"
-    stages = evaluation.ranking
-    rows = [[label, *(f"{stages[stage][metric]:.4f}" for stage in stages)] for metric, label in labels.items()]
-    print_table("Ranking", ["", *stages], rows)
 
-    head = asdict(evaluation.head)
-    values = ["undefined" if head[name] is None else f"{head[name]:.4f}" for name in HEAD_NAMES]
-    print_table("Secondary: the head as a classifier", list(HEAD_NAMES.values()), [values])
-    print(f"{head['pairs']:,} pairs, positive from probability 0.5 up; negatives: {protocol['negatives']}")
+def show_ranking(document: dict[str, Any]) -> None:
+    """Prints the metrics with one column per stage and baseline, then the intervals and how each was chosen."""
+    counts, protocol, stages = document["counts"], document["protocol"], document["ranking"]
+    labels = {f"{name}@{k}": f"{NAMES[name]}@{k}" for k in protocol["ks"] for name in NAMES}
+    labels |= {"ndcg@10": "NDCG@10", "recall@20": "Recall@20", "mrr": f"MRR@{protocol['mrr_depth']}"}
+    rows = [[label, *(number(stages[stage][key]["mean"]) for stage in stages)] for key, label in labels.items()]
+    for key in ("ndcg@10", "recall@20"):
+        rows.append([f"{labels[key]} ±", *(half_width(stages[stage][key]) for stage in stages)])
+    print_table("Ranking (±: half the 95 % interval over users)", ["", *stages], rows)
+    if counts["users_of_head_alone"] < counts["users"]:
+        curve = [at for at in document["cascade_loss"]["curve"] if at["depth"] <= counts["reranked"]]
+        print(f"head: over the whole catalogue, for {counts['users_of_head_alone']:,} users drawn at random;", end=" ")
+        print(f"for them, {curve[-1]['depth']} candidates reranked score NDCG@10 {curve[-1]['ndcg']:.4f}")
+    rows = []
+    for name, one in document["baselines"].items():
+        if one["skipped"]:
+            rows.append([name, "", "", f"skipped: {one['skipped']}"])
+            continue
+        chosen = ", ".join(f"{key} {value}" for key, value in one["chosen"].items()) or "nothing to choose"
+        found = document["paired"][name]["ndcg@10"]
+        how = f"best of {one['tried']} on the valid fold" if one["tried"] > 1 else "on the valid fold"
+        how = how if one["valid_ndcg@10"] is not None else "no valid fold: usual values"
+        how += ", kept from before" if one["cached"] else ""
+        span = f"{found['low']:+.4f} to {found['high']:+.4f}"
+        rows.append([name, f"{found['difference']:+.4f}", span, f"{chosen} ({how})"])
+    if rows:
+        print_table("Cascade less baseline, NDCG@10, the same users", ["", "difference", "95 %", "chosen"], rows)
+
+
+def show_cascade_loss(loss: dict[str, Any]) -> None:
+    """Prints how much of the head's own list each depth of retrieval lets through."""
+    rows = [
+        [f"{at['depth']:,}", number(at["overlap"]), number(at["ndcg"]), f"{at['ndcg_difference']:+.4f}"]
+        for at in loss["curve"]
+    ]
+    title = f"Cascade loss, {loss['users']:,} users: the head on so many candidates beside the head on everything"
+    print_table(title, ["candidates", "overlap@10", "NDCG@10", "difference"], rows)
+
+
+def show_groups(document: dict[str, Any]) -> None:
+    """Prints the cohorts and the slices, cascade only."""
+
+    def cell(found: dict[str, Any]) -> str:
+        return number(found["mean"]) + ("" if found["mean"] is None else f" {half_width(found)}")
+
+    rows = [
+        [one["by"], one["name"], f"{one['users']:,}", cell(one["ndcg@10"]), cell(one["recall@20"])]
+        for one in document["cohorts"]
+    ]
+    if rows:
+        print_table("Cohorts of users, cascade", ["by", "", "users", "NDCG@10", "Recall@20"], rows)
+    rows = [
+        [text, f"{one['targets']:,}", f"{one['users']:,}", number(one["ndcg@10"]), number(one["recall@20"])]
+        for text, one in ((text, document["slices"][key]) for key, text in SLICES.items())
+    ]
+    print_table("Hard cases, cascade", ["", "targets", "users", "NDCG@10", "Recall@20"], rows)
+
+
+def number(value: float | None) -> str:
+    """Returns `value` with four digits."""
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+def half_width(found: dict[str, Any]) -> str:
+    """Returns ± half an interval."""
+    return f"±{(found['high'] - found['low']) / 2:.4f}"
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Prints a table: with rich on a terminal, in plain aligned columns otherwise."""
     print(f"\n{title}")
     if sys.stdout.isatty():
+        from rich.box import SIMPLE_HEAD
         from rich.console import Console
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table()
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)  # eight columns fit 80
         for n, name in enumerate(header):
-            table.add_column(name, justify="right" if n else "left")
+            table.add_column(name, justify="left" if is_text(rows, n) else "right")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         Console().print(table)
         return
     widths = [max(len(line[n]) for line in (header, *rows)) for n in range(len(header))]
     for line in (header, *rows):
-        print(
-            f"{line[0]:<{widths[0]}}",
-            *(f"{cell:>{width}}" for cell, width in zip(line[1:], widths[1:], strict=True)),
-            sep="  ",
+        cells = (
+            f"{cell:<{width}}" if is_text(rows, n) else f"{cell:>{width}}"
+            for n, (cell, width) in enumerate(zip(line, widths, strict=True))
         )
+        print("  ".join(cells).rstrip())
 
 
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Writes `document` to `path`, whole or not at all."""
+def is_text(rows: Sequence[Sequence[str]], column: int) -> bool:
+    """Whether a column is for words, which go to the left: some cell in it starts with a letter."""
+    return column == 0 or any(row[column][:1].isalpha() and row[column] != "undefined" for row in rows)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Writes `text` to `path`, whole or not at all."""
     hidden = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        hidden.write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        hidden.write_text(text, encoding="utf-8")
         hidden.replace(path)
     finally:
         hidden.unlink(missing_ok=True)

@@ -1,104 +1,34 @@
-"""One evaluation: full-catalogue ranking of retrieval and of the served cascade, and the head as a classifier."""
+"""One evaluation: a recommender on a dataset's held-out plays, beside the baselines, as one plain document.
 
+The document holds JSON values only; a number that is undefined is null. Its parts are made by the other modules
+here, each a plain function of arrays; what decides whether two documents can be compared is in `protocol.hash`.
+"""
+
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from lhydra import __version__
-from lhydra.data.dataset import TEST, VALID, Dataset
-from lhydra.domain import F32, I64, track_hashes
-from lhydra.errors import DataError, complain
-from lhydra.evaluation.classification import Classification, classify
-from lhydra.evaluation.lists import Recommends, recommend_users
-from lhydra.evaluation.metrics import MRR_DEPTH, rank_metrics
-from lhydra.progress import with_progress
+from lhydra.data.dataset import Dataset
+from lhydra.evaluation import baselines as fair
+from lhydra.evaluation.beyond import beyond_accuracy
+from lhydra.evaluation.bootstrap import Interval, difference, intervals
+from lhydra.evaluation.cascade import draw_users, head_alone
+from lhydra.evaluation.classification import describe
+from lhydra.evaluation.cohorts import cohorts, slices
+from lhydra.evaluation.lists import Recommends
+from lhydra.evaluation.metrics import MRR_DEPTH, RankMetrics
+from lhydra.evaluation.run import Moment, Run, as_rows, ask, find_targets, some_users
 from lhydra.timing import timed
 
-Moment = Literal["test", "valid"]
-_FOLD = {"test": TEST, "valid": VALID}
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What each evaluated user went on to play for the first time.
-
-    users: (n,) positions in the users table, ascending. offsets: (n + 1,). tracks: (m,) positions in the tracks
-    table, ascending within a user. heard_before: plays of the fold that are no targets: the track was not new.
-    """
-
-    users: I64
-    offsets: I64
-    tracks: I64
-    heard_before: int
-
-    def of(self, n: int) -> slice:
-        """Returns where in `tracks` the targets of the n-th user are."""
-        return slice(self.offsets[n], self.offsets[n + 1])
-
-    def sample(self, n: int, seed: int) -> "Targets":
-        """Returns the targets of n users drawn at random; of all when there are no more than n."""
-        drawn = np.random.default_rng(seed).permutation(len(self.users))[:n]
-        drawn.sort()
-        offsets = np.concatenate([[0], np.cumsum(np.diff(self.offsets)[drawn])]).astype(np.int64)
-        tracks = np.concatenate([self.tracks[self.of(user)] for user in drawn])
-        return Targets(self.users[drawn], offsets, tracks, self.heard_before)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Every number of one evaluation, and the protocol it was measured under."""
-
-    protocol: dict[str, Any]
-    counts: dict[str, int]
-    ranking: dict[str, dict[str, float]]  # stage (retrieval, cascade) -> metric -> mean over users
-    head: Classification
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns plain JSON values; an undefined number is null."""
-        return asdict(self)
-
-
-def find_targets(dataset: Dataset, as_of: Moment) -> Targets:
-    """Returns the targets of every user who has one. Raises DataError when nobody has."""
-    plays, n_tracks = dataset.plays, len(dataset.track_ids)
-    keys = plays.user.astype(np.int64) * n_tracks + plays.track
-    later = np.unique(keys[plays.fold == _FOLD[as_of]])
-    place = f"{dataset.path}: {as_of} fold"
-    if len(later) == 0:
-        raise DataError(complain(place, "no plays", "plays to rank for; try another --split of `lhydra prepare`"))
-    new = later[~np.isin(later, keys[plays.fold < _FOLD[as_of]])]
-    if len(new) == 0:
-        raise DataError(complain(place, "only tracks heard before", "tracks new to their users"))
-    users, counts = np.unique(new // n_tracks, return_counts=True)
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    return Targets(users, offsets, new % n_tracks, len(later) - len(new))
-
-
-def draw_negatives(dataset: Dataset, targets: Targets, known: npt.NDArray[np.bool_], as_of: Moment, seed: int) -> I64:
-    """Returns one negative per target, (m,) positions in the tracks table, -1 where the user played everything.
-
-    Uniform over the `known` tracks, (tracks,) bool, that the user did not play up to and including the fold that
-    is predicted. The draw depends on seed, user and catalogue alone, so that every model meets the same negatives.
-    """
-    plays = dataset.plays
-    starts = np.searchsorted(plays.user, np.arange(len(dataset.user_ids) + 1))
-    pool = np.flatnonzero(known)
-    in_pool = np.cumsum(known) - 1
-    negatives = np.full(len(targets.tracks), -1, np.int64)
-    for n, user in enumerate(targets.users):
-        own = slice(starts[user], starts[user + 1])
-        played = np.unique(plays.track[own][plays.fold[own] <= _FOLD[as_of]])
-        taken = in_pool[played[known[played]]]
-        if len(taken) < len(pool):
-            span = targets.of(n)
-            drawn = np.random.default_rng([seed, user]).integers(len(pool) - len(taken), size=span.stop - span.start)
-            # the d-th free track comes after every taken one with at most d free tracks before it
-            skipped = np.searchsorted(taken - np.arange(len(taken)), drawn, side="right")
-            negatives[span] = pool[drawn + skipped]
-    return negatives
+FORMAT = 1
+PAIRED = ("ndcg@10", "recall@20")  # kept by user: what intervals of differences are made of
+_IMPORTANCE_USERS = 300
+_FEW_USERS = 50
 
 
 @timed("evaluate")
@@ -110,68 +40,197 @@ def evaluate(
     ks: Sequence[int] = (10, 20),
     users: int = 0,
     seed: int = 0,
-) -> Evaluation:
+    baselines: Sequence[str] = (),
+    analyses: bool = False,
+) -> dict[str, Any]:
     """Returns the evaluation of `recommender` on the users with targets, or on `users` of them drawn by `seed`.
+
+    baselines: which of `baselines.NAMES` to measure beside it. analyses: with the mistakes and the importance of
+    features, which take as long as the rest. Ranking is always measured at 10 and 20 too.
 
     Raises:
         DataError: nobody has a target, or none of the dataset's tracks is in the recommender's catalog.
     """
     targets = find_targets(dataset, as_of)
-    if users:
+    sampled = 0 < users < len(targets)
+    if sampled:
         targets = targets.sample(users, seed)
-    catalog = recommender.catalog
-    rows = catalog.rows(track_hashes(dataset.track_ids))
-    if not (rows >= 0).any():
-        raise DataError(complain(dataset.path, "no track of the catalogue", "the dataset that was trained on"))
-    lists, labels, probabilities = _run(recommender, dataset, targets, rows, as_of, max(*ks, MRR_DEPTH), seed)
+    every_k = sorted({*ks, 10, 20})
+    run = ask(recommender, dataset, targets, as_of=as_of, ks=every_k, seed=seed)
+    measured = fair.measure(
+        dataset, baselines, targets, run.rows >= 0, as_of=as_of, k=run.lists["cascade"].shape[1], seed=seed
+    )
+    chosen = draw_users(len(targets), run.catalogue_size, seed)
+    head, loss = head_alone(recommender, dataset, run, chosen, every_k)
+    run = with_lists(run, {"head": (chosen, head)}, every_k)
+    everybody = np.arange(len(targets))
+    listed = {name: (everybody, to_rows(run, one.lists)) for name, one in measured.items() if one.lists is not None}
+    run = with_lists(run, listed, every_k)
 
-    # a track that the catalogue lacks gets a number beyond it: a target that no list can hit
-    wanted = np.where(rows >= 0, rows, len(catalog) + np.arange(len(rows)))[targets.tracks]
-    wanted = wanted[np.lexsort((wanted, np.repeat(targets.users, np.diff(targets.offsets))))]
-    ranking = {
-        stage: rank_metrics(found, targets.offsets, wanted, len(catalog), ks).means() for stage, found in lists.items()
+    ranking = {stage: summarise(found, seed) for stage, found in run.metrics.items()}
+    paired = {
+        name: {metric: paired_difference(run, name, "cascade", metric, seed) for metric in PAIRED} for name in listed
     }
-    return Evaluation(
-        protocol={
+    vectors = getattr(recommender.catalog, "vectors", None)
+    beyond = beyond_accuracy(dataset, run, vectors, seed)
+    negatives = f"one uniformly random unheard track per {as_of} play, seed {seed}"
+    document: dict[str, Any] = {
+        "format": FORMAT,
+        "protocol": {
             "split": dataset.info.split,
             "as_of": as_of,
             "ks": list(ks),
             "mrr_depth": MRR_DEPTH,
-            "users": users or "all",
+            "users": users if sampled else "all",
             "seed": seed,
             "ranked": "the whole catalogue without what the user heard",
             "targets": f"tracks of the {as_of} fold that the user had not heard",
-            "negatives": f"one uniformly random unheard track per {as_of} play, seed {seed}",
+            "negatives": negatives,
             "lhydra_version": __version__,
         },
-        counts={
-            "users": len(targets.users),
-            "users_without_list": int((lists["cascade"][:, 0] < 0).sum()),
-            "targets": len(wanted),
-            "targets_not_in_catalogue": int((wanted >= len(catalog)).sum()),
-            "heard_before": targets.heard_before,
-            "catalogue": len(catalog),
-        },
-        ranking=ranking,
-        head=classify(labels, probabilities),
+        "summary": [],
+        "counts": count(run, loss["users"]),
+        "ranking": ranking,
+        "baselines": {name: one.to_json() for name, one in measured.items()},
+        "paired": paired,
+        "cascade_loss": loss,
+        "classification": describe(run.labels, run.probabilities, negatives),
+        "cohorts": cohorts(dataset, run, seed),
+        "slices": slices(dataset, run, seed),
+        "beyond_accuracy": beyond,
+        "leaks": _leaks(dataset),
+        "mistakes": None,
+        "importance": None,
+        "training": [],
+        "per_user": per_user(dataset, run),
+    }
+    document["protocol"]["hash"] = protocol_hash(dataset, document["protocol"])
+    if analyses:
+        from lhydra.evaluation.importance import measure
+        from lhydra.evaluation.mistakes import analyse
+
+        document["mistakes"] = analyse(dataset, recommender.catalog, run)
+        document["importance"] = measure(
+            recommender, dataset, targets, as_of, min(len(targets), _IMPORTANCE_USERS), seed
+        )
+    document["summary"] = summary(document)
+    return document
+
+
+def with_lists(run: Run, lists: dict[str, tuple[Any, Any]], ks: Sequence[int]) -> Run:
+    """Returns `run` with further stages: name -> (places of the users, (c,); their lists, (c, K) rows)."""
+    added = {name: some_users(run, chosen, found, ks) for name, (chosen, found) in lists.items()}
+    return replace(
+        run,
+        lists=run.lists | {name: found for name, (found, _) in added.items()},
+        metrics=run.metrics | {name: found for name, (_, found) in added.items()},
     )
 
 
-def _run(
-    recommender: Recommends, dataset: Dataset, targets: Targets, rows: I64, as_of: Moment, k: int, seed: int
-) -> tuple[dict[str, I64], npt.NDArray[np.bool_], F32]:
-    """(lists (n, k) by stage, labels, probabilities) of one pass over the users; rows: of the dataset's tracks."""
-    negatives = draw_negatives(dataset, targets, rows >= 0, as_of, seed)
-    lists = {stage: np.full((len(targets.users), k), -1, np.int64) for stage in ("retrieval", "cascade")}
-    labels, probabilities = [np.empty(0, np.bool_)], [np.empty(0, np.float32)]
-    answers = recommend_users(recommender, dataset, as_of, k, positions=targets.users)
-    for n, (_, state, answer) in enumerate(with_progress(answers, len(targets.users), "evaluating users")):
-        lists["retrieval"][n, : len(answer.candidates[:k])] = answer.candidates[:k]
-        lists["cascade"][n, : len(answer.rows)] = answer.rows
-        positive, negative = rows[targets.tracks[targets.of(n)]], negatives[targets.of(n)]
-        negative = rows[negative[(positive >= 0) & (negative >= 0)]]
-        positive = positive[positive >= 0]
-        if len(positive):
-            probabilities.append(recommender.score(state, np.concatenate([positive, negative])))
-            labels.append(np.arange(len(positive) + len(negative)) < len(positive))
-    return lists, np.concatenate(labels), np.concatenate(probabilities)
+def to_rows(run: Run, tracks: Any) -> Any:
+    """Returns catalog rows for positions in the tracks table, (n, K) with -1 padding."""
+    return np.where(tracks >= 0, as_rows(run.rows, run.catalogue_size)[tracks], -1)
+
+
+def summarise(found: RankMetrics, seed: int) -> dict[str, Interval]:
+    """Returns every metric of a stage with its interval; coverage, of all users together, has none of its own."""
+    measured = intervals(np.stack(list(found.per_user.values()), axis=1), seed)
+    whole: dict[str, Interval] = {
+        name: {"mean": value, "low": value, "high": value} for name, value in found.coverage.items()
+    }
+    return dict(zip(found.per_user, measured, strict=True)) | whole
+
+
+def paired_difference(run: Run, a: str, b: str, metric: str, seed: int) -> Interval:
+    """Returns difference, low and high of `metric`, stage b less stage a, over the same users."""
+    return difference(run.metrics[a].per_user[metric], run.metrics[b].per_user[metric], seed)
+
+
+def count(run: Run, head_users: int) -> dict[str, int]:
+    """Returns `counts` of the document."""
+    return {
+        "users": len(run.targets),
+        "users_without_list": int((run.lists["cascade"][:, 0] < 0).sum()),
+        "users_of_head_alone": head_users,
+        "targets": len(run.wanted),
+        "targets_not_in_catalogue": int((run.wanted >= run.catalogue_size).sum()),
+        "heard_before": run.targets.heard_before,
+        "catalogue": run.catalogue_size,
+        "reranked": run.candidates.shape[1],
+    }
+
+
+def per_user(dataset: Dataset, run: Run) -> dict[str, Any]:
+    """Returns `per_user` of the document: PAIRED by stage, null where a stage was not asked for a user."""
+    ids = dataset.user_ids
+    stages = {
+        stage: {
+            metric: [None if np.isnan(value) else round(value, 6) for value in found.per_user[metric].tolist()]
+            for metric in PAIRED
+        }
+        for stage, found in run.metrics.items()
+    }
+    return {"users": [ids[user] for user in run.targets.users], "stages": stages}
+
+
+def protocol_hash(dataset: Dataset, protocol: dict[str, Any]) -> str:
+    """Returns 16 hex digits that are equal when two documents measure the same thing, whatever the model."""
+    names = ("split", "as_of", "ks", "mrr_depth", "users", "seed", "ranked", "targets")
+    decides = [FORMAT, dataset.info.counts, *(protocol[name] for name in names)]
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def summary(document: dict[str, Any]) -> list[str]:
+    """Returns the lines to read first: beside the best baseline, then everything that raises doubt."""
+    ranking, lines = document["ranking"], [verdict(document)]
+    for name, one in document["baselines"].items():
+        if one["skipped"]:
+            lines.append(f"baseline {name} skipped: {one['skipped']}")
+    if document["counts"]["users"] < _FEW_USERS:
+        lines.append(f"only {document['counts']['users']} users: hardly anything here is certain")
+    if document["protocol"]["as_of"] == "valid":
+        lines.append("the valid fold also chose the model and the baselines' settings: conclude from --as-of test")
+    served, retrieved = (ranking[stage]["ndcg@10"]["mean"] for stage in ("cascade", "retrieval"))
+    if served < retrieved:
+        lines.append(
+            f"the head makes the lists worse: NDCG@10 {_short(retrieved)} of retrieval, {_short(served)} after it"
+        )
+    curve, depth = document["cascade_loss"]["curve"], document["counts"]["reranked"]
+    at = [point for point in curve if point["depth"] <= depth]
+    if at and at[-1]["overlap"] is not None and at[-1]["overlap"] < 0.8:
+        lines.append(
+            f"retrieval lets {at[-1]['overlap']:.0%} of the head's own top 10 through at depth {at[-1]['depth']}"
+        )
+    lines += document["beyond_accuracy"]["alarms"]
+    lines += [
+        f"{leak['verdict']}: {leak['check']}: {leak['found']}"
+        for leak in document["leaks"]
+        if leak["verdict"] == "leak"
+    ]
+    return lines
+
+
+def verdict(document: dict[str, Any]) -> str:
+    """Returns the first line: does the cascade beat the best baseline, by how much, and how sure is that."""
+    ranking, paired = document["ranking"], document["paired"]
+    own = f"cascade NDCG@10 {_short(ranking['cascade']['ndcg@10']['mean'])}"
+    if not paired:
+        return f"{own}; measured without baselines"
+    best = max(paired, key=lambda name: float(ranking[name]["ndcg@10"]["mean"]))
+    found, beside = paired[best]["ndcg@10"], f"the best baseline {best} {_short(ranking[best]['ndcg@10']['mean'])}"
+    if found["difference"] == 0:
+        return f"{own} is level with {beside}"
+    word = "beats" if found["difference"] > 0 else "LOSES to"
+    span = f"95 % interval {found['low']:+.4f} to {found['high']:+.4f}"
+    certain = "" if found["low"] > 0 or found["high"] < 0 else ", not certain"
+    return f"{own} {word} {beside} by {_short(abs(found['difference']))} ({span}{certain})"
+
+
+def _short(value: float) -> str:
+    return f"{value:.4f}"
+
+
+def _leaks(dataset: Dataset) -> list[dict[str, Any]]:
+    from lhydra.evaluation.leaks import find_leaks
+
+    return find_leaks(dataset)

@@ -52,8 +52,8 @@ class Recommends(Protocol):
     def recommend(self, query: Query) -> Recommendation:
         """Returns the answer to one request."""
 
-    def score(self, state: UserState, rows: I64) -> F32:
-        """Returns the head's calibrated probabilities, (n,)."""
+    def score(self, state: UserState, rows: I64) -> tuple[F32, F32]:
+        """Returns the head's raw logits and calibrated probabilities, (n,) each."""
 
 
 def recommend_users(

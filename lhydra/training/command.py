@@ -30,10 +30,10 @@ def run(args: argparse.Namespace) -> int:
     with _Progress(settings.epochs) as progress:
         info = train(dataset, args.model, settings, resume=args.resume, report=progress.report)
     best = info["quality"]
-    if best:
+    if best.get("cascade"):
         print(
             f"best epoch {best['epoch']}: validation NDCG@10 {best['cascade']['ndcg@10']:.4f} "
-            f"(retrieval alone {best['retrieval']['ndcg@10']:.4f})"
+            f"(retrieval alone {best['retrieval']['ndcg@10']:.4f}); the head was fitted on that fold, cross-fitted"
         )
     else:
         print("no validation plays: trained the whole schedule, nothing was tuned or calibrated")
@@ -65,17 +65,21 @@ class _Progress:
             self._bar.stop()
 
     def report(self, line: dict[str, Any]) -> None:
-        """Shows what an epoch, or a short run of the temperature search, gave."""
-        if "tried_temperature" in line:
+        """Shows what an epoch, a short run of the temperature search, a teacher or the head gave."""
+        if "teacher" in line:
+            text = f"teacher {line['teacher']} {', '.join(f'{value:g}' for value in line['setting'])}"
+            text += f": NDCG@10 {line['ndcg@10']:.4f}" if line.get("ndcg@10") else ""
+        elif "tried_temperature" in line:
             text = f"temperature {line['tried_temperature']:.2f}: retrieval NDCG@10 {line['retrieval']['ndcg@10']:.4f}"
+        elif "head_epochs" in line:
+            text = f"head: {line['head_epochs']} epochs, strength {line['strength']:g}"
+            if line.get("cascade"):
+                text += f"  NDCG@10 {line['cascade']['ndcg@10']:.4f}  Recall@20 {line['cascade']['recall@20']:.4f}"
         else:
-            loss = f"{line['retrieval_loss']:.4f} + {line['head_loss']:.4f}"
+            loss = f"{line['retrieval_loss']:.4f} + {line['distillation_loss']:.4f}"
             text = f"epoch {line['epoch']:>3}/{line['epochs']}  loss {loss}"
-            if "cascade" in line:
-                text += (
-                    f"  NDCG@10 {line['cascade']['ndcg@10']:.4f} (retrieval {line['retrieval']['ndcg@10']:.4f})"
-                    f"  Recall@20 {line['cascade']['recall@20']:.4f}"
-                )
+            if "retrieval" in line:
+                text += f"  NDCG@10 {line['retrieval']['ndcg@10']:.4f}  Recall@20 {line['retrieval']['recall@20']:.4f}"
             text += f"  {line['took_s']:.1f} s" + ("  best" if line["best"] else "")
             if self._bar:
                 self._bar.update(self._task, completed=line["epoch"])

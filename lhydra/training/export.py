@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from lhydra import __version__, files
+from lhydra.colisten import CHANNELS
+from lhydra.domain import I64
 from lhydra.errors import ModelError, complain
 from lhydra.features import Encoded
-from lhydra.model import FORMAT, PARTS
+from lhydra.model import FORMAT, PARTS, TABLE
 from lhydra.networks import (
     HEAD_INPUTS,
     HEAD_OUTPUTS,
@@ -36,14 +38,15 @@ from lhydra.timing import timed
 from lhydra.training.data import TrainingData, select
 from lhydra.training.model import Network
 from lhydra.training.step import Tensors, tensor
+from lhydra.training.teachers import Table
 
 TOLERANCE = 1e-4  # largest difference between torch and ONNX, relative to numbers of about 1
 OPSET = 20
 
 
 @timed("train.export")
-def export(network: Network, data: TrainingData, out: Path, info: dict[str, Any]) -> dict[str, Any]:
-    """Writes features.json, the three graphs and model.json into `out`; returns what model.json says.
+def export(network: Network, data: TrainingData, table: Table, out: Path, info: dict[str, Any]) -> dict[str, Any]:
+    """Writes features.json, the three graphs, the co-listening table and model.json; returns what model.json says.
 
     Everything is written and checked in a staging folder first. Raises ModelError when a graph disagrees with torch.
     """
@@ -53,6 +56,7 @@ def export(network: Network, data: TrainingData, out: Path, info: dict[str, Any]
     staging.mkdir()
     try:
         (staging / "features.json").write_text(data.spec.to_json(), encoding="utf-8")
+        _write_table(table, data.tracks.ids[:, 0], staging)
         _graphs(network, data, staging)
         _prove(network, data, staging)
         now = datetime.now(UTC)
@@ -75,13 +79,25 @@ def export(network: Network, data: TrainingData, out: Path, info: dict[str, Any]
     return document
 
 
+def _write_table(table: Table, numbers: I64, folder: Path) -> None:
+    """Writes the table by number of the track id; numbers: (n,) of the tracks, 0 for those without train plays."""
+    known = np.flatnonzero(numbers)
+    width = table.neighbours.shape[1]
+    neighbours, weights = (np.zeros((1 + len(known), width), kind) for kind in (np.int32, np.float16))
+    near = numbers[table.neighbours[known]]
+    neighbours[numbers[known]] = near
+    weights[numbers[known]] = np.where(near > 0, table.weights[known], 0)
+    for name, array in zip(TABLE, (neighbours, weights), strict=True):
+        np.save(folder / name, array)
+
+
 def _graphs(network: Network, data: TrainingData, folder: Path) -> None:
     batch, tracks, history = Dim("batch"), Dim("tracks"), Dim("history")
     item, user, head = _examples(network, data, 3, 5)
     _export(network.item_tower, item, ITEM_INPUTS, ITEM_OUTPUTS, [{0: tracks}] * 3, folder / "item_tower.onnx")
     shapes = [{0: batch}, {0: batch}, *[{0: batch, 1: history}] * 3]
     _export(network.user_tower, user, USER_INPUTS, USER_OUTPUTS, shapes, folder / "user_tower.onnx")
-    shapes = [{0: batch}] * 3 + [{0: batch, 1: tracks}] * 4
+    shapes = [{0: batch}] * 3 + [{0: batch, 1: tracks}] * 5
     _export(network.head, head, HEAD_INPUTS, HEAD_OUTPUTS, shapes, folder / "head.onnx")
 
 
@@ -159,7 +175,8 @@ def _examples(network: Network, data: TrainingData, users: int, tracks: int) -> 
     )
     spread = [part.expand(users, *part.shape) for part in (vectors, item[0], item[1])]
     popularity = tensors.popularity(tensors.listeners)[at].expand(users, tracks)
-    head = (network.user_tower(*user), user[0], user[1], *spread, popularity)
+    together = torch.rand(users, tracks, len(CHANNELS))
+    head = (network.user_tower(*user), user[0], user[1], *spread, popularity, together)
     return item, user, tuple(part.contiguous() for part in head)
 
 

@@ -2,6 +2,9 @@
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+CUTOFF = 30  # last rank that the head's loss looks at
 
 
 def softmax_loss(logits: Tensor, targets: Tensor, excluded: Tensor) -> Tensor:
@@ -14,6 +17,34 @@ def softmax_loss(logits: Tensor, targets: Tensor, excluded: Tensor) -> Tensor:
     wanted = targets.sum(1)
     per_user = -log_share.masked_fill(~targets, 0.0).sum(1) / wanted.clamp(min=1)
     return per_user.sum() / (wanted > 0).sum().clamp(min=1)
+
+
+def distillation_loss(logits: Tensor, teacher: Tensor, excluded: Tensor) -> Tensor:
+    """Mean over users of the cross-entropy of softmax(logits) against softmax(teacher) (Hinton et al. 2015).
+
+    logits, teacher: (B, R) float; excluded: (B, R) bool, taken out of both.
+    """
+    lowest = -1e4  # finite: a share of 0 times a log share of it is 0
+    share = torch.softmax(teacher.masked_fill(excluded, lowest), 1)
+    return -(share * torch.log_softmax(logits.masked_fill(excluded, lowest), 1)).sum(1).mean()
+
+
+def lambda_loss(logits: Tensor, labels: Tensor, excluded: Tensor, wanted: Tensor) -> Tensor:
+    """Mean over users of the pairwise logistic loss weighted by what swapping the pair does to NDCG.
+
+    LambdaRank (Burges 2010) as a loss (LambdaLoss, Wang et al. 2018), with gains down to rank CUTOFF. logits: (B, N)
+    float; labels, excluded: (B, N) bool; wanted: (B,) targets of each user, of which some may be no candidates.
+    """
+    scores = logits.masked_fill(excluded, -1e4)
+    rank = scores.detach().argsort(dim=1, descending=True, stable=True).argsort(dim=1) + 1
+    gain = torch.where(rank <= CUTOFF, 1 / torch.log2(1.0 + rank), 0.0)  # (B, N)
+    ideal = torch.cumsum(1 / torch.log2(torch.arange(2.0, CUTOFF + 2)), 0)[wanted.clamp(1, CUTOFF) - 1]
+    most = int(labels.sum(1).max().clamp(min=1))
+    real, places = labels.int().topk(most, 1)  # (B, P) the positives
+    swap = (gain.gather(1, places).unsqueeze(2) - gain.unsqueeze(1)).abs()  # (B, P, N)
+    weight = swap * real.unsqueeze(2) * (~(labels | excluded)).unsqueeze(1) / ideal[:, None, None]
+    apart = scores.gather(1, places).unsqueeze(2) - scores.unsqueeze(1)
+    return (weight * F.softplus(-apart)).sum((1, 2)).mean()
 
 
 def log_q(share: Tensor, n_targets: int, uniform: float) -> Tensor:

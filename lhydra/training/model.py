@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lhydra.colisten import CHANNELS
 from lhydra.features import FeatureSpec
 
 # (user id column, track id column) pairs that the head crosses, where both exist.
@@ -25,6 +26,7 @@ CROSSES = (
     ("top_quadrant", "quadrant"),
 )
 CROSS_DIM = 8
+SIGNALS = 2 + len(CHANNELS)  # of a pair: cosine, popularity, co-listening
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,14 @@ def _mlp(inputs: int, hidden: int, outputs: int, dropout: float) -> nn.Sequentia
     )
 
 
+def _silence(layers: nn.Sequential) -> None:
+    """Makes an MLP give zero until it is trained: the towers start as what their ids stand for."""
+    last = layers[-1]
+    assert isinstance(last, nn.Linear)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+
+
 class ItemTower(nn.Module):
     """Track features -> retrieval vector (N, D) of unit norm and history vector (N, D)."""
 
@@ -106,6 +116,7 @@ class ItemTower(nn.Module):
         self.use_content = content > 0
         if self.use_content:
             self.content = _mlp(content, shape.hidden, 2 * shape.dim, shape.dropout)
+            _silence(self.content)
         for table in (self.retrieval_id, self.history_id):
             nn.init.normal_(table.weight, std=shape.dim**-0.5)  # row 0 stands for tracks unknown to training
 
@@ -121,6 +132,23 @@ class ItemTower(nn.Module):
             retrieval, history = retrieval + a, history + b
         return F.normalize(retrieval, dim=1), history
 
+    @torch.no_grad()
+    def start_from(self, numbers: Tensor, item: Tensor, history: Tensor) -> None:
+        """Makes the ids stand for factors, such that cosines order tracks as the products user . item do.
+
+        numbers: (n,) of the track ids, 0 for tracks without one; item, history: (n, f), f < D. One more column
+        fills every item vector up to the longest (Bachrach et al. 2014); what is left starts as noise.
+        """
+        norm, width = item.norm(dim=1), item.shape[1]
+        longest = norm.max().clamp(min=1e-6) * 1.001
+        known = numbers > 0
+        for table in (self.retrieval_id, self.history_id):
+            table.weight *= 0.05  # not 0: columns that are 0 on both sides have no gradient
+        at = numbers[known]
+        self.retrieval_id.weight[at, :width] += (item / longest)[known]
+        self.retrieval_id.weight[at, width] += (1 - (norm / longest) ** 2).clamp(min=0).sqrt()[known]
+        self.history_id.weight[at, :width] += history[known]
+
 
 class UserTower(nn.Module):
     """Profile, aggregates and history -> user vector (B, D) of unit norm. Holds no table of users or tracks."""
@@ -131,7 +159,10 @@ class UserTower(nn.Module):
         inputs = shape.user_dense + sum(_width(size) for _, size in shape.user_ids)
         self.profile = _mlp(inputs, shape.hidden, shape.dim, shape.dropout)
         self.weigh = nn.Linear(entry_features, 1, bias=False)
-        nn.init.zeros_(self.weigh.weight)  # all plays weigh the same until training says otherwise
+        _silence(self.profile)
+        nn.init.zeros_(self.weigh.weight)
+        with torch.no_grad():
+            self.weigh.weight[0, 0] = 1.0  # plays weigh as the log of their count until training says otherwise
 
     def forward(self, dense: Tensor, ids: Tensor, history: Tensor, entry: Tensor, mask: Tensor) -> Tensor:
         """dense (B, du), ids (B, cu), history (B, H, D), entry (B, H, e), mask (B, H)."""
@@ -147,7 +178,7 @@ class Head(nn.Module):
 
     The first layer over [u, v, u*v, x] is folded exactly: W[u, v, u*v, x] = Wu u + (Wv + Wuv diag(u)) v + Wx x, so
     the user's part is computed once and no row as wide as all of them is ever built.
-    It starts as the retrieval order: the logit is a scaled cosine plus what the network learns.
+    It starts as the retrieval order: a scaled cosine, plus weighted signals, plus what the deep part learns.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -160,7 +191,7 @@ class Head(nn.Module):
         self.cross_track = nn.ModuleList(nn.Embedding(size, CROSS_DIM) for _, (_, size) in self.pairs)
         self.user_ids = _embeddings(shape.user_ids)
         known_users = shape.dim + shape.user_dense + sum(_width(size) for _, size in shape.user_ids)
-        pair = 3 * shape.track_dense + CROSS_DIM * len(self.pairs) + 2
+        pair = 3 * shape.track_dense + CROSS_DIM * len(self.pairs) + SIGNALS
         hidden = shape.hidden // 2
         self.of_user = nn.Linear(known_users, hidden)
         self.of_track = nn.Linear(shape.dim, hidden, bias=False)
@@ -172,9 +203,11 @@ class Head(nn.Module):
         self.out = nn.Linear(hidden // 2, 1, bias=False)
         nn.init.zeros_(self.out.weight)
         self.scale = nn.Parameter(torch.tensor(10.0))
-        self.popularity = nn.Parameter(torch.tensor(0.0))
-        # Both are fitted on the validation fold: how far the list may leave the retrieval order (0 to 1), and
-        # the calibration sigmoid(a * logit + b), a > 0.
+        self.gate = nn.Linear(shape.user_dense, SIGNALS)  # how much each signal counts, from what the user is like
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+        # Both are fitted on the validation fold: how much the deep part counts (0 to 1), and the calibration
+        # sigmoid(a * logit + b), a > 0.
         self.strength: Tensor
         self.calibration: Tensor
         self.register_buffer("strength", torch.tensor(1.0))
@@ -189,9 +222,10 @@ class Head(nn.Module):
         track_dense: Tensor,
         track_ids: Tensor,
         popularity: Tensor,
+        colisten: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """user (B, D), user_dense (B, du), user_ids (B, cu); vectors (B, N, D), the others (B, N, .) or (B, N)."""
-        base, extra = self.parts(user, user_dense, user_ids, vectors, track_dense, track_ids, popularity)
+        base, extra = self.parts(user, user_dense, user_ids, vectors, track_dense, track_ids, popularity, colisten)
         logit = base + self.strength * extra
         return logit, torch.sigmoid(self.calibration[0] * logit + self.calibration[1])
 
@@ -204,8 +238,9 @@ class Head(nn.Module):
         track_dense: Tensor,
         track_ids: Tensor,
         popularity: Tensor,
+        colisten: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """The raw logit in two parts (B, N) each: the retrieval order, and what the network adds to it."""
+        """The raw logit in two parts (B, N) each: the weighted signals, and what the deep part adds to them."""
         of_ids = [table(user_ids[:, i]) for i, table in enumerate(self.user_ids)]
         first = self.of_user(torch.cat([user, user_dense, *of_ids], 1)).unsqueeze(1)  # (B, 1, h)
         weight = self.of_track.weight + self.of_product.weight * user.unsqueeze(1)  # (B, h, D)
@@ -217,11 +252,16 @@ class Head(nn.Module):
             of_user(user_ids[:, u]).unsqueeze(1) * of_track(track_ids[:, :, t])
             for of_user, of_track, ((u, _), (t, _)) in zip(self.cross_user, self.cross_track, self.pairs, strict=True)
         ]  # each (B, N, CROSS_DIM)
-        scalars = torch.stack([cosine, popularity], 2)  # (B, N, 2)
-        pair = torch.cat([track_dense, difference, difference.abs(), *crosses, scalars], 2)
+        signals = torch.cat([torch.stack([cosine, popularity], 2), colisten], 2)  # (B, N, SIGNALS)
+        pair = torch.cat([track_dense, difference, difference.abs(), *crosses, signals], 2)
         wide = (first + self.of_pair(pair)).flatten(0, 1)  # (B * N, h)
         deep = self.out(self.rest(self.norm(wide))).view_as(cosine)  # (B, N)
-        return self.scale * cosine, self.popularity * popularity + deep
+        return self.weighted(user_dense, signals), deep
+
+    def weighted(self, user_dense: Tensor, signals: Tensor) -> Tensor:
+        """The linear part of the logit (B, N): each of `signals` (B, N, SIGNALS) by the user's own weight for it."""
+        weights: Tensor = self.gate(user_dense)  # (B, SIGNALS)
+        return self.scale * signals[:, :, 0] + (signals @ weights.unsqueeze(2)).squeeze(2)
 
 
 class Network(nn.Module):
@@ -232,3 +272,15 @@ class Network(nn.Module):
         self.item_tower = ItemTower(shape)
         self.user_tower = UserTower(shape, entry_features)
         self.head = Head(shape)
+
+    @torch.no_grad()
+    def start_from(self, numbers: Tensor, item: Tensor, history: Tensor, user: Tensor) -> None:
+        """Starts the towers as a factor model: users are history sums, the ids of tracks stand for their factors.
+
+        numbers: (n,) of the track ids, 0 for tracks without one; item, history: (n, f); user: (f,) the mean user,
+        whom users without a history start as.
+        """
+        self.item_tower.start_from(numbers, item, history)
+        last = self.user_tower.profile[-1]
+        assert isinstance(last, nn.Linear)
+        last.bias[: len(user)] = 0.05 * user

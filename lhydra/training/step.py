@@ -1,4 +1,4 @@
-"""One training step: hide plays, run the towers over the tracks in play, and the losses of towers and head."""
+"""One training step of the towers: hide plays, embed the tracks in play and the users, and the two losses."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +13,10 @@ from lhydra.domain import I64
 from lhydra.histories import EncodedUsers, Histories
 from lhydra.training.config import TrainConfig
 from lhydra.training.data import Targets, TrainingData, hide
-from lhydra.training.losses import log_q, softmax_loss
+from lhydra.training.losses import distillation_loss, log_q, softmax_loss
 from lhydra.training.model import Network
+from lhydra.training.teachers import Teachers
 
-MAX_TARGETS, HARD, RANDOM = 8, 40, 16  # candidates of the head, per user and step
 LENGTH_GROUPS = 4  # a batch is padded in groups of like history length
 
 
@@ -52,13 +52,13 @@ def losses(
     network: Network,
     data: TrainingData,
     tensors: Tensors,
+    teachers: Teachers,
     users: I64,
     rng: np.random.Generator,
     config: TrainConfig,
     temperature: float,
-    with_head: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the retrieval loss and the head's loss for a batch of users; the towers learn from the first only."""
+    """Returns the towers' two losses for a batch of users: towards the hidden plays, and towards the teachers."""
     seen, targets = hide(data, users, rng, config.keep, config.cold, config.longest_history)
     full = data.n_tracks <= config.full_softmax
     rows = np.arange(data.n_tracks) if full else _in_play(data, seen, targets, rng, config)
@@ -71,27 +71,15 @@ def losses(
 
     wanted = _mask(targets.offsets, np.searchsorted(rows, targets.rows), len(users), len(rows))
     heard = _mask(seen.offsets, np.searchsorted(rows, seen.rows), len(users), len(rows))
-    cosines = user @ vectors.T  # (B, R)
-    logits = cosines / temperature
+    correction = torch.zeros(())
     if not full:
-        logits = logits - log_q(tensors.share[at], len(targets.rows), config.uniform_negatives / data.n_tracks)
+        correction = log_q(tensors.share[at], len(targets.rows), config.uniform_negatives / data.n_tracks)
+    logits = user @ vectors.T / temperature - correction  # (B, R)
     retrieval = softmax_loss(logits, wanted, heard)
-    if not with_head:
+    if config.distil == 0:
         return retrieval, torch.zeros(())
-
-    chosen, labels, excluded = _candidates(cosines.detach(), wanted, heard, config.depth)
-    # A target's own listener must not count towards its popularity: that play is hidden.
-    popularity = tensors.popularity((tensors.listeners[at][chosen] - labels.float()).clamp(min=0))
-    base, extra = network.head.parts(
-        user.detach(),
-        tensor(encoded.dense),
-        tensor(encoded.ids),
-        vectors.detach()[chosen],
-        tensors.dense[at][chosen],
-        tensors.ids[at][chosen],
-        popularity,
-    )
-    return retrieval, softmax_loss(base + extra, labels, excluded)
+    teacher = teachers.logits(seen, None if full else rows) - correction
+    return retrieval, distillation_loss(logits, teacher, heard)
 
 
 def embed_users(network: Network, users: EncodedUsers, history: Tensor, rows: I64 | None = None) -> Tensor:
@@ -131,17 +119,3 @@ def _mask(offsets: I64, columns: I64, n: int, width: int) -> Tensor:
     mask = torch.zeros(n, width, dtype=torch.bool)
     mask[tensor(np.repeat(np.arange(n), np.diff(offsets))), tensor(columns)] = True
     return mask
-
-
-def _candidates(cosines: Tensor, wanted: Tensor, heard: Tensor, depth: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Candidates (B, N) of the head with labels and what to leave out: targets, retrieved and random tracks."""
-    n, width = cosines.shape
-    drawn = torch.rand(n, width) * wanted
-    strength, positives = drawn.topk(min(MAX_TARGETS, width), 1)
-    top = cosines.masked_fill(heard, -2.0).topk(min(depth, width), 1).indices
-    pick = torch.rand(top.shape).topk(min(HARD, top.shape[1]), 1).indices
-    chosen = torch.cat([positives, top.gather(1, pick), torch.randint(width, (n, RANDOM))], 1)
-    labels, excluded = wanted.gather(1, chosen), heard.gather(1, chosen)
-    excluded[:, : positives.shape[1]] |= strength <= 0  # fewer targets than places
-    excluded[:, positives.shape[1] :] |= labels[:, positives.shape[1] :]  # a target counts once
-    return chosen, labels & ~excluded, excluded

@@ -1,4 +1,4 @@
-"""Training, top to bottom: load, tune the temperature, fit with early stopping, calibrate, export."""
+"""Training, top to bottom: load, fit the teachers, fit the towers with early stopping, fit the head, export."""
 
 import json
 import math
@@ -18,16 +18,19 @@ from lhydra.errors import ModelError, complain
 from lhydra.histories import HISTORY_FEATURES
 from lhydra.timing import timed
 from lhydra.training import checkpoint
+from lhydra.training import head as heads
+from lhydra.training import teachers as teaching
 from lhydra.training.config import TrainConfig
 from lhydra.training.data import TrainingData, load
 from lhydra.training.export import export
 from lhydra.training.model import Network, Shape
-from lhydra.training.step import Tensors, losses
-from lhydra.training.validate import Validation, calibrate, sample, validate
+from lhydra.training.step import Tensors, losses, tensor
+from lhydra.training.teachers import Teachers
+from lhydra.training.validate import calibrate, sample, validate
 
-TEMPERATURES = (0.1, 0.15, 0.2)  # tried, by short runs, when the setting is 0
-UNMEASURED_TEMPERATURE, UNMEASURED_STRENGTH = 0.15, 0.25  # where there is no validation fold to tune on
-Report = Callable[[dict[str, Any]], None]  # told about every epoch
+TEMPERATURES = (0.07, 0.1, 0.15)  # tried, by short runs, when the setting is 0
+UNMEASURED_TEMPERATURE = 0.1  # where there is no validation fold to tune on
+Report = Callable[[dict[str, Any]], None]  # told about every epoch and everything tried
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Run:
 
     data: TrainingData
     tensors: Tensors
+    teachers: Teachers
     config: TrainConfig
     users: I64  # with train plays
     batch_size: int
@@ -64,7 +68,8 @@ def train(
     data = load(dataset)
     users = np.flatnonzero(np.diff(data.train.offsets) > 0)
     batch_size = config.batch_size or int(np.clip(len(users) // 15, 64, 512))
-    run = Run(data, Tensors.of(data), config, users, batch_size)
+    teachers = teaching.fit(data, config.dim, config.seed, report)
+    run = Run(data, Tensors.of(data), teachers, config, users, batch_size)
     parents = {"dataset": dataset.info.source, "split": dataset.info.split}
     last = out / "checkpoint" / "last.safetensors"
     state: dict[str, Any] = {"epoch": 0, "best": None, "config": asdict(config), "parents": parents}
@@ -79,10 +84,18 @@ def train(
     else:
         state["temperature"] = config.temperature or _tune_temperature(run, report)
     _fit(run, network, optimizer, state, out, report)
-    best = checkpoint.load(out / "checkpoint" / "best.safetensors", network)
-    calibrate(network, data, run.tensors, data.valid, config.seed)
-    quality = best["best"] or {}
-    return export(network, data, out, {"parents": parents, "config": asdict(config), "quality": quality})
+    best = checkpoint.load(out / "checkpoint" / "best.safetensors", network)["best"] or {}
+    fitted = heads.fit(network, data, run.tensors, teachers.table, config)
+    calibrate(network, data, run.tensors, teachers.table, sample(data.valid, config.seed, heads.USERS), config.seed)
+    quality = best and best | {"cascade": fitted.cascade}
+    report({"head_epochs": fitted.epochs, "strength": fitted.strength, **quality})
+    chosen = teachers.chosen | {
+        "temperature": state["temperature"],
+        "head epochs": fitted.epochs,
+        "head strength": fitted.strength,
+    }
+    info = {"parents": parents, "config": asdict(config), "chosen": chosen, "quality": quality}
+    return export(network, data, teachers.table, out, info)
 
 
 def _fit(
@@ -97,19 +110,17 @@ def _fit(
         epoch = state["epoch"] + 1
         mean = _epoch(run, network, optimizer, epoch, config.epochs, state["temperature"])
         line = {"epoch": epoch, "temperature": state["temperature"], **mean}
-        measured: Validation | None = None
+        measured: dict[str, float] | None = None
         if len(targets.users):
-            measured = validate(network, run.data, run.tensors, targets, config.depth)
-            line |= {"retrieval": measured.retrieval, "cascade": measured.cascade, "strength": measured.strength}
+            measured = validate(network, run.data, run.tensors, targets)
+            line |= {"retrieval": measured}
         took_s = time.monotonic() - started
         line |= {"took_s": round(took_s, 2), "plays_per_s": round(len(run.data.train.rows) / took_s)}
-        network.head.strength.fill_(measured.strength if measured else UNMEASURED_STRENGTH)
         best = state["best"]
-        better = measured is None or best is None or measured.cascade["ndcg@10"] > best["cascade"]["ndcg@10"]
+        better = measured is None or best is None or measured["ndcg@10"] > best["retrieval"]["ndcg@10"]
         state["epoch"] = epoch
         if better:
-            kept = asdict(measured) if measured else {}
-            state["best"] = {"epoch": epoch, **kept} if measured else None
+            state["best"] = {"epoch": epoch, "retrieval": measured} if measured else None
             checkpoint.save(folder / "best.safetensors", network, optimizer, state)
         checkpoint.save(folder / "last.safetensors", network, optimizer, state)
         with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
@@ -124,7 +135,6 @@ def _epoch(
     epoch: int,
     epochs: int,
     temperature: float,
-    with_head: bool = True,
 ) -> dict[str, float]:
     """One pass over the users; returns the mean losses. Random streams depend on seed and epoch only."""
     config = run.config
@@ -135,8 +145,8 @@ def _epoch(
     network.train()
     for number in range(run.steps):
         users = np.sort(order[number * run.batch_size : (number + 1) * run.batch_size])
-        pair = losses(network, run.data, run.tensors, users, rng, config, temperature, with_head)
-        total = pair[0] + pair[1]
+        pair = losses(network, run.data, run.tensors, run.teachers, users, rng, config, temperature)
+        total = (1 - config.distil) * pair[0] + config.distil * pair[1]
         if not torch.isfinite(total):
             found = f"a loss of {total.item()} in epoch {epoch}"
             raise ModelError(complain("training", found, "a finite loss; try a lower --learning-rate"))
@@ -145,10 +155,10 @@ def _epoch(
             group["lr"] = group["peak"] * _schedule(done)
         optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
+        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], config.clip_norm)
         optimizer.step()
         sums += [part.item() for part in pair]
-    return {"retrieval_loss": round(sums[0] / run.steps, 5), "head_loss": round(sums[1] / run.steps, 5)}
+    return {"retrieval_loss": round(sums[0] / run.steps, 5), "distillation_loss": round(sums[1] / run.steps, 5)}
 
 
 def _schedule(done: float) -> float:
@@ -168,10 +178,10 @@ def _tune_temperature(run: Run, report: Report) -> float:
     for temperature in TEMPERATURES:
         network, optimizer = _new(run)
         for epoch in range(1, epochs + 1):
-            _epoch(run, network, optimizer, epoch, epochs, temperature, with_head=False)
-        measured = validate(network, run.data, run.tensors, targets, run.config.depth, with_head=False)
-        found[temperature] = measured.retrieval["ndcg@10"]
-        report({"tried_temperature": temperature, "retrieval": measured.retrieval})
+            _epoch(run, network, optimizer, epoch, epochs, temperature)
+        measured = validate(network, run.data, run.tensors, targets)
+        found[temperature] = measured["ndcg@10"]
+        report({"tried_temperature": temperature, "retrieval": measured})
     return max(found, key=lambda temperature: found[temperature])
 
 
@@ -181,13 +191,12 @@ def _new(run: Run) -> tuple[Network, torch.optim.Optimizer]:
     torch.manual_seed(config.seed)
     shape = Shape.of(run.data.spec, config.dim, config.hidden, config.dropout)
     network = Network(shape, len(HISTORY_FEATURES))
-    head = list(network.head.parameters())
+    item, history, user = (tensor(part) for part in run.teachers.start)
+    network.start_from(run.tensors.ids[:, 0], item, history, user)
+    network.head.scale.data.fill_(1 / (config.temperature or UNMEASURED_TEMPERATURE))
     towers = [*network.item_tower.parameters(), *network.user_tower.parameters()]
-    groups = [
-        {"params": towers, "peak": config.learning_rate, "weight_decay": config.weight_decay},
-        {"params": head, "peak": config.head_learning_rate, "weight_decay": config.head_weight_decay},
-    ]
-    return network, torch.optim.AdamW(groups, lr=config.learning_rate)
+    groups = [{"params": towers, "peak": config.learning_rate, "weight_decay": config.weight_decay}]
+    return network, torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 
 
 def _patience_over(state: dict[str, Any], config: TrainConfig) -> bool:

@@ -1,79 +1,51 @@
-"""Measuring on the validation fold: ranking by retrieval and by the head, the head's strength, its calibration."""
-
-from dataclasses import dataclass
+"""Measuring retrieval on the validation fold, epoch by epoch, and calibrating the finished head."""
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from lhydra import colisten
 from lhydra.domain import I64
 from lhydra.evaluation.metrics import rank_metrics
-from lhydra.histories import EncodedUsers, offsets_of, spans
+from lhydra.histories import offsets_of, spans
 from lhydra.training.data import Targets, TrainingData, select
 from lhydra.training.model import Network
 from lhydra.training.step import Tensors, embed_users, tensor
+from lhydra.training.teachers import Table
 
-MAX_USERS = 1_000  # validated; a fixed random choice of more
+MAX_USERS = 1_000  # validated in an epoch; a fixed random choice of more
 BLOCK = 16_384
-STRENGTHS = (0.0, 0.1, 0.25, 0.5, 1.0)
 SHOWN = ("ndcg@10", "recall@20")
 
 
-@dataclass(frozen=True)
-class Validation:
-    """Metrics by name, the cascade at `strength`, which served best."""
-
-    retrieval: dict[str, float]
-    cascade: dict[str, float]
-    strength: float
-
-
-def sample(targets: Targets, seed: int) -> Targets:
-    """Returns the targets of at most MAX_USERS users, the same for the same seed."""
-    if len(targets.users) <= MAX_USERS:
+def sample(targets: Targets, seed: int, at_most: int = MAX_USERS) -> Targets:
+    """Returns the targets of at most that many users, the same for the same seed."""
+    if len(targets.users) <= at_most:
         return targets
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(targets.users))[:MAX_USERS])
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(targets.users))[:at_most])
     starts, ends = targets.offsets[chosen], targets.offsets[chosen + 1]
     return Targets(targets.users[chosen], offsets_of(ends - starts), targets.rows[spans(starts, ends)])
 
 
 @torch.no_grad()
-def validate(
-    network: Network, data: TrainingData, tensors: Tensors, targets: Targets, depth: int, with_head: bool = True
-) -> Validation:
-    """Ranks the whole catalogue for the users of `targets`, their train tracks left out, and measures.
-
-    The cascade reranks the `depth` best by retrieval, at the strength of the head that ranks best.
-    """
+def validate(network: Network, data: TrainingData, tensors: Tensors, targets: Targets) -> dict[str, float]:
+    """Ranks the whole catalogue by cosine for the users of `targets`, their train tracks left out, and measures."""
     network.eval()
     vectors, history = embed_tracks(network, tensors)
-    strengths = STRENGTHS if with_head else (0.0,)
-    found: list[list[I64]] = [[] for _ in range(1 + len(strengths))]
-    depth = min(depth, data.n_tracks)
+    found: list[I64] = []
+    depth = min(20, data.n_tracks)
     for start in range(0, len(targets.users), 256):
         users = targets.users[start : start + 256]
         heard = data.train.offsets[users], data.train.offsets[users + 1]
         encoded = data.spec.encode_users(data.profiles[users], select(data.train, users), data.tracks)
-        user = embed_users(network, encoded, history)
-        cosines = user @ vectors.T
+        cosines = embed_users(network, encoded, history) @ vectors.T
         owner = np.repeat(np.arange(len(users)), heard[1] - heard[0])
         cosines[tensor(owner), tensor(data.train.rows[spans(*heard)])] = -2.0
         best, rows = cosines.topk(depth, 1)
-        rows = rows.masked_fill(best < -1.5, -1)  # a catalogue smaller than depth runs out
-        found[0].append(rows[:, :20].numpy())
-        place = rows.clamp(min=0)
-        base, extra = _parts(network, encoded, user, vectors, tensors, place) if with_head else (best, best)
-        for i, strength in enumerate(strengths, 1):
-            logit = (base + strength * extra).masked_fill(rows < 0, float("-inf"))
-            order = logit.argsort(dim=1, descending=True, stable=True)
-            found[i].append(rows.gather(1, order)[:, :20].numpy())
+        found.append(rows.masked_fill(best < -1.5, -1).numpy())  # a catalogue smaller than depth runs out
     network.train()
-    means = [
-        rank_metrics(np.concatenate(lists), targets.offsets, targets.rows, data.n_tracks).means() for lists in found
-    ]
-    shown = [{name: round(mean[name], 6) for name in SHOWN} for mean in means]
-    winner = max(range(len(strengths)), key=lambda i: (shown[i + 1]["ndcg@10"], -i))
-    return Validation(shown[0], shown[winner + 1], strengths[winner])
+    mean = rank_metrics(np.concatenate(found), targets.offsets, targets.rows, data.n_tracks).means()
+    return {name: round(mean[name], 6) for name in SHOWN}
 
 
 @torch.no_grad()
@@ -88,7 +60,9 @@ def embed_tracks(network: Network, tensors: Tensors) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def calibrate(network: Network, data: TrainingData, tensors: Tensors, targets: Targets, seed: int) -> None:
+def calibrate(
+    network: Network, data: TrainingData, tensors: Tensors, table: Table, targets: Targets, seed: int
+) -> None:
     """Fits the head's calibration by logistic regression (Platt 1999) on the validation fold.
 
     Rule: for every validation play one uniformly random track that the user has not heard. Without validation
@@ -99,17 +73,28 @@ def calibrate(network: Network, data: TrainingData, tensors: Tensors, targets: T
     network.eval()
     rng = np.random.default_rng([seed, 1])
     vectors, history = embed_tracks(network, tensors)
+    popularity = tensors.popularity(tensors.listeners)
     logits: list[Tensor] = []
     for i, user in enumerate(targets.users):
         wanted = targets.rows[targets.offsets[i] : targets.offsets[i + 1]]
         heard = data.train.rows[data.train.offsets[user] : data.train.offsets[user + 1]]
         free = np.setdiff1d(rng.integers(0, data.n_tracks, 4 * len(wanted) + 16), np.union1d(heard, wanted))
         others = rng.permutation(free)[: len(wanted)]
-        chosen = tensor(np.concatenate([wanted[: len(others)], others]))[None]
+        rows = np.concatenate([wanted[: len(others)], others])
+        chosen = tensor(rows)[None]
         encoded = data.spec.encode_users(data.profiles[[user]], select(data.train, np.array([user])), data.tracks)
-        own = embed_users(network, encoded, history)
-        base, extra = _parts(network, encoded, own, vectors, tensors, chosen)
-        logits.append((base + network.head.strength * extra)[0].reshape(2, -1))
+        together = colisten.scores(table.neighbours, table.weights, encoded.histories.rows, encoded.entry, rows)
+        logit, _ = network.head(
+            embed_users(network, encoded, history),
+            tensor(encoded.dense),
+            tensor(encoded.ids),
+            vectors[chosen],
+            tensors.dense[chosen],
+            tensors.ids[chosen],
+            popularity[chosen],
+            tensor(together)[None],
+        )
+        logits.append(logit[0].reshape(2, -1))
     positive, negative = torch.cat(logits, 1).double().numpy()
     if not len(positive):  # every user has heard the whole catalogue: there is nothing to tell plays from
         return
@@ -133,18 +118,3 @@ def platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
             break
     a = max(float(weights[0]), 1e-3) / scale
     return a, float(weights[1]) - a * mean
-
-
-def _parts(
-    network: Network, encoded: EncodedUsers, user: Tensor, vectors: Tensor, tensors: Tensors, rows: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The head's logits of `rows` (B, N) in two parts: base + strength * extra."""
-    return network.head.parts(
-        user,
-        tensor(encoded.dense),
-        tensor(encoded.ids),
-        vectors[rows],
-        tensors.dense[rows],
-        tensors.ids[rows],
-        tensors.popularity(tensors.listeners)[rows],
-    )

@@ -1,0 +1,72 @@
+"""`lhydra compare`: did a change help? Two evaluations of one protocol, user by user."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from lhydra.errors import ConfigError, complain
+
+HELP = "compare two evaluations of one protocol: B less A, with paired intervals"
+EXTRA = "data"
+METRICS = {"ndcg@10": "NDCG@10", "recall@20": "Recall@20"}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `lhydra compare`."""
+    parser.add_argument("a", type=Path, metavar="A.json", help="written by `lhydra evaluate --json`")
+    parser.add_argument("b", type=Path, metavar="B.json", help="another, of the same dataset and settings")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the differences to FILE")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the differences and writes the JSON file when asked for."""
+    from lhydra.commands.evaluate import write_file
+    from lhydra.errors import DataError
+    from lhydra.evaluation.compare import compare
+    from lhydra.files import read_json
+
+    if args.json is not None and (args.json.is_dir() or not args.json.parent.is_dir()):
+        raise ConfigError(complain("--json", str(args.json), "a file in a folder that exists"))
+    expected = "what `lhydra evaluate --json` wrote"
+    a, b = (read_json(path, DataError, expected) for path in (args.a, args.b))
+    found = compare(a, b, (str(args.a), str(args.b)))
+    show(found, (args.a, args.b))
+    if args.json is not None:
+        write_file(args.json, json.dumps(found, indent=2, allow_nan=False) + "\n")
+    return 0
+
+
+def show(found: dict[str, Any], paths: tuple[Path, Path]) -> None:
+    """Prints the verdict, what A and B are, then stages and cohorts."""
+    from lhydra.commands.evaluate import number, print_table
+
+    print(*found["summary"], sep="\n")
+    for letter, path in zip("AB", paths, strict=True):
+        protocol = found[letter.lower()]
+        source = protocol.get("model") or protocol.get("store") or ""
+        print(f"{letter}: {path}  {source} {protocol.get('bundle_id') or protocol.get('model_id') or ''}".rstrip())
+    rows = [
+        [
+            stage,
+            text,
+            number(own["a"]),
+            number(own["b"]),
+            signed(own["difference"]),
+            f"{signed(own['low'])} to {signed(own['high'])}",
+        ]
+        for stage, measured in found["stages"].items()
+        for own, text in ((measured[metric], text) for metric, text in METRICS.items())
+    ]
+    print_table("Stages", ["", "metric", "A", "B", "B - A", "95 %"], rows)
+    rows = [
+        [one["by"], one["name"], f"{one['users']:,}", *(signed(one[metric]["difference"]) for metric in METRICS)]
+        for one in found["cohorts"]
+    ]
+    if rows:
+        print_table("Cohorts of users, cascade, B - A", ["by", "", "users", *METRICS.values()], rows)
+
+
+def signed(value: float | None) -> str:
+    """Returns `value` with its sign and four digits."""
+    return "undefined" if value is None else f"{value:+.4f}"

@@ -1,0 +1,424 @@
+"""What a user would try first: popularity, ItemKNN, iALS and EASE, on the same split, users and masks as the model.
+
+    popular   train listeners of the track
+    itemknn   cosine, TF-IDF or BM25 neighbours of the tracks played (Deshpande and Karypis 2004), through implicit
+    ials      weighted matrix factorisation (Hu, Koren and Volinsky 2008), through implicit
+    ease      closed-form linear autoencoder (Steck 2019); inverts over users when they are fewer than tracks
+
+Each is fitted on the train fold and tuned by a small grid on NDCG@10 of the valid fold. Ties, and with them the
+lists of users without train plays, are ordered by popularity. Lists are kept beside the dataset, in
+DATASET/baselines, one file per baseline, split and settings.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import time
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lhydra.data.dataset import TRAIN, Dataset
+from lhydra.domain import F32, I64
+from lhydra.errors import DataError
+from lhydra.evaluation.metrics import rank_metrics
+from lhydra.evaluation.run import FOLD, Moment, Targets, find_targets
+from lhydra.progress import with_progress
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+NAMES = ("popular", "itemknn", "ials", "ease")
+EASE_LIMIT = 20_000  # of min(users, tracks): a matrix of that size is inverted
+METRIC = "valid_ndcg@10"
+_VERSION = 1  # of what a kept file was computed by
+_TUNE_USERS = 1000
+_LARGE = 2_000_000  # train plays from which one value per axis must do
+_SLOW_EASE = 5_000  # rows from which an inverse takes many seconds
+_CELLS = 1 << 24  # scores held at a time
+
+Params = dict[str, Any]
+Scores = Callable[[I64], F32]  # positions of users -> scores (n, tracks), float32, writable
+Fit = Callable[[Params], Scores]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """One baseline: its lists, and how it was chosen.
+
+    lists: (n, K) positions in the tracks table, best first, -1 padded; None when it was skipped, for a reason.
+    """
+
+    lists: I64 | None
+    chosen: Params = field(default_factory=dict)
+    tried: int = 0
+    took_s: float = 0.0
+    valid_ndcg: float | None = None
+    cached: bool = False
+    skipped: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns everything but the lists."""
+        values = {name: value for name, value in asdict(self).items() if name not in ("lists", "valid_ndcg")}
+        return values | {METRIC: self.valid_ndcg}
+
+
+@dataclass(frozen=True)
+class Log:
+    """The plays of a dataset as the baselines see them: tracks from most to least popular, ties by track id.
+
+    train: (users, tracks) play counts, float32. order: (tracks,) position in the tracks table of each column.
+    """
+
+    train: "csr_matrix"
+    order: I64
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> "Log":
+        """Returns the log of the train fold."""
+        from scipy.sparse import csr_matrix
+
+        plays, n_tracks = dataset.plays, len(dataset.track_ids)
+        fed = plays.fold == TRAIN
+        track, user = plays.track[fed], plays.user[fed]
+        order = np.argsort(-np.bincount(track, minlength=n_tracks), kind="stable")
+        column = np.empty(n_tracks, np.int64)
+        column[order] = np.arange(n_tracks)
+        shape = (len(dataset.user_ids), n_tracks)
+        train = csr_matrix((plays.count[fed].astype(np.float32), (user, column[track])), shape)
+        train.sort_indices()
+        return cls(train, order)
+
+
+def measure(
+    dataset: Dataset,
+    names: Sequence[str],
+    targets: Targets,
+    known: npt.NDArray[np.bool_],
+    *,
+    as_of: Moment,
+    k: int,
+    seed: int,
+) -> dict[str, Baseline]:
+    """Returns the baselines `names` with a list of k tracks for each user of `targets`.
+
+    known: (tracks,) bool, what may be listed; what a user heard before the fold of `as_of` is left out. Baselines
+    measured before on the same data and settings are read back.
+    """
+    found: dict[str, Baseline] = {}
+    log: Log | None = None
+    for name in with_progress(names, len(names), "fitting baselines"):
+        path = dataset.path / "baselines" / f"{name}-{_key(dataset, name, targets, known, as_of, k, seed)}.npz"
+        kept = _read(path)
+        if kept is None:
+            log = log or Log.of(dataset)
+            kept = _measure(name, dataset, log, targets, known, as_of, k, seed)
+            if kept.skipped is None:
+                _write(path, kept)
+        found[name] = kept
+    return found
+
+
+def _measure(
+    name: str,
+    dataset: Dataset,
+    log: Log,
+    targets: Targets,
+    known: npt.NDArray[np.bool_],
+    as_of: Moment,
+    k: int,
+    seed: int,
+) -> Baseline:
+    """Tunes, fits and lists one baseline."""
+    start = time.monotonic()
+    if name == "ease" and min(log.train.shape) > EASE_LIMIT:
+        reason = (
+            f"EASE inverts a matrix over users or tracks: {min(log.train.shape):,} of the fewer, at most {EASE_LIMIT:,}"
+        )
+        return Baseline(None, skipped=reason)
+    fit = FITS[name](log.train, seed)
+    usual, *rounds = _grids(name, log.train)
+    try:
+        valid: Targets | None = find_targets(dataset, "valid").sample(_TUNE_USERS, seed)
+    except DataError:
+        valid = None
+    chosen, best, tried = usual, None, 0
+    if valid is not None:
+        chosen, best, tried = _tune(fit, usual, rounds, dataset, log, valid, known)
+    lists = ranked(fit(chosen), log, dataset, targets, known, as_of, k)
+    return Baseline(lists, chosen, tried, round(time.monotonic() - start, 3), best)
+
+
+def _tune(
+    fit: Fit,
+    usual: Params,
+    rounds: Sequence[dict[str, Sequence[Any]]],
+    dataset: Dataset,
+    log: Log,
+    valid: Targets,
+    known: npt.NDArray[np.bool_],
+) -> tuple[Params, float, int]:
+    """(best, its NDCG@10, how many were tried): every combination of a round, then the next round around the best."""
+    seen: dict[str, float] = {}
+    best, best_ndcg = usual, -1.0
+    for axes in rounds or [{}]:
+        for params in _combinations(best, axes):
+            key = json.dumps(params, sort_keys=True)
+            if key not in seen:
+                lists = ranked(fit(params), log, dataset, valid, known, "valid", 10)
+                seen[key] = rank_metrics(lists, valid.offsets, valid.tracks, len(log.order), (10,)).means()["ndcg@10"]
+                if seen[key] > best_ndcg:
+                    best, best_ndcg = params, seen[key]
+    return best, best_ndcg, len(seen)
+
+
+def _combinations(base: Params, axes: dict[str, Sequence[Any]]) -> list[Params]:
+    out = [base]
+    for name, values in axes.items():
+        out = [params | {name: value} for params in out for value in values]
+    return out
+
+
+def _grids(name: str, train: "csr_matrix") -> list[Any]:
+    """[what is used without a valid fold, axes of the first round, axes around its best, ...]."""
+    large = train.nnz > _LARGE
+    if name == "itemknn":
+        kinds = ("cosine", "tfidf", "bm25")
+        return [
+            {"kind": "cosine", "neighbours": 300},
+            {"kind": kinds, "neighbours": (300,) if large else (100, 1000)},
+        ]
+    if name == "ials":
+        weights = ("log", "one") if train.nnz and train.data.max() > train.data.min() else ("one",)
+        usual = {"factors": 64, "regularization": 40.0, "alpha": 4.0, "weight": weights[0]}
+        if large:
+            return [usual, {"weight": weights, "alpha": (1.0, 4.0)}]
+        first = {"weight": weights, "alpha": (1.0, 4.0)}
+        return [usual, first, {"factors": (32, 64, 128)}, {"regularization": (20.0, 60.0), "alpha": (2.0, 8.0)}]
+    if name == "ease":
+        slow = min(train.shape) > _SLOW_EASE
+        return [{"lambda": 300.0}, {"lambda": (100.0, 500.0) if slow else (50.0, 100.0, 200.0, 500.0, 1000.0)}]
+    return [{}]
+
+
+def ranked(
+    scores: Scores,
+    log: Log,
+    dataset: Dataset,
+    targets: Targets,
+    known: npt.NDArray[np.bool_],
+    as_of: Moment,
+    k: int,
+) -> I64:
+    """Returns the best k known tracks that each user of `targets` had not heard, (n, k) positions, -1 padded."""
+    plays = dataset.plays
+    starts = np.searchsorted(plays.user, np.arange(len(dataset.user_ids) + 1))
+    column = np.empty_like(log.order)
+    column[log.order] = np.arange(len(log.order))
+    unknown = np.flatnonzero(~known[log.order])
+    width = min(k, len(log.order))
+    lists = np.full((len(targets), k), -1, np.int64)
+    step = max(1, _CELLS // max(1, len(log.order)))
+    for start in range(0, len(targets), step):
+        users = targets.users[start : start + step]
+        rows = scores(users)
+        rows[:, unknown] = -np.inf
+        for n, user in enumerate(users):
+            own = slice(starts[user], starts[user + 1])
+            rows[n, column[plays.track[own][plays.fold[own] < FOLD[as_of]]]] = -np.inf
+        enough = _lower_bounds(rows, width)
+        for n, row in enumerate(rows):
+            top = np.flatnonzero((row >= enough[n]) & (row > -np.inf))
+            top = top[np.argsort(-row[top], kind="stable")][:width]
+            lists[start + n, : len(top)] = log.order[top]
+    return lists
+
+
+def _lower_bounds(rows: F32, width: int) -> F32:
+    """(n,) a score per row that at least `width` others reach: the width-th largest maximum of short blocks."""
+    block = max(1, min(64, rows.shape[1] // (4 * width)))
+    whole = rows[:, : rows.shape[1] // block * block]
+    best = whole.reshape(len(rows), -1, block).max(axis=2)
+    return np.asarray(np.partition(best, best.shape[1] - width, axis=1)[:, -width])
+
+
+def fit_popular(train: "csr_matrix", seed: int = 0) -> Fit:
+    """Returns the fit that scores a track by its train listeners, whoever asks."""
+    listeners = np.bincount(train.indices, minlength=train.shape[1]).astype(np.float32)
+    return lambda params: lambda users: np.tile(listeners, (len(users), 1))
+
+
+def fit_itemknn(train: "csr_matrix", seed: int = 0) -> Fit:
+    """Returns the fit of {kind, neighbours}: the similarities of each track to its neighbours, added up."""
+    from scipy.sparse import csr_matrix
+
+    binary = csr_matrix((np.ones_like(train.data), train.indices, train.indptr), train.shape)
+    most = 300 if train.nnz > _LARGE else 1000
+    kept: dict[str, csr_matrix] = {}  # by kind, at least `most` neighbours: fewer are taken from them
+
+    def fit(params: Params) -> Scores:
+        kind, neighbours = params["kind"], params["neighbours"]
+        if kind not in kept:
+            kept[kind] = _similarities(binary, kind, max(neighbours, most))
+        similar = _strongest(kept[kind], neighbours)
+        return lambda users: np.asarray((binary[users] @ similar).toarray(), np.float32)
+
+    return fit
+
+
+def _similarities(binary: "csr_matrix", kind: str, neighbours: int) -> "csr_matrix":
+    """(tracks, tracks): each row a track and its nearest neighbours; itself counts as one and is never listed."""
+    with _quietly():
+        from implicit import nearest_neighbours
+
+        models = {"cosine": "CosineRecommender", "tfidf": "TFIDFRecommender", "bm25": "BM25Recommender"}
+        model = getattr(nearest_neighbours, models[kind])(K=neighbours + 1)
+        model.fit(binary, show_progress=False)
+    return model.similarity.tocsr()
+
+
+def _strongest(similar: "csr_matrix", neighbours: int) -> "csr_matrix":
+    """`similar` with at most the `neighbours` largest of each row, and the track itself."""
+    from scipy.sparse import csr_matrix
+
+    sizes = np.diff(similar.indptr)
+    if sizes.max(initial=0) <= neighbours + 1:
+        return similar
+    row = np.repeat(np.arange(similar.shape[0]), sizes)
+    order = np.lexsort((similar.indices, -similar.data, row))
+    order = order[np.arange(len(row)) - similar.indptr[row] <= neighbours]
+    return csr_matrix((similar.data[order], (row[order], similar.indices[order])), similar.shape)
+
+
+def fit_ials(train: "csr_matrix", seed: int = 0) -> Fit:
+    """Returns the fit of {factors, regularization, alpha, weight}: confidence alpha, or alpha * log(1 + count)."""
+    from scipy.sparse import csr_matrix
+
+    def fit(params: Params) -> Scores:
+        weight = np.log1p(train.data) if params["weight"] == "log" else np.ones_like(train.data)
+        with _quietly():
+            from implicit.cpu.als import AlternatingLeastSquares
+
+            model = AlternatingLeastSquares(
+                params["factors"], params["regularization"], params["alpha"], random_state=seed
+            )
+            model.fit(csr_matrix((weight, train.indices, train.indptr), train.shape), show_progress=False)
+        return lambda users: np.asarray(model.user_factors[users] @ model.item_factors.T, np.float32)
+
+    return fit
+
+
+def fit_ease(train: "csr_matrix", seed: int = 0) -> Fit:
+    """Returns the fit of {lambda}: scores X B, B = I - P / diag(P), P = (X'X + lambda I)^-1, X the binary plays.
+
+    With fewer users than tracks P is never made: X P = (X X' + lambda I)^-1 X (Woodbury), and of P only the diagonal.
+    """
+    from scipy.sparse import csr_matrix
+
+    kind = np.float64 if min(train.shape) <= _SLOW_EASE else np.float32  # memory
+    binary = csr_matrix((np.ones_like(train.data, kind), train.indices, train.indptr), train.shape)
+    by_user = train.shape[0] < train.shape[1]
+    gram = ((binary @ binary.T) if by_user else (binary.T @ binary)).toarray()
+
+    def fit(params: Params) -> Scores:
+        regularized = gram.copy()
+        regularized[np.diag_indices_from(regularized)] += params["lambda"]
+        inverse = _inverse(regularized)
+        if not by_user:
+            weights = -inverse / np.diag(inverse)
+            np.fill_diagonal(weights, 0)
+            return lambda users: np.asarray(binary[users] @ weights, np.float32)
+        diagonal = np.empty(train.shape[1], kind)
+        columns = binary.tocsc()
+        step = max(1, _CELLS // len(inverse))
+        for start in range(0, len(diagonal), step):
+            some = columns[:, start : start + step]
+            projected = np.asarray((some.T @ inverse), kind)  # (tracks, users): A is symmetric
+            diagonal[start : start + step] = np.asarray(some.T.multiply(projected).sum(axis=1)).ravel()
+        diagonal = (1 - diagonal) / params["lambda"]
+
+        def scores(users: I64) -> F32:
+            return np.asarray(binary[users].toarray() - (inverse[users] @ binary) / diagonal, np.float32)
+
+        return scores
+
+    return fit
+
+
+FITS: dict[str, Callable[["csr_matrix", int], Fit]] = {
+    "popular": fit_popular,
+    "itemknn": fit_itemknn,
+    "ials": fit_ials,
+    "ease": fit_ease,
+}
+
+
+def _inverse(matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The inverse of a symmetric positive definite matrix, which is used up."""
+    from scipy.linalg import lapack
+
+    factor, potri = (lapack.dpotrf, lapack.dpotri) if matrix.dtype == np.float64 else (lapack.spotrf, lapack.spotri)
+    lower, failed = factor(matrix.T, lower=True, overwrite_a=True)
+    inverse, failed_too = potri(lower, lower=True, overwrite_c=True)
+    if failed or failed_too:
+        raise ArithmeticError("the Gram matrix is not positive definite")
+    inverse = np.tril(inverse)
+    diagonal = np.diag(inverse).copy()
+    inverse += inverse.T
+    np.fill_diagonal(inverse, diagonal)
+    return np.asarray(inverse)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """One BLAS thread, as implicit asks for beside its own threads, and none of its warnings about that."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, "blas"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _key(
+    dataset: Dataset, name: str, targets: Targets, known: npt.NDArray[np.bool_], as_of: Moment, k: int, seed: int
+) -> str:
+    """Names everything that the lists depend on."""
+    settings = (_VERSION, name, as_of, k, seed, dataset.info.split, dataset.info.counts, _TUNE_USERS, _LARGE)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for array in (targets.users, targets.tracks, known):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _read(path: Path) -> Baseline | None:
+    """What `_write` kept, None when there is nothing that can be read."""
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as kept:
+            about = json.loads(str(kept["about"]))
+            return Baseline(kept["lists"].astype(np.int64), **about, cached=True)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        return None
+
+
+def _write(path: Path, baseline: Baseline) -> None:
+    """Keeps `baseline`, whole or not at all; a dataset that cannot be written to keeps nothing."""
+    about = {name: value for name, value in asdict(baseline).items() if name not in ("lists", "cached", "skipped")}
+    assert baseline.lists is not None
+    text = io.BytesIO()
+    np.savez_compressed(text, lists=baseline.lists.astype(np.int32), about=np.array(json.dumps(about)))
+    hidden = path.with_name(f".{path.name}.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(exist_ok=True)
+        try:
+            hidden.write_bytes(text.getvalue())
+            hidden.replace(path)
+        finally:
+            hidden.unlink(missing_ok=True)

@@ -1,0 +1,52 @@
+"""How sure a mean over users is: the percentile bootstrap over users (Efron 1979), vectorised and seeded.
+
+The same seed and number of users give the same resamples, so that intervals of several stages go together.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+F64 = npt.NDArray[np.float64]
+Interval = dict[str, float | None]  # mean, low, high
+RESAMPLES = 1000
+LEVEL = 0.95
+_CELLS = 1 << 22  # drawn at a time
+
+
+def resampled_means(values: F64, seed: int) -> F64:
+    """Returns the column means of RESAMPLES resamples of the rows of `values` (n, m), (RESAMPLES, m); n >= 1."""
+    n = len(values)
+    rng = np.random.default_rng([seed, n])
+    means = np.empty((RESAMPLES, values.shape[1]))
+    step = max(1, _CELLS // n)
+    for start in range(0, RESAMPLES, step):
+        size = min(step, RESAMPLES - start)
+        drawn = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
+        times = np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n)
+        means[start : start + size] = times @ values / n
+    return means
+
+
+def intervals(values: F64, seed: int) -> list[Interval]:
+    """Returns mean and 95 % interval of each column of `values` (n, m); a user with a NaN is left out of all.
+
+    Without users every number is None.
+    """
+    values = values[~np.isnan(values).any(axis=1)]
+    if not len(values):
+        return [{"mean": None, "low": None, "high": None}] * values.shape[1]
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(resampled_means(values, seed), (tail, 1 - tail), axis=0)
+    columns = zip(values.mean(axis=0).tolist(), low.tolist(), high.tolist(), strict=True)
+    return [{"mean": mean, "low": lower, "high": higher} for mean, lower, higher in columns]
+
+
+def interval(values: F64, seed: int) -> Interval:
+    """Returns mean and 95 % interval of `values`, (n,), NaN left out."""
+    return intervals(values[:, None], seed)[0]
+
+
+def difference(a: F64, b: F64, seed: int) -> Interval:
+    """Returns the mean of b - a over the users, (n,) each, and its paired 95 % interval: difference, low, high."""
+    found = interval(b - a, seed)
+    return {"difference": found["mean"], "low": found["low"], "high": found["high"]}

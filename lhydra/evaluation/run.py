@@ -1,0 +1,193 @@
+"""One pass over the users of a dataset: what they went on to play, what they were recommended, how good it was."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from lhydra.data.dataset import TEST, VALID, Dataset
+from lhydra.domain import F32, I64, track_hashes
+from lhydra.errors import DataError, complain
+from lhydra.evaluation.lists import Recommends, recommend_users
+from lhydra.evaluation.metrics import MRR_DEPTH, RankMetrics, rank_metrics
+from lhydra.progress import with_progress
+
+Moment = Literal["test", "valid"]
+FOLD = {"test": TEST, "valid": VALID}
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What each evaluated user went on to play for the first time.
+
+    users: (n,) positions in the users table, ascending. offsets: (n + 1,). tracks: (m,) positions in the tracks
+    table, ascending within a user. heard_before: plays of the fold that are no targets: the track was not new.
+    """
+
+    users: I64
+    offsets: I64
+    tracks: I64
+    heard_before: int
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def of(self, n: int) -> slice:
+        """Returns where in `tracks` the targets of the n-th user are."""
+        return slice(self.offsets[n], self.offsets[n + 1])
+
+    def sample(self, n: int, seed: int) -> "Targets":
+        """Returns the targets of n users drawn at random; of all when there are no more than n."""
+        drawn = np.random.default_rng(seed).permutation(len(self.users))[:n]
+        return self.take(np.sort(drawn))
+
+    def take(self, chosen: I64) -> "Targets":
+        """Returns the targets of the users at `chosen`, ascending places among the users here."""
+        offsets = np.concatenate([[0], np.cumsum(np.diff(self.offsets)[chosen])]).astype(np.int64)
+        tracks = np.concatenate([np.empty(0, np.int64), *(self.tracks[self.of(user)] for user in chosen)])
+        return Targets(self.users[chosen], offsets, tracks, self.heard_before)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of asking a recommender for every user with targets, n of them, once.
+
+    rows: (tracks,) catalog row of each track of the dataset, -1 where the catalog lacks it.
+    wanted: (m,) catalog rows of the targets, ascending within a user (user u: targets.of(u)); a track that the
+    catalog lacks has a number from catalogue_size on: a target that no list can hit.
+    lists: stage -> (n, K) catalog rows, best first, -1 padded; `cascade`, `retrieval`, later `head` and baselines.
+    candidates: (n, depth) int32 catalog rows that the cascade reranked, in retrieval order, -1 padded.
+    tiers: (n,) int8 values of `Tier`.
+    metrics: stage -> its metrics by user; a user whose list was not asked for (head alone, a sample) has NaN.
+    labels, probabilities: (pairs,) what the head says of the targets and of one drawn negative each.
+    """
+
+    as_of: Moment
+    targets: Targets
+    rows: I64
+    wanted: I64
+    catalogue_size: int
+    lists: dict[str, I64]
+    candidates: npt.NDArray[np.int32]
+    tiers: npt.NDArray[np.int8]
+    metrics: dict[str, RankMetrics]
+    labels: npt.NDArray[np.bool_]
+    probabilities: F32
+
+
+def find_targets(dataset: Dataset, as_of: Moment) -> Targets:
+    """Returns the targets of every user who has one. Raises DataError when nobody has."""
+    plays, n_tracks = dataset.plays, len(dataset.track_ids)
+    keys = plays.user.astype(np.int64) * n_tracks + plays.track
+    later = np.unique(keys[plays.fold == FOLD[as_of]])
+    place = f"{dataset.path}: {as_of} fold"
+    if len(later) == 0:
+        raise DataError(complain(place, "no plays", "plays to rank for; try another --split of `lhydra prepare`"))
+    new = later[~np.isin(later, keys[plays.fold < FOLD[as_of]])]
+    if len(new) == 0:
+        raise DataError(complain(place, "only tracks heard before", "tracks new to their users"))
+    users, counts = np.unique(new // n_tracks, return_counts=True)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    return Targets(users, offsets, new % n_tracks, len(later) - len(new))
+
+
+def draw_negatives(dataset: Dataset, targets: Targets, known: npt.NDArray[np.bool_], as_of: Moment, seed: int) -> I64:
+    """Returns one negative per target, (m,) positions in the tracks table, -1 where the user played everything.
+
+    Uniform over the `known` tracks, (tracks,) bool, that the user did not play up to and including the fold that
+    is predicted. The draw depends on seed, user and catalogue alone, so that every model meets the same negatives.
+    """
+    plays = dataset.plays
+    starts = np.searchsorted(plays.user, np.arange(len(dataset.user_ids) + 1))
+    pool = np.flatnonzero(known)
+    in_pool = np.cumsum(known) - 1
+    negatives = np.full(len(targets.tracks), -1, np.int64)
+    for n, user in enumerate(targets.users):
+        own = slice(starts[user], starts[user + 1])
+        played = np.unique(plays.track[own][plays.fold[own] <= FOLD[as_of]])
+        taken = in_pool[played[known[played]]]
+        if len(taken) < len(pool):
+            span = targets.of(n)
+            drawn = np.random.default_rng([seed, user]).integers(len(pool) - len(taken), size=span.stop - span.start)
+            # the d-th free track comes after every taken one with at most d free tracks before it
+            skipped = np.searchsorted(taken - np.arange(len(taken)), drawn, side="right")
+            negatives[span] = pool[drawn + skipped]
+    return negatives
+
+
+def ask(
+    recommender: Recommends, dataset: Dataset, targets: Targets, *, as_of: Moment, ks: Sequence[int], seed: int
+) -> Run:
+    """Returns what `recommender` answers to each user of `targets`, with metrics at every k of `ks`.
+
+    Raises:
+        DataError: none of the dataset's tracks is in the recommender's catalog.
+    """
+    catalog, n = recommender.catalog, len(targets)
+    rows = catalog.rows(track_hashes(dataset.track_ids))
+    if not (rows >= 0).any():
+        raise DataError(complain(dataset.path, "no track of the catalogue", "the dataset that was trained on"))
+    negatives = draw_negatives(dataset, targets, rows >= 0, as_of, seed)
+    k = max(*ks, MRR_DEPTH)
+    lists = {stage: np.full((n, k), -1, np.int64) for stage in ("cascade", "retrieval")}
+    candidates, tiers = [], np.zeros(n, np.int8)
+    labels, probabilities = [np.empty(0, np.bool_)], [np.empty(0, np.float32)]
+    answers = recommend_users(recommender, dataset, as_of, k, positions=targets.users)
+    for place, (_, state, answer) in enumerate(with_progress(answers, n, "evaluating users")):
+        lists["cascade"][place, : len(answer.rows)] = answer.rows
+        lists["retrieval"][place, : len(answer.candidates[:k])] = answer.candidates[:k]
+        candidates.append(answer.candidates.astype(np.int32))
+        tiers[place] = answer.tier
+        positive, negative = rows[targets.tracks[targets.of(place)]], negatives[targets.of(place)]
+        negative = rows[negative[(positive >= 0) & (negative >= 0)]]
+        positive = positive[positive >= 0]
+        if len(positive):
+            probabilities.append(recommender.score(state, np.concatenate([positive, negative]))[1])
+            labels.append(np.arange(len(positive) + len(negative)) < len(positive))
+    wanted = as_rows(rows, len(catalog))[targets.tracks]
+    wanted = wanted[np.lexsort((wanted, np.repeat(targets.users, np.diff(targets.offsets))))]
+    return Run(
+        as_of=as_of,
+        targets=targets,
+        rows=rows,
+        wanted=wanted,
+        catalogue_size=len(catalog),
+        lists=lists,
+        candidates=packed(candidates),
+        tiers=tiers,
+        metrics={
+            stage: rank_metrics(found, targets.offsets, wanted, len(catalog), ks) for stage, found in lists.items()
+        },
+        labels=np.concatenate(labels),
+        probabilities=np.concatenate(probabilities),
+    )
+
+
+def as_rows(rows: I64, catalogue_size: int) -> I64:
+    """Returns a distinct number per track: its catalog row, or one beyond the catalogue where it has none."""
+    return np.where(rows >= 0, rows, catalogue_size + np.arange(len(rows)))
+
+
+def packed(lists: Sequence[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
+    """Returns `lists` as one array (n, longest), -1 padded."""
+    out = np.full((len(lists), max((len(own) for own in lists), default=0)), -1, np.int32)
+    for n, own in enumerate(lists):
+        out[n, : len(own)] = own
+    return out
+
+
+def some_users(run: Run, chosen: I64, found: I64, ks: Sequence[int]) -> tuple[I64, RankMetrics]:
+    """Returns `found`, the lists (c, K) of the users at `chosen` only, as lists and metrics of all n users.
+
+    The lists of the others are empty, their metrics NaN.
+    """
+    lists = np.full((len(run.targets), found.shape[1]), -1, np.int64)
+    lists[chosen] = found
+    wanted = np.concatenate([run.wanted[run.targets.of(n)] for n in chosen])
+    measured = rank_metrics(found, run.targets.take(chosen).offsets, wanted, run.catalogue_size, ks)
+    per_user = {name: np.full(len(run.targets), np.nan) for name in measured.per_user}
+    for name, values in measured.per_user.items():
+        per_user[name][chosen] = values
+    return lists, RankMetrics(per_user, measured.coverage)

@@ -1,0 +1,284 @@
+"""Training the prediction head: on what the towers retrieve for held-out plays, never on plays they have learnt.
+
+The towers know the train plays by heart, so a head trained on them would learn to trust the towers too much. The
+head is fitted on the validation fold instead: each user with their whole train history, the validation plays as
+targets, to order what is retrieved and some random tracks, by a loss on NDCG. How long its deep part trains and how
+much it counts is chosen by cross-fitting: every third of the users is ranked by a head that has not seen them, and
+the figures reported for the cascade are of those. Where even the signals alone do not help, the retrieval order
+stays. Without validation plays, hidden train plays stand in for them.
+"""
+
+import copy
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lhydra import colisten
+from lhydra.domain import I64
+from lhydra.evaluation.metrics import rank_metrics
+from lhydra.histories import Histories
+from lhydra.timing import timed
+from lhydra.training.config import TrainConfig
+from lhydra.training.data import Targets, TrainingData, hide, select
+from lhydra.training.losses import lambda_loss
+from lhydra.training.model import Head, Network
+from lhydra.training.step import Tensors, embed_users, tensor
+from lhydra.training.teachers import Table
+from lhydra.training.validate import SHOWN, embed_tracks, sample
+
+USERS = 5_000  # the head is fitted on, drawn at random from more
+RANDOM = 16  # tracks beside the retrieved candidates
+FOLDS = 3
+BATCH = 32
+GATE_STEPS, GATE_BATCH, GATE_RATE, GATE_DECAY = 60, 512, 0.1, 0.01
+GATE_START = (0.0, 0.0, 4.0, 0.0)  # beside the scaled cosine: popularity, co-listening of all and recent plays
+STRENGTHS = (0.25, 0.5, 1.0)
+BARE = -1.0  # stands for the retrieval order among the strengths
+UNMEASURED_STRENGTH = 0.25
+
+
+@dataclass(frozen=True)
+class Examples:
+    """E users with N candidates each, the retrieved ones first, best first.
+
+    rows: (E, N) tracks; labels: (E, N) is a target; excluded: (E, N) places that hold nothing; retrieved: how many
+    columns are what retrieval gave. signals: (E, N, 4) as the head sees them. wanted: (E,) targets
+    of each user. targets: what ranking is judged by.
+    """
+
+    user: Tensor
+    dense: Tensor
+    ids: Tensor
+    rows: Tensor
+    labels: Tensor
+    excluded: Tensor
+    signals: Tensor
+    retrieved: int
+    wanted: Tensor
+    targets: Targets
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The head's settings and the cross-fitted metrics of the cascade; no metrics without validation plays."""
+
+    epochs: int
+    strength: float
+    cascade: dict[str, float]
+
+
+@timed("train.head")
+def fit(network: Network, data: TrainingData, tensors: Tensors, table: Table, config: TrainConfig) -> Fitted:
+    """Trains the head in place and returns how."""
+    rng = np.random.default_rng([config.seed, 5])
+    torch.manual_seed(config.seed * 1_000_003)
+    shape = copy.deepcopy(network.head)
+    if len(data.valid.users):
+        targets = sample(data.valid, config.seed, USERS)
+        shown = select(data.train, targets.users)
+    else:
+        users = np.flatnonzero(np.diff(data.train.offsets) > 0)
+        users = np.sort(rng.permutation(users)[:USERS])
+        shown, hidden = hide(data, users, rng, config.keep, config.cold, config.longest_history)
+        order = np.lexsort((hidden.rows, np.repeat(np.arange(len(users)), np.diff(hidden.offsets))))
+        targets = Targets(users, hidden.offsets, hidden.rows[order])
+    examples = gather(network, data, tensors, table, targets, shown, config.depth, rng)
+    vectors = embed_tracks(network, tensors)[0]
+
+    rows, nothing = (part[:, : examples.retrieved].numpy() for part in (examples.rows, examples.excluded))
+
+    def trained(users: I64, epochs: int, watch: I64 | None = None) -> tuple[Head, list[dict[float, list[I64]]]]:
+        head = copy.deepcopy(shape)
+        _fit_gate(head, examples, users, rng)
+        seen: list[dict[float, list[I64]]] = []
+        if watch is not None:
+            bare = [np.where(out, -1, found)[:20] for found, out in zip(rows[watch], nothing[watch], strict=True)]
+            seen.append({BARE: bare} | _ranked(head, examples, vectors, tensors, watch, (0.0,)))
+        optimizer = torch.optim.AdamW(
+            [p for name, p in head.named_parameters() if not name.startswith("gate") and name != "scale"],
+            lr=config.head_learning_rate,
+            weight_decay=config.head_weight_decay,
+        )
+        for epoch in range(epochs):
+            for group in optimizer.param_groups:
+                group["lr"] = config.head_learning_rate * (1 - epoch / max(config.head_epochs, 1))
+            _deep_epoch(head, optimizer, examples, vectors, tensors, users, rng)
+            if watch is not None:
+                seen.append(_ranked(head, examples, vectors, tensors, watch, STRENGTHS))
+        return head, seen
+
+    everybody = np.arange(len(examples))
+    fitted = Fitted(1, UNMEASURED_STRENGTH, {})
+    if len(data.valid.users) >= FOLDS:
+        fold = rng.integers(0, FOLDS, len(examples))
+        lists: dict[tuple[int, float], I64] = {}
+        for part in range(FOLDS):
+            held = everybody[fold == part]
+            if not len(held) or len(held) == len(everybody):
+                continue
+            for epoch, found in enumerate(trained(everybody[fold != part], config.head_epochs, held)[1]):
+                for strength, ranked in found.items():
+                    whole = lists.setdefault((epoch, strength), np.full((len(examples), 20), -1, np.int64))
+                    whole[held, : len(ranked[0])] = np.stack(ranked)
+        means = {
+            key: rank_metrics(found, targets.offsets, targets.rows, data.n_tracks).means()
+            for key, found in lists.items()
+        }
+        if means:
+            (epochs, strength), best = max(means.items(), key=lambda item: (item[1]["ndcg@10"], -item[0][0]))
+            fitted = Fitted(epochs, strength, {name: round(best[name], 6) for name in SHOWN})
+    if fitted.strength == BARE:
+        network.head = shape
+        fitted = replace(fitted, strength=0.0)
+    else:
+        network.head = trained(everybody, fitted.epochs)[0]
+    network.head.strength.fill_(fitted.strength)
+    return fitted
+
+
+@torch.no_grad()
+def gather(
+    network: Network,
+    data: TrainingData,
+    tensors: Tensors,
+    table: Table,
+    targets: Targets,
+    shown: Histories,
+    depth: int,
+    rng: np.random.Generator,
+) -> Examples:
+    """Returns the candidates of the users of `targets`, who are shown the histories `shown`."""
+    network.eval()
+    vectors, history = embed_tracks(network, tensors)
+    n, depth = data.n_tracks, min(depth, data.n_tracks)
+    popularity = tensors.popularity(tensors.listeners).numpy()
+    encoded = data.spec.encode_users(data.profiles[targets.users], shown, data.tracks)
+    user = torch.cat(
+        [
+            embed_users(network, encoded.take(np.arange(start, min(start + 256, len(targets.users)))), history)
+            for start in range(0, len(targets.users), 256)
+        ]
+    )
+    width = depth + RANDOM
+    rows = np.zeros((len(user), width), np.int64)
+    labels, excluded = np.zeros(rows.shape, np.bool_), np.ones(rows.shape, np.bool_)
+    together = np.zeros((*rows.shape, len(colisten.CHANNELS)), np.float32)
+    lists, real = _retrieve(user, vectors, shown, depth)
+    for i in range(len(user)):
+        wanted = targets.rows[targets.offsets[i] : targets.offsets[i + 1]]
+        own = slice(shown.offsets[i], shown.offsets[i + 1])
+        found = lists[i][real[i]]
+        drawn = np.unique(rng.integers(0, n, RANDOM))
+        extra = drawn[~np.isin(drawn, np.concatenate([found, wanted, shown.rows[own]]))]
+        rows[i, : len(found)] = found
+        rows[i, depth : depth + len(extra)] = extra
+        excluded[i, : len(found)] = excluded[i, depth : depth + len(extra)] = False
+        labels[i] = np.isin(rows[i], wanted) & ~excluded[i]
+        together[i] = colisten.scores(table.neighbours, table.weights, shown.rows[own], encoded.entry[own], rows[i])
+    at = tensor(rows)
+    cosine = torch.stack([vectors[at[i]] @ user[i] for i in range(len(user))])
+    signals = torch.cat([torch.stack([cosine, tensor(popularity)[at]], 2), tensor(together)], 2)
+    return Examples(
+        user,
+        tensor(encoded.dense),
+        tensor(encoded.ids),
+        at,
+        tensor(labels),
+        tensor(excluded),
+        signals,
+        depth,
+        tensor(np.diff(targets.offsets)),
+        targets,
+    )
+
+
+def _retrieve(user: Tensor, vectors: Tensor, shown: Histories, depth: int) -> tuple[I64, "np.ndarray"]:
+    """(rows (E, depth), which of them are real) by cosine, without the tracks shown."""
+    rows, real = [], []
+    for start in range(0, len(user), 256):
+        cosines = user[start : start + 256] @ vectors.T
+        offsets = shown.offsets[start : start + len(cosines) + 1]
+        owner = np.repeat(np.arange(len(cosines)), np.diff(offsets))
+        cosines[tensor(owner), tensor(shown.rows[offsets[0] : offsets[-1]])] = -2.0
+        best, found = cosines.topk(depth, 1)
+        rows.append(found.numpy())
+        real.append((best > -1.5).numpy())
+    return np.concatenate(rows), np.concatenate(real)
+
+
+def _fit_gate(head: Head, examples: Examples, users: I64, rng: np.random.Generator) -> None:
+    """Fits scale and gate, whatever the deep part, to the order of the candidates of `users`."""
+    with torch.no_grad():
+        head.gate.bias.copy_(torch.tensor(GATE_START))
+    optimizer = torch.optim.Adam([head.scale, *head.gate.parameters()], lr=GATE_RATE)
+    for _ in range(GATE_STEPS):
+        at = tensor(rng.permutation(users)[:GATE_BATCH])
+        optimizer.zero_grad()
+        logits = head.weighted(examples.dense[at], examples.signals[at])
+        loss = lambda_loss(logits, examples.labels[at], examples.excluded[at], examples.wanted[at])
+        (loss + GATE_DECAY * head.gate.weight.square().sum()).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+
+def _deep_epoch(
+    head: Head,
+    optimizer: torch.optim.Optimizer,
+    examples: Examples,
+    vectors: Tensor,
+    tensors: Tensors,
+    users: I64,
+    rng: np.random.Generator,
+) -> None:
+    head.train()
+    order = rng.permutation(users)
+    for start in range(0, len(order), BATCH):
+        at = tensor(order[start : start + BATCH])
+        base, deep = _parts(head, examples, vectors, tensors, at)
+        optimizer.zero_grad(set_to_none=True)
+        logits = base.detach() + deep
+        loss = lambda_loss(logits, examples.labels[at], examples.excluded[at], examples.wanted[at])
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    head.eval()
+
+
+@torch.no_grad()
+def _ranked(
+    head: Head, examples: Examples, vectors: Tensor, tensors: Tensors, users: I64, strengths: tuple[float, ...]
+) -> dict[float, list[I64]]:
+    """The best 20 of the retrieved candidates of each of `users`, by strength of the deep part."""
+    head.eval()
+    found: dict[float, list[I64]] = {strength: [] for strength in strengths}
+    for start in range(0, len(users), 128):
+        at = tensor(users[start : start + 128])
+        base, deep = _parts(head, examples, vectors, tensors, at, with_deep=strengths != (0.0,))
+        out, rows = examples.excluded[at].clone(), examples.rows[at]
+        out[:, examples.retrieved :] = True
+        for strength, lists in found.items():
+            logits, order = (base + strength * deep).masked_fill(out, float("-inf")).topk(min(20, out.shape[1]), 1)
+            lists.extend(rows.gather(1, order).masked_fill(logits == float("-inf"), -1).numpy())
+    return found
+
+
+def _parts(
+    head: Head, examples: Examples, vectors: Tensor, tensors: Tensors, at: Tensor, with_deep: bool = True
+) -> tuple[Tensor, Tensor]:
+    rows, signals = examples.rows[at], examples.signals[at]
+    if not with_deep:
+        base = head.weighted(examples.dense[at], signals)
+        return base, torch.zeros_like(base)
+    return head.parts(
+        examples.user[at],
+        examples.dense[at],
+        examples.ids[at],
+        vectors[rows],
+        tensors.dense[rows],
+        tensors.ids[rows],
+        signals[:, :, 1],
+        signals[:, :, 2:],
+    )

@@ -1,0 +1,323 @@
+"""Two closed-form recommenders, fitted on the train fold in seconds: what the towers start from and learn from.
+
+- `Factors`: iALS (Hu, Koren & Volinsky 2008; regularised and tuned as in Rendle et al. 2021), through `implicit`.
+  Its item factors, and a linear map from history sums to user factors, are what the towers start as.
+- the co-listening table: for each track, ridge regression of its plays on those of its `width` nearest tracks by
+  cosine (SLIM, Ning & Karypis 2011) with the count-proportional penalty of EDLAE (Steck 2020). No n x n inverse.
+
+Both score a user from the plays that are shown, never from the hidden ones. Their mixture, weighted by likelihood on
+the validation fold, is the teacher of the retrieval softmax. Only the table is served, in the bundle.
+"""
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from lhydra.domain import F32, I64
+from lhydra.evaluation.metrics import rank_metrics
+from lhydra.histories import Histories, offsets_of, spans
+from lhydra.timing import timed
+from lhydra.training.data import Targets, TrainingData, select
+from lhydra.training.losses import softmax_loss
+
+FACTORS = ((32, 20.0, 4.0), (64, 20.0, 4.0), (64, 40.0, 10.0), (128, 60.0, 8.0))  # (width, reg, alpha) tried
+RIDGES = ((50.0, 0.5), (300.0, 0.0))  # (constant, share of the track's own weight) tried
+WIDTH, WIDTH_LARGE = 128, 64  # neighbours per track, up to and beyond LARGE tracks
+LARGE = 20_000
+DENSE = 6_000  # tracks whose co-listening is kept as one matrix
+MANY_PLAYS = 2_000_000  # beyond, the first setting of each grid but one is taken unmeasured
+TUNING_USERS, TUNING_TRACKS = 1_000, 10_000
+SHARES, SCALES = (0.0, 0.25, 0.5, 0.75), (8.0, 12.0, 16.0, 24.0)  # of the mixture
+SHARPER = 1.75  # than the likelihood says: the top of the teachers' lists is what is worth learning
+UNMEASURED_MIX = (8.0, 8.0)
+SHRINK = 20.0  # of the cosine that neighbours are chosen by
+BLOCK = 256  # tracks regressed at a time
+LONGEST = 500  # plays of a user that the table is fitted on, drawn at random from more
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Factors:
+    """iALS. item: (n, f); gram: (f, f) item.T @ item + reg; user_map: (f, f) from weighted history sums to users."""
+
+    item: F32
+    gram: F32
+    alpha: float
+    user_map: F32
+
+    def users(self, plays: sp.csr_matrix) -> F32:
+        """Returns the user factors (B, f) for `plays` (B, n), by their exact least-squares solution."""
+        width, item = self.item.shape[1], torch.from_numpy(self.item)
+        owner = torch.from_numpy(np.repeat(np.arange(plays.shape[0]), np.diff(plays.indptr)))
+        played = item[torch.from_numpy(plays.indices.astype(np.int64))]
+        confidence = torch.from_numpy((plays.data * self.alpha).astype(np.float32))
+        outer = ((confidence - 1)[:, None, None] * played[:, :, None] * played[:, None, :]).flatten(1)
+        left = torch.zeros(plays.shape[0], width * width).index_add_(0, owner, outer).view(-1, width, width)
+        right = torch.zeros(plays.shape[0], width).index_add_(0, owner, confidence[:, None] * played)
+        return np.asarray(torch.linalg.solve(left + torch.from_numpy(self.gram), right).numpy())
+
+    def start(self, plays: sp.csr_matrix) -> tuple[F32, F32, F32]:
+        """Returns what the towers start from: item (n, f), history (n, f) and the mean user (f,) of `plays`.
+
+        Weighted history sums are user vectors of about unit length.
+        """
+        history = self.item @ self.user_map
+        size = np.sqrt(np.maximum(np.asarray(plays.multiply(plays).sum(1)), 1e-9))
+        users = np.asarray(plays @ history) / size
+        length = float(np.linalg.norm(users, axis=1).mean())
+        mean = users.mean(0) / max(float(np.linalg.norm(users.mean(0))), 1e-9)
+        return self.item, history / max(length, 1e-9), mean.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Co-listening. neighbours, weights: (n, width); matrix: the same, (n, n), from heard to candidate."""
+
+    neighbours: npt.NDArray[np.int32]
+    weights: F32
+    matrix: sp.csr_matrix
+
+    @classmethod
+    def of(cls, neighbours: npt.NDArray[np.int32], weights: F32) -> "Table":
+        """Returns the table of these neighbours."""
+        n, width = neighbours.shape
+        weights = weights.astype(np.float16).astype(np.float32)  # as the bundle keeps them
+        to = np.repeat(np.arange(n), width)
+        return cls(neighbours, weights, sp.csr_matrix((weights.ravel(), (neighbours.ravel(), to)), shape=(n, n)))
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """The fitted teachers of a dataset of n tracks.
+
+    mix: weights of table and factors in the teacher's logits. start: what the towers start as, see `Factors.start`.
+    chosen: what was tuned, for the record.
+    """
+
+    table: Table
+    factors: Factors
+    mix: tuple[float, float]
+    start: tuple[F32, F32, F32]
+    chosen: dict[str, Any]
+
+    def logits(self, seen: Histories, rows: I64 | None = None) -> Tensor:
+        """Returns the teacher's logits (B, R) for users who played `seen`, of the tracks `rows`, all by default."""
+        together, factored = parts(self.table, self.factors, seen, rows)
+        return torch.from_numpy(self.mix[0] * together + self.mix[1] * factored)
+
+
+def parts(table: Table, factors: Factors, seen: Histories, rows: I64 | None = None) -> tuple[F32, F32]:
+    """Returns the scores of table and factors, (B, R) each."""
+    plays = matrix(seen, len(factors.item))
+    together = plays @ table.matrix
+    if rows is None:
+        return together.toarray(), factors.users(plays) @ factors.item.T
+    return together[:, rows].toarray(), factors.users(plays) @ factors.item[rows].T
+
+
+def matrix(histories: Histories, n_tracks: int) -> sp.csr_matrix:
+    """Returns plays (B, n) weighted by log count with mean 1 per user, as `histories.entry_features` weighs them."""
+    lengths = np.diff(histories.offsets)
+    weight = np.log1p(histories.counts)
+    total = np.bincount(np.repeat(np.arange(len(lengths)), lengths), weight, len(lengths))
+    mean = np.repeat(total / np.maximum(lengths, 1), lengths)
+    weight = np.clip(weight / np.maximum(mean, 1e-9), 0.05, 20.0).astype(np.float32)
+    return sp.csr_matrix((weight, histories.rows, histories.offsets), shape=(len(lengths), n_tracks))
+
+
+@timed("train.teachers")
+def fit(data: TrainingData, dim: int, seed: int, report: Report = lambda line: None) -> Teachers:
+    """Returns the teachers of the train fold, their settings chosen by NDCG@10 on the validation fold.
+
+    dim: of the vectors that are to start from the factors, which are narrower.
+    """
+    users = np.flatnonzero(np.diff(data.train.offsets) > 0)
+    train = select(data.train, users)
+    plays = matrix(train, data.n_tracks)
+    valid = _sample(data.valid, seed)
+    tuned = len(valid.users) > 0 and plays.nnz <= MANY_PLAYS
+    shown = select(data.train, valid.users)
+
+    def measured(scores: Callable[[sp.csr_matrix], F32]) -> float:
+        found = np.full((len(valid.users), 20), -1, np.int64)
+        for start in range(0, len(found), 256):
+            some = Histories(*_slice(shown, start, start + 256))
+            block = matrix(some, data.n_tracks)
+            score = scores(block)
+            score[block.nonzero()] = -np.inf
+            best = np.argsort(-score, 1, kind="stable")[:, :20] if score.shape[1] <= 20 else _top(score, 20)
+            found[start : start + 256, : best.shape[1]] = best
+        return rank_metrics(found, valid.offsets, valid.rows, data.n_tracks).means()["ndcg@10"]
+
+    tried: list[tuple[float, Factors, tuple[float, ...]]] = []
+    for width, reg, alpha in FACTORS if tuned else FACTORS[2:3]:
+        factors = _factors(plays, min(width, dim - 1), reg, alpha, seed)
+        quality = measured(lambda block, f=factors: _mapped(f, block) @ f.item.T) if tuned else 0.0  # type: ignore[misc]
+        tried.append((quality, factors, (width, reg, alpha)))
+        report({"teacher": "ials", "setting": (width, reg, alpha), "ndcg@10": quality})
+    _, factors, factor_setting = max(tried, key=lambda one: one[0])
+
+    thin = _thinned(train, np.random.default_rng([seed, 2]), data.n_tracks)
+    grams = _Grams.of(thin)
+    ridges = RIDGES if tuned else RIDGES[:1]
+    tables: list[tuple[float, Table, tuple[float, ...]]] = []
+    for ridge, table in zip(ridges, grams.tables(ridges), strict=True):
+        quality = measured(lambda block, t=table: (block @ t.matrix).toarray()) if tuned else 0.0  # type: ignore[misc]
+        tables.append((quality, table, ridge))
+        report({"teacher": "co-listening", "setting": ridge, "ndcg@10": quality})
+    _, table, table_setting = max(tables, key=lambda one: one[0])
+    mix = _mixture(table, factors, shown, valid, seed) if len(valid.users) else UNMEASURED_MIX
+    report({"teacher": "mixture", "setting": mix})
+    chosen = {"ials": list(factor_setting), "co-listening": list(table_setting), "mix": [round(m, 4) for m in mix]}
+    return Teachers(table, factors, mix, factors.start(plays), chosen)
+
+
+def _mapped(factors: Factors, plays: sp.csr_matrix) -> F32:
+    """User factors by the linear map: what an untrained user tower gives."""
+    size = np.sqrt(np.maximum(plays.multiply(plays).sum(1), 1e-9))
+    return np.asarray(np.asarray(plays @ factors.item) / np.asarray(size) @ factors.user_map)
+
+
+def _factors(plays: sp.csr_matrix, width: int, reg: float, alpha: float, seed: int) -> Factors:
+    with warnings.catch_warnings():  # about the threads of OpenBLAS
+        warnings.simplefilter("ignore")
+        from implicit.als import AlternatingLeastSquares
+
+        logging.getLogger("implicit").setLevel(logging.ERROR)
+        threads = torch.get_num_threads()
+        model = AlternatingLeastSquares(
+            factors=width, regularization=reg, alpha=alpha, iterations=15, random_state=seed, num_threads=threads
+        )
+        model.fit(plays, show_progress=False)
+    item, users = np.asarray(model.item_factors), np.asarray(model.user_factors)
+    gram = item.T @ item + reg * np.eye(width, dtype=np.float32)
+    size = np.sqrt(np.maximum(np.asarray(plays.multiply(plays).sum(1)), 1e-9))
+    length = np.maximum(np.linalg.norm(users, axis=1, keepdims=True), 1e-6)  # every user counts the same
+    sums = np.asarray(plays @ item) / size
+    user_map = np.linalg.lstsq(sums / length, users / length, rcond=None)[0]
+    return Factors(item, gram.astype(np.float32), alpha, user_map.astype(np.float32))
+
+
+@dataclass(frozen=True)
+class _Grams:
+    """Each track's neighbours, and the co-listening of track, neighbours and neighbours with each other."""
+
+    neighbours: npt.NDArray[np.int32]  # (n, width)
+    own: F32  # (n,) weight of each track
+    with_track: F32  # (n, width)
+    plays: sp.csc_matrix
+    dense: F32 | None  # (n, n) of at most DENSE tracks
+
+    @classmethod
+    def of(cls, plays: sp.csr_matrix) -> "_Grams":
+        n = plays.shape[1]
+        width = max(min(WIDTH if n <= LARGE else WIDTH_LARGE, n - 1), 0)
+        own = np.asarray(plays.multiply(plays).sum(0), np.float32).ravel()
+        scale = 1 / np.sqrt(own + SHRINK)
+        by_track = plays.tocsc()
+        neighbours, with_track = np.zeros((n, width), np.int32), np.zeros((n, width), np.float32)
+        dense = np.empty((n, n), np.float32) if n <= DENSE else None
+        for start in range(0, n if width else 0, BLOCK):
+            end = min(start + BLOCK, n)
+            together = (by_track[:, start:end].T @ plays).tocsr()  # (block, n)
+            if dense is not None:
+                dense[start:end] = together.toarray()
+            for i in range(end - start):
+                at = slice(together.indptr[i], together.indptr[i + 1])
+                others = together.indices[at] != start + i
+                rows, weight = together.indices[at][others], together.data[at][others]
+                if len(rows) > width:
+                    best = np.argpartition(-weight * scale[rows], width - 1)[:width]
+                    rows, weight = rows[best], weight[best]
+                order = np.argsort(rows)
+                neighbours[start + i, : len(rows)] = rows[order]
+                with_track[start + i, : len(rows)] = weight[order]
+        return cls(neighbours, own, with_track, by_track, dense)
+
+    def tables(self, ridges: Sequence[tuple[float, float]]) -> list[Table]:
+        """Returns the ridge regression of every track on its neighbours, for each (constant, share) of the penalty."""
+        n, width = self.neighbours.shape
+        weights = np.zeros((len(ridges), n, width), np.float32)
+        diagonal = np.arange(width)
+        for start in range(0, n if width else 0, BLOCK):
+            at = slice(start, min(start + BLOCK, n))
+            near, right = self.neighbours[at], self.with_track[at, :, None]
+            left = self._between(near, right[:, :, 0] > 0)
+            for found, (constant, share) in zip(weights, ridges, strict=True):
+                left[:, diagonal, diagonal] = (constant + (1 + share) * self.own)[near]
+                found[at] = np.linalg.solve(left, right)[:, :, 0]
+        return [Table.of(self.neighbours, np.where(self.with_track > 0, found, 0)) for found in weights]
+
+    def _between(self, near: npt.NDArray[np.int32], real: npt.NDArray[np.bool_]) -> F32:
+        """Co-listening (block, width, width) of the neighbours with each other, 0 where they are not `real`."""
+        if self.dense is not None:
+            return self.dense[near[:, :, None], near[:, None, :]] * (real[:, :, None] & real[:, None, :])
+        out = np.zeros((len(near), near.shape[1], near.shape[1]), np.float32)
+        for i, rows in enumerate(near):
+            some = int(real[i].sum())  # they come first
+            own = self.plays[:, rows[:some]]
+            out[i, :some, :some] = (own.T @ own).toarray()
+        return out
+
+
+def _thinned(train: Histories, rng: np.random.Generator, n_tracks: int) -> sp.csr_matrix:
+    """Plays (users, n), of a user with more than LONGEST a random choice."""
+    lengths = np.diff(train.offsets)
+    keep = rng.random(len(train.rows)) < np.repeat(LONGEST / np.maximum(lengths, 1), lengths)
+    return matrix(select(train, np.arange(len(lengths)), keep), n_tracks)
+
+
+@timed("train.mixture")
+def _mixture(table: Table, factors: Factors, shown: Histories, valid: Targets, seed: int) -> tuple[float, float]:
+    """Weights (table, factors): the share by NDCG@10 of the validation plays, then the scale by their likelihood.
+
+    Likelihood alone, which the far tail decides, would leave out the table.
+    """
+    n = len(factors.item)
+    drawn = np.random.default_rng([seed, 3]).permutation(n)[:TUNING_TRACKS]
+    rows = np.union1d(drawn, valid.rows)
+    together, factored = parts(table, factors, shown, rows)
+    wanted = np.zeros(together.shape, np.bool_)
+    targets = np.searchsorted(rows, valid.rows)
+    wanted[np.repeat(np.arange(len(valid.users)), np.diff(valid.offsets)), targets] = True
+    at = np.minimum(np.searchsorted(rows, shown.rows), len(rows) - 1)
+    known = rows[at] == shown.rows
+    player = np.repeat(np.arange(len(valid.users)), np.diff(shown.offsets))
+    together[player[known], at[known]] = factored[player[known], at[known]] = -1e3
+    by_share: dict[float, float] = {}
+    for share in SHARES:
+        best = _top(share * together + (1 - share) * factored, min(20, len(rows) - 1))
+        by_share[share] = rank_metrics(best, valid.offsets, targets, len(rows)).means()["ndcg@10"]
+    share = max(by_share, key=lambda value: by_share[value])
+    mixed = torch.from_numpy(share * together + (1 - share) * factored)
+    labels, nothing = torch.from_numpy(wanted), torch.zeros(wanted.shape, dtype=torch.bool)
+    scale = min(SCALES, key=lambda value: softmax_loss(value * mixed, labels, nothing).item())
+    scale *= SHARPER
+    return scale * share, scale * (1 - share)
+
+
+def _sample(targets: Targets, seed: int) -> Targets:
+    """The targets of at most TUNING_USERS users."""
+    chosen = np.sort(np.random.default_rng([seed, 4]).permutation(len(targets.users))[:TUNING_USERS])
+    starts, ends = targets.offsets[chosen], targets.offsets[chosen + 1]
+    return Targets(targets.users[chosen], offsets_of(ends - starts), targets.rows[spans(starts, ends)])
+
+
+def _slice(histories: Histories, start: int, end: int) -> tuple[I64, I64, F32, I64]:
+    offsets = histories.offsets[start : end + 1]
+    at = slice(offsets[0], offsets[-1])
+    return offsets - offsets[0], histories.rows[at], histories.counts[at], histories.times[at]
+
+
+def _top(score: F32, k: int) -> I64:
+    """The k best columns of each row, best first."""
+    some = np.argpartition(-score, k, 1)[:, :k]
+    return np.take_along_axis(some, np.argsort(-np.take_along_axis(score, some, 1), 1, kind="stable"), 1)
