@@ -37,7 +37,9 @@ def scores(
     heard: F32 | None = getattr(_local, "heard", None)
     if heard is None or len(heard) < len(neighbours):  # one per thread, all zero between calls
         heard = _local.heard = np.zeros((len(neighbours), len(CHANNELS)), np.float32)
-    heard[played] = channel_weights(entry)
-    found = np.einsum("mkc,mk->mc", heard[neighbours[candidates]], weights[candidates].astype(np.float32))
-    heard[played] = 0
+    try:
+        heard[played] = channel_weights(entry)
+        found = np.einsum("mkc,mk->mc", heard[neighbours[candidates]], weights[candidates].astype(np.float32))
+    finally:  # whatever fails, the plays of one user must not count for the next
+        heard[played] = 0
     return np.asarray(found, np.float32)

@@ -75,9 +75,13 @@ class ItemTower:
 
 
 class UserTower:
-    """Encoded users and the history vectors of what they played -> user vectors."""
+    """Encoded users and the history vectors of what they played -> user vectors.
+
+    path: where the graph lies; its model or bundle is the folder around it.
+    """
 
     def __init__(self, path: Path, threads: int = 1) -> None:
+        self.path: Path = Path(path)
         self._graph = _Graph(path, USER_OUTPUTS, threads)
 
     def embed(self, users: EncodedUsers, history: F32) -> F32:

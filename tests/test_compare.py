@@ -105,6 +105,7 @@ def test_the_command_prints_and_writes(
         (lambda path: path.unlink(), "found no b.json, expected what `lhydra evaluate --json` wrote"),
         (lambda path: path.write_text("[]"), "b.json: found list, expected what"),
         (lambda path: path.write_text("{}"), "b.json: found another document, expected what"),
+        (lambda path: path.write_text('{"format": 1, "per_user": {}}'), "b.json: found another document"),
         (lambda path: path.write_text("{"), "b.json: found Expecting property name"),
     ],
 )

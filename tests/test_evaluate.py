@@ -123,6 +123,9 @@ def world(tmp_path: Path) -> tuple[Dataset, FakeRecommender]:
 Fake = Callable[[FakeRecommender], None]
 
 
+MODEL_INFO = {"fitted_on": "train"}  # of a model.json
+
+
 @pytest.fixture
 def installed(monkeypatch: pytest.MonkeyPatch) -> Fake:
     """Puts a fake recommender where the commands look for the real one."""
@@ -130,9 +133,11 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Fake:
     def install(recommender: FakeRecommender) -> None:
         def bundle(store: Path, bundle_id: str | None = None) -> SimpleNamespace:
             recommender.bundle_id = bundle_id or recommender.bundle_id
-            return SimpleNamespace(bundle_id=recommender.bundle_id, manifest=SimpleNamespace(model_id="model-1"))
+            return SimpleNamespace(
+                bundle_id=recommender.bundle_id, manifest=SimpleNamespace(model_id="model-1", parents={})
+            )
 
-        def unpublished(model: Path, dataset: Dataset, folder: Path) -> SimpleNamespace:
+        def unpublished(model: SimpleNamespace, dataset: Dataset, folder: Path) -> SimpleNamespace:
             return SimpleNamespace(bundle_id=model.name, manifest=None)
 
         def served(bundle: SimpleNamespace, depth: int = 0) -> FakeRecommender:
@@ -140,7 +145,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Fake:
             return recommender
 
         monkeypatch.setattr("lhydra.bundle.Bundle.open", bundle)
-        monkeypatch.setattr("lhydra.model.Model.open", lambda path: path)
+        monkeypatch.setattr("lhydra.model.Model.open", lambda path: SimpleNamespace(name=path.name, info=MODEL_INFO))
         monkeypatch.setattr("lhydra.embedding.unpublished_bundle", unpublished)
         monkeypatch.setattr("lhydra.recommender.Recommender", served)
         # what they find is tested with them; a fake knows too little
@@ -351,6 +356,29 @@ def test_the_first_line_says_whether_a_baseline_is_better(
     assert f"{word} the best baseline popular" in first
     assert any("two users have" in line for line in rest[:3])
     assert any("no valid fold: usual values" in line for line in rest)
+
+
+def test_a_refitted_model_is_measured_on_the_test_fold_only_and_said_to_be_one(
+    world: tuple[Dataset, FakeRecommender],
+    installed: Fake,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dataset, recommender = world
+    installed(recommender)
+    asked = ["evaluate", str(dataset.path), "--model", "m", "--baselines", "popular"]
+    assert main([*asked, "--as-of", "valid"]) == 0
+    monkeypatch.setitem(MODEL_INFO, "fitted_on", "train and valid")
+    capsys.readouterr()
+    recommender.queries.clear()
+    assert main([*asked, "--as-of", "valid"]) == 1
+    captured = capsys.readouterr()
+    assert (captured.out, recommender.queries) == ("", [])
+    expected = "--as-of: found valid, from which m has learned (--refit), expected test"
+    assert captured.err == f"lhydra evaluate: {expected}\n"
+    assert main(asked) == 0
+    second = capsys.readouterr().out.splitlines()[1]
+    assert second == "the model learned from the valid fold too (--refit), the baselines did not"
 
 
 @pytest.mark.parametrize(("flags", "module"), [([], "implicit"), (["--report", "r.html"], "plotly")])

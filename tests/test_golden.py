@@ -1,4 +1,4 @@
-"""What an older version sealed, this version opens and answers the same. See golden/README.md."""
+"""What an older version sealed, this one opens and answers the same, or refuses on purpose. See golden/README.md."""
 
 import json
 from pathlib import Path
@@ -6,16 +6,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lhydra.bundle import Bundle
-from lhydra.domain import HISTORY_DTYPE, Query, UserState
+from lhydra.bundle import FORMAT, Bundle
+from lhydra.domain import HISTORY_DTYPE, Query, Tier, UserState
+from lhydra.errors import BundleMismatch
 from lhydra.recommender import Recommender
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
+OPENED = (2,)  # formats that this version opens
 
 
-def test_a_bundle_of_format_1_answers_as_it_did() -> None:
-    recommender = Recommender(Bundle.open_folder(GOLDEN / "bundle_v1"))
-    for then in json.loads((GOLDEN / "answers_v1.json").read_text()):
+@pytest.mark.parametrize("number", OPENED)
+def test_a_bundle_of_each_known_format_answers_as_it_did(number: int) -> None:
+    recommender = Recommender(Bundle.open_folder(GOLDEN / f"bundle_v{number}"))
+    answers = json.loads((GOLDEN / f"answers_v{number}.json").read_text())
+    for then in answers:
         history = np.zeros(len(then["history"][0]), HISTORY_DTYPE)
         for name, values in zip(("track", "count", "time"), then["history"], strict=True):
             history[name] = np.array(values, HISTORY_DTYPE[name])
@@ -25,3 +29,18 @@ def test_a_bundle_of_format_1_answers_as_it_did() -> None:
         assert found.tier.label == then["tier"]
         assert recommender.catalog.track_ids(found.rows) == then["track_ids"]
         assert found.logits.tolist() == pytest.approx(then["logits"], abs=1e-3)
+        assert found.scores.tolist() == pytest.approx(then["scores"], abs=1e-3)
+    assert {then["tier"] for then in answers} == {Tier.PERSONAL.label, Tier.SEGMENT.label, Tier.POPULAR.label}
+    assert (recommender.catalog.neighbour_weights != 0).any()
+
+
+def test_the_current_format_has_its_golden_bundle() -> None:
+    """Whoever raises the format makes one: see golden/make.py."""
+    assert FORMAT in OPENED
+    assert json.loads((GOLDEN / f"bundle_v{FORMAT}" / "manifest.json").read_text())["format"] == FORMAT
+
+
+def test_a_bundle_of_format_1_is_refused_in_one_line() -> None:
+    with pytest.raises(BundleMismatch) as caught:
+        Bundle.open_folder(GOLDEN / "bundle_v1")
+    assert str(caught.value) == f"{GOLDEN / 'bundle_v1' / 'manifest.json'}: found format 1, expected format {FORMAT}"

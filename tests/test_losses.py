@@ -1,13 +1,15 @@
 """The losses against slow oracles, and what the logQ correction is for."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lhydra.training.losses import log_q, softmax_loss
+from lhydra.training.losses import CUTOFF, distillation_loss, lambda_loss, log_q, softmax_loss
 
 
 def slow(logits: list[list[float]], targets: list[list[bool]], excluded: list[list[bool]]) -> float:
@@ -104,3 +106,141 @@ def test_log_q_makes_the_sampled_gradient_that_of_the_full_softmax() -> None:
     off = {name: (found - true).abs().sum().item() / 2 for name, found in share_of.items()}  # total variation
     assert off["without"] > 0.05
     assert off["with"] < off["without"] / 2
+
+
+# -- distillation -----------------------------------------------------------------------------------------
+
+
+def slow_distillation(logits: list[list[float]], teacher: list[list[float]], excluded: list[list[bool]]) -> float:
+    users = []
+    for ours, theirs, out in zip(logits, teacher, excluded, strict=True):
+        left = [i for i, gone in enumerate(out) if not gone]
+        total, whole = sum(math.exp(ours[i]) for i in left), sum(math.exp(theirs[i]) for i in left)
+        users.append(-sum(math.exp(theirs[i]) / whole * math.log(math.exp(ours[i]) / total) for i in left))
+    return sum(users) / len(users)
+
+
+@given(cases(), st.integers(0, 2**16))
+def test_distillation_loss_is_the_cross_entropy_of_the_shares(case: tuple[Tensor, Tensor, Tensor], seed: int) -> None:
+    logits, _, excluded = case
+    teacher = torch.from_numpy(np.random.default_rng(seed).normal(size=logits.shape) * 3)
+    expected = slow_distillation(logits.tolist(), teacher.tolist(), excluded.tolist())
+    assert distillation_loss(logits, teacher, excluded).item() == pytest.approx(expected, abs=1e-9)
+
+
+@given(cases(), st.integers(0, 2**16))
+def test_distillation_is_least_where_student_and_teacher_agree(case: tuple[Tensor, Tensor, Tensor], seed: int) -> None:
+    """Also up to a constant per user; the gradient there is 0; any other student is worse."""
+    rng = np.random.default_rng(seed)
+    teacher, _, excluded = case
+    constant = torch.from_numpy(rng.normal(size=(len(teacher), 1)))
+    student = (teacher + constant).requires_grad_()
+    least = distillation_loss(student, teacher, excluded)
+    least.backward()  # type: ignore[no-untyped-call]
+    assert student.grad is not None
+    assert student.grad.abs().max().item() < 1e-12
+    other = teacher + torch.from_numpy(rng.normal(size=teacher.shape))
+    assert distillation_loss(other, teacher, excluded).item() >= least.item() - 1e-12
+
+
+@given(cases(), st.floats(-50, 50), st.floats(-50, 50))
+def test_excluded_tracks_do_not_matter_to_distillation(
+    case: tuple[Tensor, Tensor, Tensor], ours: float, theirs: float
+) -> None:
+    logits, _, excluded = case
+    teacher = -logits
+    found = distillation_loss(logits.masked_fill(excluded, ours), teacher.masked_fill(excluded, theirs), excluded)
+    assert found.item() == distillation_loss(logits, teacher, excluded).item()
+
+
+def test_a_user_who_has_heard_everything_leaves_distillation_finite() -> None:
+    logits = torch.randn(2, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    excluded = torch.tensor([[True] * 4, [False] * 4])
+    distillation_loss(logits, logits.detach() * 2, excluded).backward()  # type: ignore[no-untyped-call]
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert (logits.grad[0] == 0).all()
+
+
+# -- LambdaLoss -------------------------------------------------------------------------------------------
+
+
+def gain_at(rank: int) -> float:
+    return 1 / math.log2(1 + rank) if rank <= CUTOFF else 0.0
+
+
+def slow_lambda(
+    logits: list[list[float]], labels: list[list[bool]], excluded: list[list[bool]], wanted: list[int]
+) -> float:
+    """For every target and every other candidate: what swapping them does to NDCG, times the logistic loss."""
+    total = 0.0
+    for row, hits, out, n in zip(logits, labels, excluded, wanted, strict=True):
+        left = [i for i, gone in enumerate(out) if not gone]
+        order = sorted(left, key=lambda i, row=row: (-row[i], i))  # type: ignore[misc]
+        rank = {i: place for place, i in enumerate(order, 1)}
+        ideal = sum(gain_at(place) for place in range(1, min(max(n, 1), CUTOFF) + 1))
+        for i in left:
+            for j in left:
+                if hits[i] and not hits[j]:
+                    swap = abs(gain_at(rank[i]) - gain_at(rank[j])) / ideal
+                    total += swap * math.log1p(math.exp(row[j] - row[i]))
+    return total / len(logits)
+
+
+@st.composite
+def rankings(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Users with ties, excluded places, no positive at all, and targets that are no candidates."""
+    n, width = draw(st.integers(1, 4)), draw(st.one_of(st.integers(1, 8), st.integers(CUTOFF - 1, CUTOFF + 9)))
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    logits = rng.normal(size=(n, width)) * draw(st.sampled_from([0, 1, 5]))
+    if draw(st.booleans()):
+        logits = logits.round()  # ties: the first place comes first
+    excluded = rng.random((n, width)) < draw(st.sampled_from([0, 0.3, 0.8]))
+    labels = (rng.random((n, width)) < draw(st.sampled_from([0, 0.2, 0.6]))) & ~excluded
+    wanted = labels.sum(1) + rng.integers(0, draw(st.sampled_from([1, 5, 80])), n)
+    return torch.from_numpy(logits), torch.from_numpy(labels), torch.from_numpy(excluded), torch.from_numpy(wanted)
+
+
+@settings(deadline=None)
+@given(rankings())
+def test_lambda_loss_equals_a_slow_one(case: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    logits, labels, excluded, wanted = case
+    expected = slow_lambda(*(part.tolist() for part in case))
+    assert lambda_loss(logits, labels, excluded, wanted).item() == pytest.approx(expected, rel=1e-5, abs=1e-9)
+
+
+@settings(deadline=None)
+@given(rankings(), st.floats(-50, 50))
+def test_excluded_places_do_not_matter_to_the_lambda_loss(
+    case: tuple[Tensor, Tensor, Tensor, Tensor], value: float
+) -> None:
+    logits, labels, excluded, wanted = case
+    other = logits.masked_fill(excluded, value).requires_grad_()
+    found = lambda_loss(other, labels, excluded, wanted)
+    assert found.item() == lambda_loss(logits, labels, excluded, wanted).item()
+    found.backward()  # type: ignore[no-untyped-call]
+    assert other.grad is not None
+    assert other.grad.isfinite().all()
+    assert (other.grad[excluded] == 0).all()
+    assert (other.grad[labels] <= 0).all()  # a target is only ever pulled up
+    assert (other.grad[~labels] >= 0).all()  # and everything else pushed down
+    assert (other.grad[~labels.any(1)] == 0).all()  # a user without positives says nothing
+
+
+def test_what_matters_most_is_at_the_top() -> None:
+    """The same two tracks the wrong way round: a lot at the top, less further down, nothing below the cut-off."""
+    width = CUTOFF + 10
+    logits = -torch.arange(width, dtype=torch.float64)[None]
+    nothing = torch.zeros(1, width, dtype=torch.bool)
+
+    def pull(place: int) -> float:
+        given = logits.clone().requires_grad_()
+        labels = nothing.clone()
+        labels[0, place] = True
+        (grad,) = torch.autograd.grad(lambda_loss(given, labels, nothing, torch.tensor([1])), given)
+        return float(grad[0, place - 1])
+
+    pulls = [pull(place) for place in range(1, width)]
+    assert pulls[: CUTOFF - 1] == sorted(pulls[: CUTOFF - 1], reverse=True)
+    assert pulls[0] > 2 * pulls[3] > 0
+    assert pulls[CUTOFF + 2] == 0

@@ -1,12 +1,18 @@
 """Training: what is hidden, the losses, exact resume, early stopping, the export, what is refused."""
 
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.numpy_helper
 import pytest
 import torch
 from hypothesis import given, settings
@@ -24,11 +30,11 @@ from lhydra.histories import spans
 from lhydra.model import Model
 from lhydra.training import export as exporting
 from lhydra.training import teachers
-from lhydra.training.data import TrainingData, hide, load, targets
+from lhydra.training.data import TrainingData, hide, load, select, targets
 from lhydra.training.losses import log_q, softmax_loss
 from lhydra.training.model import Dropout, Network
 from lhydra.training.step import Tensors
-from lhydra.training.train import Run, _new, _schedule, train
+from lhydra.training.train import Run, _fold, _new, _schedule, train
 from lhydra.training.validate import platt
 from tests.conftest import TINY_TRAINING
 
@@ -37,7 +43,7 @@ QUICK = replace(TINY_TRAINING, epochs=3)
 
 @pytest.fixture(scope="module")
 def data(tiny_dataset: Dataset) -> TrainingData:
-    return load(tiny_dataset)
+    return replace(load(tiny_dataset), in_order=False)
 
 
 # -- what is hidden ---------------------------------------------------------------------------------------
@@ -313,7 +319,9 @@ def test_a_loss_that_is_not_finite_ends_in_one_line(
 def test_the_temperature_is_tuned_when_it_is_zero(tiny_dataset: Dataset, tmp_path: Path) -> None:
     reported: list[dict[str, Any]] = []
     train(tiny_dataset, tmp_path, replace(QUICK, epochs=1, temperature=0.0), report=reported.append)
-    tried = {line["tried_temperature"]: line["retrieval"]["ndcg@10"] for line in reported if "tried_temperature" in line}
+    tried = {
+        line["tried_temperature"]: line["retrieval"]["ndcg@10"] for line in reported if "tried_temperature" in line
+    }
     (epoch,) = [line for line in reported if "epoch" in line and "took_s" in line]
     assert epoch["temperature"] == max(tried, key=lambda t: tried[t])
 
@@ -387,3 +395,77 @@ def test_what_is_no_place_for_a_model_is_refused(
         assert found in error
         assert error.count("\n") == 1
     assert (tmp_path / "folder" / "thesis.txt").read_text() == "mine"
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+# -- more than one run ------------------------------------------------------------------------------------
+
+
+def test_folds_part_train_and_validation_plays(tiny_dataset: Dataset) -> None:
+    plays = tiny_dataset.plays
+    parts = [_fold(plays, part, 3, seed=0) for part in range(3)]
+    held = np.stack([part.fold == VALID for part in parts])
+    np.testing.assert_array_equal(held.sum(0), plays.fold != TEST)  # every one in exactly one part
+    for part in parts:
+        np.testing.assert_array_equal(part.fold == TEST, plays.fold == TEST)
+    assert held.sum(1) / (plays.fold != TEST).sum() == pytest.approx(np.full(3, 1 / 3), abs=0.02)
+
+
+def test_folds_are_reported_and_kept(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    told: list[dict[str, Any]] = []
+    info = train(tiny_dataset, tmp_path, replace(QUICK, epochs=1), folds=2, report=told.append)
+    assert len(info["folds"]) == 2
+    assert info["folds"][0] != info["folds"][1]
+    for fold in info["folds"]:
+        assert 0 < fold["retrieval"]["ndcg@10"] < 1
+    assert {line.get("fold") for line in told} == {0, 1, None}
+    assert Model.open(tmp_path).info["folds"] == info["folds"]
+
+
+def test_refit_learns_the_validation_plays_and_keeps_the_head(tiny_dataset: Dataset, tmp_path: Path) -> None:
+    info = train(tiny_dataset, tmp_path / "refit", QUICK, refit=True)
+    train(tiny_dataset, tmp_path / "plain", QUICK)
+    assert info["fitted_on"] == "train and valid"
+    models = {name: Model.open(tmp_path / name) for name in ("refit", "plain")}
+    known = {name: set(model.spec.track_categories[0].values) for name, model in models.items()}
+    plays, ids = tiny_dataset.plays, np.array(tiny_dataset.track_ids)
+    assert known["plain"] == set(ids[plays.track[plays.fold == TRAIN]])
+    assert known["refit"] == set(ids[plays.track[plays.fold <= VALID]])
+    heads = [onnx.load(str(tmp_path / name / "head.onnx")).graph.initializer for name in ("refit", "plain")]
+    weights = [{part.name: onnx.numpy_helper.to_array(part) for part in found} for found in heads]
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[0].items():
+        np.testing.assert_array_equal(value, weights[1][name])
+    # the towers have moved towards the validation plays of users whose train history is the same
+    wanted = targets(tiny_dataset, VALID)
+    rank = {}
+    for name, model in models.items():
+        tracks = model.spec.encode_tracks(tiny_dataset.track_columns())
+        vectors, history = model.item_tower.embed(tracks)
+        data = load(tiny_dataset)
+        profiles = model.spec.encode_profiles(tiny_dataset.user_columns())[wanted.users]
+        users = model.spec.encode_users(profiles, select(data.train, wanted.users), tracks)
+        scores = model.user_tower.embed(users, history) @ vectors.T
+        owner = np.repeat(np.arange(len(wanted.users)), np.diff(wanted.offsets))
+        rank[name] = (scores[owner] > scores[owner, wanted.rows][:, None]).sum(1).mean()
+    assert rank["refit"] < rank["plain"]
+
+
+def test_two_processes_learn_as_well_as_one(tiny_dataset: Dataset, tiny_model: Path, tmp_path: Path) -> None:
+    """Under torchrun each process takes half of every batch, and only the first one writes."""
+    flags = ["--epochs", "4", "--dim", "32", "--hidden", "32", "--temperature", "0.15", "--threads", "1"]
+    here = str(Path(sys.executable).parent)
+    argv = [f"{here}/torchrun", "--no-python", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    argv += [sys.executable, "-m", "lhydra.cli", "train", str(tiny_dataset.path), str(tmp_path / "model"), *flags]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("best epoch") == 1
+    assert len(lines(tmp_path / "model")) == 4
+    one, two = (Model.open(path).info["quality"]["retrieval"]["ndcg@10"] for path in (tiny_model, tmp_path / "model"))
+    assert two == pytest.approx(one, rel=0.25)

@@ -1,5 +1,7 @@
 """Laws of the training arrays: how plays are hidden, selected and held out."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,14 +10,19 @@ from hypothesis import strategies as st
 from lhydra.data.dataset import TRAIN, VALID, Dataset
 from lhydra.domain import I64, MAX_HISTORY
 from lhydra.histories import Histories, offsets_of, spans
-from lhydra.training.data import Targets, TrainingData, hide, load, select, targets
+from lhydra.training.data import NEXT, Targets, TrainingData, hide, load, select, targets
 
 LENGTHS = st.lists(st.integers(0, 12), min_size=1, max_size=8)
 
 
 @pytest.fixture(scope="module")
-def data(tiny_dataset: Dataset) -> TrainingData:
+def timely(tiny_dataset: Dataset) -> TrainingData:
     return load(tiny_dataset)
+
+
+@pytest.fixture(scope="module")
+def data(timely: TrainingData) -> TrainingData:
+    return replace(timely, in_order=False)
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +148,62 @@ def test_targets_were_not_heard_in_an_earlier_fold(tiny_dataset: Dataset, fold: 
     owner = np.repeat(found.users, np.diff(found.offsets)).tolist()
     assert list(zip(owner, found.rows.tolist(), strict=True)) == sorted(wanted - earlier)
     assert wanted & earlier, "the world repeats plays, else this shows nothing"
+
+
+# -- what comes next --------------------------------------------------------------------------------------
+
+
+def test_a_split_by_time_is_seen_to_be_one(tiny_dataset: Dataset, timely: TrainingData) -> None:
+    assert timely.in_order
+    plays = tiny_dataset.plays
+    shuffled = np.random.default_rng(0).permutation(plays.fold)
+    assert not load(tiny_dataset, replace(plays, fold=shuffled)).in_order
+    assert not load(tiny_dataset, replace(plays, time=np.zeros_like(plays.time))).in_order
+
+
+def test_half_of_the_users_are_cut_in_time(timely: TrainingData, users: I64) -> None:
+    seen, hidden = hide(timely, users, np.random.default_rng(0), keep=0.8, cold=0.0, longest=10**9)
+    cut = 0
+    for i, user in enumerate(users):
+        own, shown, wanted = of(timely.train, user), of(seen, i), of(hidden, i)
+        assert wanted
+        assert not set(shown) & set(wanted)
+        at = len(shown)
+        if shown == own[:at] and wanted == own[at : at + NEXT]:
+            cut += 1
+        else:
+            assert sorted(shown + wanted) == sorted(own)
+    assert 0.4 < cut / len(users) < 0.65  # short histories are cut by chance, too
+
+
+def test_a_cut_is_as_likely_after_any_play(timely: TrainingData, users: I64) -> None:
+    (longest,) = users[np.diff(timely.train.offsets)[users].argsort()[-1:]]
+    length, many = len(of(timely.train, longest)), np.full(4_000, longest)
+    seen, hidden = hide(timely, many, np.random.default_rng(1), keep=0.8, cold=0.0, longest=10**9)
+    is_cut = np.array(
+        [of(hidden, i) == of(timely.train, longest)[n : n + NEXT] for i, n in enumerate(np.diff(seen.offsets))]
+    )
+    places = np.diff(seen.offsets)[is_cut] / length
+    assert abs(places.mean() - 0.5) < 0.03
+    assert places.std() == pytest.approx(1 / np.sqrt(12), rel=0.1)
+
+
+# -- both folds -------------------------------------------------------------------------------------------
+
+
+def test_with_validation_plays_too_a_track_heard_twice_is_one_entry(tiny_dataset: Dataset) -> None:
+    plays = tiny_dataset.plays
+    data = load(tiny_dataset, upto=VALID)
+    assert len(data.valid.users) == len(data.valid.rows) == 0
+    for user in range(0, len(tiny_dataset.user_ids), 7):
+        own = plays.where((plays.user == user) & (plays.fold <= VALID))
+        counts: dict[int, float] = {}
+        times: dict[int, int] = {}
+        for track, count, time in zip(own.track.tolist(), own.count.tolist(), own.time.tolist(), strict=True):
+            counts[track] = counts.get(track, 0) + count
+            times[track] = max(times.get(track, 0), time)
+        at = slice(data.train.offsets[user], data.train.offsets[user + 1])
+        assert dict(zip(data.train.rows[at].tolist(), data.train.counts[at].tolist(), strict=True)) == counts
+        assert data.train.times[at].tolist() == sorted(times.values())
+    heard = {(u, t) for u, t, f in zip(plays.user, plays.track, plays.fold, strict=True) if f <= VALID}
+    assert data.listeners.sum() == len(heard)

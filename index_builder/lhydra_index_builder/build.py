@@ -77,7 +77,12 @@ def rebuild(
             recipe=config.recipe,
             recall=_recall(bundle, users),
             quality=_quality(model.info),
-            parents={"dataset": dataset.info.source, "split": dataset.info.split, "model": model.model_id},
+            parents={
+                "dataset": dataset.info.source,
+                "split": dataset.info.split,
+                "model": model.model_id,
+                "fitted_on": model.info.get("fitted_on", "train"),
+            },
             files=files.seal(folder, [*PARTS, "golden.npz", *catalogs.file_names()]),
         )
         files.write_text(folder / "manifest.json", manifest.to_json())

@@ -46,6 +46,7 @@ def show(found: dict[str, Any], paths: tuple[Path, Path]) -> None:
         protocol = found[letter.lower()]
         source = protocol.get("model") or protocol.get("store") or ""
         print(f"{letter}: {path}  {source} {protocol.get('bundle_id') or protocol.get('model_id') or ''}".rstrip())
+    same = [stage for stage, measured in found["stages"].items() if all(map(unchanged, measured.values()))]
     rows = [
         [
             stage,
@@ -56,15 +57,24 @@ def show(found: dict[str, Any], paths: tuple[Path, Path]) -> None:
             f"{signed(own['low'])} to {signed(own['high'])}",
         ]
         for stage, measured in found["stages"].items()
+        if stage not in same
         for own, text in ((measured[metric], text) for metric, text in METRICS.items())
     ]
-    print_table("Stages", ["", "metric", "A", "B", "B - A", "95 %"], rows)
+    if rows:
+        print_table("Stages", ["", "metric", "A", "B", "B - A", "95 %"], rows)
+    if same:
+        print(f"the same in both: {', '.join(same)}")
     rows = [
         [one["by"], one["name"], f"{one['users']:,}", *(signed(one[metric]["difference"]) for metric in METRICS)]
         for one in found["cohorts"]
     ]
     if rows:
         print_table("Cohorts of users, cascade, B - A", ["by", "", "users", *METRICS.values()], rows)
+
+
+def unchanged(measured: dict[str, float | None]) -> bool:
+    """Whether a metric is the same for every user, as that of a baseline is."""
+    return measured["difference"] == measured["low"] == measured["high"] == 0
 
 
 def signed(value: float | None) -> str:

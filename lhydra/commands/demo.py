@@ -21,7 +21,7 @@ HELP = "synthetic world -> prepare -> train -> rebuild -> users load -> serve ->
 EXTRA = "all"
 MARK = "lhydra-demo"  # the file that says a folder is ours to replace
 PARTS = ("world", "dataset", "model", "store")
-NEEDED = ("duckdb", "faiss", "onnxruntime", "torch", "onnxscript", "lmdb", "grpc_health")
+NEEDED = ("duckdb", "faiss", "onnxruntime", "torch", "onnxscript", "implicit", "lmdb", "grpc_health")
 
 
 @dataclass(frozen=True)

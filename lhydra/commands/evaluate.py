@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 HELP = "measure ranking quality on the held-out plays of a dataset, over the full catalogue, beside baselines"
 EXTRA = "index"  # with baselines or a report: eval
 MAX_K = 1000
+REFITTED = "train and valid"  # what model.json and manifest.json say of a model made with --refit
 NAMES = {"recall": "Recall", "ndcg": "NDCG", "map": "MAP", "hr": "HitRate", "coverage": "Coverage"}
 BASELINES = ("popular", "itemknn", "ials", "ease")
 HEAD_NAMES = {
@@ -36,8 +37,8 @@ HEAD_NAMES = {
     "ece": "ECE",
 }
 SLICES = {
-    "few_play_tracks": "targets with at most 5 train plays",
-    "new_tracks": "targets without train plays",
+    "few_play_tracks": "targets with at most 5 train listeners",
+    "new_tracks": "targets without train listeners",
     "new_users": "users without train plays",
     "cold_users": "the 20 % of users with the fewest train plays",
 }
@@ -97,6 +98,10 @@ def run(args: argparse.Namespace) -> int:
         check_installed("plotly")
     dataset, training = Dataset.open(args.dataset), training_log(args.model)
     with opened(args.model, args.store, dataset) as (bundle, names):
+        refitted = names["fitted_on"] == REFITTED
+        if refitted and settings.as_of == "valid":
+            found = f"valid, from which {args.model or args.store} has learned (--refit)"
+            raise ConfigError(complain("--as-of", found, "test"))
         document = evaluate(
             Recommender(bundle),
             dataset,
@@ -109,13 +114,17 @@ def run(args: argparse.Namespace) -> int:
         )
         document["protocol"] = {"dataset": str(args.dataset), **names, **document["protocol"]}
         document["training"] = training
+        if refitted and baselines:
+            document["summary"].insert(1, "the model learned from the valid fold too (--refit), the baselines did not")
         show(bundle.bundle_id, document)
     if args.json is not None:
         write_file(args.json, json.dumps(document, indent=2, allow_nan=False) + "\n")
+        print(f"\nwrote {args.json}: every number, for `lhydra compare`")
     if args.report is not None:
         from lhydra.evaluation.report import render
 
         write_file(args.report, render(document))
+        print(f"wrote {args.report}: open it in a browser")
     return 0
 
 
@@ -138,11 +147,14 @@ def opened(
     if store is not None:
         bundle = Bundle.open(store)
         model_id = bundle.manifest.model_id if bundle.manifest else None
-        yield bundle, {"store": str(store), "bundle_id": bundle.bundle_id, "model_id": model_id}
+        fitted_on = bundle.manifest.parents.get("fitted_on") if bundle.manifest else None
+        yield bundle, {"store": str(store), "bundle_id": bundle.bundle_id, "model_id": model_id, "fitted_on": fitted_on}
     elif model is not None:
         with tempfile.TemporaryDirectory(prefix="lhydra-") as folder:
-            bundle = unpublished_bundle(Model.open(model), dataset, Path(folder))
-            yield bundle, {"model": str(model), "bundle_id": None, "model_id": bundle.bundle_id}
+            made = Model.open(model)
+            bundle = unpublished_bundle(made, dataset, Path(folder))
+            fitted_on = made.info.get("fitted_on")
+            yield bundle, {"model": str(model), "bundle_id": None, "model_id": bundle.bundle_id, "fitted_on": fitted_on}
 
 
 def list_lengths(text: str) -> tuple[int, ...]:
@@ -152,7 +164,7 @@ def list_lengths(text: str) -> tuple[int, ...]:
     except ValueError:
         ks = ()
     if not ks or ks[0] < 1 or ks[-1] > MAX_K:
-        raise ConfigError(complain("--k", text, f"numbers from 1 to {MAX_K}, separated by commas"))
+        raise ConfigError(complain("--k", text or "nothing", f"numbers from 1 to {MAX_K}, separated by commas"))
     return ks
 
 
@@ -162,7 +174,7 @@ def chosen_baselines(text: str) -> tuple[str, ...]:
         return BASELINES if text == "all" else ()
     asked = text.split(",")
     if not set(asked) <= set(BASELINES):
-        raise ConfigError(complain("--baselines", text, f"all, none, or some of {','.join(BASELINES)}"))
+        raise ConfigError(complain("--baselines", text or "nothing", f"all, none, or some of {','.join(BASELINES)}"))
     return tuple(name for name in BASELINES if name in asked)
 
 
@@ -191,7 +203,7 @@ def show(name: str, document: dict[str, Any]) -> None:
     if counts["users_without_list"]:
         print(f"{counts['users_without_list']:,} users got no list and score 0")
     show_ranking(document)
-    show_cascade_loss(document["cascade_loss"])
+    show_cascade_loss(document["cascade_loss"], counts["reranked"])
     show_groups(document)
     rows = [[text, number(document["beyond_accuracy"][key])] for key, text in BEYOND.items()]
     print_table("Beyond accuracy, the served top 10", ["", "cascade"], rows)
@@ -235,13 +247,15 @@ def show_ranking(document: dict[str, Any]) -> None:
         print_table("Cascade less baseline, NDCG@10, the same users", ["", "difference", "95 %", "chosen"], rows)
 
 
-def show_cascade_loss(loss: dict[str, Any]) -> None:
-    """Prints how much of the head's own list each depth of retrieval lets through."""
+def show_cascade_loss(loss: dict[str, Any], served: int) -> None:
+    """Prints how much of the head's own list each depth of retrieval lets through; served: the depth in use."""
     rows = [
         [f"{at['depth']:,}", number(at["overlap"]), number(at["ndcg"]), f"{at['ndcg_difference']:+.4f}"]
         for at in loss["curve"]
     ]
-    title = f"Cascade loss, {loss['users']:,} users: the head on so many candidates beside the head on everything"
+    title = (
+        f"Cascade loss, {loss['users']:,} users: the head on so many candidates ({served:,} served) beside all tracks"
+    )
     print_table(title, ["candidates", "overlap@10", "NDCG@10", "difference"], rows)
 
 

@@ -26,8 +26,9 @@ class RecommendSettings:
     stage: str = config.setting("final", "the reranked list, or what retrieval alone finds", ("final", "retrieval"))
     as_of: str = config.setting(
         "test",
-        "test: history is the train fold, heard is train and valid; valid: both are train; now: both are all plays",
-        ("test", "valid", "now"),
+        "test: history is the train fold, heard is train and valid; valid: both are train; refit: both are train and "
+        "valid, for a model made with --refit; now: both are all plays",
+        ("test", "valid", "refit", "now"),
     )
     include_heard: bool = config.setting(False, "also recommend what the user has heard")
     bundle: str | None = config.setting(None, "bundle of the store, instead of the current one")

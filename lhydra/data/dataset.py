@@ -23,7 +23,7 @@ from lhydra.errors import DataError, complain
 
 FORMAT = 1
 Kind = Literal["numeric", "categorical", "multi", "year", "text"]  # text is for people, never a feature
-AsOf = Literal["test", "valid", "now"]
+AsOf = Literal["test", "valid", "refit", "now"]
 TRAIN, VALID, TEST = 0, 1, 2
 
 
@@ -174,11 +174,12 @@ def _columns(table: pa.Table, columns: tuple[Column, ...], key: str) -> dict[str
 def user_states(dataset: Dataset, as_of: AsOf, *, positions: I64 | None = None) -> Iterator[tuple[str, UserState]]:
     """Yields (user id, state) as of a moment; the one place where histories and heard sets are built from plays.
 
-    as_of: `test`: history = train, heard = train and valid; `valid`: both = train; `now`: both = everything.
+    as_of: `test`: history = train, heard = train and valid; `valid`: both = train; `refit`, for a model that learned
+    from both: both = train and valid; `now`: both = everything.
     positions: positions in the users table to yield, in that order; all users by default.
     """
-    history_folds = TEST if as_of == "now" else TRAIN
-    heard_folds = {"now": TEST, "test": VALID, "valid": TRAIN}[as_of]
+    history_folds = {"test": TRAIN, "valid": TRAIN, "refit": VALID, "now": TEST}[as_of]
+    heard_folds = {"test": VALID, "valid": TRAIN, "refit": VALID, "now": TEST}[as_of]
     hashes = track_hashes(dataset.track_ids)
     plays, ids = dataset.plays, dataset.user_ids
     starts = np.searchsorted(plays.user, np.arange(len(ids) + 1))

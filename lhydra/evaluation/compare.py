@@ -8,6 +8,7 @@ from lhydra.errors import DataError, complain
 from lhydra.evaluation.bootstrap import F64, difference
 
 METRICS = ("ndcg@10", "recall@20")
+PARTS = {"protocol": dict, "ranking": dict, "cohorts": list, "per_user": dict}  # of a document, that are compared
 DECIDES = ("as_of", "split", "users", "seed", "ks", "targets", "ranked", "mrr_depth")  # in the order they are named
 
 
@@ -21,7 +22,7 @@ def compare(a: dict[str, Any], b: dict[str, Any], names: tuple[str, str], seed: 
         DataError: something other than an evaluation, or two that measured different things.
     """
     for document, name in ((a, names[0]), (b, names[1])):
-        if document.get("format") != 1 or not isinstance(document.get("per_user"), dict):
+        if document.get("format") != 1 or not all(isinstance(document.get(part), kind) for part, kind in PARTS.items()):
             raise DataError(complain(name, "another document", "what `lhydra evaluate --json` wrote"))
     check_protocols(a, b, names)
     stages = {}
@@ -56,7 +57,7 @@ def compare(a: dict[str, Any], b: dict[str, Any], names: tuple[str, str], seed: 
 def check_protocols(a: dict[str, Any], b: dict[str, Any], names: tuple[str, str]) -> None:
     """Raises DataError unless two documents measured the same thing, whatever the model."""
     ours, theirs = a["protocol"], b["protocol"]
-    if ours["hash"] == theirs["hash"] and a["per_user"]["users"] == b["per_user"]["users"]:
+    if ours.get("hash") == theirs.get("hash") and a["per_user"].get("users") == b["per_user"].get("users"):
         return
     what = next((name for name in DECIDES if ours.get(name) != theirs.get(name)), "hash")
     found, expected = (f"{what} {_short(protocol.get(what))}" for protocol in (theirs, ours))

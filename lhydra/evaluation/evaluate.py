@@ -189,7 +189,7 @@ def summary(document: dict[str, Any]) -> list[str]:
     if document["counts"]["users"] < _FEW_USERS:
         lines.append(f"only {document['counts']['users']} users: hardly anything here is certain")
     if document["protocol"]["as_of"] == "valid":
-        lines.append("the valid fold also chose the model and the baselines' settings: conclude from --as-of test")
+        lines.append("the head was fitted on the valid fold, which chose all settings too: conclude from --as-of test")
     served, retrieved = (ranking[stage]["ndcg@10"]["mean"] for stage in ("cascade", "retrieval"))
     if served < retrieved:
         lines.append(

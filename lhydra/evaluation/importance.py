@@ -7,7 +7,6 @@ whose vectors are then made anew by the item tower; a group is shuffled as one. 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -272,8 +271,7 @@ def _encoded(bundle: Bundle, dataset: Dataset, rows: I64) -> tuple[Encoded | Non
 
 def _item_tower(bundle: Bundle) -> ItemTower | None:
     """The item tower that lies beside the user tower, in a model as in a bundle."""
-    graph: Path = bundle.user_tower._graph._path  # a bundle keeps neither its folder nor the item tower
     try:
-        return ItemTower(graph.with_name("item_tower.onnx"))
+        return ItemTower(bundle.user_tower.path.with_name("item_tower.onnx"))
     except ModelError:
         return None

@@ -12,7 +12,7 @@ class TrainConfig:
 
     epochs: int = setting(16, "most passes over the users; fewer when validation stops improving")
     patience: int = setting(8, "epochs without a better validation NDCG@10 before stopping")
-    batch_size: int = setting(0, "users per step; 0 chooses a fifteenth of the users, 64 to 512")
+    batch_size: int = setting(0, "users per step; 0 chooses a fifteenth of the users, 64 to 256")
     learning_rate: float = setting(1e-3, "peak learning rate of the towers (cosine schedule with warm-up)")
     head_learning_rate: float = setting(1e-3, "peak learning rate of the head")
     weight_decay: float = setting(1e-5, "of the towers")
@@ -26,7 +26,7 @@ class TrainConfig:
     cold: float = setting(0.05, "share of users whose whole history is hidden in a step, so that new users work")
     longest_history: int = setting(512, "plays of a history seen in a step, chosen at random from a longer one")
     temperature: float = setting(0.1, "of the retrieval softmax; 0 tunes it on the validation fold by short runs")
-    distil: float = setting(0.5, "weight of the closed-form teachers in the retrieval loss")
+    distil: float = setting(0.3, "weight of the closed-form teachers in the retrieval loss")
     full_softmax: int = setting(20_000, "largest catalogue with a full softmax; sampled with logQ beyond")
     uniform_negatives: int = setting(8_192, "tracks drawn uniformly in a step of the sampled softmax")
     depth: int = setting(300, "candidates that the head is trained to rerank")

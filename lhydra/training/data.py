@@ -5,12 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lhydra.data.dataset import TRAIN, VALID, Dataset
+from lhydra.data.dataset import TRAIN, VALID, Dataset, Plays
 from lhydra.domain import I64, MAX_HISTORY
 from lhydra.errors import DataError, complain
 from lhydra.features import Encoded, FeatureSpec
 from lhydra.histories import Histories, offsets_of, spans
 from lhydra.timing import timed
+
+NEXT = 5  # plays to predict after a cut in time
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class TrainingData:
     train: Histories  # of all users, train plays only
     valid: Targets
     listeners: I64  # (n tracks,) users with a train play
+    in_order: bool  # validation plays come after the train plays: what is to be predicted is what comes next
 
     @property
     def n_tracks(self) -> int:
@@ -40,35 +43,71 @@ class TrainingData:
 
 
 @timed("train.load")
-def load(dataset: Dataset) -> TrainingData:
+def load(dataset: Dataset, plays: Plays | None = None, upto: int = TRAIN) -> TrainingData:
     """Returns the training arrays of `dataset`, features fitted on its train fold.
+
+    plays: other folds than the dataset's own. upto: VALID takes the validation plays for train plays too; then
+    nothing is left to validate on.
 
     Raises:
         DataError: there are no train plays.
     """
-    plays = dataset.plays.where(dataset.plays.fold == TRAIN)
-    if not len(plays):
+    plays = dataset.plays if plays is None else plays
+    fed = plays.where(plays.fold <= upto)
+    if not len(fed):
         raise DataError(complain(dataset.path, "no train plays", "a dataset with plays in the train fold"))
     n_users, n_tracks = len(dataset.user_ids), len(dataset.track_ids)
-    listeners = np.bincount(plays.track, minlength=n_tracks)
+    pairs = np.unique(fed.user.astype(np.int64) * n_tracks + fed.track)  # heard in two folds is heard once
+    listeners = np.bincount(pairs % n_tracks, minlength=n_tracks)
     tracks, users = dataset.track_columns(), dataset.user_columns()
     kinds = {c.name: c.kind for c in dataset.info.track_columns}, {c.name: c.kind for c in dataset.info.user_columns}
     spec = FeatureSpec.fit(tracks, users, *kinds, listeners > 0)
-    offsets = np.searchsorted(plays.user, np.arange(n_users + 1)).astype(np.int64)
-    train = Histories(offsets, plays.track.astype(np.int64), plays.count, plays.time)
+    train = _histories(fed, n_users)
+    valid = _targets(plays, n_tracks, VALID) if upto < VALID else _targets(plays.where(plays.fold < TRAIN), 1, VALID)
     return TrainingData(
         spec,
         spec.encode_tracks(tracks),
         spec.encode_profiles(users),
         train,
-        targets(dataset, VALID),
+        valid,
         listeners,
+        _in_order(plays, n_users),
     )
+
+
+def _histories(plays: Plays, n_users: int) -> Histories:
+    """Histories of all users: one entry per track, counts added, the latest time, in (time, count) order."""
+    key = np.lexsort((plays.track, plays.user))
+    user, track = plays.user[key].astype(np.int64), plays.track[key].astype(np.int64)
+    first = np.flatnonzero(np.r_[True, (user[1:] != user[:-1]) | (track[1:] != track[:-1])])
+    if len(first) == len(plays):
+        user, track, count, time = plays.user.astype(np.int64), plays.track.astype(np.int64), plays.count, plays.time
+    else:
+        count = np.add.reduceat(plays.count[key], first)
+        time = np.maximum.reduceat(plays.time[key], first)
+        user, track = user[first], track[first]
+        order = np.lexsort((track, time, user))
+        user, track, count, time = user[order], track[order], count[order], time[order]
+    offsets = np.searchsorted(user, np.arange(n_users + 1)).astype(np.int64)
+    return Histories(offsets, track, count, time)
+
+
+def _in_order(plays: Plays, n_users: int) -> bool:
+    """Whether, of the users with train and timed validation plays, nine in ten validate on what came later."""
+    newest, oldest = np.zeros(n_users, np.int64), np.full(n_users, np.iinfo(np.int64).max)
+    train, valid = plays.fold == TRAIN, (plays.fold == VALID) & (plays.time > 0)
+    np.maximum.at(newest, plays.user[train], plays.time[train])
+    np.minimum.at(oldest, plays.user[valid], plays.time[valid])
+    both = (newest > 0) & (oldest < np.iinfo(np.int64).max)
+    return bool(both.any() and (oldest >= newest)[both].mean() >= 0.9)
 
 
 def targets(dataset: Dataset, fold: int) -> Targets:
     """Returns, per user with any, the tracks of `fold` that the user has not heard in an earlier fold."""
-    plays, n = dataset.plays, len(dataset.track_ids)
+    return _targets(dataset.plays, len(dataset.track_ids), fold)
+
+
+def _targets(plays: Plays, n: int, fold: int) -> Targets:
     key = plays.user.astype(np.int64) * n + plays.track
     wanted = np.setdiff1d(key[plays.fold == fold], key[plays.fold < fold])
     users, counts = np.unique(wanted // n, return_counts=True)
@@ -100,6 +139,9 @@ def hide(
     Every play is seen with probability `keep`; of a share `cold` of the users nothing is seen, so that the towers
     learn to answer for users without a history. Each user has at least one target. At most about `longest`
     plays are seen, a random choice of a longer history.
+
+    Where the task is to predict what comes next (`data.in_order`), half of the users are cut in time instead: what
+    lies before a random play is seen, that play and the next few are to be predicted, the rest is left out.
     """
     lengths = data.train.offsets[users + 1] - data.train.offsets[users]
     owner = np.repeat(np.arange(len(users)), lengths)
@@ -108,7 +150,15 @@ def hide(
     seen = draw < chance[owner]
     largest = np.maximum.reduceat(draw, np.cumsum(lengths) - lengths)  # its owner always stays a target
     seen &= draw < largest[owner]
-    hidden = Targets(users, *_rows_of(data, users, ~seen, owner))
+    wanted = ~seen
+    if data.in_order:
+        before = np.repeat(np.cumsum(lengths) - lengths, lengths)
+        place = np.arange(len(owner)) - before
+        cut = np.floor(rng.random(len(users)) * lengths)[owner]
+        timely = (rng.random(len(users)) < 0.5)[owner]
+        seen = np.where(timely & (chance[owner] > 0), place < cut, seen)
+        wanted = np.where(timely, (place >= cut) & (place < cut + NEXT), wanted) & ~seen
+    hidden = Targets(users, *_rows_of(data, users, wanted, owner))
     seen &= rng.random(len(owner)) < (longest / np.maximum(lengths, 1))[owner]
     return select(data.train, users, seen), hidden
 

@@ -122,9 +122,13 @@ def _export(
         )
         assert program is not None
         program.save(str(path))  # one file, weights inside
-    graph = onnx.load(str(path)).graph
-    if any(node.op_type == "Dropout" for node in graph.node):
+    model = onnx.load(str(path))
+    if any(node.op_type == "Dropout" for node in model.graph.node):
         raise ModelError(complain(path.name, "a Dropout node", "a graph in evaluation mode"))
+    for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
+        part.ClearField("metadata_props")  # stack traces, with the paths of this machine
+        part.ClearField("doc_string")
+    onnx.save(model, str(path))
 
 
 @torch.no_grad()

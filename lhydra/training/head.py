@@ -25,7 +25,7 @@ from lhydra.training.data import Targets, TrainingData, hide, select
 from lhydra.training.losses import lambda_loss
 from lhydra.training.model import Head, Network
 from lhydra.training.step import Tensors, embed_users, tensor
-from lhydra.training.teachers import Table
+from lhydra.training.teachers import Report, Table
 from lhydra.training.validate import SHOWN, embed_tracks, sample
 
 USERS = 5_000  # the head is fitted on, drawn at random from more
@@ -73,8 +73,15 @@ class Fitted:
 
 
 @timed("train.head")
-def fit(network: Network, data: TrainingData, tensors: Tensors, table: Table, config: TrainConfig) -> Fitted:
-    """Trains the head in place and returns how."""
+def fit(
+    network: Network,
+    data: TrainingData,
+    tensors: Tensors,
+    table: Table,
+    config: TrainConfig,
+    report: Report = lambda line: None,
+) -> Fitted:
+    """Trains the head in place, telling `report` about every part of the cross-fitting, and returns how."""
     rng = np.random.default_rng([config.seed, 5])
     torch.manual_seed(config.seed * 1_000_003)
     shape = copy.deepcopy(network.head)
@@ -119,6 +126,7 @@ def fit(network: Network, data: TrainingData, tensors: Tensors, table: Table, co
         lists: dict[tuple[int, float], I64] = {}
         for part in range(FOLDS):
             held = everybody[fold == part]
+            report({"head_part": part + 1, "parts": FOLDS})
             if not len(held) or len(held) == len(everybody):
                 continue
             for epoch, found in enumerate(trained(everybody[fold != part], config.head_epochs, held)[1]):

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from lhydra.domain import F32, I64
@@ -134,16 +135,26 @@ def matrix(histories: Histories, n_tracks: int) -> sp.csr_matrix:
 
 
 @timed("train.teachers")
-def fit(data: TrainingData, dim: int, seed: int, report: Report = lambda line: None) -> Teachers:
+def fit(
+    data: TrainingData, dim: int, seed: int, report: Report = lambda line: None, like: Teachers | None = None
+) -> Teachers:
     """Returns the teachers of the train fold, their settings chosen by NDCG@10 on the validation fold.
 
-    dim: of the vectors that are to start from the factors, which are narrower.
+    dim: of the vectors that are to start from the factors, which are narrower. like: teachers whose settings and
+    mixture to take, instead of choosing.
     """
+    with threadpool_limits(limits=1, user_api="blas"):  # many small systems: threads would only wait for each other
+        return _fit(data, dim, seed, report, like)
+
+
+def _fit(data: TrainingData, dim: int, seed: int, report: Report, like: Teachers | None) -> Teachers:
     users = np.flatnonzero(np.diff(data.train.offsets) > 0)
     train = select(data.train, users)
     plays = matrix(train, data.n_tracks)
     valid = _sample(data.valid, seed)
-    tuned = len(valid.users) > 0 and plays.nnz <= MANY_PLAYS
+    tuned = like is None and len(valid.users) > 0 and plays.nnz <= MANY_PLAYS
+    settings = FACTORS if tuned else FACTORS[2:3] if like is None else (tuple(like.chosen["ials"]),)
+    ridges = RIDGES if tuned else RIDGES[:1] if like is None else (tuple(like.chosen["co-listening"]),)
     shown = select(data.train, valid.users)
 
     def measured(scores: Callable[[sp.csr_matrix], F32]) -> float:
@@ -158,7 +169,7 @@ def fit(data: TrainingData, dim: int, seed: int, report: Report = lambda line: N
         return rank_metrics(found, valid.offsets, valid.rows, data.n_tracks).means()["ndcg@10"]
 
     tried: list[tuple[float, Factors, tuple[float, ...]]] = []
-    for width, reg, alpha in FACTORS if tuned else FACTORS[2:3]:
+    for width, reg, alpha in settings:
         factors = _factors(plays, min(width, dim - 1), reg, alpha, seed)
         quality = measured(lambda block, f=factors: _mapped(f, block) @ f.item.T) if tuned else 0.0  # type: ignore[misc]
         tried.append((quality, factors, (width, reg, alpha)))
@@ -167,14 +178,15 @@ def fit(data: TrainingData, dim: int, seed: int, report: Report = lambda line: N
 
     thin = _thinned(train, np.random.default_rng([seed, 2]), data.n_tracks)
     grams = _Grams.of(thin)
-    ridges = RIDGES if tuned else RIDGES[:1]
     tables: list[tuple[float, Table, tuple[float, ...]]] = []
     for ridge, table in zip(ridges, grams.tables(ridges), strict=True):
         quality = measured(lambda block, t=table: (block @ t.matrix).toarray()) if tuned else 0.0  # type: ignore[misc]
         tables.append((quality, table, ridge))
         report({"teacher": "co-listening", "setting": ridge, "ndcg@10": quality})
     _, table, table_setting = max(tables, key=lambda one: one[0])
-    mix = _mixture(table, factors, shown, valid, seed) if len(valid.users) else UNMEASURED_MIX
+    mix = UNMEASURED_MIX if like is None else like.mix
+    if len(valid.users) and like is None:
+        mix = _mixture(table, factors, shown, valid, seed)
     report({"teacher": "mixture", "setting": mix})
     chosen = {"ials": list(factor_setting), "co-listening": list(table_setting), "mix": [round(m, 4) for m in mix]}
     return Teachers(table, factors, mix, factors.start(plays), chosen)

@@ -3,21 +3,22 @@
 import json
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from lhydra.data.dataset import Dataset
+from lhydra.data.dataset import TEST, TRAIN, VALID, Dataset, Plays
 from lhydra.domain import I64
 from lhydra.errors import ModelError, complain
 from lhydra.histories import HISTORY_FEATURES
 from lhydra.timing import timed
-from lhydra.training import checkpoint
+from lhydra.training import checkpoint, ranks
 from lhydra.training import head as heads
 from lhydra.training import teachers as teaching
 from lhydra.training.config import TrainConfig
@@ -30,6 +31,7 @@ from lhydra.training.validate import calibrate, sample, validate
 
 TEMPERATURES = (0.07, 0.1, 0.15)  # tried, by short runs, when the setting is 0
 UNMEASURED_TEMPERATURE = 0.1  # where there is no validation fold to tune on
+REFIT, REFIT_RATE = 0.25, 0.2  # of the epochs and of the peak learning rate
 Report = Callable[[dict[str, Any]], None]  # told about every epoch and everything tried
 
 
@@ -42,7 +44,9 @@ class Run:
     teachers: Teachers
     config: TrainConfig
     users: I64  # with train plays
-    batch_size: int
+    batch_size: int  # of all processes together
+    rank: int = 0
+    processes: int = 1
 
     @property
     def steps(self) -> int:
@@ -52,25 +56,80 @@ class Run:
 
 @timed("train")
 def train(
-    dataset: Dataset, out: Path, config: TrainConfig, *, resume: bool = False, report: Report = lambda line: None
+    dataset: Dataset,
+    out: Path,
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    refit: bool = False,
+    folds: int = 0,
+    report: Report = lambda line: None,
 ) -> dict[str, Any]:
     """Trains on `dataset` and writes the model folder `out`; returns what model.json says.
 
     With `resume` it continues from the last whole epoch in `out`, to the same result as an uninterrupted run:
-    every epoch draws from random streams of its own.
+    every epoch draws from random streams of its own. With `refit` the finished towers go on for a quarter of the
+    epochs with the validation plays among the train plays; the head stays. With `folds` the train and validation
+    plays are first cut into that many parts at random, and each is validated on by a model of the others; what they
+    gave is kept in model.json. Under torchrun only rank 0 writes, and only its return value means anything.
 
     Raises:
         DataError: nothing to train on.
         ModelError: `out` is something else, nothing to resume from, or the loss is not finite.
     """
-    _claim(out, resume)
-    torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 2) // 2))
-    data = load(dataset)
+    rank, processes = ranks.start()
+    try:
+        if rank == 0:
+            _claim(out, resume)
+        torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 2) // 2 // processes))
+        parents = {"dataset": dataset.info.source, "split": dataset.info.split}
+        crossed = []
+        for part in range(folds):
+            plays = _fold(dataset.plays, part, folds, config.seed)
+            folder = out / "folds" / str(part)
+            if rank == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+                (folder / "checkpoint").mkdir(parents=True)
+            trained = _train(load(dataset, plays), folder, config, parents, False, _of_fold(report, part))
+            crossed.append({name: trained.quality.get(name, {}) for name in ("retrieval", "cascade")})
+        if rank == 0:
+            shutil.rmtree(out / "folds", ignore_errors=True)
+        trained = _train(load(dataset), out, config, parents, resume, report)
+        if refit:
+            trained = _refit(trained, load(dataset, upto=VALID), report)
+        info: dict[str, Any] = {
+            "parents": parents,
+            "config": asdict(config),
+            "chosen": trained.chosen,
+            "quality": trained.quality,
+        }
+        info |= {"fitted_on": "train and valid" if refit else "train"} | ({"folds": crossed} if folds else {})
+        if rank:
+            return info
+        return export(trained.network, trained.run.data, trained.run.teachers.table, out, info)
+    finally:
+        ranks.end()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training, ready to export."""
+
+    network: Network
+    run: Run
+    temperature: float
+    quality: dict[str, Any]
+    chosen: dict[str, Any]
+
+
+def _train(
+    data: TrainingData, out: Path, config: TrainConfig, parents: dict[str, Any], resume: bool, report: Report
+) -> Trained:
     users = np.flatnonzero(np.diff(data.train.offsets) > 0)
-    batch_size = config.batch_size or int(np.clip(len(users) // 15, 64, 512))
+    batch_size = config.batch_size or int(np.clip(len(users) // 15, 64, 256))
+    rank, processes = ranks.start()
     teachers = teaching.fit(data, config.dim, config.seed, report)
-    run = Run(data, Tensors.of(data), teachers, config, users, batch_size)
-    parents = {"dataset": dataset.info.source, "split": dataset.info.split}
+    run = Run(data, Tensors.of(data), teachers, config, users, batch_size, rank, processes)
     last = out / "checkpoint" / "last.safetensors"
     state: dict[str, Any] = {"epoch": 0, "best": None, "config": asdict(config), "parents": parents}
     network, optimizer = _new(run)
@@ -84,9 +143,14 @@ def train(
     else:
         state["temperature"] = config.temperature or _tune_temperature(run, report)
     _fit(run, network, optimizer, state, out, report)
-    best = checkpoint.load(out / "checkpoint" / "best.safetensors", network)["best"] or {}
-    fitted = heads.fit(network, data, run.tensors, teachers.table, config)
-    calibrate(network, data, run.tensors, teachers.table, sample(data.valid, config.seed, heads.USERS), config.seed)
+    best: dict[str, Any] = {}
+    fitted = heads.Fitted(0, 0.0, {})
+    if rank == 0:
+        best = checkpoint.load(out / "checkpoint" / "best.safetensors", network)["best"] or {}
+        fitted = heads.fit(network, data, run.tensors, teachers.table, config, report)
+        calibrate(network, data, run.tensors, teachers.table, sample(data.valid, config.seed, heads.USERS), config.seed)
+    ranks.same(network.state_dict().values())
+    fitted, best = ranks.agreed((fitted, best))
     quality = best and best | {"cascade": fitted.cascade}
     report({"head_epochs": fitted.epochs, "strength": fitted.strength, **quality})
     chosen = teachers.chosen | {
@@ -94,17 +158,52 @@ def train(
         "head epochs": fitted.epochs,
         "head strength": fitted.strength,
     }
-    info = {"parents": parents, "config": asdict(config), "chosen": chosen, "quality": quality}
-    return export(network, data, teachers.table, out, info)
+    return Trained(network, run, state["temperature"], quality, chosen)
+
+
+def _refit(trained: Trained, data: TrainingData, report: Report) -> Trained:
+    """Returns the trained model after some more epochs on `data`, which holds the validation plays too."""
+    before, config = trained.run, trained.run.config
+    teachers = teaching.fit(data, config.dim, config.seed, report, before.teachers)
+    users = np.flatnonzero(np.diff(data.train.offsets) > 0)
+    run = replace(before, data=data, tensors=Tensors.of(data), teachers=teachers, users=users)
+    network, optimizer = _new(run)
+    kept, grown = trained.network.state_dict(), network.state_dict()
+    old, new = before.tensors.ids[:, 0], run.tensors.ids[:, 0]
+    for name, value in kept.items():
+        if name in ("item_tower.retrieval_id.weight", "item_tower.history_id.weight"):
+            grown[name][new[old > 0]] = value[old[old > 0]]
+        else:
+            grown[name] = value
+    network.load_state_dict(grown)
+    more = max(1, round(config.epochs * REFIT))
+    for number in range(1, more + 1):
+        started = time.monotonic()
+        mean = _epoch(run, network, optimizer, config.epochs + number, config.epochs, trained.temperature, REFIT_RATE)
+        took_s = round(time.monotonic() - started, 2)
+        report({"refit": number, "epochs": more, "took_s": took_s, **mean})
+    return replace(trained, network=network, run=run)
+
+
+def _fold(plays: Plays, part: int, folds: int, seed: int) -> Plays:
+    """The plays with one part of train and validation in the validation fold, and the rest in the train fold."""
+    drawn = np.random.default_rng([seed, 6]).integers(0, folds, len(plays))
+    fold = np.where(plays.fold == TEST, TEST, np.where(drawn == part, VALID, TRAIN)).astype(np.int8)
+    return replace(plays, fold=fold)
+
+
+def _of_fold(report: Report, part: int) -> Report:
+    return lambda line: report(line | {"fold": part})
 
 
 def _fit(
     run: Run, network: Network, optimizer: torch.optim.Optimizer, state: dict[str, Any], out: Path, report: Report
 ) -> None:
     """Trains from state["epoch"] until the end of the schedule or of patience; keeps last and best checkpoints."""
-    config, folder = run.config, out / "checkpoint"
+    config, folder, writes = run.config, out / "checkpoint", run.rank == 0
     targets = sample(run.data.valid, config.seed)
-    _keep_lines(out / "metrics.jsonl", state["epoch"])
+    if writes:
+        _keep_lines(out / "metrics.jsonl", state["epoch"])
     while state["epoch"] < config.epochs and not _patience_over(state, config):
         started = time.monotonic()
         epoch = state["epoch"] + 1
@@ -112,7 +211,7 @@ def _fit(
         line = {"epoch": epoch, "temperature": state["temperature"], **mean}
         measured: dict[str, float] | None = None
         if len(targets.users):
-            measured = validate(network, run.data, run.tensors, targets)
+            measured = ranks.agreed(validate(network, run.data, run.tensors, targets) if writes else None)
             line |= {"retrieval": measured}
         took_s = time.monotonic() - started
         line |= {"took_s": round(took_s, 2), "plays_per_s": round(len(run.data.train.rows) / took_s)}
@@ -121,10 +220,12 @@ def _fit(
         state["epoch"] = epoch
         if better:
             state["best"] = {"epoch": epoch, "retrieval": measured} if measured else None
-            checkpoint.save(folder / "best.safetensors", network, optimizer, state)
-        checkpoint.save(folder / "last.safetensors", network, optimizer, state)
-        with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        if writes:
+            if better:
+                checkpoint.save(folder / "best.safetensors", network, optimizer, state)
+            checkpoint.save(folder / "last.safetensors", network, optimizer, state)
+            with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
         report(line | {"epochs": config.epochs, "best": bool(better)})
 
 
@@ -135,16 +236,21 @@ def _epoch(
     epoch: int,
     epochs: int,
     temperature: float,
+    rate: float | None = None,
 ) -> dict[str, float]:
-    """One pass over the users; returns the mean losses. Random streams depend on seed and epoch only."""
+    """One pass over the users; returns the mean losses. Random streams depend on seed, epoch and rank only.
+
+    rate: a share of the peak learning rate to keep to, instead of the schedule.
+    """
     config = run.config
-    torch.manual_seed(config.seed * 1_000_003 + epoch)
-    rng = np.random.default_rng([config.seed, epoch])
-    order = rng.permutation(run.users)
+    torch.manual_seed((config.seed * 1_000_003 + epoch) * 64 + run.rank)
+    order = np.random.default_rng([config.seed, epoch]).permutation(run.users)
+    rng = np.random.default_rng([config.seed, epoch, 1 + run.rank])
     sums = np.zeros(2)
     network.train()
     for number in range(run.steps):
-        users = np.sort(order[number * run.batch_size : (number + 1) * run.batch_size])
+        whole = order[number * run.batch_size : (number + 1) * run.batch_size]
+        users = np.sort(whole[run.rank :: run.processes] if len(whole) >= run.processes else whole)
         pair = losses(network, run.data, run.tensors, run.teachers, users, rng, config, temperature)
         total = (1 - config.distil) * pair[0] + config.distil * pair[1]
         if not torch.isfinite(total):
@@ -152,9 +258,10 @@ def _epoch(
             raise ModelError(complain("training", found, "a finite loss; try a lower --learning-rate"))
         done = (epoch - 1 + number / run.steps) / epochs
         for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * _schedule(done)
+            group["lr"] = group["peak"] * (_schedule(done) if rate is None else rate)
         optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
+        ranks.average_gradients(optimizer.param_groups[0]["params"])
         torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], config.clip_norm)
         optimizer.step()
         sums += [part.item() for part in pair]
@@ -179,7 +286,7 @@ def _tune_temperature(run: Run, report: Report) -> float:
         network, optimizer = _new(run)
         for epoch in range(1, epochs + 1):
             _epoch(run, network, optimizer, epoch, epochs, temperature)
-        measured = validate(network, run.data, run.tensors, targets)
+        measured = ranks.agreed(validate(network, run.data, run.tensors, targets) if run.rank == 0 else None)
         found[temperature] = measured["ndcg@10"]
         report({"tried_temperature": temperature, "retrieval": measured})
     return max(found, key=lambda temperature: found[temperature])
@@ -193,6 +300,7 @@ def _new(run: Run) -> tuple[Network, torch.optim.Optimizer]:
     network = Network(shape, len(HISTORY_FEATURES))
     item, history, user = (tensor(part) for part in run.teachers.start)
     network.start_from(run.tensors.ids[:, 0], item, history, user)
+    ranks.same(network.state_dict().values())
     network.head.scale.data.fill_(1 / (config.temperature or UNMEASURED_TEMPERATURE))
     towers = [*network.item_tower.parameters(), *network.user_tower.parameters()]
     groups = [{"params": towers, "peak": config.learning_rate, "weight_decay": config.weight_decay}]

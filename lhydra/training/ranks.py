@@ -1,0 +1,57 @@
+"""Training by several processes under `torchrun` (gloo): each takes its share of every batch, gradients are averaged.
+
+Alone, every function here does nothing. Rank 0 validates, writes and reports; the others follow.
+"""
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def start() -> tuple[int, int]:
+    """Joins the group that torchrun started, if it did; returns (rank, processes)."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        dist.init_process_group("gloo")
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def end() -> None:
+    """Leaves the group, once everybody has come here."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+@torch.no_grad()
+def same(tensors: Iterable[Tensor]) -> None:
+    """Gives every process what rank 0 holds."""
+    if dist.is_initialized():
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
+def agreed(value: Any) -> Any:
+    """Returns rank 0's value, plain data, in every process."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, 0)
+    return box[0]
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Replaces every gradient by its mean over the processes; one without a gradient counts as 0."""
+    if not dist.is_initialized():
+        return
+    given = list(parameters)
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in given])
+    dist.all_reduce(flat)
+    flat /= dist.get_world_size()
+    start = 0
+    for parameter in given:
+        parameter.grad = flat[start : start + parameter.numel()].view_as(parameter)
+        start += parameter.numel()

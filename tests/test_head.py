@@ -1,0 +1,377 @@
+"""The head: what it is fitted on, that held users stay held, and when it leaves the retrieval order alone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from lhydra import colisten, embedding
+from lhydra.data.dataset import Dataset
+from lhydra.evaluation.metrics import rank_metrics
+from lhydra.histories import Histories, offsets_of
+from lhydra.model import Model
+from lhydra.training import head as heads
+from lhydra.training import teachers
+from lhydra.training.data import Targets, TrainingData, load, select
+from lhydra.training.export import export
+from lhydra.training.head import BARE, FOLDS, STRENGTHS, UNMEASURED_STRENGTH, Examples, Fitted
+from lhydra.training.model import Head, Network
+from lhydra.training.step import Tensors, embed_users
+from lhydra.training.teachers import Table, Teachers
+from lhydra.training.train import Run, _new
+from lhydra.training.validate import calibrate, embed_tracks
+from tests.conftest import TINY_TRAINING
+
+CONFIG = replace(TINY_TRAINING, head_epochs=2, depth=60)
+
+
+@pytest.fixture(scope="module")
+def data(tiny_dataset: Dataset) -> TrainingData:
+    return load(tiny_dataset)
+
+
+@pytest.fixture(scope="module")
+def fitted_teachers(data: TrainingData) -> Teachers:
+    return teachers.fit(data, CONFIG.dim, 0)
+
+
+@pytest.fixture
+def network(data: TrainingData, fitted_teachers: Teachers) -> Network:
+    """Towers as they start, which retrieve well already, and a head that nobody has fitted."""
+    torch.set_num_threads(1)
+    users = np.flatnonzero(np.diff(data.train.offsets) > 0)
+    return _new(Run(data, Tensors.of(data), fitted_teachers, CONFIG, users, 64))[0].eval()
+
+
+def fit(network: Network, data: TrainingData, table: Table) -> Fitted:
+    return heads.fit(network, data, Tensors.of(data), table, CONFIG)
+
+
+def gathered(network: Network, data: TrainingData, table: Table, targets: Targets | None = None) -> Examples:
+    targets = data.valid if targets is None else targets
+    shown = select(data.train, targets.users)
+    rng = np.random.default_rng(0)
+    return heads.gather(network, data, Tensors.of(data), table, targets, shown, CONFIG.depth, rng)
+
+
+def want(data: TrainingData, rows: np.ndarray) -> TrainingData:
+    """The same data where validation users go on to play `rows` (users, m)."""
+    flat = np.sort(rows, 1).ravel()
+    return replace(data, valid=Targets(data.valid.users, offsets_of(np.full(len(rows), rows.shape[1])), flat))
+
+
+def random_table(n: int, seed: int, width: int = 30) -> Table:
+    rng = np.random.default_rng(seed)
+    neighbours = np.stack([np.sort(rng.permutation(n)[:width]) for _ in range(n)])
+    return Table.of(neighbours.astype(np.int32), rng.exponential(0.1, (n, width)).astype(np.float32))
+
+
+@dataclass
+class Watched:
+    """What `fit` did, in order: ("gate" | "deep" | "ranked", head, users, lists by strength or None)."""
+
+    calls: list[tuple[str, Head, np.ndarray, Any]] = field(default_factory=list)
+
+    def runs(self) -> list[list[tuple[str, Head, np.ndarray, Any]]]:
+        """The calls, cut where a new head begins."""
+        starts = [i for i, call in enumerate(self.calls) if call[0] == "gate"]
+        return [self.calls[a:b] for a, b in zip(starts, [*starts[1:], None], strict=True)]
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
+    seen = Watched()
+
+    def spy(kind: str, real: Callable[..., Any], at: int) -> Callable[..., Any]:
+        def called(head: Head, *rest: Any) -> Any:
+            found = real(head, *rest)
+            seen.calls.append((kind, head, rest[at].copy(), found))
+            return found
+
+        return called
+
+    monkeypatch.setattr(heads, "_fit_gate", spy("gate", heads._fit_gate, 1))
+    monkeypatch.setattr(heads, "_deep_epoch", spy("deep", heads._deep_epoch, 4))
+    monkeypatch.setattr(heads, "_ranked", spy("ranked", heads._ranked, 3))
+    return seen
+
+
+# -- what it is fitted on ---------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_candidates_are_the_nearest_unheard_tracks_and_some_random_ones(
+    network: Network, data: TrainingData, fitted_teachers: Teachers
+) -> None:
+    found = gathered(network, data, fitted_teachers.table)
+    vectors, history = (part.numpy() for part in embed_tracks(network, Tensors.of(data)))
+    encoded = data.spec.encode_users(data.profiles[data.valid.users], select(data.train, data.valid.users), data.tracks)
+    users = embed_users(network, encoded, torch.from_numpy(history)).numpy()
+    popularity = embedding.popularity(data.listeners)
+    assert found.retrieved == CONFIG.depth
+    assert found.rows.shape == found.labels.shape == (len(data.valid.users), CONFIG.depth + heads.RANDOM)
+    for i, user in enumerate(data.valid.users):
+        heard = data.train.rows[data.train.offsets[user] : data.train.offsets[user + 1]]
+        wanted = data.valid.rows[data.valid.offsets[i] : data.valid.offsets[i + 1]]
+        cosines = vectors @ users[i]
+        cosines[heard] = -2
+        rows, out = found.rows[i].numpy(), found.excluded[i].numpy()
+        real = rows[: CONFIG.depth][~out[: CONFIG.depth]]
+        assert len(real) == min(CONFIG.depth, data.n_tracks - len(heard))
+        np.testing.assert_allclose(cosines[real], -np.sort(-cosines)[: len(real)], atol=1e-6)  # best first
+        extra = rows[CONFIG.depth :][~out[CONFIG.depth :]]
+        everything = np.concatenate([real, extra])
+        assert len(set(everything.tolist())) == len(everything)
+        assert not np.isin(everything, heard).any()
+        assert not np.isin(extra, wanted).any()  # every target that counts was retrieved
+        assert found.labels[i].numpy().tolist() == (np.isin(rows, wanted) & ~out).tolist()
+        assert int(found.wanted[i]) == len(wanted)
+        entry = encoded.take(np.array([i])).entry
+        together = colisten.scores(
+            fitted_teachers.table.neighbours, fitted_teachers.table.weights, heard, entry, everything
+        )
+        signals = np.column_stack([vectors[everything] @ users[i], popularity[everything], together])
+        np.testing.assert_allclose(found.signals[i].numpy()[~out], signals, atol=1e-4)
+
+
+def test_a_catalogue_smaller_than_the_depth_is_candidates_throughout(
+    network: Network, data: TrainingData, fitted_teachers: Teachers
+) -> None:
+    shown = select(data.train, data.valid.users)
+    tensors = Tensors.of(data)
+    found = heads.gather(
+        network, data, tensors, fitted_teachers.table, data.valid, shown, 10**6, np.random.default_rng(0)
+    )
+    assert found.retrieved == data.n_tracks
+    assert found.labels.sum(1).tolist() == found.wanted.tolist()  # nothing wanted is out of reach
+    assert ((~found.excluded).sum(1).numpy() == data.n_tracks - np.diff(shown.offsets)).all()
+
+
+def test_hidden_train_plays_stand_in_for_a_missing_validation_fold(
+    network: Network, data: TrainingData, fitted_teachers: Teachers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Targets, Histories]] = []
+    gather = heads.gather
+
+    def spied(*args: Any) -> Examples:
+        seen.append((args[4], args[5]))
+        return gather(*args)
+
+    monkeypatch.setattr(heads, "gather", spied)
+    nobody = Targets(np.empty(0, np.int64), np.zeros(1, np.int64), np.empty(0, np.int64))
+    before = [p.clone() for p in network.item_tower.parameters()]
+    found = fit(network, replace(data, valid=nobody), fitted_teachers.table)
+    assert found == Fitted(1, UNMEASURED_STRENGTH, {})
+    assert network.head.strength.item() == UNMEASURED_STRENGTH
+    assert network.head.gate.bias.abs().sum() > 0
+    assert network.head.out.weight.abs().sum() > 0
+    for a, b in zip(before, network.item_tower.parameters(), strict=True):
+        assert torch.equal(a, b)  # the towers are left alone
+    ((targets, shown),) = seen
+    assert len(targets.users) == (np.diff(data.train.offsets) > 0).sum()
+    for i, user in enumerate(targets.users):
+        wanted = targets.rows[targets.offsets[i] : targets.offsets[i + 1]]
+        own = shown.rows[shown.offsets[i] : shown.offsets[i + 1]]
+        assert (np.diff(wanted) > 0).all()
+        assert not np.isin(wanted, own).any()
+        heard = data.train.rows[data.train.offsets[user] : data.train.offsets[user + 1]]
+        assert len(wanted)
+        assert {*wanted.tolist(), *own.tolist()} <= set(heard.tolist())
+
+
+@pytest.mark.parametrize("users", [1, FOLDS - 1, FOLDS])
+def test_very_few_validation_users_are_enough(
+    users: int, network: Network, data: TrainingData, fitted_teachers: Teachers
+) -> None:
+    few = Targets(
+        data.valid.users[:users], data.valid.offsets[: users + 1], data.valid.rows[: data.valid.offsets[users]]
+    )
+    found = fit(network, replace(data, valid=few), fitted_teachers.table)
+    assert all(p.isfinite().all() for p in network.head.parameters())
+    assert found.strength in (0.0, *STRENGTHS)
+
+
+# -- cross-fitting ----------------------------------------------------------------------------------------
+
+
+def test_held_users_are_ranked_by_a_head_that_never_saw_them(
+    network: Network, data: TrainingData, fitted_teachers: Teachers, watched: Watched
+) -> None:
+    data = want(data, planted_rows(network, data, fitted_teachers.table))  # such that the retrieval order does not stay
+    found = fit(network, data, fitted_teachers.table)
+    everybody = np.arange(len(data.valid.users))
+    runs = watched.runs()
+    assert len({id(run[0][1]) for run in runs}) == len(runs)  # a new head each time
+    *folds, last = runs
+    assert len(folds) == FOLDS
+    assert [kind for kind, *_ in last] == ["gate"] + ["deep"] * found.epochs
+    held_by_fold: list[int] = []
+    for run in folds:
+        trained = np.unique(np.concatenate([users for kind, _, users, _ in run if kind != "ranked"]))
+        (held,) = {tuple(users.tolist()) for kind, _, users, _ in run if kind == "ranked"}
+        assert not np.isin(trained, held).any()
+        assert sorted([*trained.tolist(), *held]) == everybody.tolist()
+        assert len({id(head) for _, head, _, _ in run}) == 1
+        assert [kind for kind, *_ in run] == ["gate", "ranked"] + ["deep", "ranked"] * CONFIG.head_epochs
+        held_by_fold += held
+    assert sorted(held_by_fold) == everybody.tolist()
+    for _, _, users, _ in last:  # the head that is kept is fitted on everybody, and ranks nobody
+        assert users.tolist() == everybody.tolist()
+
+
+def test_the_reported_cascade_is_that_of_the_held_users(
+    network: Network, data: TrainingData, fitted_teachers: Teachers, watched: Watched
+) -> None:
+    planted = want(data, planted_rows(network, data, fitted_teachers.table))
+    found = fit(network, planted, fitted_teachers.table)
+    assert found.strength != 0 or found.epochs == 0
+    lists = np.full((len(data.valid.users), 20), -1, np.int64)
+    for run in watched.runs()[:FOLDS]:
+        _, _, held, by_strength = [call for call in run if call[0] == "ranked"][found.epochs]
+        for user, rows in zip(held, by_strength[found.strength], strict=True):
+            lists[user, : len(rows)] = rows
+    measured = rank_metrics(lists, planted.valid.offsets, planted.valid.rows, data.n_tracks).means()
+    for name, value in found.cascade.items():
+        assert value == pytest.approx(measured[name], abs=1e-6)
+
+
+def test_labels_of_held_users_do_not_change_how_they_are_ranked(
+    network: Network, data: TrainingData, fitted_teachers: Teachers, watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shuffled for the users of the first fold, the labels change every other head, and not the one that ranks them."""
+    start = {name: value.clone() for name, value in network.state_dict().items()}
+    fit(network, data, fitted_teachers.table)
+    first = watched.runs()
+    held = next(users for kind, _, users, _ in first[0] if kind == "ranked")
+    gather = heads.gather
+
+    def shuffled(*args: Any) -> Examples:
+        found = gather(*args)
+        labels = found.labels.clone()
+        labels[torch.from_numpy(held)] = (
+            labels[torch.from_numpy(held)].flip(1) & ~found.excluded[torch.from_numpy(held)]
+        )
+        assert (labels != found.labels).any()
+        return replace(found, labels=labels)
+
+    monkeypatch.setattr(heads, "gather", shuffled)
+    network.head = fresh(start, network)
+    watched.calls.clear()
+    fit(network, data, fitted_teachers.table)
+    second = watched.runs()
+    for a, b in zip(first[0], second[0], strict=True):
+        assert a[2].tolist() == b[2].tolist()
+        if a[0] == "ranked":
+            assert a[3].keys() == b[3].keys()
+            for strength in a[3]:
+                assert [rows.tolist() for rows in a[3][strength]] == [rows.tolist() for rows in b[3][strength]]
+    assert not torch.equal(first[1][0][1].gate.weight, second[1][0][1].gate.weight)
+
+
+def fresh(state: dict[str, Tensor], network: Network) -> Head:
+    """The head as it was, whatever has been fitted since."""
+    network.head.load_state_dict({k.removeprefix("head."): v for k, v in state.items() if k.startswith("head.")})
+    return network.head
+
+
+# -- when it helps ----------------------------------------------------------------------------------------
+
+
+def planted_rows(network: Network, data: TrainingData, table: Table, channel: int = 2) -> np.ndarray:
+    """(users, 3): of each validation user the retrieved tracks with the highest signal; 2 is all co-listening."""
+    found = gathered(network, data, table)
+    signal = found.signals[:, : found.retrieved, channel].masked_fill(found.excluded[:, : found.retrieved], -np.inf)
+    return found.rows.gather(1, signal.topk(3, 1).indices).numpy()
+
+
+def ndcg_of_retrieval(network: Network, data: TrainingData, table: Table) -> float:
+    found = gathered(network, data, table)
+    lists = found.rows[:, :20].masked_fill(found.excluded[:, :20], -1).numpy()
+    return rank_metrics(lists, data.valid.offsets, data.valid.rows, data.n_tracks).means()["ndcg@10"]
+
+
+def test_a_planted_signal_is_found(network: Network, data: TrainingData) -> None:
+    """What users go on to play is what a random table says: the cascade says so too, of users it has not seen."""
+    table = random_table(data.n_tracks, seed=3)
+    planted = want(data, planted_rows(network, data, table))
+    retrieval = ndcg_of_retrieval(network, planted, table)
+    found = fit(network, planted, table)
+    assert retrieval < 0.4
+    assert found.cascade["ndcg@10"] > retrieval + 0.3
+    with torch.no_grad():
+        weights = network.head.gate(torch.zeros(1, network.head.gate.in_features))[0]
+    assert weights[2] > 0
+
+
+def test_where_signals_are_noise_the_retrieval_order_stays(network: Network, data: TrainingData) -> None:
+    table = random_table(data.n_tracks, seed=4)
+    planted = want(data, planted_rows(network, data, table, channel=0))  # the nearest three, and nothing else
+    assert ndcg_of_retrieval(network, planted, table) == 1
+    scale = network.head.scale.item()
+    found = fit(network, planted, table)
+    assert found.cascade["ndcg@10"] == 1
+    assert found.strength == 0
+    assert network.head.scale.item() == scale
+    assert network.head.strength.item() == 0
+    examples = gathered(network, planted, table)
+    with torch.no_grad():
+        logits = network.head.weighted(examples.dense, examples.signals)
+    torch.testing.assert_close(logits, scale * examples.signals[:, :, 0])  # a cosine, scaled
+    assert BARE not in (0.0, *STRENGTHS)
+
+
+def test_the_cascade_is_never_reported_below_the_retrieval_order(
+    network: Network, data: TrainingData, fitted_teachers: Teachers
+) -> None:
+    retrieval = ndcg_of_retrieval(network, data, fitted_teachers.table)
+    assert fit(network, data, fitted_teachers.table).cascade["ndcg@10"] >= retrieval - 1e-5
+
+
+def test_the_same_seed_gives_the_same_head(network: Network, data: TrainingData, fitted_teachers: Teachers) -> None:
+    start = {name: value.clone() for name, value in network.state_dict().items()}
+    first = fit(network, data, fitted_teachers.table)
+    kept = {name: value.clone() for name, value in network.head.state_dict().items()}
+    network.head = fresh(start, network)
+    assert fit(network, data, fitted_teachers.table) == first
+    for name, value in network.head.state_dict().items():
+        assert torch.equal(value, kept[name]), name
+
+
+# -- as served --------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_served_scores_are_those_of_training(
+    network: Network, data: TrainingData, fitted_teachers: Teachers, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    """Candidates and signals gathered in training, scored by the exported head from the bundle's files."""
+    with torch.enable_grad():
+        fit(network, data, fitted_teachers.table)
+    network.head.strength.fill_(0.5)
+    torch.nn.init.normal_(network.head.out.weight)
+    calibrate(network, data, Tensors.of(data), fitted_teachers.table, data.valid, 0)
+    network.eval()
+    export(network, data, fitted_teachers.table, tmp_path, {"parents": {}, "quality": {}})
+    (tmp_path / "catalog").mkdir()
+    bundle = embedding.unpublished_bundle(Model.open(tmp_path), tiny_dataset, tmp_path / "catalog")
+    examples = gathered(network, data, fitted_teachers.table)
+    vectors, tensors = embed_tracks(network, Tensors.of(data))[0], Tensors.of(data)
+    base, deep = heads._parts(network.head, examples, vectors, tensors, torch.arange(len(examples)))
+    a, b = network.head.calibration
+    logits = base + network.head.strength * deep
+    probabilities = torch.sigmoid(a * logits + b).numpy()
+    encoded = data.spec.encode_users(data.profiles[data.valid.users], select(data.train, data.valid.users), data.tracks)
+    for i in range(0, len(examples), 5):
+        user = encoded.take(np.array([i]))
+        vector = bundle.user_tower.embed(user, bundle.catalog.history)
+        np.testing.assert_allclose(vector[0], examples.user[i].numpy(), atol=1e-4)
+        real = ~examples.excluded[i].numpy()
+        logit, probability = bundle.score(vector, user, examples.rows[i].numpy()[real])
+        size = max(1.0, float(logits[i].abs().max()))
+        np.testing.assert_allclose(logit, logits[i].numpy()[real], atol=2e-4 * size)
+        np.testing.assert_allclose(probability, probabilities[i][real], atol=1e-3)
