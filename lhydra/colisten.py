@@ -35,11 +35,13 @@ def scores(
     entry features; candidates: (m,) rows.
     """
     heard: F32 | None = getattr(_local, "heard", None)
-    if heard is None or len(heard) < len(neighbours):  # one per thread, all zero between calls
-        heard = _local.heard = np.zeros((len(neighbours), len(CHANNELS)), np.float32)
-    try:
-        heard[played] = channel_weights(entry)
-        found = np.einsum("mkc,mk->mc", heard[neighbours[candidates]], weights[candidates].astype(np.float32))
-    finally:  # whatever fails, the plays of one user must not count for the next
-        heard[played] = 0
-    return np.asarray(found, np.float32)
+    if heard is None or heard.shape[1] < len(neighbours):  # one per thread, all zero between calls
+        heard = _local.heard = np.zeros((len(CHANNELS), len(neighbours)), np.float32)
+    near = neighbours.take(candidates, 0).astype(np.intp)
+    weight = weights.take(candidates, 0).astype(np.float32)
+    found = np.empty((len(candidates), len(CHANNELS)), np.float32)
+    for channel, played_weight in enumerate(channel_weights(entry).T):
+        heard[channel, played] = played_weight
+        np.einsum("mk,mk->m", heard[channel].take(near, mode="clip"), weight, out=found[:, channel])  # clip: unchecked
+        heard[channel, played] = 0
+    return found
