@@ -308,6 +308,21 @@ def test_a_planted_signal_is_found(network: Network, data: TrainingData) -> None
     assert weights[2] > 0
 
 
+def test_what_was_not_retrieved_is_never_ranked(network: Network, data: TrainingData, watched: Watched) -> None:
+    """The random tracks are there to learn from: a cascade could not show them, however high they score."""
+    table = random_table(data.n_tracks, seed=3)
+    planted = want(data, planted_rows(network, data, table))
+    examples = gathered(network, planted, table)
+    retrieved = [set(rows.tolist()) for rows in examples.rows[:, : examples.retrieved]]
+    fit(network, planted, table)
+    ranked = [call for call in watched.calls if call[0] == "ranked"]
+    assert len(ranked) == FOLDS * (1 + CONFIG.head_epochs)
+    for _, _, held, by_strength in ranked:
+        for lists in by_strength.values():
+            for user, rows in zip(held, lists, strict=True):
+                assert set(rows.tolist()) - {-1} <= retrieved[user]
+
+
 def test_where_signals_are_noise_the_retrieval_order_stays(network: Network, data: TrainingData) -> None:
     table = random_table(data.n_tracks, seed=4)
     planted = want(data, planted_rows(network, data, table, channel=0))  # the nearest three, and nothing else

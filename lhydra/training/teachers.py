@@ -153,7 +153,8 @@ def _fit(data: TrainingData, dim: int, seed: int, report: Report, like: Teachers
     plays = matrix(train, data.n_tracks)
     valid = _sample(data.valid, seed)
     tuned = like is None and len(valid.users) > 0 and plays.nnz <= MANY_PLAYS
-    settings = FACTORS if tuned else FACTORS[2:3] if like is None else (tuple(like.chosen["ials"]),)
+    grid = FACTORS if tuned else FACTORS[2:3] if like is None else (tuple(like.chosen["ials"]),)
+    settings = tuple(dict.fromkeys((min(width, dim - 1), reg, alpha) for width, reg, alpha in grid))
     ridges = RIDGES if tuned else RIDGES[:1] if like is None else (tuple(like.chosen["co-listening"]),)
     shown = select(data.train, valid.users)
 
@@ -170,7 +171,7 @@ def _fit(data: TrainingData, dim: int, seed: int, report: Report, like: Teachers
 
     tried: list[tuple[float, Factors, tuple[float, ...]]] = []
     for width, reg, alpha in settings:
-        factors = _factors(plays, min(width, dim - 1), reg, alpha, seed)
+        factors = _factors(plays, width, reg, alpha, seed)
         quality = measured(lambda block, f=factors: _mapped(f, block) @ f.item.T) if tuned else 0.0  # type: ignore[misc]
         tried.append((quality, factors, (width, reg, alpha)))
         report({"teacher": "ials", "setting": (width, reg, alpha), "ndcg@10": quality})

@@ -78,37 +78,35 @@ def train(
         ModelError: `out` is something else, nothing to resume from, or the loss is not finite.
     """
     rank, processes = ranks.start()
-    try:
+    if rank == 0:
+        _claim(out, resume)
+    torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 2) // 2 // processes))
+    parents = {"dataset": dataset.info.source, "split": dataset.info.split}
+    crossed = []
+    for part in range(folds):
+        plays = _fold(dataset.plays, part, folds, config.seed)
+        folder = out / "folds" / str(part)
         if rank == 0:
-            _claim(out, resume)
-        torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 2) // 2 // processes))
-        parents = {"dataset": dataset.info.source, "split": dataset.info.split}
-        crossed = []
-        for part in range(folds):
-            plays = _fold(dataset.plays, part, folds, config.seed)
-            folder = out / "folds" / str(part)
-            if rank == 0:
-                shutil.rmtree(folder, ignore_errors=True)
-                (folder / "checkpoint").mkdir(parents=True)
-            trained = _train(load(dataset, plays), folder, config, parents, False, _of_fold(report, part))
-            crossed.append({name: trained.quality.get(name, {}) for name in ("retrieval", "cascade")})
-        if rank == 0:
-            shutil.rmtree(out / "folds", ignore_errors=True)
-        trained = _train(load(dataset), out, config, parents, resume, report)
-        if refit:
-            trained = _refit(trained, load(dataset, upto=VALID), report)
-        info: dict[str, Any] = {
-            "parents": parents,
-            "config": asdict(config),
-            "chosen": trained.chosen,
-            "quality": trained.quality,
-        }
-        info |= {"fitted_on": "train and valid" if refit else "train"} | ({"folds": crossed} if folds else {})
-        if rank:
-            return info
-        return export(trained.network, trained.run.data, trained.run.teachers.table, out, info)
-    finally:
-        ranks.end()
+            shutil.rmtree(folder, ignore_errors=True)
+            (folder / "checkpoint").mkdir(parents=True)
+        trained = _train(load(dataset, plays), folder, config, parents, False, _of_fold(report, part))
+        crossed.append({name: trained.quality.get(name, {}) for name in ("retrieval", "cascade")})
+    if rank == 0:
+        shutil.rmtree(out / "folds", ignore_errors=True)
+    trained = _train(load(dataset), out, config, parents, resume, report)
+    if refit:
+        trained = _refit(trained, load(dataset, upto=VALID), report)
+    info: dict[str, Any] = {
+        "parents": parents,
+        "config": asdict(config),
+        "chosen": trained.chosen,
+        "quality": trained.quality,
+    }
+    info |= {"fitted_on": "train and valid" if refit else "train"} | ({"folds": crossed} if folds else {})
+    ranks.end()  # not where something was raised: torchrun ends the others then
+    if rank:
+        return info
+    return export(trained.network, trained.run.data, trained.run.teachers.table, out, info)
 
 
 @dataclass(frozen=True)
@@ -220,12 +218,12 @@ def _fit(
         state["epoch"] = epoch
         if better:
             state["best"] = {"epoch": epoch, "retrieval": measured} if measured else None
-        if writes:
+        if writes:  # the line first: a line without its checkpoint is cut off again, a checkpoint needs its line
+            with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
             if better:
                 checkpoint.save(folder / "best.safetensors", network, optimizer, state)
             checkpoint.save(folder / "last.safetensors", network, optimizer, state)
-            with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
         report(line | {"epochs": config.epochs, "best": bool(better)})
 
 
