@@ -19,7 +19,7 @@ from tests.test_supervisor import running
 
 pytestmark = pytest.mark.real_data
 TOOLS = DATA.parent / "tools"
-SMALL = ("--dim", "64", "--hidden", "64", "--threads", "1")
+SMALL = ("--dim", "66", "--hidden", "64", "--threads", "1", "--head-epochs", "1", "--depth", "100")
 
 
 def lhydra(*words: object) -> None:
@@ -57,7 +57,7 @@ def test_the_sample_is_served(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "epochs", "least_ndcg"), [("movielens-100k", 20, 0.2), ("lastfm-hetrec", 6, 0.09)], ids=["ml", "lastfm"]
+    ("name", "epochs", "least_ndcg"), [("movielens-100k", 6, 0.28), ("lastfm-hetrec", 2, 0.15)], ids=["ml", "lastfm"]
 )
 def test_a_small_model_is_far_above_popularity(name: str, epochs: int, least_ndcg: float, tmp_path: Path) -> None:
     split = real_data(name) / "splits" / "random_seed0.npz"
@@ -67,7 +67,7 @@ def test_a_small_model_is_far_above_popularity(name: str, epochs: int, least_ndc
     subprocess.run([sys.executable, TOOLS / "to_tables.py", name, split, source], check=True)
     dataset, store = build(source, tmp_path, *SMALL, "--epochs", str(epochs))
     lhydra("recommend", dataset, store, "--k", "100", "--out", lists)
-    lhydra("evaluate", dataset, "--store", store, "--json", ours)
+    lhydra("evaluate", dataset, "--store", store, "--baselines", "none", "--json", ours)
     tool = map(str, (sys.executable, TOOLS / "evaluate.py", "--split", split, "--lists", lists, "--out", theirs))
     subprocess.run([*tool], check=True, stdout=subprocess.DEVNULL)
     expected = json.loads(theirs.read_text())
