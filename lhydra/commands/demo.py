@@ -31,7 +31,7 @@ class DemoConfig:
     users: int = setting(2_000, "listeners of the synthetic world")
     tracks: int = setting(3_000, "tracks of the synthetic world")
     plays: int = setting(150_000, "plays of the synthetic world")
-    epochs: int = setting(16, "epochs of training")
+    epochs: int = setting(10, "epochs of training")
     seed: int = setting(0, "of world and training")
     k: int = setting(10, "tracks to recommend")
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     world, dataset, model, store = (folder / part for part in PARTS)
     seed = ["--seed", str(settings.seed)]
     sizes = [word for name in ("users", "tracks", "plays") for word in (f"--{name}", str(getattr(settings, name)))]
-    training = ["--epochs", str(settings.epochs)]
+    training = ["--epochs", str(settings.epochs), "--head-epochs", "2"]
     started = time.monotonic()
     _step(1, "make a synthetic listening world", ["synth", str(world), *sizes, *seed])
     _step(2, "split and check it", ["prepare", str(world), str(dataset)])
