@@ -34,7 +34,7 @@ from lhydra.training.data import TrainingData, hide, load, select, targets
 from lhydra.training.losses import log_q, softmax_loss
 from lhydra.training.model import Dropout, Network
 from lhydra.training.step import Tensors
-from lhydra.training.train import Run, _fold, _new, _schedule, train
+from lhydra.training.train import Run, _epoch, _fold, _new, _schedule, train
 from lhydra.training.validate import platt
 from tests.conftest import TINY_TRAINING
 
@@ -455,6 +455,28 @@ def test_refit_learns_the_validation_plays_and_keeps_the_head(tiny_dataset: Data
         owner = np.repeat(np.arange(len(wanted.users)), np.diff(wanted.offsets))
         rank[name] = (scores[owner] > scores[owner, wanted.rows][:, None]).sum(1).mean()
     assert rank["refit"] < rank["plain"]
+
+
+def test_refit_goes_on_from_what_was_learnt(
+    tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no further epoch the towers are those of the model before, for tracks without an id, too."""
+    once = replace(QUICK, epochs=1, head_epochs=0)
+
+    def still(run: Run, network: Network, optimizer: Any, epoch: int, *rest: Any) -> dict[str, float]:
+        return {} if epoch > once.epochs else _epoch(run, network, optimizer, epoch, *rest)
+
+    monkeypatch.setattr("lhydra.training.train._epoch", still)
+    vectors, known = {}, {}
+    for name, refit in (("plain", False), ("refit", True)):
+        train(tiny_dataset, tmp_path / name, once, refit=refit)
+        model = Model.open(tmp_path / name)
+        tracks = model.spec.encode_tracks(tiny_dataset.track_columns())
+        vectors[name], known[name] = model.item_tower.embed(tracks), tracks.ids[:, 0] > 0
+    assert (known["refit"] & ~known["plain"]).any()
+    assert (~known["refit"]).any()
+    for before, after in zip(vectors["plain"], vectors["refit"], strict=True):
+        np.testing.assert_allclose(after, before, atol=1e-5)
 
 
 def test_two_processes_learn_as_well_as_one(tiny_dataset: Dataset, tiny_model: Path, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def fit(
         return head, seen
 
     everybody = np.arange(len(examples))
-    fitted = Fitted(1, UNMEASURED_STRENGTH, {})
+    fitted = Fitted(min(1, config.head_epochs), UNMEASURED_STRENGTH, {})
     if len(data.valid.users) >= FOLDS:
         fold = rng.integers(0, FOLDS, len(examples))
         lists: dict[tuple[int, float], I64] = {}

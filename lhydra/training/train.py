@@ -170,6 +170,7 @@ def _refit(trained: Trained, data: TrainingData, report: Report) -> Trained:
     old, new = before.tensors.ids[:, 0], run.tensors.ids[:, 0]
     for name, value in kept.items():
         if name in ("item_tower.retrieval_id.weight", "item_tower.history_id.weight"):
+            grown[name][:] = value[0]  # a track first heard in validation starts as an unknown one
             grown[name][new[old > 0]] = value[old[old > 0]]
         else:
             grown[name] = value
