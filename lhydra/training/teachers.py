@@ -13,6 +13,7 @@ import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -29,10 +30,10 @@ from lhydra.timing import timed
 from lhydra.training.data import Targets, TrainingData, select
 from lhydra.training.losses import softmax_loss
 
-FACTORS = ((32, 20.0, 4.0), (64, 20.0, 4.0), (64, 40.0, 10.0), (128, 60.0, 8.0))  # (width, reg, alpha) tried
+FACTORS = ((32, 20.0, 4.0), (64, 20.0, 4.0), (64, 40.0, 10.0), (128, 60.0, 8.0), (128, 40.0, 40.0))  # (width, reg, alpha) tried
 RIDGES = ((50.0, 0.5), (300.0, 0.0))  # (constant, share of the track's own weight) tried
 WIDTH, WIDTH_LARGE = 128, 64  # neighbours per track, up to and beyond LARGE tracks
-LARGE = 20_000
+LARGE = 50_000
 DENSE = 6_000  # tracks whose co-listening is kept as one matrix
 MANY_PLAYS = 2_000_000  # beyond, the first setting of each grid but one is taken unmeasured
 TUNING_USERS, TUNING_TRACKS = 1_000, 10_000
@@ -56,14 +57,14 @@ class Factors:
 
     def users(self, plays: sp.csr_matrix) -> F32:
         """Returns the user factors (B, f) for `plays` (B, n), by their exact least-squares solution."""
-        width, item = self.item.shape[1], torch.from_numpy(self.item)
-        owner = torch.from_numpy(np.repeat(np.arange(plays.shape[0]), np.diff(plays.indptr)))
-        played = item[torch.from_numpy(plays.indices.astype(np.int64))]
-        confidence = torch.from_numpy((plays.data * self.alpha).astype(np.float32))
-        outer = ((confidence - 1)[:, None, None] * played[:, :, None] * played[:, None, :]).flatten(1)
-        left = torch.zeros(plays.shape[0], width * width).index_add_(0, owner, outer).view(-1, width, width)
-        right = torch.zeros(plays.shape[0], width).index_add_(0, owner, confidence[:, None] * played)
-        return np.asarray(torch.linalg.solve(left + torch.from_numpy(self.gram), right).numpy())
+        item, gram = torch.from_numpy(self.item), torch.from_numpy(self.gram)
+        left, right = gram.repeat(plays.shape[0], 1, 1), torch.zeros(plays.shape[0], len(gram))
+        for i, (start, end) in enumerate(pairwise(plays.indptr)):
+            played = item[torch.from_numpy(plays.indices[start:end].astype(np.int64))]  # (m, f)
+            confidence = torch.from_numpy((plays.data[start:end] * self.alpha).astype(np.float32))[:, None]
+            left[i].addmm_(played.T, (confidence - 1) * played)
+            right[i] = (confidence * played).sum(0)
+        return np.asarray(torch.cholesky_solve(right[:, :, None], torch.linalg.cholesky(left))[:, :, 0].numpy())
 
     def start(self, plays: sp.csr_matrix) -> tuple[F32, F32, F32]:
         """Returns what the towers start from: item (n, f), history (n, f) and the mean user (f,) of `plays`.
