@@ -22,7 +22,16 @@ import numpy.typing as npt
 
 from lhydra.domain import F32, I64, Value
 from lhydra.errors import FeatureError, complain
-from lhydra.histories import MAX_GAP_DAYS, EncodedUsers, Histories, entry_features, spread_days, sums
+from lhydra.histories import (
+    MAX_GAP_DAYS,
+    EncodedUsers,
+    Histories,
+    entry_features,
+    play_weights,
+    relative_weights,
+    spread_days,
+    sums,
+)
 
 FORMAT = 2
 Columns = Mapping[str, Sequence[Any] | npt.NDArray[Any]]  # equal lengths; one row or a million
@@ -194,7 +203,7 @@ class FeatureSpec:
         n, offsets, rows = len(profiles), histories.offsets, histories.rows
         lengths = np.diff(offsets)
         owner = np.repeat(np.arange(n), lengths)
-        weight = np.log1p(histories.counts).astype(np.float32)
+        weight = play_weights(histories.counts)
         total = np.maximum(sums(weight, offsets), 1e-9)
         prefers = sums(tracks.dense[rows] * weight[:, None], offsets) / total[:, None]
         some = lengths > 0
@@ -219,7 +228,8 @@ class FeatureSpec:
             ids.append(_top(genre))
         if self._has_mood:
             ids.append(_top(self._shares("quadrant", rows, owner, weight, total, tracks, n)))
-        return EncodedUsers(dense, np.concatenate(ids, 1), histories, entry_features(histories, weight, total / size))
+        entry = entry_features(histories, relative_weights(weight, offsets))
+        return EncodedUsers(dense, np.concatenate(ids, 1), histories, entry)
 
     # -- fitting and JSON -------------------------------------------------------------------------------
 

@@ -75,22 +75,32 @@ def offsets_of(lengths: I64) -> I64:
     return np.asarray(np.concatenate([[0], np.cumsum(lengths)]), np.int64)
 
 
-def entry_features(histories: Histories, weight: F32, typical: npt.NDArray[np.floating]) -> F32:
-    """(m, 3): log of the count's weight against the user's mean, how long before the newest play, how far from the end.
+def play_weights(counts: F32) -> F32:
+    """Returns what plays weigh, (m,) float32: the log of their count, so that a favourite does not drown the rest."""
+    return np.asarray(np.log1p(counts), np.float32)
 
-    The first is such that exp() of it is a weight of mean 1: what the co-listening score and an untrained user
-    tower weigh a play by.
+
+def relative_weights(weight: F32, offsets: I64) -> F32:
+    """Returns `weight` (m,) against the mean of its segment, within 0.05 and 20.
+
+    What teachers, co-listening scores and an untrained user tower weigh a play by.
     """
+    lengths = np.diff(offsets)
+    mean = np.maximum(sums(weight, offsets), 1e-9) / np.maximum(lengths, 1)
+    return np.asarray(np.clip(weight / np.maximum(np.repeat(mean, lengths), 1e-9), 0.05, 20.0), np.float32)
+
+
+def entry_features(histories: Histories, relative: F32) -> F32:
+    """(m, 3): log of the `relative` weight (m,), how long before the newest play, how far from the end."""
     offsets, times = histories.offsets, histories.times
     lengths = np.diff(offsets)
-    entry = np.zeros((len(weight), len(HISTORY_FEATURES)), np.float32)
-    mean = np.maximum(np.repeat(typical, lengths), 1e-9)
-    entry[:, 0] = np.log(np.clip(weight / mean, 0.05, 20.0))
+    entry = np.zeros((len(relative), len(HISTORY_FEATURES)), np.float32)
+    entry[:, 0] = np.log(relative)
     if times.any():  # without times the order means nothing
         newest = np.repeat(maxima(times, offsets), lengths)
         days = np.where(times > 0, (newest - times) / 86400.0, np.where(newest > 0, MAX_GAP_DAYS, 0.0))
         entry[:, 1] = np.log1p(np.clip(days, 0, MAX_GAP_DAYS)) / np.log1p(MAX_GAP_DAYS)
-        position = np.repeat(offsets[1:], lengths) - 1 - np.arange(len(weight))
+        position = np.repeat(offsets[1:], lengths) - 1 - np.arange(len(relative))
         entry[:, 2] = np.where(newest > 0, np.log1p(position) / 7, 0)
     return entry
 

@@ -25,12 +25,13 @@ from torch import Tensor
 
 from lhydra.domain import F32, I64
 from lhydra.evaluation.metrics import rank_metrics
-from lhydra.histories import Histories, offsets_of, spans
+from lhydra.histories import Histories, offsets_of, play_weights, relative_weights, spans
 from lhydra.timing import timed
 from lhydra.training.data import Targets, TrainingData, select
 from lhydra.training.losses import softmax_loss
 
-FACTORS = ((32, 20.0, 4.0), (64, 20.0, 4.0), (64, 40.0, 10.0), (128, 60.0, 8.0), (128, 40.0, 40.0))  # (width, reg, alpha) tried
+# (width, reg, alpha) tried
+FACTORS = ((32, 20.0, 4.0), (64, 20.0, 4.0), (64, 40.0, 10.0), (128, 60.0, 8.0), (128, 40.0, 40.0))
 RIDGES = ((50.0, 0.5), (300.0, 0.0))  # (constant, share of the track's own weight) tried
 WIDTH, WIDTH_LARGE = 128, 64  # neighbours per track, up to and beyond LARGE tracks
 LARGE = 50_000
@@ -126,13 +127,9 @@ def parts(table: Table, factors: Factors, seen: Histories, rows: I64 | None = No
 
 
 def matrix(histories: Histories, n_tracks: int) -> sp.csr_matrix:
-    """Returns plays (B, n) weighted by log count with mean 1 per user, as `histories.entry_features` weighs them."""
-    lengths = np.diff(histories.offsets)
-    weight = np.log1p(histories.counts)
-    total = np.bincount(np.repeat(np.arange(len(lengths)), lengths), weight, len(lengths))
-    mean = np.repeat(total / np.maximum(lengths, 1), lengths)
-    weight = np.clip(weight / np.maximum(mean, 1e-9), 0.05, 20.0).astype(np.float32)
-    return sp.csr_matrix((weight, histories.rows, histories.offsets), shape=(len(lengths), n_tracks))
+    """Returns plays (B, n) by their relative weights."""
+    weight, n = relative_weights(play_weights(histories.counts), histories.offsets), len(histories.offsets) - 1
+    return sp.csr_matrix((weight, histories.rows, histories.offsets), shape=(n, n_tracks))
 
 
 @timed("train.teachers")

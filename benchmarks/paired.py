@@ -1,0 +1,106 @@
+"""Lists of Lhydra against the tuned baselines, user by user over several splits.
+
+    python benchmarks/paired.py --out results.json DATASET=LISTS.csv [DATASET=LISTS.csv ...]
+
+Each LISTS.csv is what `lhydra recommend DATASET STORE --users all --k 20` wrote. Baselines are tuned on each dataset's
+validation fold and cached beside it, as `lhydra evaluate` does. The users of all splits are taken together: the
+intervals are of the mean over users and splits. Users whom a system has no list for count 0.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.machine import machine, versions
+from lhydra.data.dataset import Dataset
+from lhydra.errors import LhydraError
+from lhydra.evaluation import baselines
+from lhydra.evaluation.bootstrap import difference
+from lhydra.evaluation.metrics import rank_metrics
+from lhydra.evaluation.run import Targets, find_targets
+
+METRICS = ("ndcg@10", "recall@20", "ndcg@20")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints a table, writes JSON; returns 0, or 1 after bad input."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="DATASET=LISTS.csv")
+    parser.add_argument("--baselines", default="popular,itemknn,ials,ease")
+    parser.add_argument("--out", type=Path, help="JSON to write")
+    args = parser.parse_args(argv)
+    values: dict[str, dict[str, list[Any]]] = {}
+    try:
+        for run in args.runs:
+            folder, _, lists = run.partition("=")
+            for system, metrics in measured(Dataset.open(Path(folder)), Path(lists), args.baselines.split(",")).items():
+                for name in METRICS:
+                    values.setdefault(system, {}).setdefault(name, []).append(metrics[name])
+    except (LhydraError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    systems = compared(values)
+    document = {"machine": machine(), "versions": versions(), "runs": len(args.runs), "systems": systems}
+    for system, row in systems.items():
+        print(f"{system:10}", *(f"{name} {_words(row[name])}" for name in METRICS), sep="  ")
+    if args.out:
+        args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def measured(dataset: Dataset, lists: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Returns per system and metric the values of all users with targets, (n,) float64."""
+    targets = find_targets(dataset, "test")
+    known = np.bincount(dataset.plays.track[dataset.plays.fold == 0], minlength=len(dataset.track_ids)) > 0
+    found = {"lhydra": _read(dataset, lists, targets)}
+    for name, baseline in baselines.measure(dataset, names, targets, known, as_of="test", k=20, seed=0).items():
+        if baseline.lists is not None:
+            found[name] = baseline.lists
+    out: dict[str, dict[str, Any]] = {}
+    for system, ranked in found.items():
+        metrics = rank_metrics(ranked, targets.offsets, targets.tracks, len(dataset.track_ids))
+        out[system] = {name: np.nan_to_num(metrics.per_user[name]) for name in METRICS}
+    return out
+
+
+def compared(values: dict[str, dict[str, list[Any]]]) -> dict[str, Any]:
+    """Returns per system and metric its mean, and how far `lhydra` lies above it with a paired interval."""
+    return {
+        system: {
+            name: {
+                "mean": float(np.concatenate(parts).mean()),
+                "lhydra_above_by": difference(np.concatenate(parts), np.concatenate(values["lhydra"][name]), 0),
+            }
+            for name, parts in metrics.items()
+        }
+        for system, metrics in values.items()
+        if len(metrics[METRICS[0]]) == len(values["lhydra"][METRICS[0]])  # not one skipped on some split
+    }
+
+
+def _read(dataset: Dataset, lists: Path, targets: Targets) -> Any:
+    """The lists as positions in the tracks table, (n, 20), best first, -1 padded."""
+    table = pd.read_csv(lists, dtype={"user_id": str, "track_id": str})
+    place = pd.Series(np.arange(len(targets)), index=np.asarray(dataset.user_ids)[targets.users])
+    track = pd.Series(np.arange(len(dataset.track_ids)), index=np.asarray(dataset.track_ids))
+    table = table[table.user_id.isin(place.index) & (table["rank"] <= 20)]
+    ranked = np.full((len(targets), 20), -1, np.int64)
+    ranked[place[table.user_id].to_numpy(), table["rank"].to_numpy() - 1] = track[table.track_id].to_numpy()
+    return ranked
+
+
+def _words(cell: dict[str, Any]) -> str:
+    above = cell["lhydra_above_by"]
+    return f"{cell['mean']:.4f} ({above['difference']:+.4f}, {above['low']:+.4f} to {above['high']:+.4f})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
