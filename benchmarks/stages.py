@@ -6,10 +6,12 @@ One process and thread; users of the dataset in random order, by the same `Recom
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # read when the libraries are loaded
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
