@@ -21,7 +21,7 @@ import pandas as pd
 
 from benchmarks.machine import machine, versions
 from lhydra.data.dataset import Dataset
-from lhydra.errors import LhydraError
+from lhydra.errors import DataError, LhydraError, complain
 from lhydra.evaluation import baselines
 from lhydra.evaluation.bootstrap import difference
 from lhydra.evaluation.metrics import rank_metrics
@@ -89,11 +89,20 @@ def compared(values: dict[str, dict[str, list[Any]]]) -> dict[str, Any]:
 def _read(dataset: Dataset, lists: Path, targets: Targets) -> Any:
     """The lists as positions in the tracks table, (n, 20), best first, -1 padded."""
     table = pd.read_csv(lists, dtype={"user_id": str, "track_id": str})
-    place = pd.Series(np.arange(len(targets)), index=np.asarray(dataset.user_ids)[targets.users])
-    track = pd.Series(np.arange(len(dataset.track_ids)), index=np.asarray(dataset.track_ids))
-    table = table[table.user_id.isin(place.index) & (table["rank"] <= 20)]
+    missing = {"user_id", "rank", "track_id"} - set(table.columns)
+    if missing:
+        raise DataError(complain(lists, f"no column {min(missing)}", "lists of `lhydra recommend`"))
+    user = pd.Index(np.asarray(dataset.user_ids)[targets.users]).get_indexer(
+        table.user_id
+    )  # -1 where it has no targets
+    track = pd.Index(dataset.track_ids).get_indexer(table.track_id)
+    if (track < 0).any():
+        unknown = table.track_id[track < 0].iloc[0]
+        raise DataError(complain(lists, f"track {unknown}", f"tracks of {dataset.path}"))
+    rank = table["rank"].to_numpy(np.int64)
+    kept = (user >= 0) & (rank <= 20)
     ranked = np.full((len(targets), 20), -1, np.int64)
-    ranked[place[table.user_id].to_numpy(), table["rank"].to_numpy() - 1] = track[table.track_id].to_numpy()
+    ranked[user[kept], rank[kept] - 1] = track[kept]
     return ranked
 
 

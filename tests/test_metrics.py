@@ -266,9 +266,8 @@ def test_curves_and_tables_agree_with_scikit_learn(examples: list[tuple[bool, fl
     bins = calibration(labels, p)
     assert sum(one["n"] for one in bins) == len(labels)
     assert all(a["high"] < b["low"] for a, b in itertools.pairwise(bins))  # equal probabilities stay together
-    own = bins
     assert found["ece"] == pytest.approx(
-        sum(one["n"] * abs(one["observed"] - one["predicted"]) for one in own) / len(labels)
+        sum(one["n"] * abs(one["observed"] - one["predicted"]) for one in bins) / len(labels)
     )
     if not labels.any():
         assert (found["pr_auc"], found["pr"], found["roc"]) == (None, [], [])
