@@ -95,7 +95,7 @@ def _read(dataset: Dataset, lists: Path, targets: Targets) -> Any:
     user = pd.Index(np.asarray(dataset.user_ids)[targets.users]).get_indexer(
         table.user_id
     )  # -1 where it has no targets
-    track = pd.Index(dataset.track_ids).get_indexer(table.track_id)
+    track = pd.Index(dataset.track_ids).get_indexer(pd.Index(table.track_id))
     if (track < 0).any():
         unknown = table.track_id[track < 0].iloc[0]
         raise DataError(complain(lists, f"track {unknown}", f"tracks of {dataset.path}"))
