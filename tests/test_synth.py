@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lhydra import cli
-from lhydra.data import listening, scenes, world
+from lhydra.data import listening, scenes, synth, world
 from lhydra.data.names import artist_names
 from lhydra.data.synth import write_world
 from lhydra.errors import ConfigError, DataError
@@ -132,6 +132,23 @@ def test_same_arguments_give_the_same_bytes_whatever_threads_or_hash_seed(tmp_pa
     assert set(hashes(tmp_path / "a")) == {"plays.parquet", "tracks.parquet", "users.parquet", "world.json"}
 
 
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ({"users": 60, "tracks": 90, "plays": 700, "seed": 5}, "2c2689401e0c6452"),
+        ({"users": 3, "tracks": 5, "plays": 40, "seed": 1}, "0256fcc12d7f4c4b"),
+    ],
+)
+def test_a_world_stays_what_it_was(sizes: dict[str, int], expected: str, tmp_path: Path) -> None:
+    write(tmp_path / "w", sizes)
+    found = hashlib.sha256()  # of values, not of files; quality results rest on them
+    for name in ("tracks", "users", "plays"):
+        for column in pq.read_table(tmp_path / "w" / f"{name}.parquet").itercolumns():
+            values = column.to_pylist()
+            found.update(repr([round(v, 2) if isinstance(v, float) else v for v in values]).encode())
+    assert found.hexdigest()[:16] == expected
+
+
 def test_another_seed_is_another_world(tmp_path: Path) -> None:
     write(tmp_path / "a", SMALL)
     write(tmp_path / "b", SMALL | {"seed": 6})
@@ -155,6 +172,31 @@ def test_a_block_is_the_same_drawn_alone_and_is_one_row_group(tmp_path: Path, mo
         assert group["timestamp"].to_pylist() == drawn.time.tolist()
         assert group["track_id"].to_pylist() == [f"T{track:07d}" for track in drawn.track]
         assert group["user_id"].to_pylist() == [f"U{user:06d}" for user in drawn.user]
+
+
+def test_tracks_do_not_depend_on_the_size_of_their_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "whole", SMALL | {"tracks": 400})
+    monkeypatch.setattr(synth, "BLOCK_TRACKS", 37)
+    write(tmp_path / "blocks", SMALL | {"tracks": 400})
+    metadata = pq.ParquetFile(tmp_path / "blocks" / "tracks.parquet").metadata
+    assert [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)] == [*[37] * 10, 30]
+    whole, blocks = (pq.read_table(tmp_path / name / "tracks.parquet") for name in ("whole", "blocks"))
+    assert whole.equals(blocks)
+    whole_hashes, block_hashes = hashes(tmp_path / "whole"), hashes(tmp_path / "blocks")
+    assert {name for name in whole_hashes if whole_hashes[name] != block_hashes[name]} == {"tracks.parquet"}
+
+
+def test_a_large_catalogue_is_not_held_as_text(tmp_path: Path) -> None:
+    sizes = {"users": 5, "tracks": 400_000, "plays": 50, "seed": 0}
+    command = (
+        "import resource; from pathlib import Path; from lhydra.data.synth import write_world; "
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
+        f"write_world(Path({str(tmp_path / 'few')!r}), **{sizes | {'tracks': 65_536}}); before = peak(); "
+        f"write_world(Path({str(tmp_path / 'many')!r}), **{sizes}); print((peak() - before) * 1024)"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", command], cwd=root, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 300 * 400_000
 
 
 def test_row_groups_bound_what_is_held_at_once(demo_folder: Path) -> None:
@@ -217,8 +259,11 @@ def test_some_values_are_missing_as_in_life(log: Log) -> None:
 def test_names_are_readable_and_artists_distinct(log: Log) -> None:
     for text in log.tracks["name"] + log.tracks["artist"]:
         assert text.replace(" & ", " ").replace(" ", "").isalpha()
-    names = artist_names(50_000, np.random.default_rng(0))
+    names = artist_names(50_000, np.random.default_rng(0)).to_pylist()
     assert len(set(names)) == 50_000
+    assert names[20_160:20_162] == [f"{names[0]} 2", f"{names[1]} 2"]
+    assert names[40_320] == f"{names[0]} 3"
+    assert artist_names(7, np.random.default_rng(0)).to_pylist() == names[:7]
 
 
 @pytest.mark.parametrize(

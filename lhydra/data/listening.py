@@ -71,11 +71,14 @@ def draw_plays(world: World, users: slice, rng: np.random.Generator) -> PlayBloc
 
     favourite = _favourite_artists(world, taste, rng)
     slot = (day * 4 // DAYS + 4 * rng.random(n) ** 1.5).astype(np.int64)
-    own = world.by_artist.draw(favourite[local, np.minimum(slot, FAVOURITES - 1)], -1, day, rng.random(n))
-    loyal &= own >= 0
-    new = world.by_cell.draw(cell, np.maximum(day - FRESH_DAYS, 0), day, rng.random(n))
-    chosen = np.where(loyal, own, np.where(fresh & (new >= 0), new, chosen))
-    chosen[noisy] = world.by_release.draw(np.zeros(n, np.int64), -1, day, rng.random(n))[noisy]
+    artist = favourite[local, np.minimum(slot, FAVOURITES - 1)]
+    # all draw their numbers, those of the kind search: in a large catalogue searching is what takes the time
+    own = world.by_artist.draw(artist[loyal], -1, day[loyal], rng.random(n)[loyal])
+    new = world.by_cell.draw(cell[fresh], np.maximum(day[fresh] - FRESH_DAYS, 0), day[fresh], rng.random(n)[fresh])
+    any_track = world.by_release.draw(np.zeros(noisy.sum(), np.int64), -1, day[noisy], rng.random(n)[noisy])
+    loyal[loyal] = own >= 0
+    fresh[fresh] = new >= 0
+    chosen[loyal], chosen[fresh], chosen[noisy] = own[own >= 0], new[new >= 0], any_track
 
     source = np.arange(n)
     back = first[local] + (rng.random(n) * (source - first[local])).astype(np.int64)

@@ -1,6 +1,9 @@
 """Made-up artist names and track titles, readable and seeded. Any likeness to real ones is chance."""
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 
 def _words(text: str) -> list[str]:
@@ -65,17 +68,25 @@ _TITLES: tuple[Pattern, ...] = (
 )
 
 
-def artist_names(n: int, rng: np.random.Generator) -> list[str]:
+def artist_names(n: int, rng: np.random.Generator) -> pa.StringArray:
     """Returns `n` distinct artist names; past some 20,000 they are numbered ("The Velvet Harbour 2")."""
     space = _space(_ARTISTS)
-    order = rng.permutation(space)
-    names = [_phrase(_ARTISTS, int(number)) for number in order[:n]]
-    return names + [f"{names[k % space]} {k // space + 1}" for k in range(space, n)]
+    names = pa.array([_phrase(_ARTISTS, int(number)) for number in rng.permutation(space)[:n]], pa.string())
+    if n <= space:
+        return names
+    lap, place = np.divmod(np.arange(space, n), space)
+    numbered = pc.binary_join_element_wise(names.take(pa.array(place)), pa.array(lap + 1).cast(pa.string()), " ")
+    return pa.concat_arrays([names, numbered])
 
 
-def track_titles(n: int, rng: np.random.Generator) -> list[str]:
-    """Returns `n` titles; as in life, two tracks may share one."""
-    return [_phrase(_TITLES, number) for number in rng.integers(_space(_TITLES), size=n).tolist()]
+def track_titles(n: int, rng: np.random.Generator) -> npt.NDArray[np.int32]:
+    """Returns the titles of `n` tracks as positions in `every_title()`; as in life, two tracks may share one."""
+    return rng.integers(_space(_TITLES), size=n).astype(np.int32)
+
+
+def every_title() -> pa.StringArray:
+    """Returns all titles there are, some 13,000."""
+    return pa.array([_phrase(_TITLES, number) for number in range(_space(_TITLES))], pa.string())
 
 
 def _space(patterns: tuple[Pattern, ...]) -> int:

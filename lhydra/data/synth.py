@@ -1,14 +1,18 @@
 """Writes the synthetic listening world as a *tables* source: plays, tracks and users in Parquet, and world.json.
 
-Plays are drawn and written block by block, a row group each, so memory does not grow with their number.
+Plays and tracks are drawn and written block by block, a row group each: memory does not grow with the number of
+plays, and of a track only what is hidden is held.
 """
 
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import cache
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,7 @@ import pyarrow.parquet as pq
 
 from lhydra import __version__
 from lhydra.data import listening, scenes, world
+from lhydra.data.names import every_title
 from lhydra.data.world import World, generator, make_world
 from lhydra.domain import I64
 from lhydra.errors import ConfigError, DataError, complain
@@ -29,9 +34,50 @@ FORMAT = 1
 FILES = {"plays.parquet", "tracks.parquet", "users.parquet", "world.json"}
 MOST = {"users": 10**7, "tracks": 10**7, "plays": 10**9}  # beyond, more memory than a machine has
 MISSING = {"genre": 0.04, "tags": 0.03, "year": 0.03, "age": 0.04, "gender": 0.02}
+BLOCK_TRACKS = 1 << 16  # rows of a block of tracks
 _PLAYS_SCHEMA = pa.schema(
     [("user_id", pa.string()), ("track_id", pa.string()), ("playcount", pa.int32()), ("timestamp", pa.int64())]
 )
+_OLDEST = 1940  # year of a track
+_DECADES = range(_OLDEST, 2030, 10)
+Ints = npt.NDArray[np.integer]
+Draw = Callable[[np.random.Generator, int], npt.NDArray[Any]]
+
+
+def _normal(scale: float) -> Draw:
+    return lambda rng, n: scale * rng.normal(size=n)
+
+
+def _uniform(rng: np.random.Generator, n: int) -> npt.NDArray[np.float64]:
+    return rng.random(n)
+
+
+def _missing(name: str) -> Draw:
+    return lambda rng, n: rng.random(n) < MISSING[name]
+
+
+_TRACK_DRAWS: dict[str, Draw] = {  # what chance gives to the tracks table; the order is that of the stream
+    "energy": _normal(0.3),
+    "year": _normal(5),
+    "tags kept": lambda rng, n: rng.random((n, 5)) < (0.9, 0.7, 0.7, 0.5, 0.1),  # style, genre, mood, decade, wrong
+    "tags wrong": lambda rng, n: rng.integers(len(scenes.STYLES), size=n),
+    "duration_ms": _normal(0.25),
+    "danceability": _normal(0.4),
+    "key": lambda rng, n: rng.integers(12, size=n),
+    "loudness": _normal(1.5),
+    "mode": _uniform,
+    "speechiness": _normal(0.4),
+    "acousticness": _normal(0.7),
+    "instrumentalness": _normal(1.0),
+    "liveness": _normal(0.5),
+    "valence": _normal(0.25),
+    "tempo": _normal(14),
+    "time_signature": lambda rng, n: rng.choice([3, 4, 5], size=n, p=[0.08, 0.9, 0.02]),
+    "explicit": _uniform,
+    "no genre": _missing("genre"),
+    "no tags": _missing("tags"),
+    "no year": _missing("year"),
+}
 
 
 def write_world(
@@ -58,20 +104,20 @@ def write_world(
         with _replacing(out) as folder:
             with timed("synth.world"):
                 made = make_world(**sizes)
-            track_ids, user_ids = _ids("T", tracks, 7), _ids("U", users, 6)
             with timed("synth.tables"):
-                pq.write_table(_track_table(made, track_ids, generator(seed, 3)), folder / "tracks.parquet")
-                pq.write_table(_user_table(made, user_ids, generator(seed, 4)), folder / "users.parquet")
+                _write_blocks(_track_blocks(made, generator(seed, 3)), folder / "tracks.parquet")
+                pq.write_table(_user_table(made, generator(seed, 4)), folder / "users.parquet")
             with timed("synth.plays"), pq.ParquetWriter(folder / "plays.parquet", _PLAYS_SCHEMA) as writer:
                 written = 0
                 for number, block in enumerate(listening.blocks(made)):
                     drawn = listening.draw_plays(made, block, generator(seed, 5, number))
-                    ids = [user_ids.take(pa.array(drawn.user)), track_ids.take(pa.array(drawn.track))]
+                    ids = [_user_ids(drawn.user), _track_ids(drawn.track)]
                     table = pa.table([*ids, drawn.count, drawn.time], schema=_PLAYS_SCHEMA)
                     writer.write_table(table, row_group_size=len(table))
                     written += len(table)
                     on_plays(written)
-            (folder / "world.json").write_text(_describe(made, sizes, track_ids, user_ids), encoding="utf-8")
+            with (folder / "world.json").open("w", encoding="utf-8") as file:
+                file.writelines(_describe(made, sizes))
     except OSError as error:
         raise DataError(complain(out, " ".join(str(error).split()), "a place with room for a world")) from None
 
@@ -132,15 +178,19 @@ def _holds_world(target: Path, out: Path) -> bool:
     return True
 
 
-def _describe(made: World, sizes: dict[str, int], track_ids: pa.Array, user_ids: pa.Array) -> str:
-    """The text of world.json, a line per entry: everything that the tables hide."""
+def _write_blocks(blocks: Iterator[pa.Table], path: Path) -> None:
+    """Writes tables of one schema, at least one, to the Parquet file `path`, a row group each."""
+    first = next(blocks)
+    with pq.ParquetWriter(path, first.schema) as writer:
+        for block in chain((first,), blocks):
+            writer.write_table(block, row_group_size=len(block))
+
+
+def _describe(made: World, sizes: dict[str, int]) -> Iterator[str]:
+    """Yields the text of world.json in pieces, a line per entry: everything that the tables hide."""
     catalog, audience = made.catalog, made.audience
     new_tracks, new_users = np.flatnonzero(catalog.release_day), np.flatnonzero(audience.arrival_day)
     noisy = np.flatnonzero(audience.noisy)
-
-    def when(ids: pa.Array, positions: I64, day: npt.NDArray[np.int32]) -> dict[str, int]:
-        times = (world.START + day[positions].astype(np.int64) * 86_400).tolist()
-        return dict(zip(ids.take(pa.array(positions)).to_pylist(), times, strict=True))
 
     def by_genre(names: tuple[str, ...], logits: npt.NDArray[np.float64]) -> dict[str, dict[str, float]]:
         rows = logits.round(4).tolist()
@@ -168,89 +218,133 @@ def _describe(made: World, sizes: dict[str, int], track_ids: pa.Array, user_ids:
         "style_vectors": made.style_vectors.astype(np.float64).round(4).tolist(),
         "country_genre_logits": by_genre(scenes.COUNTRIES, world.PLACE * made.place_genre),
         "gender_genre_logits": by_genre(scenes.GENDERS, made.gender_genre),
-        "noisy_users": user_ids.take(pa.array(noisy)).to_pylist(),
-        "new_users": when(user_ids, new_users, audience.arrival_day),
-        "new_tracks": when(track_ids, new_tracks, catalog.release_day),
+        "noisy_users": _user_ids(noisy).to_pylist(),
     }
-    lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in entries.items())
-    return "{\n" + ",\n".join(lines) + "\n}\n"
+    yield "{\n" + "".join(f"{json.dumps(key)}: {json.dumps(value)},\n" for key, value in entries.items())
+    yield '"new_users": '
+    yield from _days(_user_ids, new_users, audience.arrival_day)
+    yield ',\n"new_tracks": '
+    yield from _days(_track_ids, new_tracks, catalog.release_day)
+    yield "\n}\n"
 
 
-def _track_table(made: World, ids: pa.Array, rng: np.random.Generator) -> pa.Table:
-    """The tracks table; audio features follow from genre, pulse and brightness, with noise."""
-    catalog, n = made.catalog, len(ids)
-    genre = scenes.STYLE_GENRE[catalog.style]
-    groove, beat, talk, instrumental, explicit = scenes.GENRE_SOUND[genre].T
-    pulse, bright = catalog.pulse, catalog.brightness
-
-    def noise(scale: float) -> npt.NDArray[np.float64]:
-        return scale * rng.normal(size=n)
-
-    energy = _logistic(1.3 * pulse + noise(0.3))
-    year = np.rint(scenes.STYLE_YEAR[catalog.style] + noise(5)).clip(1940, 2022)
-    year = np.where(catalog.release_day > 0, 2023 + (catalog.release_day >= 365), year).astype(np.int64)
-    columns = {
-        "track_id": ids,
-        "name": pa.array(catalog.titles),
-        "artist": pa.array(catalog.artist_names).take(pa.array(catalog.artist)),
-        "genre": pa.array(scenes.GENRES).take(pa.array(genre)),
-        "tags": pa.array(_tags(made, year, rng)),
-        "year": pa.array(year),
-        "duration_ms": pa.array(np.exp(12.3 + noise(0.25)).clip(60_000, 900_000).astype(np.int64)),
-        "danceability": _rounded(_logistic(0.7 * groove + 0.4 * bright + noise(0.4))),
-        "energy": _rounded(energy),
-        "key": pa.array(rng.integers(12, size=n)),
-        "loudness": _rounded((-15 + 11 * energy + noise(1.5)).clip(-40, 0)),
-        "mode": pa.array((rng.random(n) < _logistic(0.4 + 0.6 * bright)).astype(np.int64)),
-        "speechiness": _rounded((talk * np.exp(noise(0.4))).clip(0.02, 0.95)),
-        "acousticness": _rounded(_logistic(-1.8 * pulse - 0.3 + noise(0.7))),
-        "instrumentalness": _rounded(_logistic(instrumental + noise(1.0))),
-        "liveness": _rounded((0.16 * np.exp(noise(0.5))).clip(0.02, 0.98)),
-        "valence": _rounded(_logistic(bright + noise(0.25))),
-        "tempo": _rounded((beat + 12 * pulse + noise(14)).clip(50, 220)),
-        "time_signature": pa.array(rng.choice([3, 4, 5], size=n, p=[0.08, 0.9, 0.02])),
-        "explicit": pa.array(rng.random(n) < explicit),
-    }
-    return pa.table(_some_missing(columns, rng))
+def _days(ids: Callable[[I64], pa.StringArray], positions: I64, day: npt.NDArray[np.int32]) -> Iterator[str]:
+    """Yields in pieces the JSON object of the ids at `positions`, (m,), with the time of their day; day: (n,)."""
+    yield "{"
+    for start in range(0, len(positions), BLOCK_TRACKS):
+        own = positions[start : start + BLOCK_TRACKS]
+        times = (world.START + day[own].astype(np.int64) * 86_400).tolist()
+        yield ", " * (start > 0) + json.dumps(dict(zip(ids(own).to_pylist(), times, strict=True)))[1:-1]
+    yield "}"
 
 
-def _tags(made: World, year: I64, rng: np.random.Generator) -> list[str]:
-    """Style, genre, mood and decade as '|'-separated tags, each sometimes left out, now and then a wrong one."""
-    n, styles = len(year), len(scenes.STYLES)
-    kept = (rng.random((n, 5)) < (0.9, 0.7, 0.7, 0.5, 0.1)).tolist()
-    wrong = rng.integers(styles, size=n).tolist()
-    own = zip(made.catalog.style.tolist(), made.catalog.mood.tolist(), year.tolist(), wrong, strict=True)
+def _track_blocks(made: World, rng: np.random.Generator) -> Iterator[pa.Table]:
+    """Yields the tracks table, BLOCK_TRACKS rows at a time; audio features follow from genre, pulse and brightness."""
+    catalog, n = made.catalog, len(made.catalog.style)
+    streams = _streams(_TRACK_DRAWS, n, rng)
+    titles, genres = every_title(), pa.array(scenes.GENRES)
+    for start in range(0, n, BLOCK_TRACKS):
+        own = slice(start, min(start + BLOCK_TRACKS, n))
+        drawn = {name: draw(streams[name], own.stop - start) for name, draw in _TRACK_DRAWS.items()}
+        style, pulse, bright = catalog.style[own], catalog.pulse[own], catalog.brightness[own]
+        genre = scenes.STYLE_GENRE[style]
+        groove, beat, talk, instrumental, explicit = scenes.GENRE_SOUND[genre].T
+        energy = _logistic(1.3 * pulse + drawn["energy"])
+        year = np.rint(scenes.STYLE_YEAR[style] + drawn["year"]).clip(_OLDEST, 2022)
+        released = catalog.release_day[own]
+        year = np.where(released > 0, 2023 + (released >= 365), year).astype(np.int64)
+        columns = {
+            "track_id": _track_ids(np.arange(own.start, own.stop)),
+            "name": titles.take(pa.array(catalog.title[own])),
+            "artist": catalog.artist_names.take(pa.array(catalog.artist[own])),
+            "genre": genres.take(pa.array(genre)),
+            "tags": _tags(style, catalog.mood[own], year, drawn["tags kept"], drawn["tags wrong"]),
+            "year": pa.array(year),
+            "duration_ms": pa.array(np.exp(12.3 + drawn["duration_ms"]).clip(60_000, 900_000).astype(np.int64)),
+            "danceability": _rounded(_logistic(0.7 * groove + 0.4 * bright + drawn["danceability"])),
+            "energy": _rounded(energy),
+            "key": pa.array(drawn["key"]),
+            "loudness": _rounded((-15 + 11 * energy + drawn["loudness"]).clip(-40, 0)),
+            "mode": pa.array((drawn["mode"] < _logistic(0.4 + 0.6 * bright)).astype(np.int64)),
+            "speechiness": _rounded((talk * np.exp(drawn["speechiness"])).clip(0.02, 0.95)),
+            "acousticness": _rounded(_logistic(-1.8 * pulse - 0.3 + drawn["acousticness"])),
+            "instrumentalness": _rounded(_logistic(instrumental + drawn["instrumentalness"])),
+            "liveness": _rounded((0.16 * np.exp(drawn["liveness"])).clip(0.02, 0.98)),
+            "valence": _rounded(_logistic(bright + drawn["valence"])),
+            "tempo": _rounded((beat + 12 * pulse + drawn["tempo"]).clip(50, 220)),
+            "time_signature": pa.array(drawn["time_signature"]),
+            "explicit": pa.array(drawn["explicit"] < explicit),
+        }
+        gone = {name: drawn[f"no {name}"] for name in ("genre", "tags", "year")}
+        yield pa.table(_without(columns, gone))
+
+
+def _streams(draws: Mapping[str, Draw], n: int, rng: np.random.Generator) -> dict[str, np.random.Generator]:
+    """Returns a generator for each of `draws` that stands where the draw of its `n` rows begins in `rng`.
+
+    Whole columns come one after the other in the stream, so that a world does not depend on the size of its blocks.
+    Where a column ends is known only by drawing it (a normal number takes as many bits as it needs); each is
+    drawn twice, then, and none is ever held.
+    """
+    streams = {}
+    for name, draw in draws.items():
+        streams[name] = deepcopy(rng)
+        for start in range(0, n, BLOCK_TRACKS):
+            draw(rng, min(BLOCK_TRACKS, n - start))
+    return streams
+
+
+def _tags(style: Ints, mood: Ints, year: Ints, kept: npt.NDArray[np.bool_], wrong: Ints) -> pa.StringArray:
+    """Returns style, genre, mood and decade as '|'-separated tags, each sometimes left out, now and then a wrong style.
+
+    style, mood, year, wrong: (n,); kept: (n, 5), which of the four and whether the wrong one.
+    """
+    usual = kept[:, :4] @ (1 << np.arange(4))
+    number = ((style * len(scenes.MOODS) + mood) * len(_DECADES) + (year - _OLDEST) // 10) * 16 + usual
+    astray = kept[:, 4] & ~(kept[:, 0] & (wrong == style))  # no tag stands there twice
+    other = np.where(astray, 1 + wrong + len(scenes.STYLES) * (usual > 0), 0)
+    others = pa.array(["", *scenes.STYLES, *(f"|{style}" for style in scenes.STYLES)])
+    return pc.binary_join_element_wise(_usual_tags().take(pa.array(number)), others.take(pa.array(other)), "")
+
+
+@cache
+def _usual_tags() -> pa.StringArray:
+    """Returns the tags of each style, mood and decade, sixteen times: each of the four tags left out or kept."""
     found = []
-    for keep, (style, mood, born, other) in zip(kept, own, strict=True):
-        genre = scenes.GENRES[scenes.STYLE_GENRE[style]].lower()
-        words = (scenes.STYLES[style], genre, scenes.MOODS[mood], f"{born // 10 * 10}s", scenes.STYLES[other])
-        found.append("|".join(dict.fromkeys(word for word, wanted in zip(words, keep, strict=True) if wanted)))
-    return found
+    for style, mood, decade in product(range(len(scenes.STYLES)), scenes.MOODS, _DECADES):
+        words = (scenes.STYLES[style], scenes.GENRES[scenes.STYLE_GENRE[style]].lower(), mood, f"{decade}s")
+        found += ["|".join(word for k, word in enumerate(words) if usual >> k & 1) for usual in range(16)]
+    return pa.array(found)
 
 
-def _user_table(made: World, ids: pa.Array, rng: np.random.Generator) -> pa.Table:
+def _user_table(made: World, rng: np.random.Generator) -> pa.Table:
     audience = made.audience
+    n = len(audience.age)
     columns = {
-        "user_id": ids,
+        "user_id": _user_ids(np.arange(n)),
         "age": pa.array(audience.age.astype(np.int64)),
         "gender": pa.array(scenes.GENDERS).take(pa.array(audience.gender)),
         "region": pa.array(scenes.REGIONS).take(pa.array(scenes.COUNTRY_REGION[audience.country])),
         "country": pa.array(scenes.COUNTRIES).take(pa.array(audience.country)),
     }
-    return pa.table(_some_missing(columns, rng))
+    return pa.table(_without(columns, {name: rng.random(n) < MISSING[name] for name in ("age", "gender")}))
 
 
-def _some_missing(columns: dict[str, pa.Array], rng: np.random.Generator) -> dict[str, pa.Array]:
-    """`columns` with the shares of MISSING taken out."""
-
-    def thinned(name: str, values: pa.Array) -> pa.Array:
-        return pc.if_else(pa.array(rng.random(len(values)) < MISSING[name]), None, values)
-
-    return {name: thinned(name, values) if name in MISSING else values for name, values in columns.items()}
+def _without(columns: dict[str, pa.Array], gone: Mapping[str, npt.NDArray[np.bool_]]) -> dict[str, pa.Array]:
+    """Returns `columns` with null where `gone`, (n,) for some of them, says so."""
+    return columns | {name: pc.if_else(pa.array(mask), None, columns[name]) for name, mask in gone.items()}
 
 
-def _ids(letter: str, n: int, width: int) -> pa.Array:
-    digits = pc.utf8_lpad(pa.array(np.arange(n)).cast(pa.string()), width, "0")
+def _user_ids(positions: Ints) -> pa.StringArray:
+    return _ids("U", positions, 6)
+
+
+def _track_ids(positions: Ints) -> pa.StringArray:
+    return _ids("T", positions, 7)
+
+
+def _ids(letter: str, positions: Ints, width: int) -> pa.StringArray:
+    digits = pc.utf8_lpad(pa.array(positions).cast(pa.string()), width, "0")
     return pc.binary_join_element_wise(letter, digits, "")
 
 

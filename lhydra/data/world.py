@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from lhydra.data.names import artist_names, track_titles
 from lhydra.data.scenes import (
@@ -57,7 +58,9 @@ class Shelf:
         """Returns the shelf of all tracks; group, release day and weight (n,) each."""
         key = group.astype(np.int64) * (DAYS + 1) + day
         order = np.argsort(key, kind="stable").astype(np.int32)
-        return cls(order, key[order], np.concatenate([[0.0], np.cumsum(weight[order])]))
+        mass = np.zeros(len(order) + 1)
+        np.cumsum(weight[order], out=mass[1:])
+        return cls(order, key[order], mass)
 
     def draw(self, group: I64, after: I64 | int, day: I64, r: npt.NDArray[np.float64]) -> I64:
         """Returns a track of each `group` released in (after, day], taken by weight; -1 where there is none.
@@ -78,8 +81,8 @@ class Catalog:
     """All tracks, arrays (n,) by position."""
 
     artist: npt.NDArray[np.int32]
-    artist_names: list[str]
-    titles: list[str]
+    artist_names: pa.StringArray  # by artist
+    title: npt.NDArray[np.int32]  # position in `names.every_title()`
     style: npt.NDArray[np.int32]
     mood: npt.NDArray[np.int32]  # position in MOODS
     pulse: npt.NDArray[np.float64]  # the number behind the mood and most audio features
@@ -199,8 +202,8 @@ def _make_catalog(n: int, rng: np.random.Generator) -> Catalog:
     oldest = np.lexsort((release_day, cell))
     first = oldest[np.flatnonzero(np.diff(cell[oldest], prepend=-1))]
     release_day[first] = 0  # no cell is ever without a track to play
-    names, titles = artist_names(artists, rng), track_titles(n, rng)
-    return Catalog(artist, names, titles, style, mood, pulse, brightness, release_day, weight / weight.sum())
+    names, title = artist_names(artists, rng), track_titles(n, rng)
+    return Catalog(artist, names, title, style, mood, pulse, brightness, release_day, weight / weight.sum())
 
 
 def _make_audience(n: int, plays: int, rng: np.random.Generator) -> Audience:
