@@ -28,6 +28,7 @@ from tests.realdata import ROOT, real_data
 
 Rows = Sequence[Mapping[str, object]]
 Key = tuple[str, str, int]  # user id, track id, fold
+TRACK_ROW_GROUP = 65_536  # what readers of a large catalogue rely on
 
 
 def write(path: Path, rows: Rows) -> Path:
@@ -189,6 +190,32 @@ def check_aggregates(dataset: Dataset) -> None:
     assert users["train_plays"].to_pylist() == pytest.approx([plays[user] for user in dataset.user_ids])
     assert tracks.schema.field("train_plays").type == pa.float64()
     assert users.schema.field("train_tracks").type == pa.int64()
+
+
+def test_row_groups_are_whole_and_small_for_tracks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = tmp_path / "in"
+    played = [{"user_id": f"u{k % 20_000}", "track_id": f"t{k}"} for k in range(3 * TRACK_ROW_GROUP + 5)]
+    source.mkdir()
+    pq.write_table(pa.Table.from_pylist(played), source / "plays.parquet")
+    whole = made(source, tmp_path / "whole")
+    assert groups(tmp_path / "whole/tracks.parquet") == [*[TRACK_ROW_GROUP] * 3, 5]
+    assert groups(tmp_path / "whole/users.parquet") == [20_000]
+    assert groups(tmp_path / "whole/plays.parquet") == [len(played)]
+    monkeypatch.setattr("lhydra.data.prepare._TRACK_ROW_GROUP", 4_097)
+    monkeypatch.setattr("lhydra.data.prepare._ROW_GROUP", 1_500)
+    monkeypatch.setattr("lhydra.data.prepare._FETCH", 10_000)
+    pieces = made(source, tmp_path / "pieces")
+    assert groups(tmp_path / "pieces/tracks.parquet") == [*[4_097] * 47, len(played) - 47 * 4_097]
+    assert groups(tmp_path / "pieces/users.parquet") == [*[1_500] * 13, 500]
+    assert whole.tracks.equals(pieces.tracks)
+    assert whole.users.equals(pieces.users)
+    assert whole.info == pieces.info
+
+
+def groups(path: Path) -> list[int]:
+    """Returns how many rows each row group of a Parquet file has."""
+    metadata = pq.ParquetFile(path).metadata
+    return [metadata.row_group(k).num_rows for k in range(metadata.num_row_groups)]
 
 
 def test_only_ids_are_needed(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import duckdb
@@ -27,6 +28,9 @@ from lhydra.timing import timed
 _MEMORY = "2GB"  # DuckDB's share; beyond it, it spills beside the dataset
 _THREADS = min(os.cpu_count() or 1, 8)  # more would not fit the memory
 _FOLDS = {"train": TRAIN, "valid": VALID, "test": TEST}
+_FETCH = 1 << 19  # rows of a table handed over at once
+_ROW_GROUP = 1 << 20
+_TRACK_ROW_GROUP = 1 << 16  # small, so that a catalogue far larger than its plays can be read piece by piece
 Say = Callable[[str], None]
 
 
@@ -160,6 +164,9 @@ def _check(
     if settings.strict and report.faults:
         raise DataError(f"{source.path}: found {'; '.join(report.faults)}, expected no bad row (strict)")
     rows.make_events(con, source.plays)
+    done = "SELECT table_name FROM duckdb_tables() WHERE table_name NOT IN ('tracks', 'users', 'events')"
+    for (table,) in con.execute(done).fetchall():
+        con.execute(f"DROP TABLE {table}")  # memory and disk for what comes
     return tracks, users
 
 
@@ -218,39 +225,57 @@ def _write(
     """Writes the three tables; returns (tracks, users, hash of the split)."""
     folder.mkdir()
     train = plays.where(plays.fold == TRAIN)
-    track_table, user_table = _table(con, "tracks", tracks), _table(con, "users", users)
-    n_tracks, n_users = track_table.num_rows, user_table.num_rows
+    n_tracks, n_users = (con.sql(f"SELECT count(*) FROM {side}").fetchall()[0][0] for side in ("tracks", "users"))
     own: dict[str, pa.Array] = {
         "train_plays": pa.array(np.bincount(train.track, train.count, n_tracks)),
         "train_listeners": pa.array(np.bincount(train.track, minlength=n_tracks)),
     }
-    _save(_with(track_table, own), folder / "tracks.parquet")
+    pieces = _pieces(con, "tracks", tracks, own, n_tracks, _TRACK_ROW_GROUP)
+    track_ids = _save(pieces, folder / "tracks.parquet", _TRACK_ROW_GROUP)
     own = {
         "train_plays": pa.array(np.bincount(train.user, train.count, n_users)),
         "train_tracks": pa.array(np.bincount(train.user, minlength=n_users)),
         "train_top_genre": _top_genres(con, tracks, train, n_users),
     }
-    _save(_with(user_table, own), folder / "users.parquet")
+    user_ids = _save(_pieces(con, "users", users, own, n_users, _ROW_GROUP), folder / "users.parquet", _ROW_GROUP)
     names = ("user", "track", "count", "time", "fold")
-    _save(pa.table({name: getattr(plays, name) for name in names}), folder / "plays.parquet")
-    ids = user_table["user_id"].combine_chunks(), track_table["track_id"].combine_chunks()
-    return n_tracks, n_users, split.split_hash(plays.user, plays.track, plays.fold, *ids)
+    table = pa.table({name: getattr(plays, name) for name in names})
+    pq.write_table(table, folder / "plays.parquet", compression="zstd", row_group_size=_ROW_GROUP)
+    return n_tracks, n_users, split.split_hash(plays.user, plays.track, plays.fold, user_ids, track_ids)
 
 
-def _table(con: duckdb.DuckDBPyConnection, side: rows.Side, columns: Mapping[str, Column]) -> pa.Table:
+def _save(pieces: Iterator[pa.Table], path: Path, group: int) -> pa.Array:
+    """Writes the pieces of a table, at least one, in row groups of `group` rows; returns its first column, the ids."""
+    first = next(pieces)
+    key = first.column_names[0]
+    with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
+        for piece in chain((first,), pieces):
+            writer.write_table(piece, row_group_size=group)
+    return pq.read_table(path, columns=[key])[key].combine_chunks()  # a column kept of a piece would keep all of it
+
+
+def _pieces(
+    con: duckdb.DuckDBPyConnection,
+    side: rows.Side,
+    columns: Mapping[str, Column],
+    own: Mapping[str, pa.Array],
+    n: int,
+    group: int,
+) -> Iterator[pa.Table]:
+    """Yields the table `side` of `n` rows with the columns `own` (n,): ids first, a few whole row groups at a time.
+
+    DuckDB has a limit to its memory; what it hands over has none.
+    """
     shown = ", ".join(["id", *columns])
-    table = con.sql(f"SELECT {shown} FROM {side} ORDER BY position").to_arrow_table()
-    return table.rename_columns([f"{side[:-1]}_id", *(column.name for column in columns.values())])
-
-
-def _with(table: pa.Table, own: Mapping[str, pa.Array]) -> pa.Table:
-    for name, values in own.items():
-        table = table.append_column(name, values)
-    return table
-
-
-def _save(table: pa.Table, path: Path) -> None:
-    pq.write_table(table, path, compression="zstd", row_group_size=1 << 20)
+    step = group * max(_FETCH // group, 1)
+    for start in range(0, n, step):
+        piece = con.sql(
+            f"SELECT {shown} FROM {side} WHERE position >= {start} AND position < {start + step} ORDER BY position"
+        ).to_arrow_table()
+        piece = piece.rename_columns([f"{side[:-1]}_id", *(column.name for column in columns.values())])
+        for name, values in own.items():
+            piece = piece.append_column(name, values.slice(start, step))
+        yield piece
 
 
 def _top_genres(con: duckdb.DuckDBPyConnection, tracks: Mapping[str, Column], train: Plays, n_users: int) -> pa.Array:
