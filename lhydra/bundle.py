@@ -3,7 +3,8 @@
     store/CURRENT                one line, the bundle id; replaced atomically
     store/<bundle_id>/manifest.json   Manifest: sha256 and size of every other file
                       features.json  user_tower.onnx  item_tower.onnx  head.onnx
-                      catalog.parquet  index.faiss  golden.npz  and the flat files of `lhydra.catalog`
+                      catalog.parquet  added.parquet   tracks of the last full build, and added since
+                      index.faiss  index_rows.npy  golden.npz  and the files of `lhydra.catalog`
 
 A bundle is immutable once published: mapped files are never rewritten. Nothing here writes; see the index builder.
 """
@@ -23,11 +24,14 @@ from lhydra.domain import F32, I64
 from lhydra.errors import BundleCorrupt, BundleMismatch, BundleMissing, complain
 from lhydra.features import FeatureSpec
 from lhydra.histories import EncodedUsers, Histories
-from lhydra.index import Index
+from lhydra.index import Index, Point
 from lhydra.networks import Head, UserTower
 
-FORMAT = 2
-PARTS = ("features.json", "item_tower.onnx", "user_tower.onnx", "head.onnx", "catalog.parquet", "index.faiss")
+FORMAT = 3
+PARTS = (
+    *("features.json", "item_tower.onnx", "user_tower.onnx", "head.onnx"),
+    *("catalog.parquet", "added.parquet", "index.faiss", "index_rows.npy"),
+)
 VECTOR_TOLERANCE, SCORE_TOLERANCE = 1e-4, 1e-3
 BUNDLE_ID = re.compile(r"[0-9]{8}T[0-9]{6}-[0-9a-f]{8}")
 
@@ -44,10 +48,18 @@ class Manifest:
     n_tracks: int
     n_users: int  # users with train plays, behind every share of listeners
     features: str  # fingerprint of the feature spec
-    recipe: str
-    recall: dict[str, float]  # measured against exact search, by `recall@100` and the like
+    recipe: str  # `flat` or a FAISS factory string
+    point: dict[str, int]  # the operating point: fields of `lhydra.index.Point`
+    recall: dict[str, float]  # there, against exact search: `recall@10`, `recall@100`, `coverage`
+    index: dict[str, Any]  # what was measured to choose recipe and point: target, users, curve
+    depth: int  # candidates to rerank
+    cascade: dict[str, Any]  # what was measured to choose it: the loss of the cascade by depth
     quality: dict[str, float]  # of the model, on the validation fold
-    parents: dict[str, Any]  # dataset and split that it was made from
+    changes: dict[str, Any]  # since the last full build: base (its id), added, removed, due (why to rebuild, or "")
+    gate: dict[str, Any]  # verdict (passed, refused, forced), against (a bundle id or ""), checks
+    columns: dict[str, str]  # track columns and their kinds, for tracks that are added
+    parents: dict[str, Any]  # what it was made from: dataset, split, model, fitted_on, bundle
+    content: str  # the same for the same content: SHA-256 of everything but names, times and the gate
     files: dict[str, files.FileInfo]
     format: int = FORMAT
 
@@ -81,19 +93,19 @@ class Golden:
     def save(self, path: Path) -> None:
         """Writes golden.npz."""
         users, histories = self.users, self.users.histories
-        np.savez(
-            path,
-            dense=users.dense,
-            ids=users.ids,
-            entry=users.entry,
-            offsets=histories.offsets,
-            history=histories.rows,
-            counts=histories.counts,
-            times=histories.times,
-            vectors=self.vectors,
-            rows=self.rows,
-            logits=self.logits,
-        )
+        arrays: dict[str, Any] = {
+            "dense": users.dense,
+            "ids": users.ids,
+            "entry": users.entry,
+            "offsets": histories.offsets,
+            "history": histories.rows,
+            "counts": histories.counts,
+            "times": histories.times,
+            "vectors": self.vectors,
+            "rows": self.rows,
+            "logits": self.logits,
+        }
+        files.write_npz(path, arrays)
 
     @classmethod
     def open(cls, path: Path) -> "Golden":
@@ -118,6 +130,7 @@ class Bundle:
     head: Head
     index: Index
     manifest: Manifest | None = None  # None for a model that was never published
+    lease: files.Lease | None = None  # while it lives, nobody deletes the folder
 
     @classmethod
     def open(cls, store: Path, bundle_id: str | None = None) -> "Bundle":
@@ -138,16 +151,17 @@ class Bundle:
     def open_folder(cls, folder: Path) -> "Bundle":
         """Opens the bundle in `folder`, published or still staged."""
         manifest = Manifest.read(folder)
+        lease = files.Lease(folder / "manifest.json")
         if missing := {*PARTS, "golden.npz", *catalogs.file_names()} - set(manifest.files):
             raise BundleCorrupt(complain(folder / "manifest.json", f"no {sorted(missing)[0]}", "every file named"))
         files.check(folder, manifest.files, BundleCorrupt)
         spec = FeatureSpec.from_json((folder / "features.json").read_text(encoding="utf-8"))
         catalog = Catalog.open(folder)
-        index = Index.open(folder / "index.faiss", manifest.recipe)
+        index = open_index(folder, manifest, catalog)
         for thing, found, expected in (
             ("features.json", spec.fingerprint, manifest.features),
             ("catalog tracks", len(catalog), manifest.n_tracks),
-            ("index tracks", len(index), manifest.n_tracks),
+            ("index tracks", len(index), catalog.n_eligible),
             ("vector width", catalog.vectors.shape[1], manifest.dim),
             ("index width", index.dim, manifest.dim),
             ("encoded track columns", catalog.dense.shape[1], len(spec.track_dense)),
@@ -155,7 +169,7 @@ class Bundle:
             if found != expected:
                 raise BundleMismatch(complain(f"{folder}: {thing}", str(found), f"{expected} as in the manifest"))
         towers = UserTower(folder / "user_tower.onnx"), Head(folder / "head.onnx")
-        bundle = cls(manifest.bundle_id, spec, catalog, *towers, index, manifest)
+        bundle = cls(manifest.bundle_id, spec, catalog, *towers, index, manifest, lease)
         bundle._check_golden(folder)
         return bundle
 
@@ -169,10 +183,12 @@ class Bundle:
 
     def score(self, vector: F32, user: EncodedUsers, rows: I64) -> tuple[F32, F32]:
         """Returns the head's logits (n,) and calibrated probabilities (n,) of `rows` for one encoded user."""
-        tracks, played = self.catalog, user.histories.rows
-        together = colisten.scores(tracks.neighbours, tracks.neighbour_weights, played, user.entry, rows)
+        tracks = self.catalog
+        played, asked = tracks.lines[user.histories.rows], tracks.lines[rows]  # line 0, the unknown, weighs nothing
+        together = colisten.scores(tracks.neighbours, tracks.neighbour_weights, played, user.entry, asked)
+        ids = tracks.ids[rows].astype(np.int64)
         return self.head.score(
-            vector, user, tracks.vectors[rows], tracks.dense[rows], tracks.ids[rows], tracks.popularity[rows], together
+            vector, user, tracks.vectors[rows], tracks.dense[rows], ids, tracks.popularity[rows], together
         )
 
     def _check_golden(self, folder: Path) -> None:
@@ -185,6 +201,25 @@ class Bundle:
             off = float(np.abs(a - b).max(initial=0))
             if not off <= tolerance:
                 raise BundleMismatch(complain(f"{folder}: golden {thing}", f"{off:.2g} off", f"at most {tolerance:g}"))
+
+
+def open_index(folder: Path, manifest: Manifest, catalog: Catalog) -> Index:
+    """Returns the index in `folder` at its operating point; what was removed from the catalog is not found by it.
+
+    Raises BundleCorrupt when its files cannot be read.
+    """
+    try:
+        rows = np.load(folder / "index_rows.npy", "r", allow_pickle=False)  # of each position; nothing: they are one
+        point = Point(**manifest.point)
+    except (OSError, ValueError, TypeError) as error:
+        raise BundleCorrupt(complain(folder / "index_rows.npy", str(error), "rows and an operating point")) from None
+    if len(catalog.removed):
+        alive = np.arange(len(catalog), dtype=np.int32)
+        alive[catalog.removed] = -1
+        rows = alive[rows] if len(rows) else alive
+    index = Index.open(folder / "index.faiss", manifest.recipe, point)
+    index = index.with_rows(np.asarray(rows)) if len(rows) else index
+    return index.refining(catalog.vectors) if point.refine > 1 else index
 
 
 def current_bundle_id(store: Path) -> str:

@@ -3,7 +3,7 @@
 Rows are in track-id order, so that ties by row are ties by track id. Texts lie back to back in one file.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lhydra.domain import F32, I64, Hashes, track_hashes
+from lhydra.domain import F32, I64, Hashes
 from lhydra.errors import BundleCorrupt, DataError, complain
 from lhydra.features import Encoded
+
+I32 = npt.NDArray[np.int32]
+ALONE = ("neighbours", "neighbour_weights", "removed")  # arrays with a length of their own
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,16 @@ class Catalog:
     vectors: F32  # (n, dim) retrieval vectors, unit norm
     history: F32  # (n, dim) history vectors
     dense: F32  # (n, dt) encoded features, as FeatureSpec.encode_tracks gives them
-    ids: I64  # (n, ct)
+    ids: I32  # (n, ct)
     popularity: F32  # (n,) in [0, 1], log-scaled listeners: the head's feature
-    neighbours: npt.NDArray[np.int32]  # (n, width) rows that are played together with the track; see lhydra.colisten
-    neighbour_weights: npt.NDArray[np.float16]  # (n, width) and how much each counts, 0 where there is none
+    lines: I32  # (n,) the track's line in the co-listening table, 0 for tracks that training did not know
+    neighbours: I32  # (lines, width) lines of tracks that are played together with it; see lhydra.colisten
+    neighbour_weights: npt.NDArray[np.float16]  # (lines, width) and how much each counts, 0 where there is none
     share: F32  # (n,) share of train users who played the track
-    popular: I64  # (n,) rows, most listeners first, ties by row
+    popular: I32  # (n,) rows, most listeners first, ties by row
     hashes: Hashes  # (n,) track hashes, ascending
-    hash_rows: I64  # (n,) the row of each
+    hash_rows: I32  # (n,) the row of each
+    removed: I64  # (m,) rows, ascending, that are part of histories but never returned
     names: Texts  # track ids
     title_texts: Texts
     artist_texts: Texts
@@ -61,16 +66,22 @@ class Catalog:
         return len(self.vectors)
 
     @property
+    def n_eligible(self) -> int:
+        """How many tracks may be returned to somebody: all but the removed."""
+        return len(self) - len(self.removed)
+
+    @property
     def tracks(self) -> Encoded:
         """The encoded tracks; bags are used up by the item tower and left out."""
-        return Encoded(self.dense, self.ids, np.zeros((len(self), 0), np.int64))
+        ids: Any = self.ids  # half as wide as elsewhere, on disk and in memory
+        return Encoded(self.dense, ids, np.zeros((len(self), 0), np.int64))
 
     def rows(self, hashes: Hashes) -> I64:
         """Returns the row of each track hash, (n,) int64 in the order given, -1 where unknown."""
         if not len(self):
             return np.full(len(hashes), -1, np.int64)
         at = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
-        return np.where(self.hashes[at] == hashes, self.hash_rows[at], -1)
+        return np.where(self.hashes[at] == hashes, self.hash_rows[at], -1).astype(np.int64, copy=False)
 
     def track_ids(self, rows: I64) -> list[str]:
         """Returns the ids of `rows`."""
@@ -95,6 +106,8 @@ class Catalog:
                 loaded[name] = _mapped(folder / f"{name}.npy")
         catalog = cls(**loaded)
         for name, value in loaded.items():
+            if name in ALONE:
+                continue
             length = len(value.offsets) - 1 if isinstance(value, Texts) else len(value)
             if length != len(catalog):
                 raise BundleCorrupt(complain(folder / f"{name}.npy", f"{length} rows", f"{len(catalog)} rows"))
@@ -107,24 +120,16 @@ def file_names() -> list[str]:
     return [f"{field.name}.npy" for field in fields(Catalog)] + [f"{name}_offsets.npy" for name in texts]
 
 
-def write_texts(folder: Path, name: str, texts: Iterable[str]) -> None:
-    """Writes packed texts as files of the catalog in `folder`."""
-    packed = Texts.of(texts)
-    np.save(folder / f"{name}.npy", packed.data)
-    np.save(folder / f"{name}_offsets.npy", packed.offsets)
-
-
-def write_hashes(folder: Path, track_ids: Sequence[str]) -> None:
-    """Writes the table from track hash to row. Raises DataError when two ids share a hash."""
-    hashes = track_hashes(track_ids)
+def write_hashes(folder: Path, hashes: Hashes, names: Texts) -> None:
+    """Writes the table from track hash to row; hashes: (n,) by row. Raises DataError when two ids share a hash."""
     order = np.argsort(hashes)
     ordered = hashes[order]
     same = np.flatnonzero(ordered[1:] == ordered[:-1])
     if len(same):
-        a, b = track_ids[order[same[0]]], track_ids[order[same[0] + 1]]
+        a, b = names.at(np.sort(order[same[0] : same[0] + 2]))
         raise DataError(complain("track ids", f"{a!r} and {b!r} with one hash", "a hash for each: rename one"))
     np.save(folder / "hashes.npy", ordered)
-    np.save(folder / "hash_rows.npy", order.astype(np.int64))
+    np.save(folder / "hash_rows.npy", order.astype(np.int32))
 
 
 def _mapped(path: Path) -> npt.NDArray[Any]:

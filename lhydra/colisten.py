@@ -11,7 +11,7 @@ import threading
 import numpy as np
 import numpy.typing as npt
 
-from lhydra.domain import F32, I64
+from lhydra.domain import F32
 
 CHANNELS = ("all", "recent")  # every play by its count; the last few plays only, where times are known
 RECENT = 10.0  # plays after which a play counts 1/e in the second channel
@@ -27,12 +27,16 @@ def channel_weights(entry: F32) -> F32:
 
 
 def scores(
-    neighbours: npt.NDArray[np.int32], weights: npt.NDArray[np.floating], played: I64, entry: F32, candidates: I64
+    neighbours: npt.NDArray[np.int32],
+    weights: npt.NDArray[np.floating],
+    played: npt.NDArray[np.integer],
+    entry: F32,
+    candidates: npt.NDArray[np.integer],
 ) -> F32:
     """Returns the co-listening scores of `candidates`, (m, 2) float32.
 
-    neighbours, weights: (n, width) rows and weights of the table; played: (h,) distinct rows; entry: (h, 3) their
-    entry features; candidates: (m,) rows.
+    neighbours, weights: (n, width) lines and weights of the table; played: (h,) lines, distinct but for line 0 where
+    that stands for tracks without one; entry: (h, 3) their entry features; candidates: (m,) lines.
     """
     heard: F32 | None = getattr(_local, "heard", None)
     if heard is None or heard.shape[1] < len(neighbours):  # one per thread, all zero between calls

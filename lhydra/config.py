@@ -26,10 +26,15 @@ def setting(default: Any, help: str, choices: tuple[str, ...] | None = None) -> 
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 
-def add_flags(parser: argparse.ArgumentParser, settings: type) -> None:
-    """Adds `--config` and one flag per field of the dataclass `settings`; a flag not given stays unset."""
+def add_flags(parser: argparse.ArgumentParser, settings: type, only: typing.Collection[str] | None = None) -> None:
+    """Adds `--config` and one flag per field of the dataclass `settings`; a flag not given stays unset.
+
+    only: names of the fields that this command has use for; all by default.
+    """
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file with a section per command")
     for field in dataclasses.fields(settings):
+        if only is not None and field.name not in only:
+            continue
         kind, _ = _plain_type(settings, field.name)
         text = f"{field.metadata['help']} (default: {_shown(field.default)})"
         flag = "--" + field.name.replace("_", "-")

@@ -10,7 +10,9 @@ LhydraError
 ├── BundleError          a bundle that cannot be served
 │   ├── BundleMissing    no such bundle, or a store without CURRENT
 │   ├── BundleCorrupt    a file differs from what the manifest promises
-│   └── BundleMismatch   parts of the bundle do not belong together
+│   ├── BundleMismatch   parts of the bundle do not belong together
+│   └── BundleRefused    a sound bundle that its gate kept from being published
+├── StoreLocked          somebody else is building in the store
 ├── UserStoreError       the user store cannot be read or written
 ├── MissingExtra         an optional part is not installed
 ├── PortInUse            the address to listen on is taken
@@ -69,6 +71,14 @@ class BundleCorrupt(BundleError):
 
 class BundleMismatch(BundleError):
     """Parts of the bundle do not belong together, or its format is unknown."""
+
+
+class BundleRefused(BundleError):
+    """A sound bundle that its gate kept from being published."""
+
+
+class StoreLocked(LhydraError):
+    """Somebody else is building in the store."""
 
 
 class UserStoreError(LhydraError):

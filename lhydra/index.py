@@ -1,36 +1,90 @@
 """Nearest tracks by inner product. The only file that imports faiss.
 
-Recipes: `flat` is exact; any other text is a FAISS factory string (`HNSW32`, `IVF256,SQ8`, …), approximate.
+Recipes: `flat` is exact; any other text is a FAISS factory string (`IVF4096,SQ8`, `HNSW32`, …), approximate. How
+hard an approximate index looks is its operating point, which a rebuild finds by measuring. FAISS numbers vectors
+by the order in which they were added, its positions; the map from positions to rows of the catalog lets an index
+be added to and be removed from without being built again.
+
 FAISS checks shapes with `assert` and answers NaN queries with nothing, so the door is here.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
+import numpy.typing as npt
 
 from lhydra.domain import F32, I64
 from lhydra.errors import BundleCorrupt, ConfigError, complain
 
 BLOCK = 65_536
+FLAT = "flat"
+I32 = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Point:
+    """An operating point: how hard to look.
+
+    effort: inverted lists probed (IVF) or candidates kept on the walk (HNSW); 0 leaves FAISS's own default.
+    refine: so many times the tracks asked for are found by their codes, then ordered by their exact vectors; 1: not.
+    """
+
+    effort: int = 0
+    refine: int = 1
 
 
 @dataclass(frozen=True)
 class Index:
-    """A FAISS index over the rows of one catalog."""
+    """A FAISS index over the tracks of one catalog.
 
-    dim: int
-    exact: bool
+    rows: (positions,) row of each position, -1 where the track was removed; None where position and row are one.
+    vectors: (n, dim) exact vectors by row, for operating points that refine.
+    """
+
+    recipe: str
+    point: Point
     _faiss: faiss.Index
+    rows: I32 | None = None
+    vectors: F32 | None = None
 
     def __len__(self) -> int:
-        return int(self._faiss.ntotal)
+        return int(self._faiss.ntotal) - self.removed
+
+    @property
+    def dim(self) -> int:
+        """Width of the vectors."""
+        return int(self._faiss.d)
+
+    @property
+    def exact(self) -> bool:
+        """Whether every search finds the nearest."""
+        return self.recipe == FLAT
+
+    @cached_property
+    def removed(self) -> int:
+        """How many positions hold a track that was removed."""
+        return 0 if self.rows is None else int(np.count_nonzero(self.rows < 0))
+
+    @property
+    def knob(self) -> str:
+        """What `Point.effort` sets: `nprobe`, `efSearch`, or "" where there is nothing to set."""
+        return _knob(self._faiss)
+
+    @property
+    def lists(self) -> int:
+        """How many inverted lists there are, 0 for none."""
+        return lists_of(self.recipe)
 
     def search(self, vector: F32, k: int) -> tuple[I64, F32]:
         """Returns at most k rows (m,) and their inner products (m,), best first, ties by row; never -1.
 
-        vector: (dim,) or (1, dim) float32, finite. An approximate index may return fewer than k.
+        vector: (dim,) or (1, dim) float32, finite. An approximate index may return fewer than k, and inner products
+        that its codes round, unless the operating point refines.
         """
         query = np.ascontiguousarray(vector, np.float32).reshape(1, -1)
         if query.shape[1] != self.dim or not np.isfinite(query).all():
@@ -38,54 +92,171 @@ class Index:
         k = min(k, len(self))
         if k < 1:
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        wide = min(k + 1, len(self))
-        scores, rows = self._faiss.search(query, wide)
-        while self.exact and wide < len(self) and scores[0][-1] == scores[0][k - 1]:
-            wide = min(2 * wide, len(self))  # the last place is shared: see all who share it, so that rows decide
-            scores, rows = self._faiss.search(query, wide)
-        found = rows[0] >= 0
-        rows, scores = rows[0][found], scores[0][found]
+        refine = self.point.refine if self.vectors is not None else 1
+        wanted, total = k * refine, int(self._faiss.ntotal)
+        wide = wanted + 1
+        if self.removed:
+            wide += 16 + 2 * wanted * self.removed // total  # twice the share of the removed: seldom asked again
+        while True:
+            wide = min(wide, total)
+            scores, rows = self._found(query, wide)
+            if len(rows) >= k and not (self.exact and len(rows) > k and scores[-1] == scores[k - 1]):
+                break  # when the last place is shared, an exact search sees all who share it: rows decide
+            if wide == total or (not self.exact and len(rows) + self.removed < wide):
+                break  # there is no more, or no more at this effort
+            wide *= 2
+        if refine > 1:
+            assert self.vectors is not None
+            scores = self.vectors[rows] @ query[0]
         order = np.lexsort((rows, -scores))[:k]
         return rows[order], scores[order]
 
-    def write(self, path: Path) -> None:
-        """Writes the index to a file."""
-        faiss.write_index(self._faiss, str(path))
+    def _found(self, query: F32, wide: int) -> tuple[F32, I64]:
+        """What FAISS finds for one query, the removed left out."""
+        scores, positions = self._faiss.search(query, wide)
+        scores, rows = scores[0], positions[0]
+        if self.rows is not None:
+            rows = np.where(rows >= 0, self.rows[rows], -1).astype(np.int64)
+        if rows[-1] < 0 or self.rows is not None:
+            found = rows >= 0
+            rows, scores = rows[found], scores[found]
+        return scores, rows
+
+    def at(self, point: Point) -> "Index":
+        """Returns this index looking as hard as `point` says. It is the same FAISS index: others on it follow."""
+        if point.effort and self.knob:
+            faiss.ParameterSpace().set_index_parameter(self._faiss, self.knob, point.effort)
+        if point.refine > 1 and self._refines_itself:
+            faiss.ParameterSpace().set_index_parameter(self._faiss, "k_factor_rf", point.refine)
+        return replace(self, point=point)
+
+    def refining(self, vectors: F32) -> "Index":
+        """Returns this index with the exact `vectors` (n, dim) that its operating points may refine by."""
+        return self if self.exact or self._refines_itself else replace(self, vectors=vectors)
+
+    @property
+    def _refines_itself(self) -> bool:
+        return isinstance(faiss.downcast_index(self._faiss), faiss.IndexRefine)
+
+    # -- building ----------------------------------------------------------------------------------------
 
     @classmethod
-    def build(cls, vectors: F32, recipe: str, seed: int = 0) -> "Index":
-        """Builds an index over `vectors` (n, dim), unit norm, finite; `vectors` may be a mapped file.
+    def empty(cls, dim: int, recipe: str, sample: F32, n: int) -> "Index":
+        """Returns an index without tracks, trained for `n` of them.
+
+        sample: (m, dim) of their vectors, for recipes that learn from them.
 
         Raises:
             ConfigError: FAISS does not know the recipe, or it does not fit these vectors.
         """
-        n, dim = vectors.shape
-        if recipe == "flat":
-            index: faiss.Index = faiss.IndexFlatIP(dim)
-        else:
-            try:
-                index = faiss.index_factory(dim, recipe, faiss.METRIC_INNER_PRODUCT)
-            except RuntimeError:
-                raise ConfigError(complain("recipe", recipe, "flat or a FAISS factory string")) from None
+        if recipe == FLAT:
+            return cls(recipe, Point(), faiss.IndexFlatIP(dim))
+        try:
+            index = faiss.index_factory(dim, recipe, faiss.METRIC_INNER_PRODUCT)
+        except RuntimeError:
+            raise ConfigError(complain("recipe", recipe, "flat or a FAISS factory string")) from None
         try:
             if not index.is_trained:
-                chosen = np.random.default_rng(seed).permutation(n)[: 256 * 1024]
-                index.train(np.ascontiguousarray(vectors[np.sort(chosen)]))
-            for start in range(0, n, BLOCK):
-                index.add(np.ascontiguousarray(vectors[start : start + BLOCK]))
+                index.train(np.ascontiguousarray(sample))
         except RuntimeError as error:
-            why = str(error).strip().splitlines()[-1]
-            raise ConfigError(complain(f"recipe {recipe}", why, f"one that fits {n} tracks of {dim} numbers")) from None
-        return cls(dim, recipe == "flat", index)
+            raise _unfit(recipe, error, n, dim) from None
+        return cls(recipe, Point(), index)
 
     @classmethod
-    def open(cls, path: Path, recipe: str) -> "Index":
-        """Maps the index in `path`. Raises BundleCorrupt when FAISS cannot read it."""
+    def build(cls, vectors: F32, recipe: str, seed: int = 0) -> "Index":
+        """Builds an index over `vectors` (n, dim), unit norm, finite, in one go. Raises ConfigError like `empty`."""
+        n, dim = vectors.shape
+        chosen = sample_rows(n, recipe, seed)
+        index = cls.empty(dim, recipe, np.asarray(vectors[chosen]), n)
+        for start in range(0, n, BLOCK):
+            index.add(vectors[start : start + BLOCK])
+        return index
+
+    def add(self, vectors: F32, start: int | None = None) -> None:
+        """Adds `vectors` (m, dim) at the next positions, or, for `mergeable` recipes, at `start` and those behind.
+
+        Raises ConfigError when the recipe cannot hold them.
+        """
+        block = np.ascontiguousarray(vectors, np.float32)
         try:
-            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+            if start is None:
+                self._faiss.add(block)
+            else:
+                self._faiss.add_with_ids(block, np.arange(start, start + len(block), dtype=np.int64))
+        except RuntimeError as error:
+            raise _unfit(self.recipe, error, len(block), self.dim) from None
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether parts built on their own can be merged: plain inverted files can."""
+        return isinstance(faiss.downcast_index(self._faiss), faiss.IndexIVF)
+
+    def merge(self, part: "Index") -> None:
+        """Takes over the tracks of `part`, an index from the same `empty` one whose positions do not meet ours."""
+        self._faiss.merge_from(part._faiss, 0)
+
+    def with_rows(self, rows: I32) -> "Index":
+        """Returns the index with another map from positions to rows, (positions,) int32."""
+        return replace(self, rows=rows)
+
+    # -- files -------------------------------------------------------------------------------------------
+
+    def write(self, path: Path) -> None:
+        """Writes the FAISS index to a file. Raises OSError where it cannot be written whole."""
+        try:
+            faiss.write_index(self._faiss, str(path))
+        except RuntimeError as error:
+            raise OSError(f"{path}: {' '.join(str(error).split())[-120:]}") from None
+
+    @classmethod
+    def open(cls, path: Path, recipe: str, point: Point = Point(), *, mapped: bool = True) -> "Index":
+        """Opens the index in `path`, mapped unless it is to be added to.
+
+        Raises BundleCorrupt when FAISS cannot read it.
+        """
+        try:
+            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
         except RuntimeError:
             raise BundleCorrupt(complain(path, "a file that FAISS cannot read", "a FAISS index")) from None
-        return cls(index.d, recipe == "flat", index)
+        return cls(recipe, Point(), index).at(point)
+
+
+def _knob(index: Any) -> str:
+    index = faiss.downcast_index(index)
+    if isinstance(index, (faiss.IndexPreTransform, faiss.IndexIDMap)):
+        return _knob(index.index)
+    if isinstance(index, faiss.IndexRefine):
+        return _knob(index.base_index)
+    if isinstance(index, faiss.IndexIVF):
+        return "nprobe"
+    return "efSearch" if isinstance(index, faiss.IndexHNSW) else ""
+
+
+def lists_of(recipe: str) -> int:
+    """Returns how many inverted lists a factory string asks for, 0 for none."""
+    for part in recipe.split(","):
+        digits = part.removeprefix("IVF").partition("_")[0]
+        if part.startswith("IVF") and digits.isdigit():
+            return int(digits)
+    return 0
+
+
+def sample_rows(n: int, recipe: str, seed: int) -> I64:
+    """Returns the rows that an index of `n` tracks learns from, ascending: 48 a list, 65,536 at least, all if fewer."""
+    most = max(BLOCK, 48 * lists_of(recipe))
+    if n <= most:
+        return np.arange(n)
+    return np.sort(np.random.default_rng(seed).choice(n, most, replace=False))
+
+
+def one_thread() -> None:
+    """Keeps the calling thread's FAISS to one core: a server's worker, a process of a pool, a latency measured."""
+    faiss.omp_set_num_threads(1)
+
+
+def use_threads(n: int) -> None:
+    """Lets the calling thread's FAISS use `n` cores."""
+    faiss.omp_set_num_threads(n)
 
 
 def nearest(vectors: F32, vector: F32, k: int, excluded: I64) -> tuple[I64, F32]:
@@ -104,3 +275,31 @@ def nearest(vectors: F32, vector: F32, k: int, excluded: I64) -> tuple[I64, F32]
     rows = np.flatnonzero(scores >= bound)  # more than k when the last place is shared
     order = np.lexsort((rows, -scores[rows]))[:k]
     return rows[order], scores[rows[order]]
+
+
+def nearest_of_many(blocks: Sequence[F32] | Any, queries: F32, k: int, excluded: I64) -> tuple[I64, F32]:
+    """Exact search for many queries over vectors that come block by block: (q, k) rows, best first, -1 padded.
+
+    blocks: yields (m, dim) arrays that together are the (n, dim) vectors. queries: (q, dim). excluded: (m,) rows,
+    ascending, that are not returned.
+    """
+    found = faiss.ResultHeap(len(queries), k, keep_max=True)
+    start = 0
+    for block in blocks:
+        block = np.ascontiguousarray(block, np.float32)
+        inside = excluded[(excluded >= start) & (excluded < start + len(block))] - start
+        wide = min(k + len(inside), len(block))
+        scores, rows = faiss.knn(queries, block, wide, metric=faiss.METRIC_INNER_PRODUCT)
+        if len(inside):
+            bad = np.isin(rows, inside)
+            scores[bad], rows[bad] = -np.inf, -1
+        found.add_result(scores, np.where(rows >= 0, rows + start, -1))
+        start += len(block)
+    found.finalize()
+    rows = np.where(np.isfinite(found.D), found.I, -1)
+    return rows, np.asarray(found.D, np.float32)
+
+
+def _unfit(recipe: str, error: RuntimeError, n: int, dim: int) -> ConfigError:
+    why = str(error).strip().splitlines()[-1]
+    return ConfigError(complain(f"recipe {recipe}", why, f"one that fits {n} tracks of {dim} numbers"))

@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -10,16 +11,44 @@ _REPORT_EVERY_S = 5.0
 
 
 def with_progress(items: Iterable[T], total: int, label: str) -> Iterator[T]:
-    """Yields `items`; shows a bar on a terminal, else prints a plain line every few seconds, both on stderr."""
+    """Yields `items`; shows where the loop is like `progress`."""
+    with progress(total, label) as show:
+        for done, item in enumerate(items, 1):
+            yield item
+            show(done)
+
+
+@contextmanager
+def progress(total: int, label: str) -> Iterator[Callable[[int], None]]:
+    """Gives a function to be told how much of `total` is done.
+
+    A bar with rate and time left on a terminal, else a plain line every few seconds, both on stderr.
+    """
     if sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import track
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        yield from track(items, label, total, console=Console(stderr=True))
+        rate = TextColumn("{task.fields[rate]}")
+        columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(label, total=total, rate="")
+
+            def move(done: int) -> None:
+                speed = bar.tasks[0].speed
+                bar.update(task, completed=done, rate=f"{speed:,.0f}/s" if speed else "")
+
+            yield move
         return
-    due = time.monotonic() + _REPORT_EVERY_S
-    for done, item in enumerate(items, 1):
-        yield item
-        if time.monotonic() >= due:
-            print(f"{label}: {done:,} of {total:,}", file=sys.stderr)
-            due = time.monotonic() + _REPORT_EVERY_S
+    started = time.monotonic()
+    due = started + _REPORT_EVERY_S
+
+    def tell(done: int) -> None:
+        nonlocal due
+        now = time.monotonic()
+        if now >= due and done:
+            rate = done / (now - started)
+            left = f"{rate:,.0f}/s, {(total - done) / rate:,.0f} s left"
+            print(f"{label}: {done:,} of {total:,}, {left}", file=sys.stderr, flush=True)
+            due = now + _REPORT_EVERY_S
+
+    yield tell

@@ -22,12 +22,13 @@ def _no_check() -> None:
 class Recommender:
     """Answers queries from one bundle; holds no user state. Safe to call from several threads.
 
-    bundle: what to serve; depth: candidates to rerank unless the query says otherwise, 0 for DEFAULT_DEPTH.
+    bundle: what to serve; depth: candidates to rerank unless the query says otherwise, 0 for what was measured when
+    the bundle was made (DEFAULT_DEPTH where nothing was).
     """
 
     def __init__(self, bundle: Bundle, depth: int = 0) -> None:
         self.bundle = bundle
-        self.depth = depth or DEFAULT_DEPTH
+        self.depth = depth or (bundle.manifest.depth if bundle.manifest else 0) or DEFAULT_DEPTH
         self._profile_names = [
             *(number.name for number in bundle.spec.user_numbers),
             *(category.name for category in bundle.spec.user_categories),
@@ -53,6 +54,8 @@ class Recommender:
         catalog = self.catalog
         excluded = catalog.rows(query.exclude)
         excluded = np.unique(excluded[excluded >= 0])
+        if len(catalog.removed):  # the index leaves them out by itself
+            excluded = np.setdiff1d(excluded, catalog.removed, assume_unique=True)
         with timed("encode", stage_us):
             user = self.encode(query.state)
         tier = self._tier(query, user)
@@ -112,15 +115,20 @@ class Recommender:
             at = np.minimum(np.searchsorted(excluded, rows), len(excluded) - 1)
             kept = excluded[at] != rows
             rows, cosines = rows[kept], cosines[kept]
-        if len(rows) < min(depth, len(self.catalog) - len(excluded)):
-            rows, cosines = nearest(self.catalog.vectors, vector, depth, excluded)
+        if len(rows) < min(depth, self.catalog.n_eligible - len(excluded)):
+            rows, cosines = nearest(self.catalog.vectors, vector, depth, self._barred(excluded))
         return rows[:depth], cosines[:depth]
+
+    def _barred(self, excluded: I64) -> I64:
+        """Everything that must not be returned: what the query excludes and what was removed from the catalog."""
+        return np.concatenate([excluded, self.catalog.removed]) if len(self.catalog.removed) else excluded
 
     def _popular(self, k: int, excluded: I64, stage_us: dict[str, int]) -> Recommendation:
         """The most played tracks; their score is the share of listeners."""
         with timed("select", stage_us):
-            rows = np.asarray(self.catalog.popular[: k + len(excluded)])
-            rows = rows[~np.isin(rows, excluded)][:k]
+            barred = self._barred(excluded)
+            rows = self.catalog.popular[: k + len(barred)].astype(np.int64)
+            rows = rows[~np.isin(rows, barred)][:k]
             share = self.catalog.share[rows]
         nothing = np.zeros(len(rows), np.float32)
         return Recommendation(rows, share, share, nothing, rows, nothing, Tier.POPULAR, stage_us)

@@ -41,6 +41,9 @@ class UserStore(Protocol):
     def load(self, states: Iterable[tuple[str, UserState]]) -> int:
         """Loads users from prepared data, keeping live plays it does not cover; returns how many."""
 
+    def sample(self, n: int) -> list[UserState]:
+        """Returns the states of at most `n` users, spread over all of them; the same ones while nobody is added."""
+
     def close(self) -> None:
         """Releases the store, everything written."""
 
@@ -123,6 +126,17 @@ class LmdbUsers:
                     txn.put(_key(user_id), _stored(txn, user_id).with_base(state).pack())
             n_users += len(chunk)
         return n_users
+
+    def sample(self, n: int) -> list[UserState]:
+        """Returns the states of at most `n` users, spread over all of them in order of their ids."""
+        try:
+            with self._env.begin() as txn, txn.cursor() as cursor:
+                step = max(1, self._env.stat()["entries"] // max(1, n))
+                keys = list(itertools.islice(cursor.iternext(values=False), 0, n * step, step))
+                packed = [txn.get(key) for key in keys]
+                return [unpack(bytes(value), "sampled").state for value in packed if value is not None]
+        except lmdb.Error as error:
+            raise self._failed(error) from None
 
     def close(self) -> None:
         """Forces everything to disk and releases the environment."""

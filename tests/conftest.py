@@ -1,6 +1,5 @@
 """What many tests share: one tiny world, trained for real once per session, published, its users loaded."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,7 +42,7 @@ def tiny_store(tiny_dataset: Dataset, tiny_model: Path) -> Path:
     """A store with two bundles, the newer one CURRENT, and every user loaded; dataset and model lie beside it."""
     store = tiny_dataset.path.parent / "store"
     for seed in (0, 1):
-        rebuild(tiny_model, tiny_dataset, store, replace(RebuildConfig(recall_users=50), seed=seed))
+        rebuild(tiny_model, tiny_dataset, store, RebuildConfig(recall_users=50, gate_users=50, seed=seed))
     users = open_users(None, store)
     users.load(user_states(tiny_dataset, "now"))
     users.close()

@@ -146,8 +146,17 @@ def test_the_model_carries_the_table_that_was_fitted(
 def test_the_bundle_carries_the_table_of_the_model(
     of_model: dict[tuple[str, str], float], tiny_bundle: Bundle, tiny_dataset: Dataset
 ) -> None:
-    catalog = tiny_bundle.catalog
-    assert by_id(list(tiny_dataset.track_ids), catalog.neighbours, catalog.neighbour_weights) == of_model
+    assert by_track(tiny_bundle.catalog, list(tiny_dataset.track_ids)) == of_model
+
+
+def by_track(catalog: Catalog, ids: list[str]) -> dict[tuple[str, str], float]:
+    """(track, neighbour) -> weight, of the tracks of a catalog whose rows are `ids`."""
+    named = [""] * len(catalog.neighbours)
+    for line, track in zip(catalog.lines.tolist(), ids, strict=True):
+        if line:
+            named[line] = track
+    pairs = by_id(named, catalog.neighbours, catalog.neighbour_weights)
+    return {pair: weight for pair, weight in pairs.items() if all(pair)}
 
 
 def other_catalogue(dataset: Dataset, folder: Path, gone: set[str], new: int) -> Dataset:
@@ -169,30 +178,28 @@ def test_a_catalogue_with_other_tracks_keeps_what_it_can(
     catalog = embedding.write_catalog(Model.open(tiny_model), changed, tmp_path / "catalog")
     expected = {pair: weight for pair, weight in of_model.items() if not gone & set(pair)}
     assert len(expected) < len(of_model)
-    assert by_id(list(changed.track_ids), catalog.neighbours, catalog.neighbour_weights) == expected
+    assert by_track(catalog, list(changed.track_ids)) == expected
     new = [row for row, track in enumerate(changed.track_ids) if "new" in track]
     assert len(new) == 9
-    assert not catalog.neighbour_weights[new].any()
-    neighbours = Catalog.open(tmp_path / "catalog").neighbours
-    assert neighbours.min() >= 0
-    assert neighbours.max() < len(catalog)
-    # having played only what is new, or what is nobody's neighbour, counts nothing for anything
-    heard = np.array(new)
+    assert not catalog.lines[new].any()
+    assert not catalog.neighbour_weights[0].any()
+    # having played only what is new counts nothing for anything
+    heard = catalog.lines[new]
     entry = np.zeros((len(heard), 3), np.float32)
-    everything = np.arange(len(catalog))
-    assert (colisten.scores(catalog.neighbours, catalog.neighbour_weights, heard, entry, everything) == 0).all()
+    assert (colisten.scores(catalog.neighbours, catalog.neighbour_weights, heard, entry, catalog.lines) == 0).all()
 
 
 def test_what_is_served_is_what_training_saw(tiny_bundle: Bundle, data: TrainingData) -> None:
     """Channel "all" of the bundle is the teacher's score of the same plays."""
     table = teachers.fit(data, TINY_TRAINING.dim, TINY_TRAINING.seed).table
-    catalog, everything = tiny_bundle.catalog, np.arange(data.n_tracks)
+    catalog = tiny_bundle.catalog
     users = np.flatnonzero(np.diff(data.train.offsets) > 0)[:20]
     for user in users:
         at = slice(data.train.offsets[user], data.train.offsets[user + 1])
         own = Histories.one(data.train.rows[at], data.train.counts[at], data.train.times[at])
         entry = data.spec.encode_users(data.profiles[[user]], own, data.tracks).entry
-        served = colisten.scores(catalog.neighbours, catalog.neighbour_weights, own.rows, entry, everything)
+        played = catalog.lines[own.rows]
+        served = colisten.scores(catalog.neighbours, catalog.neighbour_weights, played, entry, catalog.lines)
         taught = (teachers.matrix(own, data.n_tracks) @ table.matrix).toarray()[0]
         np.testing.assert_allclose(served[:, 0], taught, atol=1e-4)
 

@@ -68,6 +68,8 @@ class FakeCatalog:
         self.hashes = track_hashes(self.ids)
         self._rows = {int(value): row for row, value in enumerate(self.hashes)}
 
+    removed = np.empty(0, np.int64)
+
     def __len__(self) -> int:
         return len(self.ids)
 

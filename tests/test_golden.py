@@ -12,7 +12,7 @@ from lhydra.errors import BundleMismatch
 from lhydra.recommender import Recommender
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
-OPENED = (2,)  # formats that this version opens
+OPENED = (3,)  # formats that this version opens
 
 
 @pytest.mark.parametrize("number", OPENED)
@@ -40,7 +40,9 @@ def test_the_current_format_has_its_golden_bundle() -> None:
     assert json.loads((GOLDEN / f"bundle_v{FORMAT}" / "manifest.json").read_text())["format"] == FORMAT
 
 
-def test_a_bundle_of_format_1_is_refused_in_one_line() -> None:
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_bundle_of_an_older_format_is_refused_in_one_line(number: int) -> None:
+    folder = GOLDEN / f"bundle_v{number}"
     with pytest.raises(BundleMismatch) as caught:
-        Bundle.open_folder(GOLDEN / "bundle_v1")
-    assert str(caught.value) == f"{GOLDEN / 'bundle_v1' / 'manifest.json'}: found format 1, expected format {FORMAT}"
+        Bundle.open_folder(folder)
+    assert str(caught.value) == f"{folder / 'manifest.json'}: found format {number}, expected format {FORMAT}"

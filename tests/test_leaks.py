@@ -47,7 +47,8 @@ class World:
         path.mkdir()
         tables = {"tracks": (self.tracks, self.track_ids), "users": (self.users, self.user_ids)}
         columns = {side: tuple(Column(name, kind) for name, (kind, _) in c.items()) for side, (c, _) in tables.items()}
-        info = DatasetInfo("test", columns["tracks"], columns["users"], {}, {"protocol": self.protocol}, self.timed)
+        counts = {"tracks": len(self.track_ids), "users": len(self.user_ids), "plays": len(self.plays)}
+        info = DatasetInfo("test", columns["tracks"], columns["users"], counts, {"protocol": self.protocol}, self.timed)
         (path / "dataset.json").write_text(info.to_json())
         train = self.plays.where(self.plays.fold == TRAIN)
         own = {"tracks": np.bincount(train.track, train.count, TRACKS), "users": None}

@@ -23,6 +23,8 @@ class Catalog:
         self.ids = ids
         self._rows = {int(value): row for row, value in enumerate(track_hashes(ids))}
 
+    removed = np.empty(0, np.int64)
+
     def __len__(self) -> int:
         return len(self.ids)
 

@@ -14,14 +14,14 @@ from lhydra.bundle import Bundle, Manifest, current_bundle_id
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.errors import LhydraError
-from lhydra.index import nearest
+from lhydra.index import Point, nearest
 from lhydra.model import Model
 from lhydra.recommender import Recommender
 from lhydra_index_builder import store as stores
 from lhydra_index_builder.build import rebuild
 from lhydra_index_builder.config import RebuildConfig
 
-SETTINGS = RebuildConfig(recall_users=20)
+SETTINGS = RebuildConfig(recall_users=20, gate_users=20, recipe="flat", depth=100)
 
 
 @pytest.fixture
@@ -38,13 +38,16 @@ def left_over(store: Path) -> list[str]:
 @pytest.mark.parametrize(
     "step",
     [
+        "plan.check",
         "write_catalog",
-        "Index.build",
-        "_recall",
+        "depths.measure",
+        "recipe.choose",
         "_write_golden",
+        "files.seal",
         "Bundle.open_folder",
         "Recommender.warm_up",
-        "publish",
+        "gate.check",
+        "store.add",
     ],
 )
 def test_a_rebuild_that_fails_leaves_the_store_as_it_was(
@@ -81,16 +84,18 @@ def test_current_is_named_only_after_the_bundle_is_in_place(
     assert current_bundle_id(store) == before
 
 
-def test_staging_of_a_dead_process_is_swept_and_of_a_living_one_kept(store: Path) -> None:
-    dead, alive = store / ".staging-999999999-x", store / f".staging-{os.getpid()}-y"
-    for folder in (dead, alive):
+def test_whoever_builds_sweeps_what_others_left(store: Path) -> None:
+    """Nobody else holds the lock, so whatever lies there is of a process that is gone, even one with a living id."""
+    left = [store / ".staging-999999999-x", store / f".staging-{os.getpid()}-y", store / ".trash-20260101T000000-0"]
+    for folder in left:
         folder.mkdir()
         (folder / "part").write_text("x")
-    with stores.staging(store) as mine:
+    assert [entry.state for entry in stores.entries(store)].count("partial") == 2
+    with stores.building(store, "test") as mine:
         assert mine.is_dir()
-    assert not dead.exists()
-    assert alive.exists()
+        assert not any(folder.exists() for folder in left)
     assert not mine.exists()
+    assert left_over(store) == [".lock"]
 
 
 def test_rollback_goes_back_and_by_id_forth(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,6 +138,7 @@ def test_the_catalog_is_the_item_tower_over_every_track(
 ) -> None:
     model = Model.open(tiny_model)
     monkeypatch.setattr(embedding, "BLOCK", 7)
+    monkeypatch.setattr(embedding, "SHARD", 61)
     catalog = embedding.write_catalog(model, tiny_dataset, tmp_path)
     tracks = model.spec.encode_tracks(tiny_dataset.track_columns())
     vectors, history = model.item_tower.embed(tracks)
@@ -143,27 +149,39 @@ def test_the_catalog_is_the_item_tower_over_every_track(
     np.testing.assert_allclose(np.linalg.norm(catalog.vectors, axis=1), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("recipe", ["flat", "HNSW4"])
+@pytest.mark.parametrize("recipe", ["flat", "HNSW4", "IVF8,SQ8", "IVF4,PQ8x4fs"])
 def test_the_measured_recall_is_the_truth(recipe: str, tiny_model: Path, tiny_dataset: Dataset, tmp_path: Path) -> None:
-    settings = replace(SETTINGS, recipe=recipe, recall_users=len(tiny_dataset.user_ids))
+    """What the manifest says is what brute force finds, of the half of the users that had no say in the choice."""
+    n = len(tiny_dataset.user_ids)
+    settings = replace(SETTINGS, recipe=recipe, recall_users=n, recall=0.9, force=True)
     built = rebuild(tiny_model, tiny_dataset, tmp_path / "store", settings)
     bundle = Bundle.open(tmp_path / "store")
     recommender = Recommender(bundle)
     shares = []
-    for _, state in user_states(tiny_dataset, "test"):
+    for _, state in list(user_states(tiny_dataset, "valid"))[1::2]:
         vector = bundle.user_tower.embed(recommender.encode(state), bundle.catalog.history)
-        exact = set(nearest(bundle.catalog.vectors, vector, 10, np.empty(0, np.int64))[0].tolist())
-        shares.append(len(exact & set(bundle.index.search(vector, 10)[0].tolist())) / 10)
-    assert built.manifest.recall["recall@10"] == pytest.approx(np.mean(shares), abs=1e-6)
-    assert (recipe != "flat") or built.manifest.recall["recall@100"] == 1
+        found = bundle.index.search(vector, settings.depth)[0].tolist()
+        exact = [nearest(bundle.catalog.vectors, vector, k, np.empty(0, np.int64))[0].tolist() for k in (10, 100)]
+        shares.append((len({*exact[1]} & {*found}) / 100, len({*exact[0]} & {*found[:10]}) / 10))
+    recall = built.manifest.recall
+    assert (recall["coverage"], recall["recall@10"]) == pytest.approx(np.mean(shares, axis=0), abs=1e-6)
+    assert (recipe != "flat") or recall["coverage"] == 1
+    curve = [point for point in built.manifest.index["curve"] if point["recipe"] == recipe]
+    chosen = [vars(Point(point["effort"], point["refine"])) for point in curve if point["coverage"] >= 0.9]
+    assert built.manifest.point == chosen[0]  # the least effort that reaches the target
 
 
-def test_the_same_inputs_give_the_same_files(tiny_model: Path, tiny_dataset: Dataset, tmp_path: Path) -> None:
-    a, b = (rebuild(tiny_model, tiny_dataset, tmp_path / "store", SETTINGS).manifest for _ in range(2))
+@pytest.mark.parametrize("recipe", ["auto", "IVF8,SQ8"])
+def test_the_same_inputs_give_the_same_content(
+    recipe: str, tiny_model: Path, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    settings = replace(SETTINGS, recipe=recipe, depth=0)
+    a, b = (rebuild(tiny_model, tiny_dataset, tmp_path / "store", settings).manifest for _ in range(2))
     assert a.bundle_id != b.bundle_id
-    for name, info in a.files.items():
-        if name != "golden.npz":  # a zip, which holds the time
-            assert info == b.files[name], name
+    assert a.files == b.files
+    assert a.content == b.content
+    other = rebuild(tiny_model, tiny_dataset, tmp_path / "store", replace(settings, recall=0.5)).manifest
+    assert other.content != a.content
 
 
 def test_manifest_round_trip(tiny_store: Path, tmp_path: Path) -> None:

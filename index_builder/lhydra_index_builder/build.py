@@ -1,11 +1,17 @@
-"""Rebuild: embed every track, build the index, measure it, seal the bundle, prove it from disk, publish it."""
+"""Rebuild: embed every track, choose depth and index, seal the bundle, prove it from disk, let its gate decide.
 
-import os
-import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+The steps of `rebuild` are the order to read this package in: plan, store.building, embedding, depth, recipe, seal,
+gate, store.set_current, store.retain. `add` and `remove` (in `changes`) share everything from `seal` on.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,118 +20,258 @@ import pyarrow.parquet as pq
 from lhydra import __version__, files
 from lhydra import catalog as catalogs
 from lhydra.bundle import PARTS, Bundle, Manifest
-from lhydra.data.dataset import Dataset, user_states
-from lhydra.embedding import train_users, write_catalog
-from lhydra.histories import EncodedUsers, Histories
-from lhydra.index import Index, nearest
+from lhydra.data.dataset import VALID, AsOf, Dataset, user_states
+from lhydra.domain import F32, I64, Hashes
+from lhydra.embedding import SHARD, blocks, train_users, write_catalog
+from lhydra.errors import BundleError, BundleRefused, DataError
+from lhydra.evaluation.run import Targets, find_targets
+from lhydra.histories import EncodedUsers, Histories, offsets_of
+from lhydra.index import FLAT, Index, nearest_of_many, use_threads
 from lhydra.model import GRAPHS, Model
+from lhydra.progress import progress
 from lhydra.recommender import Recommender
 from lhydra.timing import timed
+from lhydra_index_builder import depth as depths
+from lhydra_index_builder import gate, plan, pool, recipe, store
 from lhydra_index_builder.config import RebuildConfig
-from lhydra_index_builder.store import publish, staging
 
-RECALL_AT = (10, 100)
 GOLDEN_USERS, GOLDEN_TRACKS = 8, 64
+REFITTED = "train and valid"  # what model.json says of a model made with --refit
+VOLATILE = ("p50_us", "p99_us", "build_s")  # of the curve: times
+Say = Callable[[str], None]
+Ask = Callable[[Bundle | None], tuple[gate.Asked, Hashes | None]]  # CURRENT -> whom to ask, hashes of their targets
 
 
 @dataclass(frozen=True)
-class Rebuilt:
-    """What a rebuild published."""
+class Built:
+    """What a build made: its id and manifest; `deleted`: bundles that `keep` let go."""
 
     bundle_id: str
     manifest: Manifest
+    deleted: tuple[str, ...] = ()
+
+
+def quiet(line: str) -> None:
+    """Says nothing."""
 
 
 @timed("rebuild")
-def rebuild(
-    model_path: Path,
-    dataset: Dataset,
-    store: Path,
-    config: RebuildConfig,
-    on_rows: Callable[[int], None] = lambda rows: None,
-) -> Rebuilt:
-    """Builds a bundle from model and dataset and makes it CURRENT; a failure leaves the store as it was.
+def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildConfig, say: Say = quiet) -> Built:
+    """Builds a bundle from model and dataset in the store at `path`, and makes it CURRENT when its gate lets it.
+
+    Whatever else happens leaves CURRENT as it was: a failure leaves nothing, a refusal leaves the bundle, refused.
+    say: told what happens, a line at a time.
 
     Raises:
         ModelError: no sound model, or its vectors are not of unit norm.
-        ConfigError: the recipe is unknown or does not fit.
-        BundleError: the finished bundle does not open from disk.
+        ConfigError: the recipe is unknown or does not fit, or the machine is too small.
+        StoreLocked: somebody else is building in the store.
+        BundleError: the finished bundle does not open from disk, or (BundleRefused) its gate refused it.
     """
-    model = Model.open(model_path, threads=config.threads or os.cpu_count() or 1)
-    with staging(store) as folder:
+    threads = plan.cores(config.threads)
+    model = Model.open(model_path)
+    processes = threads if dataset.n_tracks > 2 * SHARD else 1
+    need = plan.predict(model, dataset, config.recipe, config.max_bytes_per_track, processes)
+    say(f"{dataset.n_tracks:,} tracks of {model.dim} numbers: needs about {need}")
+    plan.check(need, path, config.max_memory_gib)
+    with store.building(path, "lhydra index rebuild") as folder, pool.processes(processes) as run:
         for name in ("features.json", *GRAPHS):
-            shutil.copyfile(model_path / name, folder / name)
-        catalog = write_catalog(model, dataset, folder, on_rows)
-        pq.write_table(dataset.tracks, folder / "catalog.parquet")
-        with timed("rebuild.index"):
-            index = Index.build(catalog.vectors, config.recipe, config.seed)
-            index.write(folder / "index.faiss")
-        now = datetime.now(UTC)
-        bundle_id = files.new_id(now)
-        bundle = Bundle(bundle_id, model.spec, catalog, model.user_tower, model.head, index)
-        users = _some_users(bundle, dataset, config)
+            files.copy(model_path / name, folder / name)
+        files.copy(dataset.path / "tracks.parquet", folder / "catalog.parquet")
+        with progress(dataset.n_tracks, "embedding tracks") as show:
+            catalog = write_catalog(model, dataset, folder, run, show)
+        pq.write_table(dataset.track_rows(0, 0), folder / "added.parquet")
+        np.save(folder / "index_rows.npy", np.empty(0, np.int32))
+        unindexed = Index.empty(model.dim, FLAT, np.empty((0, model.dim), np.float32), 0)
+        bundle = Bundle("", model.spec, catalog, model.user_tower, model.head, unindexed)
+        as_of, targets = held_out(dataset, str(model.info.get("fitted_on", "train")))
+
+        say("measuring how many candidates the head needs")
+        cascade = depths.measure(Recommender(bundle), dataset, as_of, targets, threads=threads, seed=config.seed)
+        depth = config.depth or depths.choose(cascade)
+        users = _some_users(bundle, dataset, as_of, config)
+        truth = _truth(bundle, folder / "vectors.npy", users, threads)
+        vectors = recipe.Vectors(folder / "vectors.npy", len(catalog), model.dim)
+        with progress(dataset.n_tracks, "building the index") as show:
+            choice = recipe.choose(
+                vectors,
+                truth,
+                recipe=config.recipe,
+                target=config.recall,
+                depth=depth,
+                max_bytes=config.max_bytes_per_track,
+                seed=config.seed,
+                run=run,
+                threads=threads,
+                folder=folder,
+                on_rows=show,
+            )
+        choice.path.rename(folder / "index.faiss")
+        chosen = choice.measured
+        say(f"recipe {chosen.recipe}, {_point(chosen)}: coverage {chosen.coverage:.4f}; depth {depth:,}")
         _write_golden(bundle, users, folder, config.seed)
         manifest = Manifest(
-            bundle_id=bundle_id,
+            bundle_id="",
             model_id=model.model_id,
-            created=now.isoformat(timespec="seconds"),
+            created="",
             lhydra_version=__version__,
             dim=model.dim,
             n_tracks=len(catalog),
             n_users=train_users(dataset),
             features=model.spec.fingerprint,
-            recipe=config.recipe,
-            recall=_recall(bundle, users),
+            recipe=chosen.recipe,
+            point={"effort": chosen.effort, "refine": chosen.refine},
+            recall={"coverage": chosen.coverage, "recall@10": chosen.recall_10, "recall@100": chosen.recall_100},
+            index=recipe.document(choice, config.recall, len(truth.queries)),
+            depth=depth,
+            cascade=cascade,
             quality=_quality(model.info),
+            changes={"base": "", "added": 0, "removed": 0, "due": ""},
+            gate={},
+            columns={column.name: column.kind for column in dataset.info.track_columns},
             parents={
                 "dataset": dataset.info.source,
                 "split": dataset.info.split,
                 "model": model.model_id,
                 "fitted_on": model.info.get("fitted_on", "train"),
+                "bundle": "",
             },
-            files=files.seal(folder, [*PARTS, "golden.npz", *catalogs.file_names()]),
+            content="",
+            files={},
         )
-        files.write_text(folder / "manifest.json", manifest.to_json())
-        with timed("rebuild.prove"):
-            Recommender(Bundle.open_folder(folder)).warm_up()
-        publish(folder, store, bundle_id)
-    return Rebuilt(bundle_id, manifest)
+
+        def ask(current: Bundle | None) -> tuple[gate.Asked, Hashes | None]:
+            theirs = current.manifest.parents["fitted_on"] if current and current.manifest else ""
+            heldout = None if theirs == REFITTED else targets
+            return gate.draw(dataset, as_of, heldout, config.gate_users, config.seed), dataset.hashes
+
+        return finish(folder, path, manifest, ask, config, say)
 
 
-def _some_users(bundle: Bundle, dataset: Dataset, config: RebuildConfig) -> list[EncodedUsers]:
-    """Encoded users of the dataset, drawn at random, with their train histories."""
+def finish(
+    folder: Path,
+    path: Path,
+    manifest: Manifest,
+    ask: Ask,
+    config: RebuildConfig,
+    say: Say,
+    known: Mapping[str, files.FileInfo] = MappingProxyType({}),
+) -> Built:
+    """Seals the bundle in `folder`, proves it from disk, asks its gate, and publishes it or keeps it as refused.
+
+    ask: whom the gate asks. known: files that are those of another bundle, as sealed there.
+
+    Raises:
+        BundleError: it does not open from disk, or (BundleRefused) its gate refused it.
+    """
+    now = datetime.now(UTC)
+    names = [*PARTS, "golden.npz", *catalogs.file_names()]
+    with timed("rebuild.seal"):
+        sealed = dict(known) | files.seal(folder, [name for name in names if name not in known])
+    manifest = replace(
+        manifest,
+        bundle_id=files.new_id(now),
+        created=now.isoformat(timespec="seconds"),
+        files={name: sealed[name] for name in names},
+    )
+    manifest = replace(manifest, content=content(manifest))
+    _write(folder, manifest)
+    with timed("rebuild.prove"):
+        bundle = Bundle.open_folder(folder)
+        Recommender(bundle).warm_up()
+    say(f"sealed {manifest.bundle_id} and opened it again from disk; asking its gate")
+    while True:
+        against = store.current_or_none(path)
+        current, why_none = None, "nothing published before"
+        if against:
+            try:
+                current = Bundle.open(path, against)
+            except BundleError as error:
+                why_none = f"CURRENT does not open: {error}"
+        checks = gate.check(folder, bundle, current, why_none, *ask(current), config)
+        verdict = gate.verdict(checks, config.force)
+        manifest = replace(manifest, gate=gate.document(checks, against, verdict))
+        _write(folder, manifest)
+        if folder.parent != path or folder.name != manifest.bundle_id:
+            with timed("rebuild.sync"):
+                store.add(folder, path, manifest.bundle_id)
+            folder = path / manifest.bundle_id
+        if verdict == gate.REFUSED:
+            why = "; ".join(check.line for check in checks if check.verdict == gate.REFUSED)
+            raise BundleRefused(f"{manifest.bundle_id} refused: {why}; it stays in the store, --force publishes it")
+        if store.set_current(path, manifest.bundle_id, expected=against):
+            break  # else somebody rolled back meanwhile: compare with that
+    del current  # and its lease
+    deleted = store.retain(path, config.keep) if config.keep else []
+    return Built(manifest.bundle_id, manifest, tuple(deleted))
+
+
+def held_out(dataset: Dataset, fitted_on: str) -> tuple[AsOf, Targets | None]:
+    """Returns as of when users are asked, and what they went on to play that the model has not learned from."""
+    if fitted_on == REFITTED:
+        return "refit", None
+    targets = None
+    if (dataset.plays.fold == VALID).any():
+        with suppress(DataError):  # nobody played anything new
+            targets = find_targets(dataset, "valid")
+    return "valid", targets
+
+
+def content(manifest: Manifest) -> str:
+    """Returns the SHA-256 of what the manifest says, names, times and the gate aside."""
+    said = {
+        name: value for name, value in vars(manifest).items() if name not in ("bundle_id", "created", "gate", "content")
+    }
+    curve = [{key: value for key, value in at.items() if key not in VOLATILE} for at in manifest.index["curve"]]
+    said["index"] = {**manifest.index, "curve": curve}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _write(folder: Path, manifest: Manifest) -> None:
+    files.write_text(folder / "manifest.json", manifest.to_json())
+
+
+def _point(chosen: recipe.Measured) -> str:
+    return f"effort {chosen.effort}" + (f", refine {chosen.refine}" if chosen.refine > 1 else "")
+
+
+def _some_users(bundle: Bundle, dataset: Dataset, as_of: AsOf, config: RebuildConfig) -> EncodedUsers:
+    """Encoded users of the dataset, drawn at random, with their histories."""
     n = len(dataset.user_ids)
     drawn = np.sort(np.random.default_rng(config.seed).permutation(n)[: config.recall_users])
     encode = Recommender(bundle).encode
-    return [encode(state) for _, state in user_states(dataset, "test", positions=drawn)]
+    return join_users([encode(state) for _, state in user_states(dataset, as_of, positions=drawn)])
 
 
-@timed("rebuild.recall")
-def _recall(bundle: Bundle, users: list[EncodedUsers]) -> dict[str, float]:
-    """Share of the exact nearest tracks that the index finds, mean over users' own vectors."""
-    nothing = np.empty(0, np.int64)
-    found: dict[str, list[float]] = {f"recall@{k}": [] for k in RECALL_AT}
-    for user in users:
-        vector = bundle.user_tower.embed(user, bundle.catalog.history)
-        for k in RECALL_AT:
-            exact, _ = nearest(bundle.catalog.vectors, vector, k, nothing)
-            rows, _ = bundle.index.search(vector, k)
-            found[f"recall@{k}"].append(len(np.intersect1d(exact, rows)) / max(1, len(exact)))
-    return {name: round(float(np.mean(values)), 6) for name, values in found.items() if values}
+@timed("rebuild.truth")
+def _truth(bundle: Bundle, vectors: Path, users: EncodedUsers, threads: int) -> recipe.Truth:
+    """What exact search finds for each user."""
+    use_threads(threads)
+    queries = np.concatenate([_vector(bundle, users.take(np.array([i]))) for i in range(len(users.dense))])
+    rows, _ = nearest_of_many(blocks(vectors), queries, recipe.NEAREST, np.empty(0, np.int64))
+    return recipe.Truth(queries, rows)
 
 
-def _write_golden(bundle: Bundle, users: list[EncodedUsers], folder: Path, seed: int) -> None:
-    few = join_users(users[:GOLDEN_USERS])
-    rows = np.sort(np.random.default_rng(seed).permutation(len(bundle.catalog))[:GOLDEN_TRACKS])
-    bundle.golden(few, rows).save(folder / "golden.npz")
+def _vector(bundle: Bundle, user: EncodedUsers) -> F32:
+    return bundle.user_tower.embed(user, bundle.catalog.history)
 
 
-def join_users(users: list[EncodedUsers]) -> EncodedUsers:
+def _write_golden(bundle: Bundle, users: EncodedUsers, folder: Path, seed: int) -> None:
+    few = users.take(np.arange(min(GOLDEN_USERS, len(users.dense))))
+    bundle.golden(few, golden_rows(bundle, seed)).save(folder / "golden.npz")
+
+
+def golden_rows(bundle: Bundle, seed: int) -> I64:
+    """Returns the rows, ascending, whose scores are kept to be compared at every load."""
+    n = len(bundle.catalog)
+    return np.sort(np.random.default_rng(seed).choice(n, min(GOLDEN_TRACKS, n), replace=False))
+
+
+def join_users(users: Sequence[EncodedUsers]) -> EncodedUsers:
     """Returns the encoded users of several batches as one."""
     parts = [user.histories for user in users]
-    lengths = np.concatenate([np.diff(part.offsets) for part in parts])
     histories = Histories(
-        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        offsets_of(np.concatenate([np.diff(part.offsets) for part in parts])),
         np.concatenate([part.rows for part in parts]),
         np.concatenate([part.counts for part in parts]),
         np.concatenate([part.times for part in parts]),

@@ -1,17 +1,21 @@
-"""`lhydra index rebuild | list | verify | rollback`."""
+"""`lhydra index rebuild | add | remove | list | verify | diff | rollback`."""
 
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lhydra import config
 from lhydra.errors import BundleMissing, complain
-from lhydra_index_builder.config import RebuildConfig
+from lhydra_index_builder.config import GATE, RebuildConfig
 
-HELP = "rebuild the index and publish a bundle; list, verify and roll back bundles"
+if TYPE_CHECKING:
+    from lhydra_index_builder.build import Built
+
+HELP = "rebuild the index and publish a bundle; add and remove tracks; list, verify, compare and roll back bundles"
 EXTRA = "index"
 
 
@@ -22,19 +26,32 @@ def configure(parser: argparse.ArgumentParser) -> None:
     rebuild.add_argument("--model", type=Path, required=True, help="folder made by `lhydra train`")
     rebuild.add_argument("--data", type=Path, required=True, metavar="DATASET", help="whose tracks are embedded")
     config.add_flags(rebuild, RebuildConfig)
+    add = actions.add_parser("add", help="make new tracks retrievable: without training, without a rebuild")
+    add.add_argument(
+        "tracks", type=Path, metavar="TRACKS", help="a CSV or Parquet file with track_id and what is known"
+    )
+    remove = actions.add_parser("remove", help="never return these tracks again")
+    remove.add_argument("ids", nargs="*", metavar="ID", help="track ids")
+    remove.add_argument("--from", dest="ids_from", type=Path, metavar="FILE", help="a file with an id per line")
+    for action in (add, remove):
+        action.add_argument("--users", metavar="URL", help="whose lists the gate compares (default: STORE/users.lmdb)")
+        config.add_flags(action, RebuildConfig, (*GATE, "threads", "max_memory_gib"))
     listing = actions.add_parser("list", help="the bundles of a store, newest first")
     verify = actions.add_parser("verify", help="check every file of a bundle and re-run its golden users")
     verify.add_argument("bundle", nargs="?", metavar="ID", help="default: the current one")
     rollback = actions.add_parser("rollback", help="make an older bundle the current one")
     rollback.add_argument("bundle", nargs="?", metavar="ID", help="default: the one before the current")
-    for action in (rebuild, listing, verify, rollback):
+    rollback.add_argument("--force", action="store_true", help="even to a bundle that its gate refused")
+    for action in (rebuild, add, remove, listing, verify, rollback):
         action.add_argument("--store", type=Path, required=True, help="where bundles are published")
         action.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Does one action; returns 0."""
-    return {"rebuild": _rebuild, "list": _list, "verify": _verify, "rollback": _rollback}[args.action](args)
+    actions = {"rebuild": _rebuild, "add": _add, "remove": _remove}
+    actions |= {"list": _list, "verify": _verify, "rollback": _rollback}
+    return actions[args.action](args)
 
 
 def _rebuild(args: argparse.Namespace) -> int:
@@ -42,47 +59,126 @@ def _rebuild(args: argparse.Namespace) -> int:
     from lhydra.data.dataset import Dataset
     from lhydra_index_builder.build import rebuild
 
-    dataset = Dataset.open(args.data)
-    with _Progress(len(dataset.track_ids)) as progress:
-        built = rebuild(args.model, dataset, args.store, settings, progress.report)
-    if args.json:
-        print(json.dumps(asdict(built.manifest)))
-        return 0
-    manifest = built.manifest
-    recall = ", ".join(f"{name} {value:.4f}" for name, value in manifest.recall.items())
-    print(f"published {built.bundle_id}: {manifest.n_tracks:,} tracks, recipe {manifest.recipe}, {recall}")
-    print(f"next: lhydra users load {args.data} --store {args.store}, then: lhydra serve {args.store}")
+    built = rebuild(args.model, Dataset.open(args.data), args.store, settings, _say(args))
+    if settings.explain and not args.json:
+        _explain(built)
+    _report(args, built)
+    if not args.json:
+        print(f"next: lhydra users load {args.data} --store {args.store}, then: lhydra serve {args.store}")
     return 0
 
 
+def _add(args: argparse.Namespace) -> int:
+    settings = config.resolve("index", RebuildConfig, args)
+    from lhydra_index_builder.changes import add
+
+    built, added, restored = add(args.tracks, args.store, settings, args.users, _say(args))
+    _report(args, built)
+    if not args.json:
+        print(f"{added:,} tracks added" + (f", {restored:,} restored" if restored else ""))
+    return 0
+
+
+def _remove(args: argparse.Namespace) -> int:
+    settings = config.resolve("index", RebuildConfig, args)
+    from lhydra_index_builder.changes import remove
+
+    ids = list(args.ids)
+    if args.ids_from is not None:
+        ids += [line.rstrip("\r\n") for line in args.ids_from.read_text(encoding="utf-8").splitlines() if line]
+    built, removed = remove(ids, args.store, settings, args.users, _say(args))
+    _report(args, built)
+    if not args.json:
+        print(f"{removed:,} tracks removed: they stay in histories and are never returned")
+    return 0
+
+
+def _say(args: argparse.Namespace) -> Any:
+    """Where lines on the way go: stdout, or nowhere when that is for JSON."""
+    return (lambda line: None) if args.json else (lambda line: print(line, flush=True))
+
+
+def _report(args: argparse.Namespace, built: "Built") -> None:
+    """Says what was published, and what its gate found."""
+    manifest = built.manifest
+    if args.json:
+        print(json.dumps(asdict(manifest)))
+        return
+    rows = []
+    for check in manifest.gate["checks"]:
+        found, limit = (_number(check[name]) for name in ("found", "limit"))
+        rows.append([check["name"], check["verdict"], found, limit, check["note"]])
+    print_table(["check", "", "found", "limit", ""], rows)
+    recall = ", ".join(f"{name} {value:.4f}" for name, value in manifest.recall.items())
+    forced = " (FORCED: its gate had refused it)" if manifest.gate["verdict"] == "forced" else ""
+    count = manifest.n_tracks - manifest.changes["removed"]
+    print(f"published {built.bundle_id}: {count:,} tracks, recipe {manifest.recipe}, {recall}{forced}")
+    if manifest.changes["due"]:
+        print(f"a full rebuild is due: {manifest.changes['due']}")
+    if built.deleted:
+        print(f"deleted {', '.join(built.deleted)}")
+
+
+def _explain(built: "Built") -> None:
+    """Prints what recipe, operating point and depth were chosen from."""
+    from lhydra_index_builder import depth, recipe
+
+    manifest = built.manifest
+    curve = [recipe.Measured(**at) for at in manifest.index["curve"]]
+    chosen = next((at for at in curve if at.recipe == manifest.recipe and vars(at.point) == manifest.point), curve[-1])
+    print(f"\nIndex: the least effort with coverage {manifest.index['target']} at depth {manifest.depth}")
+    print_table(*recipe.table(curve, chosen))
+    print(f"\nDepth: the head over all tracks and over the nearest only, {manifest.cascade['users']} users")
+    print_table(*depth.table(manifest.cascade, manifest.depth))
+    print()
+
+
 def _list(args: argparse.Namespace) -> int:
-    from lhydra_index_builder.store import entries
+    from lhydra_index_builder.store import duration, entries
 
     found = entries(args.store)
     if args.json:
-        rows = [{"bundle_id": e.bundle_id, "state": e.state, "manifest": e.manifest} for e in found]
-        print(json.dumps(rows, default=asdict))
+        documents = [
+            {"bundle_id": e.bundle_id, "state": e.state, "age_s": round(e.age_s), "manifest": e.manifest} for e in found
+        ]
+        print(json.dumps(documents, default=asdict))
         return 0
     if not found:
         raise BundleMissing(complain(args.store, "no bundles", "a store that `lhydra index rebuild` has published to"))
-    print(
-        f"{'bundle':<26} {'state':<9} {'created':<26} {'tracks':>10}  {'recipe':<14} {'recall@100':>10} {'ndcg@10':>8}"
-    )
+    rows = []
     for entry in found:
-        manifest = entry.manifest
-        if manifest is None:
-            print(f"{entry.bundle_id:<26} {entry.state:<9}")
-            continue
-        recall, quality = manifest.recall.get("recall@100"), manifest.quality.get("cascade ndcg@10")
-        print(
-            f"{entry.bundle_id:<26} {entry.state:<9} {manifest.created:<26} {manifest.n_tracks:>10,}  "
-            f"{manifest.recipe:<14} {_number(recall):>10} {_number(quality):>8}"
-        )
+        row, manifest = [entry.bundle_id, entry.state, duration(entry.age_s)], entry.manifest
+        if manifest is not None:
+            changes = manifest.changes
+            changed = f"+{changes['added']} -{changes['removed']}" if changes["added"] or changes["removed"] else ""
+            tracks = f"{manifest.n_tracks - changes['removed']:,}"
+            coverage, ndcg = manifest.recall.get("coverage"), manifest.quality.get("cascade ndcg@10")
+            notes = ["forced"] if manifest.gate["verdict"] == "forced" else []
+            notes += ["rebuild due"] if changes["due"] else []
+            row += [tracks, changed, manifest.recipe, _number(coverage), f"{manifest.depth}", _number(ndcg)]
+            row.append(", ".join(notes))
+        rows.append(row + [""] * (10 - len(row)))
+    header = ["bundle", "state", "age", "tracks", "changed", "recipe", "coverage", "depth", "ndcg@10", ""]
+    print_table(header, rows)
     return 0
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Prints aligned columns: numbers to the right, words to the left."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[n]) for line in lines) for n in range(len(header))]
+    words = [any(row[n][:1].isalpha() for row in rows) or n == 0 for n in range(len(header))]
+    for line in lines:
+        cells = (
+            f"{cell:<{width}}" if is_word else f"{cell:>{width}}"
+            for cell, width, is_word in zip(line, widths, words, strict=True)
+        )
+        print("  ".join(cells).rstrip())
+    sys.stdout.flush()
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -101,33 +197,6 @@ def _verify(args: argparse.Namespace) -> int:
 def _rollback(args: argparse.Namespace) -> int:
     from lhydra_index_builder.store import rollback
 
-    bundle_id = rollback(args.store, args.bundle)
+    bundle_id = rollback(args.store, args.bundle, force=args.force)
     print(json.dumps({"bundle_id": bundle_id}) if args.json else f"{bundle_id} is current")
     return 0
-
-
-class _Progress:
-    """A bar on a terminal, nothing otherwise."""
-
-    def __init__(self, total: int) -> None:
-        self._bar: Any = None
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import Progress
-
-            self._bar = Progress(console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task("embedding tracks", total=total)
-
-    def __enter__(self) -> "_Progress":
-        if self._bar:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def report(self, rows: int) -> None:
-        """Shows that `rows` tracks are embedded."""
-        if self._bar:
-            self._bar.update(self._task, completed=rows)

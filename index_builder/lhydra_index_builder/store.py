@@ -1,80 +1,165 @@
-"""The store between rebuilds: staging, publishing, listing, rolling back. The one place that writes CURRENT."""
+"""The store between rebuilds: lock, staging, publishing, listing, rollback, retention. Nobody else writes CURRENT.
+
+A bundle is written into `.staging-*`, renamed into the store when it is whole, and named in CURRENT when its gate
+says so. Who builds holds the lock, which the system gives up with the process; whatever lies in `.staging-*` while
+nobody holds it was left by a process that is gone.
+"""
 
 import contextlib
+import fcntl
+import json
 import os
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from lhydra import files
 from lhydra.bundle import BUNDLE_ID, Bundle, Manifest, current_bundle_id
-from lhydra.errors import BundleError, BundleMissing, complain
+from lhydra.errors import BundleError, BundleMissing, BundleRefused, StoreLocked, complain
 
-STAGING = ".staging-"
+STAGING, TRASH, LOCK = ".staging-", ".trash-", ".lock"
+REFUSED = "refused"  # verdict of a gate, and state of a bundle that it kept from CURRENT
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One bundle as `lhydra index list` shows it; manifest is None when it cannot be read."""
+    """One bundle as `lhydra index list` shows it; manifest is None when it cannot be read.
+
+    state: current, previous (what rollback without an id goes to), older, newer, refused, partial (being built, or
+    left by a process that is gone), broken.
+    """
 
     bundle_id: str
-    state: str  # current, previous (what rollback without an id goes to), older, newer, broken
+    state: str
+    age_s: float
     manifest: Manifest | None
 
 
 @contextlib.contextmanager
-def staging(store: Path) -> Iterator[Path]:
-    """Gives an empty folder inside the store, made when it is missing; whatever is left in it at the end is removed."""
+def building(store: Path, what: str) -> Iterator[Path]:
+    """Gives an empty folder inside the store to build in; whatever is left in it at the end is removed.
+
+    Holds the store's lock meanwhile, and sweeps what earlier builders left. what: shown to who comes second.
+
+    Raises:
+        BundleMissing: `store` is a file.
+        StoreLocked: somebody else is building.
+    """
     if store.exists() and not store.is_dir():
         raise BundleMissing(complain(store, "a file", "a folder for bundles"))
     store.mkdir(parents=True, exist_ok=True)
-    _sweep(store)
-    folder = Path(tempfile.mkdtemp(prefix=f"{STAGING}{os.getpid()}-", dir=store))
+    with _locked(store, what):
+        for path in (*store.glob(f"{STAGING}*"), *store.glob(f"{TRASH}*")):
+            shutil.rmtree(path, ignore_errors=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{STAGING}{os.getpid()}-", dir=store))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(store: Path, what: str) -> Iterator[None]:
+    descriptor = os.open(store / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        yield folder
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreLocked(
+                complain(store, _owner(descriptor), "one builder at a time; wait for it to end")
+            ) from None
+        owner = {"what": what, "pid": os.getpid(), "host": socket.gethostname(), "since_s": int(time.time())}
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+        yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
 
 
-def publish(staged: Path, store: Path, bundle_id: str) -> None:
-    """Makes the finished bundle in `staged` durable, renames it into the store, and makes it CURRENT."""
+def _owner(descriptor: int) -> str:
+    """Who holds the lock, in words."""
+    try:
+        owner = json.loads(os.pread(descriptor, 4096, 0))
+        age_s = max(0, int(time.time() - owner["since_s"]))
+        return f"{owner['what']} by process {owner['pid']} on {owner['host']} for {duration(age_s)}"
+    except (ValueError, KeyError, TypeError):
+        return "another builder"
+
+
+def add(staged: Path, store: Path, bundle_id: str) -> None:
+    """Makes the finished bundle in `staged` durable and renames it into the store; CURRENT stays as it is."""
     for path in staged.iterdir():
         files.sync(path)
     files.sync(staged)
     staged.chmod(0o755)
     staged.rename(store / bundle_id)
     files.sync(store)
-    files.write_text(store / "CURRENT", f"{bundle_id}\n")
+
+
+def set_current(store: Path, bundle_id: str, expected: str | None = None) -> bool:
+    """Makes a bundle of the store CURRENT; returns False, and changes nothing, when CURRENT is not `expected`.
+
+    expected: the id that CURRENT must have, "" for no CURRENT, None for any.
+    """
+    descriptor = os.open(store, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # for an instant: a rollback waits for nobody who builds
+        if expected is not None and current_or_none(store) != expected:
+            return False
+        files.write_text(store / "CURRENT", f"{bundle_id}\n")
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def current_or_none(store: Path) -> str:
+    """Returns the id in CURRENT, "" where there is none."""
+    try:
+        return current_bundle_id(store)
+    except BundleMissing:
+        return ""
 
 
 def entries(store: Path) -> list[Entry]:
-    """Returns the bundles of `store`, newest first. Raises BundleMissing when there is no such folder."""
+    """Returns the bundles of `store`, newest first, then what is partial. Raises BundleMissing without a store."""
     if not store.is_dir():
         raise BundleMissing(complain(store, "no such folder", "a store that `lhydra index rebuild` has published to"))
-    try:
-        current = current_bundle_id(store)
-    except BundleMissing:
-        current = ""
+    current = current_or_none(store)
     names = sorted((path.name for path in store.iterdir() if BUNDLE_ID.fullmatch(path.name)), reverse=True)
-    previous = next((name for name in names if name < current), None)
-    found = []
+    found, older = [], False
     for name in names:
-        state = "older" if name < current else "newer"
-        state = "current" if name == current else "previous" if name == previous else state
+        manifest, state = None, "older" if name < current else "newer"
         try:
-            found.append(Entry(name, state, Manifest.read(store / name)))
+            manifest = Manifest.read(store / name)
+            if name == current:
+                state = "current"
+            elif manifest.gate["verdict"] == REFUSED:
+                state = REFUSED
+            elif state == "older" and not older:
+                state, older = "previous", True
         except BundleError:
-            found.append(Entry(name, "broken", None))
-    return found
+            state = "broken"
+        found.append(Entry(name, state, _age_s(store / name), manifest))
+    return found + [Entry(path.name, "partial", _age_s(path), None) for path in sorted(store.glob(f"{STAGING}*"))]
 
 
-def rollback(store: Path, bundle_id: str | None = None) -> str:
+def _age_s(path: Path) -> float:
+    try:
+        return max(0.0, time.time() - path.stat().st_mtime)
+    except FileNotFoundError:  # swept meanwhile
+        return 0.0
+
+
+def rollback(store: Path, bundle_id: str | None = None, *, force: bool = False) -> str:
     """Makes an older bundle CURRENT, the newest before it by default, after checking it whole; returns its id.
 
     Raises:
         BundleMissing: no such bundle, or nothing to go back to.
+        BundleRefused: its gate refused it; `force` goes to it all the same.
         BundleError: the bundle is not sound; CURRENT stays.
     """
     if bundle_id is None:
@@ -85,24 +170,38 @@ def rollback(store: Path, bundle_id: str | None = None) -> str:
         bundle_id = older[0]
     elif not BUNDLE_ID.fullmatch(bundle_id):
         raise BundleMissing(complain("bundle id", repr(bundle_id), "one that `lhydra index list` names"))
-    Bundle.open(store, bundle_id)
-    files.write_text(store / "CURRENT", f"{bundle_id}\n")
+    manifest = Bundle.open(store, bundle_id).manifest
+    assert manifest is not None  # opened from a folder
+    if manifest.gate["verdict"] == REFUSED and not force:
+        why = "; ".join(check["name"] for check in manifest.gate["checks"] if check["verdict"] == REFUSED)
+        raise BundleRefused(complain(bundle_id, f"refused by its gate ({why})", "a bundle that passed, or --force"))
+    set_current(store, bundle_id)
     return bundle_id
 
 
-def _sweep(store: Path) -> None:
-    """Removes staging folders whose process is gone."""
-    for path in store.glob(f"{STAGING}*"):
-        process = path.name.removeprefix(STAGING).partition("-")[0]
-        if not (process.isdigit() and _alive(int(process))):
-            shutil.rmtree(path, ignore_errors=True)
+def retain(store: Path, keep: int) -> list[str]:
+    """Deletes all but the newest `keep` bundles, and all but as many refused and broken ones; returns their ids.
+
+    What is CURRENT, what rollback would go to, and what any process has open is never deleted, and counts.
+    """
+    found = [entry for entry in entries(store) if entry.state != "partial"]
+    good = [entry for entry in found if entry.state not in (REFUSED, "broken")]
+    bad = [entry for entry in found if entry.state in (REFUSED, "broken")]
+    deleted = []
+    for entry in (*good[keep:], *bad[keep:]):
+        folder = store / entry.bundle_id
+        if entry.state in ("current", "previous") or (entry.manifest and files.in_use(folder / "manifest.json")):
+            continue
+        trash = store / f"{TRASH}{entry.bundle_id}"
+        folder.rename(trash)  # gone at once for whoever looks, whatever happens to this process
+        shutil.rmtree(trash, ignore_errors=True)
+        deleted.append(entry.bundle_id)
+    return deleted
 
 
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def duration(seconds: float) -> str:
+    """Returns a length of time in words: `42 s`, `7 min`, `3 h`, `12 days`."""
+    for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"

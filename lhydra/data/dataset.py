@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lhydra.domain import F32, I64, UserState, make_history, track_hashes
+from lhydra.domain import F32, I64, Hashes, UserState, make_history, track_hashes
 from lhydra.errors import DataError, complain
 
 FORMAT = 1
@@ -136,18 +136,52 @@ class Dataset:
         ids: list[str] = self.users["user_id"].to_pylist()
         return ids
 
-    def profiles(self) -> Iterator[dict[str, Any]]:
-        """Yields each user's declared profile columns (missing values left out), in table order."""
+    @property
+    def n_tracks(self) -> int:
+        """How many tracks there are."""
+        return self.info.counts["tracks"]
+
+    @cached_property
+    def hashes(self) -> Hashes:
+        """Track hashes by position, (n,) uint64; the table is read piece by piece."""
+        found = np.empty(self.n_tracks, np.uint64)
+        with pq.ParquetFile(self.path / "tracks.parquet") as file:
+            start = 0
+            for batch in file.iter_batches(1 << 16, columns=["track_id"]):
+                found[start : start + len(batch)] = track_hashes(batch.column(0).to_pylist())
+                start += len(batch)
+        return found
+
+    def profiles(self, positions: I64 | None = None) -> Iterator[dict[str, Any]]:
+        """Yields users' declared profile columns (missing values left out), in table order or at `positions`."""
         names = [column.name for column in self.info.user_columns]
-        for batch in self.users.select(names).to_batches(max_chunksize=4096) if names else ():
+        table = self.users if positions is None else self.users.take(pa.array(positions))
+        for batch in table.select(names).to_batches(max_chunksize=4096) if names else ():
             for row in batch.to_pylist():
                 yield {name: value for name, value in row.items() if value is not None}
         if not names:
-            yield from ({} for _ in range(self.users.num_rows))
+            yield from ({} for _ in range(table.num_rows))
 
     def track_columns(self, start: int = 0, length: int | None = None) -> dict[str, Any]:
         """Returns tracks `start` to `start + length` as `FeatureSpec.encode_tracks` takes them."""
-        return _columns(self.tracks.slice(start, length), self.info.track_columns, "track_id")
+        return self.columns_of(self.tracks.slice(start, length))
+
+    def columns_of(self, tracks: pa.Table) -> dict[str, Any]:
+        """Returns rows of the tracks table as `FeatureSpec.encode_tracks` takes them."""
+        return track_columns(tracks, self.info.track_columns)
+
+    def track_rows(self, start: int, stop: int) -> pa.Table:
+        """Reads tracks `start` to `stop` alone, with all their columns: as much of the file as holds them."""
+        try:
+            with pq.ParquetFile(self.path / "tracks.parquet") as file:
+                sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+                ends = np.cumsum(sizes)
+                groups = [i for i, end in enumerate(ends) if end > start and end - sizes[i] < stop]
+                first = int(ends[groups[0]] - sizes[groups[0]]) if groups else 0
+                return file.read_row_groups(groups).slice(start - first, stop - start)
+        except (OSError, pa.ArrowException) as error:
+            path = self.path / "tracks.parquet"
+            raise DataError(complain(path, " ".join(str(error).split()), "a Parquet table")) from None
 
     def user_columns(self) -> dict[str, Any]:
         """Returns all users as `FeatureSpec.encode_profiles` takes them."""
@@ -159,6 +193,11 @@ class Dataset:
             return pq.read_table(path)
         except (OSError, pa.ArrowException) as error:
             raise DataError(complain(path, " ".join(str(error).split()), "a Parquet table")) from None
+
+
+def track_columns(table: pa.Table, columns: tuple[Column, ...]) -> dict[str, Any]:
+    """Returns a tracks table as `FeatureSpec.encode_tracks` takes it."""
+    return _columns(table, columns, "track_id")
 
 
 def _columns(table: pa.Table, columns: tuple[Column, ...], key: str) -> dict[str, Any]:
@@ -180,14 +219,14 @@ def user_states(dataset: Dataset, as_of: AsOf, *, positions: I64 | None = None) 
     """
     history_folds = {"test": TRAIN, "valid": TRAIN, "refit": VALID, "now": TEST}[as_of]
     heard_folds = {"test": VALID, "valid": TRAIN, "refit": VALID, "now": TEST}[as_of]
-    hashes = track_hashes(dataset.track_ids)
+    hashes = dataset.hashes
     plays, ids = dataset.plays, dataset.user_ids
     starts = np.searchsorted(plays.user, np.arange(len(ids) + 1))
-    profiles = list(dataset.profiles())
-    for position in range(len(ids)) if positions is None else positions:
+    chosen = range(len(ids)) if positions is None else positions
+    for position, profile in zip(chosen, dataset.profiles(positions), strict=True):
         own = slice(starts[position], starts[position + 1])
         fold, track = plays.fold[own], hashes[plays.track[own]]
         fed = fold <= history_folds
         history = make_history(track[fed], plays.count[own][fed], plays.time[own][fed])
         heard = np.unique(track[fold <= heard_folds])
-        yield ids[position], UserState(profiles[position], history, heard)
+        yield ids[position], UserState(profile, history, heard)

@@ -130,13 +130,18 @@ def describe(
     values = []
     if table is not None:
         id_column = table.sql(key)
-        con.execute(
-            f"""CREATE TABLE first_{side} AS SELECT * FROM {rows}
-                WHERE row IN (SELECT min(row) FROM {rows} GROUP BY {id_column})"""
-        )
+        again = con.execute(f"SELECT count(*) > count(DISTINCT {id_column}) FROM {rows}").fetchall()[0][0]
+        if again:
+            con.execute(
+                f"""CREATE TABLE first_{side} AS SELECT * FROM {rows}
+                    WHERE row IN (SELECT min(row) FROM {rows} GROUP BY {id_column})"""
+            )
+        else:  # the usual case: nothing to choose, nothing to copy
+            con.execute(f"CREATE VIEW first_{side} AS SELECT * FROM {rows}")
         values = [_value(con, table, column, f"first_{side}") for column in columns]
         _note_bad_cells(con, table, side, columns, values, report)
-        _note_conflicts(con, table, side, rows, columns, values, report)
+        if again:
+            _note_conflicts(con, table, side, rows, columns, values, report)
     shown = "".join(f", {value.format('f')} AS v{i}" for i, value in enumerate(values))
     join = f"LEFT JOIN first_{side} f ON f.{table.sql(key)} = ids.id" if table is not None else ""
     con.execute(

@@ -91,7 +91,7 @@ def open_source(path: Path) -> Source:
         DataError: a file is missing, ambiguous, empty, unreadable, or has no column for an id.
     """
     if path.is_file():
-        plays = _open_table(path, ("user_id", "track_id"))
+        plays = open_table(path, ("user_id", "track_id"))
         return Source(path, plays, plays, plays)
     if not path.exists():
         raise DataError(complain(path, "no such file or folder", "a CSV or Parquet file, or a folder with plays.*"))
@@ -99,13 +99,13 @@ def open_source(path: Path) -> Source:
         raise DataError(
             complain(path, "a dataset that is prepared already", "a source: a file or a folder with plays.*")
         )
-    files = {stem: _find(path, stem) for stem in ("plays", "tracks", "users")}
+    files = {stem: find(path, stem) for stem in ("plays", "tracks", "users")}
     if files["plays"] is None:
         found = ", ".join(sorted(entry.name for entry in path.iterdir())) or "nothing in it"
         raise DataError(complain(path, found, "a folder with plays.csv, plays.csv.gz or plays.parquet"))
-    plays = _open_table(files["plays"], ("user_id", "track_id"))
-    tracks = _open_table(files["tracks"], ("track_id",)) if files["tracks"] else None
-    users = _open_table(files["users"], ("user_id",)) if files["users"] else None
+    plays = open_table(files["plays"], ("user_id", "track_id"))
+    tracks = open_table(files["tracks"], ("track_id",)) if files["tracks"] else None
+    users = open_table(files["users"], ("user_id",)) if files["users"] else None
     return Source(path, plays, tracks, users)
 
 
@@ -160,7 +160,7 @@ def load(
     return replace(table, rows=int(total))
 
 
-def _find(folder: Path, stem: str) -> Path | None:
+def find(folder: Path, stem: str) -> Path | None:
     """Returns the one file of the folder that holds the table `stem`, None when there is none."""
     found = [folder / (stem + extension) for extension in EXTENSIONS if (folder / (stem + extension)).is_file()]
     if len(found) > 1:
@@ -168,7 +168,8 @@ def _find(folder: Path, stem: str) -> Path | None:
     return found[0] if found else None
 
 
-def _open_table(path: Path, required: Sequence[str]) -> Table:
+def open_table(path: Path, required: Sequence[str]) -> Table:
+    """Returns the file at `path`, opened and checked as far as its header. Raises DataError when it is not a table."""
     lower = path.name.lower()
     if not lower.endswith(EXTENSIONS):
         raise DataError(complain(path, f"a {path.suffix or 'nameless'} file", "a .csv, .csv.gz or .parquet file"))

@@ -16,7 +16,7 @@ DEPTHS = (10, 20, 50, 100, 200, 300, 500, 1000)
 K = 10
 _PAIRS = 10_000_000  # (user, track) pairs that the head is asked for
 _FEWEST = 100  # users, however large the catalogue
-_CHUNK = 1 << 16  # tracks scored at a time
+_CHUNK = 1 << 14  # tracks scored at a time: more of them leave the cache
 
 
 def draw_users(n: int, catalogue_size: int, seed: int) -> I64:
@@ -43,6 +43,7 @@ def head_alone(
         heard = recommender.catalog.rows(state.heard)
         eligible = np.ones(run.catalogue_size, np.bool_)
         eligible[heard[heard >= 0]] = False
+        eligible[recommender.catalog.removed] = False
         logits = _logits(recommender, state, run.catalogue_size)
         best = best_rows(np.flatnonzero(eligible), logits, width)
         full[n, : len(best)] = best

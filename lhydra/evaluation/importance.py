@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from lhydra.bundle import Bundle
 from lhydra.data.dataset import Dataset, user_states
-from lhydra.domain import I64, Query, UserState, track_hashes
+from lhydra.domain import I64, Query, UserState
 from lhydra.errors import ModelError
 from lhydra.evaluation.bootstrap import interval
 from lhydra.evaluation.lists import Recommends
@@ -63,7 +63,7 @@ def measure(
     bundle = replace(bundle, index=Index.build(np.asarray(bundle.catalog.vectors), "flat"))
     drawn = targets.sample(users, seed)
     states = [state for _, state in user_states(dataset, as_of, positions=drawn.users)]
-    rows = bundle.catalog.rows(track_hashes(dataset.track_ids))
+    rows = bundle.catalog.rows(dataset.hashes)
     wanted = _wanted(rows, len(bundle.catalog), drawn)
     depth = int(getattr(recommender, "depth", 0))
     repeats = REPEATS if len(bundle.catalog) <= LARGE else 1
@@ -211,7 +211,7 @@ def _track_inputs(bundle: Bundle, states: Sequence[UserState], encoded: Encoded,
         if names:
             yield _Input("group", group, shuffled(names))
     yield _Input("group", "popularity", moved("popularity"))
-    yield _Input("group", "co-listening", moved("neighbours", "neighbour_weights"))
+    yield _Input("group", "co-listening", moved("lines"))
     for name in (name for names in groups.values() for name in names):
         yield _Input("feature", name, shuffled([name]))
 
@@ -251,8 +251,11 @@ def _described(bundle: Bundle, tracks: Encoded, tower: ItemTower) -> Bundle:
     """The bundle as if its tracks had been these."""
     blocks = [tower.embed(tracks[start : start + _BLOCK]) for start in range(0, len(tracks), _BLOCK)]
     vectors, history = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
-    catalog = replace(bundle.catalog, vectors=vectors, history=history, dense=tracks.dense, ids=tracks.ids)
-    return replace(bundle, catalog=catalog, index=Index.build(vectors, "flat"))
+    ids = tracks.ids.astype(np.int32)
+    catalog = replace(bundle.catalog, vectors=vectors, history=history, dense=tracks.dense, ids=ids)
+    rows = np.arange(len(vectors), dtype=np.int32)
+    rows[catalog.removed] = -1
+    return replace(bundle, catalog=catalog, index=Index.build(vectors, "flat").with_rows(rows))
 
 
 def _encoded(bundle: Bundle, dataset: Dataset, rows: I64) -> tuple[Encoded | None, list[str]]:

@@ -31,6 +31,11 @@ class Tracks(Protocol):
     """What is needed of a catalog."""
 
     def __len__(self) -> int: ...
+
+    @property
+    def removed(self) -> I64:
+        """Rows that are never returned."""
+
     def track_ids(self, rows: I64) -> list[str]:
         """Returns the ids of `rows`."""
 

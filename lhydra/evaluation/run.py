@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lhydra.data.dataset import TEST, VALID, Dataset
-from lhydra.domain import F32, I64, track_hashes
+from lhydra.domain import F32, I64
 from lhydra.errors import DataError, complain
 from lhydra.evaluation.lists import Recommends, recommend_users
 from lhydra.evaluation.metrics import MRR_DEPTH, RankMetrics, rank_metrics
@@ -79,7 +79,7 @@ class Run:
 
 def find_targets(dataset: Dataset, as_of: Moment) -> Targets:
     """Returns the targets of every user who has one. Raises DataError when nobody has."""
-    plays, n_tracks = dataset.plays, len(dataset.track_ids)
+    plays, n_tracks = dataset.plays, dataset.n_tracks
     keys = plays.user.astype(np.int64) * n_tracks + plays.track
     later = np.unique(keys[plays.fold == FOLD[as_of]])
     place = f"{dataset.path}: {as_of} fold"
@@ -126,7 +126,7 @@ def ask(
         DataError: none of the dataset's tracks is in the recommender's catalog.
     """
     catalog, n = recommender.catalog, len(targets)
-    rows = catalog.rows(track_hashes(dataset.track_ids))
+    rows = catalog.rows(dataset.hashes)
     if not (rows >= 0).any():
         raise DataError(complain(dataset.path, "no track of the catalogue", "the dataset that was trained on"))
     negatives = draw_negatives(dataset, targets, rows >= 0, as_of, seed)

@@ -19,6 +19,8 @@ CODES: dict[type[errors.LhydraError], StatusCode] = {
     errors.BundleMissing: StatusCode.INTERNAL,
     errors.BundleCorrupt: StatusCode.INTERNAL,
     errors.BundleMismatch: StatusCode.INTERNAL,
+    errors.BundleRefused: StatusCode.INTERNAL,
+    errors.StoreLocked: StatusCode.INTERNAL,
     errors.UserStoreError: StatusCode.INTERNAL,
     errors.MissingExtra: StatusCode.INTERNAL,
     errors.PortInUse: StatusCode.INTERNAL,

@@ -1,0 +1,273 @@
+"""Between rebuilds: tracks are added and removed without training and without building anything again.
+
+Both make a new bundle from the current one and publish it like a rebuild. Files that stay the same are the same
+files, by hard link. Rows of a catalog are in track-id order, so added tracks move the rows of others; what
+FAISS holds stays where it is, and the map from its positions to rows moves instead. A removed track keeps its row:
+it goes on to count in the histories of those who played it, and is never returned.
+"""
+
+import bisect
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lhydra import __version__, files
+from lhydra import catalog as catalogs
+from lhydra.bundle import Bundle, Golden, Manifest, open_index
+from lhydra.catalog import Catalog, Texts
+from lhydra.data.dataset import Column, track_columns
+from lhydra.data.tracks import read_tracks
+from lhydra.domain import I64, Hashes, UserState, track_hashes
+from lhydra.embedding import SHARD, Growing, blocks, embed
+from lhydra.errors import DataError, complain
+from lhydra.index import Index, nearest_of_many
+from lhydra.model import GRAPHS
+from lhydra.networks import ItemTower
+from lhydra.recommender import Recommender
+from lhydra.timing import timed
+from lhydra.users import open_users
+from lhydra_index_builder import gate, plan, recipe, store
+from lhydra_index_builder.build import Built, Say, finish, quiet
+from lhydra_index_builder.config import RebuildConfig
+
+DUE = 0.05  # share of the tracks of the last full build that may change before a rebuild is due
+MODEL_FILES = ("features.json", *GRAPHS, "neighbours.npy", "neighbour_weights.npy")
+BY_ROW = ("vectors", "history", "dense", "ids", "lines", "popularity", "share")
+TEXTS = ("names", "title_texts", "artist_texts")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The current bundle, whole, where it lies, and states of real users to ask."""
+
+    bundle: Bundle
+    manifest: Manifest
+    folder: Path
+    states: Sequence[UserState]
+
+    @classmethod
+    def open(cls, path: Path, users: str | None, config: RebuildConfig) -> "Source":
+        """Opens CURRENT of the store at `path`; users of its user store, where there is one."""
+        bundle = Bundle.open(path)
+        assert bundle.manifest is not None  # opened from a store
+        return cls(bundle, bundle.manifest, path / bundle.bundle_id, some_users(path, users, config.gate_users))
+
+    def ask(self, current: Bundle | None) -> tuple[gate.Asked, Hashes | None]:
+        """Whom the gate asks."""
+        return gate.Asked(self.states, None), None
+
+
+def some_users(path: Path, users: str | None, n: int) -> list[UserState]:
+    """Returns the states of some users of a store's user store, none where it has no such store."""
+    if users is None and not (path / "users.lmdb").exists():
+        return []
+    opened = open_users(users, path)
+    try:
+        return opened.sample(n)
+    finally:
+        opened.close()
+
+
+@timed("add")
+def add(
+    tracks: Path, path: Path, config: RebuildConfig, users: str | None = None, say: Say = quiet
+) -> tuple[Built, int, int]:
+    """Publishes the current bundle with the tracks in a file added; returns (built, added, restored).
+
+    Added tracks are embedded by the item tower from their content, with the id unknown. A track that was removed
+    comes back as it was.
+
+    Raises:
+        DataError: the file cannot be read, or names a track that the catalogue has.
+        ConfigError: the columns do not fit the features.
+        BundleError: no sound current bundle, or the gate refused the new one.
+        StoreLocked: somebody else is building in the store.
+    """
+    with store.building(path, "lhydra index add") as folder:
+        source = Source.open(path, users, config)
+        catalog, manifest = source.bundle.catalog, source.manifest
+        columns = tuple(Column(name, kind) for name, kind in manifest.columns.items())  # type: ignore[arg-type]
+        table, warnings = read_tracks(tracks, columns)
+        for warning in warnings:
+            say(f"warning: {warning}")
+        given = catalog.rows(track_hashes(table["track_id"].to_pylist()))
+        restored = given[given >= 0]
+        if len(there := np.setdiff1d(restored, catalog.removed)):
+            some = ", ".join(catalog.track_ids(there[:3])) + (", …" if len(there) > 3 else "")
+            raise DataError(complain(tracks, f"{len(there):,} tracks of the catalogue ({some})", "new tracks"))
+        table = table.filter(pa.array(given < 0))
+        used = tuple(column for column in columns if column.name in table.column_names)
+        plan.check(_need(source, table.num_rows), path, config.max_memory_gib)
+        say(f"embedding {table.num_rows:,} tracks" + (f", {len(restored):,} come back" if len(restored) else ""))
+        tower = ItemTower(source.folder / "item_tower.onnx", plan.cores(config.threads))
+        new = embed(source.bundle.spec, tower, table, lambda rows: track_columns(rows, used))
+        at = _places(catalog.names, table["track_id"].to_pylist())
+        moved = (np.arange(len(catalog)) + np.searchsorted(at, np.arange(len(catalog)), side="right")).astype(np.int64)
+        own = at + np.arange(len(at))
+
+        known = _link(source, folder, (*MODEL_FILES, "catalog.parquet"))
+        with timed("add.merge"):
+            _merge(source.folder, folder, catalog, new, at)
+        removed = np.setdiff1d(moved[catalog.removed], moved[restored])
+        np.save(folder / "removed.npy", removed)
+        added = pq.read_table(source.folder / "added.parquet")
+        pq.write_table(pa.concat_tables([added, _like(table, added.schema)]), folder / "added.parquet")
+        golden = Golden.open(source.folder / "golden.npz")
+        histories = replace(golden.users.histories, rows=moved[golden.users.histories.rows])
+        users_then = replace(golden.users, histories=histories)
+        replace(golden, users=users_then, rows=moved[golden.rows]).save(folder / "golden.npz")
+        with timed("add.index"):
+            index = Index.open(source.folder / "index.faiss", manifest.recipe, mapped=False)
+            index.add(new["vectors"])
+            index.write(folder / "index.faiss")
+        was = np.load(source.folder / "index_rows.npy")
+        rows = moved[was] if len(was) else moved
+        np.save(folder / "index_rows.npy", np.concatenate([rows, own]).astype(np.int32))
+        changed = _manifest(source, len(catalog) + len(at), added=len(at), removed=len(removed))
+        built = finish(folder, path, _measured(changed, folder, source, config), source.ask, config, say, known)
+        return built, len(at), len(restored)
+
+
+@timed("remove")
+def remove(
+    track_ids: Iterable[str], path: Path, config: RebuildConfig, users: str | None = None, say: Say = quiet
+) -> tuple[Built, int]:
+    """Publishes the current bundle with these tracks never returned; returns (built, how many were not yet removed).
+
+    Raises:
+        DataError: an id that the catalogue does not have, or nothing to remove.
+        BundleError: no sound current bundle, or the gate refused the new one.
+        StoreLocked: somebody else is building in the store.
+    """
+    with store.building(path, "lhydra index remove") as folder:
+        source = Source.open(path, users, config)
+        catalog = source.bundle.catalog
+        asked = list(dict.fromkeys(track_ids))
+        rows = catalog.rows(track_hashes(asked))
+        if len(unknown := np.flatnonzero(rows < 0)):
+            some = ", ".join(repr(asked[i]) for i in unknown[:3]) + (", …" if len(unknown) > 3 else "")
+            raise DataError(complain("track ids", f"{len(unknown):,} unknown ({some})", "tracks of the catalogue"))
+        fresh = np.setdiff1d(rows, catalog.removed)
+        if not len(fresh):
+            raise DataError(complain("track ids", "nothing that is not removed already", "tracks of the catalogue"))
+        removed = np.union1d(catalog.removed, fresh)
+        known = _link(source, folder, [name for name in source.manifest.files if name != "removed.npy"])
+        np.save(folder / "removed.npy", removed)
+        changed = _manifest(source, len(catalog), added=0, removed=len(removed))
+        built = finish(folder, path, _measured(changed, folder, source, config), source.ask, config, say, known)
+        return built, len(fresh)
+
+
+def _link(source: Source, folder: Path, names: Iterable[str]) -> dict[str, files.FileInfo]:
+    """Makes files of the current bundle files of the new one; returns how they were sealed."""
+    known = {}
+    for name in names:
+        files.link(source.folder / name, folder / name)
+        known[name] = source.manifest.files[name]
+    return known
+
+
+def _places(names: Texts, track_ids: Sequence[str]) -> I64:
+    """(m,) how many of `names`, which are in order, come before each of the `track_ids`, which are too."""
+    data, offsets = names.data, names.offsets
+
+    def name(row: int) -> bytes:
+        return bytes(data[offsets[row] : offsets[row + 1]])
+
+    found, low = np.empty(len(track_ids), np.int64), 0
+    for i, track_id in enumerate(track_ids):
+        low = bisect.bisect_left(range(len(offsets) - 1), track_id.encode(), low, key=name)
+        found[i] = low
+    return found
+
+
+def _merge(old: Path, folder: Path, catalog: Catalog, new: dict[str, npt.NDArray[Any]], at: I64) -> None:
+    """Writes the arrays of the catalog with the `new` tracks before the old rows `at` (m,), block by block."""
+    m = len(at)
+    fresh = {**new, "lines": new["ids"][:, 0], "popularity": np.zeros(m, np.float32), "share": np.zeros(m, np.float32)}
+    with Growing(folder) as growing:
+        for name in BY_ROW:
+            start = 0
+            for block in blocks(old / f"{name}.npy", SHARD):
+                last = start + len(block) == len(catalog)
+                here = slice(*np.searchsorted(at, (start, start + len(block) + last)))
+                growing.append(name, np.insert(block, at[here] - start, fresh[name][here], axis=0))
+                start += len(block)
+        for name in TEXTS:
+            texts: Texts = getattr(catalog, name)
+            lengths = new[f"{name}_lengths"]
+            ends = np.cumsum(lengths)
+            cuts = texts.offsets[at]
+            for i in range(m):
+                growing.append(name, np.asarray(texts.data[cuts[i - 1] if i else 0 : cuts[i]]))
+                growing.append(name, new[name][ends[i] - lengths[i] : ends[i]])
+            growing.append(name, np.asarray(texts.data[cuts[-1] if m else 0 :]))
+            growing.append_lengths(f"{name}_offsets", np.insert(np.diff(texts.offsets), at, lengths))
+    share = np.load(folder / "share.npy", "r")
+    np.save(folder / "popular.npy", np.argsort(-share, kind="stable").astype(np.int32))
+    hashes = np.empty(len(catalog), np.uint64)
+    hashes[catalog.hash_rows] = catalog.hashes
+    names = Texts(*(np.load(folder / f"names{part}.npy", "r") for part in ("", "_offsets")))
+    catalogs.write_hashes(folder, np.insert(hashes, at, new["hashes"]), names)
+
+
+def _like(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """`table` with the columns of `schema`: nothing played, and null where the file had no such column."""
+    columns = []
+    for field in schema:
+        if field.name in table.column_names:
+            columns.append(table[field.name].cast(field.type))
+        elif field.name in ("train_plays", "train_listeners"):
+            columns.append(pa.array(np.zeros(table.num_rows), field.type))
+        else:
+            columns.append(pa.nulls(table.num_rows, field.type))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _need(source: Source, n_new: int) -> plan.Need:
+    """What adding `n_new` tracks needs: the catalog is written again, and its index is held in memory."""
+    total = sum(info["bytes"] for info in source.manifest.files.values())
+    index = source.manifest.files["index.faiss"]["bytes"]
+    each = total // max(1, source.manifest.n_tracks)
+    return plan.Need(int(plan.BASE + 2 * index + 48 * source.manifest.n_tracks + 4 * each * n_new), total)
+
+
+def _manifest(source: Source, n_tracks: int, *, added: int, removed: int) -> Manifest:
+    """The manifest of the changed bundle, as far as it is known before it is sealed."""
+    was = source.manifest
+    base = was.changes["base"] or was.bundle_id
+    added += was.changes["added"]
+    share = (added + removed) / max(1, n_tracks - added)
+    due = f"{share:.0%} of the tracks were added or removed since {base}" if share > DUE else ""
+    return replace(
+        was,
+        lhydra_version=__version__,
+        n_tracks=n_tracks,
+        changes={"base": base, "added": added, "removed": removed, "due": due},
+        parents={**was.parents, "bundle": was.bundle_id},
+    )
+
+
+@timed("change.recall")
+def _measured(manifest: Manifest, folder: Path, source: Source, config: RebuildConfig) -> Manifest:
+    """`manifest` with the recall of the changed index, for the golden users and real ones."""
+    catalog, bundle = Catalog.open(folder), source.bundle
+    index = open_index(folder, manifest, catalog)
+    queries = [Golden.open(folder / "golden.npz").vectors]
+    recommender = Recommender(bundle)
+    for state in source.states[: config.recall_users]:
+        queries.append(bundle.user_tower.embed(recommender.encode(state), bundle.catalog.history))
+    vectors = np.concatenate(queries)
+    rows, _ = nearest_of_many(blocks(folder / "vectors.npy"), vectors, recipe.NEAREST, catalog.removed)
+    found = recipe.measure(index, recipe.Truth(vectors, rows), manifest.depth, 0, 0)
+    recall = {"coverage": found.coverage, "recall@10": found.recall_10, "recall@100": found.recall_100}
+    due = manifest.changes["due"]
+    if not due and found.coverage < manifest.index["target"] - config.max_recall_miss:
+        due = f"coverage fell to {found.coverage:.4f}"
+    return replace(manifest, recall=recall, changes={**manifest.changes, "due": due})

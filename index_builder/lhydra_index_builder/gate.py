@@ -1,0 +1,258 @@
+"""The gate: what a finished bundle must show before it may become CURRENT. Every refusal names check, figure, limit.
+
+A check has one of three verdicts: passed, refused, skipped (there is nothing to measure it by; the note says why).
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lhydra.bundle import Bundle
+from lhydra.data.dataset import AsOf, Dataset, user_states
+from lhydra.domain import I64, Query, Recommendation, UserState
+from lhydra.embedding import blocks
+from lhydra.errors import LhydraError
+from lhydra.evaluation.beyond import inter_user_overlap
+from lhydra.evaluation.bootstrap import difference
+from lhydra.evaluation.metrics import rank_metrics
+from lhydra.evaluation.run import Targets, as_rows
+from lhydra.recommender import Recommender
+from lhydra.timing import timed
+from lhydra_index_builder.config import RebuildConfig
+from lhydra_index_builder.depth import loss_at
+
+K = 10
+UNIT = 1e-3  # how far the norm of a vector may be from 1
+PASSED, REFUSED, SKIPPED, FORCED = "passed", "refused", "skipped", "forced"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: found and limit are numbers of the unit that `note` names, None where nothing was measured."""
+
+    name: str
+    verdict: str
+    found: float | None
+    limit: float | None
+    note: str
+
+    @property
+    def line(self) -> str:
+        """What a refusal says."""
+        return f"{self.name}: found {self.found:.4g}, limit {self.limit:.4g} ({self.note})"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Users to ask, with what they went on to play where that was held out."""
+
+    states: Sequence[UserState]
+    targets: Targets | None
+
+
+def draw(dataset: Dataset, as_of: AsOf, targets: Targets | None, n: int, seed: int) -> Asked:
+    """Returns at most n users, those with targets where there are any."""
+    if targets is not None:
+        targets = targets.sample(n, seed)
+        users = targets.users
+    else:
+        users = np.sort(np.random.default_rng(seed).permutation(len(dataset.user_ids))[:n])
+    return Asked([state for _, state in user_states(dataset, as_of, positions=users)], targets)
+
+
+@timed("gate")
+def check(
+    folder: Path, new: Bundle, current: Bundle | None, why_none: str, asked: Asked, hashes: Any, limits: RebuildConfig
+) -> list[Check]:
+    """Returns what every check says of the bundle `new`, opened from `folder`.
+
+    current: what is CURRENT; None where there is nothing to compare with, and `why_none` says why. hashes: (tracks,)
+    uint64 of the tracks that `asked.targets` counts in.
+    """
+    recommender = Recommender(new)
+    lists = top(recommender, asked.states)
+    checks = [vectors(folder), recall(new, limits), cascade(new, limits), overlap(lists, new, limits)]
+    if current is None:
+        checks += [Check(name, SKIPPED, None, None, why_none) for name in ("quality", "catalogue", "changed lists")]
+    else:
+        served = Recommender(current)
+        theirs = top(served, asked.states)
+        checks += [
+            quality(recommender, lists, served, theirs, asked, hashes, limits),
+            catalogue(new, current, limits),
+            changed(new, lists, current, theirs, limits),
+        ]
+    return [*checks, requests(recommender, asked.states)]
+
+
+def verdict(checks: Iterable[Check], force: bool) -> str:
+    """Returns passed, refused, or forced: refused, but to be published all the same."""
+    refused = any(check.verdict == REFUSED for check in checks)
+    return (FORCED if force else REFUSED) if refused else PASSED
+
+
+def document(checks: Sequence[Check], against: str, verdict: str) -> dict[str, Any]:
+    """Returns `gate` of the manifest."""
+    return {"verdict": verdict, "against": against, "checks": [asdict(check) for check in checks]}
+
+
+def top(recommender: Recommender, states: Sequence[UserState]) -> I64:
+    """Returns the served top K of each user, (users, K) rows, -1 padded."""
+    found = np.full((len(states), K), -1, np.int64)
+    for i, state in enumerate(states):
+        rows = recommender.recommend(Query(K, state, True, state.heard)).rows
+        found[i, : len(rows)] = rows
+    return found
+
+
+# -- the checks ---------------------------------------------------------------------------------------------
+
+
+def vectors(folder: Path) -> Check:
+    """Every retrieval vector is finite and of unit norm, every history vector finite."""
+    worst = 0.0
+    for block in blocks(folder / "vectors.npy"):
+        off = np.abs(np.sqrt(np.einsum("nd,nd->n", block, block)) - 1)
+        worst = max(worst, float(off.max(initial=0)) if np.isfinite(off).all() else np.inf)
+    for block in blocks(folder / "history.npy"):
+        if not np.isfinite(block).all():
+            worst = np.inf
+    verdict = PASSED if worst <= UNIT else REFUSED
+    return Check("vectors", verdict, worst if np.isfinite(worst) else 1e9, UNIT, "largest distance from norm 1")
+
+
+def recall(new: Bundle, limits: RebuildConfig) -> Check:
+    """The index finds what exact search finds."""
+    manifest = new.manifest
+    assert manifest is not None  # opened from a folder
+    if "coverage" not in manifest.recall:
+        return Check("recall", SKIPPED, None, None, "no users to measure it by")
+    found, limit = manifest.recall["coverage"], manifest.index["target"] - limits.max_recall_miss
+    return Check("recall", PASSED if found >= limit else REFUSED, found, limit, "coverage of the exact nearest 100")
+
+
+def cascade(new: Bundle, limits: RebuildConfig) -> Check:
+    """So many candidates hold what the head would have put first."""
+    manifest = new.manifest
+    assert manifest is not None  # opened from a folder
+    if not manifest.cascade:
+        return Check("cascade loss", SKIPPED, None, None, "no users to measure it by")
+    found = loss_at(manifest.cascade, manifest.depth)
+    note = f"of the head's NDCG@10, at depth {manifest.depth}"
+    return Check("cascade loss", _at_most(found, limits.max_cascade_loss), found, limits.max_cascade_loss, note)
+
+
+def overlap(lists: I64, new: Bundle, limits: RebuildConfig) -> Check:
+    """Lists depend on who asks."""
+    if len(lists) < 2 or new.catalog.n_eligible < 20 * K:
+        return Check("overlap", SKIPPED, None, None, f"fewer than 2 users or {20 * K} tracks")
+    found = inter_user_overlap(lists, 0)
+    if found is None:
+        return Check("overlap", SKIPPED, None, None, "no user got a list")
+    return Check("overlap", _at_most(found, limits.max_overlap), found, limits.max_overlap, "in common of two users")
+
+
+def quality(
+    new: Recommender,
+    ours: I64,
+    current: Recommender,
+    theirs: I64,
+    asked: Asked,
+    hashes: Any,
+    limits: RebuildConfig,
+) -> Check:
+    """NDCG@10 on what users went on to play, paired with CURRENT's; refused when surely worse, and by enough."""
+    if asked.targets is None:
+        return Check("quality", SKIPPED, None, None, "no plays held out that neither model has learned from")
+    a, b = (_ndcg(recommender, found, asked.targets, hashes) for recommender, found in ((current, theirs), (new, ours)))
+    paired = difference(a, b, 0)
+    low, high = paired["low"], paired["high"]
+    before, after = float(a.mean()), float(b.mean())
+    lost = 1 - after / before if before else 0.0
+    surely = high is not None and high < 0
+    bad = surely and lost > limits.max_quality_loss
+    note = (
+        f"NDCG@10 lost; {before:.4f} before, {after:.4f} now, 95 % interval of the difference {low:+.4f} to {high:+.4f}"
+    )
+    return Check("quality", REFUSED if bad else PASSED, lost, limits.max_quality_loss, note)
+
+
+def _ndcg(recommender: Recommender, lists: I64, targets: Targets, hashes: Any) -> Any:
+    n = len(recommender.catalog)
+    rows = as_rows(recommender.catalog.rows(hashes), n)[targets.tracks]
+    wanted = np.concatenate([np.sort(rows[targets.of(user)]) for user in range(len(targets))])
+    return rank_metrics(lists, targets.offsets, wanted, n, (K,)).per_user[f"ndcg@{K}"]
+
+
+def catalogue(new: Bundle, current: Bundle, limits: RebuildConfig) -> Check:
+    """The tracks of CURRENT are still there."""
+    rows = new.catalog.rows(current.catalog.hashes)
+    gone = (rows < 0) | np.isin(rows, new.catalog.removed)
+    gone &= ~np.isin(current.catalog.hash_rows, current.catalog.removed)
+    found = float(gone.sum() / max(1, current.catalog.n_eligible))
+    note = f"of CURRENT's tracks, {int(gone.sum()):,}, gone"
+    return Check("catalogue", _at_most(found, limits.max_shrink), found, limits.max_shrink, note)
+
+
+def changed(new: Bundle, ours: I64, current: Bundle, theirs: I64, limits: RebuildConfig) -> Check:
+    """Users still see something they know."""
+    as_ours = new.catalog.rows(_hashes_by_row(current)[np.maximum(theirs, 0)].ravel()).reshape(theirs.shape)
+    as_ours[theirs < 0] = -1
+    kept = ((ours[:, :, None] == as_ours[:, None, :]) & (ours >= 0)[:, :, None]).any(axis=(1, 2))
+    both = (ours >= 0).any(axis=1) & (theirs >= 0).any(axis=1)
+    if not both.any() or new.catalog.n_eligible < 20 * K:
+        return Check("changed lists", SKIPPED, None, None, f"no users with lists, or fewer than {20 * K} tracks")
+    found = float(1 - kept[both].mean())
+    note = "of users whose top 10 share nothing with before"
+    return Check("changed lists", _at_most(found, limits.max_changed_lists), found, limits.max_changed_lists, note)
+
+
+def _hashes_by_row(bundle: Bundle) -> Any:
+    by_row = np.empty(len(bundle.catalog), np.uint64)
+    by_row[bundle.catalog.hash_rows] = bundle.catalog.hashes
+    return by_row
+
+
+def requests(recommender: Recommender, states: Sequence[UserState]) -> Check:
+    """A few requests of odd shapes get what every request is promised."""
+    wrong = ""
+    for name, query in _odd(recommender, states):
+        try:
+            wrong = wrong or broken_promise(recommender, query, recommender.recommend(query))
+        except (LhydraError, ValueError) as error:
+            wrong = wrong or str(error)
+        if wrong:
+            return Check("requests", REFUSED, 1, 0, f"{name}: {wrong}")
+    return Check("requests", PASSED, 0, 0, "of cold user, heavy listener, k above depth answered wrongly")
+
+
+def _odd(recommender: Recommender, states: Sequence[UserState]) -> Iterator[tuple[str, Query]]:
+    yield "cold user", Query(K)
+    heavy = max(states, key=lambda state: len(state.heard), default=UserState())
+    everything = recommender.catalog.hashes
+    yield "heavy listener", Query(K, heavy, True, heavy.heard)
+    yield "heavy listener, all but five heard", Query(K, heavy, True, everything[5:])
+    yield "k above depth", Query(recommender.depth + 7, heavy, True, heavy.heard)
+
+
+def broken_promise(recommender: Recommender, query: Query, found: Recommendation) -> str:
+    """Returns what is wrong with an answer, "" when it is as every answer must be."""
+    catalog = recommender.catalog
+    barred = catalog.rows(query.exclude)
+    barred = np.union1d(barred[barred >= 0], catalog.removed)
+    if len(found.rows) != min(query.k, len(catalog) - len(barred)):
+        return f"{len(found.rows)} tracks of {min(query.k, len(catalog) - len(barred))}"
+    if len(np.unique(found.rows)) != len(found.rows) or (found.rows < 0).any():
+        return "a track twice, or none"
+    if np.isin(found.rows, barred).any():
+        return "a track that was excluded or removed"
+    if not np.isfinite(found.scores).all():
+        return "a score that is not finite"
+    return "" if (np.diff(found.logits) <= 0).all() else "tracks that are not best first"
+
+
+def _at_most(found: float, limit: float) -> str:
+    return PASSED if found <= limit else REFUSED

@@ -1,0 +1,91 @@
+"""What a rebuild will need, said before it begins, and refused politely where it does not fit.
+
+The memory is that of the builder and its processes together, mapped files included, which the system could take back:
+an upper bound that was measured (benchmarks/results/rebuild). Disk is what the store grows by, at its highest.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from lhydra.data.dataset import Dataset
+from lhydra.errors import ConfigError, complain
+from lhydra.index import FLAT, lists_of
+from lhydra.model import Model
+from lhydra_index_builder.recipe import AUTO, ladder
+
+GIB = 2**30
+BASE = 500 << 20  # the builder with its libraries
+PROCESS = 300 << 20  # one of its processes, with theirs
+TEXTS = 80  # bytes of ids, titles and artists of a track, with their offsets
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes at the highest."""
+
+    memory: int
+    disk: int
+
+    def __str__(self) -> str:
+        return f"{self.memory / GIB:.1f} GiB of memory and {self.disk / 1e9:.1f} GB of disk"
+
+
+def predict(model: Model, dataset: Dataset, recipe: str, max_bytes: int, processes: int) -> Need:
+    """Returns what rebuilding `dataset`'s tracks will need."""
+    n, dim = dataset.n_tracks, model.dim
+    name = ladder(n, dim, max_bytes)[0] if recipe == AUTO else recipe
+    codes = 4 * dim if name == FLAT else (dim + 8 if "SQ8" in name or "PQ" in name else 4 * dim + 8)
+    codes += 300 if "HNSW" in name and "IVF" not in name else 0
+    encoded = 4 * (len(model.spec.track_dense) + len(model.spec.track_ids))
+    scanned = 4 * dim + encoded + 8  # what scoring the whole catalogue maps
+    table = model.neighbours.nbytes + model.neighbour_weights.nbytes
+    plays = 25 * sum(dataset.info.counts[fold] for fold in ("train", "valid", "test"))
+    vocabulary = 300 * len(model.neighbours)
+    sample = 2 * 4 * dim * min(n, max(1 << 16, 48 * lists_of(name)))
+    measuring = n * (scanned + 24) + table
+    building = n * 2 * codes + sample
+    workers = processes * (PROCESS + vocabulary) if processes > 1 else 0
+    memory = BASE + vocabulary + 3 * plays + 24 * n + max(workers + building, measuring)
+    tracks = (dataset.path / "tracks.parquet").stat().st_size
+    disk = int(1.4 * n * (8 * dim + encoded + 32 + TEXTS)) + 2 * n * codes + tracks + table
+    return Need(int(memory), disk)
+
+
+def check(need: Need, store: Path, max_memory_gib: float) -> None:
+    """Raises ConfigError when the machine, or the limit that was set, has less than what is needed."""
+    have = int(max_memory_gib * GIB) if max_memory_gib else free_memory()
+    if have is not None and need.memory > have:
+        thing = "--max-memory-gib" if max_memory_gib else "memory"
+        found = f"{have / GIB:.1f} GiB free" if not max_memory_gib else f"{max_memory_gib:g}"
+        raise ConfigError(complain(thing, found, f"about {need.memory / GIB:.1f} GiB for this rebuild"))
+    there = store
+    while not there.exists():
+        there = there.parent
+    free = shutil.disk_usage(there).free
+    if need.disk > free:
+        expected = f"about {need.disk / 1e9:.1f} GB for this rebuild"
+        raise ConfigError(complain(f"disk of {store}", f"{free / 1e9:.1f} GB free", expected))
+
+
+def free_memory() -> int | None:
+    """Returns the bytes this process may still take, of the system's or its control group's; None where nobody says."""
+    found: list[int] = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                found.append(int(line.split()[1]) * 1024)
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if limit.isdigit():
+            found.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    except (OSError, ValueError):
+        pass
+    return min(found, default=None)
+
+
+def cores(threads: int) -> int:
+    """Returns how many processes and threads to use; `threads` 0 means all that this process may run on."""
+    if threads:
+        return threads
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,58 @@
+"""Work on several cores: a pool of processes behind the signature of `map`.
+
+Tasks and results are small and travel; what a task makes is a file, whose path it returns. So another engine can run
+the same work: whatever has this signature is an `lhydra.embedding.Run`.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import TypeVar
+
+from lhydra import index
+from lhydra.embedding import Run
+from lhydra.errors import LhydraError, complain
+
+Work = TypeVar("Work")
+
+
+@contextlib.contextmanager
+def processes(n: int) -> Iterator[Run]:
+    """Gives what runs tasks in `n` processes of one thread each; in this process when `n` is 1.
+
+    They are spawned: a fork of a process that has used FAISS, ONNX Runtime or torch hangs.
+    """
+    if n <= 1:
+        yield map
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(n, mp_context=spawn, initializer=_start) as pool:
+
+        def run(work: Callable[[Work], Path], tasks: Iterable[Work], /) -> Iterable[Path]:
+            try:
+                yield from pool.map(work, tasks)
+            except BrokenProcessPool:
+                raise LhydraError(complain("a process of the pool", "its end", "work; was it out of memory?")) from None
+
+        try:
+            yield run
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _start() -> None:
+    """Makes a process of the pool: one thread, and no longer-lived than who started it."""
+    index.one_thread()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # a spawned process has one
+
+    def end_with_parent() -> None:
+        parent.join()  # a killed builder tells its executor nothing
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, name="parent", daemon=True).start()

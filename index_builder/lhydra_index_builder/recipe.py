@@ -1,0 +1,308 @@
+"""Which index, and how hard it looks: built, measured on real users' vectors, chosen by a rule.
+
+The rule knows sizes and measured recall, never times: the same inputs give the same choice. It is, for `auto`:
+
+    flat                    while exact search costs no more than FLAT_WORK multiplications
+    IVF4096,SQ8 and such    beyond; lists: the power of two nearest 4 √n; codes of a byte a number
+    IVF4096,PQ32x4fs        where `max_bytes_per_track` leaves no room for those; ordered by the mapped exact vectors
+    IVF4096,Flat, flat      where the codes cannot reach the recall asked for
+
+The operating point is the least effort whose coverage, the share of the exact nearest 100 among `depth` found,
+reaches the target for one half of the users; what the manifest says of it was measured on the other half.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lhydra.domain import F32, I64
+from lhydra.embedding import SHARD, Run, blocks
+from lhydra.errors import ConfigError, complain
+from lhydra.index import FLAT, Index, Point, one_thread, sample_rows, use_threads
+from lhydra.timing import timed
+
+AUTO = "auto"
+FLAT_WORK = 3_200_000  # multiplications of an exact search: about .4 ms on one core
+NEAREST = 100  # exact neighbours whose share is counted
+REFINE = (1, 2, 4, 8)
+BEYOND = 2  # points measured behind the chosen one: the curve shows what more effort would bring
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """The vectors of a catalog on disk, (n, dim)."""
+
+    path: Path
+    n: int
+    dim: int
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What exact search finds: queries (u, dim), the users' vectors; nearest (u, NEAREST) rows, best first."""
+
+    queries: F32
+    nearest: I64
+
+    def half(self, which: int) -> "Truth":
+        """Returns every other user, from the first (0) or second (1) on; all where there is only one."""
+        at = slice(which, None, 2) if len(self.queries) > 1 else slice(None)
+        return Truth(self.queries[at], self.nearest[at])
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One point of the curve; times are of one query on one core."""
+
+    recipe: str
+    effort: int
+    refine: int
+    coverage: float
+    recall_10: float
+    recall_100: float
+    p50_us: float
+    p99_us: float
+    bytes_per_track: float
+    build_s: float
+
+    @property
+    def point(self) -> Point:
+        """The operating point."""
+        return Point(self.effort, self.refine)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen: an index written to `path`; measured on users that had no say, and the whole curve."""
+
+    path: Path
+    measured: Measured
+    curve: tuple[Measured, ...]
+    reached: bool
+
+
+def ladder(n: int, dim: int, max_bytes: int = 0) -> list[str]:
+    """Returns the recipes that `auto` tries for n tracks, in order, until one reaches the recall asked for.
+
+    Raises:
+        ConfigError: no recipe is as small as `max_bytes` per track.
+    """
+    lists = 2 ** round(math.log2(4 * math.sqrt(n)))
+    while lists > 1 and n < 39 * lists:
+        lists //= 2
+    steps: list[tuple[str, float]] = []  # recipe and its bytes per track
+    if n * dim <= FLAT_WORK or lists < 2:
+        steps.append((FLAT, 4 * dim))
+    if lists >= 2:
+        steps.append((f"IVF{lists},SQ8", dim + 8))
+        compact = [(m, m / 2 + 8) for m in (dim // 2, dim // 4) if m and dim % m == 0]
+        steps += [(f"IVF{lists},PQ{m}x4fs", size) for m, size in compact if max_bytes]
+        steps += [(f"IVF{lists},Flat", 4 * dim + 8), (FLAT, 4 * dim)]
+    fits = [recipe for recipe, size in steps if not max_bytes or size <= max_bytes]
+    if not fits:
+        least = math.ceil(min(size for _, size in steps))
+        raise ConfigError(complain("--max-bytes-per-track", max_bytes, f"at least {least} for {dim} numbers a track"))
+    return list(dict.fromkeys(fits))
+
+
+def choose(
+    vectors: Vectors,
+    truth: Truth,
+    *,
+    recipe: str,
+    target: float,
+    depth: int,
+    max_bytes: int,
+    seed: int,
+    run: Run,
+    threads: int,
+    folder: Path,
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> Choice:
+    """Builds and measures recipes in `folder` until one reaches `target`; returns the one to publish.
+
+    Where none does, that is the one that came nearest: the gate will say so.
+
+    Raises:
+        ConfigError: FAISS does not know the recipe, or it does not fit.
+    """
+    tried: list[tuple[Choice, bool]] = []
+    curve: list[Measured] = []
+    exact = _exact_latency(vectors, truth)
+    for name in ladder(vectors.n, vectors.dim, max_bytes) if recipe == AUTO else [recipe]:
+        path = folder / f"index-{len(tried)}.faiss"
+        started = time.monotonic()
+        build(vectors, name, seed, run, threads, path, on_rows)
+        took_s = time.monotonic() - started
+        index = Index.open(path, name).refining(np.load(vectors.path, "r"))
+        points = list(sweep(index, truth.half(0), depth, target, path.stat().st_size / vectors.n, took_s))
+        curve += points
+        good = [at for at in points if at.coverage >= target]
+        best = good[0] if good else max(points, key=lambda at: at.coverage)
+        size, built = best.bytes_per_track, best.build_s
+        measured = measure(index.at(best.point), truth.half(1), depth, size, built)
+        tried.append((Choice(path, measured, (), bool(good)), bool(good)))
+        if good:
+            break
+    if exact is not None and not any(at.recipe == FLAT for at in curve):
+        curve.insert(0, exact)
+    chosen = max((choice for choice, _ in tried), key=lambda choice: (choice.reached, choice.measured.coverage))
+    for choice, _ in tried:
+        if choice.path != chosen.path:
+            choice.path.unlink()
+    return Choice(chosen.path, chosen.measured, tuple(curve), chosen.reached)
+
+
+# -- building -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows `start` to `stop` of the vectors, to be added to a copy of the empty index; travels to other processes."""
+
+    empty: Path
+    recipe: str
+    vectors: Path
+    start: int
+    stop: int
+    out: Path
+
+
+def build_part(part: Part) -> Path:
+    """Builds one part of an index and returns its file."""
+    index = Index.open(part.empty, part.recipe, mapped=False)
+    vectors = np.load(part.vectors, "r", allow_pickle=False)
+    for start in range(part.start, part.stop, SHARD):
+        index.add(vectors[start : min(start + SHARD, part.stop)], start)
+    index.write(part.out)
+    return part.out
+
+
+@timed("rebuild.index")
+def build(
+    vectors: Vectors,
+    recipe: str,
+    seed: int,
+    run: Run,
+    threads: int,
+    path: Path,
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> None:
+    """Builds an index over `vectors` and writes it to `path`.
+
+    Inverted files are built in parts, which do not depend on how many processes there are, and merged in order;
+    everything else in one go with `threads` threads.
+
+    Raises:
+        ConfigError: FAISS does not know the recipe, or it does not fit.
+    """
+    use_threads(threads)
+    mapped = np.load(vectors.path, "r", allow_pickle=False)
+    index = Index.empty(vectors.dim, recipe, np.asarray(mapped[sample_rows(vectors.n, recipe, seed)]), vectors.n)
+    if not index.mergeable:
+        done = 0
+        for block in blocks(vectors.path):
+            index.add(block)
+            done += len(block)
+            on_rows(done)
+        index.write(path)
+        return
+    empty, size = path.with_suffix(".empty"), 4 * SHARD
+    index.write(empty)
+    parts = [
+        Part(empty, recipe, vectors.path, start, min(start + size, vectors.n), path.with_suffix(f".{start}"))
+        for start in range(0, vectors.n, size)
+    ]
+    for part, built in zip(parts, run(build_part, parts), strict=True):
+        index.merge(Index.open(built, recipe, mapped=False))
+        built.unlink()
+        on_rows(part.stop)
+    empty.unlink()
+    index.write(path)
+
+
+# -- measuring ----------------------------------------------------------------------------------------------
+
+
+def sweep(
+    index: Index, truth: Truth, depth: int, target: float, bytes_per_track: float, build_s: float
+) -> Iterator[Measured]:
+    """Yields what each operating point finds, ever more effort, until a few points behind the target."""
+    one_thread()
+    refines = REFINE if index.vectors is not None and "PQ" in index.recipe else (1,)
+    for refine in refines:
+        reached, flat, before = 0, 0, -1.0
+        for effort in efforts(index):
+            at = measure(index.at(Point(effort, refine)), truth, depth, bytes_per_track, build_s)
+            yield at
+            reached += at.coverage >= target
+            flat = flat + 1 if at.coverage < before + 0.0005 else 0
+            before = at.coverage
+            if reached > BEYOND or (not reached and flat > 2):
+                break
+        if reached:
+            return
+
+
+def efforts(index: Index) -> Iterable[int]:
+    """Returns the efforts to try, ascending: 1, 2, 3, 4, 6, 8, 12, …; 0 alone where there is nothing to set."""
+    if not index.knob:
+        return (0,)
+    most = index.lists if index.knob == "nprobe" else 4096
+    steps = {size for power in range(13) for size in (2**power, 3 * 2**power // 2)}
+    return sorted({*(step for step in steps if step < most), most})
+
+
+def measure(index: Index, truth: Truth, depth: int, bytes_per_track: float, build_s: float) -> Measured:
+    """Returns what the index finds for each user of `truth` at its operating point, and how long it takes."""
+    shares, times = np.zeros((len(truth.queries), 3)), np.zeros(len(truth.queries))
+    for i, (query, exact) in enumerate(zip(truth.queries, truth.nearest, strict=True)):
+        started = time.perf_counter_ns()
+        rows, _ = index.search(query, depth)
+        times[i] = time.perf_counter_ns() - started
+        exact = exact[exact >= 0]
+        for column, (wanted, found) in enumerate(((exact, rows), (exact[:10], rows[:10]), (exact, rows[:NEAREST]))):
+            shares[i, column] = np.isin(wanted, found).sum() / max(1, len(wanted))
+    coverage, recall_10, recall_100 = (round(float(share), 6) for share in shares.mean(0))
+    p50, p99 = (round(float(at), 1) for at in np.percentile(times / 1000, (50, 99)))
+    point, size = index.point, round(bytes_per_track, 1)
+    return Measured(
+        index.recipe, point.effort, point.refine, coverage, recall_10, recall_100, p50, p99, size, round(build_s, 1)
+    )
+
+
+def _exact_latency(vectors: Vectors, truth: Truth) -> Measured | None:
+    """What exact search costs, for the table; None where it would take too long to find out."""
+    if vectors.n > 4_000_000:
+        return None
+    mapped = np.load(vectors.path, "r", allow_pickle=False)
+    few = Truth(truth.queries[:20], truth.nearest[:20])
+    times = []
+    for query in few.queries:
+        started = time.perf_counter_ns()
+        np.asarray(mapped @ query).argpartition(-NEAREST if len(mapped) > NEAREST else 0)
+        times.append((time.perf_counter_ns() - started) / 1000)
+    p50, p99 = (round(float(at), 1) for at in np.percentile(times, (50, 99)))
+    return Measured(FLAT, 0, 1, 1.0, 1.0, 1.0, p50, p99, 4.0 * vectors.dim, 0.0)
+
+
+def table(curve: Sequence[Measured], chosen: Measured) -> tuple[list[str], list[list[str]]]:
+    """Returns header and rows of the curve for people; the chosen point is marked."""
+    header = ["recipe", "effort", "refine", "coverage", "recall@100", "p50 µs", "p99 µs", "B/track", "build s", ""]
+    rows = []
+    for at in curve:
+        mark = "chosen" if (at.recipe, at.point) == (chosen.recipe, chosen.point) else ""
+        numbers = (f"{at.coverage:.4f}", f"{at.recall_100:.4f}", f"{at.p50_us:,.0f}", f"{at.p99_us:,.0f}")
+        size = (f"{at.bytes_per_track:.0f}", f"{at.build_s:.1f}")
+        rows.append([at.recipe, f"{at.effort or '-'}", f"{at.refine}", *numbers, *size, mark])
+    return header, rows
+
+
+def document(choice: Choice, target: float, users: int) -> dict[str, Any]:
+    """Returns `index` of the manifest."""
+    return {"target": target, "users": users, "reached": choice.reached, "curve": [vars(at) for at in choice.curve]}

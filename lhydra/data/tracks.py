@@ -1,0 +1,44 @@
+"""Tracks on their own: a tracks file read like that of a source, for tracks that are added between rebuilds."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+from lhydra.data import rows
+from lhydra.data.dataset import Column
+from lhydra.data.sources import Source, find, load, open_table
+from lhydra.errors import DataError, complain
+from lhydra.timing import timed
+
+
+@timed("tracks.read")
+def read_tracks(path: Path, columns: Sequence[Column]) -> tuple[pa.Table, list[str]]:
+    """Returns the tracks in `path`, a file or a folder with tracks.*, and warnings about its rows.
+
+    The table holds track_id, in order of its bytes and distinct, and those of `columns` that the file has, converted
+    like `lhydra prepare` converts them.
+
+    Raises:
+        DataError: no such file, not what it claims to be, no track_id, or no usable row.
+    """
+    file = find(path, "tracks") if path.is_dir() else path
+    if file is None or not file.exists():
+        expected = "a CSV or Parquet file of tracks, or a folder with tracks.*"
+        raise DataError(complain(path, "no tracks.* in it" if file is None else "no such file or folder", expected))
+    with tempfile.TemporaryDirectory(prefix="lhydra-") as work, duckdb.connect() as con:
+        rows.configure(con)
+        table = open_table(file, ("track_id",))
+        known = [column for column in columns if column.name in table.names]
+        table = load(con, table, "raw_tracks", {"track_id", *(column.name for column in known)}, Path(work))
+        report = rows.Report()
+        source = Source(file, replace(table), table, None)  # only its tracks are looked at
+        found = rows.describe(con, source, "tracks", known, report)
+        shown = ", ".join(["id", *found])
+        tracks = con.sql(f"SELECT {shown} FROM tracks ORDER BY position").to_arrow_table()
+    if not tracks.num_rows:
+        raise DataError(complain(file, "no usable row", "a track"))
+    return tracks.rename_columns(["track_id", *(column.name for column in found.values())]), report.warnings
