@@ -7,8 +7,9 @@ The rule knows sizes and measured recall, never times: the same inputs give the 
     IVF4096,PQ32x4fs        where `max_bytes_per_track` leaves no room for those; ordered by the mapped exact vectors
     IVF4096,Flat, flat      where the codes cannot reach the recall asked for
 
-The operating point is the least effort whose coverage, the share of the exact nearest 100 among `depth` found,
-reaches the target for one half of the users; what the manifest says of it was measured on the other half.
+The operating point is the one with the least work whose coverage, the share of the exact nearest 100 among `depth`
+found, reaches the target for one half of the users; what the manifest says of it was measured on the other half. Codes
+that round may be helped by refining: more are found by their codes, and ordered by the exact vectors.
 """
 
 import math
@@ -23,7 +24,7 @@ import numpy as np
 from lhydra.domain import F32, I64
 from lhydra.embedding import SHARD, Run, blocks
 from lhydra.errors import ConfigError, complain
-from lhydra.index import FLAT, Index, Point, one_thread, sample_rows, use_threads
+from lhydra.index import FLAT, Index, Point, lists_of, nearest_of_many, one_thread, sample_rows, use_threads
 from lhydra.timing import timed
 
 AUTO = "auto"
@@ -143,7 +144,7 @@ def choose(
         points = list(sweep(index, truth.half(0), depth, target, path.stat().st_size / vectors.n, took_s))
         curve += points
         good = [at for at in points if at.coverage >= target]
-        best = good[0] if good else max(points, key=lambda at: at.coverage)
+        best = min(good, key=lambda at: work(at, vectors.n, depth)) if good else max(points, key=lambda at: at.coverage)
         size, built = best.bytes_per_track, best.build_s
         measured = measure(index.at(best.point), truth.half(1), depth, size, built)
         tried.append((Choice(path, measured, (), bool(good)), bool(good)))
@@ -232,21 +233,35 @@ def build(
 def sweep(
     index: Index, truth: Truth, depth: int, target: float, bytes_per_track: float, build_s: float
 ) -> Iterator[Measured]:
-    """Yields what each operating point finds, ever more effort, until a few points behind the target."""
+    """Yields what operating points find: for each `refine` ever more effort, until a few points behind the target.
+
+    More refining is tried as long as it lets less effort reach the target.
+    """
     one_thread()
-    refines = REFINE if index.vectors is not None and "PQ" in index.recipe else (1,)
-    for refine in refines:
-        reached, flat, before = 0, 0, -1.0
+    least = None
+    for refine in REFINE if index.vectors is not None and "Flat" not in index.recipe else (1,):
+        reached: list[int] = []
+        level, before = 0, -1.0
         for effort in efforts(index):
+            if least is not None and effort >= least:
+                break
             at = measure(index.at(Point(effort, refine)), truth, depth, bytes_per_track, build_s)
             yield at
-            reached += at.coverage >= target
-            flat = flat + 1 if at.coverage < before + 0.0005 else 0
+            reached += [effort] if at.coverage >= target else []
+            level = level + 1 if at.coverage < before + 0.0005 else 0
             before = at.coverage
-            if reached > BEYOND or (not reached and flat > 2):
+            if len(reached) > (BEYOND if least is None else 0) or (not reached and level > 2):
                 break
-        if reached:
+        if not reached and least is not None:
             return
+        least = reached[0] if reached else least
+
+
+def work(at: Measured, n: int, depth: int) -> float:
+    """Returns what a search costs, in vectors compared by their codes; one compared exactly costs as much as ten."""
+    lists = lists_of(at.recipe)
+    scanned = lists + at.effort * n / lists if lists else float(at.effort)
+    return scanned + (10 * depth * at.refine if at.refine > 1 else 0)
 
 
 def efforts(index: Index) -> Iterable[int]:
@@ -280,14 +295,13 @@ def _exact_latency(vectors: Vectors, truth: Truth) -> Measured | None:
     """What exact search costs, for the table; None where it would take too long to find out."""
     if vectors.n > 4_000_000:
         return None
-    mapped = np.load(vectors.path, "r", allow_pickle=False)
-    few = Truth(truth.queries[:20], truth.nearest[:20])
-    times = []
-    for query in few.queries:
+    one_thread()
+    mapped, times = np.load(vectors.path, "r", allow_pickle=False), []
+    for i in range(min(20, len(truth.queries))):
         started = time.perf_counter_ns()
-        np.asarray(mapped @ query).argpartition(-NEAREST if len(mapped) > NEAREST else 0)
+        nearest_of_many([mapped], truth.queries[i : i + 1], NEAREST, np.empty(0, np.int64))
         times.append((time.perf_counter_ns() - started) / 1000)
-    p50, p99 = (round(float(at), 1) for at in np.percentile(times, (50, 99)))
+    p50, p99 = (round(float(at), 1) for at in np.percentile(times[1:] or times, (50, 99)))
     return Measured(FLAT, 0, 1, 1.0, 1.0, 1.0, p50, p99, 4.0 * vectors.dim, 0.0)
 
 
