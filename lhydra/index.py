@@ -188,8 +188,14 @@ class Index:
 
     @property
     def mergeable(self) -> bool:
-        """Whether parts built on their own can be merged: plain inverted files can."""
-        return isinstance(faiss.downcast_index(self._faiss), faiss.IndexIVF)
+        """Whether parts built on their own can be merged: plain inverted files can.
+
+        Packed codes (`PQ…fs`) lie in blocks across tracks: FAISS dies of merging those.
+        """
+        index = faiss.downcast_index(self._faiss)
+        if not isinstance(index, faiss.IndexIVF):
+            return False
+        return isinstance(faiss.downcast_InvertedLists(index.invlists), faiss.ArrayInvertedLists)
 
     def merge(self, part: "Index") -> None:
         """Takes over the tracks of `part`, an index from the same `empty` one whose positions do not meet ours."""

@@ -151,12 +151,12 @@ def test_the_bundle_carries_the_table_of_the_model(
 
 def by_track(catalog: Catalog, ids: list[str]) -> dict[tuple[str, str], float]:
     """(track, neighbour) -> weight, of the tracks of a catalog whose rows are `ids`."""
-    named = [""] * len(catalog.neighbours)
+    named = [f"?{line}" for line in range(len(catalog.neighbours))]
     for line, track in zip(catalog.lines.tolist(), ids, strict=True):
         if line:
             named[line] = track
     pairs = by_id(named, catalog.neighbours, catalog.neighbour_weights)
-    return {pair: weight for pair, weight in pairs.items() if all(pair)}
+    return {pair: weight for pair, weight in pairs.items() if "?" not in pair[0] + pair[1]}
 
 
 def other_catalogue(dataset: Dataset, folder: Path, gone: set[str], new: int) -> Dataset:

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from lhydra.domain import F32, I64
 from lhydra.errors import BundleCorrupt, ConfigError
-from lhydra.index import Index, nearest
+from lhydra.index import Index, Point, nearest
+
+NONE: I64 = np.empty(0, np.int64)
 
 
 def unit(n: int, dim: int, seed: int = 0) -> F32:
@@ -92,3 +94,70 @@ def test_a_file_that_is_no_index_is_refused(tmp_path: Path) -> None:
 def test_nearest_of_nothing() -> None:
     everything: I64 = np.arange(5)
     assert len(nearest(unit(5, 4), unit(1, 4)[0], 3, everything)[0]) == 0
+
+
+# -- removed tracks and operating points ------------------------------------------------------------------------
+
+
+@settings(deadline=None)
+@given(st.integers(2, 60), st.integers(1, 70), st.integers(0, 2**16), st.data())
+def test_a_map_from_positions_to_rows_and_removed_tracks(n: int, k: int, seed: int, data: st.DataObject) -> None:
+    """Rows in any order of positions, some removed: what is found is brute force over the rest, ties by row."""
+    vectors, query = unit(n, 8, seed), unit(1, 8, seed + 1)[0]
+    vectors[n // 2] = vectors[0]  # a tie
+    removed = data.draw(st.sets(st.integers(0, n - 1)))
+    row_of = np.random.default_rng(seed).permutation(n).astype(np.int32)
+    index = Index.build(vectors[row_of], "flat")  # position p holds the track of row row_of[p]
+    index = index.with_rows(np.where(np.isin(row_of, list(removed)), -1, row_of).astype(np.int32))
+    assert len(index) == n - len(removed)
+    rows, scores = index.search(query, k)
+    assert rows.tolist() == oracle(vectors, query, k, removed)
+    np.testing.assert_allclose(scores, vectors[rows] @ query, atol=1e-6)
+
+
+@pytest.mark.parametrize("recipe", ["HNSW8", "IVF16,SQ8"])
+def test_an_approximate_index_is_not_short_because_of_the_removed(recipe: str) -> None:
+    vectors = unit(700, 16)
+    index = Index.build(vectors, recipe).at(Point(16 if "IVF" in recipe else 700))
+    for query in unit(10, 16, seed=5):
+        near = index.search(query, 120)[0]
+        rows = np.arange(700, dtype=np.int32)
+        rows[near[:100]] = -1  # the worst case: all the nearest are gone
+        found, _ = index.with_rows(rows).search(query, 20)
+        assert len(found) == 20
+        assert not set(found.tolist()) & set(near[:100].tolist())
+
+
+def test_the_operating_point_survives_the_file_and_changes_what_is_found(tmp_path: Path) -> None:
+    vectors = unit(3000, 16)
+    index = Index.build(vectors, "IVF64,SQ8")
+    index.write(tmp_path / "index.faiss")
+    exact = Index.build(vectors, "flat")
+    shares = []
+    for effort in (1, 8, 64):
+        again = Index.open(tmp_path / "index.faiss", "IVF64,SQ8", Point(effort))
+        assert (again.point, again.knob, again.lists) == (Point(effort), "nprobe", 64)
+        hits = [len({*exact.search(q, 50)[0]} & {*again.search(q, 50)[0]}) for q in unit(40, 16, seed=3)]
+        shares.append(np.mean(hits) / 50)
+    assert shares[0] < shares[1] < shares[2]
+    assert shares[2] > 0.9
+
+
+def test_refining_orders_by_the_exact_vectors() -> None:
+    vectors = unit(2000, 16)
+    index = Index.build(vectors, "IVF4,PQ8x4fs").at(Point(4))
+    rough = np.mean([len({*nearest(vectors, q, 20, NONE)[0]} & {*index.search(q, 20)[0]}) for q in unit(30, 16, 9)])
+    fine = index.refining(vectors).at(Point(4, 8))
+    for query in unit(30, 16, 9):
+        rows, scores = fine.search(query, 20)
+        np.testing.assert_allclose(scores, vectors[rows] @ query, atol=1e-6)
+        assert (np.diff(scores) <= 0).all()
+    better = np.mean([len({*nearest(vectors, q, 20, NONE)[0]} & {*fine.search(q, 20)[0]}) for q in unit(30, 16, 9)])
+    assert better > rough
+    assert Index.build(vectors, "flat").refining(vectors).vectors is None  # exact already
+
+
+def test_parts_of_an_index_merge_only_where_they_can() -> None:
+    assert Index.build(unit(500, 16), "IVF8,SQ8").mergeable
+    assert not Index.build(unit(500, 16), "HNSW8").mergeable
+    assert not Index.build(unit(500, 16), "flat").mergeable

@@ -8,8 +8,8 @@ The rule knows sizes and measured recall, never times: the same inputs give the 
     IVF4096,Flat, flat      where the codes cannot reach the recall asked for
 
 The operating point is the one with the least work whose coverage, the share of the exact nearest 100 among `depth`
-found, reaches the target for one half of the users; what the manifest says of it was measured on the other half. Codes
-that round may be helped by refining: more are found by their codes, and ordered by the exact vectors.
+found, reaches the target for both halves of the users. Codes that round may be helped by refining: more are found by
+their codes, and ordered by the exact vectors.
 """
 
 import math
@@ -50,11 +50,6 @@ class Truth:
     queries: F32
     nearest: I64
 
-    def half(self, which: int) -> "Truth":
-        """Returns every other user, from the first (0) or second (1) on; all where there is only one."""
-        at = slice(which, None, 2) if len(self.queries) > 1 else slice(None)
-        return Truth(self.queries[at], self.nearest[at])
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -64,6 +59,7 @@ class Measured:
     effort: int
     refine: int
     coverage: float
+    least: float  # coverage of that half of the users for which it is lower
     recall_10: float
     recall_100: float
     p50_us: float
@@ -79,7 +75,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen: an index written to `path`; measured on users that had no say, and the whole curve."""
+    """What was chosen: an index written to `path`, its operating point, and the whole curve."""
 
     path: Path
     measured: Measured
@@ -132,7 +128,7 @@ def choose(
     Raises:
         ConfigError: FAISS does not know the recipe, or it does not fit.
     """
-    tried: list[tuple[Choice, bool]] = []
+    tried: list[Choice] = []
     curve: list[Measured] = []
     exact = _exact_latency(vectors, truth)
     for name in ladder(vectors.n, vectors.dim, max_bytes) if recipe == AUTO else [recipe]:
@@ -141,19 +137,17 @@ def choose(
         build(vectors, name, seed, run, threads, path, on_rows)
         took_s = time.monotonic() - started
         index = Index.open(path, name).refining(np.load(vectors.path, "r"))
-        points = list(sweep(index, truth.half(0), depth, target, path.stat().st_size / vectors.n, took_s))
+        points = list(sweep(index, truth, depth, target, path.stat().st_size / vectors.n, took_s))
         curve += points
-        good = [at for at in points if at.coverage >= target]
-        best = min(good, key=lambda at: work(at, vectors.n, depth)) if good else max(points, key=lambda at: at.coverage)
-        size, built = best.bytes_per_track, best.build_s
-        measured = measure(index.at(best.point), truth.half(1), depth, size, built)
-        tried.append((Choice(path, measured, (), bool(good)), bool(good)))
+        good = [at for at in points if at.least >= target]
+        best = min(good, key=lambda at: work(at, vectors.n, depth)) if good else max(points, key=lambda at: at.least)
+        tried.append(Choice(path, best, (), bool(good)))
         if good:
             break
     if exact is not None and not any(at.recipe == FLAT for at in curve):
         curve.insert(0, exact)
-    chosen = max((choice for choice, _ in tried), key=lambda choice: (choice.reached, choice.measured.coverage))
-    for choice, _ in tried:
+    chosen = max(tried, key=lambda choice: (choice.reached, choice.measured.least))
+    for choice in tried:
         if choice.path != chosen.path:
             choice.path.unlink()
     return Choice(chosen.path, chosen.measured, tuple(curve), chosen.reached)
@@ -247,7 +241,7 @@ def sweep(
                 break
             at = measure(index.at(Point(effort, refine)), truth, depth, bytes_per_track, build_s)
             yield at
-            reached += [effort] if at.coverage >= target else []
+            reached += [effort] if at.least >= target else []
             level = level + 1 if at.coverage < before + 0.0005 else 0
             before = at.coverage
             if len(reached) > (BEYOND if least is None else 0) or (not reached and level > 2):
@@ -284,10 +278,21 @@ def measure(index: Index, truth: Truth, depth: int, bytes_per_track: float, buil
         for column, (wanted, found) in enumerate(((exact, rows), (exact[:10], rows[:10]), (exact, rows[:NEAREST]))):
             shares[i, column] = np.isin(wanted, found).sum() / max(1, len(wanted))
     coverage, recall_10, recall_100 = (round(float(share), 6) for share in shares.mean(0))
+    least = round(float(min(shares[0::2, 0].mean(), shares[len(shares) > 1 :: 2, 0].mean())), 6)
     p50, p99 = (round(float(at), 1) for at in np.percentile(times / 1000, (50, 99)))
     point, size = index.point, round(bytes_per_track, 1)
     return Measured(
-        index.recipe, point.effort, point.refine, coverage, recall_10, recall_100, p50, p99, size, round(build_s, 1)
+        index.recipe,
+        point.effort,
+        point.refine,
+        coverage,
+        least,
+        recall_10,
+        recall_100,
+        p50,
+        p99,
+        size,
+        round(build_s, 1),
     )
 
 
@@ -302,7 +307,7 @@ def _exact_latency(vectors: Vectors, truth: Truth) -> Measured | None:
         nearest_of_many([mapped], truth.queries[i : i + 1], NEAREST, np.empty(0, np.int64))
         times.append((time.perf_counter_ns() - started) / 1000)
     p50, p99 = (round(float(at), 1) for at in np.percentile(times[1:] or times, (50, 99)))
-    return Measured(FLAT, 0, 1, 1.0, 1.0, 1.0, p50, p99, 4.0 * vectors.dim, 0.0)
+    return Measured(FLAT, 0, 1, 1.0, 1.0, 1.0, 1.0, p50, p99, 4.0 * vectors.dim, 0.0)
 
 
 def table(curve: Sequence[Measured], chosen: Measured) -> tuple[list[str], list[list[str]]]:

@@ -1,0 +1,277 @@
+"""The gate: a bundle with a fault is kept from CURRENT by the check that is meant for it, and by name."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lhydra.bundle import Bundle, Manifest, current_bundle_id
+from lhydra.cli import main
+from lhydra.data.dataset import Dataset
+from lhydra.data.prepare import prepare
+from lhydra.data.settings import PrepareSettings
+from lhydra.domain import Query, UserState
+from lhydra.errors import BundleRefused
+from lhydra.evaluation.metrics import rank_metrics
+from lhydra.evaluation.run import find_targets
+from lhydra.recommender import Recommender
+from lhydra_index_builder import build, gate
+from lhydra_index_builder import store as stores
+from lhydra_index_builder.build import held_out, rebuild
+from lhydra_index_builder.config import RebuildConfig
+
+CONFIG = RebuildConfig(recall_users=30, gate_users=200, depth=100)
+
+
+@pytest.fixture
+def store(tiny_store: Path, tmp_path: Path) -> Path:
+    shutil.copytree(tiny_store, tmp_path / "store", ignore=shutil.ignore_patterns("users.lmdb"))
+    return tmp_path / "store"
+
+
+@pytest.fixture(scope="module")
+def asked(tiny_dataset: Dataset) -> gate.Asked:
+    return gate.draw(tiny_dataset, *held_out(tiny_dataset, "train"), 100, 0)
+
+
+@pytest.fixture(scope="module")
+def opened(tiny_store: Path) -> Bundle:
+    return Bundle.open(tiny_store)
+
+
+def verdicts(checks: list[gate.Check]) -> dict[str, str]:
+    return {check.name: check.verdict for check in checks}
+
+
+def all_of(store: Path, new: Bundle, current: Bundle | None, asked: gate.Asked, dataset: Dataset) -> dict[str, str]:
+    folder = store / current_bundle_id(store)
+    return verdicts(gate.check(folder, new, current, "none", asked, dataset.hashes, CONFIG))
+
+
+def test_a_bundle_beside_itself_passes_everything(
+    tiny_store: Path, opened: Bundle, asked: gate.Asked, tiny_dataset: Dataset
+) -> None:
+    assert set(all_of(tiny_store, opened, opened, asked, tiny_dataset).values()) == {"passed"}
+    alone = all_of(tiny_store, opened, None, asked, tiny_dataset)
+    assert {name for name, verdict in alone.items() if verdict == "skipped"} == {
+        *("quality", "catalogue", "changed lists"),
+    }
+
+
+def with_catalog(bundle: Bundle, **arrays: object) -> Bundle:
+    return replace(bundle, catalog=replace(bundle.catalog, **arrays))  # type: ignore[arg-type]
+
+
+def test_worse_lists_are_refused_for_quality(
+    tiny_store: Path, opened: Bundle, asked: gate.Asked, tiny_dataset: Dataset
+) -> None:
+    """Vectors of other tracks: what is retrieved is noise, and surely worse."""
+    rng = np.random.default_rng(0)
+    shuffled = with_catalog(
+        opened,
+        popularity=rng.permutation(opened.catalog.popularity),
+        lines=rng.permutation(opened.catalog.lines),
+        dense=rng.permutation(opened.catalog.dense),
+        vectors=rng.permutation(opened.catalog.vectors),
+        history=rng.permutation(opened.catalog.history),
+    )
+    found = gate.check(tiny_store / opened.bundle_id, shuffled, opened, "", asked, tiny_dataset.hashes, CONFIG)
+    quality = next(check for check in found if check.name == "quality")
+    assert quality.verdict == "refused"
+    assert quality.found is not None
+    assert quality.found > 0.2
+    other_way = gate.check(tiny_store / opened.bundle_id, opened, shuffled, "", asked, tiny_dataset.hashes, CONFIG)
+    assert verdicts(other_way)["quality"] == "passed"
+
+
+def test_quality_is_the_ndcg_of_the_served_lists(opened: Bundle, asked: gate.Asked, tiny_dataset: Dataset) -> None:
+    recommender = Recommender(opened)
+    lists = gate.top(recommender, asked.states)
+    found = gate.quality(recommender, lists, recommender, lists, asked, tiny_dataset.hashes, CONFIG)
+    assert asked.targets is not None
+    targets = asked.targets  # rows are positions: the bundle holds the dataset's tracks
+    expected = rank_metrics(lists, targets.offsets, targets.tracks, len(opened.catalog), (10,)).means()["ndcg@10"]
+    assert f"{expected:.4f} before, {expected:.4f} now" in found.note
+    assert expected > 0.02
+    everything = find_targets(tiny_dataset, "valid")
+    assert set(targets.users) <= set(everything.users)
+
+
+def test_lists_that_share_nothing_are_refused(opened: Bundle, asked: gate.Asked) -> None:
+    recommender = Recommender(opened)
+    lists = gate.top(recommender, asked.states)
+    other = np.where(lists >= 0, (lists + 1) % len(opened.catalog), -1)
+    half = lists.copy()
+    half[: len(half) // 4] = other[: len(half) // 4]
+    moved = [gate.changed(opened, lists, opened, theirs, CONFIG).found for theirs in (lists, half, other)]
+    assert moved[0] == 0
+    in_common = np.array([bool(set(a) & set(b)) for a, b in zip(lists, other, strict=True)])
+    assert moved[2] == pytest.approx(1 - in_common.mean())
+    assert moved[1] == pytest.approx((~in_common[: len(half) // 4]).sum() / len(half))
+
+
+def test_lists_that_are_the_same_for_all_are_refused(opened: Bundle) -> None:
+    same = np.tile(np.arange(10), (50, 1))
+    assert gate.overlap(same, opened, CONFIG).verdict == "refused"
+    apart = np.arange(300).reshape(30, 10)
+    assert gate.overlap(apart, opened, CONFIG).verdict == "passed"
+    assert gate.overlap(same[:1], opened, CONFIG).verdict == "skipped"
+
+
+def test_vectors_that_are_not_of_unit_norm_are_refused(tmp_path: Path, opened: Bundle, tiny_store: Path) -> None:
+    vectors, history = np.array(opened.catalog.vectors), np.array(opened.catalog.history)
+    for name, array, at, value, verdict in (
+        ("vectors", vectors, 3, 1.0, "refused"),
+        ("vectors", vectors, 3, np.nan, "refused"),
+        ("history", history, 7, np.inf, "refused"),
+        ("history", history, 7, 2.0, "passed"),
+    ):
+        np.save(tmp_path / "vectors.npy", vectors)
+        np.save(tmp_path / "history.npy", history)
+        spoilt = array.copy()
+        spoilt[at] = value
+        np.save(tmp_path / f"{name}.npy", spoilt)
+        assert gate.vectors(tmp_path).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("recall", {"recall": {"coverage": 0.93}}),
+        ("cascade loss", {"cascade": {"k": 10, "users": 9, "ndcg": 0.2, "curve": [{"depth": 100, "ndcg": 0.19}]}}),
+    ],
+)
+def test_what_was_measured_is_held_against_its_limit(name: str, changed: dict[str, object], opened: Bundle) -> None:
+    assert opened.manifest is not None
+    worse = replace(opened, manifest=replace(opened.manifest, depth=100, **changed))  # type: ignore[arg-type]
+    check = {"recall": gate.recall, "cascade loss": gate.cascade}[name]
+    found = check(worse, CONFIG)
+    assert found.verdict == "refused"
+    assert check(opened, CONFIG).verdict == "passed"
+    for part in (name, f"{found.found:.4g}", f"{found.limit:.4g}"):  # names the check, the figure and the limit
+        assert part in found.line
+
+
+def test_every_promise_that_is_broken_is_seen(opened: Bundle, asked: gate.Asked) -> None:
+    recommender = Recommender(opened)
+    query = Query(10, asked.states[0], True, asked.states[0].heard)
+    good = recommender.recommend(query)
+    assert gate.broken_promise(recommender, query, good) == ""
+    heard = opened.catalog.rows(query.exclude)[:1]
+    rows = good.rows.copy()
+    for spoilt, word in (
+        (replace(good, rows=rows[:9]), "9 tracks of 10"),
+        (replace(good, rows=np.r_[rows[:9], rows[:1]]), "twice"),
+        (replace(good, rows=np.r_[rows[:9], -1]), "none"),
+        (replace(good, rows=np.r_[heard, rows[1:]]), "excluded"),
+        (replace(good, scores=np.r_[good.scores[:9], np.nan].astype(np.float32)), "finite"),
+        (replace(good, logits=good.logits[::-1]), "best first"),
+    ):
+        assert word in gate.broken_promise(recommender, query, spoilt)
+
+
+def test_the_smoke_requests_find_a_recommender_that_falls_short(opened: Bundle, asked: gate.Asked) -> None:
+    class Short(Recommender):
+        def recommend(self, query: Query, check: object = None) -> object:  # type: ignore[override]
+            found = super().recommend(query)
+            return replace(found, rows=found.rows[:9]) if query.k > 100 else found
+
+    assert gate.requests(Recommender(opened), asked.states).verdict == "passed"
+    found = gate.requests(Short(opened), asked.states)
+    assert found.verdict == "refused"
+    assert found.note.startswith("k above depth: 9 tracks of")
+    assert gate.requests(Recommender(opened), [UserState()]).verdict == "passed"
+
+
+# -- from end to end ------------------------------------------------------------------------------------------
+
+
+def fewer_tracks(dataset: Dataset, folder: Path, gone: int) -> Dataset:
+    """The dataset without its last `gone` tracks."""
+    ids, users = dataset.track_ids, dataset.user_ids
+    kept = dataset.plays.track < len(ids) - gone
+    rows = zip(dataset.plays.user[kept], dataset.plays.track[kept], dataset.plays.time[kept], strict=True)
+    lines = [f"{users[user]},{ids[track]},{time}" for user, track, time in rows]
+    lines += [f"{users[0]},{track},1672531200" for track in ids[: len(ids) - gone]]  # every track is played
+    folder.mkdir()
+    (folder / "plays.csv").write_text("user_id,track_id,timestamp\n" + "\n".join(lines) + "\n")
+    prepare(folder / "plays.csv", folder / "dataset", PrepareSettings())
+    return Dataset.open(folder / "dataset")
+
+
+def test_a_refused_bundle_stays_for_inspection_and_current_stays(
+    store: Path, tiny_model: Path, tiny_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = current_bundle_id(store)
+    small = fewer_tracks(tiny_dataset, tmp_path / "small", 40)
+    arguments = ["index", "rebuild", "--model", str(tiny_model), "--data", str(small.path), "--store", str(store)]
+    arguments += ["--recall-users", "20", "--gate-users", "50", "--max-quality-loss", "1", "--max-changed-lists", "1"]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "refused: catalogue: found 0.1, limit 0.05 (of CURRENT's tracks, 40, gone)" in error
+    assert current_bundle_id(store) == before
+    refused = next(entry for entry in stores.entries(store) if entry.state == "refused")
+    assert refused.manifest is not None
+    assert refused.manifest.gate["verdict"] == "refused"
+    Bundle.open(store, refused.bundle_id)  # whole, to look at
+    # nobody comes to it by accident
+    assert main(["index", "rollback", refused.bundle_id, "--store", str(store)]) == 1
+    assert "refused by its gate (catalogue)" in capsys.readouterr().err
+    assert current_bundle_id(store) == before
+    assert main(["index", "rollback", refused.bundle_id, "--store", str(store), "--force"]) == 0
+    assert current_bundle_id(store) == refused.bundle_id
+    assert main(["index", "rollback", before, "--store", str(store)]) == 0
+    capsys.readouterr()
+    # a limit is a setting; and force publishes and says so for good
+    assert main([*arguments, "--max-shrink", "0.2"]) == 0
+    assert main(["index", "rollback", before, "--store", str(store)]) == 0
+    capsys.readouterr()
+    assert main([*arguments, "--force"]) == 0
+    assert "FORCED" in capsys.readouterr().out
+    forced = Manifest.read(store / current_bundle_id(store))
+    assert forced.gate["verdict"] == "forced"
+    assert [check["name"] for check in forced.gate["checks"] if check["verdict"] == "refused"] == ["catalogue"]
+    assert main(["index", "list", "--store", str(store), "--json"]) == 0
+    states = [row["state"] for row in json.loads(capsys.readouterr().out)]
+    assert sorted(states) == ["current", "older", "older", "previous", "refused"]
+    assert main(["index", "list", "--store", str(store)]) == 0
+    assert "forced" in capsys.readouterr().out.splitlines()[1]
+
+
+def test_a_model_that_learned_from_the_validation_plays_is_not_judged_by_them(
+    store: Path, tiny_model: Path, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    refitted = tmp_path / "refitted"
+    shutil.copytree(tiny_model, refitted)
+    document = json.loads((refitted / "model.json").read_text()) | {"fitted_on": build.REFITTED}
+    (refitted / "model.json").write_text(json.dumps(document))
+    built = rebuild(refitted, tiny_dataset, store, CONFIG)
+    checks = {check["name"]: check["verdict"] for check in built.manifest.gate["checks"]}
+    assert checks["quality"] == "skipped"
+    assert built.manifest.cascade["ndcg"] is None
+    again = rebuild(tiny_model, tiny_dataset, store, CONFIG)  # beside one that did: neither
+    assert {check["name"]: check["verdict"] for check in again.manifest.gate["checks"]}["quality"] == "skipped"
+
+
+def test_a_current_that_does_not_open_keeps_nobody_from_publishing(
+    store: Path, tiny_model: Path, tiny_dataset: Dataset
+) -> None:
+    broken = store / current_bundle_id(store) / "vectors.npy"
+    broken.write_bytes(broken.read_bytes()[:-1])
+    built = rebuild(tiny_model, tiny_dataset, store, CONFIG)
+    assert current_bundle_id(store) == built.bundle_id
+    notes = [check["note"] for check in built.manifest.gate["checks"] if check["verdict"] == "skipped"]
+    assert all("CURRENT does not open" in note for note in notes)
+    assert notes
+
+
+def test_a_refusal_is_an_error_of_its_own(
+    store: Path, tiny_model: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "vectors", lambda folder: gate.Check("vectors", "refused", 9.0, 1.0, "spoilt"))
+    with pytest.raises(BundleRefused, match=r"refused: vectors: found 9, limit 1 \(spoilt\); it stays in the store"):
+        rebuild(tiny_model, tiny_dataset, store, CONFIG)
