@@ -39,10 +39,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     listing = actions.add_parser("list", help="the bundles of a store, newest first")
     verify = actions.add_parser("verify", help="check every file of a bundle and re-run its golden users")
     verify.add_argument("bundle", nargs="?", metavar="ID", help="default: the current one")
+    diff = actions.add_parser("diff", help="what would change for listeners between two bundles")
+    diff.add_argument("a", metavar="A", help="the bundle before: an id, current or previous")
+    diff.add_argument("b", metavar="B", help="the bundle after: an id, current or previous")
+    diff.add_argument("--data", type=Path, metavar="DATASET", help="ask for users of a prepared dataset, as of now")
+    diff.add_argument("--requests", type=Path, metavar="FILE", help="ask recorded requests: JSON, one per line")
+    diff.add_argument("--users", metavar="URL", help="ask for users of this user store (default: STORE/users.lmdb)")
+    diff.add_argument("--sample", type=int, default=500, metavar="N", help="users or requests at most (default: 500)")
+    diff.add_argument("--k", type=int, default=10, help="tracks of each list to compare (default: 10)")
     rollback = actions.add_parser("rollback", help="make an older bundle the current one")
     rollback.add_argument("bundle", nargs="?", metavar="ID", help="default: the one before the current")
     rollback.add_argument("--force", action="store_true", help="even to a bundle that its gate refused")
-    for action in (rebuild, add, remove, listing, verify, rollback):
+    for action in (rebuild, add, remove, listing, verify, diff, rollback):
         action.add_argument("--store", type=Path, required=True, help="where bundles are published")
         action.add_argument("--json", action="store_true", help="print JSON")
 
@@ -50,7 +58,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Does one action; returns 0."""
     actions = {"rebuild": _rebuild, "add": _add, "remove": _remove}
-    actions |= {"list": _list, "verify": _verify, "rollback": _rollback}
+    actions |= {"list": _list, "verify": _verify, "diff": _diff, "rollback": _rollback}
     return actions[args.action](args)
 
 
@@ -191,6 +199,21 @@ def _verify(args: argparse.Namespace) -> int:
         print(json.dumps({"bundle_id": bundle_id, "sound": True, "files": len(manifest.files)}))
     else:
         print(f"{bundle_id} is sound: {len(manifest.files)} files, {manifest.n_tracks:,} tracks, golden users agree")
+    return 0
+
+
+def _diff(args: argparse.Namespace) -> int:
+    from lhydra_index_builder import diff
+
+    asked = {name: getattr(args, name) for name in ("data", "requests", "users", "sample", "k")}
+    found = diff.between(args.store, args.a, args.b, **asked)
+    if args.json:
+        print(json.dumps(found, allow_nan=False))
+        return 0
+    print(*found["summary"], sep="\n")
+    for table in diff.tables(found):
+        print()
+        print_table(*table)
     return 0
 
 
