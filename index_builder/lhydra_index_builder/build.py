@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from lhydra import __version__, files
 from lhydra import catalog as catalogs
 from lhydra.bundle import PARTS, Bundle, Manifest
+from lhydra.catalog import Catalog
 from lhydra.data.dataset import VALID, AsOf, Dataset, user_states
 from lhydra.domain import F32, I64, Hashes
 from lhydra.embedding import SHARD, blocks, train_users, write_catalog
@@ -89,6 +90,8 @@ def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildConfi
         say("measuring how many candidates the head needs")
         cascade = depths.measure(Recommender(bundle), dataset, as_of, targets, threads=threads, seed=config.seed)
         depth = config.depth or depths.choose(cascade)
+        catalog = Catalog.open(folder)  # anew: the pages that were scanned need not stay
+        bundle = replace(bundle, catalog=catalog)
         users = _some_users(bundle, dataset, as_of, config)
         truth = _truth(bundle, folder / "vectors.npy", users, threads)
         vectors = recipe.Vectors(folder / "vectors.npy", len(catalog), model.dim)

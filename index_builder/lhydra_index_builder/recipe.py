@@ -197,8 +197,7 @@ def build(
         ConfigError: FAISS does not know the recipe, or it does not fit.
     """
     use_threads(threads)
-    mapped = np.load(vectors.path, "r", allow_pickle=False)
-    index = Index.empty(vectors.dim, recipe, np.asarray(mapped[sample_rows(vectors.n, recipe, seed)]), vectors.n)
+    index = Index.empty(vectors.dim, recipe, _sample(vectors, sample_rows(vectors.n, recipe, seed)), vectors.n)
     if not index.mergeable:
         done = 0
         for block in blocks(vectors.path):
@@ -219,6 +218,16 @@ def build(
         on_rows(part.stop)
     empty.unlink()
     index.write(path)
+
+
+def _sample(vectors: Vectors, rows: I64) -> F32:
+    """The vectors of `rows`, ascending, read block by block: a mapping would hold almost every page."""
+    parts, start = [np.empty((0, vectors.dim), np.float32)], 0
+    for block in blocks(vectors.path):
+        inside = slice(*np.searchsorted(rows, (start, start + len(block))))
+        parts.append(block[rows[inside] - start])
+        start += len(block)
+    return np.concatenate(parts)
 
 
 # -- measuring ----------------------------------------------------------------------------------------------
