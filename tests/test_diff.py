@@ -89,7 +89,7 @@ class Scripted:
         names = self.bundle.catalog.track_ids(np.arange(len(self.bundle.catalog)))
         rows = np.array([names.index(track) for track in self.answers[self.bundle.bundle_id][number]], np.int64)
         nothing = np.zeros(len(rows), np.float32)
-        tier = list(Tier)[number % 4]
+        tier = list(Tier)[(number + (self.bundle.bundle_id == "A")) % 4]  # cohorts go by those of B
         return Recommendation(rows, nothing, nothing, nothing, rows, nothing, tier, {})
 
 
