@@ -195,7 +195,8 @@ class Index:
         index = faiss.downcast_index(self._faiss)
         if not isinstance(index, faiss.IndexIVF):
             return False
-        return isinstance(faiss.downcast_InvertedLists(index.invlists), faiss.ArrayInvertedLists)
+        lists: Any = index.invlists
+        return isinstance(faiss.downcast_InvertedLists(lists), faiss.ArrayInvertedLists)
 
     def merge(self, part: "Index") -> None:
         """Takes over the tracks of `part`, an index from the same `empty` one whose positions do not meet ours."""
@@ -209,10 +210,12 @@ class Index:
 
     def write(self, path: Path) -> None:
         """Writes the FAISS index to a file. Raises OSError where it cannot be written whole."""
+        stubless: Any = faiss
         try:
-            faiss.write_index(self._faiss, str(path))
-        except RuntimeError as error:
-            raise OSError(f"{path}: {' '.join(str(error).split())[-120:]}") from None
+            with path.open("wb") as file:  # FAISS's own writer only prints that the disk was full when it closed
+                faiss.write_index(self._faiss, stubless.PyCallbackIOWriter(file.write, 1 << 20))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
 
     @classmethod
     def open(cls, path: Path, recipe: str, point: Point = Point(), *, mapped: bool = True) -> "Index":

@@ -48,11 +48,12 @@ def building(store: Path, what: str) -> Iterator[Path]:
     Raises:
         BundleMissing: `store` is a file.
         StoreLocked: somebody else is building.
+        OSError: something cannot be written, for want of space say; it names the store where it would name no file.
     """
     if store.exists() and not store.is_dir():
         raise BundleMissing(complain(store, "a file", "a folder for bundles"))
     store.mkdir(parents=True, exist_ok=True)
-    with _locked(store, what):
+    with _naming(store), _locked(store, what):
         for path in (*store.glob(f"{STAGING}*"), *store.glob(f"{TRASH}*")):
             shutil.rmtree(path, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(prefix=f"{STAGING}{os.getpid()}-", dir=store))
@@ -60,6 +61,17 @@ def building(store: Path, what: str) -> Iterator[Path]:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _naming(store: Path) -> Iterator[None]:
+    """Makes an error of the system that names no file, as those of writing do, name the store."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, f"cannot write ({error.strerror or error})", str(store)) from error
 
 
 @contextlib.contextmanager
@@ -104,14 +116,28 @@ def set_current(store: Path, bundle_id: str, expected: str | None = None) -> boo
     """Makes a bundle of the store CURRENT; returns False, and changes nothing, when CURRENT is not `expected`.
 
     expected: the id that CURRENT must have, "" for no CURRENT, None for any.
+
+    Raises:
+        BundleMissing: the bundle is not there, or no longer.
     """
-    descriptor = os.open(store, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)  # for an instant: a rollback waits for nobody who builds
+    with _deciding(store):
         if expected is not None and current_or_none(store) != expected:
             return False
+        if not (store / bundle_id).is_dir():
+            raise BundleMissing(complain(store / bundle_id, "no such bundle", "one that `lhydra index list` names"))
+        for left in store.glob(".CURRENT.*"):  # by a process that was killed: nobody else is here
+            left.unlink(missing_ok=True)
         files.write_text(store / "CURRENT", f"{bundle_id}\n")
         return True
+
+
+@contextlib.contextmanager
+def _deciding(store: Path) -> Iterator[None]:
+    """Whoever is inside is alone in changing CURRENT or in deleting bundles; only for instants, nobody builds here."""
+    descriptor = os.open(store, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
     finally:
         os.close(descriptor)
 
@@ -170,12 +196,14 @@ def rollback(store: Path, bundle_id: str | None = None, *, force: bool = False) 
         bundle_id = older[0]
     elif not BUNDLE_ID.fullmatch(bundle_id):
         raise BundleMissing(complain("bundle id", repr(bundle_id), "one that `lhydra index list` names"))
-    manifest = Bundle.open(store, bundle_id).manifest
+    bundle = Bundle.open(store, bundle_id)  # its lease keeps it from being deleted
+    manifest = bundle.manifest
     assert manifest is not None  # opened from a folder
     if manifest.gate["verdict"] == REFUSED and not force:
         why = "; ".join(check["name"] for check in manifest.gate["checks"] if check["verdict"] == REFUSED)
         raise BundleRefused(complain(bundle_id, f"refused by its gate ({why})", "a bundle that passed, or --force"))
     set_current(store, bundle_id)
+    del bundle
     return bundle_id
 
 
@@ -184,19 +212,20 @@ def retain(store: Path, keep: int) -> list[str]:
 
     What is CURRENT, what rollback would go to, and what any process has open is never deleted, and counts.
     """
-    found = [entry for entry in entries(store) if entry.state != "partial"]
-    good = [entry for entry in found if entry.state not in (REFUSED, "broken")]
-    bad = [entry for entry in found if entry.state in (REFUSED, "broken")]
-    deleted = []
-    for entry in (*good[keep:], *bad[keep:]):
-        folder = store / entry.bundle_id
-        if entry.state in ("current", "previous") or (entry.manifest and files.in_use(folder / "manifest.json")):
-            continue
-        trash = store / f"{TRASH}{entry.bundle_id}"
-        folder.rename(trash)  # gone at once for whoever looks, whatever happens to this process
-        shutil.rmtree(trash, ignore_errors=True)
-        deleted.append(entry.bundle_id)
-    return deleted
+    trash = []
+    with _deciding(store):
+        found = [entry for entry in entries(store) if entry.state != "partial"]
+        good = [entry for entry in found if entry.state not in (REFUSED, "broken")]
+        bad = [entry for entry in found if entry.state in (REFUSED, "broken")]
+        for entry in (*good[keep:], *bad[keep:]):
+            folder = store / entry.bundle_id
+            manifest = folder / "manifest.json"  # of a format not known here, it may still be in use
+            if entry.state in ("current", "previous") or (manifest.is_file() and files.in_use(manifest)):
+                continue
+            trash.append(folder.rename(store / f"{TRASH}{entry.bundle_id}"))  # gone at once for whoever looks
+    for folder in trash:
+        shutil.rmtree(folder, ignore_errors=True)
+    return [folder.name.removeprefix(TRASH) for folder in trash]
 
 
 def duration(seconds: float) -> str:
