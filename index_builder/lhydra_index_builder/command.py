@@ -134,7 +134,7 @@ def _explain(built: "Built") -> None:
     manifest = built.manifest
     curve = [recipe.Measured(**at) for at in manifest.index["curve"]]
     chosen = next((at for at in curve if at.recipe == manifest.recipe and vars(at.point) == manifest.point), curve[-1])
-    print(f"\nIndex: the least effort with coverage {manifest.index['target']} at depth {manifest.depth}")
+    print(f"\nIndex: the least work with coverage {manifest.index['target']} at depth {manifest.depth}")
     print_table(*recipe.table(curve, chosen))
     print(f"\nDepth: the head over all tracks and over the nearest only, {manifest.cascade['users']} users")
     print_table(*depth.table(manifest.cascade, manifest.depth))
