@@ -1,4 +1,4 @@
-"""What a rebuild needs is said before it begins, grows with what it depends on, and is refused where it does not fit."""
+"""What a rebuild needs is said before it begins, and refused where it does not fit."""
 
 import shutil
 from collections import namedtuple
