@@ -56,7 +56,7 @@ TIMED, BUILD = ("p50_us", "p99_us", "qps_1", "qps_2"), ("wall", "cpu")
 # a walk keeps FETCH candidates at least
 KEEPING = (300, 340, 380, 440, 500, 600, 700, 850, 1000, 1200, 1500, 2000, 3000, 4000, 6000, 8000, 12_000, 16_000)
 LEAVES = tuple(sorted({step * 2**power for power in range(2, 11) for step in (2, 3)}))
-REORDER = (300, 450, 600, 900, 1350, 2000)
+REORDER = (300, 450, 600, 900, 1350, 2000, 3000, 5000, 8000, 12_000)
 
 Rows = npt.NDArray[np.integer[Any]]
 Effort = Mapping[str, int]
@@ -396,22 +396,40 @@ def usearch(module: Any, vectors: F32, threads: int, folder: Path) -> Built:
 
 def scann(module: Any, vectors: F32, threads: int, folder: Path) -> Built:
     """ScaNN: a tree, anisotropic codes of half a byte for two numbers, the best of them put in order exactly."""
-    n = len(vectors)
-    leaves = 2 ** round(math.log2(4 * math.sqrt(n)))
-    sample = min(n, 262_144)
-    builder = module.scann_ops_pybind.builder(vectors, FETCH, "dot_product").set_n_training_threads(threads)
-    builder = builder.tree(num_leaves=leaves, num_leaves_to_search=leaves // 16, training_sample_size=sample)
+    builder, sample = _scann_tree(module, vectors, threads)
     builder = builder.score_ah(2, anisotropic_quantization_threshold=0.2, training_sample_size=sample)
-    index = builder.reorder(FETCH).build()
+    return _scann_built(builder.reorder(FETCH), len(vectors), folder, [{"reorder": kept} for kept in REORDER])
+
+
+def scann_int8(module: Any, vectors: F32, threads: int, folder: Path) -> Built:
+    """ScaNN: a tree, codes of a byte a number: what comes nearest to our recipe; nothing put in order exactly."""
+    builder, _ = _scann_tree(module, vectors, threads)
+    return _scann_built(builder.score_brute_force(quantize=True), len(vectors), folder, [{}])
+
+
+def _scann_leaves(n: int) -> int:
+    return int(2 ** round(math.log2(4 * math.sqrt(n))))
+
+
+def _scann_tree(module: Any, vectors: F32, threads: int) -> tuple[Any, int]:
+    """A builder with its tree, and of how many vectors it learns."""
+    leaves, sample = _scann_leaves(len(vectors)), min(len(vectors), 262_144)
+    builder = module.scann_ops_pybind.builder(vectors, FETCH, "dot_product").set_n_training_threads(threads)
+    return builder.tree(num_leaves=leaves, num_leaves_to_search=1, training_sample_size=sample), sample
+
+
+def _scann_built(builder: Any, n: int, folder: Path, others: Sequence[Effort]) -> Built:
+    """`others`: what else to set, each with every number of leaves."""
+    index = builder.build()
     index.serialize(str(folder))
 
     def at(effort: Effort) -> Search:
-        reorder, searched = effort["reorder"], effort["leaves"]
+        reorder, searched = effort.get("reorder", FETCH), effort["leaves"]
         return lambda vector: index.search(vector, FETCH, reorder, searched)[0]
 
+    leaves = _scann_leaves(n)
     steps = [step for step in LEAVES if step < leaves] + [leaves]
-    series = [[{"leaves": step, "reorder": reorder} for step in steps] for reorder in REORDER]
-    return Built(at, series, size_of(folder))
+    return Built(at, [[{"leaves": step, **other} for step in steps] for other in others], size_of(folder))
 
 
 def keeping(name: str) -> list[list[Effort]]:
@@ -430,6 +448,7 @@ LIBRARIES: dict[str, Library] = {
     "voyager": Library("voyager", "voyager", voyager),
     "usearch": Library("usearch", "usearch.index", usearch),
     "scann": Library("scann", "scann", scann),
+    "scann-int8": Library("scann", "scann", scann_int8),
 }
 
 
