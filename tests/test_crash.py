@@ -1,5 +1,6 @@
 """Whatever kills a builder, and whoever else is at work: CURRENT names a whole bundle, and what is left is swept."""
 
+import fcntl
 import json
 import os
 import random
@@ -217,8 +218,8 @@ def test_killed_at_any_moment_the_last_good_bundle_loads(
     process.communicate()
     took_s = time.monotonic() - started
     assert process.returncode == 0
-    moments = random.Random(0)
-    for _ in range(20):
+    moments, killed = random.Random(0), 0
+    while killed < 20:
         known = bundles(store)
         current = current_bundle_id(store)
         process = start(words["rebuild"])
@@ -226,6 +227,7 @@ def test_killed_at_any_moment_the_last_good_bundle_loads(
             end(process, moments.uniform(0, took_s))
         process.kill()
         process.communicate()
+        killed += process.returncode == -signal.SIGKILL  # else it had ended by then
         loaded = Bundle.open(store).bundle_id
         assert loaded == current or loaded not in known
         assert len([name for name in left_over(store) if name.startswith(".staging-")]) <= 1
@@ -509,6 +511,27 @@ def test_retention_does_not_delete_what_somebody_rolls_back_to(store: Path, agai
         err = end(process)
         assert (process.returncode, err) == (0, "")
     assert Bundle.open(store).bundle_id == first
+
+
+def test_nobody_changes_current_while_retention_decides(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bundle found to be neither current nor in use stays so until it is gone."""
+    old = fake(store, "20180101T000000-00000000", "passed")
+    alone = []
+
+    def probe(path: Path) -> bool:
+        descriptor = os.open(store, os.O_RDONLY)  # what set_current locks
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone.append(False)
+        except BlockingIOError:
+            alone.append(True)
+        finally:
+            os.close(descriptor)
+        return False
+
+    monkeypatch.setattr(files, "in_use", probe)
+    assert stores.retain(store, 1) == [old]
+    assert alone == [True]
 
 
 def test_current_never_names_a_bundle_that_is_not_there(store: Path) -> None:
