@@ -3,7 +3,7 @@
 Per size: a synthetic world far larger than its plays, a model trained on the tracks that were played, then, each in a
 process of its own, two rebuilds (the second is gated against the first), `index add` of 1,000 tracks, `index remove`
 of 100, `index rollback`. Worlds and models are kept in WORK and used again. Peak memory is that of the builder and its
-processes together, shared pages counted once (PSS, from the kernel, ten times a second), mapped files included.
+processes together, shared pages counted once (PSS, from the kernel), mapped files included.
 """
 
 import argparse
@@ -186,10 +186,13 @@ def run(words: list[str]) -> Cost:
 
 
 def _watch(pid: int, peaks: list[int], stop: threading.Event) -> None:
-    while not stop.wait(0.1):
+    took_s = 0.0
+    while not stop.wait(max(0.1, 30 * took_s)):  # the kernel walks every page: looking must not slow what is looked at
+        started = time.monotonic()
         sizes = [_memory(one) for one in (pid, *_descendants(pid))]
         peaks[0] = max(peaks[0], sum(pss for pss, _ in sizes))
         peaks[1] = max(peaks[1], *(rss for _, rss in sizes))
+        took_s = time.monotonic() - started
 
 
 def _memory(pid: int) -> tuple[int, int]:

@@ -200,6 +200,22 @@ def test_a_rebuild_is_due_when_much_has_changed(store: Path, tiny_dataset: Datas
     assert built.manifest.changes["due"] == f"8% of the tracks were added or removed since {base}"
 
 
+def test_a_rebuild_does_not_bring_back_what_was_removed(
+    store: Path, tiny_model: Path, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    gone = tiny_dataset.track_ids[7:10]
+    recipe = Bundle.open(store).index.recipe
+    changes.add(tracks_file(tiny_dataset, tmp_path, NEW, like=40), store, CONFIG)
+    changes.remove([*gone, NEW[0]], store, CONFIG)
+    built = rebuild(tiny_model, tiny_dataset, store, replace(CONFIG, recipe=recipe, depth=150))
+    bundle = Bundle.open(store)
+    assert bundle.catalog.track_ids(bundle.catalog.removed) == gone  # what was added is not in the dataset
+    assert built.manifest.changes == {"base": "", "added": 0, "removed": 3, "due": ""}
+    assert not set(gone) & {track for own in answers(bundle, some_states(tiny_dataset)) for track in own}
+    changes.add(write_ids(tmp_path, gone), store, CONFIG)
+    assert not len(Bundle.open(store).catalog.removed)
+
+
 # -- what is refused --------------------------------------------------------------------------------------------
 
 

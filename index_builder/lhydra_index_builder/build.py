@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from lhydra import __version__, files
 from lhydra import catalog as catalogs
-from lhydra.bundle import PARTS, Bundle, Manifest
+from lhydra.bundle import PARTS, Bundle, Manifest, current_bundle_id
 from lhydra.catalog import Catalog
 from lhydra.data.dataset import VALID, AsOf, Dataset, user_states
 from lhydra.domain import F32, I64, Hashes
@@ -83,6 +83,10 @@ def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildConfi
             catalog = write_catalog(model, dataset, folder, run, show)
         pq.write_table(dataset.track_rows(0, 0), folder / "added.parquet")
         np.save(folder / "index_rows.npy", np.empty(0, np.int32))
+        if len(removed := _still_removed(path, catalog)):
+            say(f"{len(removed):,} tracks that were removed stay removed; `lhydra index add` brings them back")
+            np.save(folder / "removed.npy", removed)
+            catalog = Catalog.open(folder)
         unindexed = Index.empty(model.dim, FLAT, np.empty((0, model.dim), np.float32), 0)
         bundle = Bundle("", model.spec, catalog, model.user_tower, model.head, unindexed)
         as_of, targets = held_out(dataset, str(model.info.get("fitted_on", "train")))
@@ -129,7 +133,7 @@ def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildConfi
             depth=depth,
             cascade=cascade,
             quality=_quality(model.info),
-            changes={"base": "", "added": 0, "removed": 0, "due": ""},
+            changes={"base": "", "added": 0, "removed": len(removed), "due": ""},
             gate={},
             columns={column.name: column.kind for column in dataset.info.track_columns},
             parents={
@@ -207,6 +211,18 @@ def finish(
     del current  # and its lease
     deleted = store.retain(path, config.keep) if config.keep else []
     return Built(manifest.bundle_id, manifest, tuple(deleted))
+
+
+def _still_removed(path: Path, catalog: Catalog) -> I64:
+    """Rows, ascending, of what was removed from the current bundle: a rebuild must not bring it back unasked."""
+    try:
+        was = Catalog.open(path / current_bundle_id(path))
+    except BundleError:
+        return np.empty(0, np.int64)
+    hashes = np.empty(len(was), np.uint64)
+    hashes[was.hash_rows] = was.hashes
+    rows = catalog.rows(hashes[was.removed])
+    return np.sort(rows[rows >= 0])
 
 
 def held_out(dataset: Dataset, fitted_on: str) -> tuple[AsOf, Targets | None]:

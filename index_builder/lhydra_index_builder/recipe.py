@@ -246,8 +246,8 @@ def sweep(
         reached: list[int] = []
         level, before = 0, -1.0
         for effort in efforts(index):
-            if least is not None and effort >= least:
-                break
+            if least is not None and not least <= 4 * effort < 4 * least:
+                continue  # refining helps codes that round, not lists that are not looked at
             at = measure(index.at(Point(effort, refine)), truth, depth, bytes_per_track, build_s)
             yield at
             reached += [effort] if at.least >= target else []
