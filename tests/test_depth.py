@@ -26,7 +26,7 @@ def recommender(tiny_store: Path) -> Recommender:
 
 def curve(*ndcg: float, full: float = 0.2) -> dict[str, object]:
     points = zip(depths.DEPTHS, ndcg, strict=False)
-    return {"k": 10, "users": 9, "ndcg": full, "curve": [{"depth": d, "ndcg": x, "agreement": 1.0} for d, x in points]}
+    return {"k": 10, "users": 9, "ndcg": full, "curve": [{"depth": d, "ndcg": x, "agreement": 0.5} for d, x in points]}
 
 
 def test_the_smallest_depth_from_which_on_little_is_lost() -> None:
@@ -36,6 +36,12 @@ def test_the_smallest_depth_from_which_on_little_is_lost() -> None:
     assert choose(curve(0.2, 0.19, 0.2)) == 200  # a lucky small depth is not trusted
     assert choose(curve(0.1, 0.1, 0.1)) == 200  # none is good enough: the largest
     assert choose(curve(0.21, 0.21, 0.2)) == 100  # fewer candidates may rank better than everything
+
+
+def test_either_measure_may_acquit_a_depth() -> None:
+    measured = {"ndcg": 0.2, "curve": [{"depth": 100, "ndcg": 0.18, "agreement": 0.995}]}
+    assert loss_at(measured, 100) == pytest.approx(0.005)  # few users, unlucky: the list is the head's
+    assert choose(measured) == 100
 
 
 def test_the_loss_between_and_beyond_the_measured_depths() -> None:
@@ -104,6 +110,11 @@ def test_without_plays_held_out_the_heads_own_list_decides(recommender: Recommen
     found = depths.measure(recommender, tiny_dataset, "valid", None, threads=2, seed=0)
     assert found["ndcg"] is None
     assert loss_at(found, 100) == pytest.approx(1 - found["curve"][0]["agreement"])
+    last = found["curve"][-1]
+    assert (last["depth"], last["agreement"]) == (
+        len(recommender.catalog),
+        1,
+    )  # a small catalogue may be reranked whole
 
 
 def test_the_measured_depth_is_served_unless_another_is_asked_for(tiny_store: Path) -> None:

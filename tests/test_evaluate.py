@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lhydra import progress
+from lhydra.bundle import Bundle
 from lhydra.cli import main
 from lhydra.data.dataset import TEST, TRAIN, VALID, Dataset, DatasetInfo
 from lhydra.domain import F32, I64, Hashes, Query, Recommendation, Tier, UserState, track_hashes
@@ -462,7 +463,7 @@ def test_without_a_terminal_progress_is_plain_lines(
     assert list(progress.with_progress(range(1200), 1200, "counting")) == list(range(1200))
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.splitlines()[-1] == "counting: 1,200 of 1,200"
+    assert re.fullmatch(r"counting: 1,200 of 1,200, [\d,]+/s, 0 s left", printed.err.splitlines()[-1])
 
 
 def test_a_model_is_evaluated_without_a_store(
@@ -556,7 +557,12 @@ def test_an_empty_folder_as_store_or_model_is_one_line(
     assert (captured.out, captured.err.count("\n")) == ("", 1)
 
 
-def test_a_trained_store_and_its_model_rank_alike(tiny_store: Path, tmp_path: Path) -> None:
+def test_a_trained_store_and_its_model_rank_alike(
+    tiny_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = Bundle.open(tiny_store).manifest
+    assert manifest is not None
+    monkeypatch.setattr("lhydra.recommender.DEFAULT_DEPTH", manifest.depth)  # a model alone has measured none
     documents = []
     for n, source in enumerate((["--store", tiny_store], ["--model", tiny_store.parent / "model"])):
         out = tmp_path / f"{n}.json"

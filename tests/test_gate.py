@@ -141,7 +141,10 @@ def test_vectors_that_are_not_of_unit_norm_are_refused(tmp_path: Path, opened: B
     ("name", "changed"),
     [
         ("recall", {"recall": {"coverage": 0.93}}),
-        ("cascade loss", {"cascade": {"k": 10, "users": 9, "ndcg": 0.2, "curve": [{"depth": 100, "ndcg": 0.19}]}}),
+        (
+            "cascade loss",
+            {"cascade": {"k": 10, "users": 9, "ndcg": 0.2, "curve": [{"depth": 100, "ndcg": 0.18, "agreement": 0.9}]}},
+        ),
     ],
 )
 def test_what_was_measured_is_held_against_its_limit(name: str, changed: dict[str, object], opened: Bundle) -> None:

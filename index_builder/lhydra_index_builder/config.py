@@ -26,7 +26,7 @@ class RebuildConfig:
     explain: bool = setting(False, "print the tables that recipe, operating point and depth were chosen from")
     gate_users: int = setting(500, "users whose lists are compared before anything is published")
     max_recall_miss: float = setting(0.01, "gate: how far the measured coverage may lie below --recall")
-    max_cascade_loss: float = setting(0.02, "gate: share of the head's NDCG@10 that candidates may lose")
+    max_cascade_loss: float = setting(0.05, "gate: share of the head's NDCG@10 that candidates may lose")
     max_quality_loss: float = setting(0.01, "gate: share of the current bundle's NDCG@10 that may be lost")
     max_shrink: float = setting(0.05, "gate: share of the current bundle's tracks that may be gone")
     max_changed_lists: float = setting(0.5, "gate: share of users whose top 10 may change wholly")

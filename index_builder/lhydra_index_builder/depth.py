@@ -44,8 +44,8 @@ def measure(
 ) -> dict[str, Any]:
     """Returns `cascade` of the manifest: by depth, what is lost against the head over the whole catalogue.
 
-    targets: what the users went on to play, whose NDCG@10 decides; None where nothing was held out: then it is the
-    NDCG@10 of the head's own list, in which its best track has the gain of the best, and so on.
+    targets: what the users went on to play, None where nothing was held out. Besides NDCG@10 on that there is always
+    the agreement: NDCG@10 with the head's own list for what is wanted, its best track the most.
     """
     n = len(recommender.catalog)
     most = int(min(MOST_USERS, max(FEWEST, PAIRS // n)))
@@ -84,19 +84,18 @@ def choose(cascade: dict[str, Any]) -> int:
 def loss_at(cascade: dict[str, Any], depth: int) -> float:
     """Returns the share of the head's NDCG@10 that is lost at `depth`, below 0 where it gains.
 
-    Between two measured depths, that of the smaller one. Where no user hit anything it is what the head's own list
-    loses.
+    On what users went on to play or on the head's own list, whichever is less: of few users the first is mostly
+    chance, and a list may differ and be as good. Between two measured depths, that of the smaller one.
     """
     at = next((at for at in reversed(cascade["curve"]) if at["depth"] <= depth), cascade["curve"][0])
-    if cascade["ndcg"]:
-        return float(1 - at["ndcg"] / cascade["ndcg"])
-    return float(1 - at["agreement"])
+    own = float(1 - at["agreement"])
+    return min(own, float(1 - at["ndcg"] / cascade["ndcg"])) if cascade["ndcg"] else own
 
 
 def lists(recommender: Recommender, states: Sequence[UserState], threads: int) -> Lists:
     """Returns the head's best tracks for each user, over everything and by depth; heard and removed are left out."""
     n = len(recommender.catalog)
-    depths = [depth for depth in DEPTHS if depth < n] or [n]
+    depths = sorted({*(depth for depth in DEPTHS if depth < n), min(n, DEPTHS[-1])})
     full = np.full((len(states), K), -1, np.int64)
     by_depth = {depth: np.full((len(states), K), -1, np.int64) for depth in depths}
     with ThreadPoolExecutor(threads) as pool:  # the head and the scans hold no lock
