@@ -123,6 +123,6 @@ def test_every_step_of_the_pipeline_logs_its_time(
         name = "rebuild" if command[0] == "index" else str(command[0])
         names = {f"{name}.{step}" for step in steps} or {name}
         if name == "rebuild":
-            names |= {"rebuild", "rebuild.recall", "embed.catalog"}
+            names |= {"rebuild", "rebuild.depth", "rebuild.truth", "rebuild.seal", "gate", "embed.catalog"}
         for step in sorted(names):
             assert f" {step} took_ms=" in logged, step
