@@ -16,8 +16,8 @@ from lhydra.model import Model
 from lhydra_index_builder.recipe import AUTO, ladder
 
 GIB = 2**30
-BASE = 500 << 20  # the builder with its libraries
-PROCESS = 300 << 20  # one of its processes, with theirs
+BASE = 500 << 20  # the builder: libraries, users, what it measures with
+PROCESS = 150 << 20  # it and each of its processes: graphs and what encodes
 TEXTS = 80  # bytes of ids, titles and artists of a track, with their offsets
 
 
@@ -39,15 +39,13 @@ def predict(model: Model, dataset: Dataset, recipe: str, max_bytes: int, process
     codes = 4 * dim if name == FLAT else (dim + 8 if "SQ8" in name or "PQ" in name else 4 * dim + 8)
     codes += 300 if "HNSW" in name and "IVF" not in name else 0
     encoded = 4 * (len(model.spec.track_dense) + len(model.spec.track_ids))
-    scanned = 4 * dim + encoded + 8  # what scoring the whole catalogue maps
+    mapped = 8 * dim + encoded + 40  # measured: in the end nearly all of the catalog's numbers are touched
     table = model.neighbours.nbytes + model.neighbour_weights.nbytes
     plays = 25 * sum(dataset.info.counts[fold] for fold in ("train", "valid", "test"))
-    vocabulary = 300 * len(model.neighbours)
+    vocabulary = (700 + 8 * dim) * len(model.neighbours)  # its ids in the features, their rows in the item tower
     sample = 2 * 4 * dim * min(n, max(1 << 16, 48 * lists_of(name)))
-    measuring = n * (scanned + 24) + table
-    building = n * 2 * codes + sample
-    workers = processes * (PROCESS + vocabulary) if processes > 1 else 0
-    memory = BASE + vocabulary + 3 * plays + 24 * n + max(workers + building, measuring)
+    sharing = 1 + (processes if processes > 1 else 0)
+    memory = BASE + sharing * (PROCESS + vocabulary) + 3 * plays + table + sample + n * (mapped + codes)
     tracks = (dataset.path / "tracks.parquet").stat().st_size
     disk = int(1.4 * n * (8 * dim + encoded + 32 + TEXTS)) + 2 * n * codes + tracks + table
     return Need(int(memory), disk)
