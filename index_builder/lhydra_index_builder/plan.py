@@ -6,6 +6,7 @@ an upper bound that was measured (benchmarks/results/rebuild). Disk is what the 
 
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,15 +71,13 @@ def check(need: Need, store: Path, max_memory_gib: float) -> None:
 def free_memory() -> int | None:
     """Returns the bytes this process may still take, of the system's or its control group's; None where nobody says."""
     found: list[int] = []
-    try:
+    with suppress(OSError, ValueError):  # not Linux, or no control groups: the other one counts
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 found.append(int(line.split()[1]) * 1024)
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
         if limit.isdigit():
             found.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    except (OSError, ValueError):
-        pass
     return min(found, default=None)
 
 
