@@ -4,6 +4,7 @@ Every function treats each user's segment by itself, so an answer does not depen
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +54,8 @@ class EncodedUsers:
     def padded(self) -> tuple[I64, F32, F32]:
         """Returns rows (n, h) int64, entry features (n, h, 3) float32 and mask (n, h) float32, h >= 1 the longest."""
         offsets = self.histories.offsets
+        if len(offsets) == 2 and offsets[1]:  # a request: nothing to pad
+            return self.histories.rows[None], self.entry[None], np.ones((1, offsets[1]), np.float32)
         lengths = np.diff(offsets)
         n, longest = len(lengths), max(1, int(lengths.max(initial=0)))
         rows = np.zeros((n, longest), np.int64)
@@ -80,54 +83,56 @@ def play_weights(counts: F32) -> F32:
     return np.asarray(np.log1p(counts), np.float32)
 
 
-def relative_weights(weight: F32, offsets: I64) -> F32:
+def relative_weights(weight: F32, offsets: I64, total: F32 | None = None) -> F32:
     """Returns `weight` (m,) against the mean of its segment, within 0.05 and 20.
 
-    What teachers, co-listening scores and an untrained user tower weigh a play by.
+    What teachers, co-listening scores and an untrained user tower weigh a play by. total: (n,) the sums of `weight`
+    over the segments, where they are known already.
     """
     lengths = np.diff(offsets)
-    mean = np.maximum(sums(weight, offsets), 1e-9) / np.maximum(lengths, 1)
-    return np.asarray(np.clip(weight / np.maximum(np.repeat(mean, lengths), 1e-9), 0.05, 20.0), np.float32)
+    total = sums(weight, offsets) if total is None else total
+    mean = np.maximum(np.maximum(total, 1e-9) / np.maximum(lengths, 1), 1e-9)
+    return np.asarray(np.clip(weight / np.repeat(mean, lengths), 0.05, 20.0), np.float32)
 
 
-def entry_features(histories: Histories, relative: F32) -> F32:
-    """(m, 3): log of the `relative` weight (m,), how long before the newest play, how far from the end."""
+def entry_features(histories: Histories, relative: F32) -> tuple[F32, npt.NDArray[np.float64]]:
+    """Returns the features of every entry, (m, 3), and how many days each user's known plays span, (n,).
+
+    The three: log of the `relative` weight (m,), how long before the newest play, how far from the end.
+    """
     offsets, times = histories.offsets, histories.times
-    lengths = np.diff(offsets)
     entry = np.zeros((len(relative), len(HISTORY_FEATURES)), np.float32)
-    entry[:, 0] = np.log(relative)
-    if times.any():  # without times the order means nothing
-        newest = np.repeat(maxima(times, offsets), lengths)
-        days = np.where(times > 0, (newest - times) / 86400.0, np.where(newest > 0, MAX_GAP_DAYS, 0.0))
-        entry[:, 1] = np.log1p(np.clip(days, 0, MAX_GAP_DAYS)) / np.log1p(MAX_GAP_DAYS)
-        position = np.repeat(offsets[1:], lengths) - 1 - np.arange(len(relative))
-        entry[:, 2] = np.where(newest > 0, np.log1p(position) / 7, 0)
-    return entry
-
-
-def spread_days(histories: Histories) -> npt.NDArray[np.float64]:
-    """(n,) days between each user's oldest and newest known play, at most MAX_GAP_DAYS."""
-    times, offsets = histories.times, histories.offsets
-    if not times.any():
-        return np.zeros(len(offsets) - 1)
-    oldest = -maxima(np.where(times > 0, -times, np.iinfo(np.int64).min), offsets)
+    np.log(relative, out=entry[:, 0])
+    if not times.any():  # without times the order means nothing
+        return entry, np.zeros(len(offsets) - 1)
     newest = maxima(times, offsets)
-    return np.asarray(np.clip(np.where(newest > 0, newest - oldest, 0) / 86400.0, 0, MAX_GAP_DAYS))
+    lengths = np.diff(offsets)
+    known, last = times > 0, np.repeat(newest, lengths)
+    days = np.where(known, (last - times) / 86400.0, MAX_GAP_DAYS)
+    np.clip(days, 0, MAX_GAP_DAYS, out=days)
+    position = np.repeat(offsets[1:], lengths) - 1 - np.arange(len(relative))
+    dated = last > 0
+    entry[:, 1] = np.where(dated, np.log1p(days) / np.log1p(MAX_GAP_DAYS), 0)
+    entry[:, 2] = np.where(dated, np.log1p(position) / 7, 0)
+    return entry, maxima(np.where(known, days, 0), offsets)
 
 
 def sums(values: F32, offsets: I64) -> F32:
     """Sums of `values` (m, ...) over each segment; 0 for an empty one. Independent of the other segments."""
-    out = np.zeros((len(offsets) - 1, *values.shape[1:]), np.float32)
-    some = offsets[1:] > offsets[:-1]
-    if some.any():
-        out[some] = np.add.reduceat(values, offsets[:-1][some], axis=0)
-    return out
+    return np.asarray(_per_segment(np.add, values, offsets), np.float32)
 
 
-def maxima(values: I64, offsets: I64) -> I64:
+def maxima(values: npt.NDArray[Any], offsets: I64) -> npt.NDArray[Any]:
     """Largest of `values` (m,) in each segment; 0 for an empty one."""
-    out = np.zeros(len(offsets) - 1, np.int64)
-    some = offsets[1:] > offsets[:-1]
+    return _per_segment(np.maximum, values, offsets)
+
+
+def _per_segment(reduce: np.ufunc, values: npt.NDArray[Any], offsets: I64) -> npt.NDArray[Any]:
+    starts = offsets[:-1]
+    some = offsets[1:] > starts
+    if some.all() and len(some):  # every request with a history
+        return np.asarray(reduce.reduceat(values, starts, axis=0))
+    out = np.zeros((len(starts), *values.shape[1:]), values.dtype)
     if some.any():
-        out[some] = np.maximum.reduceat(values, offsets[:-1][some])
+        out[some] = reduce.reduceat(values, starts[some], axis=0)
     return out

@@ -7,7 +7,6 @@ import numpy as np
 from lhydra.bundle import Bundle
 from lhydra.catalog import Catalog
 from lhydra.domain import F32, I64, Query, Recommendation, Tier, UserState
-from lhydra.features import columns_of
 from lhydra.histories import EncodedUsers, Histories
 from lhydra.index import nearest
 from lhydra.timing import timed
@@ -90,7 +89,7 @@ class Recommender:
         rows = self.catalog.rows(history["track"])
         if (rows < 0).any():
             history, rows = history[rows >= 0], rows[rows >= 0]
-        profile = self.bundle.spec.encode_profiles(columns_of([state.profile], self._profile_names))
+        profile = self.bundle.spec.encode_profile(state.profile)
         histories = Histories.one(rows, history["count"], history["time"])
         return self.bundle.spec.encode_users(profile, histories, self._tracks)
 

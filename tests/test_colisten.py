@@ -35,7 +35,7 @@ def made(seed: int, n: int, width: int, heard: int, wanted: int) -> Case:
     times = np.sort(rng.integers(1, 10**6, len(played))) if seed % 2 else np.zeros(len(played), np.int64)
     counts = rng.integers(1, 30, len(played)).astype(np.float32)
     histories = Histories.one(played, counts, times)
-    entry = entry_features(histories, relative_weights(play_weights(counts), histories.offsets))
+    entry, _ = entry_features(histories, relative_weights(play_weights(counts), histories.offsets))
     return neighbours, weights, played, entry, rng.integers(0, n, wanted)
 
 
@@ -99,7 +99,7 @@ def test_plays_weigh_by_count_and_the_second_channel_forgets() -> None:
     weight = np.log1p(counts)
     for times in (np.arange(1, m + 1) * 86_400, np.zeros(m, np.int64)):
         histories = Histories.one(np.arange(m), counts, times)
-        found = channel_weights(entry_features(histories, relative_weights(play_weights(counts), histories.offsets)))
+        found = channel_weights(entry_features(histories, relative_weights(play_weights(counts), histories.offsets))[0])
         np.testing.assert_allclose(found[:, 0], weight / weight.mean(), rtol=1e-5)
         ago = np.arange(m)[::-1] if times.any() else np.zeros(m)  # without times the order means nothing
         np.testing.assert_allclose(found[:, 1], found[:, 0] * np.exp(-ago / RECENT), rtol=1e-4)
