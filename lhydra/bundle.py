@@ -4,7 +4,8 @@
     store/<bundle_id>/manifest.json   Manifest: sha256 and size of every other file
                       features.json  user_tower.onnx  item_tower.onnx  head.onnx
                       catalog.parquet  added.parquet   tracks of the last full build, and added since
-                      index.faiss  index_rows.npy  golden.npz  and the files of `lhydra.catalog`
+                      replies.npy  replies_offsets.npy   of every track, its part of a reply as the API sends it
+                      index.faiss  index_rows.npy  golden.npz  and the files of `lhydra.catalog` and `lhydra.filters`
 
 A bundle is immutable once published: mapped files are never rewritten. Nothing here writes; see the index builder.
 """
@@ -18,19 +19,21 @@ from typing import Any
 import numpy as np
 
 from lhydra import catalog as catalogs
-from lhydra import colisten, files
-from lhydra.catalog import Catalog
+from lhydra import colisten, files, filters
+from lhydra.catalog import Catalog, Texts
 from lhydra.domain import F32, I64
 from lhydra.errors import BundleCorrupt, BundleMismatch, BundleMissing, complain
 from lhydra.features import FeatureSpec
+from lhydra.filters import NO_COLUMNS, FilterColumns
 from lhydra.histories import EncodedUsers, Histories
 from lhydra.index import Index, Point
 from lhydra.networks import Head, UserTower
 
-FORMAT = 3
+FORMAT = 4
 PARTS = (
     *("features.json", "item_tower.onnx", "user_tower.onnx", "head.onnx"),
     *("catalog.parquet", "added.parquet", "index.faiss", "index_rows.npy"),
+    *("replies.npy", "replies_offsets.npy"),
 )
 VECTOR_TOLERANCE, SCORE_TOLERANCE = 1e-4, 1e-3
 BUNDLE_ID = re.compile(r"[0-9]{8}T[0-9]{6}-[0-9a-f]{8}")
@@ -129,6 +132,8 @@ class Bundle:
     user_tower: UserTower
     head: Head
     index: Index
+    replies: Texts | None = None  # (n,) each track's part of a reply; None where nobody answers over the network
+    filters: FilterColumns = NO_COLUMNS
     manifest: Manifest | None = None  # None for a model that was never published
     lease: files.Lease | None = None  # while it lives, nobody deletes the folder
 
@@ -152,16 +157,20 @@ class Bundle:
         """Opens the bundle in `folder`, published or still staged."""
         manifest = Manifest.read(folder)
         lease = files.Lease(folder / "manifest.json")
-        if missing := {*PARTS, "golden.npz", *catalogs.file_names()} - set(manifest.files):
+        if missing := {*PARTS, "golden.npz", *catalogs.file_names(), *filters.file_names(folder)} - set(manifest.files):
             raise BundleCorrupt(complain(folder / "manifest.json", f"no {sorted(missing)[0]}", "every file named"))
         files.check(folder, manifest.files, BundleCorrupt)
         spec = FeatureSpec.from_json((folder / "features.json").read_text(encoding="utf-8"))
         catalog = Catalog.open(folder)
         index = open_index(folder, manifest, catalog)
+        replies = Texts.open(folder, "replies")
+        columns = FilterColumns.open(folder)
         for thing, found, expected in (
             ("features.json", spec.fingerprint, manifest.features),
             ("catalog tracks", len(catalog), manifest.n_tracks),
             ("index tracks", len(index), catalog.n_eligible),
+            ("parts of replies", len(replies), manifest.n_tracks),
+            ("tracks of filters", columns.n, manifest.n_tracks),
             ("vector width", catalog.vectors.shape[1], manifest.dim),
             ("index width", index.dim, manifest.dim),
             ("encoded track columns", catalog.dense.shape[1], len(spec.track_dense)),
@@ -169,7 +178,7 @@ class Bundle:
             if found != expected:
                 raise BundleMismatch(complain(f"{folder}: {thing}", str(found), f"{expected} as in the manifest"))
         towers = UserTower(folder / "user_tower.onnx"), Head(folder / "head.onnx")
-        bundle = cls(manifest.bundle_id, spec, catalog, *towers, index, manifest, lease)
+        bundle = cls(manifest.bundle_id, spec, catalog, *towers, index, replies, columns, manifest, lease)
         bundle._check_golden(folder)
         return bundle
 
@@ -184,12 +193,11 @@ class Bundle:
     def score(self, vector: F32, user: EncodedUsers, rows: I64) -> tuple[F32, F32]:
         """Returns the head's logits (n,) and calibrated probabilities (n,) of `rows` for one encoded user."""
         tracks = self.catalog
-        played, asked = tracks.lines[user.histories.rows], tracks.lines[rows]  # line 0, the unknown, weighs nothing
+        played, asked = tracks.lines.take(user.histories.rows), tracks.lines.take(rows)  # line 0, the unknown: nothing
         together = colisten.scores(tracks.neighbours, tracks.neighbour_weights, played, user.entry, asked)
-        ids = tracks.ids[rows].astype(np.int64)
-        return self.head.score(
-            vector, user, tracks.vectors[rows], tracks.dense[rows], ids, tracks.popularity[rows], together
-        )
+        vectors, dense = tracks.vectors.take(rows, 0), tracks.dense.take(rows, 0)
+        ids = tracks.ids.take(rows, 0).astype(np.int64)
+        return self.head.score(vector, user, vectors, dense, ids, tracks.popularity.take(rows), together)
 
     def _check_golden(self, folder: Path) -> None:
         then = Golden.open(folder / "golden.npz")

@@ -38,14 +38,19 @@ def scores(
     neighbours, weights: (n, width) lines and weights of the table; played: (h,) lines, distinct but for line 0 where
     that stands for tracks without one; entry: (h, 3) their entry features; candidates: (m,) lines.
     """
-    heard: F32 | None = getattr(_local, "heard", None)
-    if heard is None or heard.shape[1] < len(neighbours):  # one per thread, all zero between calls
-        heard = _local.heard = np.zeros((len(CHANNELS), len(neighbours)), np.float32)
-    near = neighbours.take(candidates, 0).astype(np.intp)
-    weight = weights.take(candidates, 0).astype(np.float32)
+    place: npt.NDArray[np.int16] | None = getattr(_local, "place", None)
+    if place is None or len(place) < len(neighbours):  # one per thread, all zero between calls
+        place = _local.place = np.zeros(len(neighbours), np.int16)
+    place[played] = np.arange(1, len(played) + 1)
+    try:
+        at = place.take(neighbours.take(candidates, 0), mode="clip").ravel()  # clip: unchecked
+    finally:
+        place[played] = 0
+    hits = np.flatnonzero(at)  # few: most neighbours of a candidate were not played
+    owner, column = np.divmod(hits, neighbours.shape[1])
+    weight = weights[candidates[owner], column].astype(np.float32)
+    each = weight[:, None] * channel_weights(entry)[at[hits] - 1]
     found = np.empty((len(candidates), len(CHANNELS)), np.float32)
-    for channel, played_weight in enumerate(channel_weights(entry).T):
-        heard[channel, played] = played_weight
-        np.einsum("mk,mk->m", heard[channel].take(near, mode="clip"), weight, out=found[:, channel])  # clip: unchecked
-        heard[channel, played] = 0
+    for channel in range(len(CHANNELS)):
+        found[:, channel] = np.bincount(owner, each[:, channel], len(candidates))
     return found

@@ -8,22 +8,26 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import NewType
+from typing import TYPE_CHECKING, NewType
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from lhydra.filters import Condition
 
 UserId = NewType("UserId", str)
 TrackId = NewType("TrackId", str)
 Value = str | float | int | bool | None
 F32 = npt.NDArray[np.float32]
+F16 = npt.NDArray[np.float16]
 I64 = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]  # sorted, distinct, unless said otherwise
 History = npt.NDArray[np.void]  # structured, HISTORY_DTYPE, newest last
 
 HISTORY_DTYPE = np.dtype([("track", "<u8"), ("count", "<f4"), ("time", "<i8")])  # time: Unix s, 0 unknown
 MAX_HISTORY = 2048  # entries that feed the model; what is heard (excluded) has no limit
-STAGES = ("lookup", "encode", "embed", "retrieve", "exclude", "rerank", "select")
+STAGES = ("queue", "lookup", "exclude", "encode", "embed", "retrieve", "rerank", "select")
 
 
 class Tier(IntEnum):
@@ -70,6 +74,15 @@ class UserState:
     profile: Mapping[str, Value] = field(default_factory=dict)
     history: History = field(default_factory=no_history)
     heard: Hashes = field(default_factory=no_hashes)
+    skipped: Hashes = field(default_factory=no_hashes)  # lately, and not played since; oldest first
+
+
+class Repeat(IntEnum):
+    """What happens to tracks the user has heard; the numbers are those of the wire."""
+
+    EXCLUDE = 1
+    ALLOW = 2
+    DECAY = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +91,8 @@ class Query:
 
     k: how many tracks; depth: candidates to rerank, 0 for the recommender's own.
     known: the user id was found in the user store (decides the tier only).
-    exclude: hashes of tracks that must not be returned, heard ones included when they are to be left out.
+    exclude: hashes of tracks that must not be returned, in any order; repeat: whether heard ones may be.
+    filter: conditions that every track returned must meet. now: Unix seconds, from which Repeat.DECAY counts.
     """
 
     k: int
@@ -86,6 +100,9 @@ class Query:
     known: bool = False
     exclude: Hashes = field(default_factory=no_hashes)
     depth: int = 0
+    repeat: Repeat = Repeat.ALLOW
+    filter: "tuple[Condition, ...]" = ()
+    now: int = 0
 
 
 @dataclass(frozen=True, slots=True)

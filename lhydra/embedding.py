@@ -19,7 +19,7 @@ import pyarrow as pa
 from lhydra import catalog as catalogs
 from lhydra import files
 from lhydra.bundle import Bundle
-from lhydra.catalog import Catalog, Texts
+from lhydra.catalog import CHART, Catalog, Texts
 from lhydra.data.dataset import TRAIN, Dataset
 from lhydra.domain import F32, I64, track_hashes
 from lhydra.errors import ModelError, complain
@@ -31,6 +31,7 @@ from lhydra.timing import timed
 
 SHARD = 65_536  # tracks in a file
 BLOCK = 16_384  # tracks embedded at a time
+CHART_USERS = 20  # train users of a country, for it to have a chart of its own
 Work = TypeVar("Work")
 
 
@@ -70,7 +71,7 @@ def embed(
 ) -> dict[str, npt.NDArray[Any]]:
     """Returns what the catalog holds of `tracks`, n rows of a tracks table, computed from each row alone.
 
-    vectors, history: (n, dim) float32. dense: (n, dt) float32. ids: (n, ct) int32. hashes: (n,) uint64. And for each
+    vectors, history: (n, dim) float16. dense: (n, dt) float16. ids: (n, ct) int32. hashes: (n,) uint64. And for each
     of names, title_texts and artist_texts their bytes, with (n,) int64 `…_lengths`.
     """
     n = tracks.num_rows
@@ -81,7 +82,8 @@ def embed(
         norms = np.linalg.norm(vectors, axis=1)
         if not np.allclose(norms, 1, atol=1e-3):
             raise ModelError(complain("item tower", f"a vector of norm {norms.min():.3g}", "vectors of unit norm"))
-        found = (vectors, history, encoded.dense, encoded.ids.astype(np.int32))
+        halves = [part.astype(np.float16) for part in (vectors, history, encoded.dense)]
+        found: list[npt.NDArray[Any]] = [*halves, encoded.ids.astype(np.int32)]
         for part, array in zip(parts.values(), found, strict=True):
             part.append(array)
     out: dict[str, npt.NDArray[Any]] = {name: np.concatenate(part) for name, part in parts.items()}
@@ -118,6 +120,7 @@ def write_catalog(
         ]
         hashes = _put_together(run(embed_shard, shards), n, folder, on_rows)
     _write_popularity(dataset, folder)
+    _write_charts(dataset, folder)
     for name in ("neighbours", "neighbour_weights"):
         files.copy(model.path / f"{name}.npy", folder / f"{name}.npy")
     np.save(folder / "removed.npy", np.empty(0, np.int64))
@@ -205,6 +208,34 @@ def _write_popularity(dataset: Dataset, folder: Path) -> None:
     np.save(folder / "popularity.npy", popularity(listeners))
     np.save(folder / "share.npy", (listeners / max(train_users(dataset), 1)).astype(np.float32))
     np.save(folder / "popular.npy", np.argsort(-listeners, kind="stable").astype(np.int32))
+
+
+def _write_charts(dataset: Dataset, folder: Path) -> None:
+    """What each country plays most: of those with enough train users, where the data has countries."""
+    columns, plays = dataset.user_columns(), dataset.plays
+    chart_rows, chart_share = np.empty((0, CHART), np.int32), np.empty((0, CHART), np.float32)
+    names: list[str] = []
+    if "country" in columns:
+        country_of = np.array([value if isinstance(value, str) else "" for value in columns["country"]], object)
+        trained = plays.fold == TRAIN
+        users, tracks = plays.user[trained], plays.track[trained]
+        active = np.unique(users)
+        countries, counts = np.unique(country_of[active], return_counts=True)
+        for country in countries[(counts >= CHART_USERS) & (countries != "")]:
+            there = country_of[users] == country
+            listeners = np.bincount(tracks[there], minlength=dataset.n_tracks)
+            best = np.argsort(-listeners, kind="stable")[:CHART]
+            best = best[listeners[best] > 0]
+            row, share = np.full((1, CHART), -1, np.int32), np.zeros((1, CHART), np.float32)
+            row[0, : len(best)] = best
+            share[0, : len(best)] = listeners[best] / np.count_nonzero(country_of[active] == country)
+            chart_rows, chart_share = np.concatenate([chart_rows, row]), np.concatenate([chart_share, share])
+            names.append(country)
+    texts = Texts.of(names)
+    for name, array in (("charts", texts.data), ("charts_offsets", texts.offsets)):
+        np.save(folder / f"{name}.npy", array)
+    np.save(folder / "chart_rows.npy", chart_rows)
+    np.save(folder / "chart_share.npy", chart_share)
 
 
 def train_users(dataset: Dataset) -> int:

@@ -51,6 +51,13 @@ class EncodedUsers:
         histories = Histories(offsets_of(ends - starts), h.rows[at], h.counts[at], h.times[at])
         return EncodedUsers(self.dense[chosen], self.ids[chosen], histories, self.entry[at])
 
+    def one(self, i: int) -> "EncodedUsers":
+        """Returns user i alone, in views."""
+        h = self.histories
+        at = slice(h.offsets[i], h.offsets[i + 1])
+        histories = Histories.one(h.rows[at], h.counts[at], h.times[at])
+        return EncodedUsers(self.dense[i : i + 1], self.ids[i : i + 1], histories, self.entry[at])
+
     def padded(self) -> tuple[I64, F32, F32]:
         """Returns rows (n, h) int64, entry features (n, h, 3) float32 and mask (n, h) float32, h >= 1 the longest."""
         offsets = self.histories.offsets

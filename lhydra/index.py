@@ -8,6 +8,7 @@ be added to and be removed from without being built again.
 FAISS checks shapes with `assert` and answers NaN queries with nothing, so the door is here.
 """
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,12 +19,14 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from lhydra.domain import F32, I64
+from lhydra.domain import F16, F32, I64
 from lhydra.errors import BundleCorrupt, ConfigError, complain
 
 BLOCK = 65_536
 FLAT = "flat"
+FEW, MOST_FEW = 8_192, 32_768  # so many allowed tracks, or a share of all up to the second, are compared one by one
 I32 = npt.NDArray[np.int32]
+_local = threading.local()
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,31 @@ class Point:
 
 
 @dataclass(frozen=True)
+class Allowed:
+    """The tracks that may be returned, made ready for searching by `Index.allow`: worth keeping for a filter.
+
+    count: how many. mask: (n,) by row. bits: the same by position, eight to a byte, lowest bit first.
+    in_list: (lists,) how many lie in each inverted list, None where there are none.
+    rows, vectors: of all of them, (count,) and (count, dim), where they are few; else None.
+    every: (n, dim) vectors of all tracks, mapped.
+    """
+
+    count: int
+    mask: npt.NDArray[np.bool_]
+    bits: npt.NDArray[np.uint8]
+    in_list: I64 | None
+    rows: I64 | None
+    vectors: F32 | None
+    every: F16 | F32
+
+    @property
+    def nbytes(self) -> int:
+        """Memory it takes."""
+        parts = (self.mask, self.bits, self.in_list, self.rows, self.vectors)
+        return sum(part.nbytes for part in parts if part is not None)
+
+
+@dataclass(frozen=True)
 class Index:
     """A FAISS index over the tracks of one catalog.
 
@@ -50,7 +78,7 @@ class Index:
     point: Point
     _faiss: faiss.Index
     rows: I32 | None = None
-    vectors: F32 | None = None
+    vectors: F16 | F32 | None = None
 
     def __len__(self) -> int:
         return int(self._faiss.ntotal) - self.removed
@@ -86,9 +114,7 @@ class Index:
         vector: (dim,) or (1, dim) float32, finite. An approximate index may return fewer than k, and inner products
         that its codes round, unless the operating point refines.
         """
-        query = np.ascontiguousarray(vector, np.float32).reshape(1, -1)
-        if query.shape[1] != self.dim or not np.isfinite(query).all():
-            raise ValueError(complain("query vector", f"{query.shape[1]} numbers", f"{self.dim} finite numbers"))
+        query = self._checked(vector)
         k = min(k, len(self))
         if k < 1:
             return np.empty(0, np.int64), np.empty(0, np.float32)
@@ -107,9 +133,158 @@ class Index:
             wide *= 2
         if refine > 1:
             assert self.vectors is not None
-            scores = self.vectors[rows] @ query[0]
+            scores = self.vectors.take(rows, 0).astype(np.float32, copy=False) @ query[0]
         order = np.lexsort((rows, -scores))[:k]
         return rows[order], scores[order]
+
+    def search_many(self, vectors: F32, k: int) -> list[tuple[I64, F32]]:
+        """Returns what `search` does for each of `vectors`, (b, dim), b below 20: in one call of FAISS where it can be.
+
+        From 20 queries on, FAISS multiplies matrices, which rounds otherwise than one query does.
+        """
+        if self.exact or self.rows is not None or self.vectors is not None or len(vectors) == 1 or k > len(self):
+            return [self.search(vector, k) for vector in vectors]
+        scores, rows = self._faiss.search(self._checked(vectors), k + 1)  # as wide as one query is asked
+        found = []
+        for i in range(len(vectors)):
+            order = np.lexsort((rows[i], -scores[i]))
+            order = order[rows[i][order] >= 0][:k]
+            found.append((rows[i][order], scores[i][order]))
+        return found
+
+    def allow(self, mask: npt.NDArray[np.bool_], vectors: F16 | F32) -> Allowed:
+        """Returns the rows where `mask`, (n,), is True, less those removed, made ready for `search_allowed`.
+
+        vectors: (n, dim) exact vectors by row.
+        """
+        if self.rows is None:
+            by_position = mask
+        else:
+            by_position = (self.rows >= 0) & mask.take(self.rows, mode="clip")
+            mask = np.zeros(len(mask), np.bool_)
+            mask[self.rows[by_position]] = True
+        count = int(np.count_nonzero(by_position))
+        in_list = np.bincount(self._list_of[by_position], minlength=self.lists) if self._inverted is not None else None
+        few = not self.exact and count <= max(FEW, min(MOST_FEW, len(mask) // 32))
+        rows = np.flatnonzero(mask) if few else None
+        near = np.asarray(vectors[rows], np.float32) if rows is not None else None
+        return Allowed(count, mask, np.packbits(by_position, bitorder="little"), in_list, rows, near, vectors)
+
+    def search_allowed(self, vector: F32, k: int, allowed: Allowed, barred: I64) -> tuple[I64, F32]:
+        """Returns k rows, or all there are, of those allowed and not barred, like `search`.
+
+        Few are compared one by one. Of an inverted file, only lists with allowed tracks are visited, nearest first, and
+        so many that as many tracks are compared as without a filter: where few of the near tracks are allowed it looks
+        further. Other approximate indexes are not asked: nothing bounds what a graph misses under a filter.
+
+        barred: (m,) rows, in any order, repeats allowed.
+        """
+        query = self._checked(vector)
+        scratch = blank(len(allowed.mask))
+        scratch[barred] = True
+        try:
+            left = allowed.count - int(np.count_nonzero(allowed.mask & scratch)) if len(barred) else allowed.count
+            k = min(k, left)
+            if k < 1:
+                return np.empty(0, np.int64), np.empty(0, np.float32)
+            if allowed.rows is not None:
+                assert allowed.vectors is not None
+                scores = allowed.vectors @ query[0]
+                scores[scratch.take(allowed.rows)] = -np.inf
+                return _best(allowed.rows, scores, k)
+            if self._inverted is None and not self.exact:
+                return nearest(allowed.every, query, k, np.flatnonzero(~allowed.mask | scratch))
+            bits, gone = allowed.bits, None
+            if len(barred):
+                if self.rows is None:
+                    gone = scratch
+                else:
+                    gone, at = np.zeros(len(self.rows), np.bool_), self._position_of[barred]
+                    gone[at[at >= 0]] = True
+                bits = bits & ~np.packbits(gone, bitorder="little")
+            stubless: Any = faiss
+            selector = stubless.IDSelectorBitmap(bits)
+            if self.exact:
+                scores, positions = self._exact_allowed(query, k, left, selector)
+            else:
+                in_list = allowed.in_list
+                assert in_list is not None
+                if gone is not None:
+                    in_list = in_list - np.bincount(self._list_of[np.flatnonzero(gone)], minlength=self.lists)
+                scores, positions = self._in_lists(query, k, in_list, selector)
+        finally:
+            scratch[barred] = False
+        rows = positions if self.rows is None else self.rows[positions].astype(np.int64)
+        order = np.lexsort((rows, -scores))[:k]
+        return rows[order], scores[order]
+
+    def _exact_allowed(self, query: F32, k: int, left: int, selector: Any) -> tuple[F32, I64]:
+        stubless: Any = faiss
+        params, wide = stubless.SearchParameters(sel=selector), k + 1
+        while True:  # when the last place is shared, all who share it are found: rows decide
+            wide = min(wide, left)
+            scores, positions = (part[0] for part in self._faiss.search(query, wide, params=params))
+            if wide == left or scores[-1] != scores[k - 1]:
+                return scores, positions
+            wide *= 2
+
+    def _in_lists(self, query: F32, k: int, in_list: I64, selector: Any) -> tuple[F32, I64]:
+        stubless: Any = faiss
+        near = self._centroids @ query[0]
+        order = np.argsort(-near)
+        order = order[in_list.take(order) > 0]
+        reached = np.cumsum(in_list.take(order))
+        compared = max(k, self._probes * int(self._faiss.ntotal) // self.lists)
+        while True:
+            n = min(int(np.searchsorted(reached, compared)) + 1, len(order))
+            params = stubless.SearchParametersIVF(sel=selector, nprobe=n)
+            lists = order[:n]
+            scores, positions = self._inverted.search_preassigned(
+                query, k, lists[None].astype(np.int64), near[None].take(lists, 1), params=params
+            )
+            if positions[0, -1] >= 0 or n == len(order):
+                found = positions[0] >= 0
+                return scores[0][found], positions[0][found]
+            compared *= 4
+
+    def _checked(self, vectors: F32) -> F32:
+        query = np.ascontiguousarray(vectors, np.float32).reshape(-1, np.shape(vectors)[-1])
+        if query.shape[1] != self.dim or not np.isfinite(query).all():
+            raise ValueError(complain("query vector", f"{query.shape[1]} numbers", f"{self.dim} finite numbers"))
+        return query
+
+    @cached_property
+    def _inverted(self) -> Any:
+        """The inverted file of plain lists, None where the index is something else."""
+        return faiss.downcast_index(self._faiss) if self.mergeable else None
+
+    @cached_property
+    def _probes(self) -> int:
+        return int(self._inverted.nprobe)
+
+    @cached_property
+    def _centroids(self) -> F32:
+        """(lists, dim) centroids of the inverted lists."""
+        return np.asarray(faiss.downcast_index(self._inverted.quantizer).reconstruct_n(0, self.lists))
+
+    @cached_property
+    def _list_of(self) -> npt.NDArray[Any]:
+        """(positions,) the inverted list of each position."""
+        lists, kind = self._inverted.invlists, np.uint16 if self.lists < 65_536 else np.int32
+        found: npt.NDArray[Any] = np.zeros(self._faiss.ntotal, kind)
+        for number in range(self.lists):
+            if size := lists.list_size(number):
+                found[faiss.rev_swig_ptr(lists.get_ids(number), size)] = number
+        return found
+
+    @cached_property
+    def _position_of(self) -> I32:
+        """(n,) the position of each row, -1 for the removed, of an index with a map."""
+        assert self.rows is not None
+        positions = np.full(len(self.rows), -1, np.int32)
+        there = np.flatnonzero(self.rows >= 0)
+        positions[self.rows[there]] = there
+        return positions
 
     def _found(self, query: F32, wide: int) -> tuple[F32, I64]:
         """What FAISS finds for one query, the removed left out."""
@@ -130,7 +305,7 @@ class Index:
             faiss.ParameterSpace().set_index_parameter(self._faiss, "k_factor_rf", point.refine)
         return replace(self, point=point)
 
-    def refining(self, vectors: F32) -> "Index":
+    def refining(self, vectors: F16 | F32) -> "Index":
         """Returns this index with the exact `vectors` (n, dim) that its operating points may refine by."""
         return self if self.exact or self._refines_itself else replace(self, vectors=vectors)
 
@@ -157,13 +332,13 @@ class Index:
             raise ConfigError(complain("recipe", recipe, "flat or a FAISS factory string")) from None
         try:
             if not index.is_trained:
-                index.train(np.ascontiguousarray(sample))
+                index.train(np.ascontiguousarray(sample, np.float32))
         except RuntimeError as error:
             raise _unfit(recipe, error, n, dim) from None
         return cls(recipe, Point(), index)
 
     @classmethod
-    def build(cls, vectors: F32, recipe: str, seed: int = 0) -> "Index":
+    def build(cls, vectors: F16 | F32, recipe: str, seed: int = 0) -> "Index":
         """Builds an index over `vectors` (n, dim), unit norm, finite, in one go. Raises ConfigError like `empty`."""
         n, dim = vectors.shape
         chosen = sample_rows(n, recipe, seed)
@@ -172,7 +347,7 @@ class Index:
             index.add(vectors[start : start + BLOCK])
         return index
 
-    def add(self, vectors: F32, start: int | None = None) -> None:
+    def add(self, vectors: F16 | F32, start: int | None = None) -> None:
         """Adds `vectors` (m, dim) at the next positions, or, for `mergeable` recipes, at `start` and those behind.
 
         Raises ConfigError when the recipe cannot hold them.
@@ -230,6 +405,23 @@ class Index:
         return cls(recipe, Point(), index).at(point)
 
 
+def blank(n: int) -> npt.NDArray[np.bool_]:
+    """Returns this thread's (n,) array that is False everywhere; whoever sets something in it clears it again."""
+    array: npt.NDArray[np.bool_] | None = getattr(_local, "blank", None)
+    if array is None or len(array) != n:
+        array = _local.blank = np.zeros(n, np.bool_)
+    return array
+
+
+def _best(rows: I64, scores: F32, k: int) -> tuple[I64, F32]:
+    """The k best of `rows`, ties by row; k is at most how many there are."""
+    bound = np.partition(scores, len(scores) - k)[len(scores) - k]
+    near = np.flatnonzero(scores >= bound)  # more than k when the last place is shared
+    rows, scores = rows[near], scores[near]
+    order = np.lexsort((rows, -scores))[:k]
+    return rows[order], scores[order]
+
+
 def _knob(index: Any) -> str:
     index = faiss.downcast_index(index)
     if isinstance(index, (faiss.IndexPreTransform, faiss.IndexIDMap)):
@@ -268,22 +460,21 @@ def use_threads(n: int) -> None:
     faiss.omp_set_num_threads(n)
 
 
-def nearest(vectors: F32, vector: F32, k: int, excluded: I64) -> tuple[I64, F32]:
+def nearest(vectors: F16 | F32, vector: F32, k: int, excluded: I64) -> tuple[I64, F32]:
     """Exact search by brute force: at most k rows (m,) and inner products (m,), best first, ties by row.
 
     excluded: rows that must not be returned. The oracle of tests and the way out when an index falls short.
     """
+    query, starts = vector.reshape(-1), range(0, len(vectors), BLOCK)
     scores = np.concatenate(
-        [vectors[start : start + BLOCK] @ vector.reshape(-1) for start in range(0, len(vectors), BLOCK)]
+        [vectors[start : start + BLOCK].astype(np.float32, copy=False) @ query for start in starts]
+        or [np.empty(0, np.float32)]
     )
     scores[excluded] = -np.inf
     k = min(k, len(scores) - len(excluded))
     if k < 1:
         return np.empty(0, np.int64), np.empty(0, np.float32)
-    bound = np.partition(scores, len(scores) - k)[len(scores) - k]
-    rows = np.flatnonzero(scores >= bound)  # more than k when the last place is shared
-    order = np.lexsort((rows, -scores[rows]))[:k]
-    return rows[order], scores[rows[order]]
+    return _best(np.arange(len(scores)), scores, k)
 
 
 def nearest_of_many(blocks: Sequence[F32] | Any, queries: F32, k: int, excluded: I64) -> tuple[I64, F32]:

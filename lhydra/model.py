@@ -20,7 +20,7 @@ from lhydra.errors import ModelError, complain
 from lhydra.features import FeatureSpec
 from lhydra.networks import Head, ItemTower, UserTower
 
-FORMAT = 2
+FORMAT = 3
 GRAPHS = ("item_tower.onnx", "user_tower.onnx", "head.onnx")
 TABLE = ("neighbours.npy", "neighbour_weights.npy")  # (1 + trained tracks, width) int32 and float16
 PARTS = ("features.json", *GRAPHS, *TABLE)

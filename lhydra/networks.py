@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime
 
-from lhydra.domain import F32, I64
+from lhydra.domain import F16, F32, I64
 from lhydra.errors import ModelError, complain
 from lhydra.features import Encoded
 from lhydra.histories import EncodedUsers
@@ -30,6 +30,7 @@ HEAD_INPUTS = (
     "popularity",
     "colisten",
 )
+HALVES = frozenset(("history", "vectors", "track_dense"))  # a bundle keeps these as float16: the graphs widen them
 HEAD_OUTPUTS = ("logit", "probability")
 
 
@@ -84,18 +85,19 @@ class UserTower:
         self.path: Path = Path(path)
         self._graph = _Graph(path, USER_OUTPUTS, threads)
 
-    def embed(self, users: EncodedUsers, history: F32) -> F32:
+    def embed(self, users: EncodedUsers, history: F16 | F32) -> F32:
         """Returns user vectors (n, dim), unit norm.
 
-        history: (n tracks, dim) history vectors of the tracks that `users.histories.rows` points into.
+        history: (n tracks, dim) history vectors of the tracks that `users.histories.rows` points into, as halves or
+        to be rounded to them: that is what the graph takes.
         """
         rows, entry, mask = users.padded()
-        gathered = history[rows] if len(history) else np.zeros((*rows.shape, history.shape[1]), np.float32)
+        gathered = history.take(rows, 0) if len(history) else np.zeros((*rows.shape, history.shape[1]), np.float16)
         return self.run(users.dense, users.ids, gathered, entry, mask)
 
     def run(self, *inputs: npt.NDArray[Any]) -> F32:
         """Runs the graph on raw inputs in the order of USER_INPUTS."""
-        return self._graph.run(dict(zip(USER_INPUTS, inputs, strict=True)))[0]
+        return self._graph.run(_halved(USER_INPUTS, inputs))[0]
 
 
 class Head:
@@ -105,12 +107,12 @@ class Head:
         self._graph = _Graph(path, HEAD_OUTPUTS, threads)
 
     def score(
-        self, vector: F32, user: EncodedUsers, vectors: F32, dense: F32, ids: I64, popularity: F32, colisten: F32
+        self, vector: F32, user: EncodedUsers, vectors: F16, dense: F16, ids: I64, popularity: F32, colisten: F32
     ) -> tuple[F32, F32]:
         """Returns raw logits (n,) and calibrated probabilities (n,).
 
-        vector: (1, dim) of the one encoded `user`; vectors (n, dim), dense (n, dt), ids (n, ct), popularity (n,)
-        and co-listening scores (n, 2) of the tracks.
+        vector: (1, dim) of the one encoded `user`; vectors (n, dim) and dense (n, dt) as halves, ids (n, ct),
+        popularity (n,) and co-listening scores (n, 2) of the tracks.
         """
         tracks = (vectors, dense, ids, popularity, colisten)
         logit, probability = self.run(vector, user.dense, user.ids, *(part[None] for part in tracks))
@@ -118,5 +120,11 @@ class Head:
 
     def run(self, *inputs: npt.NDArray[Any]) -> tuple[F32, F32]:
         """Runs the graph on raw inputs in the order of HEAD_INPUTS; logits and probabilities (B, N)."""
-        logit, probability = self._graph.run(dict(zip(HEAD_INPUTS, inputs, strict=True)))
+        logit, probability = self._graph.run(_halved(HEAD_INPUTS, inputs))
         return logit, probability
+
+
+def _halved(names: tuple[str, ...], inputs: tuple[npt.NDArray[Any], ...]) -> dict[str, npt.NDArray[Any]]:
+    """Inputs by name, those of a catalog as halves: rounded once, wherever they come from."""
+    named = dict(zip(names, inputs, strict=True))
+    return named | {name: named[name].astype(np.float16) for name in HALVES & named.keys() if named[name].dtype != "f2"}

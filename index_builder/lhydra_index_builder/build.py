@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from lhydra import __version__, files
+from lhydra import __version__, files, filters
 from lhydra import catalog as catalogs
 from lhydra.bundle import PARTS, Bundle, Manifest, current_bundle_id
 from lhydra.catalog import Catalog
@@ -26,6 +26,7 @@ from lhydra.domain import F32, I64, Hashes
 from lhydra.embedding import SHARD, blocks, train_users, write_catalog
 from lhydra.errors import BundleError, BundleRefused, DataError
 from lhydra.evaluation.run import Targets, find_targets
+from lhydra.filter_files import write_columns
 from lhydra.histories import EncodedUsers, Histories, offsets_of
 from lhydra.index import FLAT, Index, nearest_of_many, use_threads
 from lhydra.model import GRAPHS, Model
@@ -33,7 +34,7 @@ from lhydra.progress import progress
 from lhydra.recommender import Recommender
 from lhydra.timing import timed
 from lhydra_index_builder import depth as depths
-from lhydra_index_builder import gate, plan, pool, recipe, store
+from lhydra_index_builder import gate, plan, pool, recipe, replies, store
 from lhydra_index_builder.config import RebuildConfig
 
 GOLDEN_USERS, GOLDEN_TRACKS = 8, 64
@@ -81,6 +82,9 @@ def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildConfi
         files.copy(dataset.path / "tracks.parquet", folder / "catalog.parquet")
         with progress(dataset.n_tracks, "embedding tracks") as show:
             catalog = write_catalog(model, dataset, folder, run, show)
+        replies.write(catalog.names, catalog.title_texts, catalog.artist_texts, folder)
+        columns: dict[str, str] = {column.name: column.kind for column in dataset.info.track_columns}
+        write_columns(folder, folder / "catalog.parquet", columns)
         pq.write_table(dataset.track_rows(0, 0), folder / "added.parquet")
         np.save(folder / "index_rows.npy", np.empty(0, np.int32))
         if len(removed := _still_removed(path, catalog)):
@@ -135,7 +139,7 @@ def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildConfi
             quality=_quality(model.info),
             changes={"base": "", "added": 0, "removed": len(removed), "due": ""},
             gate={},
-            columns={column.name: column.kind for column in dataset.info.track_columns},
+            columns=columns,
             parents={
                 "dataset": dataset.info.source,
                 "split": dataset.info.split,
@@ -172,7 +176,7 @@ def finish(
         BundleError: it does not open from disk, or (BundleRefused) its gate refused it.
     """
     now = datetime.now(UTC)
-    names = [*PARTS, "golden.npz", *catalogs.file_names()]
+    names = [*PARTS, "golden.npz", *catalogs.file_names(), *filters.file_names(folder)]
     with timed("rebuild.seal"):
         sealed = dict(known) | files.seal(folder, [name for name in names if name not in known])
     manifest = replace(

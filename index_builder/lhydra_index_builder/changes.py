@@ -26,6 +26,8 @@ from lhydra.data.tracks import read_tracks
 from lhydra.domain import I64, Hashes, UserState, track_hashes
 from lhydra.embedding import SHARD, Growing, blocks, embed
 from lhydra.errors import DataError, complain
+from lhydra.filter_files import insert_columns
+from lhydra.histories import offsets_of
 from lhydra.index import Index, nearest_of_many
 from lhydra.model import GRAPHS
 from lhydra.networks import ItemTower
@@ -35,6 +37,7 @@ from lhydra.users import open_users
 from lhydra_index_builder import gate, plan, recipe, store
 from lhydra_index_builder.build import Built, Say, finish, quiet
 from lhydra_index_builder.config import RebuildConfig
+from lhydra_index_builder.replies import REPLIES, packed
 
 DUE = 0.05  # share of the tracks of the last full build that may change before a rebuild is due
 MODEL_FILES = ("features.json", *GRAPHS, "neighbours.npy", "neighbour_weights.npy")
@@ -113,7 +116,9 @@ def add(
 
         known = _link(source, folder, (*MODEL_FILES, "catalog.parquet"))
         with timed("add.merge"):
-            _merge(source.folder, folder, catalog, new, at)
+            _merge(source.folder, folder, catalog, new | packed(*(_texts(new, name) for name in TEXTS)), at)
+            insert_columns(source.folder, folder, table, at)
+            _move_charts(source.folder, folder, moved)
         removed = np.setdiff1d(moved[catalog.removed], moved[restored])
         np.save(folder / "removed.npy", removed)
         added = pq.read_table(source.folder / "added.parquet")
@@ -199,8 +204,8 @@ def _merge(old: Path, folder: Path, catalog: Catalog, new: dict[str, npt.NDArray
                 here = slice(*np.searchsorted(at, (start, start + len(block) + last)))
                 growing.append(name, np.insert(block, at[here] - start, fresh[name][here], axis=0))
                 start += len(block)
-        for name in TEXTS:
-            texts: Texts = getattr(catalog, name)
+        for name in (*TEXTS, REPLIES):
+            texts = Texts.open(old, name)
             lengths = new[f"{name}_lengths"]
             ends = np.cumsum(lengths)
             cuts = texts.offsets[at]
@@ -215,6 +220,18 @@ def _merge(old: Path, folder: Path, catalog: Catalog, new: dict[str, npt.NDArray
     hashes[catalog.hash_rows] = catalog.hashes
     names = Texts(*(np.load(folder / f"names{part}.npy", "r") for part in ("", "_offsets")))
     catalogs.write_hashes(folder, np.insert(hashes, at, new["hashes"]), names)
+
+
+def _texts(new: dict[str, npt.NDArray[Any]], name: str) -> Texts:
+    return Texts(new[name], offsets_of(new[f"{name}_lengths"]))
+
+
+def _move_charts(old: Path, folder: Path, moved: I64) -> None:
+    """Writes the charts of countries with their rows where those went; nobody has played what is new."""
+    rows = np.load(old / "chart_rows.npy")
+    np.save(folder / "chart_rows.npy", np.where(rows >= 0, moved[rows], -1).astype(np.int32))
+    for name in ("charts", "charts_offsets", "chart_share"):
+        files.link(old / f"{name}.npy", folder / f"{name}.npy")
 
 
 def _like(table: pa.Table, schema: pa.Schema) -> pa.Table:

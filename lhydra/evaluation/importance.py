@@ -250,9 +250,9 @@ def _quadrant(quadrant: I64, names: Sequence[str], source: I64) -> I64:
 def _described(bundle: Bundle, tracks: Encoded, tower: ItemTower) -> Bundle:
     """The bundle as if its tracks had been these."""
     blocks = [tower.embed(tracks[start : start + _BLOCK]) for start in range(0, len(tracks), _BLOCK)]
-    vectors, history = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
-    ids = tracks.ids.astype(np.int32)
-    catalog = replace(bundle.catalog, vectors=vectors, history=history, dense=tracks.dense, ids=ids)
+    vectors, history = (np.concatenate(parts).astype(np.float16) for parts in zip(*blocks, strict=True))
+    dense, ids = tracks.dense.astype(np.float16), tracks.ids.astype(np.int32)
+    catalog = replace(bundle.catalog, vectors=vectors, history=history, dense=dense, ids=ids)
     rows = np.arange(len(vectors), dtype=np.int32)
     rows[catalog.removed] = -1
     return replace(bundle, catalog=catalog, index=Index.build(vectors, "flat").with_rows(rows))

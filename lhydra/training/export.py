@@ -173,11 +173,11 @@ def _examples(network: Network, data: TrainingData, users: int, tracks: int) -> 
     user = (
         tensor(encoded.dense),
         tensor(encoded.ids),
-        history.reshape(*played.shape, -1),
+        history.reshape(*played.shape, -1).half(),
         tensor(entry),
         tensor(mask),
     )
-    spread = [part.expand(users, *part.shape) for part in (vectors, item[0], item[1])]
+    spread = [part.expand(users, *part.shape) for part in (vectors.half(), item[0].half(), item[1])]
     popularity = tensors.popularity(tensors.listeners)[at].expand(users, tracks)
     together = torch.rand(users, tracks, len(CHANNELS))
     head = (network.user_tower(*user), user[0], user[1], *spread, popularity, together)

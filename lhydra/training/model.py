@@ -166,6 +166,7 @@ class UserTower(nn.Module):
 
     def forward(self, dense: Tensor, ids: Tensor, history: Tensor, entry: Tensor, mask: Tensor) -> Tensor:
         """dense (B, du), ids (B, cu), history (B, H, D), entry (B, H, e), mask (B, H)."""
+        history = history.float()  # a bundle keeps it as halves
         weight = torch.exp(self.weigh(entry).squeeze(-1).clamp(-4.0, 4.0)) * mask  # (B, H)
         size = (weight * weight).sum(1, keepdim=True).clamp(min=1e-6).sqrt()  # sqrt(n) when all weigh 1
         pooled = (weight.unsqueeze(1) @ history).squeeze(1) / size  # (B, D)
@@ -176,8 +177,9 @@ class UserTower(nn.Module):
 class Head(nn.Module):
     """(user, track) pairs -> logit (B, N) and calibrated probability (B, N), with all cross features inside.
 
-    The first layer over [u, v, u*v, x] is folded exactly: W[u, v, u*v, x] = Wu u + (Wv + Wuv diag(u)) v + Wx x, so
-    the user's part is computed once and no row as wide as all of them is ever built.
+    The first layer over [u, v, u*v, x] is folded exactly: W[u, v, u*v, x] = Wu u + (Wv + Wuv diag(u)) v + Wx x, and
+    so are the crosses: W (a * b) = (W diag(a)) b. The user's part is computed once and becomes a matrix that every
+    track's own row is multiplied by; only |preference - track| is made per pair.
     It starts as the retrieval order: a scaled cosine, plus weighted signals, plus what the deep part learns.
     """
 
@@ -189,6 +191,9 @@ class Head(nn.Module):
         self.pairs = [(users[u], tracks[t]) for u, t in CROSSES if u in users and t in tracks]
         self.cross_user = nn.ModuleList(nn.Embedding(size, CROSS_DIM) for (_, size), _ in self.pairs)
         self.cross_track = nn.ModuleList(nn.Embedding(size, CROSS_DIM) for _, (_, size) in self.pairs)
+        self.by_track: dict[int, list[int]] = {}
+        for i, (_, (column, _)) in enumerate(self.pairs):
+            self.by_track.setdefault(column, []).append(i)
         self.user_ids = _embeddings(shape.user_ids)
         known_users = shape.dim + shape.user_dense + sum(_width(size) for _, size in shape.user_ids)
         pair = 3 * shape.track_dense + CROSS_DIM * len(self.pairs) + SIGNALS
@@ -241,21 +246,32 @@ class Head(nn.Module):
         colisten: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """The raw logit in two parts (B, N) each: the weighted signals, and what the deep part adds to them."""
+        vectors, track_dense = vectors.float(), track_dense.float()  # a bundle keeps them as halves
         of_ids = [table(user_ids[:, i]) for i, table in enumerate(self.user_ids)]
-        first = self.of_user(torch.cat([user, user_dense, *of_ids], 1)).unsqueeze(1)  # (B, 1, h)
-        weight = self.of_track.weight + self.of_product.weight * user.unsqueeze(1)  # (B, h, D)
-        first = first + vectors @ weight.transpose(1, 2)  # (B, N, h)
+        prefers = user_dense[:, self.preference[0] : self.preference[1]]  # (B, dt)
         cosine = (vectors @ user.unsqueeze(2)).squeeze(2)  # (B, N)
-        prefers = user_dense[:, self.preference[0] : self.preference[1]].unsqueeze(1)  # (B, 1, dt)
-        difference = prefers - track_dense  # (B, N, dt): preference against track
-        crosses = [
-            of_user(user_ids[:, u]).unsqueeze(1) * of_track(track_ids[:, :, t])
-            for of_user, of_track, ((u, _), (t, _)) in zip(self.cross_user, self.cross_track, self.pairs, strict=True)
-        ]  # each (B, N, CROSS_DIM)
-        signals = torch.cat([torch.stack([cosine, popularity], 2), colisten], 2)  # (B, N, SIGNALS)
-        pair = torch.cat([track_dense, difference, difference.abs(), *crosses, signals], 2)
-        wide = (first + self.of_pair(pair)).flatten(0, 1)  # (B * N, h)
-        deep = self.out(self.rest(self.norm(wide))).view_as(cosine)  # (B, N)
+        signals = torch.cat([cosine.unsqueeze(2), popularity.unsqueeze(2), colisten], 2)  # (B, N, SIGNALS)
+        width = track_dense.shape[2]
+        wide = [self.of_pair.weight[:, i * width : (i + 1) * width] for i in range(3)]  # of t, p - t, |p - t|: (h, dt)
+        crossing = self.of_pair.weight[:, 3 * width : -SIGNALS]  # (h, CROSS_DIM * pairs)
+        inputs = [vectors, track_dense, signals]
+        weights = [
+            self.of_track.weight + self.of_product.weight * user.unsqueeze(1),  # (B, h, D)
+            (wide[0] - wide[1]).expand(user.shape[0], -1, -1),
+            self.of_pair.weight[:, -SIGNALS:].expand(user.shape[0], -1, -1),
+        ]
+        for column, members in self.by_track.items():  # pairs that cross the same track column share one lookup
+            table = torch.cat([self.cross_track.get_submodule(f"{i}").get_parameter("weight") for i in members], 1)
+            inputs.append(F.embedding(track_ids[:, :, column], table))  # (B, N, CROSS_DIM * members)
+            of_user = [self.cross_user[i](user_ids[:, self.pairs[i][0][0]]) for i in members]
+            at = [crossing[:, i * CROSS_DIM : (i + 1) * CROSS_DIM] for i in members]
+            weights.append(torch.cat(at, 1) * torch.cat(of_user, 1).unsqueeze(1))  # (B, h, CROSS_DIM * members)
+        first = self.of_user(torch.cat([user, user_dense, *of_ids], 1)) + prefers @ wide[1].T  # (B, h)
+        layer = torch.cat(inputs, 2) @ torch.cat(weights, 2).transpose(1, 2)  # (B, N, h)
+        if width:
+            layer = layer + (prefers.unsqueeze(1) - track_dense).abs() @ wide[2].T
+        layer = (layer + first.unsqueeze(1)).flatten(0, 1)  # (B * N, h)
+        deep = self.out(self.rest(self.norm(layer))).view_as(cosine)  # (B, N)
         return self.weighted(user_dense, signals), deep
 
     def weighted(self, user_dense: Tensor, signals: Tensor) -> Tensor:

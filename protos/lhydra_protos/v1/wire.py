@@ -1,0 +1,36 @@
+"""Replies as bytes: what protobuf would write for a RecommendResponse, from parts that are ready beforehand.
+
+Building a hundred messages in Python costs ten times what joining their bytes does. A part is one element of
+RecommendResponse.tracks with everything but its scores; those are its last SCORES bytes, written into a copy.
+Fields may come in any order (https://protobuf.dev/programming-guides/encoding/#order).
+"""
+
+SCORES = 10  # score and retrieval_score: a tag of one byte and a float of four, each
+SCORE_TAG, RETRIEVAL_SCORE_TAG = 0x15, 0x1D  # fields 2 and 3, fixed 32 bits
+_NO_SCORES = bytes((SCORE_TAG, 0, 0, 0, 0, RETRIEVAL_SCORE_TAG, 0, 0, 0, 0))
+
+
+def varint(number: int) -> bytes:
+    """Returns `number`, not negative, as protobuf's variable-length integer."""
+    out = bytearray()
+    while number > 0x7F:
+        out.append(0x80 | number & 0x7F)
+        number >>= 7
+    out.append(number)
+    return bytes(out)
+
+
+def text_field(number: int, text: bytes) -> bytes:
+    """Returns a field of UTF-8 text or of an encoded message; nothing for an empty text, which is the default."""
+    return varint(number << 3 | 2) + varint(len(text)) + text if text else b""
+
+
+def number_field(number: int, value: int) -> bytes:
+    """Returns a field of an integer or enum, not negative; nothing for 0, which is the default."""
+    return varint(number << 3) + varint(value) if value else b""
+
+
+def track_part(track_id: bytes, title: bytes, artist: bytes) -> bytes:
+    """Returns the part for a track, its texts in UTF-8: an element of RecommendResponse.tracks with scores of 0."""
+    track = text_field(1, track_id) + text_field(4, title) + text_field(5, artist) + _NO_SCORES
+    return b"\x0a" + varint(len(track)) + track
