@@ -36,7 +36,7 @@ def add_flags(parser: argparse.ArgumentParser, settings: type, only: typing.Coll
         if only is not None and field.name not in only:
             continue
         kind, _ = _plain_type(settings, field.name)
-        text = f"{field.metadata['help']} (default: {_shown(field.default)})"
+        text = f"{field.metadata['help']} (default: {_shown(field.default)})".replace("%", "%%")  # argparse formats it
         flag = "--" + field.name.replace("_", "-")
         if kind is bool:
             action: Any = argparse.BooleanOptionalAction

@@ -1,5 +1,6 @@
 """The one command: finding subcommands, exit codes, missing extras, and what is imported when."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -48,6 +49,22 @@ def test_every_subcommand_is_found_and_has_what_it_needs(capsys: pytest.CaptureF
     assert [shown.index(f"\n    {name} ") for name in cli.ORDER] == sorted(
         shown.index(f"\n    {name} ") for name in cli.ORDER
     )
+
+
+def test_every_command_and_its_subcommands_can_tell_how_they_are_used() -> None:
+    """Help texts are formats to argparse: a per cent sign in one of them ends in a traceback."""
+    told = 0
+    for entry in entry_points(group=cli.GROUP):
+        parsers = [argparse.ArgumentParser(prog=entry.name)]
+        entry.load().configure(parsers[0])
+        while parsers:
+            parser = parsers.pop()
+            assert "usage" in parser.format_help()
+            told += 1
+            for action in parser._actions:
+                if isinstance(action, argparse._SubParsersAction):
+                    parsers += set(action.choices.values())
+    assert told > len(cli.ORDER)  # `index` and `users` have some of their own
 
 
 @pytest.mark.parametrize("words", [(), *((name,) for name in cli.ORDER)], ids=lambda words: words[0] if words else "-")
