@@ -324,8 +324,9 @@ class Totals:
         """Keeps the counters of a worker that has ended."""
         with self._lock:
             self._blocks.remove(block)
+            block.cells[_QUEUE] = block.cells[_IN_FLIGHT] = 0
             if not any(block.cells[1:]):
-                return  # a worker that never served makes no label
+                return  # it never served
             kept = self._kept.pop(block.bundle_id, None)
             self._kept[block.bundle_id] = _added([block.cells.tolist(), *([kept] if kept else [])])
             while len(self._kept) - (OLDER in self._kept) > RECENT:
@@ -385,8 +386,9 @@ def _metric(family: Family, cells: list[int], by_bundle: Mapping[str, list[int]]
     if family.name == "lhydra_answers_total":
         answers = CounterMetricFamily(family.name, family.text, labels=(*names, "bundle"))
         for bundle_id, of_bundle in by_bundle.items():
-            for child, place in family.places.items():
-                answers.add_metric((*child, bundle_id), of_bundle[place])
+            if any(of_bundle[family.first : family.end]):  # one that never answers makes no label
+                for child, place in family.places.items():
+                    answers.add_metric((*child, bundle_id), of_bundle[place])
         return answers
     counter = CounterMetricFamily(family.name, family.text, labels=names)
     for child, place in family.places.items():
