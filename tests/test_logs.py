@@ -132,7 +132,10 @@ def test_no_line_per_request_above_the_level_info() -> None:
     assert access.wants("r-1", "INTERNAL")
 
 
-def test_threads_never_mix_their_lines() -> None:
+@pytest.mark.parametrize("at_most", [10**6, 50_000])  # a signal may cut a write short
+def test_threads_never_mix_their_lines(at_most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: whole(descriptor, data[:at_most]))
     logging.getLogger("room").setLevel(logging.INFO)
     read, write = os.pipe()
     access = logs.AccessLog(1.0, name="room", descriptor=write)
