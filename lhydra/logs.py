@@ -1,13 +1,29 @@
 """Logging set-up for programs: human lines on a terminal, JSON lines in the server. Modules only get loggers."""
 
+import contextlib
+import hashlib
 import json
 import logging
+import os
 import sys
+import threading
 import time
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import TextIO
 
 LEVELS = ("debug", "info", "warning", "error")
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_encoded = json.JSONEncoder(ensure_ascii=True, default=str).encode  # made once: half the cost of json.dumps
+
+
+@lru_cache(maxsize=2)
+def _second(second: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second))
+
+
+def _timestamp(second: int, millisecond: int) -> str:
+    return f"{_second(second)}.{millisecond:03d}Z"
 
 
 class JsonFormatter(logging.Formatter):
@@ -16,7 +32,7 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Returns `record` as one line of JSON; control characters arrive escaped."""
         line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "time": _timestamp(int(record.created), int(record.msecs)),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -24,7 +40,52 @@ class JsonFormatter(logging.Formatter):
         line |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=True, default=str)
+        return _encoded(line)
+
+
+class AccessLog:
+    """One JSON line per request, in the form of `JsonFormatter` at a quarter of its cost; safe from several threads.
+
+    sample: the share of requests with code OK that are written, 0 to 1; others always are. The request id alone
+    decides (its BLAKE2b hash), so services that share ids write the same requests, and a larger share holds a
+    smaller one. name: the logger that the lines name, and whose level decides whether there are any (INFO).
+    descriptor: where they go.
+    """
+
+    def __init__(self, sample: float = 1.0, *, name: str = __name__, descriptor: int = 2) -> None:
+        self._log, self._descriptor = logging.getLogger(name), descriptor
+        self._below = round(sample * 2**64)
+        self._all = sample >= 1
+        self._lock = threading.Lock()
+
+    def wants(self, request_id: str, code: str) -> bool:
+        """Whether `write` would write a line for this request."""
+        if not self._log.isEnabledFor(logging.INFO):
+            return False
+        if self._all or code != "OK":
+            return True
+        return int.from_bytes(hashlib.blake2b(request_id.encode(), digest_size=8).digest(), "big") < self._below
+
+    def write(self, method: str, code: str, request_id: str, took_us: int, notes: Mapping[str, object]) -> None:
+        """Writes the line of a request that has ended; `notes` are further fields. A line that nobody takes is lost."""
+        if not self.wants(request_id, code):
+            return
+        now_ms = time.time_ns() // 1_000_000
+        line = {
+            "time": _timestamp(now_ms // 1000, now_ms % 1000),
+            "level": "info",
+            "logger": self._log.name,
+            "message": f"{method} {code}",
+            "request_id": request_id,
+            "method": method,
+            "code": code,
+            "took_us": took_us,
+            **notes,
+        }
+        data = f"{_encoded(line)}\n".encode()
+        with self._lock, contextlib.suppress(OSError):  # a full disk or a reader that has gone fails no request
+            while data:  # once, unless a signal comes between
+                data = data[os.write(self._descriptor, data) :]
 
 
 def configure(level: str = "info", *, as_json: bool = False, stream: TextIO | None = None) -> None:

@@ -22,6 +22,10 @@ class ServeSettings:
     max_k: int = setting(1000, "largest k a request may ask for")
     max_in_flight: int = setting(32, "requests a worker takes at a time; more are refused at once")
     connection_age_s: float = setting(5.0, "clients renew their connections so often; a leaving worker waits as long")
+    metrics_port: int = setting(0, "port of http://HOST:PORT/metrics for Prometheus; 0 means none")
+    log_sample: float = setting(
+        1.0, "share of the requests that succeed to write a log line for; others always have one"
+    )
 
     def check(self) -> None:
         """Raises ConfigError for a value out of range."""
@@ -33,6 +37,8 @@ class ServeSettings:
             "max_k": (1, MAX_DEPTH),
             "max_in_flight": (1, 100_000),
             "connection_age_s": (0.1, 300),
+            "metrics_port": (0, 65_535),
+            "log_sample": (0, 1),
         }
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
@@ -54,6 +60,8 @@ class WorkerSettings:
     max_in_flight: int = 32
     connection_age_s: float = 5.0
     log_level: str = "info"
+    log_sample: float = 1.0
+    metrics: int = -1  # descriptor of the memory to count into, inherited; below 0 nothing is counted
 
     def to_json(self) -> str:
         """Returns the settings on one line."""

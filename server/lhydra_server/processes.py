@@ -7,8 +7,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lhydra_server.config import FleetStatus, WorkerSettings
+from lhydra_server.metrics import Block
 
 COMMAND = (sys.executable, "-P", "-m", "lhydra_server.worker")
 _ENVIRONMENT = {  # one thread budget per worker: must be in the environment before the libraries load
@@ -19,13 +21,26 @@ _ENVIRONMENT = {  # one thread budget per worker: must be in the environment bef
 
 
 class WorkerProcess:
-    """One worker. `look` brings `ready`, `ended` and `error` up to date; `report` is the pipe it will report on."""
+    """One worker. `look` brings `ready`, `ended` and `error` up to date; `report` is the pipe it will report on.
 
-    def __init__(self, command: Sequence[str], settings: WorkerSettings) -> None:
+    block: the memory it counts into, where metrics are asked for.
+    """
+
+    def __init__(self, command: Sequence[str], settings: WorkerSettings, block: Block | None = None) -> None:
         environment = {"GRPC_VERBOSITY": "NONE"} | os.environ | _ENVIRONMENT
+        if block is not None:
+            settings = replace(settings, metrics=block.descriptor)
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, bufsize=0
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            bufsize=0,
+            pass_fds=(block.descriptor,) if block is not None else (),
         )
+        if block is not None:
+            block.handed_over()
+        self._block = block
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._orders, self._reports = self._process.stdin, self._process.stdout
@@ -37,7 +52,7 @@ class WorkerProcess:
         self.pid = self._process.pid
         self.report: int | None = self._reports.fileno()
         self.ready = self.ended = False
-        self.error = ""
+        self.error = self.model_id = ""
         self._write(settings.to_json())
 
     @property
@@ -54,7 +69,9 @@ class WorkerProcess:
             except BlockingIOError:
                 line = None
             if line is not None:
-                self.error = str(json.loads(line)["error"]) if line else self.error
+                if line:
+                    report = json.loads(line)
+                    self.error, self.model_id = str(report["error"]), str(report.get("model_id", ""))
                 self.ready = bool(line) and not self.error
                 self.report = None
         if code is not None and not self.ended:
@@ -63,6 +80,8 @@ class WorkerProcess:
             self.error = self.error or f"worker {self.pid} ended with {how}"
             self._orders.close()
             self._reports.close()
+            if self._block is not None:
+                self._block.end()
 
     def tell(self, status: FleetStatus) -> None:
         """Tells the worker how the fleet is, when that is new to it."""

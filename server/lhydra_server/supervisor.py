@@ -19,6 +19,7 @@ from lhydra.bundle import current_bundle_id
 from lhydra.errors import LhydraError
 from lhydra_server.address import Reservation
 from lhydra_server.config import FleetStatus, ServeSettings, WorkerSettings
+from lhydra_server.metrics import Totals, exposed
 from lhydra_server.processes import COMMAND, WorkerProcess
 
 TICK_S = 0.2  # how often CURRENT is looked at; everything else wakes the loop
@@ -75,6 +76,7 @@ class Supervisor:
         self._refused = ""  # the bundle that could not be served, tried again when CURRENT changes or time has passed
         self._retry = Backoff()
         self._current, self._swap_error = "", ""
+        self._totals = Totals()
         self._signals = 0
         self._woken, self._wake = os.pipe()
 
@@ -85,7 +87,7 @@ class Supervisor:
             LhydraError: the first fleet cannot serve: no bundle, a bad one, port in use.
         """
         self._current = current_bundle_id(self._store)
-        with Reservation(self._settings.host, self._settings.port) as reservation:
+        with Reservation(self._settings.host, self._settings.port) as reservation, self._metrics_shown():
             self._address = reservation.address
             self._listen_to_signals()
             try:
@@ -97,6 +99,10 @@ class Supervisor:
                 self._stop()
         return 0
 
+    def _metrics_shown(self) -> contextlib.AbstractContextManager[None]:
+        host, port = self._settings.host, self._settings.metrics_port
+        return exposed(self._totals, host, port) if port else contextlib.nullcontext()
+
     def _tick(self) -> None:
         for worker in self._all_workers():
             worker.look()
@@ -105,6 +111,7 @@ class Supervisor:
         self._watch_current()
         self._leaving = [worker for worker in self._leaving if not worker.finished(self._stop_s)]
         n_ready = self._serving.n_ready if self._serving else 0
+        self._totals.workers = n_ready
         for worker in self._all_workers():
             worker.tell(FleetStatus(n_ready, self._current, self._swap_error))
 
@@ -120,7 +127,9 @@ class Supervisor:
             fleet.backoff.failed()
             _log.error("worker died: %s", worker.error, extra={"pid": worker.pid, "bundle": fleet.bundle_id})
         if len(fleet.workers) < self._n_workers and fleet.backoff.over:
-            fleet.workers += self._spawn(fleet.bundle_id, self._n_workers - len(fleet.workers)).workers
+            fresh = self._spawn(fleet.bundle_id, self._n_workers - len(fleet.workers)).workers
+            fleet.workers += fresh
+            self._totals.worker_restarts += len(fresh)
 
     def _watch_coming(self) -> None:
         """Moves to the coming fleet when all of it is ready; gives it up when any of it failed."""
@@ -133,6 +142,7 @@ class Supervisor:
                 raise LhydraError(failed.error)
             self._refused, self._swap_error = fleet.bundle_id, failed.error
             self._retry.failed()
+            self._totals.swap_failures += 1
             _log.error("swap failed: %s", failed.error, extra={"bundle": fleet.bundle_id})
             self._give_up_coming()
         elif fleet.n_ready == self._n_workers:
@@ -140,10 +150,13 @@ class Supervisor:
             if self._serving is None:
                 host, port = self._settings.host, self._address.rpartition(":")[2]
                 print(f"serving bundle {fleet.bundle_id} on {host}:{port} with {self._n_workers} workers", flush=True)
+                if self._settings.metrics_port:
+                    print(f"metrics on http://{host}:{self._settings.metrics_port}/metrics", flush=True)
             else:
                 self._dismiss(self._serving.workers)
             _log.info("serving", extra={"bundle": fleet.bundle_id, "workers": self._n_workers, "took_ms": took_ms})
             self._serving, self._coming = fleet, None
+            self._totals.serving = fleet.bundle_id, fleet.workers[0].model_id
             self._refused, self._swap_error, self._retry = "", "", Backoff()
 
     def _watch_current(self) -> None:
@@ -154,6 +167,7 @@ class Supervisor:
             self._current = current_bundle_id(self._store)
         except (LhydraError, OSError) as error:
             if self._swap_error != str(error):
+                self._totals.swap_failures += 1
                 _log.error("CURRENT cannot be read: %s", error)
             self._current, self._swap_error = "", str(error)
             self._give_up_coming()
@@ -191,9 +205,12 @@ class Supervisor:
             max_in_flight=self._settings.max_in_flight,
             connection_age_s=self._settings.connection_age_s,
             log_level=self._log_level,
+            log_sample=self._settings.log_sample,
         )
         count = self._n_workers if n_workers is None else n_workers
-        return Fleet(bundle_id, [WorkerProcess(self._command, settings) for _ in range(count)])
+        counting = bool(self._settings.metrics_port)
+        blocks = [self._totals.block(bundle_id) if counting else None for _ in range(count)]
+        return Fleet(bundle_id, [WorkerProcess(self._command, settings, block) for block in blocks])
 
     def _all_workers(self) -> list[WorkerProcess]:
         fleets = [fleet for fleet in (self._serving, self._coming) if fleet is not None]
