@@ -366,9 +366,7 @@ class FeatureSpec:
                 out[i, : len(known)] = known
         return out
 
-    def _shares(
-        self, column: str, track_ids: I64, owner: I64, weight: F32, total: F32
-    ) -> npt.NDArray[np.float64]:
+    def _shares(self, column: str, track_ids: I64, owner: I64, weight: F32, total: F32) -> npt.NDArray[np.float64]:
         """(n, size) share of each user's listening by value of an id column; column 0 (unknown) is left empty.
 
         track_ids (m, ct), owner (m,) and weight (m,) by history entry; total (n,).

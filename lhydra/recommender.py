@@ -91,9 +91,7 @@ class Recommender:
             raise answer
         return answer
 
-    def recommend_many(
-        self, asked: Sequence[tuple[Query, Callable[[], None]]]
-    ) -> list[Recommendation | Exception]:
+    def recommend_many(self, asked: Sequence[tuple[Query, Callable[[], None]]]) -> list[Recommendation | Exception]:
         """Answers up to TOGETHER queries; each gets what `recommend` returns or raises, whatever becomes of the others.
 
         A stage that was gone through together counts for each with its share of the time.

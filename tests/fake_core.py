@@ -1,10 +1,11 @@
 """A small catalogue and a recommender without a model: the server's laws are tested against it exactly."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from lhydra.catalog import Texts
 from lhydra.domain import (
     F32,
     I64,
@@ -12,11 +13,13 @@ from lhydra.domain import (
     Hashes,
     Query,
     Recommendation,
+    Repeat,
     Tier,
     UserState,
     track_hashes,
 )
-from lhydra_server.service import Served
+from lhydra_protos.v1.wire import track_part
+from lhydra_server.service import Asked, Served
 
 HALF = np.float32(0.5)
 
@@ -31,14 +34,18 @@ class FakeCatalog:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def track_ids(self, rows: I64) -> list[str]:
-        return [self.ids[row] for row in rows]
+    def title(self, row: int) -> str:
+        return f"Title {row}" if row % 3 else ""
 
-    def titles(self, rows: I64) -> list[str]:
-        return [f"Title {row}" if row % 3 else "" for row in rows]
+    def artist(self, row: int) -> str:
+        return f"Artist {row % 7}" if row % 3 else ""
 
-    def artists(self, rows: I64) -> list[str]:
-        return [f"Artist {row % 7}" if row % 3 else "" for row in rows]
+    def replies(self) -> Texts:
+        parts = [
+            track_part(name.encode(), self.title(row).encode(), self.artist(row).encode())
+            for row, name in enumerate(self.ids)
+        ]
+        return Texts(np.frombuffer(b"".join(parts), np.uint8), np.cumsum([0, *map(len, parts)]))
 
     def rows(self, hashes: Hashes) -> I64:
         return np.array([self._row_of.get(track, -1) for track in hashes.tolist()], np.int64)
@@ -53,16 +60,26 @@ class FakeRecommender:
     queries: list[Query] = field(default_factory=list)
     between: Callable[[Callable[[], None]], None] = lambda check: None
 
+    def recommend_many(self, asked: Sequence[Asked]) -> list[Recommendation | Exception]:
+        answers: list[Recommendation | Exception] = []
+        for query, check in asked:
+            try:
+                answers.append(self.recommend(query, check))
+            except Exception as error:
+                answers.append(error)
+        return answers
+
     def recommend(self, query: Query, check: Callable[[], None] = lambda: None) -> Recommendation:
         self.queries.append(query)
         self.between(check)
         check()
         rows = np.arange(len(self.catalog))
-        rows = rows[~np.isin(track_hashes(self.catalog.ids), query.exclude)]
+        out = query.exclude if query.repeat is Repeat.ALLOW else np.union1d(query.exclude, query.state.heard)
+        rows = rows[~np.isin(track_hashes(self.catalog.ids), out)]
         scores: F32 = ((7 * rows) % 10 / 10).astype(np.float32)
         best = rows[np.lexsort((rows, -scores))][: query.k]  # row order is id order here
         chosen = scores[np.searchsorted(rows, best)]
-        stage_us = {stage: 10 for stage in STAGES if stage != "lookup"}
+        stage_us = {stage: 10 for stage in STAGES if stage not in ("queue", "lookup")}
         return Recommendation(
             best, chosen, chosen + chosen, chosen * HALF, best, chosen * HALF, tier_of(query), stage_us
         )
@@ -81,7 +98,7 @@ def tier_of(query: Query) -> Tier:
 def served(bundle_id: str = "b-1", n: int = 100) -> Served:
     """Returns a fake bundle in the form the service takes."""
     catalog = FakeCatalog(n)
-    return Served(bundle_id, "m-1", 8, "Flat", FakeRecommender(catalog), catalog)
+    return Served(bundle_id, "m-1", 8, "Flat", FakeRecommender(catalog), catalog, catalog.replies())
 
 
 def expected_ids(n: int, k: int, without: set[str] | frozenset[str] = frozenset()) -> list[str]:

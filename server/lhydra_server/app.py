@@ -1,20 +1,22 @@
 """The gRPC side of a worker: one server with the API, health and reflection, bound to a shared port."""
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from lhydra.logs import AccessLog
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.address import count_connections, stop_listening
-from lhydra_server.interceptors import refused_stream, unary
+from lhydra_server.interceptors import Around, Door, Pool
+from lhydra_server.metrics import Metrics, NoMetrics
 from lhydra_server.service import RecommenderService
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Recommender"].full_name
-THREADS = 4  # the heavy steps release the interpreter lock; more threads would only wait in line
+THREADS = 64  # of calls that wait for a turn together, or for the user store; they sleep
 MAX_REQUEST_BYTES = 2**20
+NO_METRICS, ACCESS_LOG = NoMetrics(), AccessLog(name="lhydra_server.calls")
 
 
 class Listener:
@@ -26,26 +28,36 @@ class Listener:
     """
 
     def __init__(
-        self, service: RecommenderService, address: str, *, max_in_flight: int, connection_age_s: float = 5.0
+        self,
+        service: RecommenderService,
+        address: str,
+        *,
+        max_in_flight: int,
+        connection_age_s: float = 5.0,
+        metrics: Metrics = NO_METRICS,
+        access_log: AccessLog = ACCESS_LOG,
     ) -> None:
         self._connection_age_s = connection_age_s
+        around = Around(metrics, access_log)
         methods = {
-            "Recommend": unary("Recommend", pb.RecommendRequest, service.Recommend),
-            "SimilarTracks": unary("SimilarTracks", pb.SimilarTracksRequest, service.SimilarTracks),
-            "RecordPlays": unary("RecordPlays", pb.RecordPlaysRequest, service.RecordPlays),
-            "Explain": unary("Explain", pb.ExplainRequest, service.Explain),
-            "RecommendMany": refused_stream("RecommendMany"),
-            "GetStatus": unary("GetStatus", pb.GetStatusRequest, service.GetStatus),
+            "Recommend": around.unary("Recommend", pb.RecommendRequest, service.Recommend),
+            "SimilarTracks": around.unary("SimilarTracks", pb.SimilarTracksRequest, service.SimilarTracks),
+            "RecordPlays": around.unary("RecordPlays", pb.RecordPlaysRequest, service.RecordPlays),
+            "Explain": around.unary("Explain", pb.ExplainRequest, service.Explain),
+            "RecommendMany": around.refused_stream("RecommendMany"),
+            "GetStatus": around.unary("GetStatus", pb.GetStatusRequest, service.GetStatus),
         }
+        pool = Pool(min(max_in_flight, THREADS), metrics.in_flight)
+        by_path = {f"/{SERVICE}/{name}": handler for name, handler in methods.items()}
+        refusal = around.overloaded(lambda: service.retry_after_ms(pool.in_flight))
         self._server = grpc.server(
-            ThreadPoolExecutor(THREADS, thread_name_prefix="call"),
-            handlers=[grpc.method_handlers_generic_handler(SERVICE, methods)],
+            pool,
+            handlers=[Door(by_path, pool, max_in_flight, refusal)],
             options=[
                 ("grpc.so_reuseport", 1),
                 ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
                 ("grpc.max_connection_age_ms", int(connection_age_s * 1000)),
             ],
-            maximum_concurrent_rpcs=max_in_flight,
         )
         self._health = health.HealthServicer()
         for name in ("", SERVICE):

@@ -3,24 +3,34 @@
 import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from lhydra import __version__
+from lhydra.catalog import Texts
 from lhydra.domain import I64, Hashes, Query, Recommendation, UserState, track_hashes
 from lhydra.errors import FeatureError, InvalidRequest, Unsupported, UserStoreError
+from lhydra.filters import NO_COLUMNS, FilterColumns
+from lhydra.recommender import TOGETHER
 from lhydra.timing import timed
 from lhydra.user_record import user_tag
 from lhydra.users import UserStore
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.config import FleetStatus
 from lhydra_server.interceptors import Call
-from lhydra_server.translate import Named, check_recommend, to_plays, to_query, to_response
+from lhydra_server.metrics import Metrics, NoMetrics
+from lhydra_server.replies import reply
+from lhydra_server.translate import check_recommend, to_plays, to_query
+from lhydra_server.turns import Turns
 
+NO_METRICS = NoMetrics()
 _log = logging.getLogger(__name__)
+
+
+Asked = tuple[Query, Callable[[], None]]  # and what is called between stages, and may raise
 
 
 class Recommends(Protocol):
@@ -28,11 +38,11 @@ class Recommends(Protocol):
 
     depth: int
 
-    def recommend(self, query: Query, check: Callable[[], None] = ...) -> Recommendation:
-        """Returns the answer to `query`; `check` is called between stages and may raise."""
+    def recommend_many(self, asked: Sequence[Asked]) -> list[Recommendation | Exception]:
+        """Returns the answer to each query, or what stopped it."""
 
 
-class Tracks(Named, Protocol):
+class Tracks(Protocol):
     """What the service needs of a catalog."""
 
     def __len__(self) -> int: ...
@@ -51,6 +61,9 @@ class Served:
     index_recipe: str
     recommender: Recommends
     catalog: Tracks
+    replies: Texts  # each track's part of a reply
+    filters: FilterColumns = NO_COLUMNS
+    genre: str | None = None  # the column that `Filter.genres` is about
 
 
 class RecommenderService:
@@ -60,40 +73,61 @@ class RecommenderService:
     """
 
     def __init__(
-        self, served: Served, users: UserStore, *, max_k: int, fleet: Callable[[], FleetStatus] = FleetStatus
+        self,
+        served: Served,
+        users: UserStore,
+        *,
+        max_k: int,
+        fleet: Callable[[], FleetStatus] = FleetStatus,
+        metrics: Metrics = NO_METRICS,
     ) -> None:
-        self._served, self._users, self._max_k, self._fleet = served, users, max_k, fleet
+        self._served, self._users, self._max_k, self._fleet, self._metrics = served, users, max_k, fleet, metrics
+        self._turns: Turns[Asked, Recommendation | Exception] = Turns(
+            served.recommender.recommend_many, TOGETHER, self._begun
+        )
         self._started_s = time.monotonic()
         self._count = itertools.count(1)
         self._answered = 0
 
-    def Recommend(self, request: pb.RecommendRequest, call: Call) -> pb.RecommendResponse:
-        """Tracks for a user, best first."""
-        served, stage_us = self._served, dict[str, int]()
+    def Recommend(self, request: pb.RecommendRequest, call: Call) -> bytes:
+        """Tracks for a user, best first: a RecommendResponse."""
+        served, stage_us = self._served, call.stage_us
         call.notes |= {"bundle": served.bundle_id, "user": user_tag(request.user_id), "stage_us": stage_us}
         check_recommend(request, self._max_k)
-        with timed("lookup", into=stage_us):
-            stored, degraded = self._look_up(request.user_id, call)
-            query = to_query(request, stored)
-        try:
-            found = served.recommender.recommend(query, call.check)
-        except FeatureError as error:
-            if request.profile.columns:
-                raise InvalidRequest("profile", str(error), "values that fit the features") from None
-            raise
+        with timed("lookup", stage_us):
+            stored = self._look_up(request.user_id, call)
+            query = to_query(request, stored, served.filters.names, served.genre)
+        call.check()
+        found, took_us = self._turns.answer((query, call.check))
+        if isinstance(found, FeatureError) and request.profile.columns:
+            raise InvalidRequest("profile", str(found), "values that fit the features") from None
+        if isinstance(found, Exception):
+            raise found
         stage_us |= found.stage_us
-        call.notes |= {"tier": found.tier.label, "k": request.k}
-        reply = to_response(found, served.catalog, stage_us, bundle_id=served.bundle_id, request_id=call.request_id)
-        reply.degraded.extend(degraded)
+        stage_us["queue"] = max(0, took_us - sum(found.stage_us.values()))
+        call.tier, call.short = found.tier.label, len(found.rows) < request.k
+        call.notes |= {"tier": call.tier, "k": request.k}
         self._answered = next(self._count)
-        return reply
+        return reply(
+            found,
+            served.replies,
+            stage_us,
+            bundle_id=served.bundle_id,
+            degraded=call.degraded,
+            request_id=call.request_id,
+        )
 
     def RecordPlays(self, request: pb.RecordPlaysRequest, call: Call) -> pb.RecordPlaysResponse:
         """Appends plays to users' histories."""
         plays = to_plays(request)
-        fresh = self._users.record(plays)
+        try:
+            fresh = self._users.record(plays)
+        except UserStoreError:
+            self._metrics.user_store_error()
+            raise
         tracks = track_hashes(play.track_id for play, new in zip(plays, fresh, strict=True) if new)
         recorded = sum(fresh)
+        self._metrics.plays(recorded)
         call.notes |= {"recorded": recorded, "duplicates": len(plays) - recorded}
         self._answered = next(self._count)
         return pb.RecordPlaysResponse(
@@ -130,10 +164,20 @@ class RecommenderService:
         """Why a track is in a user's list, or why it is not."""
         raise Unsupported("Explain: this version does not answer it")
 
-    def _look_up(self, user_id: str, call: Call) -> tuple[UserState | None, list[str]]:
-        """The stored state and reasons why it is less than it could be: a lost store lowers the tier, no more."""
+    def retry_after_ms(self, in_flight: int) -> int:
+        """Returns when it is worth trying again, with so many calls in flight: when they will have been answered."""
+        return max(1, round(in_flight * self._turns.mean_us / 1000))
+
+    def _begun(self, size: int, behind: int) -> None:
+        self._metrics.batch(size)
+        self._metrics.queue(behind)
+
+    def _look_up(self, user_id: str, call: Call) -> UserState | None:
+        """The stored state; a lost store lowers the tier of the answer, no more."""
         try:
-            return self._users.get(user_id), []
+            return self._users.get(user_id)
         except UserStoreError as error:
+            self._metrics.user_store_error()
             _log.error("answered without the user store: %s", error, extra={"request_id": call.request_id})
-            return None, ["user_store"]
+            call.degraded.append("user_store")
+            return None

@@ -4,17 +4,14 @@ import math
 import time
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 import numpy as np
 
 from lhydra.domain import (
-    I64,
-    STAGES,
     Hashes,
     Play,
     Query,
-    Recommendation,
+    Repeat,
     UserState,
     Value,
     make_history,
@@ -23,26 +20,15 @@ from lhydra.domain import (
 from lhydra.errors import InvalidRequest, Unsupported
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.config import MAX_DEPTH
+from lhydra_server.filters import to_conditions
 
 MAX_ID_CHARS = 256
 MAX_EVENT_CHARS = 128
 MAX_EXCLUDED = 10_000
 MAX_ENTRIES = 10_000
 MAX_PLAYS = 1_000
+NOBODY = UserState()  # nothing is known of
 CLOCK_SKEW_S = 86_400  # a timestamp may be ahead of our clock by so much
-
-
-class Named(Protocol):
-    """What the answer needs of a catalog."""
-
-    def track_ids(self, rows: I64) -> list[str]:
-        """Returns the ids of `rows`."""
-
-    def titles(self, rows: I64) -> list[str]:
-        """Returns the titles of `rows`, empty where there is none."""
-
-    def artists(self, rows: I64) -> list[str]:
-        """Returns the artists of `rows`, empty where there is none."""
 
 
 def check_recommend(request: pb.RecommendRequest, max_k: int) -> None:
@@ -64,54 +50,41 @@ def check_recommend(request: pb.RecommendRequest, max_k: int) -> None:
     if request.repeat_policy not in pb.RepeatPolicy.values():
         raise InvalidRequest("repeat_policy", request.repeat_policy, "a known policy")
     unanswered = {
-        "filter": request.filter.ByteSize() > 0,
         "diversity": request.diversity.ByteSize() > 0,
         "explain": request.explain,
-        "repeat_policy DECAY": request.repeat_policy == pb.REPEAT_POLICY_DECAY,
     }
     for field, is_set in unanswered.items():
         if is_set:
             raise Unsupported(f"{field}: this version does not answer it")
 
 
-def to_query(request: pb.RecommendRequest, stored: UserState | None) -> Query:
+def to_query(
+    request: pb.RecommendRequest, stored: UserState | None, columns: Mapping[str, str], genre: str | None
+) -> Query:
     """Returns the query for a checked request.
 
     The stored state wins: the request's profile fills columns the store does not have, its history counts
     where the store has none. Every track named in either history is heard.
+    columns: those that can be filtered on, and their kinds; genre: the one that holds genres.
+
+    Raises:
+        InvalidRequest: a filter that the columns cannot answer.
     """
     given = _given_state(request)
-    state = given
-    if stored is not None:
+    state = given if stored is None else stored
+    if stored is not None and given is not NOBODY:
         history = stored.history if len(stored.history) else given.history
-        state = UserState({**given.profile, **stored.profile}, history, _union(stored.heard, given.heard))
-    exclude = np.unique(track_hashes(request.exclude_track_ids))
-    if request.repeat_policy != pb.REPEAT_POLICY_ALLOW:
-        exclude = _union(exclude, state.heard)
-    return Query(request.k, state, stored is not None, exclude, request.depth)
-
-
-def to_response(
-    found: Recommendation, catalog: Named, stage_us: Mapping[str, int], *, bundle_id: str, request_id: str
-) -> pb.RecommendResponse:
-    """Returns the reply: tracks best first, every stage in order."""
-    rows = found.rows
-    columns = (
-        catalog.track_ids(rows),
-        found.scores.tolist(),
-        found.retrieval_scores.tolist(),
-        catalog.titles(rows),
-        catalog.artists(rows),
-    )
-    return pb.RecommendResponse(
-        tracks=[
-            pb.ScoredTrack(track_id=track_id, score=score, retrieval_score=cosine, title=title, artist=artist)
-            for track_id, score, cosine, title, artist in zip(*columns, strict=True)
-        ],
-        bundle_id=bundle_id,
-        tier=pb.Tier.ValueType(found.tier),
-        stages=[pb.Stage(name=name, took_us=stage_us.get(name, 0)) for name in STAGES],
-        request_id=request_id,
+        heard = _union(stored.heard, given.heard)
+        state = UserState({**given.profile, **stored.profile}, history, heard, stored.skipped)
+    return Query(
+        request.k,
+        state,
+        stored is not None,
+        track_hashes(request.exclude_track_ids),
+        request.depth,
+        Repeat(request.repeat_policy or Repeat.EXCLUDE),
+        to_conditions(request.filter, columns, genre) if request.HasField("filter") else (),
+        int(time.time()),
     )
 
 
@@ -142,7 +115,7 @@ def _to_play(play: pb.Play, now: int) -> Play:
 def _given_state(request: pb.RecommendRequest) -> UserState:
     """What the request itself says about the user."""
     if not (request.HasField("history") or request.HasField("profile")):
-        return UserState()
+        return NOBODY
     entries: Sequence[pb.HistoryEntry] = request.history.entries
     tracks = track_hashes(entry.track_id for entry in entries)
     history = make_history(tracks, [entry.count or 1.0 for entry in entries], [entry.timestamp_s for entry in entries])

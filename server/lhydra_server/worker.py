@@ -2,7 +2,7 @@
 
 stdin   one line of WorkerSettings, then a line of FleetStatus whenever it changes; its end means that the
         supervisor is gone, and stops the worker.
-stdout  one line when ready, or when that has failed: {"error": ""} or {"error": "why"}.
+stdout  one line when ready, or when that has failed: {"error": "" or why, "model_id": …}.
 stderr  logs.
 """
 
@@ -21,11 +21,13 @@ from pathlib import Path
 from lhydra import logs
 from lhydra.bundle import Bundle
 from lhydra.errors import LhydraError
+from lhydra.logs import AccessLog
 from lhydra.recommender import Recommender
 from lhydra.timing import timed
 from lhydra.users import open_users
 from lhydra_server.app import Listener
 from lhydra_server.config import FleetStatus, WorkerSettings
+from lhydra_server.metrics import Metrics
 from lhydra_server.service import RecommenderService, Served
 
 NOTICE_S = 0.3  # between NOT_SERVING and leaving: whoever watches health has moved on by then
@@ -40,7 +42,18 @@ def open_served(settings: WorkerSettings) -> Served:
     recommender.warm_up()
     manifest = bundle.manifest
     assert manifest is not None  # what lies in a store has one
-    return Served(bundle.bundle_id, manifest.model_id, manifest.dim, manifest.recipe, recommender, bundle.catalog)
+    assert bundle.replies is not None
+    return Served(
+        bundle.bundle_id,
+        manifest.model_id,
+        manifest.dim,
+        manifest.recipe,
+        recommender,
+        bundle.catalog,
+        bundle.replies,
+        bundle.filters,
+        bundle.spec.genre,
+    )
 
 
 def run(load: Callable[[WorkerSettings], Served] = open_served) -> int:
@@ -57,11 +70,14 @@ def run(load: Callable[[WorkerSettings], Served] = open_served) -> int:
         with _held_logs(), timed("worker.start"):
             served = load(settings)
             users = open_users(settings.users, Path(settings.store), sync_s=settings.users_sync_s)
+            metrics = Metrics.open(settings.metrics)
             listener = Listener(
-                RecommenderService(served, users, max_k=settings.max_k, fleet=lambda: fleet),
+                RecommenderService(served, users, max_k=settings.max_k, fleet=lambda: fleet, metrics=metrics),
                 settings.address,
                 max_in_flight=settings.max_in_flight,
                 connection_age_s=settings.connection_age_s,
+                metrics=metrics,
+                access_log=AccessLog(settings.log_sample, name="lhydra_server.calls"),
             )
             gc.collect()
             gc.freeze()  # what is loaded stays: the collector need not walk through it again
@@ -80,7 +96,7 @@ def run(load: Callable[[WorkerSettings], Served] = open_served) -> int:
         os.write(wake, b".")
 
     threading.Thread(target=listen, name="supervisor", daemon=True).start()
-    _report(report, "")
+    _report(report, "", served.model_id)
     os.read(woken, 1)
     listener.drain(NOTICE_S)
     listener.stop(GRACE_S)
@@ -102,9 +118,9 @@ def _held_logs() -> Iterator[None]:
         root.handlers[:] = handlers
 
 
-def _report(descriptor: int, error: str) -> None:
+def _report(descriptor: int, error: str, model_id: str = "") -> None:
     try:
-        os.write(descriptor, json.dumps({"error": error}).encode() + b"\n")
+        os.write(descriptor, json.dumps({"error": error, "model_id": model_id}).encode() + b"\n")
     except BrokenPipeError:
         _log.warning("the supervisor is gone")  # stdin says so too
     os.close(descriptor)
