@@ -1,0 +1,201 @@
+"""How the columns that `lhydra.filters` reads are written: whole from a table of tracks, or with tracks inserted.
+
+Both give the same bytes for the same tracks. A column is written on its own: what is in memory at a time is the rows
+of one column, four bytes each, and its distinct values.
+"""
+
+import json
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lhydra.catalog import Texts
+from lhydra.domain import I64
+from lhydra.filters import NUMBERS, WORDS, FilterColumns, Numbers, Words, file_names, place
+from lhydra.timing import timed
+
+I32 = npt.NDArray[np.int32]
+BATCH = 1 << 17  # tracks read at a time
+
+
+@timed("filters.write")
+def write_columns(folder: Path, tracks: Path, kinds: Mapping[str, str]) -> list[str]:
+    """Writes the columns of a Parquet table of tracks into `folder`; returns the names of the files.
+
+    kinds: the columns of the table and their kinds; text cannot be filtered on, and is left out.
+    """
+    with pq.ParquetFile(tracks) as file:
+        n = file.metadata.num_rows
+        names = _names(kinds)
+        for i, (name, kind) in enumerate(names.items()):
+            batches = (batch[name] for batch in file.iter_batches(BATCH, columns=[name]))
+            if kind in WORDS:
+                _save_words(folder, i, _group(batches, folder))
+            else:
+                numbers = [_numbers(batch) for batch in batches]
+                _save_numbers(folder, i, np.concatenate([np.empty(0), *numbers]))
+    return _finish(folder, n, names)
+
+
+@timed("filters.insert")
+def insert_columns(old: Path, folder: Path, tracks: pa.Table, at: I64) -> list[str]:
+    """Writes the columns in `old` into `folder` with `tracks`, m rows, inserted; returns the names of the files.
+
+    at: (m,) ascending, the row of `old` that each track comes before. A column that `tracks` lacks is not known of
+    them.
+    """
+    was = FilterColumns.open(old)
+    rows = np.arange(was.n)
+    moved = (rows + np.searchsorted(at, rows, side="right")).astype(np.int32)
+    own = (at + np.arange(len(at))).astype(np.int32)
+    for i, (name, column) in enumerate(was.columns.items()):
+        values = tracks[name].combine_chunks() if name in tracks.column_names else pa.nulls(len(at))
+        if isinstance(column, Numbers):
+            _save_numbers(folder, i, np.insert(column.values.astype(np.float64), at, _numbers(values)))
+        else:
+            kept = Words(column.texts, column.offsets, moved[column.rows])
+            _save_words(folder, i, _joined(kept, _group([values], folder), own))
+    return _finish(folder, was.n + len(at), dict(was.names))
+
+
+def _group(batches: Iterable[pa.Array], folder: Path) -> Words:
+    """The rows of a column by value. Values are numbered batch by batch, and anew once all of them are known."""
+    dictionaries: list[pa.Array] = []
+    sizes: list[int] = []
+    start = 0
+    with tempfile.TemporaryFile(dir=folder) as spilled:
+        for batch in batches:
+            values, rows = _values(batch)
+            encoded = values.dictionary_encode()
+            dictionaries.append(encoded.dictionary)
+            sizes.append(len(values))
+            encoded.indices.to_numpy().astype(np.int32, copy=False).tofile(spilled)
+            (rows + start).astype(np.int32).tofile(spilled)
+            start += len(batch)
+        known = pa.concat_arrays(dictionaries or [pa.array([], pa.large_string())]).dictionary_encode()
+        order = pc.sort_indices(known.dictionary).to_numpy()  # by bytes
+        number = np.empty(len(order), np.int64)
+        number[order] = np.arange(len(order))
+        code = np.split(number[known.indices.to_numpy()], np.cumsum([len(part) for part in dictionaries])[:-1])
+
+        def entries() -> Iterator[tuple[I64, I32]]:
+            spilled.seek(0)
+            for codes, size in zip(code, sizes, strict=False):
+                yield codes[_back(spilled, size)], _back(spilled, size)
+
+        counts = np.zeros(len(order), np.int64)
+        for codes, _ in entries():
+            counts += np.bincount(codes, minlength=len(order))
+        offsets = _offsets(counts)
+        return Words(_texts(known.dictionary.take(pa.array(order))), offsets, _by_code(entries, offsets))
+
+
+def _by_code(entries: Callable[[], Iterator[tuple[I64, I32]]], offsets: I64) -> I32:
+    """The rows of the entries, those of a code together and in the order they come in."""
+    out = np.empty(offsets[-1], np.int32)
+    free = offsets[:-1].copy()
+    for codes, rows in entries():
+        order = np.argsort(codes, kind="stable")
+        codes = codes[order]
+        first = np.flatnonzero(np.diff(codes, prepend=-1))
+        sizes = np.diff(first, append=len(codes))
+        out[np.repeat(free[codes[first]] - first, sizes) + np.arange(len(codes))] = rows[order]
+        free[codes[first]] += sizes
+    return out
+
+
+def _joined(old: Words, new: Words, own: I32) -> Words:
+    """Both columns in one; `own`: (m,) the rows that those of `new` become, none of which is in `old`."""
+    words = [new.texts.data[a:b].tobytes() for a, b in zip(new.texts.offsets, new.texts.offsets[1:], strict=False)]
+    at = np.array([place(old.texts, word) for word in words], np.int64)
+    known = np.array([_is(old.texts, i, word) for i, word in zip(at, words, strict=True)], bool)
+    fresh = at[~known]
+    texts = _inserted(old.texts, fresh, [word for word, there in zip(words, known, strict=True) if not there])
+    code = at + np.cumsum(~known) - ~known  # of each new word: those before it, old and fresh
+    counts = np.insert(np.diff(old.offsets), fresh, 0)
+    offsets = _offsets(counts)
+    added = np.diff(new.offsets)
+    codes, rows = np.repeat(code, added), own[new.rows]
+    low, high = offsets[codes], offsets[codes + 1]
+    while len(open_ := np.flatnonzero(low < high)):  # where each row belongs among those of its value
+        middle = (low[open_] + high[open_]) // 2
+        before = old.rows[middle] < rows[open_]
+        low[open_] = np.where(before, middle + 1, low[open_])
+        high[open_] = np.where(before, high[open_], middle)
+    counts[code] += added
+    return Words(texts, _offsets(counts), np.insert(old.rows, low, rows))
+
+
+def _inserted(texts: Texts, at: I64, words: list[bytes]) -> Texts:
+    """`texts` with `words`, ascending, each before the text `at`."""
+    lengths = np.array([len(word) for word in words], np.int64)
+    data = np.insert(texts.data, np.repeat(texts.offsets[at], lengths), np.frombuffer(b"".join(words), np.uint8))
+    return Texts(data, _offsets(np.insert(np.diff(texts.offsets), at, lengths)))
+
+
+def _is(texts: Texts, i: int, word: bytes) -> bool:
+    return i < len(texts.offsets) - 1 and texts.data[texts.offsets[i] : texts.offsets[i + 1]].tobytes() == word
+
+
+def _values(batch: pa.Array) -> tuple[pa.Array, I64]:
+    """The texts in a batch of a column, missing ones left out, and the row of each in the batch."""
+    rows = np.arange(len(batch))
+    if pa.types.is_list(batch.type) or pa.types.is_large_list(batch.type):
+        lengths = pc.list_value_length(batch).fill_null(0).to_numpy()
+        rows, batch = np.repeat(rows, lengths), pc.list_flatten(batch)  # which passes over what null lists lie over
+    there = batch.is_valid()
+    return batch.filter(there).cast(pa.large_string()), rows[there.to_numpy(zero_copy_only=False)]
+
+
+def _numbers(batch: pa.Array) -> npt.NDArray[np.float64]:
+    numbers: npt.NDArray[np.float64] = batch.cast(pa.float64()).to_numpy(zero_copy_only=False)  # null becomes NaN
+    return numbers
+
+
+def _texts(array: pa.Array) -> Texts:
+    """An array of large_string, as it lies in memory."""
+    if not len(array):
+        return Texts.of(())
+    _, offsets, data = array.buffers()
+    offsets = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
+    return Texts(np.frombuffer(data or b"", np.uint8)[offsets[0] : offsets[-1]], offsets - offsets[0])
+
+
+def _offsets(lengths: I64) -> I64:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+
+
+def _back(file: IO[bytes], size: int) -> I32:
+    return np.frombuffer(file.read(4 * size), np.int32)
+
+
+def _names(kinds: Mapping[str, str]) -> dict[str, str]:
+    return {name: kinds[name] for name in sorted(kinds) if kinds[name] in (*WORDS, *NUMBERS)}
+
+
+def _save_words(folder: Path, i: int, words: Words) -> None:
+    np.save(folder / f"filter{i}_words.npy", words.texts.data)
+    np.save(folder / f"filter{i}_words_offsets.npy", words.texts.offsets)
+    np.save(folder / f"filter{i}_offsets.npy", words.offsets)
+    np.save(folder / f"filter{i}_rows.npy", words.rows)
+
+
+def _save_numbers(folder: Path, i: int, numbers: npt.NDArray[np.float64]) -> None:
+    """In half the width where nothing is lost: years and lengths are whole numbers."""
+    with np.errstate(over="ignore"):
+        half = numbers.astype(np.float32)
+    np.save(folder / f"filter{i}.npy", half if np.array_equal(half, numbers, equal_nan=True) else numbers)
+
+
+def _finish(folder: Path, n: int, names: dict[str, str]) -> list[str]:
+    document: dict[str, Any] = {"tracks": n, "columns": names}
+    text = json.dumps(document, ensure_ascii=False, indent=2, sort_keys=True) + "\n"
+    (folder / "filters.json").write_text(text, encoding="utf-8")
+    return file_names(folder)

@@ -1,0 +1,239 @@
+"""Filters: which tracks of a bundle a request allows, by the columns that describe them.
+
+    filters.json                      how many tracks there are, and the columns with their kinds
+    filter<i>_words.npy               categorical, multi: the values there are, ascending by their bytes
+    filter<i>_rows.npy                    and the rows that have each, value after value, ascending
+    filter<i>.npy                     numeric, year: a number per row, NaN where it is not known
+
+<i> is the place of the column among the names, in order. Asking for a value costs what its rows cost: the files are
+mapped, and nothing is read of values that nobody asks for. Written by `lhydra.filter_files`.
+"""
+
+import bisect
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lhydra import files
+from lhydra.catalog import Texts
+from lhydra.domain import I64
+from lhydra.errors import BundleCorrupt, InvalidRequest, complain
+
+Mask = npt.NDArray[np.bool_]
+WORDS, NUMBERS = ("categorical", "multi"), ("numeric", "year")  # the kinds of columns that can be filtered on
+_PARTS = {"categorical": ("_words", "_words_offsets", "_offsets", "_rows"), "numeric": ("",)}
+_PARTS |= {"multi": _PARTS["categorical"], "year": _PARTS["numeric"]}
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What one column must say of a track; at least one thing is set, and all that is set holds.
+
+    A track of which the column says nothing has none of the values, and no number.
+    """
+
+    column: str
+    any_of: tuple[str, ...] = ()  # at least one of these values
+    all_of: tuple[str, ...] = ()  # every one of them
+    none_of: tuple[str, ...] = ()  # none of them
+    min: float | None = None  # inclusive, like max
+    max: float | None = None
+    where: str = field(default="filter.", compare=False)  # for errors: the field, or what comes before its last name
+
+    def __post_init__(self) -> None:
+        for name in ("any_of", "all_of", "none_of"):
+            object.__setattr__(self, name, tuple(sorted(set(getattr(self, name)))))
+
+    def at(self, part: str) -> str:
+        """Returns what the request calls `part`, one of the names of this class."""
+        return self.where + part if self.where.endswith(".") else self.where
+
+
+def normalised(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
+    """Returns the conditions, which hold together, such that the same ones are equal in any order."""
+    return tuple(sorted(dict.fromkeys(conditions), key=_order))
+
+
+def check(conditions: Iterable[Condition], names: Mapping[str, str]) -> None:
+    """Raises InvalidRequest, naming the field, when columns of these names and kinds cannot answer the conditions."""
+    for condition in conditions:
+        if condition.column not in names:
+            some = ", ".join(sorted(names)) or "this bundle has none"
+            raise InvalidRequest(condition.at("column"), repr(condition.column), f"a column to filter on ({some})")
+        kind = names[condition.column]
+        bounds = {name: bound for name in ("min", "max") if (bound := getattr(condition, name)) is not None}
+        texts = {name: found for name in ("any_of", "all_of", "none_of") if (found := getattr(condition, name))}
+        if not (bounds or texts):
+            expected = "one of any_of, all_of, none_of, min, max"
+            raise InvalidRequest(condition.where.rstrip("."), "a condition that asks for nothing", expected)
+        for name, bound in bounds.items():
+            if kind not in NUMBERS:
+                found = f"{bound:.10g} for {condition.column}, which is {kind}"
+                raise InvalidRequest(condition.at(name), found, "a bound of a column of numbers")
+            if not math.isfinite(bound):
+                raise InvalidRequest(condition.at(name), bound, "a finite number")
+        if len(bounds) == 2 and bounds["min"] > bounds["max"]:
+            raise InvalidRequest(condition.at("min"), f"{bounds['min']:.10g}", f"at most max, {bounds['max']:.10g}")
+        for name, values in texts.items() if kind in NUMBERS else ():
+            for text in values:
+                if _number(text) is None:
+                    raise InvalidRequest(condition.at(name), repr(text), f"numbers, as {condition.column} is {kind}")
+
+
+@dataclass(frozen=True)
+class Words:
+    """A column of values: value i of w, ascending by its bytes, is had by rows[offsets[i]:offsets[i + 1]]."""
+
+    texts: Texts  # (w,)
+    offsets: I64  # (w + 1,)
+    rows: npt.NDArray[np.int32]
+
+    def having(self, n: int, values: Iterable[str]) -> Mask:
+        """Whether each of `n` rows has one of the values, (n,)."""
+        found = np.zeros(n, bool)
+        for value in values:
+            word = value.encode(errors="surrogatepass")
+            i = place(self.texts, word)
+            if i < len(self.offsets) - 1 and _word(self.texts, i) == word:
+                found[self.rows[self.offsets[i] : self.offsets[i + 1]].astype(np.int64)] = (
+                    True  # int32 takes twice as long
+                )
+        return found
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A column of numbers, exact in the type they are kept in."""
+
+    values: npt.NDArray[Any]  # (n,) float32 or float64, NaN where unknown
+
+    def having(self, n: int, values: Iterable[str]) -> Mask:
+        """Whether each of `n` rows has one of the numbers written out in `values`, (n,)."""
+        found = np.zeros(n, bool)
+        for value in values:
+            number = _number(value)
+            assert number is not None  # checked
+            found |= self.within(number, number)
+        return found
+
+    def within(self, low: float, high: float) -> Mask:
+        """Whether each number is from low to high, both inclusive, (n,)."""
+        kept = self.values.dtype.type
+        with np.errstate(over="ignore"):  # beyond what the type holds: infinite, which no number reaches
+            first, last = kept(low), kept(high)
+            if float(first) < low:
+                first = np.nextafter(first, kept(np.inf))
+            if float(last) > high:
+                last = np.nextafter(last, kept(-np.inf))
+        found: Mask = self.values >= first
+        found &= self.values <= last
+        return found
+
+
+@dataclass(frozen=True)
+class FilterColumns:
+    """The columns of n tracks that can be filtered on; safe to use from any thread."""
+
+    n: int
+    names: Mapping[str, str]  # of the columns, and their kinds
+    columns: Mapping[str, Words | Numbers]
+
+    def mask(self, conditions: Iterable[Condition]) -> Mask:
+        """Returns which rows satisfy all `conditions`, (n,) bool; without any, all do.
+
+        Raises:
+            InvalidRequest: a condition these columns cannot answer, see `check`.
+        """
+        conditions = tuple(conditions)
+        check(conditions, self.names)
+        allowed = np.ones(self.n, bool)
+        for condition in conditions:
+            column = self.columns[condition.column]
+            if condition.any_of:
+                allowed &= column.having(self.n, condition.any_of)
+            for value in condition.all_of:
+                allowed &= column.having(self.n, (value,))
+            if condition.none_of:
+                allowed &= ~column.having(self.n, condition.none_of)
+            if condition.min is not None or condition.max is not None:
+                assert isinstance(column, Numbers)  # checked
+                low = -math.inf if condition.min is None else condition.min
+                allowed &= column.within(low, math.inf if condition.max is None else condition.max)
+        return allowed
+
+    @classmethod
+    def open(cls, folder: Path) -> "FilterColumns":
+        """Maps the columns in `folder`. Raises BundleCorrupt when its files do not fit together."""
+        n, names = _read(folder)
+        columns: dict[str, Words | Numbers] = {}
+        for i, (name, kind) in enumerate(names.items()):
+            arrays = [_mapped(folder / f"filter{i}{part}.npy") for part in _PARTS[kind]]
+            if kind in WORDS:
+                words, words_offsets, offsets, rows = arrays
+                columns[name] = Words(Texts(words, words_offsets), offsets, rows)
+                found = (len(offsets), int(words_offsets[-1]), int(offsets[-1]))
+                expected = (len(words_offsets), len(words), len(rows))
+            else:
+                columns[name] = Numbers(arrays[0])
+                found, expected = (0, 0, len(arrays[0])), (0, 0, n)
+            if found != expected:
+                lengths = "lengths {} of values, their text and their rows"
+                path = folder / f"filter{i}{_PARTS[kind][0]}.npy"
+                raise BundleCorrupt(complain(path, lengths.format(found), lengths.format(expected)))
+        return cls(n, names, columns)
+
+
+def file_names(folder: Path) -> list[str]:
+    """Returns the names of the files that hold the columns in `folder`. Raises BundleCorrupt without filters.json."""
+    _, names = _read(folder)
+    parts = (f"filter{i}{part}.npy" for i, kind in enumerate(names.values()) for part in _PARTS[kind])
+    return ["filters.json", *parts]
+
+
+def place(texts: Texts, word: bytes) -> int:
+    """Returns how many of `texts`, which are ascending by their bytes, come before `word`."""
+    return bisect.bisect_left(range(len(texts.offsets) - 1), word, key=lambda i: _word(texts, i))
+
+
+def _word(texts: Texts, i: int) -> bytes:
+    return bytes(texts.data[texts.offsets[i] : texts.offsets[i + 1]])
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _order(condition: Condition) -> tuple[Any, ...]:
+    low, high = condition.min, condition.max
+    texts = condition.column, condition.any_of, condition.all_of, condition.none_of
+    return (*texts, low is None, low or 0.0, high is None, high or 0.0)
+
+
+def _read(folder: Path) -> tuple[int, dict[str, str]]:
+    """The number of tracks, and the names of the columns, in order, with their kinds."""
+    path = folder / "filters.json"
+    said = files.read_json(path, BundleCorrupt, "the columns of a bundle")
+    try:
+        names = {str(name): str(said["columns"][name]) for name in sorted(said["columns"])}
+        if unknown := set(names.values()) - set(_PARTS):
+            raise ValueError(f"kind {sorted(unknown)[0]}")
+        return int(said["tracks"]), names
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleCorrupt(complain(path, str(error), "the columns of a bundle")) from None
+
+
+def _mapped(path: Path) -> npt.NDArray[Any]:
+    try:
+        small = path.stat().st_size < 4096
+        return np.asarray(np.load(path, None if small else "r", allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise BundleCorrupt(complain(path, str(error), "a .npy array")) from None
