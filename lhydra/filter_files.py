@@ -114,8 +114,8 @@ def _by_code(entries: Callable[[], Iterator[tuple[I64, I32]]], offsets: I64) -> 
 def _joined(old: Words, new: Words, own: I32) -> Words:
     """Both columns in one; `own`: (m,) the rows that those of `new` become, none of which is in `old`."""
     words = [new.texts.data[a:b].tobytes() for a, b in zip(new.texts.offsets, new.texts.offsets[1:], strict=False)]
-    at = np.array([place(old.texts, word) for word in words], np.int64)
-    known = np.array([_is(old.texts, i, word) for i, word in zip(at, words, strict=True)], bool)
+    places = np.array([place(old.texts, word) for word in words], np.int64).reshape(-1, 2)
+    at, known = places[:, 0], places[:, 1] > 0
     fresh = at[~known]
     texts = _inserted(old.texts, fresh, [word for word, there in zip(words, known, strict=True) if not there])
     code = at + np.cumsum(~known) - ~known  # of each new word: those before it, old and fresh
@@ -138,10 +138,6 @@ def _inserted(texts: Texts, at: I64, words: list[bytes]) -> Texts:
     lengths = np.array([len(word) for word in words], np.int64)
     data = np.insert(texts.data, np.repeat(texts.offsets[at], lengths), np.frombuffer(b"".join(words), np.uint8))
     return Texts(data, _offsets(np.insert(np.diff(texts.offsets), at, lengths)))
-
-
-def _is(texts: Texts, i: int, word: bytes) -> bool:
-    return i < len(texts.offsets) - 1 and texts.data[texts.offsets[i] : texts.offsets[i + 1]].tobytes() == word
 
 
 def _values(batch: pa.Array) -> tuple[pa.Array, I64]:

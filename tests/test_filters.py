@@ -228,7 +228,7 @@ def test_lists_that_are_null_hold_nothing(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("damage", ["filters.json", "filter0_rows.npy", "filter1_words.npy", "filter3.npy"])
+@pytest.mark.parametrize("damage", ["filters.json", "filter1_rows.npy", "filter1_words.npy", "filter3.npy"])
 def test_files_that_do_not_fit_together_are_refused(damage: str) -> None:
     with written(TRACKS) as folder, written([*TRACKS, *TRACKS, TRACKS[0]]) as other:
         (folder / damage).write_bytes(b"{}")
