@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from lhydra import filter_files
 from lhydra.errors import BundleCorrupt, InvalidRequest
 from lhydra.filter_files import insert_columns, write_columns
-from lhydra.filters import Condition, FilterColumns, Numbers, file_names, normalised
+from lhydra.filters import Condition, FilterColumns, Mask, Numbers, file_names, normalised
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.filters import MAX_CONDITIONS, MAX_VALUES, SPELLINGS, to_conditions
 
@@ -30,6 +30,7 @@ SCHEMA = pa.schema(list(zip(KINDS, TYPES, strict=True)))
 WORDS = ("rock", "Rock", "roc", "rock ", "été", "e\u0301te\u0301", "日本", "🎸", "\uffff", "a", "z" * 256)
 NUMBERS = (0.1, float(np.float32(0.1)), -0.0, 1e-40, 0.30000000000000004, 16777217.0, -3.4e38, 3.4e38)
 YEARS = (1000.0, 1999.0, 2000.0, 2999.0)
+NEARLY = (math.nextafter(1999.0, 0), math.nextafter(1999.0, 3000))  # float32 knows no such number
 
 word = st.sampled_from(WORDS)
 row = st.fixed_dictionaries(
@@ -51,7 +52,7 @@ def conditions(draw: st.DrawFn) -> Condition:
         values = st.lists(word | st.just("nowhere"), max_size=3).map(tuple)
         any_of, all_of, none_of = draw(values), draw(values), draw(values)
         return Condition(column, any_of or (() if all_of or none_of else ("rock",)), all_of, none_of)
-    numbers = st.sampled_from((*NUMBERS, *YEARS, 1e300, -1e300, 5e-324, 0.3, np.nextafter(1999.0, 0).item()))
+    numbers = st.sampled_from((*NUMBERS, *YEARS, 1e300, -1e300, 5e-324, 0.3, *NEARLY))
     texts = st.lists(numbers.map(repr), max_size=2).map(tuple)
     low, high = draw(st.none() | numbers), draw(st.none() | numbers)
     if low is not None and high is not None and low > high:
@@ -103,14 +104,32 @@ def test_a_mask_is_what_the_table_says(tracks: list[Any], asked: list[tuple[Cond
             assert mask.tolist() == [all(says(track, condition) for condition in wanted) for track in tracks]
 
 
-@given(tables, st.data())
+@given(tables, st.integers(0), st.sets(st.sampled_from(sorted(KINDS))))
 @settings(deadline=None)
-def test_tracks_inserted_give_the_bytes_of_the_whole_table(tracks: list[Any], data: st.DataObject) -> None:
-    new = np.array(data.draw(st.lists(st.booleans(), min_size=len(tracks), max_size=len(tracks))), bool)
-    lacking = data.draw(st.sets(st.sampled_from(sorted(KINDS))))
+def test_tracks_inserted_give_the_bytes_of_the_whole_table(tracks: list[Any], seed: int, lacking: set[str]) -> None:
+    new = np.random.default_rng(seed).random(len(tracks)) < 0.5
+    insert_and_compare(tracks, new, lacking)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_many_tracks_inserted_give_the_bytes_of_the_whole_table(share: float) -> None:
+    """Values that many tracks have, so that new rows belong between old ones; more than one batch of each."""
+    rng = np.random.default_rng(5)
+    tracks = [
+        {
+            "mood/π": WORDS[rng.integers(3)],
+            "tags": [WORDS[i] for i in rng.integers(0, len(WORDS), 4)],
+            "loudness": float(rng.integers(9)),
+        }
+        for _ in range(600)
+    ]
+    insert_and_compare(tracks, rng.random(600) < share, {"year"})
+
+
+def insert_and_compare(tracks: list[Any], new: Mask, lacking: set[str]) -> None:
     tracks = [track | dict.fromkeys(lacking) if fresh else track for track, fresh in zip(tracks, new, strict=True)]
     added = pa.Table.from_pylist(list(itertools.compress(tracks, new)), SCHEMA).drop_columns(sorted(lacking))
-    at = np.cumsum(~new)[new]
+    at = np.cumsum(~new, dtype=np.int64)[new]
     with (
         written(tracks) as whole,
         written(list(itertools.compress(tracks, ~new))) as old,
@@ -189,6 +208,11 @@ def test_a_track_has_one_value_of_a_column_with_one_value() -> None:
 def test_numbers_are_exact() -> None:
     assert allowed(Condition("year", any_of=("1999",))) == [0]
     assert allowed(Condition("year", min=1999, max=1999)) == [0]
+    assert [allowed(Condition("year", min=year, max=2000)) for year in NEARLY] == [[0, 1], [1]]
+    assert [allowed(Condition("year", max=year)) for year in NEARLY] == [[], [0]]
+    assert [allowed(Condition("year", any_of=(repr(year),))) for year in NEARLY] == [[], []]
+    assert allowed(Condition("year", min=-1e300, max=1e300)) == [0, 1]
+    assert allowed(Condition("year", min=1e300)) == allowed(Condition("year", max=-1e300)) == []
     assert allowed(Condition("loudness", any_of=("0.1", "-7.250"))) == [0, 1]
     assert allowed(Condition("loudness", min=0.1)) == [1]
     assert allowed(Condition("loudness", max=0.1)) == [0, 1]
