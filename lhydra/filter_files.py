@@ -77,7 +77,7 @@ def _group(batches: Iterable[pa.Array], folder: Path) -> Words:
             dictionaries.append(encoded.dictionary)
             sizes.append(len(values))
             encoded.indices.to_numpy().astype(np.int32, copy=False).tofile(spilled)
-            (rows).astype(np.int32).tofile(spilled)
+            (rows + start).astype(np.int32).tofile(spilled)
             start += len(batch)
         known = pa.concat_arrays(dictionaries or [pa.array([], pa.large_string())]).dictionary_encode()
         order = pc.sort_indices(known.dictionary).to_numpy()  # by bytes

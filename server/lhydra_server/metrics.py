@@ -33,7 +33,6 @@ CODES = (
     *("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE"),
     *("UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED"),
 )
-QUEUE = "queue"  # the stage before the stages: waiting for the compute turn
 TIERS = tuple(tier.label for tier in Tier)
 DEGRADED = ("user_store",)
 REFUSED = ("overload", "deadline")
@@ -101,7 +100,7 @@ FAMILIES = _laid_out(
     ),
     Family(
         *("lhydra_stage_seconds", "histogram", "Time of each stage of Recommend."),
-        {"stage": (QUEUE, *STAGES, OTHER)},
+        {"stage": (*STAGES, OTHER)},
         LATENCY_US,
         per=1_000_000,
     ),
