@@ -124,7 +124,7 @@ def test_a_scrape_is_the_sum_of_what_all_workers_counted_dead_or_alive(happened:
                 counted("lhydra_requests_total", method="other", code="other")
             seconds.setdefault(("request", method), []).append(what["took_us"])
             for stage, took_us in what["stage_us"].items():
-                seconds.setdefault(("stage", known(stage, (*STAGES))), []).append(took_us)
+                seconds.setdefault(("stage", known(stage, STAGES)), []).append(took_us)
             if what["tier"]:
                 counted("lhydra_answers_total", tier=known(what["tier"], m.TIERS), bundle=bundle)
             for reason in what["degraded"]:
