@@ -237,14 +237,14 @@ class Index:
         compared = max(k, self._probes * int(self._faiss.ntotal) // self.lists)
         while True:
             n = min(int(np.searchsorted(reached, compared)) + 1, len(order))
-            params = stubless.SearchParametersIVF(sel=selector, nprobe=n)
-            lists = order[:n]
-            scores, positions = self._inverted.search_preassigned(
-                query, k, lists[None].astype(np.int64), near[None].take(lists, 1), params=params
-            )
-            if positions[0, -1] >= 0 or n == len(order):
-                found = positions[0] >= 0
-                return scores[0][found], positions[0][found]
+            lists = np.ascontiguousarray(order[:n], np.int64)
+            near_lists, scores, positions = near.take(lists), np.empty(k, np.float32), np.empty(k, np.int64)
+            arrays = [faiss.swig_ptr(array) for array in (lists, near_lists, scores, positions)]
+            params = stubless.SearchParametersIVF(sel=selector, nprobe=n)  # FAISS's Python wrapper passes none on
+            self._inverted.search_preassigned_c(1, faiss.swig_ptr(query), k, *arrays, False, params)
+            if positions[-1] >= 0 or n == len(order):
+                found = positions >= 0
+                return scores[found], positions[found]
             compared *= 4
 
     def _checked(self, vectors: F32) -> F32:
