@@ -105,7 +105,7 @@ class Catalog:
     def rows(self, hashes: Hashes) -> I64:
         """Returns the row of each track hash, (n,) int64 in the order given, -1 where unknown."""
         n = len(self)
-        if not n:
+        if not n or not len(hashes):
             return np.full(len(hashes), -1, np.int64)
         if len(hashes) < MANY:
             at = np.minimum(np.searchsorted(self.hashes, hashes), n - 1)

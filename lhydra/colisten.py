@@ -38,18 +38,22 @@ def scores(
     neighbours, weights: (n, width) lines and weights of the table; played: (h,) lines, distinct but for line 0 where
     that stands for tracks without one; entry: (h, 3) their entry features; candidates: (m,) lines.
     """
-    place: npt.NDArray[np.int16] | None = getattr(_local, "place", None)
-    if place is None or len(place) < len(neighbours):  # one per thread, all zero between calls
-        place = _local.place = np.zeros(len(neighbours), np.int16)
-    place[played] = np.arange(1, len(played) + 1)
+    played_at: tuple[npt.NDArray[np.bool_], npt.NDArray[np.int16]] | None = getattr(_local, "played_at", None)
+    if played_at is None or len(played_at[0]) < len(
+        neighbours
+    ):  # one pair per thread; the first is False between calls
+        played_at = _local.played_at = np.zeros(len(neighbours), np.bool_), np.zeros(len(neighbours), np.int16)
+    is_played, place = played_at
+    near = neighbours.take(candidates, 0)
+    is_played[played], place[played] = True, np.arange(len(played))
     try:
-        at = place.take(neighbours.take(candidates, 0), mode="clip").ravel()  # clip: unchecked
+        hits = np.flatnonzero(is_played.take(near, mode="clip"))  # few: most neighbours of a candidate were not played
+        at = place.take(near.take(hits))  # clip, above, leaves out a check
     finally:
-        place[played] = 0
-    hits = np.flatnonzero(at)  # few: most neighbours of a candidate were not played
+        is_played[played] = False
     owner, column = np.divmod(hits, neighbours.shape[1])
-    weight = weights[candidates[owner], column].astype(np.float32)
-    each = weight[:, None] * channel_weights(entry)[at[hits] - 1]
+    weight = weights[candidates.take(owner), column].astype(np.float32)
+    each = weight[:, None] * channel_weights(entry).take(at, 0)
     found = np.empty((len(candidates), len(CHANNELS)), np.float32)
     for channel in range(len(CHANNELS)):
         found[:, channel] = np.bincount(owner, each[:, channel], len(candidates))

@@ -134,22 +134,20 @@ class Index:
         if refine > 1:
             assert self.vectors is not None
             scores = self.vectors.take(rows, 0).astype(np.float32, copy=False) @ query[0]
-        order = np.lexsort((rows, -scores))[:k]
-        return rows[order], scores[order]
+        return _in_order(rows, scores, k)
 
     def search_many(self, vectors: F32, k: int) -> list[tuple[I64, F32]]:
         """Returns what `search` does for each of `vectors`, (b, dim), b below 20: in one call of FAISS where it can be.
 
         From 20 queries on, FAISS multiplies matrices, which rounds otherwise than one query does.
         """
-        if self.exact or self.rows is not None or self.vectors is not None or len(vectors) == 1 or k > len(self):
+        if self.exact or self.rows is not None or self.vectors is not None or k >= len(self):
             return [self.search(vector, k) for vector in vectors]
         scores, rows = self._faiss.search(self._checked(vectors), k + 1)  # as wide as one query is asked
         found = []
         for i in range(len(vectors)):
-            order = np.lexsort((rows[i], -scores[i]))
-            order = order[rows[i][order] >= 0][:k]
-            found.append((rows[i][order], scores[i][order]))
+            there = rows[i] >= 0 if rows[i, -1] < 0 else slice(None)
+            found.append(_in_order(rows[i][there], scores[i][there], k))
         return found
 
     def allow(self, mask: npt.NDArray[np.bool_], vectors: F16 | F32) -> Allowed:
@@ -215,8 +213,7 @@ class Index:
         finally:
             scratch[barred] = False
         rows = positions if self.rows is None else self.rows[positions].astype(np.int64)
-        order = np.lexsort((rows, -scores))[:k]
-        return rows[order], scores[order]
+        return _in_order(rows, scores, k)
 
     def _exact_allowed(self, query: F32, k: int, left: int, selector: Any) -> tuple[F32, I64]:
         stubless: Any = faiss
@@ -413,13 +410,25 @@ def blank(n: int) -> npt.NDArray[np.bool_]:
     return array
 
 
+def best_first(rows: I64, scores: F32, k: int) -> I64:
+    """Returns where the k best of `rows` are, (min(k, n),) best first, ties by row; scores: (n,), without NaN."""
+    order = np.argsort(-scores)
+    ordered = scores.take(order)
+    if (ordered[1:] == ordered[:-1]).any():  # seldom, and sorting by two keys takes three times as long
+        order = np.lexsort((rows, -scores))
+    return order[:k]
+
+
+def _in_order(rows: I64, scores: F32, k: int) -> tuple[I64, F32]:
+    order = best_first(rows, scores, k)
+    return rows.take(order), scores.take(order)
+
+
 def _best(rows: I64, scores: F32, k: int) -> tuple[I64, F32]:
     """The k best of `rows`, ties by row; k is at most how many there are."""
     bound = np.partition(scores, len(scores) - k)[len(scores) - k]
     near = np.flatnonzero(scores >= bound)  # more than k when the last place is shared
-    rows, scores = rows[near], scores[near]
-    order = np.lexsort((rows, -scores))[:k]
-    return rows[order], scores[order]
+    return _in_order(rows.take(near), scores.take(near), k)
 
 
 def _knob(index: Any) -> str:

@@ -126,5 +126,7 @@ class Head:
 
 def _halved(names: tuple[str, ...], inputs: tuple[npt.NDArray[Any], ...]) -> dict[str, npt.NDArray[Any]]:
     """Inputs by name, those of a catalog as halves: rounded once, wherever they come from."""
-    named = dict(zip(names, inputs, strict=True))
-    return named | {name: named[name].astype(np.float16) for name in HALVES & named.keys() if named[name].dtype != "f2"}
+    return {
+        name: part.astype(np.float16) if name in HALVES and part.dtype != np.float16 else part
+        for name, part in zip(names, inputs, strict=True)
+    }

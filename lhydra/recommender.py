@@ -19,7 +19,7 @@ from lhydra.domain import F32, I64, Query, Recommendation, Repeat, Tier, UserSta
 from lhydra.errors import LhydraError
 from lhydra.filters import Condition
 from lhydra.histories import EncodedUsers, Histories, offsets_of
-from lhydra.index import Allowed, blank
+from lhydra.index import Allowed, best_first, blank
 from lhydra.timing import timed
 
 DEFAULT_DEPTH = 300
@@ -210,9 +210,16 @@ class Recommender:
             key = logits
             if query.repeat is Repeat.DECAY:
                 key = scores = self._decayed(query, rows, scores)
-            best = np.lexsort((rows, -key))[: query.k]
+            best = best_first(rows, key, query.k)
             request.answer = Recommendation(
-                rows[best], scores[best], logits[best], cosines[best], rows, cosines, request.tier, request.stage_us
+                rows.take(best),
+                scores.take(best),
+                logits.take(best),
+                cosines.take(best),
+                rows,
+                cosines,
+                request.tier,
+                request.stage_us,
             )
 
     def _popular(self, request: _Asked) -> None:

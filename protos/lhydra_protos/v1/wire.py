@@ -5,11 +5,14 @@ RecommendResponse.tracks with everything but its scores; those are its last SCOR
 Fields may come in any order (https://protobuf.dev/programming-guides/encoding/#order).
 """
 
+from functools import lru_cache
+
 SCORES = 10  # score and retrieval_score: a tag of one byte and a float of four, each
 SCORE_TAG, RETRIEVAL_SCORE_TAG = 0x15, 0x1D  # fields 2 and 3, fixed 32 bits
 _NO_SCORES = bytes((SCORE_TAG, 0, 0, 0, 0, RETRIEVAL_SCORE_TAG, 0, 0, 0, 0))
 
 
+@lru_cache(maxsize=4096)
 def varint(number: int) -> bytes:
     """Returns `number`, not negative, as protobuf's variable-length integer."""
     out = bytearray()
