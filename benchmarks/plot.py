@@ -102,5 +102,6 @@ def _title(document: Mapping[str, Any]) -> str:
     return (
         f"Recommend, k {asked['k']}: {served['tracks']:,} tracks, {served['workers']} workers, {asked['repeats']}"
         f" repeats<br><sup>{machine['cores']} cores, {machine['processor']}; two spinning processes do"
-        f" x{spun['before']} before, x{spun['after']} after; bundle {document['bundle_id']}, {document['measured']}</sup>"
+        f" x{spun['before']} before, x{spun['after']} after; bundle {document['bundle_id']},"
+        f" {document['measured']}</sup>"
     )
