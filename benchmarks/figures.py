@@ -32,6 +32,7 @@ def figures_of(runs: Iterable[Run]) -> Figures:
             note(f"{run['name']}: cpu us", cost.get("cpu_us_per_request"))
         if mode == "closed":
             note(f"{run['name']}: pss MiB", cost.get("pss_mib"))
+            note(f"{run['name']}: private MiB of a process", cost.get("private_mib_largest"))
         if mode == "knee":
             note("knee: per s", run["throughput_per_s"], more_is_better=True)
         if mode == "overload":
@@ -116,13 +117,19 @@ def costs_table(merged: Sequence[Run]) -> str:
         rows.append(
             (
                 run["name"],
-                *(_number(cost.get(name)) for name in ("cpu_us_per_request", "pss_mib", "private_mib")),
+                *(
+                    _number(cost.get(name))
+                    for name in ("cpu_us_per_request", "pss_mib", "private_mib", "private_mib_largest")
+                ),
                 _number(made.get("cpu_us_per_request")),
                 f"{100 * made['cpu_share']:.0f} %",
             )
         )
-    header = ("from the kernel", "server cpu us/request", "PSS MiB", "private MiB", "generator us/request", "of a core")
-    return table(header, rows, right=range(1, 6))
+    header = (
+        *("from the kernel", "server cpu us/request", "PSS MiB", "private", "of the largest process"),
+        *("generator us/request", "of a core"),
+    )
+    return table(header, rows, right=range(1, 7))
 
 
 def _number(value: float | None) -> str:

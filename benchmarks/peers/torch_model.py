@@ -30,6 +30,7 @@ class TorchModel:
         shape = Shape.of(self.spec, config["dim"], config["hidden"], config["dropout"])
         self.network = Network(shape, len(HISTORY_FEATURES))
         checkpoint.load(model / "checkpoint" / "best.safetensors", self.network)
+        del self.network.item_tower  # the tracks' vectors are in the bundle
         self.network.eval()
         self.vectors = _tensor(self.catalog.vectors)
         self.history = _tensor(self.catalog.history)

@@ -10,18 +10,13 @@ import os
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # read when the libraries are loaded
 
 import gc
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import orjson
-import uvicorn
 from fastapi import FastAPI, Request, Response
 
-from benchmarks.peers.settings import PeerSettings, start
+from benchmarks.peers.settings import PeerSettings
 from lhydra.bundle import Bundle
 from lhydra.domain import Query, UserState
 from lhydra.recommender import Recommender
@@ -77,16 +72,3 @@ async def recommend(request: Request) -> Response:
     """Tracks for a user."""
     asked = orjson.loads(await request.body())
     return Response(engine.recommend(asked["user_id"], asked["k"]), media_type="application/json")
-
-
-if __name__ == "__main__":
-    given = start()
-    uvicorn.run(
-        "benchmarks.peers.tuned:app",
-        port=given.port,
-        workers=given.workers,
-        loop="uvloop",
-        http="httptools",
-        log_level="warning",
-        access_log=False,
-    )

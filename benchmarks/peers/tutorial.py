@@ -1,28 +1,23 @@
 """FastAPI, torch and FAISS, as a good tutorial would write it.
 
 A sync endpoint (so FastAPI runs it on its threads), pydantic models in and out, FastAPI's own JSON, torch in eager
-mode, the FAISS index read into memory, titles and artists from a pandas table, `uvicorn --workers`. Everything is
+mode, the FAISS index read into memory, titles and artists from a pandas table, `uvicorn --workers 2`. Everything is
 loaded once per worker, inference runs without gradients: no mistake is built in. `PEER_THREADS=1` gives torch and FAISS
 one thread each, which tutorials do not do and which helps here. Tracks of `lhydra index add` are left out.
 """
 
 import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import faiss
 import numpy as np
 import pandas as pd
 import torch
-import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from benchmarks.peers.settings import PeerSettings, start
+from benchmarks.peers.settings import PeerSettings
 from benchmarks.peers.torch_model import TorchModel
 from lhydra.bundle import Manifest
 from lhydra.domain import UserState
@@ -113,14 +108,3 @@ def health() -> dict[str, int]:
 def recommend(request: RecommendRequest) -> RecommendResponse:
     """Tracks for a user."""
     return RecommendResponse(user_id=request.user_id, tracks=engine.recommend(request.user_id, request.k))
-
-
-if __name__ == "__main__":
-    given = start()
-    uvicorn.run(
-        "benchmarks.peers.tutorial:app",
-        port=given.port,
-        workers=given.workers,
-        log_level="warning",
-        access_log=False,
-    )
