@@ -16,8 +16,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +45,25 @@ MOST_USERS = 10_000
 OURS = "lhydra"
 MODES = ("closed", "open", "ramp", "soak", "overload", "mixed", "in-process")
 SATURATING = ("ramp", "overload")  # modes that ask for too much
-UVICORN = (sys.executable, "-m", "uvicorn", "--log-level", "warning", "--no-access-log", "--workers")
-PEERS: dict[str, tuple[str, dict[str, str]]] = {  # name: module of the app, environment
-    "tutorial": ("benchmarks.peers.tutorial:app", {}),
-    "tutorial-1-thread": ("benchmarks.peers.tutorial:app", {"PEER_THREADS": "1"}),
-    "tuned": ("benchmarks.peers.tuned:app", {}),
+UVICORN = ("uvicorn", "--log-level", "warning", "--no-access-log")
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+TUTORIAL = (*UVICORN, "benchmarks.peers.tutorial:app")
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A server of somebody else: the module that runs it with its arguments, its environment, the package it needs."""
+
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    needs: str = "fastapi"
+
+
+PEERS = {
+    "tutorial": Peer(TUTORIAL),
+    "tutorial-1-thread": Peer(TUTORIAL, ONE_THREAD),
+    "tuned": Peer((*UVICORN, "benchmarks.peers.tuned:app")),
+    "litserve": Peer(("benchmarks.peers.litserve_app",), ONE_THREAD, needs="litserve"),
 }
 
 
@@ -284,14 +299,16 @@ def _contestants(args: argparse.Namespace, stack: ExitStack) -> Iterator[Contest
     command = serve_command(args.store, args.workers, depth=args.depth, users=users, flags=args.serve_flag)
     yield Contestant(OURS, lambda: started(command))
     for name in args.peers:
-        yield Contestant(name, _peer(name, args), http1=True)
+        if find_spec(PEERS[name].needs):
+            yield Contestant(name, _peer(PEERS[name], args), http1=True)
+        else:
+            print(f"{name}: left out, {PEERS[name].needs} is not installed", flush=True)
 
 
-def _peer(name: str, args: argparse.Namespace) -> Callable[[], AbstractContextManager[Started]]:
-    app, environment = PEERS[name]
-    told = PeerSettings(args.store, args.model, args.depth).environment()
-    command = [*UVICORN, str(args.workers), app]
-    return lambda: started_web(command, args.workers, environment=_environment() | told | environment)
+def _peer(peer: Peer, args: argparse.Namespace) -> Callable[[], AbstractContextManager[Started]]:
+    told = PeerSettings(args.store, args.model, args.depth).environment() | dict(peer.environment)
+    command = [sys.executable, "-m", *peer.arguments, "--workers", str(args.workers)]
+    return lambda: started_web(command, args.workers, environment=_environment() | told)
 
 
 def _copied(source: Path, to: Path) -> str | None:

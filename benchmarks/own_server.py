@@ -1,5 +1,6 @@
 """Starts the programs that a benchmark measures, and stops them again."""
 
+import contextlib
 import json
 import os
 import re
@@ -68,7 +69,8 @@ def started_web(
 ) -> Iterator[Started]:
     """Runs a web server on a free port (`--port` is added to `command`) until the block ends.
 
-    Yields when `workers` different processes have answered GET /health with {"pid": ...}.
+    Yields when `workers` different processes have answered GET /health with {"pid": ...}, or when it has been answered
+    otherwise: by a server that does so when all of its workers are there.
 
     Raises:
         NotReady: the program ended, or was not there within `startup_s`; says its last line.
@@ -78,7 +80,11 @@ def started_web(
     with (
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as noise,
         subprocess.Popen(
-            [*command, "--port", str(port)], stdout=noise, stderr=noise, env=os.environ | environment
+            [*command, "--port", str(port)],
+            stdout=noise,
+            stderr=noise,
+            env=os.environ | environment,
+            start_new_session=True,
         ) as process,
     ):
         try:
@@ -89,12 +95,22 @@ def started_web(
                     raise _not_ready(f"exit {process.poll()}", noise.fileno(), f"{workers} workers in {startup_s:g} s")
                 try:
                     with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as reply:
-                        seen.add(int(json.load(reply)["pid"]))
+                        seen |= _workers(reply.read(), workers)
                 except (urllib.error.URLError, OSError):
                     time.sleep(0.1)
             yield Started(f"127.0.0.1:{port}", process.pid)
         finally:
             _stop(process, stop_s)
+            with contextlib.suppress(ProcessLookupError):  # workers that outlive their parent
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _workers(reply: bytes, workers: int) -> set[int]:
+    """The process id in a reply, or as many made-up ones as there should be workers."""
+    try:
+        return {int(json.loads(reply)["pid"])}
+    except (ValueError, TypeError, KeyError):
+        return set(range(workers))
 
 
 def _stop(process: "subprocess.Popen[str] | subprocess.Popen[bytes]", stop_s: float) -> None:

@@ -2,8 +2,8 @@
 
 A sync endpoint (so FastAPI runs it on its threads), pydantic models in and out, FastAPI's own JSON, torch in eager
 mode, the FAISS index read into memory, titles and artists from a pandas table, `uvicorn --workers 2`. Everything is
-loaded once per worker, inference runs without gradients: no mistake is built in. `PEER_THREADS=1` gives torch and FAISS
-one thread each, which tutorials do not do and which helps here. Tracks of `lhydra index add` are left out.
+loaded once per worker, inference runs without gradients: no mistake is built in. Run with `OMP_NUM_THREADS=1` it is
+the peer `tutorial-1-thread`: tutorials do not do that, and it may help. Tracks of `lhydra index add` are left out.
 """
 
 import os
@@ -88,9 +88,6 @@ engine: Engine
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     """Loads everything before the first request."""
     global engine
-    if threads := os.environ.get("PEER_THREADS"):
-        torch.set_num_threads(int(threads))
-        faiss.omp_set_num_threads(int(threads))
     engine = Engine(PeerSettings.read())
     yield
 
