@@ -43,6 +43,9 @@ def figures_of(runs: Iterable[Run]) -> Figures:
             for kind, numbers in run["kinds"].items():
                 for name in ("p50", "p99"):
                     note(f"mixed, {kind}: {name} ms", numbers["latency_ms"][name])
+        if mode == "cases":
+            for kind, numbers in run["kinds"].items():
+                note(f"case, {kind}: p50 ms", numbers["latency_ms"]["p50"])
         if mode == "in-process":
             for name in ("p50", "p99"):
                 note(f"in-process: {name} ms", latency[name])
@@ -91,6 +94,17 @@ def peers_table(by_server: Mapping[str, Figures], concurrency: Sequence[int], ou
         rows.append(cells)
     header = ["closed loop", *(cell for wish in wanted for cell in (wish.removeprefix("closed, "), "x"))]
     return table(header, rows, right=range(1, len(header)))
+
+
+def cases_table(run: Run, plain: str) -> str:
+    """Returns the latencies of every case, with the ratio (x) of its median to that of the case `plain`."""
+    base = run["kinds"][plain]["latency_ms"]["p50"]
+    rows = []
+    for kind, numbers in sorted(run["kinds"].items(), key=lambda item: item[0] != plain):
+        p50, p99 = (numbers["latency_ms"][name] for name in ("p50", "p99"))
+        times = ("-", "-", "-") if p50 is None else (f"{p50:.2f}", f"{p99:.2f}", f"{p50 / base:.2f}")
+        rows.append((kind, f"{numbers['answered']:.0f}", *times))
+    return table(("one caller, case by case", "answered", "p50 ms", "p99 ms", "x"), rows, right=range(1, 5))
 
 
 def ramp_table(runs: Sequence[Run]) -> str:

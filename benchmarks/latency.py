@@ -10,6 +10,7 @@ import csv
 import dataclasses
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,7 @@ RESULTS = HERE / "results" / "latency.json"
 FORMAT = 2
 MOST_USERS = 10_000
 OURS = "lhydra"
-MODES = ("closed", "open", "ramp", "soak", "overload", "mixed", "in-process")
+MODES = ("closed", "open", "ramp", "soak", "overload", "mixed", "cases", "in-process")
 SATURATING = ("ramp", "overload")  # modes that ask for too much
 UVICORN = ("uvicorn", "--log-level", "warning", "--no-access-log")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -226,12 +228,22 @@ def _open_modes(
         kinds = dict(traffic.MIX)
         if not (args.store or args.feedback):
             del kinds[FEEDBACK]  # it writes: not into somebody else's user store
-        filters = _filters(args)
+        filters = [case.filter for case in _filters(args)]
         n = int(1.2 * rates["mixed"] * args.seconds) + 10
         sent = traffic.mixed(n, measured.users, check.tracks, filters, k=args.k, seed=args.seed, mix=kinds)
         sent = _answered_kinds(measured, sent)
         run = measured.open("mixed", rates["mixed"], requests=sent)
         run["name"] = f"mixed, {rates['mixed']:.0f}/s"
+    if "cases" in args.modes:
+        tracks = _tracks(args) or check.tracks
+        heavy = ""
+        if args.store or args.feedback:
+            heavy = f"bench-heavy-{measured.repeat}"
+            codes = {measured.code_of(request) for request in traffic.heavy_plays(heavy, tracks)}
+            if codes != {"OK"}:
+                faults.append(f"NO USER WITH {traffic.HEAVY:,} PLAYS: RecordPlays said {', '.join(sorted(codes))}")
+        asked = traffic.cases(measured.users, tracks, _filters(args), heavy=heavy, k=args.k, seed=args.seed)
+        measured.cases(_answered_kinds(measured, asked))
 
 
 def _knee_run(measured: Measured, knee: float) -> Run:
@@ -251,12 +263,25 @@ def _answered_kinds(measured: Measured, sent: Sequence[Request]) -> list[Request
     return [request for request in sent if request.kind in kinds]
 
 
-def _filters(args: argparse.Namespace) -> list[Any]:
+def _filters(args: argparse.Namespace) -> list[traffic.Filtered]:
     if args.filter:
-        return [traffic.parse_filter(text) for text in args.filter]
+        return [traffic.Filtered(text, 0.0, traffic.parse_filter(text)) for text in args.filter]
+    return traffic.filters_of(_catalog(args)) if args.store else []
+
+
+def _tracks(args: argparse.Namespace) -> list[str]:
+    """Ids of tracks of the catalogue, enough for the largest history."""
     if args.store is None:
         return []
-    return traffic.filters_of(args.store / current_bundle_id(args.store) / "catalog.parquet")
+    import pyarrow.parquet as pq
+
+    ids = pq.read_table(_catalog(args), columns=["track_id"])["track_id"]
+    return [str(one) for one in ids[: 2 * traffic.HEAVY].to_pylist()]
+
+
+def _catalog(args: argparse.Namespace) -> Path:
+    store: Path = args.store
+    return store / current_bundle_id(store) / "catalog.parquet"
 
 
 def _in_process(args: argparse.Namespace, repeat: int) -> Run:
@@ -293,11 +318,15 @@ def _contestants(args: argparse.Namespace, stack: ExitStack) -> Iterator[Contest
         yield Contestant(OURS, lambda: nullcontext(Started(args.address)))
         return
     users = None
-    if "mixed" in args.modes:  # its feedback goes to a copy
+    if {"mixed", "cases"} & set(args.modes):  # what they record goes to a copy
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         users = _copied(args.store / "users.lmdb", folder / "users.lmdb")
     command = serve_command(args.store, args.workers, depth=args.depth, users=users, flags=args.serve_flag)
     yield Contestant(OURS, lambda: started(command))
+    for text in args.variant:
+        name, _, flags = text.partition("=")
+        other = [*command, *shlex.split(flags)]
+        yield Contestant(name, partial(started, other))
     for name in args.peers:
         if find_spec(PEERS[name].needs):
             yield Contestant(name, _peer(PEERS[name], args), http1=True)
@@ -370,10 +399,14 @@ def _introduce(args: argparse.Namespace, status: Status, machine: Mapping[str, A
 
 def tell(document: Mapping[str, Any], concurrency: Sequence[int]) -> str:
     """Returns the tables that people read."""
-    ours = [run for run in document["runs"] if run["server"] == OURS and run["mode"] not in ("ramp", "in-process")]
+    ours = [
+        run for run in document["runs"] if run["server"] == OURS and run["mode"] not in ("ramp", "cases", "in-process")
+    ]
     parts = [report(merged(ours)), figures.costs_table(merged(ours))]
     if steps := [run for run in document["runs"] if run["mode"] == "ramp"]:
         parts.append(figures.ramp_table(steps))
+    for run in merged([run for run in document["runs"] if run["mode"] == "cases"]):
+        parts.append(figures.cases_table(run, traffic.UNFILTERED))
     if document["peers"]:
         everybody = {OURS: document["figures"], **document["peers"]}
         parts.append(figures.peers_table(everybody, concurrency, OURS))
@@ -451,6 +484,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--workers", type=_positive(int), help="workers of the own server (default: the server's)")
     add("--depth", type=int, default=0, help="candidates to rerank (default: the server's)")
     add("--serve-flag", action="append", default=[], metavar="FLAG", help="another flag for the own server; repeatable")
+    add(
+        "--variant", action="append", default=[], metavar="NAME=FLAGS", help="ours with other flags, beside; repeatable"
+    )
     add("--k", type=_positive(int), default=20, help="tracks per answer (default: 20)")
     add("--repeats", type=_positive(int), default=1, help="each with a new start of every server (default: 1)")
     add("--concurrency", type=_many(int), default=[1, 8], metavar="N,...", help="closed loop (default: 1,8)")

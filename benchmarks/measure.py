@@ -17,7 +17,6 @@ from benchmarks.load import RECOMMEND, Plan, Request, run_apart
 from benchmarks.own_server import Started
 from benchmarks.processes import cpu, family, memory_mib
 from benchmarks.summary import LAST_BIT, PERCENTILES, in_order, percentiles
-from lhydra.errors import LhydraError, complain
 from lhydra_client.results import tier_name
 from lhydra_protos.v1 import recommender_pb2 as pb
 
@@ -77,6 +76,13 @@ class Measured:
         run["goodput_per_s"] = run["answered"] / max(plan.seconds, run["seconds"])
         return run
 
+    def cases(self, requests: Sequence[Request]) -> Run:
+        """One caller, who asks for every kind of `requests` in turn."""
+        plan = replace(self._plan(concurrency=1), requests=requests)
+        run = self._note("cases", lambda: run_apart(plan))
+        run["name"] = "cases, 1"
+        return run
+
     def code_of(self, request: Request) -> str:
         """Returns the status code that one request is answered with."""
         with grpc.insecure_channel(self.server.address) as channel:
@@ -108,7 +114,14 @@ class Measured:
         """Asks for CHECKED users one by one and reads the replies; `wanted`: tracks that each must hold, 0 for any."""
         users = [str(user) for user in np.random.default_rng(self.seed).permutation(list(self.users))[:CHECKED]]
         faults, tracks, sizes, tiers = [], dict[str, None](), [], dict[str, int]()
-        for user, (size, found, tier, ordered) in zip(users, self._answers(users), strict=True):
+        channel = grpc.insecure_channel(self.server.address)  # connects when it is used
+        for user in users:
+            try:
+                size, found, tier, ordered = self._answer_of_peer(user) if self.http1 else self._answer(channel, user)
+            except (grpc.RpcError, OSError, http.client.HTTPException, ValueError, KeyError) as error:
+                why = error.code().name if isinstance(error, grpc.RpcError) else f"{type(error).__name__}: {error}"
+                faults.append(f"NO REPLY of {self.name} for {user}: {why}")
+                continue
             if (wanted and len(found) != wanted) or not ordered or len(set(found)) != len(found):
                 order = "" if ordered else ", out of order"
                 expected = f"{wanted or 'some'} different ones, best first"
@@ -116,7 +129,8 @@ class Measured:
             tracks |= dict.fromkeys(found)
             sizes.append(size)
             tiers[tier] = tiers.get(tier, 0) + 1
-        return Check(float(np.mean(sizes)), list(tracks), tiers, faults)
+        channel.close()
+        return Check(float(np.mean(sizes)) if sizes else 0.0, list(tracks), tiers, faults)
 
     # -- parts ----------------------------------------------------------------------------------------------------
 
@@ -185,37 +199,28 @@ class Measured:
             },
         }
 
-    def _answers(self, users: Sequence[str]) -> list[tuple[int, list[str], str, bool]]:
-        """(bytes, track ids, tier, whether in order) of each user's reply."""
-        if self.http1:
-            return [self._answer_of_peer(user) for user in users]
-        found = []
-        with grpc.insecure_channel(self.server.address) as channel:
-            ask: Callable[..., bytes] = channel.unary_unary(RECOMMEND)
-            for user in users:
-                request = pb.RecommendRequest(user_id=user, k=self.k).SerializeToString()
-                try:
-                    packed = ask(request, timeout=self.timeout_s, wait_for_ready=False)
-                except grpc.RpcError as error:
-                    raise LhydraError(complain("a checked request", error.code().name, "an answer")) from None
-                reply = pb.RecommendResponse.FromString(packed)
-                ids = [track.track_id for track in reply.tracks]
-                found.append((len(framed(packed)), ids, tier_name(reply.tier), in_order(reply)))
-        return found
+    def _answer(self, channel: grpc.Channel, user: str) -> tuple[int, list[str], str, bool]:
+        """(bytes, track ids, tier, whether in order) of a user's reply."""
+        ask: Callable[..., bytes] = channel.unary_unary(RECOMMEND)
+        packed = ask(pb.RecommendRequest(user_id=user, k=self.k).SerializeToString(), timeout=self.timeout_s)
+        reply = pb.RecommendResponse.FromString(packed)
+        ids = [track.track_id for track in reply.tracks]
+        return len(framed(packed)), ids, tier_name(reply.tier), in_order(reply)
 
     def _answer_of_peer(self, user: str) -> tuple[int, list[str], str, bool]:
         host, _, port = self.server.address.rpartition(":")
         connection = http.client.HTTPConnection(host, int(port), timeout=self.timeout_s)
-        body = json.dumps({"user_id": user, "k": self.k})
-        connection.request("POST", "/recommend", body, {"Content-Type": "application/json"})
-        reply = connection.getresponse()
-        read = reply.read()
-        connection.close()
+        try:
+            body = json.dumps({"user_id": user, "k": self.k})
+            connection.request("POST", "/recommend", body, {"Content-Type": "application/json"})
+            reply = connection.getresponse()
+            read = reply.read()
+        finally:
+            connection.close()
         if reply.status != 200:
-            raise LhydraError(complain(f"{self.name}: a checked request", f"status {reply.status}", "200"))
+            raise ValueError(f"status {reply.status}")
         tracks = json.loads(read)["tracks"]
-        scores = [track["score"] for track in tracks]
-        ordered = all(a >= b - LAST_BIT for a, b in itertools.pairwise(scores))
+        ordered = all(a["score"] >= b["score"] - LAST_BIT for a, b in itertools.pairwise(tracks))
         return len(read), [track["track_id"] for track in tracks], "?", ordered
 
 
