@@ -64,7 +64,7 @@ class Peer:
 PEERS = {
     "tutorial": Peer(TUTORIAL),
     "tutorial-1-thread": Peer(TUTORIAL, ONE_THREAD),
-    "tuned": Peer((*UVICORN, "benchmarks.peers.tuned:app")),
+    "tuned": Peer((*UVICORN, "benchmarks.peers.tuned:app"), ONE_THREAD),
     "litserve": Peer(("benchmarks.peers.litserve_app",), ONE_THREAD, needs="litserve"),
 }
 
