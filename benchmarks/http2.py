@@ -16,6 +16,7 @@ END_STREAM, ACK, END_HEADERS, PADDED, PRIORITY = 1, 1, 4, 8, 32
 LARGEST = 2**31 - 1
 FRAME = 16_384  # the largest every server takes
 STATUS_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
+RESET_CODES = {7: "UNAVAILABLE", 8: "CANCELLED", 11: "RESOURCE_EXHAUSTED", 12: "PERMISSION_DENIED"}  # as gRPC has it
 _STATUS = (b"grpc-status", bytes.fromhex("9acac8b21234da8f"))  # plain, and in the Huffman code of RFC 7541
 _HEAD = struct.Struct(">BHBBI")  # length in 8 + 16 bits, type, flags, stream
 _cache: dict[bytes, int | None] = {}  # trailers are mostly the same bytes
@@ -166,8 +167,7 @@ class Connection:
             for call in waiting:
                 self.call(*call)
         elif kind == RST_STREAM and stream in self._calls:
-            refused = int.from_bytes(payload, "big") == 7
-            self._end(stream, "UNAVAILABLE" if refused else "CANCELLED")
+            self._end(stream, RESET_CODES.get(int.from_bytes(payload, "big"), "INTERNAL"))
         elif kind == GOAWAY:
             self.leaving = True
             last = int.from_bytes(payload[:4], "big") & LARGEST

@@ -1,8 +1,8 @@
 """FastAPI as fast as we could make it.
 
-Our own `Recommender` in the process: the bundle's ONNX graphs, its mapped index and arrays, its feature code; one thread
-per library, by `OMP_NUM_THREADS=1`. orjson in and out, no pydantic, no response model. The endpoint is a coroutine that computes right
-away, since handing over to a thread only costs. uvloop and httptools, no access log.
+Our own `Recommender` in the process: the bundle's ONNX graphs, its mapped index and arrays, its feature code; one
+thread per library, by `OMP_NUM_THREADS=1`. orjson in and out, no pydantic, no response model. The endpoint is a
+coroutine that computes right away, since handing over to a thread only costs. uvloop and httptools, no access log.
 """
 
 import gc
