@@ -1,8 +1,9 @@
 """The latency benchmark measures what it says: latencies from the due time, percentiles, errors, the JSON it writes."""
 
-import itertools
 import json
 import os
+import select
+import socket
 import subprocess
 import sys
 import threading
@@ -150,11 +151,32 @@ def test_a_deadline_ends_a_call_and_nothing_else() -> None:
 
 def test_servers_that_end_their_connections_lose_no_call() -> None:
     """As `lhydra serve` does: connections live for a while, then the server says goodbye and others are opened."""
-    fake = FakeRecommender()
-    with serving(fake, options=(("grpc.max_connection_age_ms", 150),)) as address:
-        load = open_loop(address, requests("a", "b"), rate=300, due_s=np.arange(300) / 300, timeout_s=60, channels=2)
+    fake, peers = FakeRecommender(), set()
+    fake.before = lambda request, context: peers.add(context.peer())
+    with serving(fake, options=(("grpc.max_connection_age_ms", 100),)) as address:
+        load = closed_loop(address, requests("a", "b"), concurrency=8, seconds=1.0, timeout_s=60)
     assert {call.code for call in load.calls} == {"OK"}
-    assert len(load.calls) == len(fake.seen) == 300
+    assert len(load.calls) == len(fake.seen)
+    assert len(peers) > 8
+
+
+def test_a_connection_that_is_told_goodbye_starts_no_call_and_gives_back_what_was_not_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        connection = http2.Connection(f"127.0.0.1:{listening.getsockname()[1]}")
+        server, _ = listening.accept()
+        with server:
+            for token in (7, 8, 9):  # streams 1, 3, 5
+                connection.call(token, http2.header_block("/x", "a", 1.0), http2.framed(b"m"))
+            server.sendall(http2._frame(http2.GOAWAY, 0, 0, (3).to_bytes(4, "big") + bytes(4)))
+            _, _, _ = select.select([connection.socket], [], [], 20)
+            connection.receive()
+            assert connection.leaving
+            assert connection.unsent == [9]
+            assert (connection.in_flight, connection.closed) == (2, False)
+        _, _, _ = select.select([connection.socket], [], [], 20)
+        connection.receive()
+        assert connection.closed
+        assert connection.done == [(7, "UNAVAILABLE", b""), (8, "UNAVAILABLE", b"")]
 
 
 def test_a_server_that_goes_away_is_unavailable() -> None:
@@ -288,7 +310,7 @@ def test_popular_answers_only_are_said_loudly() -> None:
 
 
 def short(path: Path, *argv: str) -> list[str]:
-    brief = ["--seconds", "0.2", "--warmup-s", "0.1", "--channels", "2", "--spin-s", "0", "--closed-by", "python"]
+    brief = ["--seconds", "0.2", "--warmup-s", "0.05", "--channels", "2", "--spin-s", "0", "--closed-by", "python"]
     return [*argv, *brief, "--json", str(path)]
 
 
@@ -337,6 +359,7 @@ def test_the_program_writes_the_whole_story(
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the load in this process: many short runs, where starting one would take most of the time."""
     monkeypatch.setattr(measure, "run_apart", lambda plan: summarise(plan.run()))
+    monkeypatch.setattr(measure, "CHECKED", 5)
 
 
 def asked_of(fake: FakeRecommender) -> list[pb.RecommendRequest]:
@@ -413,20 +436,33 @@ def test_h2load_asks_for_many_users_and_is_believed_for_its_sizes_only(
     (run,) = json.loads(path.read_text())["runs"]
     assert run["generator"]["by"] == "h2load"
     assert run["reply_bytes"]["mean"] == pytest.approx(run["reply_bytes"]["checked"])
-    users = {request.user_id for request in asked_of(fake)[-run["answered"] :]}
+    users = {request.user_id for request in asked_of(fake)[-run["answered"] - measure.CHECKED : -measure.CHECKED]}
     assert len(users) > 20
     assert users <= {f"bench-{n}" for n in range(1000)}
     assert run["latency_ms"]["p50"] <= run["latency_ms"]["p99"] <= run["latency_ms"]["max"]
 
-    turn = itertools.count()
+    running, lock = [0], threading.Lock()
 
-    def busy(request: Any, context: grpc.ServicerContext) -> None:
-        if isinstance(request, pb.RecommendRequest) and next(turn) > 200 and context.peer() and refusing.is_set():
+    def one_at_a_time(request: Any, context: grpc.ServicerContext) -> None:
+        with lock:
+            busy = running[0] > 0
+            running[0] += not busy
+        if busy:
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy")
+        time.sleep(0.001)
+        with lock:
+            running[0] -= 1
 
-    refusing, fake.before = threading.Event(), busy
-    threading.Timer(0, refusing.set).start()
+    fake.before = one_at_a_time  # who asks alone, to check, is always answered
     assert latency.main([*argv, "--seconds", "0.5"]) == 1  # HTTP 200 all of them, but too short to be answers
+    document = json.loads(path.read_text())
+    assert document["faults"] == []
+    assert document["runs"][0]["errors"]["REPLIES TOO SHORT"] > 0
+
+
+@pytest.mark.parametrize(("mode", "failed"), [("closed", 9), ("open", 9), ("mixed", 9), ("ramp", 2), ("overload", 2)])
+def test_refusals_are_failures_unless_too_much_was_asked_for(mode: str, failed: int) -> None:
+    assert latency.failures({"mode": mode, "errors": {"RESOURCE_EXHAUSTED": 7, "INTERNAL": 2}}) == failed
 
 
 @pytest.mark.usefixtures("one_process")
@@ -435,10 +471,10 @@ def test_a_baseline_decides_by_exit_code_and_lends_its_rates(
 ) -> None:
     path, base = tmp_path / "l.json", tmp_path / "base.json"
     argv = short(base, "--address", address, "--concurrency", "1", "--modes", "closed,soak", "--repeats", "3")
-    argv += ["--soak-s", "0.2", "--soak-rate", "40"]
+    argv += ["--soak-s", "0.2", "--soak-rate", "40", "--seconds", "0.1"]
     assert latency.main(argv) == 0
     document = json.loads(base.read_text())
-    argv = [*argv[:-2], "--json", str(path), "--compare", str(base)]
+    argv = [*(word for word in argv if word not in ("--soak-rate", "40")), "--json", str(path), "--compare", str(base)]
     for factor, expected in ((1e-3, 1), (1e3, 0)):  # once the baseline was far better, once far worse
         for figure in document["figures"].values():
             scale = factor if figure["better"] == "lower" else 1 / factor
