@@ -1,11 +1,16 @@
-"""What a result was measured on: the shape of the machine and the versions in this environment."""
+"""What a result was measured on: the shape of the machine, whether it was free, the versions in this environment."""
 
 import os
 import platform
+import subprocess
+import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+SPIN_S = 0.5
+FREE = 1.8  # two spinning processes on two free cores do about twice the work of one
 PACKAGES = ("lhydra", "grpcio", "protobuf", "numpy", "faiss-cpu", "onnxruntime", "lmdb")
 
 
@@ -19,6 +24,37 @@ def machine() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "load_before": round(os.getloadavg()[0], 2),
     }
+
+
+def spinning(seconds: float = SPIN_S) -> float:
+    """Returns how much more two spinning processes get done than one: about 2 where two cores are free."""
+    program = (
+        "import sys, time\nsys.stdin.readline()\nend, n = time.perf_counter() + float(sys.argv[1]), 0\n"
+        "while time.perf_counter() < end: n += 1\nprint(n)"
+    )
+
+    def spin(processes: int) -> int:
+        command = [sys.executable, "-c", program, str(seconds)]
+        running = [
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            for _ in range(processes)
+        ]
+        time.sleep(0.1 + 0.2 * seconds)  # until they have started
+        for process in running:
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+        return sum(int(process.communicate()[0]) for process in running)
+
+    before, both, after = spin(1), spin(2), spin(1)
+    return round(2 * both / (before + after), 2)
+
+
+def noise_line(before: float, after: float) -> str:
+    """Returns the line that says whether two cores were free, from `spinning` before and after."""
+    found = f"two spinning processes do x{before:.2f} (before) and x{after:.2f} (after) of one"
+    free = min(before, after) >= FREE
+    return found if free else f"{found}: THE CORES WERE NOT FREE (below x{FREE}), THE FIGURES ARE NOISE"
 
 
 def versions() -> dict[str, str | None]:

@@ -1,28 +1,50 @@
-"""Starts the program that a benchmark measures, and stops it again."""
+"""Starts the programs that a benchmark measures, and stops them again."""
 
+import contextlib
+import json
+import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from lhydra.errors import NotReady, complain
 
 READY = re.compile(r"serving bundle \S+ on (\S+:\d+) with \d+ worker")
+CONNECTION_AGE_S = 300  # longer than a run: h2load does not open another connection when a server ends one
 
 
-def serve_command(store: Path, workers: int | None) -> list[str]:
+@dataclass(frozen=True)
+class Started:
+    """A running server: HOST:PORT and the id of its first process, 0 where it is somebody else's."""
+
+    address: str
+    pid: int = 0
+
+
+def serve_command(
+    store: Path, workers: int | None = None, *, depth: int = 0, users: str | None = None, flags: Sequence[str] = ()
+) -> list[str]:
     """Returns the command that serves `store` on a free port."""
     count = [] if workers is None else ["--workers", str(workers)]
-    return [sys.executable, "-m", "lhydra.cli", "serve", str(store), "--port", "0", *count]
+    wide = ["--depth", str(depth)] if depth else []
+    known = ["--users", users] if users else []
+    age = ["--connection-age-s", str(CONNECTION_AGE_S)]
+    return [sys.executable, "-m", "lhydra.cli", "serve", str(store), "--port", "0", *age, *count, *wide, *known, *flags]
 
 
 @contextmanager
-def started(command: Sequence[str], *, startup_s: float = 60.0, stop_s: float = 20.0) -> Iterator[str]:
+def started(command: Sequence[str], *, startup_s: float = 60.0, stop_s: float = 20.0) -> Iterator[Started]:
     """Runs `command` until the block ends; yields the address that its ready line names.
 
     Raises:
@@ -35,14 +57,68 @@ def started(command: Sequence[str], *, startup_s: float = 60.0, stop_s: float = 
         limit = threading.Timer(startup_s, process.kill)
         limit.start()
         try:
-            yield _address(process, noise.fileno(), startup_s, limit)
+            yield Started(_address(process, noise.fileno(), startup_s, limit), process.pid)
         finally:
             limit.cancel()
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(stop_s)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            _stop(process, stop_s)
+
+
+@contextmanager
+def started_web(
+    command: Sequence[str], workers: int, *, environment: dict[str, str], startup_s: float = 120.0, stop_s: float = 20.0
+) -> Iterator[Started]:
+    """Runs a web server on a free port (`--port` is added to `command`) until the block ends.
+
+    Yields when `workers` different processes have answered GET /health with {"pid": ...}, or when it has been answered
+    otherwise: by a server that does so when all of its workers are there.
+
+    Raises:
+        NotReady: the program ended, or was not there within `startup_s`; says its last line.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as noise,
+        subprocess.Popen(
+            [*command, "--port", str(port)],
+            stdout=noise,
+            stderr=noise,
+            env=os.environ | environment,
+            start_new_session=True,
+        ) as process,
+    ):
+        try:
+            seen: set[int] = set()
+            last_s = time.monotonic() + startup_s
+            while len(seen) < workers:
+                if process.poll() is not None or time.monotonic() > last_s:
+                    raise _not_ready(f"exit {process.poll()}", noise.fileno(), f"{workers} workers in {startup_s:g} s")
+                try:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as reply:
+                        seen |= _workers(reply.read(), workers)
+                except (urllib.error.URLError, OSError):
+                    time.sleep(0.1)
+            yield Started(f"127.0.0.1:{port}", process.pid)
+        finally:
+            _stop(process, stop_s)
+            with contextlib.suppress(ProcessLookupError):  # workers that outlive their parent
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def _workers(reply: bytes, workers: int) -> set[int]:
+    """The process id in a reply, or as many made-up ones as there should be workers."""
+    try:
+        return {int(json.loads(reply)["pid"])}
+    except (ValueError, TypeError, KeyError):
+        return set(range(workers))
+
+
+def _stop(process: "subprocess.Popen[str] | subprocess.Popen[bytes]", stop_s: float) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(stop_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def _address(process: "subprocess.Popen[str]", noise: int, startup_s: float, limit: threading.Timer) -> str:
@@ -51,8 +127,11 @@ def _address(process: "subprocess.Popen[str]", noise: int, startup_s: float, lim
         if ready := READY.search(line):
             limit.cancel()
             return ready.group(1)
-    code = process.wait()
+    raise _not_ready(f"exit {process.wait()}", noise, f"a ready line within {startup_s:g} s")
+
+
+def _not_ready(found: str, noise: int, expected: str) -> NotReady:
     with open(noise, encoding="utf-8", errors="replace", closefd=False) as file:
         file.seek(0)
         last = ([line.strip() for line in file if line.strip()] or ["nothing on stderr"])[-1]
-    raise NotReady(complain("the server", f"exit {code}: {last}", f"a ready line within {startup_s:g} s"))
+    return NotReady(complain("the server", f"{found}: {last}", expected))

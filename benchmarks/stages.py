@@ -1,14 +1,20 @@
-"""What each stage of a request costs without gRPC: `python benchmarks/stages.py DATASET STORE --out FILE.json`.
+"""What a request costs without gRPC: `python benchmarks/stages.py DATASET STORE --out FILE.json`.
 
-One process and thread; users of the dataset in random order, by the same `Recommender` as the server's. Microseconds;
-`rerank` is the head over `depth` candidates, co-listening scores included.
+One process and thread; users of the dataset in random order, by the same `Recommender` as the server's, from looking
+the user up to the bytes of the reply. Microseconds of each stage and of the whole, and processor time per request.
+`rerank` is the head over `depth` candidates, co-listening scores included. Users come from the store, or, where nobody
+has been loaded there, from the dataset's train plays by way of a store of their own.
 """
 
 import argparse
 import json
 import os
 import sys
+import tempfile
+import time
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # read when the libraries are loaded
@@ -18,42 +24,62 @@ import numpy as np
 
 from benchmarks.machine import machine, versions
 from lhydra.bundle import Bundle
-from lhydra.data.dataset import Dataset
+from lhydra.data.dataset import Dataset, user_states
+from lhydra.domain import Recommendation
 from lhydra.errors import LhydraError
-from lhydra.evaluation.lists import recommend_users
+from lhydra.index import one_thread
 from lhydra.recommender import Recommender
+from lhydra.timing import timed
+from lhydra.users import UserStore, open_users
+from lhydra_protos.v1 import recommender_pb2 as pb
+from lhydra_server.translate import to_query, to_response
 
 WARM_UP = 200  # requests not counted
+QUANTILES = {"p50": 50, "p90": 90, "p99": 99}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints and writes p50 and p99 per stage; returns 0, or 1 after bad input."""
+    """Prints and writes percentiles per stage; returns 0, or 1 after bad input."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("store", type=Path)
     parser.add_argument("--requests", type=int, default=5_000)
     parser.add_argument("--k", type=int, default=20)
+    parser.add_argument("--depth", type=int, default=0, help="candidates to rerank (default: the bundle's)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON to write")
     args = parser.parse_args(argv)
+    one_thread()
     try:
         dataset = Dataset.open(args.dataset)
-        recommender = Recommender(Bundle.open(args.store))
+        recommender = Recommender(Bundle.open(args.store), args.depth)
+        recommender.warm_up()
+        drawn = np.random.default_rng(args.seed).integers(0, len(dataset.user_ids), args.requests + WARM_UP)
+        with ExitStack() as stack:
+            users = open_users(None, args.store)
+            stack.callback(users.close)
+            if not users.sample(1):
+                users = open_users(f"lmdb:{stack.enter_context(tempfile.TemporaryDirectory())}/users", args.store)
+                stack.callback(users.close)
+                users.load(user_states(dataset, "test", positions=np.unique(drawn)))
+            asked = [dataset.user_ids[position] for position in drawn]
+            for user_id in asked[:WARM_UP]:
+                answer(recommender, users, user_id, args.k)
+            cpu_s = time.process_time()
+            answers = [answer(recommender, users, user_id, args.k) for user_id in asked[WARM_UP:]]
+            cpu_us = 1e6 * (time.process_time() - cpu_s) / args.requests
     except LhydraError as error:
         print(error, file=sys.stderr)
         return 1
-    recommender.warm_up()
-    drawn = np.random.default_rng(args.seed).integers(0, len(dataset.user_ids), args.requests + WARM_UP)
-    asked = recommend_users(recommender, dataset, "test", args.k, positions=drawn)
-    answers = [answer for _, _, answer in asked][WARM_UP:]
-    names = list(dict.fromkeys(name for answer in answers for name in answer.stage_us))
-    taken = {name: [answer.stage_us.get(name, 0) for answer in answers] for name in names}
-    taken["sum"] = [sum(answer.stage_us.values()) for answer in answers]
+    names = list(dict.fromkeys(name for _, stage_us in answers for name in stage_us))
+    taken = {name: [stage_us.get(name, 0) for _, stage_us in answers] for name in names}
     stages = {
-        name: dict(zip(("p50", "p99"), np.percentile(us, (50, 99)).tolist(), strict=True)) for name, us in taken.items()
+        name: dict(zip(QUANTILES, np.percentile(us, list(QUANTILES.values())).tolist(), strict=True))
+        for name, us in taken.items()
     }
     for name, row in stages.items():
         print(f"{name:9} p50 {row['p50']:7.0f} us   p99 {row['p99']:7.0f} us")
+    print(f"{cpu_us:.0f} us of CPU a request")
     document = {
         "machine": machine(),
         "versions": versions(),
@@ -61,11 +87,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         "k": args.k,
         "depth": recommender.depth,
         "tracks": len(recommender.catalog),
+        "tiers": dict(Counter(found.tier.label for found, _ in answers)),
         "stages_us": stages,
+        "cpu_us_per_request": cpu_us,
     }
     if args.out:
         args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def answer(recommender: Recommender, users: UserStore, user_id: str, k: int) -> tuple[Recommendation, dict[str, int]]:
+    """Returns the answer to one request, and what each stage of making its bytes took; `total` is all of it."""
+    stage_us: dict[str, int] = {}
+    with timed("total", stage_us):
+        with timed("lookup", stage_us):
+            query = to_query(pb.RecommendRequest(user_id=user_id, k=k), users.get(user_id))
+        found = recommender.recommend(query)
+        with timed("reply", stage_us):
+            to_response(found, recommender.catalog, stage_us, bundle_id="", request_id="").SerializeToString()
+    total = stage_us.pop("total")
+    return found, {**stage_us, **found.stage_us, "total": total}
 
 
 if __name__ == "__main__":

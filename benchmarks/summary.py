@@ -1,26 +1,31 @@
 """The numbers of a run, from its calls; and how people read them."""
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from benchmarks.load import F64, Load
+from benchmarks.load import F64, FEEDBACK, Call, Load, latencies_ms
 from lhydra_client.results import tier_name
 from lhydra_client.table import table
 from lhydra_protos.v1 import recommender_pb2 as pb
 
 PERCENTILES = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99_9": 99.9}
+LAST_BIT = 1e-6
+REFUSED = "RESOURCE_EXHAUSTED"
 OUTSIDE = "outside"  # latency minus the server's stages: gRPC, queues, the network, this client
 
 
 def summarise(load: Load) -> dict[str, Any]:
     """Returns the numbers of one run; errors are counted and left out of latencies, stages and throughput."""
-    replies = [pb.RecommendResponse.FromString(call.reply) for call in load.calls if call.code == "OK"]
-    errors = Counter(call.code for call in load.calls if call.code != "OK")
+    answered = [call for call in load.calls if call.code == "OK"]
+    read = [call for call in answered if call.reply is not None and call.kind != FEEDBACK]
+    replies = [pb.RecommendResponse.FromString(call.reply or b"") for call in read]
     generator: dict[str, float | None] = {
         "cpu_share": load.cpu_s / load.wall_s,
+        "cpu_us_per_request": 1e6 * load.cpu_s / max(1, len(load.calls)),
         "late_share": None,
         "late_p99_ms": None,
         "late_max_ms": None,
@@ -35,19 +40,42 @@ def summarise(load: Load) -> dict[str, Any]:
     return {
         "name": load.name,
         "loop": "open" if load.is_open else "closed",
-        "requests": len(load.calls),
-        "answered": len(replies),
-        "errors": dict(errors),
+        **_counts(load.calls),
+        "replies_read": len(replies),
         "seconds": load.wall_s,
-        "throughput_per_s": len(replies) / load.wall_s,
+        "throughput_per_s": len(answered) / load.wall_s,
         "latency_ms": percentiles(load.latency_ms, PERCENTILES),
-        "stages_us": _stages(load.latency_ms, replies),
+        "refused_ms": percentiles(latencies_ms(load.calls, REFUSED), PERCENTILES),
+        "kinds": {kind: _kind([call for call in load.calls if call.kind == kind]) for kind in _kinds(load.calls)},
+        "stages_us": _stages(latencies_ms(read), replies),
         "tiers": dict(Counter(tier_name(reply.tier) for reply in replies)),
         "bundles": dict(Counter(reply.bundle_id for reply in replies)),
         "degraded": sum(bool(reply.degraded) for reply in replies),
         "tracks_min": min((len(reply.tracks) for reply in replies), default=None),
+        "out_of_order": sum(not in_order(reply) for reply in replies),
         "generator": generator,
     }
+
+
+def in_order(reply: pb.RecommendResponse) -> bool:
+    """Whether the tracks are distinct and their scores never rise, but for the last bit of a sigmoid."""
+    scores = [track.score for track in reply.tracks]
+    distinct = len({track.track_id for track in reply.tracks}) == len(scores)
+    return distinct and all(a >= b - LAST_BIT for a, b in itertools.pairwise(scores))
+
+
+def _counts(calls: Sequence[Call]) -> dict[str, Any]:
+    codes = Counter(call.code for call in calls)
+    answered = codes.pop("OK", 0)
+    return {"requests": len(calls), "answered": answered, "errors": dict(codes)}
+
+
+def _kinds(calls: Sequence[Call]) -> list[str]:
+    return sorted({call.kind for call in calls})
+
+
+def _kind(calls: Sequence[Call]) -> dict[str, Any]:
+    return {**_counts(calls), "latency_ms": percentiles(latencies_ms(calls), PERCENTILES)}
 
 
 def percentiles(sample: F64, wanted: Mapping[str, float]) -> dict[str, float | None]:
@@ -70,6 +98,38 @@ def _stages(latency_ms: F64, replies: Sequence[pb.RecommendResponse]) -> dict[st
     return {name: percentiles(sample, {"p50": 50.0, "p99": 99.0}) for name, sample in samples.items()}
 
 
+def merged(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns one run per name: medians of the numbers of its repeats, sums of what is counted."""
+    by_name: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        by_name.setdefault(run["name"] if run["mode"] != "knee" else "knee", []).append(run)
+    return [_merge(name, repeats) for name, repeats in by_name.items()]
+
+
+def _merge(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    whole = _medians(runs) | {"name": name}
+    for key in ("errors", "tiers", "bundles"):
+        whole[key] = dict(sum((Counter(run.get(key, {})) for run in runs), Counter()))
+    for key in ("requests", "answered", "degraded", "out_of_order"):
+        whole[key] = sum(run.get(key, 0) for run in runs)
+    whole["tracks_min"] = min((run["tracks_min"] for run in runs if run.get("tracks_min") is not None), default=None)
+    return whole
+
+
+def _medians(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Medians of numbers, key by key, mappings within mappings; the first of anything else."""
+    found: dict[str, Any] = {}
+    for key in dict.fromkeys(key for part in parts for key in part):
+        values = [part[key] for part in parts if part.get(key) is not None]
+        if values and all(isinstance(value, Mapping) for value in values):
+            found[key] = _medians(values)
+        elif values and all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+            found[key] = float(np.median(values))
+        else:
+            found[key] = values[0] if values else None
+    return found
+
+
 def report(runs: Sequence[Mapping[str, Any]]) -> str:
     """Returns the tables that people read."""
     header = ("ms from due to done", "p50", "p90", "p99", "p99.9", "max", "per s", "answered", "ERRORS")
@@ -84,35 +144,39 @@ def report(runs: Sequence[Mapping[str, Any]]) -> str:
         for run in runs
     ]
     names = dict.fromkeys(name for run in runs for name in run["stages_us"])
+    told = [run for run in runs if run["stages_us"]]
     stages = [
-        (name, *(_stage(run["stages_us"].get(name, {})) for run in runs)) for name in sorted(names, key=OUTSIDE.__eq__)
+        (name, *(_stage(run["stages_us"].get(name, {})) for run in told)) for name in sorted(names, key=OUTSIDE.__eq__)
     ]
     return "\n\n".join(
         [
             table(header, rows, right=range(1, 8)),
-            table(("stage µs, p50 / p99", *(run["name"] for run in runs)), stages, right=range(1, len(runs) + 1)),
+            table(("stage µs, p50 / p99", *(run["name"] for run in told)), stages, right=range(1, len(told) + 1)),
             "\n".join(_notes(runs)),
         ]
     )
 
 
 def _notes(runs: Sequence[Mapping[str, Any]]) -> Iterable[str]:
-    tiers: Counter[str] = sum((Counter(run["tiers"]) for run in runs), Counter())
+    tiers: Counter[str] = sum((Counter(run.get("tiers", {})) for run in runs), Counter())
     answered = max(1, sum(tiers.values()))
     mix = ", ".join(f"{tier} {100 * count / answered:.1f} %" for tier, count in tiers.most_common())
     yield f"tiers: {mix or 'no answer'}"
     if set(tiers) == {"popular"}:
         yield "ALL ANSWERS WERE POPULAR TRACKS: nothing personal was measured; give --dataset or --user-ids"
-    shortest = min((run["tracks_min"] for run in runs if run["tracks_min"] is not None), default=0)
-    yield f"shortest answer: {shortest} tracks; degraded answers: {sum(run['degraded'] for run in runs)}"
-    bundles = {bundle for run in runs for bundle in run["bundles"]}
+    shortest = min((run["tracks_min"] for run in runs if run.get("tracks_min") is not None), default=0)
+    degraded, wrong = (sum(run.get(key, 0) for run in runs) for key in ("degraded", "out_of_order"))
+    yield f"of the replies read: shortest {shortest} tracks, {degraded} degraded, {wrong} OUT OF ORDER"
+    bundles = {bundle for run in runs for bundle in run.get("bundles", ())}
     if len(bundles) > 1:
         yield f"the bundle changed meanwhile: {', '.join(sorted(bundles))}"
     for run in runs:
         made = run["generator"]
         text = f"generator, {run['name']}: {100 * made['cpu_share']:.0f} % of one core"
-        if made["late_share"] is not None:
+        if made.get("late_share") is not None:
             text += f"; {100 * made['late_share']:.1f} % sent more than 1 ms late (p99 {made['late_p99_ms']:.2f} ms)"
+        if made.get("by"):
+            text += f" ({made['by']}; statuses of gRPC not read)"
         yield text
     errors: Counter[str] = sum((Counter(run["errors"]) for run in runs), Counter())
     if errors:

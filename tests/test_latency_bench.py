@@ -2,8 +2,11 @@
 
 import json
 import os
+import select
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +20,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks import latency
-from benchmarks.load import Call, Load, arrival_times, closed_loop, open_channels, open_loop
+from benchmarks import h2load, http2, latency, measure, traffic
+from benchmarks.load import Call, Load, Plan, Request, _Run, arrival_times, closed_loop, open_loop, run_apart
 from benchmarks.own_server import serve_command, started
 from benchmarks.summary import PERCENTILES, percentiles, report, summarise
 from lhydra.data.dataset import DatasetInfo
-from lhydra.errors import DataError, NotReady
+from lhydra.errors import DataError, LhydraError, NotReady
 from lhydra_protos.v1 import recommender_pb2 as pb
 from tests.fake_recommender import STAGES, FakeRecommender, reply, serving
 
@@ -30,8 +33,8 @@ ROOT = Path(__file__).resolve().parents[1]
 STALL_S = 0.4
 
 
-def requests(*users: str) -> list[bytes]:
-    return [pb.RecommendRequest(user_id=user, k=3).SerializeToString() for user in users]
+def requests(*users: str) -> list[Request]:
+    return [Request(pb.RecommendRequest(user_id=user, k=3).SerializeToString()) for user in users]
 
 
 def stalling(request: pb.RecommendRequest, context: grpc.ServicerContext) -> None:
@@ -67,32 +70,44 @@ def test_poisson_arrivals_are_seeded_ordered_and_inside(rate: float, seconds: fl
     assert abs(len(due_s) - rate * seconds) <= 7 * np.sqrt(rate * seconds) + 7  # seven sigma
 
 
-@pytest.mark.parametrize("senders", [64, 1])
-def test_a_stall_is_felt_by_every_request_that_was_due_meanwhile(senders: int) -> None:
-    """One server thread, stalled by the first request: nothing else can be answered before the stall ends.
-
-    With one sender the requests are not even sent before: their latency counts from the due time all the same.
-    """
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_stall_is_felt_by_every_request_that_was_due_meanwhile(channels: int) -> None:
+    """One server thread, stalled by the first request: nothing else can be answered before the stall ends."""
     due_s = np.concatenate([[0.0], 0.1 + np.arange(20) / 100])  # all due before the stall ends
-    with serving(FakeRecommender(stalling), workers=1) as address, open_channels(address, 2) as channels:
+    with serving(FakeRecommender(stalling), workers=1) as address:
         asked = requests("slow", *(f"u{i}" for i in range(20)))
-        load = open_loop(channels, asked, rate=100, due_s=due_s, timeout_s=60, senders=senders)
+        load = open_loop(address, asked, rate=100, due_s=due_s, timeout_s=60, channels=channels)
     assert [call.code for call in load.calls] == ["OK"] * 21
     assert [call.due_s for call in load.calls] == due_s.tolist()
     stall_ends_s = load.calls[0].sent_s + STALL_S
     assert (load.latency_ms >= (stall_ends_s - due_s) * 1e3).all()
     assert all(call.due_s <= call.sent_s < call.done_s for call in load.calls)
-    if senders == 1:
-        assert (load.late_ms[1:] >= (stall_ends_s - due_s[1:]) * 1e3).all()
-        assert summarise(load)["generator"]["late_share"] >= 20 / 21
+
+
+def test_a_late_generator_is_felt_by_the_latencies_and_told(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pause of this program, right after the first request: what was due meanwhile counts from when it was due."""
+    place, paused = _Run._place, []
+
+    def pause(self: _Run, token: int) -> None:
+        place(self, token)
+        if token == 0:
+            paused.append(self.now())
+            time.sleep(STALL_S)
+
+    monkeypatch.setattr(_Run, "_place", pause)
+    load = open_loop(address, requests("a"), rate=100, due_s=np.arange(20) / 100, timeout_s=60)
+    over_s = paused[0] + STALL_S
+    due_s = np.array([call.due_s for call in load.calls])
+    assert (load.late_ms[1:] >= (over_s - due_s[1:]) * 1e3 - 1).all()
+    assert (load.latency_ms >= load.late_ms).all()
+    assert summarise(load)["generator"]["late_share"] >= 19 / 20
 
 
 def test_the_open_loop_sends_every_request_once_over_all_connections(fake: FakeRecommender, address: str) -> None:
     peers = []
     fake.before = lambda request, context: peers.append(context.peer())
     users = [f"u{i}" for i in range(40)]
-    with open_channels(address, 4) as channels:
-        load = open_loop(channels, requests(*users), rate=400, due_s=np.arange(40) / 400, timeout_s=60)
+    load = open_loop(address, requests(*users), rate=400, due_s=np.arange(40) / 400, timeout_s=60, channels=4)
     assert sorted(request.user_id for request in fake.seen) == sorted(users)
     assert all(request.k == 3 for request in fake.seen)
     assert len(set(peers)) == 4
@@ -100,13 +115,11 @@ def test_the_open_loop_sends_every_request_once_over_all_connections(fake: FakeR
 
 
 def test_the_closed_loop_has_at_most_its_concurrency_in_flight(fake: FakeRecommender, address: str) -> None:
-    with open_channels(address, 2) as channels:
-        load = closed_loop(channels, requests("a", "b", "c"), concurrency=3, seconds=0.3, timeout_s=60)
+    load = closed_loop(address, requests("a", "b", "c"), concurrency=3, seconds=0.3, timeout_s=60)
     assert len(load.calls) == len(fake.seen) >= 3
     changes = sorted([(call.sent_s, 1) for call in load.calls] + [(call.done_s, -1) for call in load.calls])
     assert np.cumsum([change for _, change in changes]).max() <= 3
-    assert all(call.due_s == call.sent_s for call in load.calls)
-    assert max(call.sent_s for call in load.calls) < 0.3 <= load.wall_s
+    assert max(call.due_s for call in load.calls) < 0.3 <= load.wall_s
 
 
 def test_errors_are_counted_by_code_and_kept_out_of_the_latencies(fake: FakeRecommender, address: str) -> None:
@@ -118,13 +131,131 @@ def test_errors_are_counted_by_code_and_kept_out_of_the_latencies(fake: FakeReco
 
     fake.before = before
     users = ["good", "bad1", "bad2", "down", "good"] * 4
-    with open_channels(address, 2) as channels:
-        load = open_loop(channels, requests(*users), rate=200, due_s=np.arange(20) / 200, timeout_s=60)
+    load = open_loop(address, requests(*users), rate=200, due_s=np.arange(20) / 200, timeout_s=60)
     numbers = summarise(load)
     assert numbers["errors"] == {"RESOURCE_EXHAUSTED": 8, "UNAVAILABLE": 4}
     assert (numbers["requests"], numbers["answered"], len(load.latency_ms)) == (20, 8, 8)
+    assert 0 < numbers["refused_ms"]["p50"] <= numbers["refused_ms"]["max"]
     assert len(fake.seen) == 20  # the benchmark retries nothing
     assert "ERRORS, not in the latencies above: 8 RESOURCE_EXHAUSTED, 4 UNAVAILABLE" in report([numbers])
+
+
+def test_a_deadline_ends_a_call_and_nothing_else() -> None:
+    with serving(FakeRecommender(stalling)) as address:
+        load = open_loop(
+            address, requests("slow", "a", "b"), rate=10, due_s=np.arange(3) / 10, timeout_s=STALL_S / 2, channels=1
+        )
+    assert [call.code for call in load.calls] == ["DEADLINE_EXCEEDED", "OK", "OK"]
+    assert load.calls[0].done_s - load.calls[0].sent_s >= STALL_S / 2
+
+
+def test_servers_that_end_their_connections_lose_no_call() -> None:
+    """As `lhydra serve` does: connections live for a while, then the server says goodbye and others are opened."""
+    fake, peers = FakeRecommender(), set()
+    fake.before = lambda request, context: peers.add(context.peer())
+    with serving(fake, options=(("grpc.max_connection_age_ms", 100),)) as address:
+        load = closed_loop(address, requests("a", "b"), concurrency=8, seconds=1.0, timeout_s=60)
+    assert {call.code for call in load.calls} == {"OK"}
+    assert len(load.calls) == len(fake.seen)
+    assert len(peers) > 8
+
+
+def test_a_connection_that_is_told_goodbye_starts_no_call_and_gives_back_what_was_not_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        connection = http2.Connection(f"127.0.0.1:{listening.getsockname()[1]}")
+        server, _ = listening.accept()
+        with server:
+            for token in (7, 8, 9):  # streams 1, 3, 5
+                connection.call(token, http2.header_block("/x", "a", 1.0), http2.framed(b"m"))
+            server.sendall(http2._frame(http2.GOAWAY, 0, 0, (3).to_bytes(4, "big") + bytes(4)))
+            _, _, _ = select.select([connection.socket], [], [], 20)
+            connection.receive()
+            assert connection.leaving
+            assert connection.unsent == [9]
+            assert (connection.in_flight, connection.closed) == (2, False)
+        _, _, _ = select.select([connection.socket], [], [], 20)
+        connection.receive()
+        assert connection.closed
+        assert connection.done == [(7, "UNAVAILABLE", b""), (8, "UNAVAILABLE", b"")]
+
+
+def test_a_server_that_goes_away_is_unavailable() -> None:
+    with serving(FakeRecommender()) as address:
+        gone = address
+    with pytest.raises(OSError, match="refused"):
+        open_loop(gone, requests("a"), rate=10, due_s=np.arange(2) / 10, timeout_s=1)
+
+
+def test_large_messages_travel_whole_in_both_directions() -> None:
+    fake = FakeRecommender()
+    fake.reply.tracks.extend(pb.ScoredTrack(track_id=f"t{i}", title="x" * 400) for i in range(500))  # 200 KB
+    entries = [pb.HistoryEntry(track_id=f"track-{i}") for i in range(3000)]  # 45 KB, three frames
+    big = pb.RecommendRequest(user_id="u", k=3, history=pb.History(entries=entries))
+    with serving(fake) as address:
+        asked = [Request(big.SerializeToString())]
+        load = open_loop(address, asked, rate=50, due_s=np.arange(30) / 50, timeout_s=60, channels=1)
+    assert {call.code for call in load.calls} == {"OK"}
+    assert {call.reply for call in load.calls} == {fake.reply.SerializeToString()}
+    assert fake.seen == [big] * 30
+
+
+def test_a_process_of_its_own_gives_the_same_numbers(fake: FakeRecommender, address: str) -> None:
+    plan = Plan(address, requests("a", "b"), seconds=0.2, timeout_s=60, channels=2, rate=100, arrivals="fixed")
+    apart, here = run_apart(plan), summarise(plan.run())
+    assert len(fake.seen) == 40
+    assert apart.keys() == here.keys()
+    for key in ("name", "requests", "answered", "errors", "tiers", "tracks_min", "replies_read"):
+        assert apart[key] == here[key]
+
+
+def test_a_generator_that_fails_is_one_line() -> None:
+    with serving(FakeRecommender()) as address:
+        gone = address
+    with pytest.raises(LhydraError, match=r"^the load generator: .*refused"):
+        run_apart(Plan(gone, requests("a"), seconds=0.1, timeout_s=1, channels=1, concurrency=1))
+
+
+# ---- HTTP/2
+
+
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
+def test_every_status_is_read_as_grpc_reads_it(fake: FakeRecommender, address: str, code: grpc.StatusCode) -> None:
+    fake.before = lambda request, context: context.abort(code, "why: ü" * 20)
+    load = open_loop(address, requests("a"), rate=10, due_s=np.zeros(1), timeout_s=60)
+    assert [call.code for call in load.calls] == [code.name]
+
+
+@given(st.integers(0, 99), st.booleans(), st.booleans(), st.sampled_from([0x00, 0x10, 0x40]))
+def test_statuses_are_found_in_any_spelling(status: int, packed_name: bool, packed_value: bool, kind: int) -> None:
+    """HPACK leaves it to the server: plain or Huffman code, indexed or not, among other headers."""
+    digits = {str(n): (f"{n:05b}" if n < 3 else f"{n + 22:06b}") for n in range(10)}
+    bits = "".join(digits[digit] for digit in str(status))
+    packed = int(bits + "1" * (-len(bits) % 8), 2).to_bytes((len(bits) + 7) // 8, "big")
+    name = _string(bytes.fromhex("9acac8b21234da8f"), True) if packed_name else _string(b"grpc-status", False)
+    value = _string(packed, True) if packed_value else _string(str(status).encode(), False)
+    block = b"\x20\x88" + b"\x00" + _string(b"x-before", False) + _string(b"7" * 200, False)
+    block += bytes([kind]) + name + value + b"\x0f\x0d" + _string(b"3", False)
+    assert http2.status_of(block) == status
+    assert http2.status_of(b"\x20\x88") is None
+
+
+def _string(text: bytes, packed: bool) -> bytes:
+    flag = 0x80 if packed else 0
+    if len(text) < 127:
+        return bytes([flag | len(text)]) + text
+    rest, out = len(text) - 127, bytearray([flag | 127])
+    while rest >= 128:
+        out.append(rest % 128 | 128)
+        rest //= 128
+    return bytes(out) + bytes([rest]) + text
+
+
+@given(st.binary(max_size=300))
+def test_a_frame_is_a_flag_the_length_and_the_message(message: bytes) -> None:
+    framed = http2.framed(message)
+    assert framed[0] == 0
+    assert int.from_bytes(framed[1:5], "big") == len(message)
+    assert framed[5:] == message
 
 
 # ---- numbers
@@ -179,9 +310,11 @@ def test_popular_answers_only_are_said_loudly() -> None:
 
 
 def short(path: Path, *argv: str) -> list[str]:
-    return [*argv, "--seconds", "0.2", "--warmup-s", "0.1", "--channels", "2", "--json", str(path)]
+    brief = ["--seconds", "0.2", "--warmup-s", "0.05", "--channels", "2", "--spin-s", "0", "--closed-by", "python"]
+    return [*argv, *brief, "--json", str(path)]
 
 
+@pytest.mark.usefixtures("one_process")
 def test_the_program_writes_the_whole_story(
     fake: FakeRecommender, address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,23 +322,32 @@ def test_the_program_writes_the_whole_story(
     lists.write_text('user_id,rank,track_id,score\n"u,1",1,t1,.9\n"u,1",2,t2,.8\nu2,1,t1,.7\n')
     path = tmp_path / "deep" / "latency.json"
     argv = short(path, "--address", address, "--concurrency", "1,2", "--rates", "50", "--seed", "4", "--k", "7")
-    assert latency.main([*argv, "--user-ids", str(lists), "--arrivals", "fixed"]) == 0
-    assert {(request.user_id, request.k) for request in fake.seen[1:]} == {("u,1", 7), ("u2", 7)}
+    assert latency.main([*argv, "--user-ids", str(lists), "--arrivals", "fixed", "--repeats", "2"]) == 0
+    assert {(request.user_id, request.k) for request in asked_of(fake)} == {("u,1", 7), ("u2", 7)}
     document = json.loads(path.read_text())
     assert sorted(document) == [
-        "bundle_id", "command", "format", "machine", "measured", "runs", "server", "settings", "users", "versions",
+        "bundle_id", "command", "faults", "figures", "format", "machine", "measured", "peers", "rates", "runs",
+        "server", "settings", "spinning", "users", "versions",
     ]  # fmt: skip
     assert document["bundle_id"] == document["server"]["bundle_id"] == "b-1"
     assert (document["settings"]["seed"], document["users"]["count"]) == (4, 2)
     assert set(document["versions"]) >= {"python", "grpcio", "numpy", "faiss-cpu", "onnxruntime", "lhydra"}
     assert document["machine"]["cores"] >= 1
     assert document["machine"]["memory_gib"] > 0
-    assert [run["name"] for run in document["runs"]] == ["closed, 1", "closed, 2", "open, 50/s"]
+    names = ["closed, 1", "closed, 2", "open, 50/s"]
+    assert [(run["repeat"], run["name"]) for run in document["runs"]] == [(n, name) for n in (0, 1) for name in names]
     assert document["runs"][2]["requests"] == 10
     for run in document["runs"]:
         assert run["answered"] == run["requests"] > 0
         assert list(run["latency_ms"]) == ["p50", "p90", "p99", "p99_9", "mean", "max"]
         assert set(run["stages_us"]) == {*STAGES, "outside"}
+    for name, figure in document["figures"].items():
+        assert len(figure["values"]) == 2, name
+        assert figure["min"] <= figure["median"] <= figure["max"]
+    assert {name for name, figure in document["figures"].items() if figure["better"] == "higher"} == {
+        "closed, 1: per s",
+        "closed, 2: per s",
+    }
     out = capsys.readouterr().out
     assert "p99.9" in out
     assert "rerank" in out
@@ -213,6 +355,144 @@ def test_the_program_writes_the_whole_story(
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the load in this process: many short runs, where starting one would take most of the time."""
+    monkeypatch.setattr(measure, "run_apart", lambda plan: summarise(plan.run()))
+    monkeypatch.setattr(measure, "CHECKED", 5)
+
+
+def asked_of(fake: FakeRecommender) -> list[pb.RecommendRequest]:
+    return [request for request in fake.seen if isinstance(request, pb.RecommendRequest)]
+
+
+@pytest.mark.usefixtures("one_process")
+def test_every_mode_runs_and_fails_nothing(fake: FakeRecommender, address: str, tmp_path: Path) -> None:
+    """Refused beyond 4 at a time, as a server should: what is refused in overload is no failure of the benchmark."""
+    running, lock = [0], threading.Lock()
+
+    def before(request: Any, context: grpc.ServicerContext) -> None:
+        if not isinstance(request, pb.RecommendRequest):
+            return
+        with lock:
+            full = running[0] >= 4
+            running[0] += not full
+        if full:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy")
+        time.sleep(0.005)  # four at a time: 800 a second at most
+        with lock:
+            running[0] -= 1
+
+    fake.before = before
+    path = tmp_path / "l.json"
+    argv = short(path, "--address", address, "--modes", "closed,ramp,soak,overload,mixed", "--concurrency", "2")
+    argv += [
+        "--ramp-from",
+        "150",
+        "--p99-ms",
+        "500",
+        "--soak-s",
+        "0.3",
+        "--seconds",
+        "0.4",
+        "--filter",
+        "genre=rock,min_year=1990",
+    ]
+    assert latency.main([*argv, "--feedback"]) == 0
+    document = json.loads(path.read_text())
+    rates, by_mode = document["rates"], {run["mode"]: run for run in document["runs"]}
+    assert list(by_mode) == ["closed", "ramp", "knee", "soak", "overload", "mixed"]
+    assert rates["soak"] == pytest.approx(0.6 * rates["knee"])
+    assert rates["overload"] == pytest.approx(2 * rates["knee"])
+    assert by_mode["knee"]["sustained"]
+    assert by_mode["knee"]["offered_per_s"] == rates["knee"]
+    assert {"warm", "filtered", "feedback"} <= set(by_mode["mixed"]["kinds"]) <= set(traffic.MIX)
+    assert any(request.filter == traffic.parse_filter("genre=rock,min_year=1990") for request in asked_of(fake))
+    assert any(len(request.history.entries) for request in asked_of(fake))
+    fake.before = lambda request, context: context.abort(grpc.StatusCode.INTERNAL, "broken")
+    assert latency.main(argv) == 1
+
+
+@pytest.mark.usefixtures("one_process")
+def test_kinds_that_a_server_does_not_answer_are_left_out(fake: FakeRecommender, address: str, tmp_path: Path) -> None:
+    def before(request: Any, context: grpc.ServicerContext) -> None:
+        if isinstance(request, pb.RecommendRequest) and request.filter.ByteSize():
+            context.abort(grpc.StatusCode.UNIMPLEMENTED, "filter")
+
+    fake.before = before
+    argv = short(tmp_path / "l.json", "--address", address, "--modes", "mixed", "--filter", "explicit=false")
+    assert latency.main(argv) == 0
+    (run,) = json.loads((tmp_path / "l.json").read_text())["runs"]
+    assert set(run["kinds"]) == {"warm", "cold, history", "cold, nothing"}  # and nothing is recorded unless asked for
+
+
+@pytest.mark.skipif(not h2load.installed(), reason="no h2load: apt-get install nghttp2-client")
+def test_h2load_asks_for_many_users_and_is_believed_for_its_sizes_only(
+    fake: FakeRecommender, address: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "l.json"
+    argv = [*short(path, "--address", address, "--concurrency", "3", "--modes", "closed"), "--closed-by", "h2load"]
+    assert latency.main([*argv, "--seconds", "0.5"]) == 0
+    (run,) = json.loads(path.read_text())["runs"]
+    assert run["generator"]["by"] == "h2load"
+    assert run["reply_bytes"]["mean"] == pytest.approx(run["reply_bytes"]["checked"])
+    users = {request.user_id for request in asked_of(fake)[-run["answered"] - measure.CHECKED : -measure.CHECKED]}
+    assert len(users) > 20
+    assert users <= {f"bench-{n}" for n in range(1000)}
+    assert run["latency_ms"]["p50"] <= run["latency_ms"]["p99"] <= run["latency_ms"]["max"]
+
+    running, lock = [0], threading.Lock()
+
+    def one_at_a_time(request: Any, context: grpc.ServicerContext) -> None:
+        with lock:
+            busy = running[0] > 0
+            running[0] += not busy
+        if busy:
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy")
+        time.sleep(0.001)
+        with lock:
+            running[0] -= 1
+
+    fake.before = one_at_a_time  # who asks alone, to check, is always answered
+    assert latency.main([*argv, "--seconds", "0.5"]) == 1  # HTTP 200 all of them, but too short to be answers
+    document = json.loads(path.read_text())
+    assert document["faults"] == []
+    assert document["runs"][0]["errors"]["REPLIES TOO SHORT"] > 0
+
+
+@pytest.mark.parametrize(("mode", "failed"), [("closed", 9), ("open", 9), ("mixed", 9), ("ramp", 2), ("overload", 2)])
+def test_refusals_are_failures_unless_too_much_was_asked_for(mode: str, failed: int) -> None:
+    assert latency.failures({"mode": mode, "errors": {"RESOURCE_EXHAUSTED": 7, "INTERNAL": 2}}) == failed
+
+
+@pytest.mark.usefixtures("one_process")
+def test_a_baseline_decides_by_exit_code_and_lends_its_rates(
+    fake: FakeRecommender, address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, base = tmp_path / "l.json", tmp_path / "base.json"
+    argv = short(base, "--address", address, "--concurrency", "1", "--modes", "closed,soak", "--repeats", "3")
+    argv += ["--soak-s", "0.2", "--soak-rate", "40", "--seconds", "0.1"]
+    assert latency.main(argv) == 0
+    document = json.loads(base.read_text())
+    argv = [*(word for word in argv if word not in ("--soak-rate", "40")), "--json", str(path), "--compare", str(base)]
+    for factor, expected in ((1e-3, 1), (1e3, 0)):  # once the baseline was far better, once far worse
+        for figure in document["figures"].values():
+            scale = factor if figure["better"] == "lower" else 1 / factor
+            figure["values"] = [value * scale for value in figure["values"]]
+        base.write_text(json.dumps(document))
+        assert latency.main(argv) == expected
+        out = capsys.readouterr().out
+        assert ("WORSE" in out) == bool(expected)
+        assert json.loads(path.read_text())["rates"]["soak"] == 40
+        for figure in document["figures"].values():
+            scale = factor if figure["better"] == "lower" else 1 / factor
+            figure["values"] = [value / scale for value in figure["values"]]
+    base.write_text('{"format": 1}')
+    assert latency.main(argv) == 1
+    assert "expected format 2" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("one_process")
 def test_any_error_fails_the_program_unless_allowed(fake: FakeRecommender, address: str, tmp_path: Path) -> None:
     def before(request: Any, context: grpc.ServicerContext) -> None:
         if getattr(request, "user_id", "") == "bench-7":
@@ -236,7 +516,7 @@ def test_the_users_of_a_dataset_are_asked_for(fake: FakeRecommender, address: st
         pq.write_table(pa.table({"user_id": ["ana", "bo"]}), tmp_path / f"{name}.parquet")
     argv = short(tmp_path / "l.json", "--address", address, "--concurrency", "1", "--rates", "")
     assert latency.main([*argv, "--dataset", str(tmp_path)]) == 0
-    assert {request.user_id for request in fake.seen[1:]} == {"ana", "bo"}
+    assert {request.user_id for request in asked_of(fake)} == {"ana", "bo"}
 
 
 def test_a_server_of_its_own_is_started_and_stopped(
@@ -255,7 +535,7 @@ with serving(FakeRecommender()) as address:
 pathlib.Path({str(stopped)!r}).touch()
 """
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
-    monkeypatch.setattr(latency, "serve_command", lambda store, workers: [sys.executable, "-c", program])
+    monkeypatch.setattr(latency, "serve_command", lambda store, *_, **__: [sys.executable, "-c", program])
     argv = short(tmp_path / "l.json", "--store", "store", "--concurrency", "1", "--rates", "20")
     assert latency.main(argv) == 0
     assert stopped.exists()
@@ -268,7 +548,7 @@ def test_a_server_that_does_not_start_is_one_line(
     program = (
         "import sys; print('noise'); print('x\\nlhydra serve: store: found nothing', file=sys.stderr); sys.exit(1)"
     )
-    monkeypatch.setattr(latency, "serve_command", lambda store, workers: [sys.executable, "-c", program])
+    monkeypatch.setattr(latency, "serve_command", lambda store, *_, **__: [sys.executable, "-c", program])
     assert latency.main(short(tmp_path / "l.json", "--store", "nowhere")) == 1
     out, err = capsys.readouterr()
     assert out == ""
@@ -287,8 +567,11 @@ def test_a_server_that_never_gets_ready_is_ended() -> None:
 
 
 def test_the_serve_command_is_the_documented_one() -> None:
-    assert serve_command(Path("s"), 2)[1:] == ["-m", "lhydra.cli", "serve", "s", "--port", "0", "--workers", "2"]
-    assert serve_command(Path("s"), None)[1:] == ["-m", "lhydra.cli", "serve", "s", "--port", "0"]
+    plain = ["-m", "lhydra.cli", "serve", "s", "--port", "0", "--connection-age-s", "300"]
+    assert serve_command(Path("s"))[1:] == plain
+    asked = serve_command(Path("s"), 2, depth=300, users="lmdb:u", flags=["--max-in-flight", "8"])
+    wanted = ["--workers", "2", "--depth", "300", "--users", "lmdb:u", "--max-in-flight", "8"]
+    assert asked[1:] == [*plain, *wanted]
 
 
 def test_no_server_and_no_ids_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,12 @@
+"""The load generator's process: a pickled `Plan` on stdin, the numbers of its run on stdout. See `load.run_apart`."""
+
+import pickle
+import sys
+
+from benchmarks.summary import summarise
+
+if __name__ == "__main__":
+    out = sys.stdout.buffer
+    sys.stdout = sys.stderr  # whatever prints must not look like numbers
+    plan = pickle.load(sys.stdin.buffer)
+    out.write(pickle.dumps(summarise(plan.run())))

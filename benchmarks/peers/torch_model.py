@@ -1,0 +1,84 @@
+"""The trained network in torch, as training left it: what the torch peers answer with.
+
+The towers are those of the bundle. The head is the checkpoint's: its last fit lies only in the exported graph, so
+scores differ from ours, the work does not.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lhydra import colisten
+from lhydra.catalog import Catalog
+from lhydra.domain import I64, UserState
+from lhydra.features import FeatureSpec, columns_of
+from lhydra.histories import HISTORY_FEATURES, EncodedUsers, Histories
+from lhydra.training import checkpoint
+from lhydra.training.model import Network, Shape
+
+
+class TorchModel:
+    """Feature code, towers and head; the tracks' arrays are tensors in memory. `bundle`, `model`: folders."""
+
+    def __init__(self, bundle: Path, model: Path) -> None:
+        self.spec = FeatureSpec.from_json((bundle / "features.json").read_text(encoding="utf-8"))
+        self.catalog = Catalog.open(bundle)
+        config = json.loads((model / "model.json").read_text(encoding="utf-8"))["config"]
+        shape = Shape.of(self.spec, config["dim"], config["hidden"], config["dropout"])
+        self.network = Network(shape, len(HISTORY_FEATURES))
+        checkpoint.load(model / "checkpoint" / "best.safetensors", self.network)
+        del self.network.item_tower  # the tracks' vectors are in the bundle
+        self.network.eval()
+        self.vectors = _tensor(self.catalog.vectors)
+        self.history = _tensor(self.catalog.history)
+        self.dense = _tensor(self.catalog.dense)
+        self.ids = _tensor(self.catalog.ids).long()
+        self.popularity = _tensor(self.catalog.popularity)
+        self.lines, self.neighbours = np.array(self.catalog.lines), np.array(self.catalog.neighbours)
+        self.weights = np.array(self.catalog.neighbour_weights)
+        self._profile = [*(n.name for n in self.spec.user_numbers), *(c.name for c in self.spec.user_categories)]
+
+    def encode(self, state: UserState) -> EncodedUsers:
+        """Returns one encoded user."""
+        history, rows = state.history, self.catalog.rows(state.history["track"])
+        history, rows = history[rows >= 0], rows[rows >= 0]
+        profile = self.spec.encode_profiles(columns_of([state.profile], self._profile))
+        histories = Histories.one(rows, history["count"], history["time"])
+        return self.spec.encode_users(profile, histories, self.catalog.tracks)
+
+    @torch.inference_mode()
+    def embed(self, user: EncodedUsers) -> Tensor:
+        """Returns the user's vector, (1, D)."""
+        rows, entry, mask = user.padded()
+        history = self.history[torch.from_numpy(rows)]
+        parts = (torch.from_numpy(part) for part in (entry, mask))
+        vector: Tensor = self.network.user_tower(
+            torch.from_numpy(user.dense), torch.from_numpy(user.ids), history, *parts
+        )
+        return vector
+
+    @torch.inference_mode()
+    def score(self, vector: Tensor, user: EncodedUsers, rows: I64) -> Tensor:
+        """Returns the probability of each of `rows`, (n,)."""
+        played, asked = self.lines[user.histories.rows], self.lines[rows]
+        together = colisten.scores(self.neighbours, self.weights, played, user.entry, asked)
+        at = torch.from_numpy(rows)
+        _, probability = self.network.head(
+            vector,
+            torch.from_numpy(user.dense),
+            torch.from_numpy(user.ids),
+            self.vectors[at][None],
+            self.dense[at][None],
+            self.ids[at][None],
+            self.popularity[at][None],
+            torch.from_numpy(together)[None],
+        )
+        scores: Tensor = probability[0]
+        return scores
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(array))

@@ -1,0 +1,72 @@
+"""What a server's processes cost, from the kernel: processor seconds, memory shared and private. Linux only."""
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+PROC = Path("/proc")
+TICKS = os.sysconf("SC_CLK_TCK")
+MEMORY = {"pss": ("Pss",), "private": ("Private_Clean", "Private_Dirty"), "rss": ("Rss",)}
+
+
+@dataclass(frozen=True)
+class Cpu:
+    """Processor seconds by process id since each was started."""
+
+    seconds: Mapping[int, float]
+
+    def since(self, before: "Cpu") -> float:
+        """Seconds used after `before`; a process that is new counts whole, one that is gone not at all."""
+        return sum(used - before.seconds.get(pid, 0.0) for pid, used in self.seconds.items())
+
+    def shares(self, before: "Cpu") -> list[float]:
+        """Seconds used after `before` by each process that did anything, most first."""
+        used = (now - before.seconds.get(pid, 0.0) for pid, now in self.seconds.items())
+        return sorted((round(value, 3) for value in used if value > 0), reverse=True)
+
+
+def family(pid: int, proc: Path = PROC) -> list[int]:
+    """Returns `pid` and all its descendants, ascending."""
+    children: dict[int, list[int]] = {}
+    for folder in proc.iterdir():
+        if folder.name.isdigit() and (fields := _stat(int(folder.name), proc)):
+            children.setdefault(int(fields[1]), []).append(int(folder.name))
+    found, looking = [], [pid]
+    while looking:
+        one = looking.pop()
+        found.append(one)
+        looking += children.get(one, [])
+    return sorted(found)
+
+
+def cpu(pids: Iterable[int], proc: Path = PROC) -> Cpu:
+    """Returns what the processes have used so far, in user and kernel mode, all threads; ticks of 10 ms."""
+    fields = {pid: _stat(pid, proc) for pid in pids}
+    return Cpu({pid: (int(found[11]) + int(found[12])) / TICKS for pid, found in fields.items() if found})
+
+
+def memory_mib(pids: Iterable[int], proc: Path = PROC) -> dict[str, float]:
+    """Returns MiB of all the processes together: pss (shared pages divided), private (theirs alone), rss.
+
+    Pages of files count where they are mapped; what only lies in the system's cache does not.
+    """
+    total = dict.fromkeys(MEMORY, 0.0)
+    for pid in pids:
+        try:
+            lines = (proc / str(pid) / "smaps_rollup").read_text(encoding="utf-8").splitlines()
+        except OSError:
+            continue
+        kib = {name: float(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines[1:])}
+        for name, parts in MEMORY.items():
+            total[name] += sum(kib.get(part, 0.0) for part in parts) / 1024
+    return {name: round(value, 1) for name, value in total.items()}
+
+
+def _stat(pid: int, proc: Path) -> list[str]:
+    """The fields of /proc/PID/stat from the third on: the second, a name in brackets, may hold anything."""
+    try:
+        text = (proc / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return text.rpartition(")")[2].split()

@@ -1,0 +1,86 @@
+"""Compares the figures of two results, knowing how far repeats of the same thing lie apart."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lhydra_client.table import table
+
+FEWEST = 3  # repeats on either side, or nothing is said
+FLOOR = 0.03  # differences below are nobody's business, however small the spread
+BETTER, WORSE, SAME, UNKNOWN = "better", "WORSE", "no difference", "too few repeats"
+SAME_MACHINE = ("cores", "processor", "memory_gib", "system")
+SAME_SETTINGS = ("k", "depth", "workers", "seconds", "channels", "arrivals", "p99_ms", "closed_by")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The ratio of medians, now over before, and what it means."""
+
+    ratio: float
+    noise: float
+    word: str
+
+
+def judge(before: Sequence[float], now: Sequence[float], *, higher_is_better: bool) -> Verdict:
+    """Returns better or worse only where every repeat of one side is beyond every repeat of the other, and the medians
+    lie further apart than the mean of the two spreads (largest minus smallest over the median) and than FLOOR.
+    """
+    old, new = float(np.median(before)), float(np.median(now))
+    if old <= 0 or new <= 0:
+        return Verdict(1.0 if old == new else math.inf, 0.0, SAME if old == new else UNKNOWN)
+    spreads = [float(np.ptp(side)) / middle for side, middle in ((before, old), (now, new))]
+    noise = max(FLOOR, sum(spreads) / 2)
+    ratio = new / old
+    if min(len(before), len(now)) < FEWEST:
+        return Verdict(ratio, noise, UNKNOWN)
+    apart = min(now) > max(before) or max(now) < min(before)
+    if not apart or abs(math.log(ratio)) <= math.log1p(noise):
+        return Verdict(ratio, noise, SAME)
+    return Verdict(ratio, noise, BETTER if (ratio > 1) == higher_is_better else WORSE)
+
+
+def compare(baseline: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, Verdict]:
+    """Returns a verdict on every figure that both documents have."""
+    return {
+        name: judge(then["values"], figure["values"], higher_is_better=figure["better"] == "higher")
+        for name, figure in document["figures"].items()
+        if (then := baseline["figures"].get(name))
+    }
+
+
+def differences(baseline: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:
+    """Returns what makes the two results incomparable, one line each."""
+    found = []
+    for part, names in (("machine", SAME_MACHINE), ("settings", SAME_SETTINGS), ("server", ("tracks", "dim"))):
+        for name in names:
+            then, now = baseline[part].get(name), document[part].get(name)
+            if then != now:
+                found.append(f"NOT COMPARABLE: {part}: {name} was {then}, is {now}")
+    for name, other in (("the baseline", baseline), ("this run", document)):
+        if not other["spinning"]["free"]:
+            found.append(f"NOT COMPARABLE: the cores were not free during {name}")
+    return found
+
+
+def report(verdicts: Mapping[str, Verdict], baseline: Mapping[str, Any], document: Mapping[str, Any]) -> str:
+    """Returns the table that people read."""
+
+    def middle(source: Mapping[str, Any], name: str) -> str:
+        return f"{source['figures'][name]['median']:.4g}"
+
+    rows = [
+        (
+            name,
+            middle(baseline, name),
+            middle(document, name),
+            f"{verdict.ratio:.3f}",
+            f"±{100 * verdict.noise:.0f} %",
+            verdict.word,
+        )
+        for name, verdict in verdicts.items()
+    ]
+    return table(("against the baseline", "was", "is", "ratio", "noise", "verdict"), rows, right=range(1, 5), widest=60)
