@@ -47,10 +47,10 @@ class Call:
 
 
 class Around:
-    """Makes gRPC handlers of methods that may raise any LhydraError."""
+    """Makes gRPC handlers of methods that may raise any LhydraError. pool: where unary methods run."""
 
-    def __init__(self, metrics: Metrics, access_log: logs.AccessLog) -> None:
-        self._metrics, self._access_log = metrics, access_log
+    def __init__(self, metrics: Metrics, access_log: logs.AccessLog, pool: "Pool") -> None:
+        self._metrics, self._access_log, self._pool = metrics, access_log, pool
 
     def unary(
         self, name: str, request_type: type[Request], method: Callable[[Request, Call], Message | bytes]
@@ -82,6 +82,7 @@ class Around:
                 context.abort(code, details)  # raises
             return reply
 
+        handle.experimental_thread_pool = self._pool  # type: ignore[attr-defined]
         return grpc.unary_unary_rpc_method_handler(handle, response_serializer=_serialized)
 
     def refused_stream(self, name: str) -> "grpc.RpcMethodHandler[Any, Any]":
