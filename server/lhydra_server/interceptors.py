@@ -98,10 +98,11 @@ class Around:
     def overloaded(self, retry_after_ms: Callable[[], int]) -> "grpc.RpcMethodHandler[Any, Any]":
         """Returns the handler of unary calls that come while too many are in flight: a refusal, at once.
 
-        It has a thread of its own: those of the others are what there is too little of.
+        It has a thread of its own: those of the others are what there is too little of. It takes the request for a
+        stream, which gRPC hands over before there is a message: one that never comes holds nobody up.
         """
 
-        def refuse(data: bytes, context: grpc.ServicerContext) -> None:
+        def refuse(requests: Iterable[bytes], context: grpc.ServicerContext) -> None:
             request_id, after_ms = _request_id(context.invocation_metadata()), str(retry_after_ms())
             context.set_trailing_metadata(((REQUEST_ID, request_id), (RETRY_AFTER, after_ms)))
             code, details = status_of(Overloaded(f"too many requests in flight, retry in {after_ms} ms"), request_id)
@@ -111,7 +112,7 @@ class Around:
             context.abort(code, details)
 
         refuse.experimental_thread_pool = ThreadPoolExecutor(1, "refuse")  # type: ignore[attr-defined]
-        return grpc.unary_unary_rpc_method_handler(refuse)
+        return grpc.stream_unary_rpc_method_handler(refuse)
 
 
 class Door(grpc.GenericRpcHandler):
