@@ -70,7 +70,7 @@ class Around:
                 reply = method(_parsed(data, request_type), call)
             except Exception as error:
                 code, details = status_of(error, call.request_id)
-                if code is grpc.StatusCode.INTERNAL:
+                if code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE):
                     known = isinstance(error, LhydraError)  # its line says enough; anything else is our mistake
                     _log.error("%s failed: %s", name, error, exc_info=not known, extra={"request_id": call.request_id})
                 elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
