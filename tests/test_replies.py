@@ -13,6 +13,12 @@ from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_protos.v1.wire import SCORES, number_field, text_field, track_part, varint
 from lhydra_server.replies import reply
 
+TIERS = {
+    Tier.PERSONAL: pb.TIER_PERSONAL,
+    Tier.HISTORY: pb.TIER_HISTORY,
+    Tier.SEGMENT: pb.TIER_SEGMENT,
+    Tier.POPULAR: pb.TIER_POPULAR,
+}
 LENGTHS = (0, 1, 126, 127, 128, 16_382, 16_383, 16_384, 16_400)  # of UTF-8: where lengths need another byte
 COUNTS = (0, 1, 2**7 - 1, 2**7, 2**14 - 1, 2**14, 2**21 - 1, 2**21, 2**28 - 1, 2**28, 2**32 - 1)
 
@@ -115,7 +121,7 @@ def test_a_reply_is_the_message_built_field_by_field(
     expected = pb.RecommendResponse(
         tracks=[scored(catalogue[row], score, cosine) for row, score, cosine in chosen],
         bundle_id=bundle_id,
-        tier=tier.value,
+        tier=TIERS[tier],
         degraded=degraded,
         stages=[pb.Stage(name=stage, took_us=stage_us.get(stage, 0)) for stage in STAGES],
         request_id=request_id,
