@@ -89,9 +89,7 @@ class Around:
         """Returns the handler of a streaming method that this version does not answer."""
 
         def handle(requests: Iterable[bytes], context: grpc.ServicerContext) -> None:
-            request_id = _request_id(context.invocation_metadata())
-            context.set_trailing_metadata(((REQUEST_ID, request_id),))
-            context.abort(*status_of(Unsupported(f"{name}: this version does not answer it"), request_id))
+            self._refuse(name, Unsupported(f"{name}: this version does not answer it"), context)
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
@@ -103,16 +101,27 @@ class Around:
         """
 
         def refuse(requests: Iterable[bytes], context: grpc.ServicerContext) -> None:
-            request_id, after_ms = _request_id(context.invocation_metadata()), str(retry_after_ms())
-            context.set_trailing_metadata(((REQUEST_ID, request_id), (RETRY_AFTER, after_ms)))
-            code, details = status_of(Overloaded(f"too many requests in flight, retry in {after_ms} ms"), request_id)
+            after_ms = retry_after_ms()
             self._metrics.refused("overload")
-            self._metrics.record("overload", code.name, 0, {})
-            self._access_log.write("overload", code.name, request_id, 0, {})
-            context.abort(code, details)
+            error = Overloaded(f"too many requests in flight, retry in {after_ms} ms")
+            self._refuse("overload", error, context, ((RETRY_AFTER, str(after_ms)),))
 
         refuse.experimental_thread_pool = ThreadPoolExecutor(1, "refuse")  # type: ignore[attr-defined]
         return grpc.stream_unary_rpc_method_handler(refuse)
+
+    def _refuse(
+        self,
+        name: str,
+        error: LhydraError,
+        context: grpc.ServicerContext,
+        trailers: tuple[tuple[str, str], ...] = (),
+    ) -> None:
+        request_id = _request_id(context.invocation_metadata())
+        context.set_trailing_metadata(((REQUEST_ID, request_id), *trailers))
+        code, details = status_of(error, request_id)
+        self._metrics.record(name, code.name, 0, {})
+        self._access_log.write(name, code.name, request_id, 0, {})
+        context.abort(code, details)  # raises
 
 
 class Door(grpc.GenericRpcHandler):
