@@ -37,7 +37,9 @@ from lhydra_server.errors import CODES, status_of
 from lhydra_server.metrics import FAMILIES, Block, Metrics, Totals
 from lhydra_server.service import RecommenderService
 from tests.fake_core import FakeRecommender, expected_ids, served
+from tests.fake_serve import write_bundle
 
+ROOT = Path(__file__).resolve().parents[1]
 N = 100
 MAX_K = 50
 Code = grpc.StatusCode
@@ -289,6 +291,49 @@ def test_plays_are_seen_by_the_next_request(running: Running) -> None:
     assert history["time"][0] == 77
     assert now <= history["time"][1] <= time.time()
     assert ids(running.stub.Recommend(request("bob", k=30))) == expected_ids(N, 30, {"t017"})
+
+
+def test_plays_on_one_listener_change_the_next_answer_of_the_other(tmp_path: Path) -> None:
+    """Two processes on one user store, as the workers of a server are; plays go to either in turn."""
+    write_bundle(tmp_path, "b-1", n=N)
+    with serve(tmp_path) as here, another_worker(tmp_path) as there:
+        heard: set[str] = set()
+        for i in range(12):
+            asked, told = (here.stub, there) if i % 2 else (there, here.stub)
+            track = ids(asked.Recommend(request(k=1)))[0]
+            told.RecordPlays(pb.RecordPlaysRequest(plays=[play(f"e{i}", track, skipped=i % 3 == 0)]))
+            heard.add(track)
+            replies = [stub.Recommend(request(k=MAX_K)) for stub in (asked, told)]
+            assert [ids(reply) for reply in replies] == [expected_ids(N, MAX_K, heard)] * 2
+            assert {reply.tier for reply in replies} == {pb.TIER_PERSONAL}
+        again = pb.RecordPlaysRequest(plays=[play(f"e{i}", "t099") for i in range(12)])
+        assert {stub.RecordPlays(again).duplicates for stub in (here.stub, there)} == {12}
+
+
+@contextmanager
+def another_worker(store: Path) -> Iterator[RecommenderStub]:
+    """A worker process on the bundle b-1 of this store."""
+    with socket.socket() as asked:
+        asked.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{asked.getsockname()[1]}"
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    with subprocess.Popen(
+        [sys.executable, ROOT / "tests" / "fake_serve.py"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    ) as worker:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        worker.stdin.write(WorkerSettings(str(store), "b-1", address, max_k=MAX_K).to_json() + "\n")
+        worker.stdin.flush()
+        assert json.loads(worker.stdout.readline())["error"] == ""
+        with grpc.insecure_channel(address) as channel:
+            yield RecommenderStub(channel)
+        worker.stdin.close()  # as when the supervisor is gone: it ends
+        assert worker.wait(30) == 0
 
 
 def test_a_repeated_call_counts_once(running: Running) -> None:
