@@ -53,7 +53,7 @@ class FakeCatalog:
 
 @dataclass
 class FakeRecommender:
-    """Scores by (7 · row) mod 10, so that many tie; remembers queries; `between` runs between stages."""
+    """Scores by (7 · row) mod 10, so that many tie; remembers queries it began; `between` runs between stages."""
 
     catalog: FakeCatalog
     depth: int = 300
@@ -70,6 +70,7 @@ class FakeRecommender:
         return answers
 
     def recommend(self, query: Query, check: Callable[[], None] = lambda: None) -> Recommendation:
+        check()  # whoever has left by now is not begun
         self.queries.append(query)
         self.between(check)
         check()

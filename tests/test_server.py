@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -23,16 +24,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lhydra import errors
-from lhydra.domain import MAX_HISTORY, STAGES, Play, UserState, make_history, track_hashes
+from lhydra.domain import MAX_HISTORY, STAGES, Play, Repeat, UserState, make_history, track_hashes
+from lhydra.logs import AccessLog
 from lhydra.users import UserStore, open_users
+from lhydra_client import Client
+from lhydra_client import Play as ClientPlay
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_protos.v1.recommender_pb2_grpc import RecommenderStub
 from lhydra_server.app import SERVICE, THREADS, Listener
 from lhydra_server.config import FleetStatus, ServeSettings, WorkerSettings
 from lhydra_server.errors import CODES, status_of
+from lhydra_server.metrics import FAMILIES, Block, Metrics, Totals
 from lhydra_server.service import RecommenderService
 from tests.fake_core import FakeRecommender, expected_ids, served
+from tests.fake_serve import write_bundle
 
+ROOT = Path(__file__).resolve().parents[1]
 N = 100
 MAX_K = 50
 Code = grpc.StatusCode
@@ -44,12 +51,30 @@ class Running:
     channel: grpc.Channel
     recommender: FakeRecommender
     users: UserStore
+    service: RecommenderService
     listener: Listener
     fleet: FleetStatus
+    totals: Totals
+    block: Block
+    log: Path
 
     def health(self, service: str = "") -> int:
-        reply = health_pb2_grpc.HealthStub(self.channel).Check(health_pb2.HealthCheckRequest(service=service))
-        return int(reply.status)
+        stub = health_pb2_grpc.HealthStub(self.channel)
+        return int(stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=20).status)
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The lines of the requests that have ended."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
+    @property
+    def in_flight(self) -> int:
+        """Calls of the API that run or wait for a thread."""
+        return self.block.cells[FAMILIES["lhydra_in_flight"].first]
+
+    @property
+    def waiting(self) -> list[Any]:
+        """Those in line for their turn."""
+        return list(self.service._turns._waiting)
 
 
 @pytest.fixture
@@ -60,17 +85,35 @@ def running(tmp_path: Path) -> Iterator[Running]:
 
 @contextmanager
 def serve(folder: Path, *, max_in_flight: int = 32, connection_age_s: float = 60) -> Iterator[Running]:
-    users = open_users(None, folder)
-    bundle = served(n=N)
+    calls, log = logging.getLogger("lhydra_server.calls"), folder / "access.log"
+    before = calls.level
+    calls.setLevel(logging.INFO)
+    users, bundle = open_users(None, folder), served(n=N)
     fleet = FleetStatus(2, "b-2", "b-2: index.faiss: found 3 bytes, expected 4")
-    service = RecommenderService(bundle, users, max_k=MAX_K, fleet=lambda: fleet)
-    listener = Listener(service, "127.0.0.1:0", max_in_flight=max_in_flight, connection_age_s=connection_age_s)
-    listener.start()
-    with grpc.insecure_channel(f"127.0.0.1:{listener.port}") as channel:
-        recommender = cast(FakeRecommender, bundle.recommender)
-        yield Running(RecommenderStub(channel), channel, recommender, users, listener, fleet)
-    listener.stop(0)
-    users.close()
+    totals = Totals()
+    block = totals.block("b-1")
+    metrics = Metrics.open(os.dup(block.descriptor))
+    block.handed_over()
+    with log.open("ab") as lines:
+        service = RecommenderService(bundle, users, max_k=MAX_K, fleet=lambda: fleet, metrics=metrics)
+        listener = Listener(
+            service,
+            "127.0.0.1:0",
+            max_in_flight=max_in_flight,
+            connection_age_s=connection_age_s,
+            metrics=metrics,
+            access_log=AccessLog(name=calls.name, descriptor=lines.fileno()),
+        )
+        listener.start()
+        try:
+            with grpc.insecure_channel(f"127.0.0.1:{listener.port}") as channel:
+                fake = cast(FakeRecommender, bundle.recommender)
+                stub = RecommenderStub(channel)
+                yield Running(stub, channel, fake, users, service, listener, fleet, totals, block, log)
+        finally:
+            listener.stop(0)
+            users.close()
+            calls.setLevel(before)
 
 
 def fails(call: Callable[[], Any]) -> grpc.RpcError:
@@ -105,7 +148,8 @@ def test_an_unknown_user_gets_the_whole_reply(running: Running) -> None:
     assert reply.bundle_id == "b-1"
     assert reply.tier == pb.TIER_POPULAR
     assert [stage.name for stage in reply.stages] == list(STAGES)
-    assert [stage.took_us for stage in reply.stages[1:]] == [10] * (len(STAGES) - 1)
+    assert STAGES[:2] == ("queue", "lookup")  # measured; the fake's own take 10 each
+    assert [stage.took_us for stage in reply.stages[2:]] == [10] * (len(STAGES) - 2)
     assert not reply.degraded
     assert reply.request_id == "r-1"
     assert ("x-request-id", "r-1") in [tuple(item) for item in call.trailing_metadata()]
@@ -178,6 +222,22 @@ def test_the_stored_state_wins_over_the_request(running: Running) -> None:
     assert running.recommender.queries[-1].state.history["track"].tolist() == track_hashes(["t007"]).tolist()
 
 
+@pytest.mark.parametrize(
+    ("asked", "policy"),
+    [
+        (pb.REPEAT_POLICY_UNSPECIFIED, Repeat.EXCLUDE),
+        (pb.REPEAT_POLICY_EXCLUDE, Repeat.EXCLUDE),
+        (pb.REPEAT_POLICY_ALLOW, Repeat.ALLOW),
+        (pb.REPEAT_POLICY_DECAY, Repeat.DECAY),
+    ],
+)
+def test_the_repeat_policy_reaches_the_recommender(running: Running, asked: pb.RepeatPolicy, policy: Repeat) -> None:
+    before = int(time.time())
+    running.stub.Recommend(request(repeat_policy=asked))
+    assert running.recommender.queries[-1].repeat is policy
+    assert before <= running.recommender.queries[-1].now <= time.time()
+
+
 def test_depth_and_k_reach_the_recommender(running: Running) -> None:
     running.stub.Recommend(request(k=3, depth=700))
     running.stub.Recommend(request(k=MAX_K))
@@ -192,15 +252,26 @@ def test_the_same_request_gets_the_same_answer(running: Running) -> None:
 
 def test_a_lost_user_store_lowers_the_tier_and_says_so(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     running.users.record([Play("e0", "ann", "t007", 5)])
+    assert running.stub.Recommend(request()).tier == pb.TIER_PERSONAL
 
     def lost(user_id: str) -> UserState:
         raise errors.UserStoreError("the disk is gone")
 
     monkeypatch.setattr(running.users, "get", lost)
+    entries = [pb.HistoryEntry(track_id="t017")]
+    for tier, says in {
+        pb.TIER_POPULAR: {},
+        pb.TIER_SEGMENT: profile(3),
+        pb.TIER_HISTORY: {"history": pb.History(entries=entries)},
+    }.items():
+        reply, call = running.stub.Recommend.with_call(request(**says))
+        assert call.code() is Code.OK
+        assert list(reply.degraded) == ["user_store"]
+        assert reply.tier == tier
+        assert ids(reply) == expected_ids(N, 5, {"t017"} if tier == pb.TIER_HISTORY else set())
+    monkeypatch.undo()
     reply = running.stub.Recommend(request())
-    assert list(reply.degraded) == ["user_store"]
-    assert reply.tier == pb.TIER_POPULAR
-    assert ids(reply) == expected_ids(N, 5)
+    assert (reply.tier, list(reply.degraded)) == (pb.TIER_PERSONAL, [])
 
 
 # -- plays -----------------------------------------------------------------------------------------------
@@ -220,6 +291,49 @@ def test_plays_are_seen_by_the_next_request(running: Running) -> None:
     assert history["time"][0] == 77
     assert now <= history["time"][1] <= time.time()
     assert ids(running.stub.Recommend(request("bob", k=30))) == expected_ids(N, 30, {"t017"})
+
+
+def test_plays_on_one_listener_change_the_next_answer_of_the_other(tmp_path: Path) -> None:
+    """Two processes on one user store, as the workers of a server are; plays go to either in turn."""
+    write_bundle(tmp_path, "b-1", n=N)
+    with serve(tmp_path) as here, another_worker(tmp_path) as there:
+        heard: set[str] = set()
+        for i in range(12):
+            asked, told = (here.stub, there) if i % 2 else (there, here.stub)
+            track = ids(asked.Recommend(request(k=1)))[0]
+            told.RecordPlays(pb.RecordPlaysRequest(plays=[play(f"e{i}", track, skipped=i % 3 == 0)]))
+            heard.add(track)
+            replies = [stub.Recommend(request(k=MAX_K)) for stub in (asked, told)]
+            assert [ids(reply) for reply in replies] == [expected_ids(N, MAX_K, heard)] * 2
+            assert {reply.tier for reply in replies} == {pb.TIER_PERSONAL}
+        again = pb.RecordPlaysRequest(plays=[play(f"e{i}", "t099") for i in range(12)])
+        assert {stub.RecordPlays(again).duplicates for stub in (here.stub, there)} == {12}
+
+
+@contextmanager
+def another_worker(store: Path) -> Iterator[RecommenderStub]:
+    """A worker process on the bundle b-1 of this store."""
+    with socket.socket() as asked:
+        asked.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{asked.getsockname()[1]}"
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    with subprocess.Popen(
+        [sys.executable, ROOT / "tests" / "fake_serve.py"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    ) as worker:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        worker.stdin.write(WorkerSettings(str(store), "b-1", address, max_k=MAX_K).to_json() + "\n")
+        worker.stdin.flush()
+        assert json.loads(worker.stdout.readline())["error"] == ""
+        with grpc.insecure_channel(address) as channel:
+            yield RecommenderStub(channel)
+        worker.stdin.close()  # as when the supervisor is gone: it ends
+        assert worker.wait(30) == 0
 
 
 def test_a_repeated_call_counts_once(running: Running) -> None:
@@ -318,10 +432,8 @@ def test_bad_requests_are_refused_naming_the_field(running: Running, message: st
 @pytest.mark.parametrize(
     ("field", "unanswered"),
     [
-        ("filter", request(filter=pb.Filter(genres=["rock"]))),
         ("diversity", request(diversity=pb.Diversity(max_per_artist=2))),
         ("explain", request(explain=True)),
-        ("repeat_policy DECAY", request(repeat_policy=pb.REPEAT_POLICY_DECAY)),
     ],
 )
 def test_fields_of_later_versions_are_refused_by_name(
@@ -330,6 +442,27 @@ def test_fields_of_later_versions_are_refused_by_name(
     error = fails(lambda: running.stub.Recommend(unanswered))
     assert error.code() is Code.UNIMPLEMENTED
     assert error.details() == f"{field}: this version does not answer it"
+
+
+@pytest.mark.parametrize(
+    ("field", "wanted"),
+    [
+        ("filter.genres", pb.Filter(genres=["rock"])),
+        ("filter.artists", pb.Filter(artists=["Nobody"])),
+        ("filter.min_year", pb.Filter(min_year=1999)),
+        ("filter.max_year", pb.Filter(max_year=1999)),
+        ("filter.explicit", pb.Filter(explicit=False)),
+        ("filter.conditions[0].column", pb.Filter(conditions=[pb.Condition(column="mood", any_of=["sad"])])),
+        ("filter.genres[1]", pb.Filter(genres=["rock", ""])),
+    ],
+)
+def test_a_filter_on_a_bundle_without_columns_is_refused_by_field(
+    running: Running, field: str, wanted: pb.Filter
+) -> None:
+    error = fails(lambda: running.stub.Recommend(request(filter=wanted)))
+    assert error.code() is Code.INVALID_ARGUMENT
+    assert (error.details() or "").startswith(f"{field}: found ")
+    assert not running.recommender.queries
 
 
 def test_fields_that_are_set_to_nothing_are_fine(running: Running) -> None:
@@ -393,6 +526,9 @@ def test_every_error_has_a_code() -> None:
     assert every_error() == set(CODES)
 
 
+TOLD = {Code.INTERNAL: "internal error, request id r-1", Code.UNAVAILABLE: "no user store just now, request id r-1"}
+
+
 @pytest.mark.parametrize("kind", sorted(CODES, key=str))
 def test_only_errors_written_for_callers_are_told(kind: type[errors.LhydraError]) -> None:
     made = (
@@ -402,7 +538,18 @@ def test_only_errors_written_for_callers_are_told(kind: type[errors.LhydraError]
     )
     code, text = status_of(made, "r-1")
     assert code is CODES[kind]
-    assert text == ("internal error, request id r-1" if code is Code.INTERNAL else str(made))
+    for_callers = kind in FOR_CALLERS
+    assert text == (str(made) if for_callers else TOLD[code])
+    assert for_callers or "secret" not in text
+
+
+FOR_CALLERS = {
+    errors.InvalidRequest,
+    errors.Unsupported,
+    errors.Overloaded,
+    errors.NotReady,
+    errors.DeadlineExceeded,
+}
 
 
 @pytest.mark.parametrize("error", [RuntimeError("secret"), errors.BundleCorrupt("secret"), KeyError("secret")])
@@ -422,13 +569,41 @@ def test_an_internal_error_tells_its_request_id_and_nothing_else(
     assert ids(running.stub.Recommend(request())) == expected_ids(N, 5)
 
 
-def test_a_store_that_cannot_be_written_fails_the_call(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_cannot_be_written_fails_the_call(
+    running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def full(plays: list[Play]) -> list[bool]:
-        raise errors.UserStoreError("disk full")
+        raise errors.UserStoreError("secret: disk full")
 
     monkeypatch.setattr(running.users, "record", full)
-    error = fails(lambda: running.stub.RecordPlays(pb.RecordPlaysRequest(plays=[play("e", "t")])))
-    assert error.code() is Code.INTERNAL
+    call = pb.RecordPlaysRequest(plays=[play("e", "t")])
+    error = fails(lambda: running.stub.RecordPlays(call, metadata=(("x-request-id", "r-9"),)))
+    assert (error.code(), error.details()) == (Code.UNAVAILABLE, "no user store just now, request id r-9")
+    assert "secret: disk full" in caplog.text
+    assert ids(running.stub.Recommend(request())) == expected_ids(N, 5)
+
+
+def test_plays_are_sent_again_until_the_store_takes_them_and_count_once(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, calls = running.users.record, 0
+
+    def shaky(plays: list[Play]) -> list[bool]:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise errors.UserStoreError("connection refused")
+        if (fresh := record(plays)) and calls == 2:
+            raise errors.UserStoreError("connection lost after the write")
+        return fresh
+
+    monkeypatch.setattr(running.users, "record", shaky)
+    with Client(f"127.0.0.1:{running.listener.port}", timeout_s=20) as client:
+        recorded = client.record_plays([ClientPlay("ann", "t007", count=2), ClientPlay("ann", "t017")])
+    assert (calls, recorded.recorded, recorded.duplicates) == (3, 0, 2)
+    stored = running.users.get("ann")
+    assert stored is not None
+    assert sorted(stored.history["count"].tolist()) == [1.0, 2.0]
 
 
 def test_features_that_a_profile_does_not_fit_are_the_callers_fault(running: Running) -> None:
@@ -443,68 +618,210 @@ def test_features_that_a_profile_does_not_fit_are_the_callers_fault(running: Run
 
 
 class Gate:
-    """Holds calls between two stages until opened."""
+    """Holds the first call between two stages until opened; those behind it wait for their turn."""
 
     def __init__(self, running: Running) -> None:
         self.open, self.entered = threading.Event(), threading.Semaphore(0)
+        self.running = running
         running.recommender.between = self.hold
 
     def hold(self, check: Callable[[], None]) -> None:
         self.entered.release()
         assert self.open.wait(30)
 
+    def holds(self, *requests: pb.RecommendRequest, **options: Any) -> list[Any]:
+        """Sends these, and returns the calls when the first is held and all others are in line."""
+        calls = [self.running.stub.Recommend.future(requests[0], **options)]
+        assert self.entered.acquire(timeout=30)
+        for request in requests[1:]:
+            calls.append(self.running.stub.Recommend.future(request, **options))
+            until(lambda: len(self.running.waiting) == len(calls) - 1)
+        return calls
 
-def test_work_stops_once_the_deadline_has_passed(running: Running, caplog: pytest.LogCaptureFixture) -> None:
+
+def test_work_stops_once_the_deadline_has_passed(running: Running) -> None:
     def work(check: Callable[[], None]) -> None:
         until(check)  # raises when the deadline has passed
 
     running.recommender.between = work
-    with caplog.at_level(logging.INFO):
-        error = fails(lambda: running.stub.Recommend(request(), timeout=0.05))
-        assert error.code() is Code.DEADLINE_EXCEEDED
-        (line,) = until(lambda: requests_in(caplog))
-    assert line.code == "DEADLINE_EXCEEDED"
+    error = fails(lambda: running.stub.Recommend(request(), timeout=0.05))
+    assert error.code() is Code.DEADLINE_EXCEEDED
+    (line,) = until(running.lines)
+    assert line["code"] == "DEADLINE_EXCEEDED"
 
 
-def test_what_is_too_much_is_refused_at_once_and_the_rest_is_answered(tmp_path: Path) -> None:
-    with serve(tmp_path, max_in_flight=3) as running:
+def test_whose_caller_left_while_it_was_in_line_is_not_begun_and_the_others_are_answered(running: Running) -> None:
+    gate = Gate(running)
+    first, before, cancelled, after = gate.holds(*(request(k=k) for k in (1, 2, 3, 4)))
+    late = running.stub.Recommend.future(request(k=5), timeout=0.5)
+    until(lambda: len(running.waiting) == 4)
+    assert late.code() is Code.DEADLINE_EXCEEDED  # its caller is told without delay
+    cancelled.cancel()
+    until(lambda: [gone(one.request[1]) for one in running.waiting] == [False, True, False, True])
+    gate.open.set()
+    for k, call in {1: first, 2: before, 4: after}.items():
+        assert ids(call.result()) == expected_ids(N, k)
+    until(lambda: len(running.lines()) == 5)
+    assert [query.k for query in running.recommender.queries] == [1, 2, 4]
+    assert sorted(line["code"] for line in running.lines()) == ["DEADLINE_EXCEEDED"] * 2 + ["OK"] * 3
+    until(lambda: running.in_flight == 0)
+
+
+def gone(check: Callable[[], None]) -> bool:
+    """Whether the server knows that nobody waits for this any more."""
+    with suppress(errors.DeadlineExceeded):
+        check()
+        return False
+    return True
+
+
+def trailer(call: Any, key: str) -> str:
+    (found,) = [value for name, value in call.trailing_metadata() if name == key]
+    return str(found)
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_what_is_too_much_is_refused_at_once_and_the_rest_is_answered(tmp_path: Path, most: int) -> None:
+    with serve(tmp_path, max_in_flight=most) as running:
         gate = Gate(running)
-        taken = [running.stub.Recommend.future(request(k=3)) for _ in range(3)]
-        for _ in taken:
-            assert gate.entered.acquire(timeout=30)
+        taken = gate.holds(*[request(k=3)] * most)
+        for name, call in {
+            "Recommend": lambda: running.stub.Recommend(request(), timeout=20, metadata=(("x-request-id", "r-2"),)),
+            "RecordPlays": lambda: running.stub.RecordPlays(pb.RecordPlaysRequest(), timeout=20),
+        }.items():
+            for _ in range(10):  # all while the others are held
+                error = cast(Any, fails(call))
+                assert error.code() is Code.RESOURCE_EXHAUSTED
+                assert int(trailer(error, "retry-after-ms")) >= 1
+                assert trailer(error, "retry-after-ms") in (error.details() or "")
+                assert name != "Recommend" or trailer(error, "x-request-id") == "r-2"
+        assert not [call for call in taken if call.done()]
+        assert len(running.waiting) == most - 1
+        gate.open.set()
+        assert [ids(call.result()) for call in taken] == [expected_ids(N, 3)] * most
+        until(lambda: running.in_flight == 0)
+        assert ids(running.stub.Recommend(request())) == expected_ids(N, 5)
+        assert len(running.recommender.queries) == most + 1
+
+
+def test_health_and_reflection_are_answered_while_everything_is_held(tmp_path: Path) -> None:
+    with serve(tmp_path, max_in_flight=2) as running:
+        gate = Gate(running)
+        taken = gate.holds(request(), request())
+        assert [running.health(name) for name in ("", SERVICE)] == [health_pb2.HealthCheckResponse.SERVING] * 2
+        assert SERVICE in reflected(running)
+        assert running.in_flight == 2  # they do not count
+        gate.open.set()
+        assert [ids(call.result()) for call in taken] == [expected_ids(N, 5)] * 2
+
+
+def test_a_refusal_does_not_wait_for_a_message_that_never_comes(tmp_path: Path) -> None:
+    with serve(tmp_path, max_in_flight=1) as running:
+        gate, never = Gate(running), threading.Event()
+        (taken,) = gate.holds(request())
+
+        def nothing() -> Iterator[bytes]:
+            never.wait(30)
+            yield from ()
+
+        method = cast(Any, running.channel.stream_unary(f"/{SERVICE}/Recommend"))
+        silent = method.future(nothing(), timeout=20)
+        assert silent.code() is Code.RESOURCE_EXHAUSTED
+        assert fails(lambda: running.stub.Recommend(request(), timeout=20)).code() is Code.RESOURCE_EXHAUSTED
+        gate.open.set()
+        assert ids(taken.result()) == expected_ids(N, 5)
+        never.set()
+
+
+def test_the_door_is_open_again_after_callers_that_cancel(tmp_path: Path) -> None:
+    with serve(tmp_path, max_in_flight=6) as running:
+
+        def hammer(number: int) -> None:
+            for i in range(60):
+                call = running.stub.Recommend.future(request(k=3), timeout=(0.0005, 0.005, None)[i % 3])
+                if i % 2:
+                    call.cancel()
+                else:
+                    call.exception()
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(hammer, range(8)))
+        until(lambda: running.in_flight == 0)
+        assert not running.waiting
+        gate = Gate(running)
+        taken = gate.holds(*[request(k=3)] * 6)  # there is room for all six
         assert fails(lambda: running.stub.Recommend(request())).code() is Code.RESOURCE_EXHAUSTED
         gate.open.set()
-        assert [ids(call.result()) for call in taken] == [expected_ids(N, 3)] * 3
-        assert ids(until(lambda: answered(running))) == expected_ids(N, 5)
+        assert [ids(call.result()) for call in taken] == [expected_ids(N, 3)] * 6
 
 
-def test_a_call_whose_caller_left_while_it_waited_is_not_begun(tmp_path: Path) -> None:
+def test_the_door_is_open_again_after_a_client_that_died(tmp_path: Path) -> None:
+    script = """if True:
+        import sys, grpc
+        from lhydra_protos.v1 import recommender_pb2 as pb
+        from lhydra_protos.v1.recommender_pb2_grpc import RecommenderStub
+        stub = RecommenderStub(grpc.insecure_channel(sys.argv[1]))
+        calls = [stub.Recommend.future(pb.RecommendRequest(user_id="ann", k=2)) for _ in range(4)]
+        [call.exception() for call in calls]
+    """
+    with serve(tmp_path, max_in_flight=4) as running:
+        gate = Gate(running)
+        client = subprocess.Popen([sys.executable, "-c", script, f"127.0.0.1:{running.listener.port}"])
+        try:
+            until(lambda: len(running.waiting) == 3)
+            assert fails(lambda: running.stub.Recommend(request())).code() is Code.RESOURCE_EXHAUSTED
+        finally:
+            client.kill()
+            client.wait()
+        until(lambda: all(gone(one.request[1]) for one in running.waiting))
+        gate.open.set()
+        until(lambda: running.in_flight == 0)
+        assert len(running.recommender.queries) == 1  # those in line were not begun
+        assert ids(running.stub.Recommend(request())) == expected_ids(N, 5)
+
+
+def test_a_call_whose_caller_left_while_it_waited_for_a_thread_is_not_begun(tmp_path: Path) -> None:
     with serve(tmp_path, max_in_flight=THREADS + 1) as running:
         gate = Gate(running)
-        taken = [running.stub.Recommend.future(request(k=3)) for _ in range(THREADS)]
-        for _ in taken:
-            assert gate.entered.acquire(timeout=30)
+        taken = gate.holds(*[request(k=3)] * THREADS)
         waiting = running.stub.Recommend.future(request("impatient"))
+        until(lambda: running.in_flight == THREADS + 1)
         waiting.cancel()
-        until(lambda: line_is_full(running))  # the server has read all that was sent before
+        # on one connection calls come in order: once this one is refused, the server knows of that cancellation
+        assert fails(lambda: running.stub.Recommend(request())).code() is Code.RESOURCE_EXHAUSTED
         gate.open.set()
         assert [ids(call.result()) for call in taken] == [expected_ids(N, 3)] * THREADS
-        until(lambda: answered(running))
-        assert running.recommender.queries[THREADS:] == running.recommender.queries[THREADS:][-1:]
+        until(lambda: running.in_flight == 0)
+        assert len(running.recommender.queries) == THREADS
 
 
-def line_is_full(running: Running) -> bool:
-    """Whether one more call is refused. It is cancelled if it is not, so that it does not count for long."""
-    call = running.stub.Recommend.future(request(), timeout=0.5)
-    error = cast(Any, call.exception())
-    return bool(error.code() is Code.RESOURCE_EXHAUSTED)
+def test_requests_that_wait_together_are_each_answered_as_if_alone(running: Running) -> None:
+    running.users.record([Play(f"e{i}", f"u{i}", f"t{i:03}", 5) for i in range(20)])
+    gate = Gate(running)
+    asked = [request(f"u{i}", k=i + 1, exclude_track_ids=[f"t{i + 30:03}"]) for i in range(20)]
+    calls = gate.holds(*asked)
+    gate.open.set()
+    for i, call in enumerate(calls):
+        assert ids(call.result()) == expected_ids(N, i + 1, {f"t{i:03}", f"t{i + 30:03}"})
+        assert {stage.name: stage.took_us for stage in call.result().stages}["exclude"] == 10
 
 
-def answered(running: Running) -> pb.RecommendResponse | None:
-    """An answer, None while there is no room for the call yet."""
-    with suppress(grpc.RpcError):
-        return running.stub.Recommend(request())
-    return None
+def test_one_bad_profile_fails_alone(running: Running) -> None:
+    """The error of one request in a turn is nobody else's."""
+    gate = Gate(running)
+    (first, *others) = gate.holds(request(k=1), request(k=2), request(k=3, **profile(1)), request(k=4))
+    real = running.recommender.recommend
+
+    def fussy(query: Any, check: Any) -> Any:
+        if query.state.profile:
+            raise errors.FeatureError("age: found 1, expected more")
+        return real(query, check)
+
+    cast(Any, running.recommender).recommend = fussy
+    gate.open.set()
+    assert ids(first.result()) == expected_ids(N, 1)
+    assert others[1].code() is Code.INVALID_ARGUMENT
+    assert [ids(others[i].result()) for i in (0, 2)] == [expected_ids(N, k) for k in (2, 4)]
 
 
 # -- health, reflection, status, logs ---------------------------------------------------------------------
@@ -559,11 +876,15 @@ def test_health_is_not_serving_before_the_start(tmp_path: Path) -> None:
     users.close()
 
 
-def test_reflection_names_the_services(running: Running) -> None:
+def reflected(running: Running) -> set[str]:
     stub = reflection_pb2_grpc.ServerReflectionStub(running.channel)
-    reply = next(stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")])))
-    names = {service.name for service in reply.list_services_response.service}
-    assert {SERVICE, "grpc.health.v1.Health"} <= names
+    asked = iter([reflection_pb2.ServerReflectionRequest(list_services="")])
+    reply = next(stub.ServerReflectionInfo(asked, timeout=20))
+    return {service.name for service in reply.list_services_response.service}
+
+
+def test_reflection_names_the_services(running: Running) -> None:
+    assert {SERVICE, "grpc.health.v1.Health"} <= reflected(running)
 
 
 def test_status_says_what_is_served(running: Running) -> None:
@@ -578,28 +899,21 @@ def test_status_says_what_is_served(running: Running) -> None:
     assert status.lhydra_version
 
 
-def requests_in(caplog: pytest.LogCaptureFixture) -> list[Any]:
-    return [record for record in caplog.records if hasattr(record, "took_us")]
-
-
 def test_one_log_line_per_request_without_the_user(running: Running, caplog: pytest.LogCaptureFixture) -> None:
     user = "someone-in-particular"
     with caplog.at_level(logging.INFO):
         running.stub.Recommend(request(user), metadata=(("x-request-id", "r-5"),))
         fails(lambda: running.stub.Recommend(request(user + "\n", k=5)))
         running.stub.RecordPlays(pb.RecordPlaysRequest(plays=[play("e", "t", user)]))
-    good, bad, plays = requests_in(caplog)
-    assert (good.request_id, good.method, good.code, good.tier, good.bundle) == (
-        "r-5",
-        "Recommend",
-        "OK",
-        "popular",
-        "b-1",
-    )
-    assert set(good.stage_us) == set(STAGES)
-    assert len(good.user) == 8
-    assert (bad.method, bad.code) == ("Recommend", "INVALID_ARGUMENT")
-    assert (plays.method, plays.code, plays.recorded) == ("RecordPlays", "OK", 1)
+    good, bad, plays = running.lines()
+    told = [good[name] for name in ("request_id", "method", "code", "tier", "bundle", "k")]
+    assert told == ["r-5", "Recommend", "OK", "popular", "b-1", 5]
+    assert set(good["stage_us"]) == set(STAGES)
+    assert good["took_us"] >= good["stage_us"]["queue"]
+    assert len(good["user"]) == 8
+    assert (bad["method"], bad["code"]) == ("Recommend", "INVALID_ARGUMENT")
+    assert (plays["method"], plays["code"], plays["recorded"]) == ("RecordPlays", "OK", 1)
+    assert user not in running.log.read_text()
     assert user not in json.dumps([vars(record) for record in caplog.records], default=str)
 
 

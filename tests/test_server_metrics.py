@@ -22,13 +22,14 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from lhydra.domain import STAGES
-from lhydra.errors import ConfigError, LhydraError
+from lhydra.errors import ConfigError, LhydraError, UserStoreError
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server import metrics as m
 from lhydra_server.config import ServeSettings
 from lhydra_server.metrics import Block, Metrics, NoMetrics, Totals
 from tests.fake_serve import write_bundle
-from tests.test_supervisor import B1, B2, BAD, ROOT, Server, publish, refused, running, until
+from tests.test_server import Gate, N, fails, gone, play, request, serve
+from tests.test_supervisor import B1, B2, BAD, ROOT, Server, fake, open_stub, publish, refused, running, until
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -413,3 +414,117 @@ def test_workers_are_told_the_share_to_log(store: Path) -> None:
     with running(counting(store, log_sample=0.25), store.parent / "log") as server:
         server.workers()
     assert {json.loads(path.read_text())["log_sample"] for path in store.glob("worker-*")} == {0.25}
+
+
+# -- what calls count --------------------------------------------------------------------------------------
+
+
+def test_every_call_counts_once_as_what_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(tmp_path, max_in_flight=3) as server:
+        for user in ("ann", "bob"):
+            for k in (1, 2, 3):
+                server.stub.Recommend(request(user, k=k))
+        everything = [f"t{i:03}" for i in range(N)]
+        server.stub.Recommend(request(k=3, exclude_track_ids=everything[2:]))
+        server.stub.Recommend(request(k=3, history=pb.History(entries=[pb.HistoryEntry(track_id="t1")])))
+        plays = pb.RecordPlaysRequest(plays=[play("e0", "t007"), play("e1", "t007"), play("e0", "t007")])
+        for _ in range(2):
+            server.stub.RecordPlays(plays)
+        server.stub.Recommend(request())
+        server.stub.GetStatus(pb.GetStatusRequest())
+        for bad in (request(k=0), request(""), request(explain=True)):
+            fails(lambda: server.stub.Recommend(bad))  # noqa: B023
+        fails(lambda: list(server.stub.RecommendMany(iter([request()]))))
+
+        def lost(what: object) -> Any:
+            raise UserStoreError("gone")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(server.users, "get", lost)
+            broken.setattr(server.users, "record", lost)
+            server.stub.Recommend(request())
+            fails(lambda: server.stub.RecordPlays(plays))
+
+        gate = Gate(server)
+        first, second, third = gate.holds(*(request(k=k) for k in (1, 2, 3)))
+        for _ in range(4):
+            fails(lambda: server.stub.Recommend(request()))
+        assert value(shown(server.totals), "lhydra_in_flight") == 3
+        third.cancel()
+        until(lambda: gone(server.waiting[1].request[1]))
+        gate.open.set()
+        first.result(), second.result()
+        until(lambda: server.in_flight == 0)
+        found = shown(server.totals)
+        lines = server.lines()
+
+    counted = {
+        (labels["method"], labels["code"]): number
+        for labels, number in labelled(found, "lhydra_requests_total")
+        if number
+    }
+    assert counted == {
+        ("Recommend", "OK"): 12,
+        ("Recommend", "INVALID_ARGUMENT"): 2,
+        ("Recommend", "UNIMPLEMENTED"): 1,
+        ("Recommend", "DEADLINE_EXCEEDED"): 1,
+        ("RecommendMany", "UNIMPLEMENTED"): 1,
+        ("RecordPlays", "OK"): 2,
+        ("RecordPlays", "UNAVAILABLE"): 1,
+        ("GetStatus", "OK"): 1,
+        ("other", "other"): 4,  # refused before anybody looks at what they are
+    }
+    assert sum(counted.values()) == len(lines) == total(found, "lhydra_request_seconds_count")
+    assert {labels["tier"]: number for labels, number in labelled(found, "lhydra_answers_total") if number} == {
+        "popular": 6 + 1 + 1,
+        "history": 1,
+        "personal": 1 + 2,
+    }
+    assert {labels["reason"]: number for labels, number in labelled(found, "lhydra_refused_total") if number} == {
+        "overload": 4,
+        "deadline": 1,
+    }
+    assert value(found, "lhydra_degraded_total", reason="user_store") == 1
+    assert value(found, "lhydra_user_store_errors_total") == 2
+    assert value(found, "lhydra_short_answers_total") == 1
+    assert value(found, "lhydra_plays_recorded_total") == 2
+    assert (value(found, "lhydra_in_flight"), value(found, "lhydra_queue_depth")) == (0, 0)
+    assert value(found, "lhydra_batch_size_count") == 10 + 2  # all alone but the last two, of which one had left
+    assert value(found, "lhydra_batch_size_sum") == 10 + 1 + 2
+    assert value(found, "lhydra_batch_size_bucket", le="1.0") == 11
+    assert all(value(found, "lhydra_stage_seconds_count", stage=stage) == 12 for stage in STAGES if stage != "lookup")
+    assert value(found, "lhydra_stage_seconds_count", stage="lookup") == 13  # and the one that left after it
+
+
+def labelled(found: Samples, name: str) -> list[tuple[dict[str, str], float]]:
+    return [(dict(labels), number) for (its_name, labels), number in found.items() if its_name == name]
+
+
+def test_calls_of_a_real_server_are_counted(store: Path) -> None:
+    port = free_port()
+    with running(fake(store, metrics_port=port, log_sample=0.0), store.parent / "log") as server:
+        scrape = Scraped(server, port)
+        server.workers()
+        with open_stub(server.address) as stub:
+            for _ in range(20):
+                stub.Recommend(pb.RecommendRequest(user_id="ann", k=2))
+            stub.Recommend(pb.RecommendRequest(user_id="ann", k=500))  # there are three tracks
+            with pytest.raises(grpc.RpcError):
+                stub.Recommend(pb.RecommendRequest(user_id="ann", k=0))
+            sent = pb.Play(event_id="e-1", user_id="ann", track_id="t001", timestamp_s=1_600_000_000)
+            for _ in range(2):
+                stub.RecordPlays(pb.RecordPlaysRequest(plays=[sent]))
+        found = until_shown(scrape, lhydra_request_seconds_count=24)
+        assert value(found, "lhydra_requests_total", method="Recommend", code="OK") == 21
+        assert value(found, "lhydra_requests_total", method="Recommend", code="INVALID_ARGUMENT") == 1
+        assert value(found, "lhydra_requests_total", method="RecordPlays", code="OK") == 2
+        assert total(found, "lhydra_answers_total") == 21
+        assert value(found, "lhydra_short_answers_total") == 1
+        assert value(found, "lhydra_plays_recorded_total") == 1
+        assert all(value(found, "lhydra_stage_seconds_count", stage=stage) == 21 for stage in STAGES)
+        assert value(found, "lhydra_bundle_info", bundle_id=B1, model_id="m-1") == 1
+        os.kill(server.workers()[0], signal.SIGKILL)
+        until(lambda: value(scrape(), "lhydra_worker_restarts_total") == 1)
+        assert total(scrape(), "lhydra_request_seconds_count") == 24
+        logged = [line["code"] for line in server.lines() if "took_us" in line]
+        assert logged == ["INVALID_ARGUMENT"]  # what failed; of what succeeded, none

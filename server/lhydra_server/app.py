@@ -1,6 +1,7 @@
 """The gRPC side of a worker: one server with the API, health and reflection, bound to a shared port."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -15,6 +16,7 @@ from lhydra_server.service import RecommenderService
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Recommender"].full_name
 THREADS = 64  # of calls that wait for a turn together, or for the user store; they sleep
+OTHER_THREADS = 4  # of health and reflection, which must answer while all of those are taken
 MAX_REQUEST_BYTES = 2**20
 NO_METRICS, ACCESS_LOG = NoMetrics(), AccessLog(name="lhydra_server.calls")
 
@@ -22,7 +24,8 @@ NO_METRICS, ACCESS_LOG = NoMetrics(), AccessLog(name="lhydra_server.calls")
 class Listener:
     """A bound gRPC server. NOT_SERVING until `start`, and again from `drain` on.
 
-    address: HOST:PORT. max_in_flight: calls running or waiting for a thread; more get RESOURCE_EXHAUSTED at once.
+    address: HOST:PORT. max_in_flight: calls of the API, running or waiting for a thread; more get RESOURCE_EXHAUSTED
+    at once.
     connection_age_s: how long a client keeps a connection (± 10 %); at its end gRPC opens another one, to any of
     the workers, without a call noticing. Raises RuntimeError when the address cannot be bound.
     """
@@ -38,7 +41,8 @@ class Listener:
         access_log: AccessLog = ACCESS_LOG,
     ) -> None:
         self._connection_age_s = connection_age_s
-        around = Around(metrics, access_log)
+        pool = Pool(min(max_in_flight, THREADS), metrics.in_flight)
+        around = Around(metrics, access_log, pool)
         methods = {
             "Recommend": around.unary("Recommend", pb.RecommendRequest, service.Recommend),
             "SimilarTracks": around.unary("SimilarTracks", pb.SimilarTracksRequest, service.SimilarTracks),
@@ -47,11 +51,10 @@ class Listener:
             "RecommendMany": around.refused_stream("RecommendMany"),
             "GetStatus": around.unary("GetStatus", pb.GetStatusRequest, service.GetStatus),
         }
-        pool = Pool(min(max_in_flight, THREADS), metrics.in_flight)
         by_path = {f"/{SERVICE}/{name}": handler for name, handler in methods.items()}
         refusal = around.overloaded(lambda: service.retry_after_ms(pool.in_flight))
         self._server = grpc.server(
-            pool,
+            ThreadPoolExecutor(OTHER_THREADS, "other"),
             handlers=[Door(by_path, pool, max_in_flight, refusal)],
             options=[
                 ("grpc.so_reuseport", 1),

@@ -21,15 +21,17 @@ CODES: dict[type[errors.LhydraError], StatusCode] = {
     errors.BundleMismatch: StatusCode.INTERNAL,
     errors.BundleRefused: StatusCode.INTERNAL,
     errors.StoreLocked: StatusCode.INTERNAL,
-    errors.UserStoreError: StatusCode.INTERNAL,
+    errors.UserStoreError: StatusCode.UNAVAILABLE,  # Recommend does without; plays are worth sending again
     errors.MissingExtra: StatusCode.INTERNAL,
     errors.PortInUse: StatusCode.INTERNAL,
 }
 
 
 def status_of(error: Exception, request_id: str) -> tuple[StatusCode, str]:
-    """Returns the status code and text that a caller sees; of an internal error, only the request id leaves."""
+    """Returns the status code and text that a caller sees; of what went wrong inside, only the request id leaves."""
     code = CODES.get(type(error), StatusCode.INTERNAL) if isinstance(error, errors.LhydraError) else StatusCode.INTERNAL
     if code is StatusCode.INTERNAL:
         return code, f"internal error, request id {request_id}"
+    if isinstance(error, errors.UserStoreError):
+        return code, f"no user store just now, request id {request_id}"
     return code, str(error)

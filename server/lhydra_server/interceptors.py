@@ -47,10 +47,10 @@ class Call:
 
 
 class Around:
-    """Makes gRPC handlers of methods that may raise any LhydraError."""
+    """Makes gRPC handlers of methods that may raise any LhydraError. pool: where unary methods run."""
 
-    def __init__(self, metrics: Metrics, access_log: logs.AccessLog) -> None:
-        self._metrics, self._access_log = metrics, access_log
+    def __init__(self, metrics: Metrics, access_log: logs.AccessLog, pool: "Pool") -> None:
+        self._metrics, self._access_log, self._pool = metrics, access_log, pool
 
     def unary(
         self, name: str, request_type: type[Request], method: Callable[[Request, Call], Message | bytes]
@@ -70,7 +70,7 @@ class Around:
                 reply = method(_parsed(data, request_type), call)
             except Exception as error:
                 code, details = status_of(error, call.request_id)
-                if code is grpc.StatusCode.INTERNAL:
+                if code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE):
                     known = isinstance(error, LhydraError)  # its line says enough; anything else is our mistake
                     _log.error("%s failed: %s", name, error, exc_info=not known, extra={"request_id": call.request_id})
                 elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -82,35 +82,46 @@ class Around:
                 context.abort(code, details)  # raises
             return reply
 
+        handle.experimental_thread_pool = self._pool  # type: ignore[attr-defined]
         return grpc.unary_unary_rpc_method_handler(handle, response_serializer=_serialized)
 
     def refused_stream(self, name: str) -> "grpc.RpcMethodHandler[Any, Any]":
         """Returns the handler of a streaming method that this version does not answer."""
 
         def handle(requests: Iterable[bytes], context: grpc.ServicerContext) -> None:
-            request_id = _request_id(context.invocation_metadata())
-            context.set_trailing_metadata(((REQUEST_ID, request_id),))
-            context.abort(*status_of(Unsupported(f"{name}: this version does not answer it"), request_id))
+            self._refuse(name, Unsupported(f"{name}: this version does not answer it"), context)
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
     def overloaded(self, retry_after_ms: Callable[[], int]) -> "grpc.RpcMethodHandler[Any, Any]":
         """Returns the handler of unary calls that come while too many are in flight: a refusal, at once.
 
-        It has a thread of its own: those of the others are what there is too little of.
+        It has a thread of its own: those of the others are what there is too little of. It takes the request for a
+        stream, which gRPC hands over before there is a message: one that never comes holds nobody up.
         """
 
-        def refuse(data: bytes, context: grpc.ServicerContext) -> None:
-            request_id, after_ms = _request_id(context.invocation_metadata()), str(retry_after_ms())
-            context.set_trailing_metadata(((REQUEST_ID, request_id), (RETRY_AFTER, after_ms)))
-            code, details = status_of(Overloaded(f"too many requests in flight, retry in {after_ms} ms"), request_id)
+        def refuse(requests: Iterable[bytes], context: grpc.ServicerContext) -> None:
+            after_ms = retry_after_ms()
             self._metrics.refused("overload")
-            self._metrics.record("overload", code.name, 0, {})
-            self._access_log.write("overload", code.name, request_id, 0, {})
-            context.abort(code, details)
+            error = Overloaded(f"too many requests in flight, retry in {after_ms} ms")
+            self._refuse("overload", error, context, ((RETRY_AFTER, str(after_ms)),))
 
         refuse.experimental_thread_pool = ThreadPoolExecutor(1, "refuse")  # type: ignore[attr-defined]
-        return grpc.unary_unary_rpc_method_handler(refuse)
+        return grpc.stream_unary_rpc_method_handler(refuse)
+
+    def _refuse(
+        self,
+        name: str,
+        error: LhydraError,
+        context: grpc.ServicerContext,
+        trailers: tuple[tuple[str, str], ...] = (),
+    ) -> None:
+        request_id = _request_id(context.invocation_metadata())
+        context.set_trailing_metadata(((REQUEST_ID, request_id), *trailers))
+        code, details = status_of(error, request_id)
+        self._metrics.record(name, code.name, 0, {})
+        self._access_log.write(name, code.name, request_id, 0, {})
+        context.abort(code, details)  # raises
 
 
 class Door(grpc.GenericRpcHandler):

@@ -30,6 +30,7 @@ class _Waiting(Generic[Request, Answer]):
     request: Request
     came_ns: int = field(default_factory=time.perf_counter_ns)
     answer: Answer | None = None
+    error: Exception | None = None  # what stopped its turn
     done: bool = False
     door: Lock = field(default_factory=_closed)  # opened when the answer is there, or it may be one's turn
 
@@ -69,17 +70,21 @@ class Turns(Generic[Request, Answer]):
                 self._turn.release()
                 with suppress(IndexError):  # nobody waits
                     _open(self._waiting[0])
-        if mine.answer is None:
-            raise RuntimeError("the turn of this request failed")
+        if mine.error is not None:
+            raise mine.error
+        assert mine.answer is not None
         return mine.answer, (time.perf_counter_ns() - mine.came_ns) // 1000
 
     def _take_turn(self, mine: _Waiting[Request, Answer]) -> None:
         taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._most))]
         started_ns = time.perf_counter_ns()
-        self._started(len(taken), len(self._waiting))
         try:
+            self._started(len(taken), len(self._waiting))
             for waiting, answer in zip(taken, self._work([waiting.request for waiting in taken]), strict=True):
                 waiting.answer = answer
+        except Exception as error:  # everybody's in this turn, which need not be that of whoever takes it
+            for waiting in taken:
+                waiting.error = error
         finally:
             for waiting in taken:
                 waiting.done = True
