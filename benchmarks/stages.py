@@ -32,7 +32,8 @@ from lhydra.recommender import Recommender
 from lhydra.timing import timed
 from lhydra.users import UserStore, open_users
 from lhydra_protos.v1 import recommender_pb2 as pb
-from lhydra_server.translate import to_query, to_response
+from lhydra_server.replies import reply
+from lhydra_server.translate import to_query
 
 WARM_UP = 200  # requests not counted
 QUANTILES = {"p50": 50, "p90": 90, "p99": 99}
@@ -99,12 +100,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def answer(recommender: Recommender, users: UserStore, user_id: str, k: int) -> tuple[Recommendation, dict[str, int]]:
     """Returns the answer to one request, and what each stage of making its bytes took; `total` is all of it."""
     stage_us: dict[str, int] = {}
+    parts = recommender.bundle.replies
+    assert parts is not None  # the bundle lies in a store
     with timed("total", stage_us):
         with timed("lookup", stage_us):
-            query = to_query(pb.RecommendRequest(user_id=user_id, k=k), users.get(user_id))
+            query = to_query(pb.RecommendRequest(user_id=user_id, k=k), users.get(user_id), {}, None)
         found = recommender.recommend(query)
         with timed("reply", stage_us):
-            to_response(found, recommender.catalog, stage_us, bundle_id="", request_id="").SerializeToString()
+            reply(found, parts, stage_us, bundle_id=recommender.bundle_id, degraded=(), request_id="0" * 32)
     total = stage_us.pop("total")
     return found, {**stage_us, **found.stage_us, "total": total}
 

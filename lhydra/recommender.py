@@ -213,7 +213,7 @@ class Recommender:
             best = best_first(rows, key, query.k)
             request.answer = Recommendation(
                 rows.take(best),
-                scores.take(best),
+                np.minimum.accumulate(scores.take(best)),  # the graph's sigmoid is not monotone to the last bit
                 logits.take(best),
                 cosines.take(best),
                 rows,

@@ -14,7 +14,7 @@ from torch import Tensor
 from lhydra import colisten
 from lhydra.catalog import Catalog
 from lhydra.domain import I64, UserState
-from lhydra.features import FeatureSpec, columns_of
+from lhydra.features import FeatureSpec
 from lhydra.histories import HISTORY_FEATURES, EncodedUsers, Histories
 from lhydra.training import checkpoint
 from lhydra.training.model import Network, Shape
@@ -32,20 +32,19 @@ class TorchModel:
         checkpoint.load(model / "checkpoint" / "best.safetensors", self.network)
         del self.network.item_tower  # the tracks' vectors are in the bundle
         self.network.eval()
-        self.vectors = _tensor(self.catalog.vectors)
-        self.history = _tensor(self.catalog.history)
-        self.dense = _tensor(self.catalog.dense)
+        self.vectors = _tensor(self.catalog.vectors).float()
+        self.history = _tensor(self.catalog.history).float()
+        self.dense = _tensor(self.catalog.dense).float()
         self.ids = _tensor(self.catalog.ids).long()
         self.popularity = _tensor(self.catalog.popularity)
         self.lines, self.neighbours = np.array(self.catalog.lines), np.array(self.catalog.neighbours)
         self.weights = np.array(self.catalog.neighbour_weights)
-        self._profile = [*(n.name for n in self.spec.user_numbers), *(c.name for c in self.spec.user_categories)]
 
     def encode(self, state: UserState) -> EncodedUsers:
         """Returns one encoded user."""
         history, rows = state.history, self.catalog.rows(state.history["track"])
         history, rows = history[rows >= 0], rows[rows >= 0]
-        profile = self.spec.encode_profiles(columns_of([state.profile], self._profile))
+        profile = self.spec.encode_profile_rows([state.profile])
         histories = Histories.one(rows, history["count"], history["time"])
         return self.spec.encode_users(profile, histories, self.catalog.tracks)
 

@@ -49,7 +49,7 @@ CLASSIFICATION_NAMES = {"f1": "F1", "auc": "ROC AUC", "pr_auc": "PR AUC", "log_l
 def render(document: Part) -> str:
     """Returns the page of an evaluation document. Raises MissingExtra without plotly."""
     try:
-        from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
+        from plotly.offline import get_plotlyjs
     except ImportError:
         raise MissingExtra("eval", "plotly") from None
 
