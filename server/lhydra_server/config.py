@@ -21,6 +21,7 @@ class ServeSettings:
     depth: int = setting(0, "candidates to rerank per request; 0 means the recommender's own")
     max_k: int = setting(1000, "largest k a request may ask for")
     max_in_flight: int = setting(32, "requests a worker takes at a time; more are refused at once")
+    pin: bool = setting(True, "every worker keeps to a core of its own, where there are as many")
     connection_age_s: float = setting(5.0, "clients renew their connections so often; a leaving worker waits as long")
     metrics_port: int = setting(0, "port of http://HOST:PORT/metrics for Prometheus; 0 means none")
     log_sample: float = setting(
@@ -59,6 +60,7 @@ class WorkerSettings:
     max_k: int = 1000
     max_in_flight: int = 32
     connection_age_s: float = 5.0
+    core: int = -1  # which it keeps to; below 0 any
     log_level: str = "info"
     log_sample: float = 1.0
     metrics: int = -1  # descriptor of the memory to count into, inherited; below 0 nothing is counted

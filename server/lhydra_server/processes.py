@@ -28,6 +28,7 @@ class WorkerProcess:
 
     def __init__(self, command: Sequence[str], settings: WorkerSettings, block: Block | None = None) -> None:
         environment = {"GRPC_VERBOSITY": "NONE"} | os.environ | _ENVIRONMENT
+        self.core = settings.core
         if block is not None:
             settings = replace(settings, metrics=block.descriptor)
         self._process = subprocess.Popen(

@@ -11,7 +11,7 @@ import select
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
@@ -69,7 +69,7 @@ class Supervisor:
     ) -> None:
         self._store, self._settings, self._log_level, self._command = store, settings, log_level, command
         self._stop_s = settings.connection_age_s + STOP_S
-        self._n_workers = settings.workers or _cores()
+        self._n_workers = settings.workers or len(_cores())
         self._serving: Fleet | None = None
         self._coming: Fleet | None = None
         self._leaving: list[WorkerProcess] = []
@@ -209,8 +209,20 @@ class Supervisor:
         )
         count = self._n_workers if n_workers is None else n_workers
         counting = bool(self._settings.metrics_port)
-        blocks = [self._totals.block(bundle_id) if counting else None for _ in range(count)]
-        return Fleet(bundle_id, [WorkerProcess(self._command, settings, block) for block in blocks])
+        fleet = Fleet(bundle_id)
+        for core in self._free_cores(bundle_id)[:count]:
+            block = self._totals.block(bundle_id) if counting else None
+            fleet.workers.append(WorkerProcess(self._command, replace(settings, core=core), block))
+        return fleet
+
+    def _free_cores(self, bundle_id: str) -> list[int]:
+        """A core for each worker of a fleet that has none yet, -1 for any: threads that take turns share its cache."""
+        cores = _cores()
+        if not self._settings.pin or len(cores) < self._n_workers:
+            return [-1] * self._n_workers
+        there = self._serving.workers if self._serving and self._serving.bundle_id == bundle_id else []
+        taken = [worker.core for worker in there]
+        return [core for core in cores if core not in taken]
 
     def _all_workers(self) -> list[WorkerProcess]:
         fleets = [fleet for fleet in (self._serving, self._coming) if fleet is not None]
@@ -250,6 +262,8 @@ class Supervisor:
                 self._sleep(TICK_S)
 
 
-def _cores() -> int:
-    """Cores this process may use, where the system can tell."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _cores() -> list[int]:
+    """The cores this process may use, where the system can tell."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
