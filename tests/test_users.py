@@ -159,7 +159,7 @@ def test_loading_many_users_takes_several_transactions(users: UserStore) -> None
 def test_a_call_is_recorded_whole_or_not_at_all(users: UserStore, tmp_path: Path) -> None:
     users.load([("bob", UserState())])
     damage(users, "bob", b"\x63rest")
-    with pytest.raises(UserStoreError, match="found format 99, expected format 1"):
+    with pytest.raises(UserStoreError, match="found format 99, expected format 2"):
         users.record([play("e0"), play("e1", user="bob")])
     assert users.get("ann") is None
 
