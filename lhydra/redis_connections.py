@@ -41,13 +41,13 @@ class Address:
             host.encode("idna")
         except ValueError:
             raise ConfigError(complain("--users", "a malformed address of a Redis server", EXPECTED)) from None
-        for wrong, found in {
-            "host": not host and "no host",
-            "db": not (db.isascii() and db.isdigit()) and "a database that is no number",
-            "options": (parts.query or parts.fragment) and "options behind the database",
-        }.items():
-            if found:
-                raise ConfigError(complain("--users", f"{found} in the address of a Redis server", EXPECTED))
+        found = [
+            *(["no host"] if not host else []),
+            *(["a database that is no number"] if not (db.isascii() and db.isdigit()) else []),
+            *(["options behind the database"] if parts.query or parts.fragment else []),
+        ]
+        if found:
+            raise ConfigError(complain("--users", f"{found[0]} in the address of a Redis server", EXPECTED))
         user, password = (unquote(text) if text else None for text in (parts.username, parts.password))
         return cls(host, port, int(db), parts.scheme == "rediss", user, password)
 
@@ -75,7 +75,9 @@ class Connections:
         """Starts making a connection, for whoever comes next."""
         with self._changed:
             self._open += 1
-        self._dial(Future(), wanted=False)
+        nobody: Future[redis.Connection] = Future()
+        nobody.cancel()
+        self._dial(nobody)
 
     @contextmanager
     def use(self, budget_s: float) -> Iterator[redis.Connection]:
@@ -89,8 +91,8 @@ class Connections:
         deadline = time.monotonic() + budget_s
         connection = self._take(deadline)
         try:
-            # Only the socket can be given another limit per use; it is private, and has had this name for ever.
-            connection._sock.settimeout(max(deadline - time.monotonic(), 0.001))
+            # Only the socket takes another limit for each use; it is private, by this name in every version.
+            connection._sock.settimeout(max(deadline - time.monotonic(), 0.001))  # type: ignore[attr-defined]
             yield connection
         except BaseException:
             self._drop(connection)
@@ -128,20 +130,15 @@ class Connections:
                 raise redis.TimeoutError("no connection in time") from None
             return made.result()  # it came in the same moment
 
-    def _dial(self, made: "Future[redis.Connection]", *, wanted: bool = True) -> None:
-        if not wanted:
-            made.cancel()
+    def _dial(self, made: "Future[redis.Connection]") -> None:
         threading.Thread(target=self._connect, args=(made,), name="users-connect", daemon=True).start()
 
     def _connect(self, made: "Future[redis.Connection]") -> None:
+        connection = self._new()
         try:
-            connection = self._new()
-            try:
-                connection.connect()
-            except BaseException:
-                self._drop(connection)
-                raise
+            connection.connect()
         except Exception as error:
+            self._drop(connection)
             if made.set_running_or_notify_cancel():
                 made.set_exception(error)
             return

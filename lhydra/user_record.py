@@ -157,3 +157,9 @@ def _value_of(user_id: str) -> str:
 def user_tag(user_id: str) -> str:
     """Returns the eight hex digits that stand for a user in logs and messages."""
     return hashlib.blake2b(user_id.encode(), digest_size=4).hexdigest()
+
+
+def user_key(user_id: str) -> bytes:
+    """Returns the key of a user's record. LMDB's end at 511 bytes: a longer id goes by its digest."""
+    name = user_id.encode()
+    return b"u" + name if len(name) <= 500 else b"h" + hashlib.blake2b(name, digest_size=32).digest()

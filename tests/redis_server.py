@@ -1,0 +1,87 @@
+"""A real Redis server for tests: found or installed, started on a free port of this machine, ended by its own id."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import pytest
+
+PATIENCE_S = 20
+
+
+class RedisServer:
+    """One server on 127.0.0.1 that keeps nothing on disk; `url` opens its database 0."""
+
+    def __init__(self, password: str = "") -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"redis://{f':{password}@' if password else ''}127.0.0.1:{self.port}/0"
+        self._password = password
+        self.start()
+
+    def start(self) -> None:
+        argv = [_binary(), "--save", "", "--appendonly", "no", "--port", str(self.port), "--bind", "127.0.0.1"]
+        argv += ["--requirepass", self._password] if self._password else []
+        self._process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
+        give_up = time.monotonic() + PATIENCE_S
+        while not self._answers():
+            assert self._process.poll() is None, "redis-server ended"
+            assert time.monotonic() < give_up, "redis-server does not answer"
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def freeze(self) -> None:
+        """Stops it, and returns once it has stopped: connections are still taken, nothing is answered."""
+        self._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOWAIT)
+
+    def thaw(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+        give_up = time.monotonic() + PATIENCE_S
+        while not self._answers():
+            assert time.monotonic() < give_up, "redis-server does not answer"
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), 1) as connection:
+                connection.sendall(b"PING\r\n")
+                return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
+        except OSError:
+            return False
+
+
+@contextmanager
+def running(password: str = "") -> Iterator[RedisServer]:
+    """A server for the block."""
+    server = RedisServer(password)
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+@cache
+def _installed() -> str | None:
+    if found := shutil.which("redis-server"):
+        return found
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for argv in (["apt-get", "update"], ["apt-get", "install", "-y", "redis-server"]):
+            subprocess.run(argv, env=environment, capture_output=True, timeout=240)
+    return shutil.which("redis-server")
+
+
+def _binary() -> str:
+    found = _installed()
+    if found is None:
+        pytest.skip("REDIS ABSENT: no redis-server, and none could be installed with apt-get")
+    return found
