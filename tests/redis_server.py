@@ -16,20 +16,19 @@ PATIENCE_S = 20
 
 
 class RedisServer:
-    """One server on 127.0.0.1 that keeps nothing on disk; `url` opens its database 0."""
+    """One server on 127.0.0.1 that keeps nothing on disk; `url` opens its database 0. options: further arguments."""
 
-    def __init__(self, password: str = "") -> None:
+    def __init__(self, password: str = "", *options: str) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url = f"redis://{f':{password}@' if password else ''}127.0.0.1:{self.port}/0"
-        self._password = password
+        self._options = [*(["--requirepass", password] if password else []), *options]
         self.start()
 
     def start(self) -> None:
         argv = [_binary(), "--save", "", "--appendonly", "no", "--port", str(self.port), "--bind", "127.0.0.1"]
-        argv += ["--requirepass", self._password] if self._password else []
-        self._process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
+        self._process = subprocess.Popen(argv + self._options, stdout=subprocess.DEVNULL)
         give_up = time.monotonic() + PATIENCE_S
         while not self._answers():
             assert self._process.poll() is None, "redis-server ended"
@@ -50,6 +49,11 @@ class RedisServer:
         while not self._answers():
             assert time.monotonic() < give_up, "redis-server does not answer"
 
+    def empty(self) -> None:
+        with socket.create_connection(("127.0.0.1", self.port), PATIENCE_S) as connection:
+            connection.sendall(b"FLUSHALL\r\n")
+            assert connection.recv(64) == b"+OK\r\n"
+
     def _answers(self) -> bool:
         try:
             with socket.create_connection(("127.0.0.1", self.port), 1) as connection:
@@ -60,9 +64,9 @@ class RedisServer:
 
 
 @contextmanager
-def running(password: str = "") -> Iterator[RedisServer]:
+def running(password: str = "", *options: str) -> Iterator[RedisServer]:
     """A server for the block."""
-    server = RedisServer(password)
+    server = RedisServer(password, *options)
     try:
         yield server
     finally:
@@ -76,7 +80,7 @@ def _installed() -> str | None:
     if os.geteuid() == 0 and shutil.which("apt-get"):
         environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
         for argv in (["apt-get", "update"], ["apt-get", "install", "-y", "redis-server"]):
-            subprocess.run(argv, env=environment, capture_output=True, timeout=240)
+            subprocess.run(argv, env=environment, capture_output=True, timeout=120)
     return shutil.which("redis-server")
 
 
