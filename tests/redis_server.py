@@ -12,6 +12,8 @@ from functools import cache
 
 import pytest
 
+from lhydra import redis_users
+
 PATIENCE_S = 20
 
 
@@ -71,6 +73,15 @@ def running(password: str = "", *options: str) -> Iterator[RedisServer]:
         yield server
     finally:
         server.kill()
+
+
+@contextmanager
+def budgets(read_s: float = PATIENCE_S, write_s: float = PATIENCE_S) -> Iterator[None]:
+    """Other budgets for the store: by default so long that no busy machine exceeds them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(redis_users, "READ_S", read_s)
+        patch.setattr(redis_users, "WRITE_S", write_s)
+        yield
 
 
 @cache

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ from lhydra.errors import ConfigError, MissingExtra, UserStoreError
 from lhydra.redis_connections import MOST, Address, Connections
 from lhydra.redis_users import RedisUsers
 from lhydra.users import UserStore, open_users, shown
-from tests.redis_server import RedisServer, running
+from tests.redis_server import RedisServer, budgets, running
 from tests.test_breaker import Clock
 from tests.test_evaluate import random_plays, write_dataset
 from tests.test_users import USERS, AnyOrder, assert_same, damage, play, state_of
 
+READ_S, WRITE_S = redis_users.READ_S, redis_users.WRITE_S  # before any test changes them
 SECRET = "s3cr?t/#"  # needs quoting in an address
 QUOTED = "s3cr%3Ft%2F%23"
 
@@ -81,6 +83,19 @@ def attempts(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     monkeypatch.setattr(Connections, "use", counted)
     return made
+
+
+@pytest.fixture(autouse=True)
+def patience() -> Iterator[None]:
+    with budgets():
+        yield
+
+
+@contextmanager
+def hurry() -> Iterator[None]:
+    """The budgets as they are."""
+    with budgets(READ_S, WRITE_S):
+        yield
 
 
 def told(server: RedisServer, *command: str | int) -> Any:
@@ -257,11 +272,12 @@ def assert_opens_after_failures(users: RedisUsers, attempts: list[float], reason
     """The first calls fail for `reason`, the later ones at once, and none hangs."""
     began = time.monotonic()
     del attempts[:]
-    for i in range(50):
-        expected = reason if i < FAILURES else "no answer a moment ago"
-        assert f"user store {users.address}: found {expected}, expected a Redis server" in failure(users)
-    with pytest.raises(UserStoreError, match="a moment ago"):
-        users.record([play("e1")])
+    with hurry():
+        for i in range(50):
+            expected = reason if i < FAILURES else "no answer a moment ago"
+            assert f"user store {users.address}: found {expected}, expected a Redis server" in failure(users)
+        with pytest.raises(UserStoreError, match="a moment ago"):
+            users.record([play("e1")])
     assert len(attempts) == FAILURES
     assert users.breaker.state == "open"
     assert time.monotonic() - began < 2
@@ -299,7 +315,8 @@ def test_a_frozen_server_is_left_alone_and_found_again(
     assert_opens_after_failures(users, attempts, "no answer within 20 ms")
     for _ in range(4):
         clock.now += LONGEST_REST_S
-        assert "no answer within 20 ms" in failure(users)
+        with hurry():
+            assert "no answer within 20 ms" in failure(users)
         assert "a moment ago" in failure(users)
     own.thaw()
     assert_recovers(users, clock, LONGEST_REST_S)
@@ -314,7 +331,7 @@ def test_writes_to_a_frozen_server_fail_in_time_and_can_be_repeated(
     users.record([play("e0")])
     own.freeze()
     for _ in range(FAILURES):
-        with pytest.raises(UserStoreError, match="no answer within 100 ms"):
+        with hurry(), pytest.raises(UserStoreError, match="no answer within 100 ms"):
             users.record([play("e1", "t1")])
     own.thaw()
     clock.now += REST_S
@@ -362,10 +379,7 @@ def test_a_restart_between_two_requests_is_not_noticed(own: RedisServer, opened:
     assert users.record([play("e0")]) == [True]
 
 
-def test_many_threads_share_few_connections(
-    server: RedisServer, opened: Callable[..., RedisUsers], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(redis_users, "READ_S", 20)  # more threads than cores: let them wait
+def test_many_threads_share_few_connections(server: RedisServer, opened: Callable[..., RedisUsers]) -> None:
     users = opened(server.url)
     users.record([play("e0")])
     n = 2 * MOST
@@ -433,13 +447,12 @@ def test_over_tls_a_server_must_prove_who_it_is(
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
     argv = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, *names]
-    subprocess.run(argv, check=True, capture_output=True)
+    subprocess.run(list(map(str, argv)), check=True, capture_output=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = ["--tls-port", str(port), "--tls-auth-clients", "no", "--tls-ca-cert-file", str(certificate)]
     options += ["--tls-cert-file", str(certificate), "--tls-key-file", str(key)]
-    monkeypatch.setattr(redis_users, "READ_S", 1.0)  # a handshake is slow where the machine is busy
     with running("", *options):
         monkeypatch.setenv("SSL_CERT_FILE", "/dev/null")
         assert "certificate verify failed" in failure(opened(f"rediss://127.0.0.1:{port}"))

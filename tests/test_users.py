@@ -28,7 +28,7 @@ from lhydra.errors import ConfigError, UserStoreError
 from lhydra.redis_users import RedisUsers
 from lhydra.user_record import UserRecord, unpack, user_tag
 from lhydra.users import LmdbUsers, UserStore, open_users
-from tests.redis_server import RedisServer, running
+from tests.redis_server import RedisServer, budgets, running
 from tests.test_evaluate import random_plays, write_dataset
 
 USERS = ("ann", "bob", "ünï", "x" * 256, "音" * 256, "音" * 255 + "楽")  # the last two are beyond LMDB's key length
@@ -105,7 +105,8 @@ def users(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[UserStore]
         server.empty()
         url = server.url
     store = open_users(url, tmp_path)
-    yield store
+    with budgets():
+        yield store
     store.close()
 
 
