@@ -249,6 +249,19 @@ def test_a_write_in_between_is_never_overwritten(
     assert_same(users.get("bob"), state_of({}, [("t0", 1.0, 1)], {"t0"}))
 
 
+def test_a_call_of_duplicates_writes_nothing_and_leaves_nothing_behind(
+    server: RedisServer, opened: Callable[..., RedisUsers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users, other = opened(server.url), opened(server.url)
+    users.record([play("e0")])
+    transactions = interrupted(monkeypatch, lambda: None)
+    assert users.record([play("e0")]) == [False]
+    assert transactions == []
+    other.record([play("e1")])  # would upset a transaction of a connection that still watches
+    users.record([play("e0", user="bob")])
+    assert len(transactions) == 2
+
+
 def test_it_gives_up_where_others_never_stop_and_nothing_is_written(
     server: RedisServer, opened: Callable[..., RedisUsers], monkeypatch: pytest.MonkeyPatch
 ) -> None:
