@@ -27,6 +27,7 @@ History = npt.NDArray[np.void]  # structured, HISTORY_DTYPE, newest last
 
 HISTORY_DTYPE = np.dtype([("track", "<u8"), ("count", "<f4"), ("time", "<i8")])  # time: Unix s, 0 unknown
 MAX_HISTORY = 2048  # entries that feed the model; what is heard (excluded) has no limit
+MAX_SKIPPED = 64  # skipped tracks that are remembered as such
 STAGES = ("queue", "lookup", "exclude", "encode", "embed", "retrieve", "rerank", "select")
 
 
@@ -69,7 +70,10 @@ def no_hashes() -> Hashes:
 
 @dataclass(frozen=True, slots=True)
 class UserState:
-    """What is known of one user: declared profile columns, history (newest last), everything heard."""
+    """What is known of one user: declared profile columns, history (newest last), everything heard.
+
+    skipped: the tracks skipped last and not played to satisfaction since, oldest first, at most MAX_SKIPPED.
+    """
 
     profile: Mapping[str, Value] = field(default_factory=dict)
     history: History = field(default_factory=no_history)

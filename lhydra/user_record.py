@@ -5,17 +5,17 @@ Packed, so that a request costs one read and no parsing of lists, and every kind
     header     version, checksum of the rest, lengths
     heard      (n,) uint64, sorted: every track ever heard
     events     (n,) uint64, hashes of the newest event ids, oldest first: a retried play counts once
+    skipped    (n,) uint64, tracks skipped last and not liked since, oldest first; not in version 1
     history    (n,) HISTORY_DTYPE: what requests read, loaded and live plays merged
     live       (n,) HISTORY_DTYPE: plays recorded since the loaded data ends, as they came
     profile    JSON
 """
 
 import hashlib
-import itertools
 import json
 import struct
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,11 +23,11 @@ import numpy as np
 from lhydra.domain import (
     HISTORY_DTYPE,
     MAX_HISTORY,
+    MAX_SKIPPED,
     Hashes,
     History,
     Play,
     UserState,
-    Value,
     make_history,
     merge_history,
     no_hashes,
@@ -36,11 +36,12 @@ from lhydra.domain import (
 )
 from lhydra.errors import UserStoreError, complain
 
-VERSION = 1
+VERSION = 2  # 1 had zeros for the number of skipped tracks, and none: it reads as 2 and is written as 2
 MAX_EVENTS = 1024  # remembered event ids per user
 MAX_LIVE = 2 * MAX_HISTORY  # live plays kept one by one; beyond, they are added up per track
-_HEAD, _LENGTHS = struct.Struct("<B3xI"), struct.Struct("<5I4x")  # 32 bytes: the arrays behind stay aligned
-_WIDTHS = (8, 8, HISTORY_DTYPE.itemsize, HISTORY_DTYPE.itemsize, 1)
+# Together 32 bytes: the 64-bit arrays behind stay aligned. Lengths of heard, events, history, live, profile, skipped.
+_HEAD, _LENGTHS = struct.Struct("<B3xI"), struct.Struct("<6I")
+_START, _ENTRY = _HEAD.size + _LENGTHS.size, HISTORY_DTYPE.itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,8 @@ class UserRecord:
     def with_plays(self, plays: Sequence[Play]) -> tuple["UserRecord", list[bool]]:
         """Returns the record with `plays` added, and which of them were new.
 
-        A skipped play is heard, but does not enter the history: it is no sign of liking.
+        A skipped play is heard, but does not enter the history: it is no sign of liking. Its track counts as
+        skipped until a play of it arrives that was not.
         """
         seen, fresh = set(self.events.tolist()), []
         events = track_hashes(play.event_id for play in plays)  # the hash of track ids serves events too
@@ -73,13 +75,15 @@ class UserRecord:
         history = merge_history(self.state.history, added) if len(added) else self.state.history
         heard = np.union1d(self.state.heard, track_hashes(play.track_id for play in new))
         kept = np.concatenate([self.events, events[fresh]])[-MAX_EVENTS:]
-        return UserRecord(UserState(self.state.profile, history, heard), live, kept), fresh
+        skipped = _skipped(self.state.skipped, new)
+        return UserRecord(UserState(self.state.profile, history, heard, skipped), live, kept), fresh
 
     def with_base(self, loaded: UserState) -> "UserRecord":
         """Returns the record with its loaded part replaced; live plays are kept until the data covers them.
 
         A live play is covered when the loaded history holds its track with a last play at least as late: it
-        is in the loaded count already. The others are added to the loaded history. Heard only ever grows.
+        is in the loaded count already. The others are added to the loaded history. Heard only ever grows, and
+        skips stay: prepared data knows of none.
         """
         live, history = self.live, loaded.history
         if len(live) and len(history):
@@ -90,46 +94,72 @@ class UserRecord:
         if len(live):
             history = merge_history(history, live)
         heard = np.union1d(loaded.heard, self.state.heard)
-        return UserRecord(UserState(loaded.profile, history, heard), live, self.events)
+        return UserRecord(UserState(loaded.profile, history, heard, self.state.skipped), live, self.events)
 
     def pack(self) -> bytes:
         """Returns the record as bytes. Raises UserStoreError for a profile that is not text and finite numbers."""
-        arrays = (
-            np.ascontiguousarray(self.state.heard, "<u8"),
-            np.ascontiguousarray(self.events, "<u8"),
-            np.ascontiguousarray(self.state.history, HISTORY_DTYPE),
-            np.ascontiguousarray(self.live, HISTORY_DTYPE),
-        )
+        state = self.state
         try:
-            profile = json.dumps(dict(self.state.profile), ensure_ascii=False, allow_nan=False).encode()
+            profile = json.dumps(dict(state.profile), ensure_ascii=False, allow_nan=False).encode()
         except (TypeError, ValueError) as error:
             raise UserStoreError(complain("profile", str(error), "text and finite numbers by column")) from None
-        lengths = _LENGTHS.pack(*map(len, arrays), len(profile))
-        body = b"".join([lengths, *(array.tobytes() for array in arrays), profile])
+        hashes = [np.ascontiguousarray(array, "<u8") for array in (state.heard, self.events, state.skipped)]
+        entries = [np.ascontiguousarray(array, HISTORY_DTYPE) for array in (state.history, self.live)]
+        (heard, events, skipped), (history, live) = map(len, hashes), map(len, entries)
+        lengths = _LENGTHS.pack(heard, events, history, live, len(profile), skipped)
+        body = b"".join([lengths, *(array.tobytes() for array in hashes + entries), profile])
         return _HEAD.pack(VERSION, zlib.crc32(body)) + body
 
 
 def unpack(packed: bytes, user_id: str) -> UserRecord:
-    """Returns what `pack` packed; its arrays are read-only views of `packed`.
+    """Returns what `pack` packed, in this version or an earlier one; its arrays are read-only views of `packed`.
 
     Raises:
         UserStoreError: another format, or bytes that are not what was written; names the user by tag.
     """
-    thing = f"user store: value of user {user_tag(user_id)}"
-    if packed[:1] != bytes([VERSION]):
-        raise UserStoreError(complain(thing, f"format {packed[0] if packed else 'none'}", f"format {VERSION}"))
-    start = _HEAD.size + _LENGTHS.size
-    if len(packed) >= start and zlib.crc32(memoryview(packed)[_HEAD.size :]) == _HEAD.unpack_from(packed)[1]:
-        lengths = _LENGTHS.unpack_from(packed, _HEAD.size)
-        sizes = (length * width for length, width in zip(lengths, _WIDTHS, strict=True))
-        starts = list(itertools.accumulate(sizes, initial=start))
-        heard, events = (np.frombuffer(packed, "<u8", lengths[i], starts[i]) for i in (0, 1))
-        history, live = (np.frombuffer(packed, HISTORY_DTYPE, lengths[i], starts[i]) for i in (2, 3))
-        profile: Mapping[str, Value] = json.loads(packed[starts[4] :])
-        return UserRecord(UserState(profile, history, heard), live, events)
-    raise UserStoreError(complain(thing, f"{len(packed)} damaged bytes", "the bytes that were written"))
+    if not packed or not 1 <= packed[0] <= VERSION:
+        found = f"format {packed[0] if packed else 'none'}"
+        raise UserStoreError(complain(_value_of(user_id), found, f"format {VERSION}"))
+    if len(packed) < _START or zlib.crc32(memoryview(packed)[_HEAD.size :]) != _HEAD.unpack_from(packed)[1]:
+        raise UserStoreError(
+            complain(_value_of(user_id), f"{len(packed)} damaged bytes", "the bytes that were written")
+        )
+    n_heard, n_events, n_history, n_live, n_profile, n_skipped = _LENGTHS.unpack_from(packed, _HEAD.size)
+    events_at = _START + 8 * n_heard
+    skipped_at = events_at + 8 * n_events
+    history_at = skipped_at + 8 * n_skipped
+    live_at = history_at + _ENTRY * n_history
+    profile_at = live_at + _ENTRY * n_live
+    state = UserState(
+        json.loads(packed[profile_at:]) if n_profile > 2 else {},  # of most users nothing is declared
+        np.frombuffer(packed, HISTORY_DTYPE, n_history, history_at),
+        np.frombuffer(packed, "<u8", n_heard, _START),
+        np.frombuffer(packed, "<u8", n_skipped, skipped_at),
+    )
+    live = np.frombuffer(packed, HISTORY_DTYPE, n_live, live_at)
+    return UserRecord(state, live, np.frombuffer(packed, "<u8", n_events, events_at))
+
+
+def _skipped(before: Hashes, plays: Sequence[Play]) -> Hashes:
+    """Tracks skipped last and not liked since, after `plays` in order."""
+    kept = dict.fromkeys(before.tolist())
+    for track, play in zip(track_hashes(play.track_id for play in plays).tolist(), plays, strict=True):
+        kept.pop(track, None)
+        if play.skipped:
+            kept[track] = None
+    return np.array(list(kept)[-MAX_SKIPPED:], np.uint64)
+
+
+def _value_of(user_id: str) -> str:
+    return f"user store: value of user {user_tag(user_id)}"
 
 
 def user_tag(user_id: str) -> str:
     """Returns the eight hex digits that stand for a user in logs and messages."""
     return hashlib.blake2b(user_id.encode(), digest_size=4).hexdigest()
+
+
+def user_key(user_id: str) -> bytes:
+    """Returns the key of a user's record. LMDB's end at 511 bytes: a longer id goes by its digest."""
+    name = user_id.encode()
+    return b"u" + name if len(name) <= 500 else b"h" + hashlib.blake2b(name, digest_size=32).digest()

@@ -6,7 +6,6 @@ was recorded is lost. The store outlives bundles: it knows tracks by hash, never
 user, and how it changes, is in `lhydra.user_record`; here is where it is kept.
 """
 
-import hashlib
 import itertools
 import logging
 import sys
@@ -20,8 +19,8 @@ from urllib.parse import urlsplit
 import lmdb
 
 from lhydra.domain import Play, UserState
-from lhydra.errors import ConfigError, Unsupported, UserStoreError, complain
-from lhydra.user_record import UserRecord, unpack
+from lhydra.errors import ConfigError, MissingExtra, UserStoreError, complain
+from lhydra.user_record import UserRecord, unpack, user_key
 
 SYNC_S = 1.0
 _MAP_BYTES = 2**36 if sys.maxsize > 2**32 else 2**30  # address space, not disk: the file grows as needed
@@ -51,13 +50,14 @@ class UserStore(Protocol):
 def open_users(url: str | None, store: Path, *, sync_s: float = SYNC_S) -> UserStore:
     """Opens the user store at `url`, by default the LMDB one inside the bundle store `store`.
 
-    url: None, `lmdb:PATH` or `redis://…`. sync_s: at most so long after a write it is forced to disk
-    (0: before the write returns); what a killed process wrote survives in any case.
+    url: None, `lmdb:PATH`, `redis://[USER:PASSWORD@]HOST[:PORT][/DB]`, or `rediss://…` for the same over TLS.
+    sync_s: at most so long after a write LMDB forces it to disk (0: before the write returns); what a killed
+    process wrote survives in any case.
 
     Raises:
-        ConfigError: a URL of no known kind.
-        Unsupported: Redis, which this version does not talk to yet.
-        UserStoreError: the store cannot be opened.
+        ConfigError: a URL of no known kind, or a malformed one.
+        MissingExtra: Redis, without the package that talks to it.
+        UserStoreError: the folder cannot be opened. A Redis server that does not answer is no error here.
     """
     if url is None:
         return LmdbUsers(store / "users.lmdb", sync_s=sync_s)
@@ -65,8 +65,22 @@ def open_users(url: str | None, store: Path, *, sync_s: float = SYNC_S) -> UserS
     if scheme == "lmdb" and rest:
         return LmdbUsers(Path(rest), sync_s=sync_s)
     if scheme in ("redis", "rediss"):
-        raise Unsupported(f"user store on Redis ({urlsplit(url).hostname}): comes with a later version, use lmdb:PATH")
-    raise ConfigError(complain("--users", f"an address of kind '{scheme}'", "lmdb:PATH"))  # it may hold a password
+        try:
+            from lhydra.redis_connections import Address
+            from lhydra.redis_users import RedisUsers
+        except ModuleNotFoundError as error:
+            if error.name != "redis":
+                raise
+            raise MissingExtra("redis", "redis") from None
+        return RedisUsers(Address.parse(url))
+    found = f"an address of kind '{scheme}'"  # no more of it: it may hold a password
+    raise ConfigError(complain("--users", found, "lmdb:PATH or redis://HOST"))
+
+
+def shown(url: str) -> str:
+    """Returns the address of a user store as it may be shown: without user and password."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else url
 
 
 class LmdbUsers:
@@ -97,7 +111,7 @@ class LmdbUsers:
         """Returns the user's state in read-only arrays of its own, None when the user is unknown."""
         try:
             with self._env.begin() as txn:
-                packed: bytes | None = txn.get(_key(user_id))
+                packed: bytes | None = txn.get(user_key(user_id))
         except lmdb.Error as error:
             raise self._failed(error) from None
         return None if packed is None else unpack(packed, user_id).state
@@ -114,7 +128,7 @@ class LmdbUsers:
                 for position, flag in zip(positions, flags, strict=True):
                     fresh[position] = flag
                 if any(flags):
-                    txn.put(_key(user_id), new.pack())
+                    txn.put(user_key(user_id), new.pack())
         return fresh
 
     def load(self, states: Iterable[tuple[str, UserState]]) -> int:
@@ -123,7 +137,7 @@ class LmdbUsers:
         while chunk := list(itertools.islice(remaining, _LOAD_CHUNK)):  # built before the lock is taken
             with self._writing() as txn:
                 for user_id, state in chunk:
-                    txn.put(_key(user_id), _stored(txn, user_id).with_base(state).pack())
+                    txn.put(user_key(user_id), _stored(txn, user_id).with_base(state).pack())
             n_users += len(chunk)
         return n_users
 
@@ -176,11 +190,5 @@ class LmdbUsers:
 
 
 def _stored(txn: lmdb.Transaction, user_id: str) -> UserRecord:
-    packed = txn.get(_key(user_id))
+    packed = txn.get(user_key(user_id))
     return UserRecord() if packed is None else unpack(bytes(packed), user_id)
-
-
-def _key(user_id: str) -> bytes:
-    """LMDB keys end at 511 bytes: a longer id goes by its digest, in a name space of its own."""
-    name = user_id.encode()
-    return b"u" + name if len(name) <= 500 else b"h" + hashlib.blake2b(name, digest_size=32).digest()

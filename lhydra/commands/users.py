@@ -23,7 +23,7 @@ class UsersSettings:
     """Where users are loaded to, and what of them."""
 
     store: str | None = setting(None, "the bundle store; its users lie in STORE/users.lmdb")
-    users: str | None = setting(None, "another user store, lmdb:PATH")
+    users: str | None = setting(None, "another user store, lmdb:PATH or redis://HOST:PORT/DB")
     as_of: str = setting(
         "now",
         "now: all plays; test: history is the train fold, heard is train and valid; valid: both are train",
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     from lhydra.data.dataset import Dataset, user_states
     from lhydra.progress import with_progress
     from lhydra.timing import timed
-    from lhydra.users import open_users
+    from lhydra.users import open_users, shown
 
     dataset = Dataset.open(args.dataset)
     n_users, counts = len(dataset.user_ids), Counts()
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
             users.load(with_progress(states, n_users, "users"))
     finally:
         users.close()
-    where = settings.users or f"lmdb:{store}/users.lmdb"
+    where = shown(settings.users) if settings.users else f"lmdb:{store}/users.lmdb"
     if settings.json:
         print(json.dumps({"users_store": where, "as_of": settings.as_of, **vars(counts)}))
     else:

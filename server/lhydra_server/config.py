@@ -16,7 +16,7 @@ class ServeSettings:
     host: str = setting("127.0.0.1", "address to listen on")
     port: int = setting(50051, "port to listen on; 0 picks a free one")
     workers: int = setting(0, "worker processes; 0 means one per core")
-    users: str | None = setting(None, "user store, lmdb:PATH; by default the one inside STORE")
+    users: str | None = setting(None, "user store, lmdb:PATH or redis://HOST:PORT/DB; by default the one inside STORE")
     users_sync_s: float = setting(1.0, "recorded plays reach the disk at most so long after; 0 means at once")
     depth: int = setting(0, "candidates to rerank per request; 0 means the recommender's own")
     max_k: int = setting(1000, "largest k a request may ask for")

@@ -1,0 +1,91 @@
+"""A circuit breaker: after some failures in a row nothing is tried for a while, so that nobody waits in vain.
+
+Closed, everything is tried. Open, everything is refused at once. After a rest one attempt at a time may find out
+(half open): if it is answered the breaker closes, if not it rests twice as long as before, up to a limit.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+FAILURES = 3
+REST_S = 1.0
+LONGEST_REST_S = 4.0  # what has come back is found within so long; until then one caller in 4 s pays for the attempt
+_log = logging.getLogger(__name__)
+
+
+class BreakerOpen(Exception):
+    """Nothing was tried: the last attempts failed."""
+
+
+class Breaker:
+    """Guards attempts to reach one thing, from any thread.
+
+    name: of the thing, for the log. counts: the exceptions that mean it was not reached; any other one means that
+    it answered. clock: seconds that never go back.
+    """
+
+    def __init__(
+        self, name: str, counts: tuple[type[Exception], ...], *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._name, self._counts, self._clock = name, counts, clock
+        self._lock = threading.Lock()
+        self._failures = 0  # in a row, while closed
+        self._rest_s = REST_S
+        self._closed, self._resting_until, self._probing = True, 0.0, False
+
+    @property
+    def state(self) -> Literal["closed", "open", "half open"]:
+        """Whether attempts are made, refused, or the next one (or the one on its way) is to find out."""
+        with self._lock:
+            if self._closed:
+                return "closed"
+            return "half open" if self._probing or self._clock() >= self._resting_until else "open"
+
+    @contextmanager
+    def attempt(self) -> Iterator[None]:
+        """One attempt: the block. Raises BreakerOpen at once, without running it, where none may be made."""
+        probing = self._enter()
+        try:
+            yield
+        except self._counts:
+            self._failed(probing)
+            raise
+        except BaseException:
+            self._answered(probing)
+            raise
+        self._answered(probing)
+
+    def _enter(self) -> bool:
+        with self._lock:
+            if self._closed:
+                return False
+            if self._probing or self._clock() < self._resting_until:
+                raise BreakerOpen(self._name)
+            self._probing = True
+            return True
+
+    def _failed(self, probing: bool) -> None:
+        with self._lock:
+            if self._closed:
+                self._failures += 1
+                if self._failures < FAILURES:
+                    return
+                self._closed, self._rest_s = False, REST_S
+                _log.warning("%s out of reach, not tried for a while", self._name)
+            elif probing:
+                self._probing, self._rest_s = False, min(2 * self._rest_s, LONGEST_REST_S)
+            else:  # it began before the breaker opened: nothing new
+                return
+            self._resting_until = self._clock() + self._rest_s
+
+    def _answered(self, probing: bool) -> None:
+        with self._lock:
+            if self._closed:
+                self._failures = 0
+            elif probing:
+                self._closed, self._failures, self._probing = True, 0, False
+                _log.warning("%s within reach again", self._name)

@@ -1,0 +1,185 @@
+"""Connections to one Redis server, few and bounded in time: taking one never takes longer than its user has.
+
+The client library's own pool waits for names to be resolved, for TLS and for logins as long as those take. Here a
+connection is made by a thread of its own; a caller who cannot wait for it leaves, and a later one finds it ready.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from urllib.parse import unquote, urlsplit
+
+import redis
+
+from lhydra.errors import ConfigError, complain
+
+MOST = 32  # open connections of one process
+CONNECT_S = 1.0  # for each step of making one, in the background
+EXPECTED = "redis://[USER:PASSWORD@]HOST[:PORT][/DB]"
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a Redis server is; its text leaves out who logs in, and can be shown."""
+
+    host: str
+    port: int = 6379
+    db: int = 0
+    tls: bool = False
+    user: str | None = field(default=None, repr=False)
+    password: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def parse(cls, url: str) -> "Address":
+        """Returns the address that a `redis://` or `rediss://` URL names. Raises ConfigError, never showing it."""
+        try:
+            parts = urlsplit(url)
+            host, port, db = parts.hostname or "", parts.port or 6379, parts.path.strip("/") or "0"
+            host.encode("idna")
+        except ValueError:
+            raise ConfigError(complain("--users", "a malformed address of a Redis server", EXPECTED)) from None
+        found = [
+            *(["no host"] if not host else []),
+            *(["a database that is no number"] if not (db.isascii() and db.isdigit()) else []),
+            *(["options behind the database"] if parts.query or parts.fragment else []),
+        ]
+        if found:
+            raise ConfigError(complain("--users", f"{found[0]} in the address of a Redis server", EXPECTED))
+        user, password = (unquote(text) if text else None for text in (parts.username, parts.password))
+        return cls(host, port, int(db), parts.scheme == "rediss", user, password)
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'rediss' if self.tls else 'redis'}://{host}:{self.port}/{self.db}"
+
+
+class Connections:
+    """At most MOST connections, kept open for the next user; safe to use from several threads."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._changed = threading.Condition()
+        self._idle: list[redis.Connection] = []  # the one used last is taken first
+        self._open, self._closed = 0, False
+
+    @property
+    def n_open(self) -> int:
+        """How many connections there are, those being made included."""
+        with self._changed:
+            return self._open
+
+    def prepare(self) -> None:
+        """Starts making a connection, for whoever comes next."""
+        with self._changed:
+            self._open += 1
+        nobody: Future[redis.Connection] = Future()
+        nobody.cancel()
+        self._dial(nobody)
+
+    @contextmanager
+    def use(self, budget_s: float) -> Iterator[redis.Connection]:
+        """A connection for the block, closed when it raises.
+
+        budget_s: so long for taking it, and for every step on it that the taking left time for.
+
+        Raises:
+            redis.RedisError: none in time, or what the connection says.
+        """
+        deadline = time.monotonic() + budget_s
+        connection = self._take(deadline)
+        try:
+            # Only the socket takes another limit for each use; it is private, by this name in every version.
+            connection._sock.settimeout(max(deadline - time.monotonic(), 0.001))  # type: ignore[attr-defined]
+            yield connection
+        except BaseException:
+            self._drop(connection)
+            raise
+        self._give_back(connection)
+
+    def close(self) -> None:
+        """Closes what is idle now, and the others when they come back."""
+        with self._changed:
+            self._closed = True
+            idle, self._idle = self._idle, []
+        for connection in idle:
+            self._drop(connection)
+
+    def _take(self, deadline: float) -> redis.Connection:
+        while True:
+            with self._changed:
+                if not self._changed.wait_for(lambda: self._idle or self._open < MOST, deadline - time.monotonic()):
+                    raise redis.TimeoutError("all connections in use")
+                found = self._idle.pop() if self._idle else None
+                self._open += found is None
+            if found is None:
+                return self._dialled(deadline)
+            if not _is_stale(found):
+                return found
+            self._drop(found)
+
+    def _dialled(self, deadline: float) -> redis.Connection:
+        made: Future[redis.Connection] = Future()
+        self._dial(made)
+        try:
+            return made.result(max(deadline - time.monotonic(), 0))
+        except TimeoutError:
+            if made.cancel():
+                raise redis.TimeoutError("no connection in time") from None
+            return made.result()  # it came in the same moment
+
+    def _dial(self, made: "Future[redis.Connection]") -> None:
+        threading.Thread(target=self._connect, args=(made,), name="users-connect", daemon=True).start()
+
+    def _connect(self, made: "Future[redis.Connection]") -> None:
+        connection = self._new()
+        try:
+            connection.connect()
+        except Exception as error:
+            self._drop(connection)
+            if made.set_running_or_notify_cancel():
+                made.set_exception(error)
+            return
+        if made.set_running_or_notify_cancel():
+            made.set_result(connection)
+        else:
+            self._give_back(connection)
+
+    def _new(self) -> redis.Connection:
+        """A connection yet to be made. What the server says is read as bytes; nothing is tried twice."""
+        address = self._address
+        kind = redis.SSLConnection if address.tls else redis.Connection
+        return kind(
+            host=address.host,
+            port=address.port,
+            db=address.db,
+            username=address.user,
+            password=address.password,
+            socket_timeout=CONNECT_S,
+            socket_connect_timeout=CONNECT_S,
+            protocol=2,
+        )
+
+    def _give_back(self, connection: redis.Connection) -> None:
+        with self._changed:
+            if not self._closed:
+                self._idle.append(connection)
+                self._changed.notify()
+                return
+        self._drop(connection)
+
+    def _drop(self, connection: redis.Connection) -> None:
+        connection.disconnect()
+        with self._changed:
+            self._open -= 1
+            self._changed.notify()
+
+
+def _is_stale(connection: redis.Connection) -> bool:
+    """Whether there is something to read: an end, or what nobody asked for."""
+    try:
+        return connection.can_read()
+    except redis.RedisError:
+        return True

@@ -1,0 +1,185 @@
+"""The user store on Redis, for servers on several machines: the records that LMDB would hold, one value per user.
+
+A request waits for it a few hundredths of a second at most, and not at all while it is out of reach.
+"""
+
+import itertools
+import random
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import redis
+
+from lhydra.breaker import Breaker, BreakerOpen
+from lhydra.domain import Play, UserState
+from lhydra.errors import UserStoreError, complain
+from lhydra.redis_connections import Address, Connections
+from lhydra.user_record import UserRecord, unpack, user_key
+
+READ_S = 0.02  # a request waits so long for its user
+WRITE_S = 0.1  # for each of the two round trips of `record`
+BULK_S = 5.0  # for each round trip of what no request waits for
+ATTEMPTS = 100  # to write what others keep writing too
+_PREFIX, _PATTERN = b"lhydra:", b"lhydra:[uh]:*"
+_LOAD_CHUNK = 200  # users per transaction: short, so that live plays seldom come between
+_READ_CHUNK = 50
+_UNREACHED = (redis.ConnectionError, redis.TimeoutError)
+
+Command = tuple[str | bytes | int, ...]
+Change = Callable[[UserRecord], tuple[UserRecord, list[bool]]]
+
+
+class RedisUsers:
+    """A user store in one database of a Redis server, shared by any number of machines.
+
+    Opening it asks nothing of the server: one that cannot be reached, now or later, makes every method raise
+    UserStoreError within its time; after some failures in a row at once, until the server has been found again.
+    """
+
+    def __init__(self, address: Address, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.address = address
+        self.breaker = Breaker(f"user store {address}", _UNREACHED, clock=clock)
+        self._connections = Connections(address)
+        self._connections.prepare()
+
+    def get(self, user_id: str) -> UserState | None:
+        """Returns the user's state, None when the user is unknown: one round trip."""
+        with self._connection(READ_S) as connection:
+            (packed,) = _ask(connection, ("GET", _key(user_id)))
+        return None if packed is None else unpack(packed, user_id).state
+
+    def record(self, plays: Sequence[Play]) -> list[bool]:
+        """Records plays, all or none; False where the user's event id was seen before. Creates users.
+
+        Others may record for the same users meanwhile, from any machine: Redis takes the plays only if the
+        records they were added to are still the stored ones, else they are added to the newer ones. Where an
+        error leaves open whether they were taken, the same call again counts nothing twice.
+        """
+        positions_of: dict[str, list[int]] = {}
+        for position, play in enumerate(plays):
+            positions_of.setdefault(play.user_id, []).append(position)
+        changes = {
+            user_id: partial(UserRecord.with_plays, plays=[plays[position] for position in positions])
+            for user_id, positions in positions_of.items()
+        }
+        fresh = [False] * len(plays)
+        for user_id, flags in self._change(changes, WRITE_S).items():
+            for position, flag in zip(positions_of[user_id], flags, strict=True):
+                fresh[position] = flag
+        return fresh
+
+    def load(self, states: Iterable[tuple[str, UserState]]) -> int:
+        """Loads users from prepared data, keeping live plays it does not cover; returns how many.
+
+        Some hundred users at a time: an error leaves those before it loaded.
+        """
+        with self._connection(BULK_S) as connection:
+            _ask(connection, ("PING",))  # the first users may take long to come: better to know at once
+        remaining, n_users = iter(states), 0
+        while chunk := list(itertools.islice(remaining, _LOAD_CHUNK)):
+            bases: dict[str, list[UserState]] = {}
+            for user_id, state in chunk:
+                bases.setdefault(user_id, []).append(state)
+            self._change({user_id: partial(_with_bases, bases=given) for user_id, given in bases.items()}, BULK_S)
+            n_users += len(chunk)
+        return n_users
+
+    def sample(self, n: int) -> list[UserState]:
+        """Returns the states of at most `n` users, spread over all of them in order of their ids.
+
+        Goes through every key of the database, and holds the keys of all users in memory.
+        """
+        with self._connection(BULK_S) as connection:
+            keys: set[bytes] = set()
+            cursor = b"0"
+            while True:
+                ((cursor, found),) = _ask(connection, ("SCAN", cursor, "MATCH", _PATTERN, "COUNT", 1000))
+                keys.update(found)
+                if cursor == b"0":
+                    break
+            chosen = sorted(keys)[:: max(1, len(keys) // max(1, n))][:n]
+            packed = []
+            for i in range(0, len(chosen), _READ_CHUNK):
+                packed += _ask(connection, ("MGET", *chosen[i : i + _READ_CHUNK]))[0]
+        return [unpack(value, "sampled").state for value in packed if value is not None]
+
+    def close(self) -> None:
+        """Closes the connections. What was written is the server's to keep."""
+        self._connections.close()
+
+    def _change(self, changes: Mapping[str, Change], budget_s: float) -> dict[str, list[bool]]:
+        """Changes the records of users, all or none; returns what the changes say of each.
+
+        Attempted anew while others write the same users between reading and writing. What was changed stays so
+        where the stored value did: a big call is not starved by small ones.
+        """
+        keys = [_key(user_id) for user_id in changes]
+        done: dict[str, tuple[bytes | None, bytes, list[bool]]] = {}  # stored value, changed value, flags
+        for attempt in range(ATTEMPTS if keys else 0):
+            with self._connection(budget_s) as connection:
+                _, stored = _ask(connection, ("WATCH", *keys), ("MGET", *keys))
+                for (user_id, change), packed in zip(changes.items(), stored, strict=True):
+                    if user_id not in done or done[user_id][0] != packed:
+                        record, flags = change(UserRecord() if packed is None else unpack(packed, user_id))
+                        done[user_id] = packed, record.pack(), flags
+                values = zip(keys, done.values(), strict=True)
+                writes: list[Command] = [("SET", key, new) for key, (_, new, flags) in values if any(flags)]
+                if not writes:
+                    _ask(connection, ("UNWATCH",))
+                    break
+                if _ask(connection, ("MULTI",), *writes, ("EXEC",))[-1] is not None:
+                    break
+            time.sleep(random.uniform(0, 0.001 * min(2**attempt, 16)))
+        else:
+            if keys:
+                raise self._failed(f"other writers {ATTEMPTS} times")
+        return {user_id: flags for user_id, (_, _, flags) in done.items()}
+
+    @contextmanager
+    def _connection(self, budget_s: float) -> Iterator[redis.Connection]:
+        try:
+            with self.breaker.attempt(), self._connections.use(budget_s) as connection:
+                yield connection
+        except BreakerOpen:
+            raise self._failed("no answer a moment ago") from None
+        except redis.RedisError as error:
+            raise self._failed(_reason(error, budget_s)) from None
+
+    def _failed(self, found: str) -> UserStoreError:
+        return UserStoreError(complain(f"user store {self.address}", found, "a Redis server that answers"))
+
+
+def _ask(connection: redis.Connection, *commands: Command) -> list[Any]:
+    """Sends all commands at once and returns their answers: one round trip."""
+    connection.send_packed_command(connection.pack_commands(commands))
+    return [connection.read_response() for _ in commands]
+
+
+def _with_bases(record: UserRecord, bases: Sequence[UserState]) -> tuple[UserRecord, list[bool]]:
+    for base in bases:
+        record = record.with_base(base)
+    return record, [True]
+
+
+def _key(user_id: str) -> bytes:
+    """`lhydra:u:ID`, and `lhydra:h:DIGEST` for a very long id: servers of other things may use the same database."""
+    key = user_key(user_id)
+    return _PREFIX + key[:1] + b":" + key[1:]
+
+
+def _reason(error: redis.RedisError, budget_s: float) -> str:
+    """What went wrong, in words that cannot hold a password: servers quote the commands they do not understand."""
+    if isinstance(error, redis.AuthenticationError):
+        return "user or password refused"
+    if isinstance(error, redis.TimeoutError):
+        return f"no answer within {budget_s * 1000:.0f} ms"
+    if isinstance(error, redis.BusyLoadingError):
+        return "it still loading its data"
+    if isinstance(error, redis.ConnectionError):
+        cause = error.__context__
+        return (isinstance(cause, OSError) and cause.strerror) or "the connection lost"
+    text = str(error)
+    return type(error).__name__ if set(text) & set("'\"`") else f"{type(error).__name__} {text}"
