@@ -12,7 +12,7 @@ from lhydra.errors import BundleMismatch
 from lhydra.recommender import Recommender
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
-OPENED = (3,)  # formats that this version opens
+OPENED = (4,)  # formats that this version opens
 
 
 @pytest.mark.parametrize("number", OPENED)
@@ -40,7 +40,7 @@ def test_the_current_format_has_its_golden_bundle() -> None:
     assert json.loads((GOLDEN / f"bundle_v{FORMAT}" / "manifest.json").read_text())["format"] == FORMAT
 
 
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", [1, 2, 3])
 def test_a_bundle_of_an_older_format_is_refused_in_one_line(number: int) -> None:
     folder = GOLDEN / f"bundle_v{number}"
     with pytest.raises(BundleMismatch) as caught:
