@@ -780,19 +780,35 @@ def test_the_door_is_open_again_after_a_client_that_died(tmp_path: Path) -> None
         assert ids(running.stub.Recommend(request())) == expected_ids(N, 5)
 
 
-def test_a_call_whose_caller_left_while_it_waited_for_a_thread_is_not_begun(tmp_path: Path) -> None:
-    with serve(tmp_path, max_in_flight=THREADS + 1) as running:
+def test_a_call_whose_caller_left_while_it_waited_for_a_thread_is_not_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serve(tmp_path, max_in_flight=THREADS + 2) as running:
+        looked_up: list[str] = []
+        get = running.users.get
+
+        def noted(user_id: str) -> UserState | None:
+            looked_up.append(user_id)
+            return get(user_id)
+
+        monkeypatch.setattr(running.users, "get", noted)
         gate = Gate(running)
         taken = gate.holds(*[request(k=3)] * THREADS)
-        waiting = running.stub.Recommend.future(request("impatient"))
-        until(lambda: running.in_flight == THREADS + 1)
-        waiting.cancel()
-        # on one connection calls come in order: once this one is refused, the server knows of that cancellation
+        left: list[Any] = [
+            running.stub.Recommend.future(request("impatient")),
+            running.stub.RecordPlays.future(pb.RecordPlaysRequest(plays=[play("e", "t007", "impatient")])),
+        ]
+        until(lambda: running.in_flight == THREADS + 2)
+        for call in left:
+            call.cancel()
+        # on one connection calls come in order: once this one is refused, the server knows of those cancellations
         assert fails(lambda: running.stub.Recommend(request())).code() is Code.RESOURCE_EXHAUSTED
         gate.open.set()
         assert [ids(call.result()) for call in taken] == [expected_ids(N, 3)] * THREADS
         until(lambda: running.in_flight == 0)
         assert len(running.recommender.queries) == THREADS
+        assert "impatient" not in looked_up
+        assert get("impatient") is None  # nor was anything recorded
 
 
 def test_requests_that_wait_together_are_each_answered_as_if_alone(running: Running) -> None:

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, cast
 
 import pytest
 
@@ -170,6 +171,30 @@ def test_work_that_answers_too_little_leaves_nobody_waiting() -> None:
     with pytest.raises(ValueError, match="zip"):
         turns.answer(1)
     assert not turns._waiting
+
+
+class SlowToRelease:
+    """A lock that takes a while to release: whoever is woken or comes too early tries it in vain meanwhile."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+
+    def acquire(self, blocking: bool) -> bool:
+        return self._lock.acquire(blocking)
+
+    def release(self) -> None:
+        time.sleep(0.002)
+        self._lock.release()
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_nobody_is_woken_before_the_turn_is_free(most: int) -> None:
+    desk = Desk()
+    turns = Turns(desk.work, most)
+    turns._turn = cast(Any, SlowToRelease())
+    for _ in range(20):  # nobody comes between these who would wake the others
+        callers = [Caller(turns, n) for n in range(6)]
+        assert [caller.ended().answer for caller in callers] == [n * n for n in range(6)]
 
 
 @pytest.mark.timeout(60)
