@@ -31,7 +31,7 @@ def write_columns(folder: Path, tracks: Path, kinds: Mapping[str, str]) -> list[
 
     kinds: the columns of the table and their kinds; text cannot be filtered on, and is left out.
     """
-    with pq.ParquetFile(tracks) as file:
+    with pq.ParquetFile(tracks, pre_buffer=False) as file:
         n = file.metadata.num_rows
         names = _names(kinds)
         for i, (name, kind) in enumerate(names.items()):
@@ -39,8 +39,11 @@ def write_columns(folder: Path, tracks: Path, kinds: Mapping[str, str]) -> list[
             if kind in WORDS:
                 _save_words(folder, i, _group(batches, folder))
             else:
-                numbers = [_numbers(batch) for batch in batches]
-                _save_numbers(folder, i, np.concatenate([np.empty(0), *numbers]))
+                numbers, start = np.empty(n), 0
+                for batch in batches:
+                    numbers[start : start + len(batch)] = _numbers(batch)
+                    start += len(batch)
+                _save_numbers(folder, i, numbers)
     return _finish(folder, n, names)
 
 
@@ -66,35 +69,48 @@ def insert_columns(old: Path, folder: Path, tracks: pa.Table, at: I64) -> list[s
 
 
 def _group(batches: Iterable[pa.Array], folder: Path) -> Words:
-    """The rows of a column by value. Values are numbered batch by batch, and anew once all of them are known."""
-    dictionaries: list[pa.Array] = []
+    """The rows of a column by value. Values are numbered as they come, and anew once all of them are known."""
+    known = pa.array([], pa.large_string())  # distinct values so far
+    waiting: list[pa.Array] = []  # those of batches that are not yet among them
+    codes: list[I32] = []  # of each batch: by its own numbers, the place of each value in `known`
     sizes: list[int] = []
     start = 0
+
+    def learn() -> None:
+        nonlocal known
+        joined = pa.concat_arrays([known, *waiting]).dictionary_encode()  # what is known keeps its place
+        found = joined.indices.to_numpy()[len(known) :].astype(np.int32)
+        ends = np.cumsum([len(part) for part in waiting], dtype=np.int64)
+        codes.extend(np.split(found, ends)[:-1])
+        known = joined.dictionary
+        waiting.clear()
+
     with tempfile.TemporaryFile(dir=folder) as spilled:
         for batch in batches:
             values, rows = _values(batch)
             encoded = values.dictionary_encode()
-            dictionaries.append(encoded.dictionary)
+            waiting.append(encoded.dictionary)
             sizes.append(len(values))
             encoded.indices.to_numpy().astype(np.int32, copy=False).tofile(spilled)
             (rows + start).astype(np.int32).tofile(spilled)
             start += len(batch)
-        known = pa.concat_arrays(dictionaries or [pa.array([], pa.large_string())]).dictionary_encode()
-        order = pc.sort_indices(known.dictionary).to_numpy()  # by bytes
+            if sum(map(len, waiting)) >= max(len(known), BATCH):  # seldom enough that its cost is one pass, not many
+                learn()
+        learn()
+        order = pc.sort_indices(known).to_numpy()  # by bytes
         number = np.empty(len(order), np.int64)
         number[order] = np.arange(len(order))
-        code = np.split(number[known.indices.to_numpy()], np.cumsum([len(part) for part in dictionaries])[:-1])
 
         def entries() -> Iterator[tuple[I64, I32]]:
             spilled.seek(0)
-            for codes, size in zip(code, sizes, strict=False):
-                yield codes[_back(spilled, size)], _back(spilled, size)
+            for code, size in zip(codes, sizes, strict=True):
+                yield number[code[_back(spilled, size)]], _back(spilled, size)
 
         counts = np.zeros(len(order), np.int64)
-        for codes, _ in entries():
-            counts += np.bincount(codes, minlength=len(order))
+        for found, _ in entries():
+            counts += np.bincount(found, minlength=len(order))
         offsets = _offsets(counts)
-        return Words(_texts(known.dictionary.take(pa.array(order))), offsets, _by_code(entries, offsets))
+        return Words(_texts(known.take(pa.array(order))), offsets, _by_code(entries, offsets))
 
 
 def _by_code(entries: Callable[[], Iterator[tuple[I64, I32]]], offsets: I64) -> I32:

@@ -26,6 +26,7 @@ BLOCK = 65_536
 FLAT = "flat"
 FEW, MOST_FEW = 8_192, 32_768  # so many allowed tracks, or a share of all up to the second, are compared one by one
 I32 = npt.NDArray[np.int32]
+WIDER = 2  # so many times as many tracks are compared under a filter: measured to miss no more than without one
 _local = threading.local()
 
 
@@ -172,8 +173,8 @@ class Index:
         """Returns k rows, or all there are, of those allowed and not barred, like `search`.
 
         Few are compared one by one. Of an inverted file, only lists with allowed tracks are visited, nearest first, and
-        so many that as many tracks are compared as without a filter: where few of the near tracks are allowed it looks
-        further. Other approximate indexes are not asked: nothing bounds what a graph misses under a filter.
+        so many that WIDER times as many tracks are compared as without a filter: where few of the near tracks are allowed
+        it looks further. Other approximate indexes are not asked: nothing bounds what a graph misses under a filter.
 
         barred: (m,) rows, in any order, repeats allowed.
         """
@@ -231,7 +232,7 @@ class Index:
         order = np.argsort(-near)
         order = order[in_list.take(order) > 0]
         reached = np.cumsum(in_list.take(order))
-        compared = max(k, self._probes * int(self._faiss.ntotal) // self.lists)
+        compared = max(k, WIDER * self._probes * int(self._faiss.ntotal) // self.lists)
         while True:
             n = min(int(np.searchsorted(reached, compared)) + 1, len(order))
             lists = np.ascontiguousarray(order[:n], np.int64)

@@ -174,7 +174,7 @@ def clustered() -> tuple[F32, I64, F32]:
 
 
 def unit(vectors: npt.NDArray[np.float64]) -> F32:
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), np.float32)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.2, 0.1, 0.03, 0.01, 0.001, 0.0])
@@ -217,10 +217,11 @@ def test_barred_rows_and_removed_ones_are_searched_around(clustered: tuple[F32, 
     by_position = vectors[positions]
     removed = rng.integers(0, n, 3_000)
     positions[np.isin(positions, removed)] = -1
-    index = Index.build(by_position, "IVF64,Flat").at(Point(6)).with_rows(positions)
+    index = Index.build(by_position, "IVF64,Flat").at(Point(12)).with_rows(positions)
     allowed = index.allow(np.ones(n, np.bool_), vectors)
     gone = np.unique(removed)
     assert allowed.count == n - len(gone)
+    found = 0
     for query in queries[:10]:
         barred = np.concatenate([nearest(vectors, query, 4_000, gone)[0], rng.integers(0, n, 500)])
         rows, _ = index.search_allowed(query, 50, allowed, barred)
@@ -228,7 +229,8 @@ def test_barred_rows_and_removed_ones_are_searched_around(clustered: tuple[F32, 
         assert not np.isin(rows, barred).any()
         assert not np.isin(rows, gone).any()
         exact = nearest(vectors, query, 10, np.union1d(barred, gone))[0]
-        assert len(np.intersect1d(exact, rows)) >= 9
+        found += len(np.intersect1d(exact, rows))
+    assert found >= 95  # of a hundred, though a fifth of all, the nearest, are barred
 
 
 # -- company ---------------------------------------------------------------------------------------------
