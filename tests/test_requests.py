@@ -97,7 +97,7 @@ def test_exactly_k_or_all_that_the_filter_and_the_exclusions_leave(
     n = len(bundle.catalog)
     query = Query(
         data.draw(st.integers(1, n + 20)),
-        data.draw(st.one_of(st.sampled_from(states), st.just(UserState()))),
+        [*states, UserState()][data.draw(st.integers(0, len(states)))],
         True,
         hashes_of(bundle, data.draw(st.lists(st.integers(0, n - 1)))),
         repeat=data.draw(st.sampled_from((Repeat.EXCLUDE, Repeat.ALLOW))),

@@ -170,7 +170,7 @@ def _recorded(request: Mapping[str, Any], users: UserStore | None, k: int) -> Qu
     state = UserState(profile, played, np.unique(tracks))
     stored = None if history or users is None else users.get(request["user_id"])
     if stored is not None:
-        state = UserState({**profile, **stored.profile}, stored.history, stored.heard)
+        state = UserState({**profile, **stored.profile}, stored.history, stored.heard, stored.skipped)
     exclude = np.union1d(state.heard, track_hashes(request.get("exclude_track_ids") or []))
     return Query(request.get("k") or k, state, stored is not None, exclude)
 
