@@ -174,7 +174,7 @@ class Index:
 
         Few are compared one by one. Of an inverted file, only lists with allowed tracks are visited, nearest first, and
         so many that WIDER times as many tracks are compared as without a filter: where few of the near tracks are
-        allowed it looks further. Other approximate indexes are not asked: nothing bounds what a graph misses under a filter.
+        allowed it looks further. Other approximate indexes are not asked: nothing bounds what a graph misses then.
 
         barred: (m,) rows, in any order, repeats allowed.
         """
