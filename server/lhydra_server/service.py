@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from lhydra_server.translate import check_recommend, to_plays, to_query
 from lhydra_server.turns import Turns
 
 NO_METRICS = NoMetrics()
+TELL_S = 1.0  # a store that is down fails every request; the log hears of it so often, the metrics each time
 _log = logging.getLogger(__name__)
 
 
@@ -85,7 +87,7 @@ class RecommenderService:
         self._turns: Turns[Asked, Recommendation | Exception] = Turns(
             served.recommender.recommend_many, TOGETHER, self._begun
         )
-        self._started_s = time.monotonic()
+        self._started_s, self._told_s = time.monotonic(), -math.inf
         self._count = itertools.count(1)
         self._answered = 0
 
@@ -178,6 +180,8 @@ class RecommenderService:
             return self._users.get(user_id)
         except UserStoreError as error:
             self._metrics.user_store_error()
-            _log.error("answered without the user store: %s", error, extra={"request_id": call.request_id})
+            if time.monotonic() - self._told_s >= TELL_S:
+                self._told_s = time.monotonic()
+                _log.error("answered without the user store: %s", error, extra={"request_id": call.request_id})
             call.degraded.append("user_store")
             return None
