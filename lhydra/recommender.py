@@ -66,6 +66,7 @@ class Recommender:
         self._filters: OrderedDict[tuple[Condition, ...], Allowed] = OrderedDict()
         self._all: Allowed | None = None
         self._lock = Lock()
+        self.fallbacks = 0  # searches that came up short and were done again, wider; counted roughly under threads
 
     @property
     def bundle_id(self) -> str:
@@ -293,6 +294,7 @@ class Recommender:
             marked[barred] = False
             rows, cosines = rows[kept], cosines[kept]
         if len(rows) < depth and len(rows) < self.catalog.n_eligible - len(np.setdiff1d(barred, self.catalog.removed)):
+            self.fallbacks += 1
             return None
         return rows[:depth], cosines[:depth]
 

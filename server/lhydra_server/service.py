@@ -39,6 +39,7 @@ class Recommends(Protocol):
     """What the service needs of a recommender."""
 
     depth: int
+    fallbacks: int  # searches that had to be done again, ever
 
     def recommend_many(self, asked: Sequence[Asked]) -> list[Recommendation | Exception]:
         """Returns the answer to each query, or what stopped it."""
@@ -84,9 +85,7 @@ class RecommenderService:
         metrics: Metrics = NO_METRICS,
     ) -> None:
         self._served, self._users, self._max_k, self._fleet, self._metrics = served, users, max_k, fleet, metrics
-        self._turns: Turns[Asked, Recommendation | Exception] = Turns(
-            served.recommender.recommend_many, TOGETHER, self._begun
-        )
+        self._turns: Turns[Asked, Recommendation | Exception] = Turns(self._recommend_many, TOGETHER, self._begun)
         self._started_s, self._told_s = time.monotonic(), -math.inf
         self._count = itertools.count(1)
         self._answered = 0
@@ -169,6 +168,14 @@ class RecommenderService:
     def retry_after_ms(self, in_flight: int) -> int:
         """Returns when it is worth trying again, with so many calls in flight: when they will have been answered."""
         return max(1, round(in_flight * self._turns.mean_us / 1000))
+
+    def _recommend_many(self, asked: Sequence[Asked]) -> list[Recommendation | Exception]:
+        recommender = self._served.recommender
+        before = recommender.fallbacks
+        answers = recommender.recommend_many(asked)
+        for _ in range(recommender.fallbacks - before):
+            self._metrics.exact_fallback()
+        return answers
 
     def _begun(self, size: int, behind: int) -> None:
         self._metrics.batch(size)
