@@ -39,9 +39,8 @@ def scores(
     that stands for tracks without one; entry: (h, 3) their entry features; candidates: (m,) lines.
     """
     played_at: tuple[npt.NDArray[np.bool_], npt.NDArray[np.int16]] | None = getattr(_local, "played_at", None)
-    if played_at is None or len(played_at[0]) < len(
-        neighbours
-    ):  # one pair per thread; the first is False between calls
+    if played_at is None or len(played_at[0]) < len(neighbours):
+        # one pair per thread; the first is False between calls
         played_at = _local.played_at = np.zeros(len(neighbours), np.bool_), np.zeros(len(neighbours), np.int16)
     is_played, place = played_at
     near = neighbours.take(candidates, 0)
@@ -52,7 +51,7 @@ def scores(
     finally:
         is_played[played] = False
     owner, column = np.divmod(hits, neighbours.shape[1])
-    weight = weights[candidates.take(owner), column].astype(np.float32)
+    weight = weights.ravel().take(candidates.take(owner).astype(np.intp) * weights.shape[1] + column).astype(np.float32)
     each = weight[:, None] * channel_weights(entry).take(at, 0)
     found = np.empty((len(candidates), len(CHANNELS)), np.float32)
     for channel in range(len(CHANNELS)):
