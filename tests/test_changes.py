@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lhydra.bundle import Bundle, Manifest, current_bundle_id
+from lhydra.bundle import FORMAT, Bundle, Manifest, current_bundle_id
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import Query, UserState, track_hashes
 from lhydra.errors import DataError
+from lhydra.filters import Condition
 from lhydra.index import nearest
 from lhydra.networks import ItemTower
 from lhydra.recommender import Recommender
@@ -23,6 +24,7 @@ from lhydra_index_builder import changes
 from lhydra_index_builder import store as stores
 from lhydra_index_builder.build import rebuild
 from lhydra_index_builder.config import RebuildConfig
+from lhydra_protos.v1 import recommender_pb2 as pb
 
 CONFIG = RebuildConfig(recall_users=20, gate_users=20, max_shrink=1.0, max_changed_lists=1.0, max_recall_miss=0.5)
 
@@ -89,8 +91,22 @@ def test_added_tracks_are_where_their_ids_belong_with_their_content(
     encoded = spec.encode_tracks({**columns, "track_id": list(NEW)})
     rows = catalog.rows(track_hashes(NEW))
     vectors, history = tower.embed(encoded)
-    np.testing.assert_allclose(catalog.vectors[rows], vectors, atol=1e-5)
-    np.testing.assert_allclose(catalog.history[rows], history, atol=1e-5)
+    np.testing.assert_allclose(catalog.vectors[rows], vectors, rtol=2**-10, atol=1e-4)  # rounded to halves
+    np.testing.assert_allclose(catalog.history[rows], history, rtol=2**-10, atol=1e-4)
+    # and so are their parts of replies and their columns to filter on
+    assert bundle.replies is not None
+    parts = pb.RecommendResponse.FromString(b"".join(bundle.replies.raw()))
+    assert [part.track_id for part in parts.tracks] == catalog.track_ids(np.arange(len(catalog)))
+    assert [part.title for part in parts.tracks] == catalog.titles(np.arange(len(catalog)))
+    genres = {*columns["genre"]}
+    mask = bundle.filters.mask((Condition("genre", any_of=tuple(genres)),))
+    assert mask[rows].all()
+    fresh = np.zeros(len(catalog), np.bool_)
+    fresh[rows] = True
+    assert mask[~fresh].tolist() == before.filters.mask((Condition("genre", any_of=tuple(genres)),)).tolist()
+    for country in before.catalog.charts.at(np.arange(len(before.catalog.charts))):
+        (then, _), (now, _) = before.catalog.chart(country), catalog.chart(country)
+        assert catalog.track_ids(now) == before.catalog.track_ids(then)
     assert not catalog.lines[rows].any()
     assert catalog.titles(rows) == tiny_dataset.tracks["name"].to_pylist()[40 : 40 + len(NEW)]
     # popularity has them last, ties by row
@@ -217,6 +233,19 @@ def test_a_rebuild_does_not_bring_back_what_was_removed(
 
 
 # -- what is refused --------------------------------------------------------------------------------------------
+
+
+def test_a_rebuild_over_a_bundle_that_no_longer_opens_does_not_bring_back_either(
+    store: Path, tiny_model: Path, tiny_dataset: Dataset
+) -> None:
+    """As after an upgrade: CURRENT is of an earlier format, its list of removed tracks still counts."""
+    gone = tiny_dataset.tracks["track_id"].to_pylist()[3:6]
+    built, _ = changes.remove(gone, store, CONFIG)
+    manifest = store / built.bundle_id / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(f'"format": {FORMAT}', '"format": 3'))
+    again = rebuild(tiny_model, tiny_dataset, store, CONFIG)
+    bundle = Bundle.open(store, again.bundle_id)
+    assert bundle.catalog.track_ids(bundle.catalog.removed) == gone
 
 
 def test_what_cannot_be_added_or_removed_is_one_line(

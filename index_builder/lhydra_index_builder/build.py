@@ -220,12 +220,13 @@ def finish(
 def _still_removed(path: Path, catalog: Catalog) -> I64:
     """Rows, ascending, of what was removed from the current bundle: a rebuild must not bring it back unasked."""
     try:
-        was = Catalog.open(path / current_bundle_id(path))
-    except BundleError:
+        folder = path / current_bundle_id(path)
+        ordered, rows_of, removed = (np.load(folder / f"{name}.npy") for name in ("hashes", "hash_rows", "removed"))
+    except (BundleError, OSError, ValueError):  # nothing published, or nothing that knows of removed tracks
         return np.empty(0, np.int64)
-    hashes = np.empty(len(was), np.uint64)
-    hashes[was.hash_rows] = was.hashes
-    rows = catalog.rows(hashes[was.removed])
+    hashes = np.empty(len(ordered), np.uint64)  # read file by file: they are the same in formats that do not open
+    hashes[rows_of] = ordered
+    rows = catalog.rows(hashes[removed])
     return np.sort(rows[rows >= 0])
 
 
