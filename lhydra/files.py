@@ -100,8 +100,11 @@ def sync(path: Path) -> None:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copies a file's content."""
-    shutil.copyfile(source, target)
+    """Copies a file's content. Raises OSError, of `target` where that cannot be written whole."""
+    try:
+        shutil.copyfile(source, target)
+    except OSError as error:  # Python names the source first, when it is the target's disk that is full
+        raise OSError(error.errno, error.strerror, error.filename2 or error.filename) from None
 
 
 def link(source: Path, target: Path) -> None:

@@ -385,9 +385,9 @@ def test_served_scores_are_those_of_training(
     for i in range(0, len(examples), 5):
         user = encoded.take(np.array([i]))
         vector = bundle.user_tower.embed(user, bundle.catalog.history)
-        np.testing.assert_allclose(vector[0], examples.user[i].numpy(), atol=1e-4)
+        np.testing.assert_allclose(vector[0], examples.user[i].numpy(), atol=5e-4)
         real = ~examples.excluded[i].numpy()
         logit, probability = bundle.score(vector, user, examples.rows[i].numpy()[real])
         size = max(1.0, float(logits[i].abs().max()))
-        np.testing.assert_allclose(logit, logits[i].numpy()[real], atol=2e-4 * size)
-        np.testing.assert_allclose(probability, probabilities[i][real], atol=1e-3)
+        np.testing.assert_allclose(logit, logits[i].numpy()[real], atol=5e-4 * size)  # vectors are halves
+        np.testing.assert_allclose(probability, probabilities[i][real], atol=2e-3)

@@ -267,7 +267,8 @@ def _encoded(bundle: Bundle, dataset: Dataset, rows: I64) -> tuple[Encoded | Non
         return None, missing
     encoded = bundle.spec.encode_tracks(dataset.track_columns())[track_of]
     catalog = bundle.catalog
-    if not (np.allclose(encoded.dense, catalog.dense, atol=1e-5) and np.array_equal(encoded.ids, catalog.ids)):
+    same = np.array_equal(encoded.dense.astype(catalog.dense.dtype), catalog.dense)
+    if not (same and np.array_equal(encoded.ids, catalog.ids)):
         return None, missing
     return encoded, []
 
