@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from lhydra_server.turns import Turns
+from lhydra_server.turns import GIVE_WAY, Turns, _Waiting
 
 
 class Desk:
@@ -224,3 +224,23 @@ def test_no_request_is_lost_or_mixed_up(most: int) -> None:
     assert sorted(request for turn in desk.turns for request in turn) == list(range(n_threads * n_each))
     assert max(map(len, desk.turns)) == most
     assert not turns._waiting
+
+
+def test_calls_on_their_way_come_into_line_before_a_turn_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While more are in flight than wait, others get the processor: what comes into line meanwhile shares the turn."""
+    sizes: list[int] = []
+    turns: Turns[int, int] = Turns(lambda requests: [*requests], 16, lambda size, behind: sizes.append(size))
+    turns.in_flight = lambda: 3
+    gave_way: list[int] = []
+
+    def give_way() -> None:
+        gave_way.append(1)
+        if len(gave_way) <= 2:
+            turns._waiting.append(_Waiting(len(gave_way)))
+
+    monkeypatch.setattr("lhydra_server.turns._give_way", give_way)
+    assert turns.answer(7)[0] == 7
+    assert (sizes, len(gave_way)) == ([3], 2)
+    turns.in_flight = lambda: 9  # they never come: nobody is waited for without end
+    assert turns.answer(8)[0] == 8
+    assert (sizes, len(gave_way)) == ([3, 1], 2 + GIVE_WAY)

@@ -51,6 +51,7 @@ class Listener:
             "RecommendMany": around.refused_stream("RecommendMany"),
             "GetStatus": around.unary("GetStatus", pb.GetStatusRequest, service.GetStatus),
         }
+        service.count_calls(lambda: pool.in_flight)
         by_path = {f"/{SERVICE}/{name}": handler for name, handler in methods.items()}
         refusal = around.overloaded(lambda: service.retry_after_ms(pool.in_flight))
         self._server = grpc.server(

@@ -165,6 +165,10 @@ class RecommenderService:
         """Why a track is in a user's list, or why it is not."""
         raise Unsupported("Explain: this version does not answer it")
 
+    def count_calls(self, in_flight: Callable[[], int]) -> None:
+        """Lets turns know how many calls are being answered, by whoever lets them in."""
+        self._turns.in_flight = in_flight
+
     def retry_after_ms(self, in_flight: int) -> int:
         """Returns when it is worth trying again, with so many calls in flight: when they will have been answered."""
         return max(1, round(in_flight * self._turns.mean_us / 1000))

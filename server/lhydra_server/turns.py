@@ -4,8 +4,13 @@ A worker computes on one core, so one call computes at a time. Whoever comes and
 once, in its own thread; whoever comes meanwhile waits, and the next turn takes all who wait, up to a limit (flat
 combining: Hendler, Incze, Shavit & Tzafrir 2010). Alone, a request pays nothing for it; under load, what a turn costs
 however many share it is paid once.
+
+Before a turn begins, calls that have arrived but are not in line yet (their thread is parsing, or answering) get the
+processor: without that, the thread that computes keeps it, and turns of one follow each other. Nothing is slept away:
+when no thread is ready, giving way returns at once.
 """
 
+import ctypes
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -16,6 +21,7 @@ from typing import Generic, TypeVar
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
+GIVE_WAY = 20  # times at most before a turn
 SMOOTHING = 0.05  # of the mean time per request
 
 
@@ -38,7 +44,8 @@ class _Waiting(Generic[Request, Answer]):
 class Turns(Generic[Request, Answer]):
     """Answers requests by `work`, which gets those of one turn, `most` at most, and returns an answer for each.
 
-    started: told how many share a turn that begins, and how many wait behind it.
+    started: told how many share a turn that begins, and how many wait behind it. The attribute `in_flight`: how many
+    calls there are, in line or on their way there; without it nobody is waited upon.
     """
 
     def __init__(
@@ -48,6 +55,7 @@ class Turns(Generic[Request, Answer]):
         started: Callable[[int, int], None] = lambda size, behind: None,
     ) -> None:
         self._work, self._most, self._started = work, most, started
+        self.in_flight: Callable[[], int] = lambda: 0
         self._waiting: deque[_Waiting[Request, Answer]] = deque()
         self._turn = Lock()
         self.mean_us = 1000.0  # what a request takes of a turn
@@ -76,6 +84,10 @@ class Turns(Generic[Request, Answer]):
         return mine.answer, (time.perf_counter_ns() - mine.came_ns) // 1000
 
     def _take_turn(self, mine: _Waiting[Request, Answer]) -> None:
+        for _ in range(GIVE_WAY):
+            if len(self._waiting) >= min(self.in_flight(), self._most):
+                break
+            _give_way()
         taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._most))]
         started_ns = time.perf_counter_ns()
         try:
@@ -92,6 +104,18 @@ class Turns(Generic[Request, Answer]):
                     _open(waiting)
         took_us = (time.perf_counter_ns() - started_ns) / 1000 / len(taken)
         self.mean_us += SMOOTHING * (took_us - self.mean_us)
+
+
+def _threads_first() -> Callable[[], object]:
+    """sched_yield through ctypes, which lets go of the interpreter lock meanwhile; `os.sched_yield` keeps it."""
+    try:
+        give_way: Callable[[], object] = ctypes.CDLL(None).sched_yield
+    except (OSError, AttributeError, TypeError):
+        return lambda: time.sleep(0)
+    return give_way
+
+
+_give_way = _threads_first()
 
 
 def _open(waiting: _Waiting[Request, Answer]) -> None:
