@@ -16,10 +16,14 @@ import grpc.aio
 import pytest
 
 import lhydra_client
+from lhydra import filters
+from lhydra.filters import FilterColumns
 from lhydra_client import (
     AsyncClient,
     Client,
     ClientError,
+    Condition,
+    Filter,
     HistoryEntry,
     InvalidRequest,
     Overloaded,
@@ -34,6 +38,7 @@ from lhydra_client import (
 from lhydra_client.errors import ERRORS
 from lhydra_client.results import Status, recommendations
 from lhydra_protos.v1 import recommender_pb2 as pb
+from tests import fake_core, test_server
 from tests.fake_recommender import STAGES, FakeRecommender, serving
 
 PLAY = Play("u1", "t1", timestamp_s=1_700_000_000, count=2, completed=True, skipped=False)
@@ -163,6 +168,7 @@ def test_each_play_has_its_own_event_id_and_keeps_it(client: Client, fake: FakeR
 
 def test_aio_client_asks_and_answers_as_the_sync_one(address: str, fake: FakeRecommender) -> None:
     options: dict[str, Any] = {"exclude": ["t9"], "history": ["t4"], "profile": {"age": 3}, "depth": 7}
+    options |= {"filter": FILTER, "repeat": "decay"}
 
     async def asked() -> list[Any]:
         async with AsyncClient(address, timeout_s=5.0) as client:
@@ -186,6 +192,67 @@ def test_aio_client_asks_and_answers_as_the_sync_one(address: str, fake: FakeRec
     assert fake.seen[:5] == fake.seen[5:]
 
 
+FILTER = Filter(
+    genres=["Jazz", "Rock"],
+    artists=("Ana Sol",),
+    min_year=1990,
+    max_year=1999,
+    explicit=False,
+    conditions=[
+        Condition("tags", any_of=["a"], all_of=["piano", "live"], none_of={"christmas"}),
+        Condition("tempo", min=0, max=120.5),
+    ],
+)
+FILTER_SENT = pb.Filter(
+    genres=["Jazz", "Rock"],
+    artists=["Ana Sol"],
+    min_year=1990,
+    max_year=1999,
+    explicit=False,
+    conditions=[
+        pb.Condition(column="tags", any_of=["a"], all_of=["piano", "live"], none_of=["christmas"]),
+        pb.Condition(column="tempo", min=0, max=120.5),
+    ],
+)
+
+
+def test_a_filter_reaches_the_server_whole_and_as_often_as_it_is_used(client: Client, fake: FakeRecommender) -> None:
+    client.recommend("u1", filter=FILTER)
+    client.recommend("u1", filter=FILTER)
+    assert fake.seen == [pb.RecommendRequest(user_id="u1", k=10, filter=FILTER_SENT)] * 2
+
+
+def test_filter_and_condition_have_every_field_of_their_messages() -> None:
+    for kind, message in ((Filter, pb.Filter), (Condition, pb.Condition)):
+        names = [field.name for field in dataclasses.fields(kind)]
+        assert names == [field.name for field in message.DESCRIPTOR.fields]
+
+
+def test_what_a_filter_does_not_say_is_not_sent(client: Client, fake: FakeRecommender) -> None:
+    client.recommend("u1", filter=Filter(min_year=0, conditions=[Condition("tempo", max=0)]))
+    (sent,) = [request.filter for request in fake.seen]
+    assert [sent.HasField(name) for name in ("min_year", "max_year", "explicit")] == [True, False, False]
+    assert [sent.conditions[0].HasField(name) for name in ("min", "max")] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("options", "policy"),
+    [
+        ({}, pb.REPEAT_POLICY_UNSPECIFIED),
+        ({"repeat": "exclude"}, pb.REPEAT_POLICY_EXCLUDE),
+        ({"repeat": "allow"}, pb.REPEAT_POLICY_ALLOW),
+        ({"repeat": "decay"}, pb.REPEAT_POLICY_DECAY),
+        ({"allow_repeats": True}, pb.REPEAT_POLICY_ALLOW),
+        ({"allow_repeats": True, "repeat": "allow"}, pb.REPEAT_POLICY_ALLOW),
+    ],
+)
+def test_every_repeat_policy_has_its_word(
+    client: Client, fake: FakeRecommender, options: dict[str, Any], policy: pb.RepeatPolicy.ValueType
+) -> None:
+    client.recommend("u1", **options)
+    assert [request.repeat_policy for request in fake.seen] == [policy]
+
+
 # ---- arguments that the wire cannot express
 
 
@@ -205,6 +272,25 @@ def test_aio_client_asks_and_answers_as_the_sync_one(address: str, fake: FakeRec
         (lambda c: c.recommend("u1", history=[HistoryEntry("t", count="x")]), r"history.entries\[0\].count"),  # type: ignore[arg-type]
         (lambda c: c.recommend("u1", profile={"age": [1]}), "profile.columns"),
         (lambda c: c.recommend("u1", profile={3: 1}), "profile.columns"),
+        (lambda c: c.recommend("u1", repeat="often"), "repeat_policy"),
+        (lambda c: c.recommend("u1", repeat=["decay"]), "repeat_policy"),
+        (lambda c: c.recommend("u1", repeat="decay", allow_repeats=True), "repeat_policy"),
+        (lambda c: c.recommend("u1", filter={"genres": ["Jazz"]}), "filter"),
+        (lambda c: c.recommend("u1", filter=Filter(genres="Jazz")), "filter.genres"),
+        (lambda c: c.recommend("u1", filter=Filter(artists=["a", 3])), r"filter.artists\[1\]"),  # type: ignore[list-item]
+        (lambda c: c.recommend("u1", filter=Filter(artists=iter("a"))), "filter.artists"),  # type: ignore[arg-type]
+        (lambda c: c.recommend("u1", filter=Filter(min_year=2**31)), "filter.min_year"),
+        (lambda c: c.recommend("u1", filter=Filter(max_year=1999.5)), "filter.max_year"),  # type: ignore[arg-type]
+        (lambda c: c.recommend("u1", filter=Filter(explicit="no")), "filter.explicit"),  # type: ignore[arg-type]
+        (lambda c: c.recommend("u1", filter=Filter(conditions=["tags"])), r"filter.conditions\[0\]"),  # type: ignore[list-item]
+        (
+            lambda c: c.recommend("u1", filter=Filter(conditions=[Condition("a", min="x")])),  # type: ignore[arg-type]
+            r"filter.conditions\[0\].min",
+        ),
+        (
+            lambda c: c.recommend("u1", filter=Filter(conditions=[Condition("a"), Condition("a", none_of="x")])),
+            r"filter.conditions\[1\].none_of",
+        ),
         (lambda c: c.recommend("u1", timeout_s=0), "timeout_s"),
         (lambda c: c.recommend("u1", timeout_s=float("inf")), "timeout_s"),
         (lambda c: c.recommend("u1", timeout_s=float("nan")), "timeout_s"),
@@ -281,6 +367,38 @@ def test_a_message_above_the_size_limit_is_not_called_overload() -> None:
     ):
         client.recommend("u" * 5000)
     assert caught.value.code == "RESOURCE_EXHAUSTED"
+
+
+@pytest.mark.parametrize(
+    ("trailers", "wait"),
+    [
+        ({"retry-after-ms": "250"}, 250),
+        ({"retry-after-ms": "0"}, 0),
+        ({}, None),
+        ({"retry-after-ms": ""}, None),
+        ({"retry-after-ms": "-5"}, None),
+        ({"retry-after-ms": "2.5"}, None),
+        ({"retry-after-ms": "9" * 5000}, None),
+    ],
+)
+def test_an_overload_says_when_to_try_again(
+    address: str, fake: FakeRecommender, trailers: dict[str, str], wait: int | None
+) -> None:
+    def refuse(request: Any, context: grpc.ServicerContext) -> None:
+        context.set_trailing_metadata((("x-request-id", "r-42"), *trailers.items()))
+        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy")
+
+    async def ask() -> None:
+        async with AsyncClient(address, timeout_s=5.0) as client:
+            await client.recommend("u1")
+
+    fake.before = refuse
+    with pytest.raises(Overloaded) as sync, Client(address, timeout_s=5.0) as client:
+        client.recommend("u1")
+    with pytest.raises(Overloaded) as aio:
+        asyncio.run(ask())
+    for caught in (sync.value, aio.value):
+        assert (caught.retry_after_ms, caught.request_id, caught.code) == (wait, "r-42", "RESOURCE_EXHAUSTED")
 
 
 def test_no_server_is_one_line_naming_the_address() -> None:
@@ -368,6 +486,48 @@ def test_nothing_else_is_retried(client: Client, fake: FakeRecommender, code: st
     with pytest.raises(ClientError):
         client.recommend("u1")
     assert len(fake.seen) == 1
+
+
+# ---- the service itself
+
+
+def test_filter_and_repeat_mean_to_the_service_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = {"genre": "categorical", "artist": "categorical", "year": "year", "explicit": "numeric"}
+    columns = FilterColumns(test_server.N, kinds | {"tags": "multi", "tempo": "numeric"}, {})
+    bundle = dataclasses.replace(fake_core.served(n=test_server.N), filters=columns, genre="genre")
+    monkeypatch.setattr(test_server, "served", lambda n: bundle)
+    with test_server.serve(tmp_path) as running, Client(f"127.0.0.1:{running.listener.port}", 20) as client:
+        assert len(client.recommend("u1", filter=FILTER, repeat="decay").tracks) == 10
+        query = running.recommender.queries[-1]
+        assert query.repeat.name == "DECAY"
+        assert set(query.filter) == {
+            filters.Condition("genre", any_of=("Jazz", "Rock")),
+            filters.Condition("artist", any_of=("Ana Sol",)),
+            filters.Condition("year", min=1990, max=1999),
+            filters.Condition("explicit", any_of=("0",)),
+            filters.Condition("tags", any_of=("a",), all_of=("piano", "live"), none_of=("christmas",)),
+            filters.Condition("tempo", min=0, max=120.5),
+        }
+        with pytest.raises(InvalidRequest, match=r"^filter\.conditions\[0\]\.column: found .*mood"):
+            client.recommend("u1", filter=Filter(conditions=[Condition("mood", any_of=["sad"])]))
+
+
+def test_the_service_tells_the_client_when_to_try_again(tmp_path: Path) -> None:
+    with test_server.serve(tmp_path, max_in_flight=1) as running:
+        gate = test_server.Gate(running)
+        (taken,) = gate.holds(test_server.request())
+        try:
+            with (
+                Client(f"127.0.0.1:{running.listener.port}", 20) as client,
+                pytest.raises(Overloaded, match="retry in") as caught,
+            ):
+                client.recommend("u1")
+        finally:
+            gate.open.set()
+        taken.result()
+        assert caught.value.retry_after_ms is not None
+        assert caught.value.retry_after_ms >= 1
+        assert f"{caught.value.retry_after_ms} ms" in str(caught.value)
 
 
 # ---- channels, imports, documentation

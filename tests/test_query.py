@@ -66,6 +66,39 @@ def test_recommend_sends_every_flag(fake: FakeRecommender) -> None:
     assert fake.seen == [expected]
 
 
+def test_recommend_sends_the_filter_of_the_flags(fake: FakeRecommender) -> None:
+    flags = ["--genre", "Jazz", "--genre", "R&B, Soul", "--artist", "Ana Sol", "--artist", "東京"]
+    flags += ["--min-year", "1990", "--max-year", "0", "--no-explicit", "--decay-repeats"]
+    for _ in range(2):  # nothing is left over from the time before
+        assert query("recommend", "ana", *flags) == 0
+    wanted = pb.Filter(genres=["Jazz", "R&B, Soul"], artists=["Ana Sol", "東京"], min_year=1990, max_year=0)
+    wanted.explicit = False
+    expected = pb.RecommendRequest(user_id="ana", k=10, filter=wanted, repeat_policy=pb.REPEAT_POLICY_DECAY)
+    assert fake.seen == [expected] * 2
+
+
+@pytest.mark.parametrize(
+    ("flags", "wanted"),
+    [
+        ("--genre Jazz", pb.Filter(genres=["Jazz"])),
+        ("--artist Ana", pb.Filter(artists=["Ana"])),
+        ("--min-year 0", pb.Filter(min_year=0)),
+        ("--max-year 1999", pb.Filter(max_year=1999)),
+        ("--explicit", pb.Filter(explicit=True)),
+        ("--no-explicit", pb.Filter(explicit=False)),
+    ],
+)
+def test_each_flag_of_the_filter_does_alone(fake: FakeRecommender, flags: str, wanted: pb.Filter) -> None:
+    assert query("recommend", "ana", *flags.split()) == 0
+    assert fake.seen == [pb.RecommendRequest(user_id="ana", k=10, filter=wanted)]
+
+
+def test_without_flags_there_is_neither_filter_nor_policy(fake: FakeRecommender) -> None:
+    assert query("recommend", "ana") == 0
+    assert fake.seen == [pb.RecommendRequest(user_id="ana", k=10)]
+    assert not fake.seen[0].HasField("filter")
+
+
 def test_json_holds_the_whole_answer(capsys: pytest.CaptureFixture[str]) -> None:
     assert query("recommend", "ana", "--k", "3", "--json") == 0
     out = capsys.readouterr().out
@@ -145,6 +178,7 @@ def test_an_error_is_one_line_and_exit_1(
     ("argv", "line"),
     [
         (["recommend", "ana", "--k", "-1"], "k: found -1, expected a whole number"),
+        (["recommend", "ana", "--max-year", "2147483648"], "filter.max_year: found 2147483648, expected a whole"),
         (["recommend", "\udcff"], "user_id: found '\\udcff', expected text that UTF-8 can hold"),
         (["status", "--address", "nowhere"], "address: found 'nowhere', expected HOST:PORT"),
         (["status", "--timeout-s", "0"], "timeout_s: found 0, expected above 0"),
@@ -157,7 +191,14 @@ def test_what_cannot_be_sent_is_one_line_too(capsys: pytest.CaptureFixture[str],
     assert err.startswith(f"lhydra query: {line}")
 
 
-@pytest.mark.parametrize("argv", [["recommend"], ["plays", "ana"], ["recommend", "ana", "--profile", "age"], []])
+@pytest.mark.parametrize(
+    "argv",
+    [
+        *(["recommend"], ["plays", "ana"], ["recommend", "ana", "--profile", "age"], []),
+        ["recommend", "ana", "--allow-repeats", "--decay-repeats"],
+        ["recommend", "ana", "--min-year", "early"],
+    ],
+)
 def test_wrong_usage_exits_2(argv: list[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         query(*argv)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         Unavailable,
         Unsupported,
     )
-    from lhydra_client.requests import HistoryEntry, Play
+    from lhydra_client.requests import Condition, Filter, HistoryEntry, Play
     from lhydra_client.results import Explanation, Recommendations, Recorded, Status, Track
 else:
     _HOMES = {
@@ -30,7 +30,7 @@ else:
             *("ClientError", "InvalidRequest", "Overloaded", "ServerError"),
             *("Timeout", "Unavailable", "Unsupported"),
         ),
-        "requests": ("HistoryEntry", "Play"),
+        "requests": ("Condition", "Filter", "HistoryEntry", "Play"),
         "results": ("Explanation", "Recommendations", "Recorded", "Status", "Track"),
     }
 
@@ -48,7 +48,9 @@ __all__ = [
     "AsyncClient",
     "Client",
     "ClientError",
+    "Condition",
     "Explanation",
+    "Filter",
     "HistoryEntry",
     "InvalidRequest",
     "Overloaded",

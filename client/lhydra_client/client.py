@@ -14,7 +14,7 @@ import grpc.aio
 
 from lhydra_client import requests, results
 from lhydra_client.errors import from_rpc
-from lhydra_client.requests import HistoryEntry, Play, Value
+from lhydra_client.requests import Filter, HistoryEntry, Play, Repeat, Value
 from lhydra_client.results import Explanation, Recommendations, Recorded, Status
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_protos.v1.recommender_pb2_grpc import RecommenderStub
@@ -71,14 +71,19 @@ class Client:
         exclude: Iterable[str] = (),
         history: Iterable[str | HistoryEntry] = (),
         profile: Mapping[str, Value] | None = None,
+        filter: Filter | None = None,
         allow_repeats: bool = False,
+        repeat: Repeat | None = None,
         depth: int = 0,
         timeout_s: float | None = None,
     ) -> Recommendations:
         """Returns the best k tracks for a user, or all that are eligible.
 
         exclude: ids of tracks never to return. history (oldest first) and profile: for an unknown user.
-        allow_repeats: heard tracks may come back. depth: candidates to rerank, 0 for the server's default.
+        filter: which tracks are eligible, by what the catalogue knows of them.
+        repeat: what becomes of heard tracks: "exclude" (the default) never returns them, "allow" treats them like
+        any other, "decay" lets them return after a time. allow_repeats: short for repeat="allow".
+        depth: candidates to rerank, 0 for the server's default.
         """
         request = requests.recommend_request(
             user_id,
@@ -86,7 +91,9 @@ class Client:
             exclude=exclude,
             history=history,
             profile=profile,
+            filter=filter,
             allow_repeats=allow_repeats,
+            repeat=repeat,
             depth=depth,
         )
         return results.recommendations(self._call(self._stub.Recommend, request, timeout_s))
@@ -164,7 +171,9 @@ class AsyncClient:
         exclude: Iterable[str] = (),
         history: Iterable[str | HistoryEntry] = (),
         profile: Mapping[str, Value] | None = None,
+        filter: Filter | None = None,
         allow_repeats: bool = False,
+        repeat: Repeat | None = None,
         depth: int = 0,
         timeout_s: float | None = None,
     ) -> Recommendations:
@@ -175,7 +184,9 @@ class AsyncClient:
             exclude=exclude,
             history=history,
             profile=profile,
+            filter=filter,
             allow_repeats=allow_repeats,
+            repeat=repeat,
             depth=depth,
         )
         return results.recommendations(await self._call(self._stub.Recommend, request, timeout_s))

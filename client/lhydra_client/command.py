@@ -43,7 +43,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--profile", type=_column, nargs="+", action="extend", default=[], metavar="NAME=VALUE",
         help="profile columns for an unknown user, such as age=31 country=Chile",
     )  # fmt: skip
-    recommend.add_argument("--allow-repeats", action="store_true", help="heard tracks may come back")
+    recommend.add_argument(
+        "--genre", action="append", default=[], metavar="NAME", help="only tracks of this genre; again for or that one"
+    )
+    recommend.add_argument(
+        "--artist",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only tracks by this artist; again for or that one",
+    )
+    recommend.add_argument("--min-year", type=int, metavar="YEAR", help="only tracks of this year or later")
+    recommend.add_argument("--max-year", type=int, metavar="YEAR", help="only tracks of this year or earlier")
+    recommend.add_argument(
+        "--explicit", action=argparse.BooleanOptionalAction, help="only tracks that are marked explicit, or marked not"
+    )
+    repeats = recommend.add_mutually_exclusive_group()
+    repeats.add_argument("--allow-repeats", action="store_true", help="heard tracks may come back")
+    repeats.add_argument("--decay-repeats", action="store_true", help="heard tracks may come back after a time")
 
     plays = action("plays", "Records that a user played tracks, just now.")
     plays.add_argument("user", metavar="USER")
@@ -80,13 +97,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _recommend(client: "Client", args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    from lhydra_client.requests import Filter
+
+    wanted = Filter(args.genre, args.artist, args.min_year, args.max_year, args.explicit)
     answer = client.recommend(
         args.user,
         args.k,
         exclude=args.exclude,
         history=args.history,
         profile=dict(args.profile),
+        filter=None if wanted == Filter([], []) else wanted,
         allow_repeats=args.allow_repeats,
+        repeat="decay" if args.decay_repeats else None,
     )
     return _list_of_tracks(f"user {args.user}", answer), {"user_id": args.user, "k": args.k} | _values(answer)
 

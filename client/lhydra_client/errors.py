@@ -9,10 +9,13 @@ ClientError
 └── ServerError      anything else; `request_id` finds the call in the server's log
 """
 
+import re
 from collections.abc import Iterable
 from typing import cast
 
 import grpc
+
+_MILLISECONDS = re.compile(r"[0-9]{1,9}")
 
 
 class ClientError(Exception):
@@ -40,7 +43,15 @@ class Unsupported(ClientError):
 
 
 class Overloaded(ClientError):
-    """The server is too busy and refused at once."""
+    """The server is too busy and refused at once.
+
+    retry_after_ms: milliseconds after which the server expects to have answered those before, None where it did
+    not say. Wait that long, and a random part of it more.
+    """
+
+    def __init__(self, message: str, *, code: str, request_id: str = "", retry_after_ms: int | None = None) -> None:
+        super().__init__(message, code=code, request_id=request_id)
+        self.retry_after_ms = retry_after_ms
 
 
 class Unavailable(ClientError):
@@ -79,8 +90,8 @@ def from_rpc(error: grpc.RpcError, server: str, timeout_s: float) -> ClientError
     """Returns the client's error for `error` of a call to `server` with the deadline `timeout_s`."""
     code = error.code()
     details = error.details() or "no details"
-    metadata = cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ())
-    request_id = next((str(value) for key, value in metadata if key == "x-request-id"), "")
+    trailers = dict(cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ()))
+    request_id = str(trailers.get("x-request-id", ""))
     kind = ERRORS.get(code, ServerError)
     if kind is Overloaded and "larger than max" in details:
         kind = InvalidRequest  # gRPC's own limit on message size has the same code, but no retry will help
@@ -97,6 +108,10 @@ def from_rpc(error: grpc.RpcError, server: str, timeout_s: float) -> ClientError
         message += f" (request {request_id})" if request_id and request_id not in details else ""
     else:
         message = f"{server}: {details}"
+    if kind is Overloaded:
+        wait = str(trailers.get("retry-after-ms", ""))
+        retry_after_ms = int(wait) if _MILLISECONDS.fullmatch(wait) else None
+        return Overloaded(message, code=code.name, request_id=request_id, retry_after_ms=retry_after_ms)
     return kind(message, code=code.name, request_id=request_id)
 
 

@@ -6,15 +6,22 @@ the server's, which names the field.
 
 import operator
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import SupportsFloat, SupportsIndex, TypeVar
+from typing import Literal, SupportsFloat, SupportsIndex, TypeVar
 
 from lhydra_client.errors import InvalidRequest
 from lhydra_protos.v1 import recommender_pb2 as pb
 
 T = TypeVar("T")
 Value = str | SupportsFloat | None  # a profile column; None is left out
+Repeat = Literal["exclude", "allow", "decay"]  # what becomes of heard tracks
+REPEATS: "dict[str, pb.RepeatPolicy.ValueType]" = {
+    "exclude": pb.REPEAT_POLICY_EXCLUDE,
+    "allow": pb.REPEAT_POLICY_ALLOW,
+    "decay": pb.REPEAT_POLICY_DECAY,
+}
+INT32 = (-(2**31), 2**31 - 1)
 UINT32 = (0, 2**32 - 1)
 INT64 = (-(2**63), 2**63 - 1)
 
@@ -45,6 +52,38 @@ class Play:
     event_id: str = field(default_factory=lambda: str(uuid.uuid4()))
 
 
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What one column of the catalogue must say of a track; all that is set must hold.
+
+    any_of, all_of, none_of: exact values, of which the track has at least one, every one, none.
+    min, max: bounds of a column of numbers, both included; None for no bound.
+    """
+
+    column: str
+    any_of: Collection[str] = ()
+    all_of: Collection[str] = ()
+    none_of: Collection[str] = ()
+    min: float | None = None
+    max: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which tracks are eligible; all that is set must hold.
+
+    genres, artists: exact names, of which the track has at least one. min_year, max_year: both included.
+    explicit: only tracks with this value. conditions: on any column, every one of them holds.
+    """
+
+    genres: Collection[str] = ()
+    artists: Collection[str] = ()
+    min_year: int | None = None
+    max_year: int | None = None
+    explicit: bool | None = None
+    conditions: Collection[Condition] = ()
+
+
 def recommend_request(
     user_id: str,
     k: int,
@@ -52,7 +91,9 @@ def recommend_request(
     exclude: Iterable[str] = (),
     history: Iterable[str | HistoryEntry] = (),
     profile: Mapping[str, Value] | None = None,
+    filter: Filter | None = None,
     allow_repeats: bool = False,
+    repeat: Repeat | None = None,
     depth: int = 0,
 ) -> pb.RecommendRequest:
     """Returns the message. Raises InvalidRequest for a value that the wire cannot express."""
@@ -62,8 +103,16 @@ def recommend_request(
         exclude_track_ids=_texts("exclude_track_ids", exclude),
         depth=_whole("depth", depth, *UINT32),
     )
-    if allow_repeats:
-        request.repeat_policy = pb.REPEAT_POLICY_ALLOW
+    if filter is not None:
+        request.filter.CopyFrom(_filter(filter))
+    if repeat is None:
+        repeat = "allow" if allow_repeats else None
+    elif not isinstance(repeat, str) or repeat not in REPEATS:
+        raise InvalidRequest(f"repeat_policy: found {_shown(repeat)}, expected one of {', '.join(REPEATS)}")
+    elif allow_repeats and repeat != "allow":
+        raise InvalidRequest(f"repeat_policy: found allow_repeats and {repeat!r}, expected one of them")
+    if repeat is not None:
+        request.repeat_policy = REPEATS[repeat]
     for position, entry in enumerate(_listed("history", history)):
         entry = entry if isinstance(entry, HistoryEntry) else HistoryEntry(entry)
         name = f"history.entries[{position}]"
@@ -133,6 +182,33 @@ def target(address: str) -> str:
     return address
 
 
+def _filter(wanted: Filter) -> pb.Filter:
+    if not isinstance(wanted, Filter):
+        raise InvalidRequest(f"filter: found {_shown(wanted)}, expected a Filter")
+    if not (wanted.explicit is None or isinstance(wanted.explicit, bool)):  # the text "no" would be true
+        raise InvalidRequest(f"filter.explicit: found {_shown(wanted.explicit)}, expected True or False")
+    message = pb.Filter(
+        genres=_kept_texts("filter.genres", wanted.genres),
+        artists=_kept_texts("filter.artists", wanted.artists),
+        min_year=None if wanted.min_year is None else _whole("filter.min_year", wanted.min_year, *INT32),
+        max_year=None if wanted.max_year is None else _whole("filter.max_year", wanted.max_year, *INT32),
+        explicit=wanted.explicit,
+    )
+    for position, condition in enumerate(_kept("filter.conditions", wanted.conditions)):
+        name = f"filter.conditions[{position}]"
+        if not isinstance(condition, Condition):
+            raise InvalidRequest(f"{name}: found {_shown(condition)}, expected a Condition")
+        message.conditions.add(
+            column=_text(f"{name}.column", condition.column),
+            any_of=_kept_texts(f"{name}.any_of", condition.any_of),
+            all_of=_kept_texts(f"{name}.all_of", condition.all_of),
+            none_of=_kept_texts(f"{name}.none_of", condition.none_of),
+            min=None if condition.min is None else _number(f"{name}.min", condition.min),
+            max=None if condition.max is None else _number(f"{name}.max", condition.max),
+        )
+    return message
+
+
 def _text(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise InvalidRequest(f"{name}: found {_shown(value)}, expected text")
@@ -161,6 +237,16 @@ def _listed(name: str, values: Iterable[T]) -> Iterable[T]:
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
         raise InvalidRequest(f"{name}: found {_shown(values)}, expected a list")
     return values
+
+
+def _kept(name: str, values: Collection[T]) -> Iterable[T]:
+    if not isinstance(values, Collection):  # an iterator: nothing would be left of it for the second request
+        raise InvalidRequest(f"{name}: found {_shown(values)}, expected a list")
+    return _listed(name, values)
+
+
+def _kept_texts(name: str, values: Collection[str]) -> list[str]:
+    return _texts(name, _kept(name, values))
 
 
 def _texts(name: str, values: Iterable[str]) -> list[str]:
