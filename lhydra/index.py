@@ -27,6 +27,7 @@ FLAT = "flat"
 FEW, MOST_FEW = 8_192, 32_768  # so many allowed tracks, or a share of all up to the second, are compared one by one
 I32 = npt.NDArray[np.int32]
 WIDER = 2  # so many times as many tracks are compared under a filter: measured to miss no more than without one
+WIDER_HEARD = 1.5  # and where only what one listener has heard is left out
 _local = threading.local()
 
 
@@ -212,7 +213,8 @@ class Index:
                     lost = np.flatnonzero(gone)
                     lost = lost[(allowed.bits.take(lost >> 3) >> (lost & 7) & 1).astype(np.bool_)]  # that were allowed
                     in_list = in_list - np.bincount(self._list_of.take(lost), minlength=self.lists)
-                scores, positions = self._in_lists(query, k, in_list, selector)
+                wider = WIDER if allowed.count < len(self) else WIDER_HEARD
+                scores, positions = self._in_lists(query, k, in_list, selector, wider)
         finally:
             scratch[barred] = False
         rows = positions if self.rows is None else self.rows[positions].astype(np.int64)
@@ -228,13 +230,13 @@ class Index:
                 return scores, positions
             wide *= 2
 
-    def _in_lists(self, query: F32, k: int, in_list: I64, selector: Any) -> tuple[F32, I64]:
+    def _in_lists(self, query: F32, k: int, in_list: I64, selector: Any, wider: float) -> tuple[F32, I64]:
         stubless: Any = faiss
         near = self._centroids @ query[0]
         order = np.argsort(-near)
         order = order[in_list.take(order) > 0]
         reached = np.cumsum(in_list.take(order))
-        compared = max(k, WIDER * self._probes * int(self._faiss.ntotal) // self.lists)
+        compared = max(k, int(wider * self._probes * int(self._faiss.ntotal)) // self.lists)
         while True:
             n = min(int(np.searchsorted(reached, compared)) + 1, len(order))
             lists = np.ascontiguousarray(order[:n], np.int64)
