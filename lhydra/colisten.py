@@ -6,7 +6,7 @@ candidate is the sum of the weights of those of its neighbours that the user has
 once. It enters the head in the channels below.
 """
 
-import threading
+from collections import deque
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,8 @@ from lhydra.domain import F32
 CHANNELS = ("all", "recent")  # every play by its count; the last few plays only, where times are known
 RECENT = 10.0  # plays after which a play counts 1/e in the second channel
 
-_local = threading.local()
+# where tracks of a history are marked, False and anything between calls; lent to one thread at a time
+_lent: deque[tuple[npt.NDArray[np.bool_], npt.NDArray[np.int16]]] = deque(maxlen=4)
 
 
 def channel_weights(entry: F32) -> F32:
@@ -38,18 +39,18 @@ def scores(
     neighbours, weights: (n, width) lines and weights of the table; played: (h,) lines, distinct but for line 0 where
     that stands for tracks without one; entry: (h, 3) their entry features; candidates: (m,) lines.
     """
-    played_at: tuple[npt.NDArray[np.bool_], npt.NDArray[np.int16]] | None = getattr(_local, "played_at", None)
-    if played_at is None or len(played_at[0]) < len(neighbours):
-        # one pair per thread; the first is False between calls
-        played_at = _local.played_at = np.zeros(len(neighbours), np.bool_), np.zeros(len(neighbours), np.int16)
-    is_played, place = played_at
+    try:
+        is_played, place = _lent.pop()
+    except IndexError:
+        is_played, place = np.zeros(len(neighbours), np.bool_), np.zeros(len(neighbours), np.int16)
+    if len(place) < len(neighbours):
+        is_played, place = np.zeros(len(neighbours), np.bool_), np.zeros(len(neighbours), np.int16)
     near = neighbours.take(candidates, 0)
     is_played[played], place[played] = True, np.arange(len(played))
-    try:
-        hits = np.flatnonzero(is_played.take(near, mode="clip"))  # few: most neighbours of a candidate were not played
-        at = place.take(near.take(hits))  # clip, above, leaves out a check
-    finally:
-        is_played[played] = False
+    hits = np.flatnonzero(is_played.take(near, mode="clip"))  # few: most neighbours of a candidate were not played
+    at = place.take(near.take(hits))  # clip, above, leaves out a check
+    is_played[played] = False
+    _lent.append((is_played, place))  # not after an error: it may not be blank
     owner, column = np.divmod(hits, neighbours.shape[1])
     weight = weights.ravel().take(candidates.take(owner).astype(np.intp) * weights.shape[1] + column).astype(np.float32)
     each = weight[:, None] * channel_weights(entry).take(at, 0)

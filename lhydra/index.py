@@ -8,8 +8,9 @@ be added to and be removed from without being built again.
 FAISS checks shapes with `assert` and answers NaN queries with nothing, so the door is here.
 """
 
-import threading
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,7 @@ FEW, MOST_FEW = 8_192, 32_768  # so many allowed tracks, or a share of all up to
 I32 = npt.NDArray[np.int32]
 WIDER = 2  # so many times as many tracks are compared under a filter: measured to miss no more than without one
 WIDER_HEARD = 1.5  # and where only what one listener has heard is left out
-_local = threading.local()
+_blanks: deque[npt.NDArray[np.bool_]] = deque(maxlen=4)
 
 
 @dataclass(frozen=True)
@@ -179,44 +180,48 @@ class Index:
 
         barred: (m,) rows, in any order, repeats allowed.
         """
-        query = self._checked(vector)
-        scratch = blank(len(allowed.mask))
-        scratch[barred] = True
-        try:
-            left = allowed.count - int(np.count_nonzero(allowed.mask & scratch)) if len(barred) else allowed.count
-            k = min(k, left)
-            if k < 1:
-                return np.empty(0, np.int64), np.empty(0, np.float32)
-            if allowed.rows is not None:
-                assert allowed.vectors is not None
-                scores = allowed.vectors @ query[0]
-                scores[scratch.take(allowed.rows)] = -np.inf
-                return _best(allowed.rows, scores, k)
-            if self._inverted is None and not self.exact:
-                return nearest(allowed.every, query, k, np.flatnonzero(~allowed.mask | scratch))
-            bits, gone = allowed.bits, None
-            if len(barred):
-                if self.rows is None:
-                    gone = scratch
-                else:
-                    gone, at = np.zeros(len(self.rows), np.bool_), self._position_of[barred]
-                    gone[at[at >= 0]] = True
-                bits = bits & ~np.packbits(gone, bitorder="little")
-            stubless: Any = faiss
-            selector = stubless.IDSelectorBitmap(bits)
-            if self.exact:
-                scores, positions = self._exact_allowed(query, k, left, selector)
+        with blank(len(allowed.mask)) as out:
+            out[barred] = True
+            found = self._search_allowed(self._checked(vector), k, allowed, barred, out)
+            out[barred] = False
+        return found
+
+    def _search_allowed(
+        self, query: F32, k: int, allowed: Allowed, barred: I64, out: npt.NDArray[np.bool_]
+    ) -> tuple[I64, F32]:
+        """The same, with `out`, (n,), True at the barred rows."""
+        left = allowed.count - int(np.count_nonzero(allowed.mask & out)) if len(barred) else allowed.count
+        k = min(k, left)
+        if k < 1:
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        if allowed.rows is not None:
+            assert allowed.vectors is not None
+            scores = allowed.vectors @ query[0]
+            scores[out.take(allowed.rows)] = -np.inf
+            return _best(allowed.rows, scores, k)
+        if self._inverted is None and not self.exact:
+            return nearest(allowed.every, query, k, np.flatnonzero(~allowed.mask | out))
+        bits, gone = allowed.bits, None
+        if len(barred):
+            if self.rows is None:
+                gone = out
             else:
-                in_list = allowed.in_list
-                assert in_list is not None
-                if gone is not None:
-                    lost = np.flatnonzero(gone)
-                    lost = lost[(allowed.bits.take(lost >> 3) >> (lost & 7) & 1).astype(np.bool_)]  # that were allowed
-                    in_list = in_list - np.bincount(self._list_of.take(lost), minlength=self.lists)
-                wider = WIDER if allowed.count < len(self) else WIDER_HEARD
-                scores, positions = self._in_lists(query, k, in_list, selector, wider)
-        finally:
-            scratch[barred] = False
+                gone, at = np.zeros(len(self.rows), np.bool_), self._position_of[barred]
+                gone[at[at >= 0]] = True
+            bits = bits & ~np.packbits(gone, bitorder="little")
+        stubless: Any = faiss
+        selector = stubless.IDSelectorBitmap(bits)
+        if self.exact:
+            scores, positions = self._exact_allowed(query, k, left, selector)
+        else:
+            in_list = allowed.in_list
+            assert in_list is not None
+            if gone is not None:
+                lost = np.flatnonzero(gone)
+                lost = lost[(allowed.bits.take(lost >> 3) >> (lost & 7) & 1).astype(np.bool_)]  # that were allowed
+                in_list = in_list - np.bincount(self._list_of.take(lost), minlength=self.lists)
+            wider = WIDER if allowed.count < len(self) else WIDER_HEARD
+            scores, positions = self._in_lists(query, k, in_list, selector, wider)
         rows = positions if self.rows is None else self.rows[positions].astype(np.int64)
         return _in_order(rows, scores, k)
 
@@ -407,12 +412,20 @@ class Index:
         return cls(recipe, Point(), index).at(point)
 
 
-def blank(n: int) -> npt.NDArray[np.bool_]:
-    """Returns this thread's (n,) array that is False everywhere; whoever sets something in it clears it again."""
-    array: npt.NDArray[np.bool_] | None = getattr(_local, "blank", None)
-    if array is None or len(array) != n:
-        array = _local.blank = np.zeros(n, np.bool_)
-    return array
+@contextmanager
+def blank(n: int) -> Iterator[npt.NDArray[np.bool_]]:
+    """Lends an (n,) array that is False everywhere; whoever sets something in it clears it before giving it back.
+
+    Lent to one thread at a time, so there are as many as ever compute at once, not as many as threads.
+    """
+    try:
+        array = _blanks.pop()
+    except IndexError:
+        array = np.zeros(n, np.bool_)
+    if len(array) != n:
+        array = np.zeros(n, np.bool_)
+    yield array
+    _blanks.append(array)  # not after an error: it may not be blank
 
 
 def best_first(rows: I64, scores: F32, k: int) -> I64:

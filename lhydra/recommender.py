@@ -288,10 +288,10 @@ class Recommender:
         depth = self._depth(request.query)
         barred = request.barred
         if len(barred):
-            marked = blank(len(self.catalog))
-            marked[barred] = True
-            kept = ~marked.take(rows)
-            marked[barred] = False
+            with blank(len(self.catalog)) as marked:
+                marked[barred] = True
+                kept = ~marked.take(rows)
+                marked[barred] = False
             rows, cosines = rows[kept], cosines[kept]
         if len(rows) < depth and len(rows) < self.catalog.n_eligible - len(np.setdiff1d(barred, self.catalog.removed)):
             self.fallbacks += 1

@@ -17,6 +17,7 @@ _ENVIRONMENT = {  # one thread budget per worker: must be in the environment bef
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
+    "MALLOC_ARENA_MAX": "2",  # threads take turns: a heap for each would only grow
 }
 
 
