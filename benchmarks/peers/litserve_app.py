@@ -11,7 +11,7 @@ import litserve
 from benchmarks.peers.settings import PeerSettings
 
 
-class RecommendAPI(litserve.LitAPI):  # type: ignore[misc]  # not installed where types are checked
+class RecommendAPI(litserve.LitAPI):
     """One worker."""
 
     def setup(self, device: str) -> None:

@@ -410,7 +410,7 @@ class Stage(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     TOOK_US_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """lookup, encode, embed, retrieve, exclude, rerank, select"""
+    """queue, lookup, exclude, encode, embed, retrieve, rerank, select"""
     took_us: builtins.int
     def __init__(
         self,
