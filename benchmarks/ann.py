@@ -23,7 +23,6 @@ import importlib
 import json
 import math
 import statistics
-import subprocess
 import tempfile
 import threading
 import time
@@ -36,7 +35,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.machine import machine, versions
+from benchmarks.machine import machine, spinning, versions
 from lhydra.bundle import Bundle
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import F32, I64
@@ -134,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--libraries: unknown {unknown[0]}, expected some of {','.join((OURS, *LIBRARIES))}")
     if args.queries < 2 or args.repeats < 1 or args.build_threads < 1:
         parser.error("--queries: at least 2; --repeats and --build-threads: at least 1")
-    at_start, spinners = machine(), {"before": spinning()}
+    at_start, spinners = machine(), {"before": spinning(SPIN_S)}
     try:
         bundle, dataset = Bundle.open(args.store), Dataset.open(args.dataset)
         vectors = vectors_of(bundle)
@@ -159,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [row_of(entrant, rounds[entrant.name], half(truth, 1), len(vectors)) for entrant in entrants]
     for row in rows:
         row["to_ours"] = ratios(row, rows[0])
-    spinners["after"] = spinning()
+    spinners["after"] = spinning(SPIN_S)
     print(report(rows))
     print(f"two spinning processes do x{spinners['before']:.2f} (before) and x{spinners['after']:.2f} (after) of one")
     document = {
@@ -499,30 +498,6 @@ def rate(search: Search, queries: F32, threads: int) -> float:
     for thread in asking:
         thread.join()
     return threads * len(queries) / (time.perf_counter() - started)
-
-
-def spinning() -> float:
-    """Returns how much more two spinning processes get done than one: about 2 where two cores are free."""
-    program = (
-        "import sys, time\nsys.stdin.readline()\nend, n = time.perf_counter() + float(sys.argv[1]), 0\n"
-        "while time.perf_counter() < end: n += 1\nprint(n)"
-    )
-
-    def spin(processes: int) -> int:
-        command = [sys.executable, "-c", program, str(SPIN_S)]
-        running = [
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            for _ in range(processes)
-        ]
-        time.sleep(0.2 * SPIN_S)  # until they have started
-        for process in running:
-            assert process.stdin is not None
-            process.stdin.write("\n")
-            process.stdin.flush()
-        return sum(int(process.communicate()[0]) for process in running)
-
-    before, both, after = spin(1), spin(2), spin(1)
-    return round(2 * both / (before + after), 2)
 
 
 # -- reporting ----------------------------------------------------------------------------------------------
