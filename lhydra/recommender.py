@@ -34,7 +34,7 @@ def _no_check() -> None:
     pass
 
 
-@dataclass
+@dataclass(eq=False)
 class _Asked:
     """A request under way."""
 
@@ -179,16 +179,25 @@ class Recommender:
     def _retrieve_all(self, requests: list[_Asked]) -> None:
         """Candidates of every request: those without a filter and with little to leave out in one call."""
         plain = [r for r in requests if r.answer is None and r.allowed is None and len(r.barred) <= FEW_BARRED]
-        if plain:
-            started_ns = time.perf_counter_ns()
-            vectors = np.concatenate([request.vector for request in plain if request.vector is not None])
-            wide = max(self._depth(request.query) + len(request.barred) for request in plain)
-            for request, (rows, cosines) in zip(plain, self.bundle.index.search_many(vectors, wide), strict=True):
-                request.found = self._kept(request, rows, cosines)
-            _share("retrieve", started_ns, plain)
+        deep = [request for request in plain if self._depth(request.query) > 2 * self.depth]
+        together = [request for request in plain if request not in deep]
+        for group in (
+            together,
+            *([request] for request in deep),
+        ):  # a search is as wide as its widest: deep ones go alone
+            if group:
+                self._retrieve_together(group)
         for request in requests:
             if request.answer is None and request.found is None:
                 self._try(request, self._retrieve)
+
+    def _retrieve_together(self, requests: list[_Asked]) -> None:
+        started_ns = time.perf_counter_ns()
+        vectors = np.concatenate([request.vector for request in requests if request.vector is not None])
+        wide = max(self._depth(request.query) + len(request.barred) for request in requests)
+        for request, (rows, cosines) in zip(requests, self.bundle.index.search_many(vectors, wide), strict=True):
+            request.found = self._kept(request, rows, cosines)
+        _share("retrieve", started_ns, requests)
 
     def _retrieve(self, request: _Asked) -> None:
         with timed("retrieve", request.stage_us):

@@ -259,6 +259,27 @@ def test_nobody_s_answer_depends_on_who_else_asks(recommender: Recommender, stat
             assert together.tier is one.tier
 
 
+def test_a_deep_request_does_not_make_its_company_s_search_wide(
+    bundle: Bundle, states: list[UserState], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recommender = Recommender(bundle, depth=20)
+    searches: list[tuple[int, int]] = []
+    search_many = Index.search_many
+
+    def noted(self: Index, vectors: F32, k: int) -> list[tuple[I64, F32]]:
+        searches.append((len(vectors), k))
+        return search_many(self, vectors, k)
+
+    monkeypatch.setattr(Index, "search_many", noted)
+    asked = [
+        (Query(5, state, True, depth=depth), lambda: None)
+        for state, depth in zip(states, (0, 390, 0, 40), strict=False)
+    ]
+    found = recommender.recommend_many(asked)
+    assert searches == [(3, 40), (1, 390)]
+    assert all(isinstance(one, Recommendation) and len(one.rows) == 5 for one in found)
+
+
 # -- repeats, skips, charts ------------------------------------------------------------------------------
 
 
