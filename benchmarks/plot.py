@@ -55,12 +55,11 @@ def write_plot(path: Path, document: Mapping[str, Any]) -> None:
         barmode="stack",
         template="plotly_white",
         height=140 + 380 * rows,
-        width=1400,
         title=_title(document),
         margin={"t": 120},
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.write_html(path, include_plotlyjs=True)
+    figure.write_html(path, include_plotlyjs=True, config={"responsive": True})
 
 
 def _panels(document: Mapping[str, Any]) -> list[Panel]:
