@@ -36,11 +36,11 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.machine import machine, spinning, versions
-from lhydra.bundle import Bundle
+from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.index import Point, nearest_of_many, one_thread, use_threads
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import F32, I64
 from lhydra.errors import ConfigError, LhydraError, complain
-from lhydra.index import Point, nearest_of_many, one_thread, use_threads
 from lhydra.recommender import Recommender
 from lhydra_client.table import table
 from lhydra_index_builder.build import join_users

@@ -16,14 +16,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from benchmarks.machine import machine, versions
-from lhydra.bundle import Bundle
+from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.index import FLAT, Index
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import I64, Query
 from lhydra.errors import LhydraError
 from lhydra.evaluation.bootstrap import difference
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.evaluation.run import as_rows, find_targets
-from lhydra.index import FLAT, Index
 from lhydra.recommender import Recommender
 
 K = 10

@@ -23,14 +23,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from benchmarks.machine import machine, versions
-from lhydra.bundle import Bundle
+from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.index import one_thread
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import Recommendation
 from lhydra.errors import LhydraError
-from lhydra.index import one_thread
 from lhydra.recommender import Recommender
 from lhydra.timing import timed
-from lhydra.users import UserStore, open_users
+from lhydra.users.store import UserStore, open_users
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.replies import reply
 from lhydra_server.translate import to_query

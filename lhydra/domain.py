@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from lhydra.filters import Condition
+    from lhydra.bundle.columns import Condition
 
 UserId = NewType("UserId", str)
 TrackId = NewType("TrackId", str)

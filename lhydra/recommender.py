@@ -13,13 +13,13 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
-from lhydra.bundle import Bundle
-from lhydra.catalog import Catalog
+from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.catalog import Catalog
+from lhydra.bundle.columns import Condition
+from lhydra.bundle.index import Allowed, best_first, blank
 from lhydra.domain import F32, I64, Query, Recommendation, Repeat, Tier, UserState
 from lhydra.errors import LhydraError
-from lhydra.filters import Condition
-from lhydra.histories import EncodedUsers, Histories, offsets_of
-from lhydra.index import Allowed, best_first, blank
+from lhydra.features.histories import EncodedUsers, Histories, offsets_of
 from lhydra.timing import timed
 
 DEFAULT_DEPTH = 300

@@ -4,16 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from lhydra import embedding
-from lhydra.bundle import Bundle
+from lhydra.bundle import embedding
+from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.model import Model
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.data.prepare import prepare
 from lhydra.data.settings import PrepareSettings
 from lhydra.data.synth import write_world
-from lhydra.model import Model
 from lhydra.training.config import TrainConfig
 from lhydra.training.train import train
-from lhydra.users import open_users
+from lhydra.users.store import open_users
 from lhydra_index_builder.build import rebuild
 from lhydra_index_builder.config import RebuildConfig
 

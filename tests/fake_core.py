@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lhydra.catalog import Texts
+from lhydra.bundle.catalog import Texts
 from lhydra.domain import (
     F32,
     I64,

@@ -12,7 +12,7 @@ from functools import cache
 
 import pytest
 
-from lhydra import redis_users
+from lhydra.users import redis_store
 
 PATIENCE_S = 20
 
@@ -79,8 +79,8 @@ def running(password: str = "", *options: str) -> Iterator[RedisServer]:
 def budgets(read_s: float = PATIENCE_S, write_s: float = PATIENCE_S) -> Iterator[None]:
     """Other budgets for the store: by default so long that no busy machine exceeds them."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(redis_users, "READ_S", read_s)
-        patch.setattr(redis_users, "WRITE_S", write_s)
+        patch.setattr(redis_store, "READ_S", read_s)
+        patch.setattr(redis_store, "WRITE_S", write_s)
         yield
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import ann
-from lhydra.bundle import Bundle
+from lhydra.bundle.bundle import Bundle
 from lhydra.data.dataset import Dataset
 from lhydra.domain import F32
 from lhydra_index_builder.recipe import NEAREST

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lhydra.breaker import FAILURES, LONGEST_REST_S, REST_S, Breaker, BreakerOpen
+from lhydra.users.breaker import FAILURES, LONGEST_REST_S, REST_S, Breaker, BreakerOpen
 
 
 class Clock:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from lhydra import files
-from lhydra.bundle import Bundle, Manifest, current_bundle_id
-from lhydra.catalog import Catalog, Texts, write_hashes
+from lhydra.bundle.bundle import Bundle, Manifest, current_bundle_id
+from lhydra.bundle.catalog import Catalog, Texts, write_hashes
 from lhydra.domain import track_hashes
 from lhydra.errors import BundleCorrupt, BundleError, BundleMismatch, BundleMissing, DataError
 
@@ -123,7 +123,7 @@ def test_opening_and_answering_needs_no_training_and_no_data_tools(tiny_store: P
     program = f"""
 import sys
 from pathlib import Path
-from lhydra.bundle import Bundle
+from lhydra.bundle.bundle import Bundle
 from lhydra.recommender import Recommender
 Recommender(Bundle.open(Path({str(tiny_store)!r}))).warm_up()
 heavy = {{"torch", "pandas", "pyarrow", "duckdb", "rich", "sklearn", "onnx"}} & set(sys.modules)

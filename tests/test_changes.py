@@ -11,14 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lhydra.bundle import FORMAT, Bundle, Manifest, current_bundle_id
+from lhydra.bundle.bundle import FORMAT, Bundle, Manifest, current_bundle_id
+from lhydra.bundle.columns import Condition
+from lhydra.bundle.index import nearest
+from lhydra.bundle.networks import ItemTower
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import Query, UserState, track_hashes
 from lhydra.errors import DataError
-from lhydra.filters import Condition
-from lhydra.index import nearest
-from lhydra.networks import ItemTower
 from lhydra.recommender import Recommender
 from lhydra_index_builder import changes
 from lhydra_index_builder import store as stores

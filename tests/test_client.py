@@ -16,8 +16,7 @@ import grpc.aio
 import pytest
 
 import lhydra_client
-from lhydra import filters
-from lhydra.filters import FilterColumns
+from lhydra.bundle import columns
 from lhydra_client import (
     AsyncClient,
     Client,
@@ -493,20 +492,20 @@ def test_nothing_else_is_retried(client: Client, fake: FakeRecommender, code: st
 
 def test_filter_and_repeat_mean_to_the_service_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = {"genre": "categorical", "artist": "categorical", "year": "year", "explicit": "numeric"}
-    columns = FilterColumns(test_server.N, kinds | {"tags": "multi", "tempo": "numeric"}, {})
-    bundle = dataclasses.replace(fake_core.served(n=test_server.N), filters=columns, genre="genre")
+    filtered = columns.FilterColumns(test_server.N, kinds | {"tags": "multi", "tempo": "numeric"}, {})
+    bundle = dataclasses.replace(fake_core.served(n=test_server.N), filters=filtered, genre="genre")
     monkeypatch.setattr(test_server, "served", lambda n: bundle)
     with test_server.serve(tmp_path) as running, Client(f"127.0.0.1:{running.listener.port}", 20) as client:
         assert len(client.recommend("u1", filter=FILTER, repeat="decay").tracks) == 10
         query = running.recommender.queries[-1]
         assert query.repeat.name == "DECAY"
         assert set(query.filter) == {
-            filters.Condition("genre", any_of=("Jazz", "Rock")),
-            filters.Condition("artist", any_of=("Ana Sol",)),
-            filters.Condition("year", min=1990, max=1999),
-            filters.Condition("explicit", any_of=("0",)),
-            filters.Condition("tags", any_of=("a",), all_of=("piano", "live"), none_of=("christmas",)),
-            filters.Condition("tempo", min=0, max=120.5),
+            columns.Condition("genre", any_of=("Jazz", "Rock")),
+            columns.Condition("artist", any_of=("Ana Sol",)),
+            columns.Condition("year", min=1990, max=1999),
+            columns.Condition("explicit", any_of=("0",)),
+            columns.Condition("tags", any_of=("a",), all_of=("piano", "live"), none_of=("christmas",)),
+            columns.Condition("tempo", min=0, max=120.5),
         }
         with pytest.raises(InvalidRequest, match=r"^filter\.conditions\[0\]\.column: found .*mood"):
             client.recommend("u1", filter=Filter(conditions=[Condition("mood", any_of=["sad"])]))

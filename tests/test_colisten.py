@@ -9,16 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lhydra import colisten, embedding
-from lhydra.bundle import Bundle
-from lhydra.catalog import Catalog
-from lhydra.colisten import RECENT, channel_weights
+from lhydra.bundle import embedding
+from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.catalog import Catalog
+from lhydra.bundle.model import Model
 from lhydra.data.dataset import Dataset
 from lhydra.data.prepare import prepare
 from lhydra.data.settings import PrepareSettings
 from lhydra.domain import F32, I64
-from lhydra.histories import Histories, entry_features, play_weights, relative_weights
-from lhydra.model import Model
+from lhydra.features import item_item
+from lhydra.features.histories import Histories, entry_features, play_weights, relative_weights
+from lhydra.features.item_item import RECENT, channel_weights
 from lhydra.training import teachers
 from lhydra.training.data import TrainingData, load
 from tests.conftest import TINY_TRAINING
@@ -61,7 +62,7 @@ def slow(neighbours: np.ndarray, weights: np.ndarray, played: I64, entry: F32, c
 def test_scores_equal_a_double_loop(seed: int, n: int, width: int, heard: int, wanted: int, exact: bool) -> None:
     neighbours, weights, played, entry, candidates = made(seed, n, width, heard, wanted)
     kept = weights.astype(np.float32) if exact else weights  # training has float32, a bundle float16
-    found = colisten.scores(neighbours, kept, played, entry, candidates)
+    found = item_item.scores(neighbours, kept, played, entry, candidates)
     assert found.dtype == np.float32
     expected = np.array(slow(neighbours, weights, played, entry, candidates)).reshape(-1, 2)
     np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4)
@@ -72,16 +73,16 @@ def test_nothing_of_a_call_is_left_for_the_next() -> None:
     cases = [made(seed, n, 4, n // 2, 20) for seed, n in enumerate((50, 3, 400, 10, 50, 400, 1))]
     alone = [np.array(slow(*case)) for case in cases]
     for case, expected in zip(cases * 2, alone * 2, strict=True):
-        np.testing.assert_allclose(colisten.scores(*case), expected, atol=1e-4)
-        nobody = colisten.scores(case[0], case[1], np.empty(0, np.int64), np.zeros((0, 3), np.float32), case[4])
+        np.testing.assert_allclose(item_item.scores(*case), expected, atol=1e-4)
+        nobody = item_item.scores(case[0], case[1], np.empty(0, np.int64), np.zeros((0, 3), np.float32), case[4])
         assert (nobody == 0).all()
 
 
 def test_threads_do_not_meet() -> None:
     cases = [made(seed, 10 + 60 * (seed % 7), 8, 5 + seed % 20, 300) for seed in range(40)] * 5
-    alone = [colisten.scores(*case) for case in cases]
+    alone = [item_item.scores(*case) for case in cases]
     with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(lambda case: colisten.scores(*case), cases))
+        together = list(pool.map(lambda case: item_item.scores(*case), cases))
     for a, b in zip(alone, together, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -89,9 +90,9 @@ def test_threads_do_not_meet() -> None:
 def test_a_call_that_fails_leaves_nothing_behind() -> None:
     neighbours, weights, played, entry, _ = made(1, 30, 4, 15, 1)
     with pytest.raises(IndexError):
-        colisten.scores(neighbours, weights, played, entry, np.array([30]))
+        item_item.scores(neighbours, weights, played, entry, np.array([30]))
     nobody = np.empty(0, np.int64), np.zeros((0, 3), np.float32)
-    assert (colisten.scores(neighbours, weights, *nobody, np.arange(30)) == 0).all()
+    assert (item_item.scores(neighbours, weights, *nobody, np.arange(30)) == 0).all()
 
 
 def test_plays_weigh_by_count_and_the_second_channel_forgets() -> None:
@@ -186,7 +187,7 @@ def test_a_catalogue_with_other_tracks_keeps_what_it_can(
     # having played only what is new counts nothing for anything
     heard = catalog.lines[new]
     entry = np.zeros((len(heard), 3), np.float32)
-    assert (colisten.scores(catalog.neighbours, catalog.neighbour_weights, heard, entry, catalog.lines) == 0).all()
+    assert (item_item.scores(catalog.neighbours, catalog.neighbour_weights, heard, entry, catalog.lines) == 0).all()
 
 
 def test_what_is_served_is_what_training_saw(tiny_bundle: Bundle, data: TrainingData) -> None:
@@ -199,7 +200,7 @@ def test_what_is_served_is_what_training_saw(tiny_bundle: Bundle, data: Training
         own = Histories.one(data.train.rows[at], data.train.counts[at], data.train.times[at])
         entry = data.spec.encode_users(data.profiles[[user]], own, data.tracks).entry
         played = catalog.lines[own.rows]
-        served = colisten.scores(catalog.neighbours, catalog.neighbour_weights, played, entry, catalog.lines)
+        served = item_item.scores(catalog.neighbours, catalog.neighbour_weights, played, entry, catalog.lines)
         taught = (teachers.matrix(own, data.n_tracks) @ table.matrix).toarray()[0]
         np.testing.assert_allclose(served[:, 0], taught, atol=1e-4)
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from lhydra import files
-from lhydra.bundle import Bundle, Manifest, current_bundle_id
+from lhydra.bundle.bundle import Bundle, Manifest, current_bundle_id
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset
 from lhydra.errors import BundleMissing, BundleRefused
@@ -449,7 +449,7 @@ def test_a_bundle_that_a_process_has_open_outlives_retention_but_not_the_process
     program = """
 import sys
 from pathlib import Path
-from lhydra.bundle import Bundle
+from lhydra.bundle.bundle import Bundle
 bundle = Bundle.open(Path(sys.argv[1]), sys.argv[2])
 print("open", flush=True)
 sys.stdin.read()

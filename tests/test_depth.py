@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lhydra.bundle import Bundle
+from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.index import nearest
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.evaluation.run import find_targets
-from lhydra.index import nearest
 from lhydra.recommender import DEFAULT_DEPTH, Recommender
 from lhydra_index_builder import depth as depths
 from lhydra_index_builder.depth import agreements, choose, loss_at

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from lhydra.bundle import Bundle
-from lhydra.catalog import Catalog, Texts
+from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.catalog import Catalog, Texts
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import I64, Query, Recommendation, Tier, UserState, make_history, no_history, track_hashes
 from lhydra.errors import BundleMissing, DataError, UserStoreError
 from lhydra.recommender import Recommender
-from lhydra.users import LmdbUsers
+from lhydra.users.store import LmdbUsers
 from lhydra_index_builder import diff
 from lhydra_index_builder.changes import add, remove
 from lhydra_index_builder.config import RebuildConfig

@@ -20,8 +20,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lhydra import progress
-from lhydra.bundle import Bundle
+from lhydra import console
+from lhydra.bundle.bundle import Bundle
 from lhydra.cli import main
 from lhydra.data.dataset import TEST, TRAIN, VALID, Dataset, DatasetInfo
 from lhydra.domain import F32, I64, Hashes, Query, Recommendation, Tier, UserState, track_hashes
@@ -147,9 +147,11 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Fake:
             recommender.depth = depth or recommender.depth
             return recommender
 
-        monkeypatch.setattr("lhydra.bundle.Bundle.open", bundle)
-        monkeypatch.setattr("lhydra.model.Model.open", lambda path: SimpleNamespace(name=path.name, info=MODEL_INFO))
-        monkeypatch.setattr("lhydra.embedding.unpublished_bundle", unpublished)
+        monkeypatch.setattr("lhydra.bundle.bundle.Bundle.open", bundle)
+        monkeypatch.setattr(
+            "lhydra.bundle.model.Model.open", lambda path: SimpleNamespace(name=path.name, info=MODEL_INFO)
+        )
+        monkeypatch.setattr("lhydra.bundle.embedding.unpublished_bundle", unpublished)
         monkeypatch.setattr("lhydra.recommender.Recommender", served)
         # what they find is tested with them; a fake knows too little
         analyse, measure = SimpleNamespace(analyse=lambda *_: {"users": []}), SimpleNamespace(measure=lambda *_: {})
@@ -459,8 +461,8 @@ def test_a_terminal_shows_the_same_numbers(
 def test_without_a_terminal_progress_is_plain_lines(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(progress, "_REPORT_EVERY_S", 0.0)
-    assert list(progress.with_progress(range(1200), 1200, "counting")) == list(range(1200))
+    monkeypatch.setattr(console, "_REPORT_EVERY_S", 0.0)
+    assert list(console.with_progress(range(1200), 1200, "counting")) == list(range(1200))
     printed = capsys.readouterr()
     assert printed.out == ""
     assert re.fullmatch(r"counting: 1,200 of 1,200, [\d,]+/s, 0 s left", printed.err.splitlines()[-1])

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lhydra.errors import FeatureError
-from lhydra.features import Encoded, FeatureSpec
-from lhydra.histories import Histories
+from lhydra.features.histories import Histories
+from lhydra.features.spec import Encoded, FeatureSpec
 
 AUDIO = ("danceability", "energy", "loudness", "valence", "tempo")
 TRACK_KINDS = {

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lhydra import filter_files
+from lhydra.bundle import columns_writer
+from lhydra.bundle.columns import Condition, FilterColumns, Mask, Numbers, file_names, normalised
+from lhydra.bundle.columns_writer import insert_columns, write_columns
 from lhydra.errors import BundleCorrupt, InvalidRequest
-from lhydra.filter_files import insert_columns, write_columns
-from lhydra.filters import Condition, FilterColumns, Mask, Numbers, file_names, normalised
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.filters import MAX_CONDITIONS, MAX_VALUES, SPELLINGS, to_conditions
 
@@ -84,7 +84,7 @@ def says(track: Mapping[str, Any], condition: Condition) -> bool:
 @contextmanager
 def written(tracks: Sequence[Mapping[str, Any]], kinds: Mapping[str, str] = KINDS, batch: int = 7) -> Iterator[Path]:
     """A folder with the columns of these tracks; small batches, so that there are several."""
-    with tempfile.TemporaryDirectory() as name, patch.object(filter_files, "BATCH", batch):
+    with tempfile.TemporaryDirectory() as name, patch.object(columns_writer, "BATCH", batch):
         folder = Path(name) / "columns"
         folder.mkdir()
         pq.write_table(pa.Table.from_pylist(list(tracks), SCHEMA), Path(name) / "tracks.parquet")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lhydra.bundle import Bundle, Manifest, current_bundle_id
+from lhydra.bundle.bundle import Bundle, Manifest, current_bundle_id
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset
 from lhydra.data.prepare import prepare

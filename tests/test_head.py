@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lhydra import colisten, embedding
+from lhydra.bundle import embedding
+from lhydra.bundle.model import Model
 from lhydra.data.dataset import Dataset
 from lhydra.evaluation.metrics import rank_metrics
-from lhydra.histories import Histories, offsets_of
-from lhydra.model import Model
+from lhydra.features import item_item
+from lhydra.features.histories import Histories, offsets_of
 from lhydra.training import head as heads
 from lhydra.training import teachers
 from lhydra.training.data import Targets, TrainingData, load, select
@@ -132,7 +133,7 @@ def test_candidates_are_the_nearest_unheard_tracks_and_some_random_ones(
         assert found.labels[i].numpy().tolist() == (np.isin(rows, wanted) & ~out).tolist()
         assert int(found.wanted[i]) == len(wanted)
         entry = encoded.take(np.array([i])).entry
-        together = colisten.scores(
+        together = item_item.scores(
             fitted_teachers.table.neighbours, fitted_teachers.table.weights, heard, entry, everything
         )
         signals = np.column_stack([vectors[everything] @ users[i], popularity[everything], together])

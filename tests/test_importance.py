@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lhydra.bundle import Bundle
+from lhydra.bundle.bundle import Bundle
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import Query, track_hashes
 from lhydra.evaluation import importance

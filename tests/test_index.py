@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lhydra.bundle.index import Index, Point, nearest
 from lhydra.domain import F32, I64
 from lhydra.errors import BundleCorrupt, ConfigError
-from lhydra.index import Index, Point, nearest
 
 NONE: I64 = np.empty(0, np.int64)
 

@@ -12,11 +12,11 @@ import pytest
 
 from benchmarks import h2load, latency, stages
 from benchmarks.peers.settings import PeerSettings
-from lhydra.bundle import Bundle
+from lhydra.bundle.bundle import Bundle
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import Query
 from lhydra.recommender import Recommender
-from lhydra.users import open_users
+from lhydra.users.store import open_users
 
 K, DEPTH = 10, 60
 needs_peers = pytest.mark.skipif(

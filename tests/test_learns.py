@@ -5,7 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from lhydra import embedding
+from lhydra.bundle import embedding
+from lhydra.bundle.model import Model
 from lhydra.data.dataset import TEST, TRAIN, Dataset, user_states
 from lhydra.data.prepare import prepare
 from lhydra.data.settings import PrepareSettings
@@ -14,11 +15,10 @@ from lhydra.domain import I64, Play, Query, Tier, UserState, no_hashes, no_histo
 from lhydra.evaluation.bootstrap import F64, difference
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.evaluation.run import Targets, find_targets
-from lhydra.model import Model
 from lhydra.recommender import Recommender
 from lhydra.training.config import TrainConfig
 from lhydra.training.train import train
-from lhydra.user_record import UserRecord
+from lhydra.users.record import UserRecord
 
 CONFIG = TrainConfig(epochs=5, dim=32, hidden=32, threads=1, head_epochs=2, depth=100)
 K = 10

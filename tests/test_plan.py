@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from lhydra.bundle.model import Model
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset
 from lhydra.errors import ConfigError
-from lhydra.model import Model
 from lhydra_index_builder import plan
 
 

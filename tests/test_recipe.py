@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lhydra.bundle.index import FLAT, Index, Point, nearest, nearest_of_many, sample_rows
 from lhydra.domain import F32, I64
 from lhydra.errors import ConfigError
-from lhydra.index import FLAT, Index, Point, nearest, nearest_of_many, sample_rows
 from lhydra_index_builder import pool, recipe
 from lhydra_index_builder.recipe import Measured, Truth, Vectors, choose, ladder, measure
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lhydra.bundle import Bundle
+from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.index import Index
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import STAGES, Hashes, Query, Recommendation, Tier, UserState, make_history, track_hashes
 from lhydra.errors import DeadlineExceeded
-from lhydra.index import Index
 from lhydra.recommender import Recommender
 
 

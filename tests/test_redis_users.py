@@ -18,21 +18,21 @@ import pytest
 import redis as redis_py
 from hypothesis import settings
 
-from lhydra import redis_users
-from lhydra.breaker import FAILURES, LONGEST_REST_S, REST_S
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset
 from lhydra.domain import UserState
 from lhydra.errors import ConfigError, MissingExtra, UserStoreError
-from lhydra.redis_connections import MOST, Address, Connections
-from lhydra.redis_users import RedisUsers
-from lhydra.users import UserStore, open_users, shown
+from lhydra.users import redis_store
+from lhydra.users.breaker import FAILURES, LONGEST_REST_S, REST_S
+from lhydra.users.connections import MOST, Address, Connections
+from lhydra.users.redis_store import RedisUsers
+from lhydra.users.store import UserStore, open_users, shown
 from tests.redis_server import RedisServer, budgets, running
 from tests.test_breaker import Clock
 from tests.test_evaluate import random_plays, write_dataset
 from tests.test_users import USERS, AnyOrder, assert_same, damage, play, state_of
 
-READ_S, WRITE_S = redis_users.READ_S, redis_users.WRITE_S  # before any test changes them
+READ_S, WRITE_S = redis_store.READ_S, redis_store.WRITE_S  # before any test changes them
 SECRET = "s3cr?t/#"  # needs quoting in an address
 QUOTED = "s3cr%3Ft%2F%23"
 
@@ -218,7 +218,7 @@ def test_two_servers_record_for_the_same_users_and_no_play_is_lost_or_counted_tw
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, meddle: Callable[[], object]) -> list[int]:
     """From now on `meddle` runs before every transaction; returns the list that counts them."""
-    ask, transactions = redis_users._ask, list[int]()
+    ask, transactions = redis_store._ask, list[int]()
 
     def asked(connection: Any, *commands: Any) -> Any:
         if commands[0] == ("MULTI",):
@@ -226,7 +226,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, meddle: Callable[[], object]) -
             meddle()
         return ask(connection, *commands)
 
-    monkeypatch.setattr(redis_users, "_ask", asked)
+    monkeypatch.setattr(redis_store, "_ask", asked)
     return transactions
 
 
@@ -268,7 +268,7 @@ def test_it_gives_up_where_others_never_stop_and_nothing_is_written(
     users = opened(server.url)
     users.load([("ann", UserState({"age": 3}))])
     value = told(server, "GET", "lhydra:u:ann")
-    monkeypatch.setattr(redis_users, "ATTEMPTS", 5)
+    monkeypatch.setattr(redis_store, "ATTEMPTS", 5)
     transactions = interrupted(monkeypatch, lambda: told(server, "SET", "lhydra:u:ann", value))
     with pytest.raises(UserStoreError, match="found other writers 5 times"):
         users.record([play("e0"), play("e0", user="bob")])
@@ -544,7 +544,7 @@ def test_loading_where_nobody_is_is_one_line(dataset: Dataset, capsys: pytest.Ca
 
 
 def test_without_the_package_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("lhydra.redis_users", "lhydra.redis_connections"):
+    for name in ("lhydra.users.redis_store", "lhydra.users.store.connections"):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "redis", None)
     with pytest.raises(MissingExtra, match=r"pip install 'lhydra\[redis\]'"):

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lhydra.catalog import Texts
+from lhydra.bundle.catalog import Texts
 from lhydra.domain import STAGES, Recommendation, Tier
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_protos.v1.wire import SCORES, number_field, text_field, track_part, varint

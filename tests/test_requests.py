@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lhydra import index as indexes
 from lhydra import recommender as recommenders
-from lhydra.bundle import Bundle
+from lhydra.bundle import index as indexes
+from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.columns import Condition, normalised
+from lhydra.bundle.index import Index, Point, best_first, nearest
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import (
     F32,
@@ -27,8 +29,6 @@ from lhydra.domain import (
     track_hashes,
 )
 from lhydra.errors import DeadlineExceeded, FeatureError, InvalidRequest
-from lhydra.filters import Condition, normalised
-from lhydra.index import Index, Point, best_first, nearest
 from lhydra.recommender import RETURN_AFTER_S, RETURN_S, Recommender
 
 DAY = 86_400

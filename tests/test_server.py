@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from lhydra import errors
 from lhydra.domain import MAX_HISTORY, STAGES, Play, Repeat, UserState, make_history, track_hashes
 from lhydra.logs import AccessLog
-from lhydra.users import UserStore, open_users
+from lhydra.users.store import UserStore, open_users
 from lhydra_client import Client
 from lhydra_client import Play as ClientPlay
 from lhydra_protos.v1 import recommender_pb2 as pb

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lhydra import embedding, files
-from lhydra.bundle import Bundle, Manifest, current_bundle_id
+from lhydra import files
+from lhydra.bundle import embedding
+from lhydra.bundle.bundle import Bundle, Manifest, current_bundle_id
+from lhydra.bundle.index import Point, nearest
+from lhydra.bundle.model import Model
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.errors import LhydraError
-from lhydra.index import Point, nearest
-from lhydra.model import Model
 from lhydra.recommender import Recommender
 from lhydra_index_builder import store as stores
 from lhydra_index_builder.build import rebuild

@@ -15,7 +15,7 @@ from lhydra.data.dataset import Dataset
 from lhydra.data.prepare import prepare
 from lhydra.data.settings import PrepareSettings
 from lhydra.evaluation.metrics import rank_metrics
-from lhydra.histories import HISTORY_FEATURES, Histories, offsets_of
+from lhydra.features.histories import HISTORY_FEATURES, Histories, offsets_of
 from lhydra.training import step, teachers
 from lhydra.training.data import Targets, TrainingData, hide, load, select
 from lhydra.training.model import Network, Shape

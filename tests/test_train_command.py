@@ -15,12 +15,12 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from lhydra.bundle.model import GRAPHS, PARTS, Model
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset
 from lhydra.data.prepare import prepare
 from lhydra.data.settings import PrepareSettings
-from lhydra.histories import HISTORY_FEATURES
-from lhydra.model import GRAPHS, PARTS, Model
+from lhydra.features.histories import HISTORY_FEATURES
 from lhydra.training.config import TrainConfig
 from lhydra.training.train import train
 

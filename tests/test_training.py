@@ -20,14 +20,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
+from lhydra.bundle.model import Model
 from lhydra.cli import main
 from lhydra.data.dataset import TEST, TRAIN, VALID, Dataset
 from lhydra.data.prepare import prepare
 from lhydra.data.settings import PrepareSettings
 from lhydra.errors import ModelError
-from lhydra.features import Encoded
-from lhydra.histories import spans
-from lhydra.model import Model
+from lhydra.features.histories import spans
+from lhydra.features.spec import Encoded
 from lhydra.training import export as exporting
 from lhydra.training import teachers
 from lhydra.training.data import TrainingData, hide, load, select, targets

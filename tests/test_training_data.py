@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lhydra.data.dataset import TRAIN, VALID, Dataset
 from lhydra.domain import I64, MAX_HISTORY
-from lhydra.histories import Histories, offsets_of, spans
+from lhydra.features.histories import Histories, offsets_of, spans
 from lhydra.training.data import NEXT, Targets, TrainingData, hide, load, select, targets
 
 LENGTHS = st.lists(st.integers(0, 12), min_size=1, max_size=8)

@@ -20,14 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from lhydra import user_record
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import MAX_HISTORY, MAX_SKIPPED, Play, UserState, Value, make_history, track_hash, track_hashes
 from lhydra.errors import ConfigError, UserStoreError
-from lhydra.redis_users import RedisUsers
-from lhydra.user_record import UserRecord, unpack, user_tag
-from lhydra.users import LmdbUsers, UserStore, open_users
+from lhydra.users import record
+from lhydra.users.record import UserRecord, unpack, user_tag
+from lhydra.users.redis_store import RedisUsers
+from lhydra.users.store import LmdbUsers, UserStore, open_users
 from tests.redis_server import RedisServer, budgets, running
 from tests.test_evaluate import random_plays, write_dataset
 
@@ -150,7 +150,7 @@ def test_a_retried_call_counts_once_and_events_belong_to_their_user(users: UserS
 
 
 def test_events_are_forgotten_oldest_first(users: UserStore) -> None:
-    last = user_record.MAX_EVENTS
+    last = record.MAX_EVENTS
     users.record([play(f"e{i}") for i in range(last + 1)])
     assert users.record([play(f"e{last}"), play("e1")]) == [False, False]
     assert users.record([play("e0")]) == [True]
@@ -166,7 +166,7 @@ def test_history_keeps_the_newest_and_heard_keeps_all(users: UserStore) -> None:
 
 
 def test_many_live_plays_are_added_up_not_lost(users: UserStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(user_record, "MAX_LIVE", 10)
+    monkeypatch.setattr(record, "MAX_LIVE", 10)
     for i in range(25):
         users.record([play(f"e{i}", f"t{i % 4}", time=i)])
     users.load([("ann", UserState())])

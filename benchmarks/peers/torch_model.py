@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lhydra import colisten
-from lhydra.catalog import Catalog
+from lhydra.bundle.catalog import Catalog
 from lhydra.domain import I64, UserState
-from lhydra.features import FeatureSpec
-from lhydra.histories import HISTORY_FEATURES, EncodedUsers, Histories
+from lhydra.features import item_item
+from lhydra.features.histories import HISTORY_FEATURES, EncodedUsers, Histories
+from lhydra.features.spec import FeatureSpec
 from lhydra.training import checkpoint
 from lhydra.training.model import Network, Shape
 
@@ -63,7 +63,7 @@ class TorchModel:
     def score(self, vector: Tensor, user: EncodedUsers, rows: I64) -> Tensor:
         """Returns the probability of each of `rows`, (n,)."""
         played, asked = self.lines[user.histories.rows], self.lines[rows]
-        together = colisten.scores(self.neighbours, self.weights, played, user.entry, asked)
+        together = item_item.scores(self.neighbours, self.weights, played, user.entry, asked)
         at = torch.from_numpy(rows)
         _, probability = self.network.head(
             vector,

@@ -14,10 +14,10 @@ import orjson
 from fastapi import FastAPI, Request, Response
 
 from benchmarks.peers.settings import PeerSettings
-from lhydra.bundle import Bundle
+from lhydra.bundle.bundle import Bundle
 from lhydra.domain import Query, UserState
 from lhydra.recommender import Recommender
-from lhydra.users import open_users
+from lhydra.users.store import open_users
 
 
 class Engine:

@@ -19,9 +19,9 @@ from pydantic import BaseModel
 
 from benchmarks.peers.settings import PeerSettings
 from benchmarks.peers.torch_model import TorchModel
-from lhydra.bundle import Manifest
+from lhydra.bundle.bundle import Manifest
 from lhydra.domain import UserState
-from lhydra.users import open_users
+from lhydra.users.store import open_users
 
 
 class RecommendRequest(BaseModel):

@@ -17,20 +17,21 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from lhydra import __version__, files, filters
-from lhydra import catalog as catalogs
-from lhydra.bundle import PARTS, Bundle, Manifest, current_bundle_id
-from lhydra.catalog import Catalog
+from lhydra import __version__, files
+from lhydra.bundle import catalog as catalogs
+from lhydra.bundle import columns
+from lhydra.bundle.bundle import PARTS, Bundle, Manifest, current_bundle_id
+from lhydra.bundle.catalog import Catalog
+from lhydra.bundle.columns_writer import write_columns
+from lhydra.bundle.embedding import SHARD, blocks, train_users, write_catalog
+from lhydra.bundle.index import FLAT, Index, nearest_of_many, use_threads
+from lhydra.bundle.model import GRAPHS, Model
+from lhydra.console import progress
 from lhydra.data.dataset import VALID, AsOf, Dataset, user_states
 from lhydra.domain import F32, I64, Hashes
-from lhydra.embedding import SHARD, blocks, train_users, write_catalog
 from lhydra.errors import BundleError, BundleRefused, DataError
 from lhydra.evaluation.run import Targets, find_targets
-from lhydra.filter_files import write_columns
-from lhydra.histories import EncodedUsers, Histories, offsets_of
-from lhydra.index import FLAT, Index, nearest_of_many, use_threads
-from lhydra.model import GRAPHS, Model
-from lhydra.progress import progress
+from lhydra.features.histories import EncodedUsers, Histories, offsets_of
 from lhydra.recommender import Recommender
 from lhydra.timing import timed
 from lhydra_index_builder import depth as depths
@@ -176,7 +177,7 @@ def finish(
         BundleError: it does not open from disk, or (BundleRefused) its gate refused it.
     """
     now = datetime.now(UTC)
-    names = [*PARTS, "golden.npz", *catalogs.file_names(), *filters.file_names(folder)]
+    names = [*PARTS, "golden.npz", *catalogs.file_names(), *columns.file_names(folder)]
     with timed("rebuild.seal"):
         sealed = dict(known) | files.seal(folder, [name for name in names if name not in known])
     manifest = replace(

@@ -18,22 +18,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lhydra import __version__, files
-from lhydra import catalog as catalogs
-from lhydra.bundle import Bundle, Golden, Manifest, open_index
-from lhydra.catalog import Catalog, Texts
+from lhydra.bundle import catalog as catalogs
+from lhydra.bundle.bundle import Bundle, Golden, Manifest, open_index
+from lhydra.bundle.catalog import Catalog, Texts
+from lhydra.bundle.columns_writer import insert_columns
+from lhydra.bundle.embedding import SHARD, Growing, blocks, embed
+from lhydra.bundle.index import Index, nearest_of_many
+from lhydra.bundle.model import GRAPHS
+from lhydra.bundle.networks import ItemTower
 from lhydra.data.dataset import Column, track_columns
 from lhydra.data.tracks import read_tracks
 from lhydra.domain import I64, Hashes, UserState, track_hashes
-from lhydra.embedding import SHARD, Growing, blocks, embed
 from lhydra.errors import DataError, complain
-from lhydra.filter_files import insert_columns
-from lhydra.histories import offsets_of
-from lhydra.index import Index, nearest_of_many
-from lhydra.model import GRAPHS
-from lhydra.networks import ItemTower
+from lhydra.features.histories import offsets_of
 from lhydra.recommender import Recommender
 from lhydra.timing import timed
-from lhydra.users import open_users
+from lhydra.users.store import open_users
 from lhydra_index_builder import gate, plan, recipe, store
 from lhydra_index_builder.build import Built, Say, finish, quiet
 from lhydra_index_builder.config import RebuildConfig

@@ -190,7 +190,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from lhydra.bundle import Bundle, current_bundle_id
+    from lhydra.bundle.bundle import Bundle, current_bundle_id
 
     bundle_id = args.bundle or current_bundle_id(args.store)
     manifest = Bundle.open(args.store, bundle_id).manifest

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from lhydra.bundle.index import nearest
+from lhydra.console import with_progress
 from lhydra.data.dataset import AsOf, Dataset, user_states
 from lhydra.domain import I64, UserState
 from lhydra.evaluation.bootstrap import F64
 from lhydra.evaluation.cascade import best_rows
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.evaluation.run import Targets, as_rows
-from lhydra.index import nearest
-from lhydra.progress import with_progress
 from lhydra.recommender import Recommender
 from lhydra.timing import timed
 

@@ -17,17 +17,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lhydra.bundle import Bundle, current_bundle_id
-from lhydra.catalog import Catalog
+from lhydra.bundle.bundle import Bundle, current_bundle_id
+from lhydra.bundle.catalog import Catalog
+from lhydra.console import with_progress
 from lhydra.data.dataset import Dataset
 from lhydra.domain import I64, Hashes, Query, Tier, UserState, Value, make_history, track_hashes
 from lhydra.errors import BundleMissing, ConfigError, DataError, InvalidRequest, UserStoreError, complain
 from lhydra.evaluation import beyond
 from lhydra.evaluation.bootstrap import F64, difference, interval
-from lhydra.progress import with_progress
 from lhydra.recommender import Recommender
 from lhydra.timing import timed
-from lhydra.users import UserStore, open_users
+from lhydra.users.store import UserStore, open_users
 from lhydra_index_builder import gate
 from lhydra_index_builder.changes import some_users
 from lhydra_index_builder.store import entries

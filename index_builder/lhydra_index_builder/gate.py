@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from lhydra.bundle import Bundle
+from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.embedding import blocks
 from lhydra.data.dataset import AsOf, Dataset, user_states
 from lhydra.domain import I64, Query, Recommendation, UserState
-from lhydra.embedding import blocks
 from lhydra.errors import LhydraError
 from lhydra.evaluation.beyond import inter_user_overlap
 from lhydra.evaluation.bootstrap import difference

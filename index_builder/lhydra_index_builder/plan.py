@@ -10,10 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from lhydra.bundle.index import FLAT, lists_of
+from lhydra.bundle.model import Model
 from lhydra.data.dataset import Dataset
 from lhydra.errors import ConfigError, complain
-from lhydra.index import FLAT, lists_of
-from lhydra.model import Model
 from lhydra_index_builder.recipe import AUTO, ladder
 
 GIB = 2**30

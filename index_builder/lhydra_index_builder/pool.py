@@ -1,7 +1,7 @@
 """Work on several cores: a pool of processes behind the signature of `map`.
 
 Tasks and results are small and travel; what a task makes is a file, whose path it returns. So another engine can run
-the same work: whatever has this signature is an `lhydra.embedding.Run`.
+the same work: whatever has this signature is an `lhydra.bundle.embedding.Run`.
 """
 
 import contextlib
@@ -14,8 +14,8 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TypeVar
 
-from lhydra import index
-from lhydra.embedding import Run
+from lhydra.bundle import index
+from lhydra.bundle.embedding import Run
 from lhydra.errors import LhydraError, complain
 
 Work = TypeVar("Work")

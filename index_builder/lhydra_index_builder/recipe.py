@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from lhydra.bundle.embedding import SHARD, Run, blocks
+from lhydra.bundle.index import FLAT, Index, Point, lists_of, nearest_of_many, one_thread, sample_rows, use_threads
 from lhydra.domain import F32, I64
-from lhydra.embedding import SHARD, Run, blocks
 from lhydra.errors import ConfigError, complain
-from lhydra.index import FLAT, Index, Point, lists_of, nearest_of_many, one_thread, sample_rows, use_threads
 from lhydra.timing import timed
 
 AUTO = "auto"

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lhydra.catalog import Texts
-from lhydra.embedding import SHARD, Growing
+from lhydra.bundle.catalog import Texts
+from lhydra.bundle.embedding import SHARD, Growing
 from lhydra.timing import timed
 from lhydra_protos.v1.wire import track_part
 

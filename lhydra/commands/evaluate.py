@@ -16,7 +16,7 @@ from lhydra import config
 from lhydra.errors import ConfigError, DataError, MissingExtra, complain
 
 if TYPE_CHECKING:
-    from lhydra.bundle import Bundle
+    from lhydra.bundle.bundle import Bundle
     from lhydra.data.dataset import Dataset
     from lhydra.evaluation.run import Moment
 
@@ -140,9 +140,9 @@ def opened(
     model: Path | None, store: Path | None, dataset: "Dataset"
 ) -> Iterator[tuple["Bundle", dict[str, str | None]]]:
     """Gives what to evaluate and its names for the protocol; a model is searched exactly over the dataset's tracks."""
-    from lhydra.bundle import Bundle
-    from lhydra.embedding import unpublished_bundle
-    from lhydra.model import Model
+    from lhydra.bundle.bundle import Bundle
+    from lhydra.bundle.embedding import unpublished_bundle
+    from lhydra.bundle.model import Model
 
     if store is not None:
         bundle = Bundle.open(store)

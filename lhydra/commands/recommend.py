@@ -45,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the columns user_id, rank (from 1), track_id, score (of the stage asked for)."""
-    from lhydra.bundle import Bundle
+    from lhydra.bundle.bundle import Bundle
     from lhydra.data.dataset import Dataset
     from lhydra.evaluation import lists
     from lhydra.recommender import Recommender

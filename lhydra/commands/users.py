@@ -63,10 +63,10 @@ def run(args: argparse.Namespace) -> int:
     settings = resolve("users", UsersSettings, args)
     if settings.store is None and settings.users is None:
         raise ConfigError(complain("--store", "nothing", "the folder of a store, new or old"))
+    from lhydra.console import with_progress
     from lhydra.data.dataset import Dataset, user_states
-    from lhydra.progress import with_progress
     from lhydra.timing import timed
-    from lhydra.users import open_users, shown
+    from lhydra.users.store import open_users, shown
 
     dataset = Dataset.open(args.dataset)
     n_users, counts = len(dataset.user_ids), Counts()

@@ -26,12 +26,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from lhydra.console import with_progress
 from lhydra.data.dataset import TRAIN, Dataset
 from lhydra.domain import F32, I64
 from lhydra.errors import DataError
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.evaluation.run import FOLD, Moment, Targets, find_targets
-from lhydra.progress import with_progress
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix

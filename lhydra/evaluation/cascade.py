@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
+from lhydra.console import with_progress
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import F32, I64, Query, UserState
 from lhydra.evaluation.lists import Recommends
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.evaluation.run import Run
-from lhydra.progress import with_progress
 
 DEPTHS = (10, 20, 50, 100, 200, 300, 500, 1000)
 K = 10

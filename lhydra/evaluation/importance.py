@@ -12,7 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lhydra.bundle import Bundle
+from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.index import Index
+from lhydra.bundle.networks import ItemTower
+from lhydra.console import with_progress
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import I64, Query, UserState
 from lhydra.errors import ModelError
@@ -20,10 +23,7 @@ from lhydra.evaluation.bootstrap import interval
 from lhydra.evaluation.lists import Recommends
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.evaluation.run import Moment, Targets, as_rows
-from lhydra.features import Encoded, FeatureSpec
-from lhydra.index import Index
-from lhydra.networks import ItemTower
-from lhydra.progress import with_progress
+from lhydra.features.spec import Encoded, FeatureSpec
 from lhydra.recommender import Recommender
 from lhydra.timing import timed
 

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lhydra.console import with_progress
 from lhydra.data.dataset import AsOf, Dataset, user_states
 from lhydra.domain import F32, I64, Hashes, Query, Recommendation, UserState, no_hashes
 from lhydra.errors import ConfigError, complain
-from lhydra.progress import with_progress
 
 Stage = Literal["final", "retrieval"]
 Rows = Sequence[tuple[str, int, str, np.float32]]  # user_id, rank, track_id, score

@@ -7,12 +7,12 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from lhydra.console import with_progress
 from lhydra.data.dataset import TEST, VALID, Dataset
 from lhydra.domain import F32, I64
 from lhydra.errors import DataError, complain
 from lhydra.evaluation.lists import Recommends, recommend_users
 from lhydra.evaluation.metrics import MRR_DEPTH, RankMetrics, rank_metrics
-from lhydra.progress import with_progress
 
 Moment = Literal["test", "valid"]
 FOLD = {"test": TEST, "valid": VALID}

@@ -8,8 +8,8 @@ import numpy.typing as npt
 from lhydra.data.dataset import TRAIN, VALID, Dataset, Plays
 from lhydra.domain import I64, MAX_HISTORY
 from lhydra.errors import DataError, complain
-from lhydra.features import Encoded, FeatureSpec
-from lhydra.histories import Histories, offsets_of, spans
+from lhydra.features.histories import Histories, offsets_of, spans
+from lhydra.features.spec import Encoded, FeatureSpec
 from lhydra.timing import timed
 
 NEXT = 5  # plays to predict after a cut in time

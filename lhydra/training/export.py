@@ -18,12 +18,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from lhydra import __version__, files
-from lhydra.colisten import CHANNELS
-from lhydra.domain import I64
-from lhydra.errors import ModelError, complain
-from lhydra.features import Encoded
-from lhydra.model import FORMAT, PARTS, TABLE
-from lhydra.networks import (
+from lhydra.bundle.model import FORMAT, PARTS, TABLE
+from lhydra.bundle.networks import (
     HEAD_INPUTS,
     HEAD_OUTPUTS,
     ITEM_INPUTS,
@@ -34,6 +30,10 @@ from lhydra.networks import (
     ItemTower,
     UserTower,
 )
+from lhydra.domain import I64
+from lhydra.errors import ModelError, complain
+from lhydra.features.item_item import CHANNELS
+from lhydra.features.spec import Encoded
 from lhydra.timing import timed
 from lhydra.training.data import TrainingData, select
 from lhydra.training.model import Network

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lhydra import colisten
 from lhydra.domain import I64
 from lhydra.evaluation.metrics import rank_metrics
-from lhydra.histories import Histories
+from lhydra.features import item_item
+from lhydra.features.histories import Histories
 from lhydra.timing import timed
 from lhydra.training.config import TrainConfig
 from lhydra.training.data import Targets, TrainingData, hide, select
@@ -175,7 +175,7 @@ def gather(
     width = depth + RANDOM
     rows = np.zeros((len(user), width), np.int64)
     labels, excluded = np.zeros(rows.shape, np.bool_), np.ones(rows.shape, np.bool_)
-    together = np.zeros((*rows.shape, len(colisten.CHANNELS)), np.float32)
+    together = np.zeros((*rows.shape, len(item_item.CHANNELS)), np.float32)
     lists, real = _retrieve(user, vectors, shown, depth)
     for i in range(len(user)):
         wanted = targets.rows[targets.offsets[i] : targets.offsets[i + 1]]
@@ -187,7 +187,7 @@ def gather(
         rows[i, depth : depth + len(extra)] = extra
         excluded[i, : len(found)] = excluded[i, depth : depth + len(extra)] = False
         labels[i] = np.isin(rows[i], wanted) & ~excluded[i]
-        together[i] = colisten.scores(table.neighbours, table.weights, shown.rows[own], encoded.entry[own], rows[i])
+        together[i] = item_item.scores(table.neighbours, table.weights, shown.rows[own], encoded.entry[own], rows[i])
     at = tensor(rows)
     cosine = torch.stack([vectors[at[i]] @ user[i] for i in range(len(user))])
     signals = torch.cat([torch.stack([cosine, tensor(popularity)[at]], 2), tensor(together)], 2)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lhydra.colisten import CHANNELS
-from lhydra.features import FeatureSpec
+from lhydra.features.item_item import CHANNELS
+from lhydra.features.spec import FeatureSpec
 
 # (user id column, track id column) pairs that the head crosses, where both exist.
 CROSSES = (

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lhydra.domain import I64
-from lhydra.histories import EncodedUsers, Histories
+from lhydra.features.histories import EncodedUsers, Histories
 from lhydra.training.config import TrainConfig
 from lhydra.training.data import Targets, TrainingData, hide
 from lhydra.training.losses import distillation_loss, log_q, softmax_loss
@@ -39,7 +39,7 @@ class Tensors:
         )
 
     def popularity(self, listeners: Tensor) -> Tensor:
-        """The head's popularity feature, as `lhydra.embedding.popularity` gives it."""
+        """The head's popularity feature, as `lhydra.bundle.embedding.popularity` gives it."""
         return torch.log1p(listeners) / torch.log1p(self.listeners.max().clamp(min=1))
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lhydra.domain import F32, I64
 from lhydra.evaluation.metrics import rank_metrics
-from lhydra.histories import Histories, offsets_of, play_weights, relative_weights, spans
+from lhydra.features.histories import Histories, offsets_of, play_weights, relative_weights, spans
 from lhydra.timing import timed
 from lhydra.training.data import Targets, TrainingData, select
 from lhydra.training.losses import softmax_loss

@@ -16,7 +16,7 @@ import torch
 from lhydra.data.dataset import TEST, TRAIN, VALID, Dataset, Plays
 from lhydra.domain import I64
 from lhydra.errors import ModelError, complain
-from lhydra.histories import HISTORY_FEATURES
+from lhydra.features.histories import HISTORY_FEATURES
 from lhydra.timing import timed
 from lhydra.training import checkpoint, ranks
 from lhydra.training import head as heads

@@ -4,10 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lhydra import colisten
 from lhydra.domain import I64
 from lhydra.evaluation.metrics import rank_metrics
-from lhydra.histories import offsets_of, spans
+from lhydra.features import item_item
+from lhydra.features.histories import offsets_of, spans
 from lhydra.training.data import Targets, TrainingData, select
 from lhydra.training.model import Network
 from lhydra.training.step import Tensors, embed_users, tensor
@@ -83,7 +83,7 @@ def calibrate(
         rows = np.concatenate([wanted[: len(others)], others])
         chosen = tensor(rows)[None]
         encoded = data.spec.encode_users(data.profiles[[user]], select(data.train, np.array([user])), data.tracks)
-        together = colisten.scores(table.neighbours, table.weights, encoded.histories.rows, encoded.entry, rows)
+        together = item_item.scores(table.neighbours, table.weights, encoded.histories.rows, encoded.entry, rows)
         logit, _ = network.head(
             embed_users(network, encoded, history),
             tensor(encoded.dense),

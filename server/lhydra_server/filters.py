@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
+from lhydra.bundle.columns import NUMBERS, Condition, check, normalised
 from lhydra.errors import InvalidRequest
-from lhydra.filters import NUMBERS, Condition, check, normalised
 from lhydra_protos.v1 import recommender_pb2 as pb
 
 MAX_CONDITIONS = 64

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lhydra.catalog import Texts
+from lhydra.bundle.catalog import Texts
 from lhydra.domain import F32, I64, STAGES, Recommendation
 from lhydra_protos.v1.wire import SCORES, number_field, text_field
 

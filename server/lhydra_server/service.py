@@ -11,14 +11,14 @@ from typing import Protocol
 import numpy as np
 
 from lhydra import __version__
-from lhydra.catalog import Texts
+from lhydra.bundle.catalog import Texts
+from lhydra.bundle.columns import NO_COLUMNS, FilterColumns
 from lhydra.domain import I64, Hashes, Query, Recommendation, UserState, track_hashes
 from lhydra.errors import FeatureError, InvalidRequest, Unsupported, UserStoreError
-from lhydra.filters import NO_COLUMNS, FilterColumns
 from lhydra.recommender import TOGETHER
 from lhydra.timing import timed
-from lhydra.user_record import user_tag
-from lhydra.users import UserStore
+from lhydra.users.record import user_tag
+from lhydra.users.store import UserStore
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.config import FleetStatus
 from lhydra_server.interceptors import Call

@@ -19,12 +19,12 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from lhydra import logs
-from lhydra.bundle import Bundle
+from lhydra.bundle.bundle import Bundle
 from lhydra.errors import LhydraError
 from lhydra.logs import AccessLog
 from lhydra.recommender import Recommender
 from lhydra.timing import timed
-from lhydra.users import open_users
+from lhydra.users.store import open_users
 from lhydra_server.app import Listener
 from lhydra_server.config import FleetStatus, WorkerSettings
 from lhydra_server.metrics import Metrics

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lhydra.bundle import FORMAT, Bundle
+from lhydra.bundle.bundle import FORMAT, Bundle
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.data.prepare import prepare
 from lhydra.data.settings import PrepareSettings

@@ -13,11 +13,11 @@ from typing import Any
 
 import redis
 
-from lhydra.breaker import Breaker, BreakerOpen
 from lhydra.domain import Play, UserState
 from lhydra.errors import UserStoreError, complain
-from lhydra.redis_connections import Address, Connections
-from lhydra.user_record import UserRecord, unpack, user_key
+from lhydra.users.breaker import Breaker, BreakerOpen
+from lhydra.users.connections import Address, Connections
+from lhydra.users.record import UserRecord, unpack, user_key
 
 READ_S = 0.02  # a request waits so long for its user
 WRITE_S = 0.1  # for each of the two round trips of `record`

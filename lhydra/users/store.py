@@ -3,7 +3,7 @@
 Users arrive from prepared data (`load`) and from live traffic (`record`). Loading again replaces what was
 loaded before; a live play is given up only once the loaded history has caught up with it, so nothing that
 was recorded is lost. The store outlives bundles: it knows tracks by hash, never by row. What is kept of a
-user, and how it changes, is in `lhydra.user_record`; here is where it is kept.
+user, and how it changes, is in `lhydra.users.record`; here is where it is kept.
 """
 
 import itertools
@@ -20,7 +20,7 @@ import lmdb
 
 from lhydra.domain import Play, UserState
 from lhydra.errors import ConfigError, MissingExtra, UserStoreError, complain
-from lhydra.user_record import UserRecord, unpack, user_key
+from lhydra.users.record import UserRecord, unpack, user_key
 
 SYNC_S = 1.0
 _MAP_BYTES = 2**36 if sys.maxsize > 2**32 else 2**30  # address space, not disk: the file grows as needed
@@ -66,8 +66,8 @@ def open_users(url: str | None, store: Path, *, sync_s: float = SYNC_S) -> UserS
         return LmdbUsers(Path(rest), sync_s=sync_s)
     if scheme in ("redis", "rediss"):
         try:
-            from lhydra.redis_connections import Address
-            from lhydra.redis_users import RedisUsers
+            from lhydra.users.connections import Address
+            from lhydra.users.redis_store import RedisUsers
         except ModuleNotFoundError as error:
             if error.name != "redis":
                 raise

@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from lhydra.domain import F32, I64, Value
 from lhydra.errors import FeatureError, complain
-from lhydra.histories import (
+from lhydra.features.histories import (
     MAX_GAP_DAYS,
     EncodedUsers,
     Histories,

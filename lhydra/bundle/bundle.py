@@ -5,7 +5,7 @@
                       features.json  user_tower.onnx  item_tower.onnx  head.onnx
                       catalog.parquet  added.parquet   tracks of the last full build, and added since
                       replies.npy  replies_offsets.npy   of every track, its part of a reply as the API sends it
-                      index.faiss  index_rows.npy  golden.npz  and the files of `lhydra.catalog` and `lhydra.filters`
+                      index.faiss  index_rows.npy  golden.npz  and the files of `catalog` and `columns`
 
 A bundle is immutable once published: mapped files are never rewritten. Nothing here writes; see the index builder.
 """
@@ -18,16 +18,18 @@ from typing import Any
 
 import numpy as np
 
-from lhydra import catalog as catalogs
-from lhydra import colisten, files, filters
-from lhydra.catalog import Catalog, Texts
+from lhydra import files
+from lhydra.bundle import catalog as catalogs
+from lhydra.bundle import columns as filters
+from lhydra.bundle.catalog import Catalog, Texts
+from lhydra.bundle.columns import NO_COLUMNS, FilterColumns
+from lhydra.bundle.index import Index, Point
+from lhydra.bundle.networks import Head, UserTower
 from lhydra.domain import F32, I64
 from lhydra.errors import BundleCorrupt, BundleMismatch, BundleMissing, complain
-from lhydra.features import FeatureSpec
-from lhydra.filters import NO_COLUMNS, FilterColumns
-from lhydra.histories import EncodedUsers, Histories
-from lhydra.index import Index, Point
-from lhydra.networks import Head, UserTower
+from lhydra.features import item_item
+from lhydra.features.histories import EncodedUsers, Histories
+from lhydra.features.spec import FeatureSpec
 
 FORMAT = 4
 PARTS = (
@@ -52,7 +54,7 @@ class Manifest:
     n_users: int  # users with train plays, behind every share of listeners
     features: str  # fingerprint of the feature spec
     recipe: str  # `flat` or a FAISS factory string
-    point: dict[str, int]  # the operating point: fields of `lhydra.index.Point`
+    point: dict[str, int]  # the operating point: fields of `lhydra.bundle.index.Point`
     recall: dict[str, float]  # there, against exact search: `recall@10`, `recall@100`, `coverage`
     index: dict[str, Any]  # what was measured to choose recipe and point: target, users, curve
     depth: int  # candidates to rerank
@@ -194,7 +196,7 @@ class Bundle:
         """Returns the head's logits (n,) and calibrated probabilities (n,) of `rows` for one encoded user."""
         tracks = self.catalog
         played, asked = tracks.lines.take(user.histories.rows), tracks.lines.take(rows)  # line 0, the unknown: nothing
-        together = colisten.scores(tracks.neighbours, tracks.neighbour_weights, played, user.entry, asked)
+        together = item_item.scores(tracks.neighbours, tracks.neighbour_weights, played, user.entry, asked)
         vectors, dense = tracks.vectors.take(rows, 0), tracks.dense.take(rows, 0)
         ids = tracks.ids.take(rows, 0).astype(np.int64)
         return self.head.score(vector, user, vectors, dense, ids, tracks.popularity.take(rows), together)

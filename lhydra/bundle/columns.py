@@ -6,7 +6,7 @@
     filter<i>.npy                     numeric, year: a number per row, NaN where it is not known
 
 <i> is the place of the column among the names, in order. Asking for a value costs what its rows cost: the files are
-mapped, and nothing is read of values that nobody asks for. Written by `lhydra.filter_files`.
+mapped, and nothing is read of values that nobody asks for. Written by `lhydra.bundle.columns_writer`.
 """
 
 import bisect
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lhydra import files
-from lhydra.catalog import Texts
+from lhydra.bundle.catalog import Texts
 from lhydra.domain import I64
 from lhydra.errors import BundleCorrupt, InvalidRequest, complain
 

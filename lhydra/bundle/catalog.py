@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from lhydra.domain import F16, F32, I64, Hashes, Value
 from lhydra.errors import BundleCorrupt, DataError, complain
-from lhydra.features import Encoded
+from lhydra.features.spec import Encoded
 
 I32 = npt.NDArray[np.int32]
 ALONE = ("neighbours", "neighbour_weights", "removed", "hash_starts", "charts", "chart_rows", "chart_share")
@@ -64,7 +64,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Catalog:
-    """The tracks of a bundle, n of them; arrays may be mapped files. See `lhydra.embedding` for how it is made."""
+    """The tracks of a bundle, n of them; arrays may be mapped files. `lhydra.bundle.embedding` makes it."""
 
     vectors: F16  # (n, dim) retrieval vectors, unit norm; halves: the towers' noise is far above their rounding
     history: F16  # (n, dim) history vectors

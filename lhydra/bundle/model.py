@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lhydra import files
+from lhydra.bundle.networks import Head, ItemTower, UserTower
 from lhydra.errors import ModelError, complain
-from lhydra.features import FeatureSpec
-from lhydra.networks import Head, ItemTower, UserTower
+from lhydra.features.spec import FeatureSpec
 
 FORMAT = 3
 GRAPHS = ("item_tower.onnx", "user_tower.onnx", "head.onnx")

@@ -1,4 +1,4 @@
-"""How the columns that `lhydra.filters` reads are written: whole from a table of tracks, or with tracks inserted.
+"""How the columns that `lhydra.bundle.columns` reads are written: from a table of tracks, or with tracks inserted.
 
 Both give the same bytes for the same tracks. A column is written on its own: what is in memory at a time is the rows
 of one column, four bytes each, and its distinct values.
@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lhydra.catalog import Texts
+from lhydra.bundle.catalog import Texts
+from lhydra.bundle.columns import NUMBERS, WORDS, FilterColumns, Numbers, Words, file_names, place
 from lhydra.domain import I64
-from lhydra.filters import NUMBERS, WORDS, FilterColumns, Numbers, Words, file_names, place
 from lhydra.timing import timed
 
 I32 = npt.NDArray[np.int32]

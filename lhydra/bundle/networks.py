@@ -1,7 +1,7 @@
 """The exported networks: item tower, user tower and head as ONNX graphs. The only file that imports onnxruntime.
 
 ONNX Runtime accepts ids of -1 and not-a-number inputs without a word, so what goes in comes from
-`lhydra.features`, which never makes them, and what comes out is checked to be finite.
+`lhydra.features.spec`, which never makes them, and what comes out is checked to be finite.
 """
 
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ import onnxruntime
 
 from lhydra.domain import F16, F32, I64
 from lhydra.errors import ModelError, complain
-from lhydra.features import Encoded
-from lhydra.histories import EncodedUsers
+from lhydra.features.histories import EncodedUsers
+from lhydra.features.spec import Encoded
 
 # Input and output names of the graphs: what export writes and this module feeds.
 ITEM_INPUTS, ITEM_OUTPUTS = ("dense", "ids", "bags"), ("vector", "history")

@@ -16,17 +16,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lhydra import catalog as catalogs
 from lhydra import files
-from lhydra.bundle import Bundle
-from lhydra.catalog import CHART, Catalog, Texts
+from lhydra.bundle import catalog as catalogs
+from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.catalog import CHART, Catalog, Texts
+from lhydra.bundle.index import Index
+from lhydra.bundle.model import Model
+from lhydra.bundle.networks import ItemTower
 from lhydra.data.dataset import TRAIN, Dataset
 from lhydra.domain import F32, I64, track_hashes
 from lhydra.errors import ModelError, complain
-from lhydra.features import FeatureSpec
-from lhydra.index import Index
-from lhydra.model import Model
-from lhydra.networks import ItemTower
+from lhydra.features.spec import FeatureSpec
 from lhydra.timing import timed
 
 SHARD = 65_536  # tracks in a file

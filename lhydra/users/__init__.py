@@ -1,0 +1,1 @@
+"""What is known of listeners, and where it is kept."""
