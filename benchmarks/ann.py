@@ -37,7 +37,8 @@ import numpy.typing as npt
 
 from benchmarks.machine import machine, spinning, versions
 from lhydra.bundle.bundle import Bundle
-from lhydra.bundle.index import Point, nearest_of_many, one_thread, use_threads
+from lhydra.bundle.exact import nearest_of_many
+from lhydra.bundle.index import OperatingPoint, one_thread, use_threads
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import F32, I64
 from lhydra.errors import ConfigError, LhydraError, complain
@@ -258,7 +259,7 @@ def ours(bundle: Bundle, vectors: F32, truth: Truth) -> list[Entrant]:
     build_s = next((at["build_s"] for at in manifest.index["curve"] if at["recipe"] == manifest.recipe), None)
 
     def at(effort: Effort) -> Search:
-        searched = index.at(Point(effort[knob], effort["refine"]))
+        searched = index.at(OperatingPoint(effort[knob], effort["refine"]))
         return lambda vector: searched.search(vector, FETCH)[0]
 
     refining = REFINE if index.vectors is not None and "Flat" not in index.recipe else (1,)

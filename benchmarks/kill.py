@@ -21,7 +21,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.machine import machine, versions
-from lhydra.bundle.bundle import Bundle, Manifest, current_bundle_id
+from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.manifest import Manifest, current_bundle_id
 from lhydra.errors import BundleError
 
 

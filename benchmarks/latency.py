@@ -35,7 +35,7 @@ from benchmarks.measure import Check, Measured, Run
 from benchmarks.own_server import Started, serve_command, started, started_web
 from benchmarks.peers.settings import PeerSettings
 from benchmarks.summary import REFUSED, merged, report
-from lhydra.bundle.bundle import current_bundle_id
+from lhydra.bundle.manifest import current_bundle_id
 from lhydra.errors import ConfigError, DataError, LhydraError, complain
 from lhydra_client import Client, ClientError
 from lhydra_client.results import Status

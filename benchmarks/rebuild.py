@@ -28,7 +28,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from benchmarks.machine import machine, versions
-from lhydra.bundle.bundle import Bundle, Manifest, current_bundle_id
+from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.manifest import Manifest, current_bundle_id
 
 # users, tracks, plays
 SIZES = {

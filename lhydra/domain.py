@@ -8,13 +8,10 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, NewType
+from typing import NewType
 
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    from lhydra.bundle.columns import Condition
 
 UserId = NewType("UserId", str)
 TrackId = NewType("TrackId", str)
@@ -89,6 +86,30 @@ class Repeat(IntEnum):
     DECAY = 3
 
 
+@dataclass(frozen=True)
+class Condition:
+    """What one column must say of a track; at least one thing is set, and all that is set holds.
+
+    A track of which the column says nothing has none of the values, and no number.
+    """
+
+    column: str
+    any_of: tuple[str, ...] = ()  # at least one of these values
+    all_of: tuple[str, ...] = ()  # every one of them
+    none_of: tuple[str, ...] = ()  # none of them
+    min: float | None = None  # inclusive, like max
+    max: float | None = None
+    where: str = field(default="filter.", compare=False)  # for errors: the field, or what comes before its last name
+
+    def __post_init__(self) -> None:
+        for name in ("any_of", "all_of", "none_of"):
+            object.__setattr__(self, name, tuple(sorted(set(getattr(self, name)))))
+
+    def at(self, part: str) -> str:
+        """Returns what the request calls `part`, one of the names of this class."""
+        return self.where + part if self.where.endswith(".") else self.where
+
+
 @dataclass(frozen=True, slots=True)
 class Query:
     """One request to the recommender, already looked up and checked.
@@ -105,7 +126,7 @@ class Query:
     exclude: Hashes = field(default_factory=no_hashes)
     depth: int = 0
     repeat: Repeat = Repeat.ALLOW
-    filter: "tuple[Condition, ...]" = ()
+    filter: tuple[Condition, ...] = ()
     now: int = 0
 
 

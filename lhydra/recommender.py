@@ -15,17 +15,18 @@ import numpy.typing as npt
 
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.catalog import Catalog
-from lhydra.bundle.columns import Condition
-from lhydra.bundle.index import Allowed, best_first, blank
-from lhydra.domain import F32, I64, Query, Recommendation, Repeat, Tier, UserState
+from lhydra.bundle.exact import best_first
+from lhydra.bundle.index import EligibleSet
+from lhydra.domain import F32, I64, Condition, Query, Recommendation, Repeat, Tier, UserState
 from lhydra.errors import LhydraError
 from lhydra.features.histories import EncodedUsers, Histories, offsets_of
+from lhydra.scratch import borrowed_mask
 from lhydra.timing import timed
 
 DEFAULT_DEPTH = 300
-TOGETHER = 16  # requests answered together at most
-FEW_BARRED = 256  # so many tracks are fetched beyond the depth and dropped; more are kept out of the search
-SKIPS = 0.25  # how far skipped tracks push the user's vector away from them
+MAX_BATCH = 16  # requests answered together at most
+OVERFETCHED_EXCLUSIONS = 256  # so many tracks are fetched beyond the depth and dropped; more are kept out of the search
+SKIP_WEIGHT = 0.25  # how far skipped tracks push the user's vector away from them
 RETURN_AFTER_S, RETURN_S = 7 * 86_400, 30 * 86_400  # Repeat.DECAY: when a heard track may return, and how fast it does
 FILTER_BYTES = 24 * 2**20  # memory for filters that were asked for lately
 
@@ -43,8 +44,8 @@ class _Asked:
     stage_us: dict[str, int] = field(default_factory=dict)
     error: Exception | None = None
     tier: Tier = Tier.POPULAR
-    allowed: Allowed | None = None  # what the filter lets through, None without one
-    barred: I64 = field(default_factory=lambda: np.empty(0, np.int64))  # rows that must not be returned
+    eligible: EligibleSet | None = None  # what the filter lets through, None without one
+    excluded: I64 = field(default_factory=lambda: np.empty(0, np.int64))  # rows that must not be returned
     user: EncodedUsers | None = None
     vector: F32 | None = None
     found: tuple[I64, F32] | None = None
@@ -63,8 +64,8 @@ class Recommender:
         self.depth = depth or (bundle.manifest.depth if bundle.manifest else 0) or DEFAULT_DEPTH
         self._tracks = bundle.catalog.tracks
         self._telling = frozenset(bundle.spec.profile_columns) - {"country"}  # what makes a profile more than a country
-        self._filters: OrderedDict[tuple[Condition, ...], Allowed] = OrderedDict()
-        self._all: Allowed | None = None
+        self._filters: OrderedDict[tuple[Condition, ...], EligibleSet] = OrderedDict()
+        self._all: EligibleSet | None = None
         self._lock = Lock()
         self.fallbacks = 0  # searches that came up short and were done again, wider; counted roughly under threads
 
@@ -93,7 +94,7 @@ class Recommender:
         return answer
 
     def recommend_many(self, asked: Sequence[tuple[Query, Callable[[], None]]]) -> list[Recommendation | Exception]:
-        """Answers up to TOGETHER queries; each gets what `recommend` returns or raises, whatever becomes of the others.
+        """Answers up to MAX_BATCH queries; each gets what `recommend` returns or raises, whatever the others get.
 
         A stage that was gone through together counts for each with its share of the time.
         """
@@ -127,7 +128,7 @@ class Recommender:
             state = UserState(dict.fromkeys(names, 1), history)
             self.recommend(Query(k=10, state=state))
             self.recommend_many([(Query(k=10, state=state), _no_check)] * 3)
-        heard = hashes[: FEW_BARRED + 1]
+        heard = hashes[: OVERFETCHED_EXCLUSIONS + 1]
         self.recommend(Query(k=10, state=UserState({}, history, heard), repeat=Repeat.EXCLUDE))
 
     # -- stages ------------------------------------------------------------------------------------------
@@ -144,14 +145,14 @@ class Recommender:
         with timed("exclude", request.stage_us):
             query = request.query
             if query.filter:
-                request.allowed = self._allowed(query.filter)
-            barred = self.catalog.rows(query.exclude)
+                request.eligible = self._eligible(query.filter)
+            excluded = self.catalog.rows(query.exclude)
             if query.repeat is not Repeat.ALLOW:
                 heard = self.catalog.rows(query.state.heard)
                 if query.repeat is Repeat.DECAY:
                     heard = np.setdiff1d(heard, self._returning(query)[0])
-                barred = np.concatenate([barred, heard]) if len(barred) else heard
-            request.barred = barred if barred.min(initial=0) >= 0 else barred[barred >= 0]
+                excluded = np.concatenate([excluded, heard]) if len(excluded) else heard
+            request.excluded = excluded if excluded.min(initial=0) >= 0 else excluded[excluded >= 0]
 
     def _encode_all(self, requests: list[_Asked]) -> None:
         if not requests:
@@ -178,7 +179,9 @@ class Recommender:
 
     def _retrieve_all(self, requests: list[_Asked]) -> None:
         """Candidates of every request: those without a filter and with little to leave out in one call."""
-        plain = [r for r in requests if r.answer is None and r.allowed is None and len(r.barred) <= FEW_BARRED]
+        plain = [
+            r for r in requests if r.answer is None and r.eligible is None and len(r.excluded) <= OVERFETCHED_EXCLUSIONS
+        ]
         deep = [request for request in plain if self._depth(request.query) > 2 * self.depth]
         together = [request for request in plain if request not in deep]
         for group in (
@@ -194,7 +197,7 @@ class Recommender:
     def _retrieve_together(self, requests: list[_Asked]) -> None:
         started_ns = time.perf_counter_ns()
         vectors = np.concatenate([request.vector for request in requests if request.vector is not None])
-        wide = max(self._depth(request.query) + len(request.barred) for request in requests)
+        wide = max(self._depth(request.query) + len(request.excluded) for request in requests)
         for request, (rows, cosines) in zip(requests, self.bundle.index.search_many(vectors, wide), strict=True):
             request.found = self._kept(request, rows, cosines)
         _share("retrieve", started_ns, requests)
@@ -202,8 +205,8 @@ class Recommender:
     def _retrieve(self, request: _Asked) -> None:
         with timed("retrieve", request.stage_us):
             assert request.vector is not None
-            allowed, depth = request.allowed or self._every(), self._depth(request.query)
-            request.found = self.bundle.index.search_allowed(request.vector, depth, allowed, request.barred)
+            eligible, depth = request.eligible or self._every(), self._depth(request.query)
+            request.found = self.bundle.index.search_eligible(request.vector, depth, eligible, request.excluded)
 
     def _rerank(self, request: _Asked) -> None:
         if request.answer is not None:
@@ -235,20 +238,20 @@ class Recommender:
     def _popular(self, request: _Asked) -> None:
         """The most played tracks, of the user's country where it is known; their score is the share of listeners."""
         with timed("select", request.stage_us):
-            barred = np.zeros(len(self.catalog), np.bool_)
-            barred[request.barred] = True
-            barred[self.catalog.removed] = True
-            if request.allowed is not None:
-                barred |= ~request.allowed.mask
+            excluded = np.zeros(len(self.catalog), np.bool_)
+            excluded[request.excluded] = True
+            excluded[self.catalog.removed] = True
+            if request.eligible is not None:
+                excluded |= ~request.eligible.mask
             k = request.query.k
             rows, share = self.catalog.chart(request.query.state.profile.get("country"))
-            kept = np.flatnonzero(~barred.take(rows))[:k]
+            kept = np.flatnonzero(~excluded.take(rows))[:k]
             rows, share = rows[kept], share[kept]
             if len(rows) < k:  # then those of everywhere
-                barred[rows] = True
-                wide = min(k + int(np.count_nonzero(barred)), len(barred))
+                excluded[rows] = True
+                wide = min(k + int(np.count_nonzero(excluded)), len(excluded))
                 others = self.catalog.popular[:wide].astype(np.int64)
-                others = others[~barred.take(others)][: k - len(rows)]
+                others = others[~excluded.take(others)][: k - len(rows)]
                 least = share[-1] if len(share) else np.float32(1)
                 rows = np.concatenate([rows, others])
                 share = np.concatenate([share, np.minimum(self.catalog.share[others], least)])
@@ -279,7 +282,7 @@ class Recommender:
         if len(state.skipped):
             rows = self.catalog.rows(state.skipped)
             if len(rows := rows[rows >= 0]):
-                vector = vector - SKIPS * self.catalog.vectors[rows].astype(np.float32).mean(0)
+                vector = vector - SKIP_WEIGHT * self.catalog.vectors[rows].astype(np.float32).mean(0)
                 vector = vector / np.maximum(np.linalg.norm(vector), np.float32(1e-6))
         return vector
 
@@ -293,39 +296,41 @@ class Recommender:
         return max(query.depth or self.depth, query.k)
 
     def _kept(self, request: _Asked, rows: I64, cosines: F32) -> tuple[I64, F32] | None:
-        """The first `depth` candidates not barred; None when an approximate index came up short."""
+        """The first `depth` candidates not excluded; None when an approximate index came up short."""
         depth = self._depth(request.query)
-        barred = request.barred
-        if len(barred):
-            with blank(len(self.catalog)) as marked:
-                marked[barred] = True
+        excluded = request.excluded
+        if len(excluded):
+            with borrowed_mask(len(self.catalog)) as marked:
+                marked[excluded] = True
                 kept = ~marked.take(rows)
-                marked[barred] = False
+                marked[excluded] = False
             rows, cosines = rows[kept], cosines[kept]
-        if len(rows) < depth and len(rows) < self.catalog.n_eligible - len(np.setdiff1d(barred, self.catalog.removed)):
+        if len(rows) < depth and len(rows) < self.catalog.n_eligible - len(
+            np.setdiff1d(excluded, self.catalog.removed)
+        ):
             self.fallbacks += 1
             return None
         return rows[:depth], cosines[:depth]
 
-    def _allowed(self, conditions: tuple[Condition, ...]) -> Allowed:
+    def _eligible(self, conditions: tuple[Condition, ...]) -> EligibleSet:
         """What a filter lets through, kept for the next request that asks for the same. Raises InvalidRequest."""
         with self._lock:
-            allowed = self._filters.get(conditions)
-            if allowed is None:
+            eligible = self._filters.get(conditions)
+            if eligible is None:
                 mask = self.bundle.filters.mask(conditions)
-                allowed = self._filters[conditions] = self.bundle.index.allow(mask, self.catalog.vectors)
+                eligible = self._filters[conditions] = self.bundle.index.eligible_set(mask, self.catalog.vectors)
                 size = sum(kept.nbytes for kept in self._filters.values())
                 while size > FILTER_BYTES and len(self._filters) > 1:
                     size -= self._filters.popitem(last=False)[1].nbytes
             self._filters.move_to_end(conditions)
-        return allowed
+        return eligible
 
-    def _every(self) -> Allowed:
+    def _every(self) -> EligibleSet:
         """All that may be returned to somebody."""
         if self._all is None:
             mask = np.ones(len(self.catalog), np.bool_)
             mask[self.catalog.removed] = False
-            self._all = self.bundle.index.allow(mask, self.catalog.vectors)
+            self._all = self.bundle.index.eligible_set(mask, self.catalog.vectors)
         return self._all
 
     def _returning(self, query: Query) -> tuple[I64, npt.NDArray[np.float64]]:

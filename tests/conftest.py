@@ -4,20 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from lhydra.bundle import embedding
+from lhydra.bundle import catalog_writer
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.model import Model
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.data.prepare import prepare
 from lhydra.data.settings import PrepareSettings
 from lhydra.data.synth import write_world
-from lhydra.training.config import TrainConfig
+from lhydra.training.config import TrainSettings
 from lhydra.training.train import train
 from lhydra.users.store import open_users
 from lhydra_index_builder.build import rebuild
-from lhydra_index_builder.config import RebuildConfig
+from lhydra_index_builder.config import RebuildSettings
 
-TINY_TRAINING = TrainConfig(epochs=4, dim=32, hidden=32, temperature=0.15, threads=1)
+TINY_TRAINING = TrainSettings(epochs=4, dim=32, hidden=32, temperature=0.15, threads=1)
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +42,7 @@ def tiny_store(tiny_dataset: Dataset, tiny_model: Path) -> Path:
     """A store with two bundles, the newer one CURRENT, and every user loaded; dataset and model lie beside it."""
     store = tiny_dataset.path.parent / "store"
     for seed in (0, 1):
-        rebuild(tiny_model, tiny_dataset, store, RebuildConfig(recall_users=50, gate_users=50, seed=seed))
+        rebuild(tiny_model, tiny_dataset, store, RebuildSettings(recall_users=50, gate_users=50, seed=seed))
     users = open_users(None, store)
     users.load(user_states(tiny_dataset, "now"))
     users.close()
@@ -52,4 +52,4 @@ def tiny_store(tiny_dataset: Dataset, tiny_model: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_dataset: Dataset, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The tiny model over the tiny dataset's tracks, never published."""
-    return embedding.unpublished_bundle(Model.open(tiny_model), tiny_dataset, tmp_path_factory.mktemp("catalog"))
+    return catalog_writer.unpublished_bundle(Model.open(tiny_model), tiny_dataset, tmp_path_factory.mktemp("catalog"))

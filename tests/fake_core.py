@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from lhydra.bundle.catalog import Texts
+from lhydra.bundle.strings import StringColumn
 from lhydra.domain import (
     F32,
     I64,
@@ -40,12 +40,12 @@ class FakeCatalog:
     def artist(self, row: int) -> str:
         return f"Artist {row % 7}" if row % 3 else ""
 
-    def replies(self) -> Texts:
+    def replies(self) -> StringColumn:
         parts = [
             track_part(name.encode(), self.title(row).encode(), self.artist(row).encode())
             for row, name in enumerate(self.ids)
         ]
-        return Texts(np.frombuffer(b"".join(parts), np.uint8), np.cumsum([0, *map(len, parts)]))
+        return StringColumn(np.frombuffer(b"".join(parts), np.uint8), np.cumsum([0, *map(len, parts)]))
 
     def rows(self, hashes: Hashes) -> I64:
         return np.array([self._row_of.get(track, -1) for track in hashes.tolist()], np.int64)

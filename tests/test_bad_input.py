@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lhydra.bundle.bundle import current_bundle_id
+from lhydra.bundle.manifest import current_bundle_id
 from lhydra.cli import main
 from tests.test_supervisor import Server, running
 

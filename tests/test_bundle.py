@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 from lhydra import files
-from lhydra.bundle.bundle import Bundle, Manifest, current_bundle_id
-from lhydra.bundle.catalog import Catalog, Texts, write_hashes
+from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.catalog import Catalog
+from lhydra.bundle.catalog_writer import write_hashes
+from lhydra.bundle.manifest import Manifest, current_bundle_id
+from lhydra.bundle.strings import StringColumn
 from lhydra.domain import track_hashes
 from lhydra.errors import BundleCorrupt, BundleError, BundleMismatch, BundleMissing, DataError
 
@@ -142,9 +145,9 @@ def test_rows_are_the_inverse_of_ids(tiny_bundle: Bundle) -> None:
 
 def test_texts_come_back_as_they_were() -> None:
     texts = ["", "a", "Björk", "雨", "a\nb", ""]
-    assert Texts.of(texts).at(np.array([5, 3, 2, 0, 4, 1])) == ["", "雨", "Björk", "", "a\nb", "a"]
+    assert StringColumn.of(texts).at(np.array([5, 3, 2, 0, 4, 1])) == ["", "雨", "Björk", "", "a\nb", "a"]
 
 
 def test_two_ids_with_one_hash_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'a' and 'c' with one hash"):
-        write_hashes(tmp_path, np.array([1, 2, 1], np.uint64), Texts.of(["a", "b", "c"]))
+        write_hashes(tmp_path, np.array([1, 2, 1], np.uint64), StringColumn.of(["a", "b", "c"]))

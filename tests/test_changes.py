@@ -11,22 +11,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lhydra.bundle.bundle import FORMAT, Bundle, Manifest, current_bundle_id
-from lhydra.bundle.columns import Condition
-from lhydra.bundle.index import nearest
+from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.exact import nearest
+from lhydra.bundle.manifest import FORMAT, Manifest, current_bundle_id
 from lhydra.bundle.networks import ItemTower
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset, user_states
-from lhydra.domain import Query, UserState, track_hashes
+from lhydra.domain import Condition, Query, UserState, track_hashes
 from lhydra.errors import DataError
 from lhydra.recommender import Recommender
 from lhydra_index_builder import changes
 from lhydra_index_builder import store as stores
 from lhydra_index_builder.build import rebuild
-from lhydra_index_builder.config import RebuildConfig
+from lhydra_index_builder.config import RebuildSettings
 from lhydra_protos.v1 import recommender_pb2 as pb
 
-CONFIG = RebuildConfig(recall_users=20, gate_users=20, max_shrink=1.0, max_changed_lists=1.0, max_recall_miss=0.5)
+CONFIG = RebuildSettings(recall_users=20, gate_users=20, max_shrink=1.0, max_changed_lists=1.0, max_recall_miss=0.5)
 
 
 @pytest.fixture(params=["flat", "IVF8,SQ8", "HNSW8"], scope="module")

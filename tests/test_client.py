@@ -16,6 +16,7 @@ import grpc.aio
 import pytest
 
 import lhydra_client
+from lhydra import domain
 from lhydra.bundle import columns
 from lhydra_client import (
     AsyncClient,
@@ -500,12 +501,12 @@ def test_filter_and_repeat_mean_to_the_service_what_they_say(tmp_path: Path, mon
         query = running.recommender.queries[-1]
         assert query.repeat.name == "DECAY"
         assert set(query.filter) == {
-            columns.Condition("genre", any_of=("Jazz", "Rock")),
-            columns.Condition("artist", any_of=("Ana Sol",)),
-            columns.Condition("year", min=1990, max=1999),
-            columns.Condition("explicit", any_of=("0",)),
-            columns.Condition("tags", any_of=("a",), all_of=("piano", "live"), none_of=("christmas",)),
-            columns.Condition("tempo", min=0, max=120.5),
+            domain.Condition("genre", any_of=("Jazz", "Rock")),
+            domain.Condition("artist", any_of=("Ana Sol",)),
+            domain.Condition("year", min=1990, max=1999),
+            domain.Condition("explicit", any_of=("0",)),
+            domain.Condition("tags", any_of=("a",), all_of=("piano", "live"), none_of=("christmas",)),
+            domain.Condition("tempo", min=0, max=120.5),
         }
         with pytest.raises(InvalidRequest, match=r"^filter\.conditions\[0\]\.column: found .*mood"):
             client.recommend("u1", filter=Filter(conditions=[Condition("mood", any_of=["sad"])]))

@@ -19,16 +19,17 @@ from typing import Any
 import pytest
 
 from lhydra import files
-from lhydra.bundle.bundle import Bundle, Manifest, current_bundle_id
+from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.manifest import Manifest, current_bundle_id
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset
 from lhydra.errors import BundleMissing, BundleRefused
 from lhydra_index_builder import build, gate
 from lhydra_index_builder import store as stores
 from lhydra_index_builder.build import rebuild
-from lhydra_index_builder.config import RebuildConfig
+from lhydra_index_builder.config import RebuildSettings
 
-SETTINGS = RebuildConfig(recipe="flat", depth=100, recall_users=20, gate_users=20, threads=1)
+SETTINGS = RebuildSettings(recipe="flat", depth=100, recall_users=20, gate_users=20, threads=1)
 DEADLINE_S = 60.0
 PROGRESS = ("embedding tracks: ", "building the index: ")
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lhydra.bundle.bundle import Bundle
-from lhydra.bundle.index import nearest
+from lhydra.bundle.exact import nearest
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.evaluation.run import find_targets

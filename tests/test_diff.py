@@ -15,16 +15,17 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from lhydra.bundle.bundle import Bundle
-from lhydra.bundle.catalog import Catalog, Texts
+from lhydra.bundle.catalog import Catalog
+from lhydra.bundle.strings import StringColumn
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import I64, Query, Recommendation, Tier, UserState, make_history, no_history, track_hashes
 from lhydra.errors import BundleMissing, DataError, UserStoreError
 from lhydra.recommender import Recommender
-from lhydra.users.store import LmdbUsers
+from lhydra.users.lmdb_store import LmdbUsers
 from lhydra_index_builder import diff
 from lhydra_index_builder.changes import add, remove
-from lhydra_index_builder.config import RebuildConfig
+from lhydra_index_builder.config import RebuildSettings
 from lhydra_index_builder.store import entries
 
 Lists = Sequence[Sequence[str]]
@@ -67,7 +68,7 @@ def catalog_of(source: Catalog, ids: Sequence[str], share: Sequence[float], genr
         hashes=hashes[at],
         hash_rows=at.astype(np.int32),
         removed=np.array([ids.index(track) for track in removed], np.int64),
-        names=Texts.of(ids),
+        names=StringColumn.of(ids),
     )
 
 
@@ -358,7 +359,7 @@ def test_a_genre_that_is_the_first_of_a_bag(tiny_bundle: Bundle) -> None:
 
 
 def test_tracks_that_were_added_and_removed(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    limits = RebuildConfig(gate_users=20, recall_users=20, force=True)
+    limits = RebuildSettings(gate_users=20, recall_users=20, force=True)
     (tmp_path / "new.csv").write_text("track_id,name\n000,First\nnew1,One\nzzz,Last\n", encoding="utf-8")
     before = Bundle.open(store)
     best = Recommender(before).recommend(Query(10)).rows[:4]

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lhydra.errors import FeatureError
+from lhydra.features.fit import fit_features
 from lhydra.features.histories import Histories
 from lhydra.features.spec import Encoded, FeatureSpec
 
@@ -42,7 +43,7 @@ def world() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 TRACKS, USERS = world()
-SPEC = FeatureSpec.fit(TRACKS, USERS, TRACK_KINDS, USER_KINDS, np.arange(N) < 35)
+SPEC = fit_features(TRACKS, USERS, TRACK_KINDS, USER_KINDS, np.arange(N) < 35)
 ENCODED = SPEC.encode_tracks(TRACKS)
 
 maybe_number = st.none() | st.floats(-1e6, 1e6) | st.just(float("nan"))

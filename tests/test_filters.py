@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lhydra.bundle import columns_writer
-from lhydra.bundle.columns import Condition, FilterColumns, Mask, Numbers, file_names, normalised
+from lhydra.bundle.columns import FilterColumns, Mask, Numbers, file_names, normalised
 from lhydra.bundle.columns_writer import insert_columns, write_columns
+from lhydra.domain import Condition
 from lhydra.errors import BundleCorrupt, InvalidRequest
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.filters import MAX_CONDITIONS, MAX_VALUES, SPELLINGS, to_conditions

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lhydra.bundle.bundle import Bundle, Manifest, current_bundle_id
+from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.manifest import Manifest, current_bundle_id
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset
 from lhydra.data.prepare import prepare
@@ -21,9 +22,9 @@ from lhydra.recommender import Recommender
 from lhydra_index_builder import build, gate
 from lhydra_index_builder import store as stores
 from lhydra_index_builder.build import held_out, rebuild
-from lhydra_index_builder.config import RebuildConfig
+from lhydra_index_builder.config import RebuildSettings
 
-CONFIG = RebuildConfig(recall_users=30, gate_users=200, depth=100)
+CONFIG = RebuildSettings(recall_users=30, gate_users=200, depth=100)
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lhydra.bundle.bundle import FORMAT, Bundle
+from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.manifest import FORMAT
 from lhydra.domain import HISTORY_DTYPE, Query, Tier, UserState
 from lhydra.errors import BundleMismatch
 from lhydra.recommender import Recommender

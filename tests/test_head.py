@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lhydra.bundle import embedding
+from lhydra.bundle import catalog_writer
 from lhydra.bundle.model import Model
 from lhydra.data.dataset import Dataset
 from lhydra.evaluation.metrics import rank_metrics
@@ -20,7 +20,7 @@ from lhydra.training import head as heads
 from lhydra.training import teachers
 from lhydra.training.data import Targets, TrainingData, load, select
 from lhydra.training.export import export
-from lhydra.training.head import BARE, FOLDS, STRENGTHS, UNMEASURED_STRENGTH, Examples, Fitted
+from lhydra.training.head import FOLDS, RETRIEVAL_ORDER, STRENGTHS, UNMEASURED_STRENGTH, Examples, Fitted
 from lhydra.training.model import Head, Network
 from lhydra.training.step import Tensors, embed_users
 from lhydra.training.teachers import Table, Teachers
@@ -113,7 +113,7 @@ def test_candidates_are_the_nearest_unheard_tracks_and_some_random_ones(
     vectors, history = (part.numpy() for part in embed_tracks(network, Tensors.of(data)))
     encoded = data.spec.encode_users(data.profiles[data.valid.users], select(data.train, data.valid.users), data.tracks)
     users = embed_users(network, encoded, torch.from_numpy(history)).numpy()
-    popularity = embedding.popularity(data.listeners)
+    popularity = catalog_writer.popularity(data.listeners)
     assert found.retrieved == CONFIG.depth
     assert found.rows.shape == found.labels.shape == (len(data.valid.users), CONFIG.depth + heads.RANDOM)
     for i, user in enumerate(data.valid.users):
@@ -339,7 +339,7 @@ def test_where_signals_are_noise_the_retrieval_order_stays(network: Network, dat
     with torch.no_grad():
         logits = network.head.weighted(examples.dense, examples.signals)
     torch.testing.assert_close(logits, scale * examples.signals[:, :, 0])  # a cosine, scaled
-    assert BARE not in (0.0, *STRENGTHS)
+    assert RETRIEVAL_ORDER not in (0.0, *STRENGTHS)
 
 
 def test_the_cascade_is_never_reported_below_the_retrieval_order(
@@ -375,7 +375,7 @@ def test_served_scores_are_those_of_training(
     network.eval()
     export(network, data, fitted_teachers.table, tmp_path, {"parents": {}, "quality": {}})
     (tmp_path / "catalog").mkdir()
-    bundle = embedding.unpublished_bundle(Model.open(tmp_path), tiny_dataset, tmp_path / "catalog")
+    bundle = catalog_writer.unpublished_bundle(Model.open(tmp_path), tiny_dataset, tmp_path / "catalog")
     examples = gathered(network, data, fitted_teachers.table)
     vectors, tensors = embed_tracks(network, Tensors.of(data))[0], Tensors.of(data)
     base, deep = heads._parts(network.head, examples, vectors, tensors, torch.arange(len(examples)))

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lhydra.bundle.index import Index, Point, nearest
+from lhydra.bundle.exact import nearest
+from lhydra.bundle.index import Index, OperatingPoint
 from lhydra.domain import F32, I64
 from lhydra.errors import BundleCorrupt, ConfigError
 
@@ -118,7 +119,7 @@ def test_a_map_from_positions_to_rows_and_removed_tracks(n: int, k: int, seed: i
 @pytest.mark.parametrize("recipe", ["HNSW8", "IVF16,SQ8"])
 def test_an_approximate_index_is_not_short_because_of_the_removed(recipe: str) -> None:
     vectors = unit(700, 16)
-    index = Index.build(vectors, recipe).at(Point(16 if "IVF" in recipe else 700))
+    index = Index.build(vectors, recipe).at(OperatingPoint(16 if "IVF" in recipe else 700))
     for query in unit(10, 16, seed=5):
         near = index.search(query, 120)[0]
         rows = np.arange(700, dtype=np.int32)
@@ -135,8 +136,8 @@ def test_the_operating_point_survives_the_file_and_changes_what_is_found(tmp_pat
     exact = Index.build(vectors, "flat")
     shares = []
     for effort in (1, 8, 64):
-        again = Index.open(tmp_path / "index.faiss", "IVF64,SQ8", Point(effort))
-        assert (again.point, again.knob, again.lists) == (Point(effort), "nprobe", 64)
+        again = Index.open(tmp_path / "index.faiss", "IVF64,SQ8", OperatingPoint(effort))
+        assert (again.point, again.knob, again.lists) == (OperatingPoint(effort), "nprobe", 64)
         hits = [len({*exact.search(q, 50)[0]} & {*again.search(q, 50)[0]}) for q in unit(40, 16, seed=3)]
         shares.append(np.mean(hits) / 50)
     assert shares[0] < shares[1] < shares[2]
@@ -145,9 +146,9 @@ def test_the_operating_point_survives_the_file_and_changes_what_is_found(tmp_pat
 
 def test_refining_orders_by_the_exact_vectors() -> None:
     vectors = unit(2000, 16)
-    index = Index.build(vectors, "IVF4,PQ8x4fs").at(Point(4))
+    index = Index.build(vectors, "IVF4,PQ8x4fs").at(OperatingPoint(4))
     rough = np.mean([len({*nearest(vectors, q, 20, NONE)[0]} & {*index.search(q, 20)[0]}) for q in unit(30, 16, 9)])
-    fine = index.refining(vectors).at(Point(4, 8))
+    fine = index.refining(vectors).at(OperatingPoint(4, 8))
     for query in unit(30, 16, 9):
         rows, scores = fine.search(query, 20)
         np.testing.assert_allclose(scores, vectors[rows] @ query, atol=1e-6)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from lhydra.bundle import embedding
+from lhydra.bundle import catalog_writer
 from lhydra.bundle.model import Model
 from lhydra.data.dataset import TEST, TRAIN, Dataset, user_states
 from lhydra.data.prepare import prepare
@@ -16,11 +16,11 @@ from lhydra.evaluation.bootstrap import F64, difference
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.evaluation.run import Targets, find_targets
 from lhydra.recommender import Recommender
-from lhydra.training.config import TrainConfig
+from lhydra.training.config import TrainSettings
 from lhydra.training.train import train
 from lhydra.users.record import UserRecord
 
-CONFIG = TrainConfig(epochs=5, dim=32, hidden=32, threads=1, head_epochs=2, depth=100)
+CONFIG = TrainSettings(epochs=5, dim=32, hidden=32, threads=1, head_epochs=2, depth=100)
 K = 10
 
 
@@ -39,7 +39,7 @@ def recommender(world: Dataset) -> Recommender:
     train(world, folder / "model", CONFIG)
     (folder / "catalog").mkdir()
     return Recommender(
-        embedding.unpublished_bundle(Model.open(folder / "model"), world, folder / "catalog"), CONFIG.depth
+        catalog_writer.unpublished_bundle(Model.open(folder / "model"), world, folder / "catalog"), CONFIG.depth
     )
 
 

@@ -24,7 +24,7 @@ def sized(dataset: Dataset, n: int) -> Dataset:
 
 
 def test_the_need_grows_with_tracks_processes_and_codes(model: Model, tiny_dataset: Dataset) -> None:
-    def need(n: int, recipe: str = "auto", max_bytes: int = 0, processes: int = 2) -> plan.Need:
+    def need(n: int, recipe: str = "auto", max_bytes: int = 0, processes: int = 2) -> plan.ResourceEstimate:
         return plan.predict(model, sized(tiny_dataset, n), recipe, max_bytes, processes)
 
     sizes = [need(n) for n in (10_000, 100_000, 1_000_000, 10_000_000)]
@@ -53,14 +53,14 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 def test_a_small_machine_and_a_full_disk_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(plan, "free_memory", lambda: 2**30)
-    plan.check(plan.Need(2**30, 10), tmp_path / "not" / "there", 0)
+    plan.check(plan.ResourceEstimate(2**30, 10), tmp_path / "not" / "there", 0)
     with pytest.raises(ConfigError, match=r"^memory: found 1\.0 GiB free, expected about 2\.0 GiB for this rebuild$"):
-        plan.check(plan.Need(2**31, 10), tmp_path, 0)
+        plan.check(plan.ResourceEstimate(2**31, 10), tmp_path, 0)
     monkeypatch.setattr(plan, "free_memory", lambda: None)  # a system that does not say refuses nobody
-    plan.check(plan.Need(2**50, 10), tmp_path, 0)
+    plan.check(plan.ResourceEstimate(2**50, 10), tmp_path, 0)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**10, 9 * 10**9, 10**9))
     with pytest.raises(ConfigError, match=r"disk of .*: found 1\.0 GB free, expected about 3\.0 GB for this rebuild$"):
-        plan.check(plan.Need(1, 3 * 10**9), tmp_path, 0)
+        plan.check(plan.ResourceEstimate(1, 3 * 10**9), tmp_path, 0)
 
 
 def test_the_free_memory_is_read(monkeypatch: pytest.MonkeyPatch) -> None:

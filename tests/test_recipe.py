@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lhydra.bundle.index import FLAT, Index, Point, nearest, nearest_of_many, sample_rows
+from lhydra.bundle.exact import nearest, nearest_of_many
+from lhydra.bundle.index import FLAT, Index, OperatingPoint, sample_rows
 from lhydra.domain import F32, I64
 from lhydra.errors import ConfigError
 from lhydra_index_builder import pool, recipe
@@ -125,7 +126,7 @@ def test_a_target_out_of_reach_of_the_codes_takes_the_next_recipe(
 
 def test_the_measure_is_the_truth(vectors: Vectors, truth: Truth, tmp_path: Path) -> None:
     recipe.build(vectors, "IVF64,SQ8", 0, map, 1, tmp_path / "index")
-    index = Index.open(tmp_path / "index", "IVF64,SQ8", Point(3))
+    index = Index.open(tmp_path / "index", "IVF64,SQ8", OperatingPoint(3))
     found = measure(index, truth, 150, 7.0, 1.0)
     mapped = np.load(vectors.path)
     shares = []
@@ -150,7 +151,7 @@ def test_work_counts_what_is_compared() -> None:
 
 
 def lists_of(path: Path, name: str, vectors: Vectors, truth: Truth) -> list[list[int]]:
-    index = Index.open(path, name, Point(8))
+    index = Index.open(path, name, OperatingPoint(8))
     assert len(index) == vectors.n
     return [index.search(query, 80)[0].tolist() for query in truth.queries[:20]]
 

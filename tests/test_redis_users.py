@@ -26,7 +26,7 @@ from lhydra.users import redis_store
 from lhydra.users.breaker import FAILURES, LONGEST_REST_S, REST_S
 from lhydra.users.connections import MOST, Address, Connections
 from lhydra.users.redis_store import RedisUsers
-from lhydra.users.store import UserStore, open_users, shown
+from lhydra.users.store import UserStore, open_users, redacted
 from tests.redis_server import RedisServer, budgets, running
 from tests.test_breaker import Clock
 from tests.test_evaluate import random_plays, write_dataset
@@ -443,7 +443,7 @@ def test_a_password_is_used_and_never_shown(
     with running(SECRET) as server:
         right = f"redis://:{QUOTED}@127.0.0.1:{server.port}/1"
         assert opened(right).record([play("e0")]) == [True]
-        for wrong in (right.replace("s3cr", "wr0ng"), right.replace("redis://", "redis://me"), shown(right)):
+        for wrong in (right.replace("s3cr", "wr0ng"), right.replace("redis://", "redis://me"), redacted(right)):
             users = opened(wrong)
             lines = [failure(users) for _ in range(FAILURES + 1)]
             assert "found user or password refused" in lines[0]
@@ -504,8 +504,8 @@ def test_addresses() -> None:
     assert Address.parse("redis://h") == Address("h")
     assert Address.parse("rediss://me:a%40b@h:1/2/") == Address("h", 1, 2, True, "me", "a@b")
     assert str(Address.parse("rediss://me:a%40b@[::1]:1/2")) == "rediss://[::1]:1/2"
-    assert shown("rediss://me:a%40b@[::1]:1/2") == "rediss://[::1]:1/2"
-    assert shown("lmdb:a@b") == "lmdb:a@b"
+    assert redacted("rediss://me:a%40b@[::1]:1/2") == "rediss://[::1]:1/2"
+    assert redacted("lmdb:a@b") == "lmdb:a@b"
 
 
 def nobody_there() -> str:
@@ -539,7 +539,7 @@ def test_loading_where_nobody_is_is_one_line(dataset: Dataset, capsys: pytest.Ca
     url = nobody_there()
     assert main(["users", "load", str(dataset.path), "--users", url]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    where = f"{shown(url)}/0"
+    where = f"{redacted(url)}/0"
     assert line == f"lhydra users: user store {where}: found Connection refused, expected a Redis server that answers"
 
 

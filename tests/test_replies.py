@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lhydra.bundle.catalog import Texts
+from lhydra.bundle.strings import StringColumn
 from lhydra.domain import STAGES, Recommendation, Tier
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_protos.v1.wire import SCORES, number_field, text_field, track_part, varint
@@ -133,10 +133,10 @@ def test_a_reply_is_the_message_built_field_by_field(
     np.testing.assert_array_equal(parts.data, before)  # the scores went into a copy
 
 
-def texts_of(catalogue: Sequence[Track]) -> Texts:
+def texts_of(catalogue: Sequence[Track]) -> StringColumn:
     """As the bundle holds them: mapped, not to be written to."""
     data = np.frombuffer(b"".join(track.part for track in catalogue), np.uint8)
-    return Texts(data, np.cumsum([0, *(len(track.part) for track in catalogue)]))
+    return StringColumn(data, np.cumsum([0, *(len(track.part) for track in catalogue)]))
 
 
 def found_rows(chosen: Sequence[tuple[int, float, float]], tier: Tier) -> Recommendation:

@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 from lhydra import recommender as recommenders
 from lhydra.bundle import index as indexes
 from lhydra.bundle.bundle import Bundle
-from lhydra.bundle.columns import Condition, normalised
-from lhydra.bundle.index import Index, Point, best_first, nearest
+from lhydra.bundle.columns import normalised
+from lhydra.bundle.exact import best_first, nearest
+from lhydra.bundle.index import Index, OperatingPoint
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import (
     F32,
     HISTORY_DTYPE,
     I64,
+    Condition,
     Hashes,
     Query,
     Recommendation,
@@ -49,9 +51,9 @@ def states(tiny_dataset: Dataset) -> list[UserState]:
 def recommender(request: pytest.FixtureRequest, bundle: Bundle) -> Iterator[Recommender]:
     """With a bound so low that filters are searched for inside the index, too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(indexes, "FEW", 30)
-        patch.setattr(indexes, "MOST_FEW", 30)
-        patch.setattr(recommenders, "FEW_BARRED", 20)
+        patch.setattr(indexes, "BRUTE_FORCE_TRACKS", 30)
+        patch.setattr(indexes, "MAX_BRUTE_FORCE_TRACKS", 30)
+        patch.setattr(recommenders, "OVERFETCHED_EXCLUSIONS", 20)
         yield Recommender(dataclasses.replace(bundle, index=Index.build(bundle.catalog.vectors, request.param)))
 
 
@@ -109,8 +111,8 @@ def test_exactly_k_or_all_that_the_filter_and_the_exclusions_leave(
 def test_under_a_filter_the_list_is_the_head_over_the_nearest_allowed(
     bundle: Bundle, states: list[UserState], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(indexes, "FEW", 30)
-    monkeypatch.setattr(indexes, "MOST_FEW", 30)
+    monkeypatch.setattr(indexes, "BRUTE_FORCE_TRACKS", 30)
+    monkeypatch.setattr(indexes, "MAX_BRUTE_FORCE_TRACKS", 30)
     exact = Recommender(dataclasses.replace(bundle, index=Index.build(bundle.catalog.vectors, "flat")), depth=40)
     years = (Condition("year", min=1980), Condition("year", max=2000))
     for state in states[:20]:
@@ -183,8 +185,8 @@ def test_the_nearest_ten_under_a_filter_are_found_at_every_selectivity(
     clustered: tuple[F32, I64, F32], kind: str, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Random filters and, harder, whole clusters, which the query may be far from; at 0.0 a single track is left."""
-    monkeypatch.setattr(indexes, "FEW", 150)
-    monkeypatch.setattr(indexes, "MOST_FEW", 150)
+    monkeypatch.setattr(indexes, "BRUTE_FORCE_TRACKS", 150)
+    monkeypatch.setattr(indexes, "MAX_BRUTE_FORCE_TRACKS", 150)
     vectors, cluster, queries = clustered
     rng = np.random.default_rng(1)
     if share == 0.0:
@@ -195,12 +197,12 @@ def test_the_nearest_ten_under_a_filter_are_found_at_every_selectivity(
         mask = np.isin(cluster, rng.permutation(40)[: max(1, round(40 * share))]) & (
             rng.random(len(vectors)) < 40 * share
         )
-    index = Index.build(vectors, "IVF128,SQ8").at(Point(8))
-    allowed = index.allow(mask, vectors)
+    index = Index.build(vectors, "IVF128,SQ8").at(OperatingPoint(8))
+    allowed = index.eligible_set(mask, vectors)
     found = 0
     wanted = 0
     for query in queries:
-        rows, scores = index.search_allowed(query, 100, allowed, np.empty(0, np.int64))
+        rows, scores = index.search_eligible(query, 100, allowed, np.empty(0, np.int64))
         assert len(rows) == len(set(rows.tolist())) == min(100, np.count_nonzero(mask))
         assert mask[rows].all()
         assert (np.diff(scores) <= 0).all()
@@ -217,20 +219,20 @@ def test_barred_rows_and_removed_ones_are_searched_around(clustered: tuple[F32, 
     by_position = vectors[positions]
     removed = rng.integers(0, n, 3_000)
     positions[np.isin(positions, removed)] = -1
-    index = Index.build(by_position, "IVF64,Flat").at(Point(12)).with_rows(positions)
-    allowed = index.allow(np.ones(n, np.bool_), vectors)
+    index = Index.build(by_position, "IVF64,Flat").at(OperatingPoint(12)).with_rows(positions)
+    allowed = index.eligible_set(np.ones(n, np.bool_), vectors)
     gone = np.unique(removed)
     assert allowed.count == n - len(gone)
     found = 0
     for query in queries[:10]:
-        barred = np.concatenate([nearest(vectors, query, 4_000, gone)[0], rng.integers(0, n, 500)])
-        rows, _ = index.search_allowed(query, 50, allowed, barred)
+        excluded = np.concatenate([nearest(vectors, query, 4_000, gone)[0], rng.integers(0, n, 500)])
+        rows, _ = index.search_eligible(query, 50, allowed, excluded)
         assert len(rows) == 50
-        assert not np.isin(rows, barred).any()
+        assert not np.isin(rows, excluded).any()
         assert not np.isin(rows, gone).any()
-        exact = nearest(vectors, query, 10, np.union1d(barred, gone))[0]
+        exact = nearest(vectors, query, 10, np.union1d(excluded, gone))[0]
         found += len(np.intersect1d(exact, rows))
-    assert found >= 95  # of a hundred, though a fifth of all, the nearest, are barred
+    assert found >= 95  # of a hundred, though a fifth of all, the nearest, are excluded
 
 
 # -- company ---------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ class Running:
     @property
     def waiting(self) -> list[Any]:
         """Those in line for their turn."""
-        return list(self.service._turns._waiting)
+        return list(self.service._batcher._waiting)
 
 
 @pytest.fixture
@@ -756,7 +756,7 @@ def test_the_door_is_open_again_after_callers_that_cancel(tmp_path: Path) -> Non
 
 
 def test_the_door_is_open_again_after_a_client_that_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lhydra_server.turns.GIVE_WAY", 0)  # the first is held alone, though four come at once
+    monkeypatch.setattr("lhydra_server.batcher.GIVE_WAY", 0)  # the first is held alone, though four come at once
     script = """if True:
         import sys, grpc
         from lhydra_protos.v1 import recommender_pb2 as pb

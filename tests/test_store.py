@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from lhydra import files
-from lhydra.bundle import embedding
-from lhydra.bundle.bundle import Bundle, Manifest, current_bundle_id
-from lhydra.bundle.index import Point, nearest
+from lhydra.bundle import catalog_writer, embedding
+from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.exact import nearest
+from lhydra.bundle.index import OperatingPoint
+from lhydra.bundle.manifest import Manifest, current_bundle_id
 from lhydra.bundle.model import Model
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset, user_states
@@ -20,9 +22,9 @@ from lhydra.errors import LhydraError
 from lhydra.recommender import Recommender
 from lhydra_index_builder import store as stores
 from lhydra_index_builder.build import rebuild
-from lhydra_index_builder.config import RebuildConfig
+from lhydra_index_builder.config import RebuildSettings
 
-SETTINGS = RebuildConfig(recall_users=20, gate_users=20, recipe="flat", depth=100)
+SETTINGS = RebuildSettings(recall_users=20, gate_users=20, recipe="flat", depth=100)
 
 
 @pytest.fixture
@@ -139,8 +141,8 @@ def test_the_catalog_is_the_item_tower_over_every_track(
 ) -> None:
     model = Model.open(tiny_model)
     monkeypatch.setattr(embedding, "BLOCK", 7)
-    monkeypatch.setattr(embedding, "SHARD", 61)
-    catalog = embedding.write_catalog(model, tiny_dataset, tmp_path)
+    monkeypatch.setattr(catalog_writer, "SHARD", 61)
+    catalog = catalog_writer.write_catalog(model, tiny_dataset, tmp_path)
     tracks = model.spec.encode_tracks(tiny_dataset.track_columns())
     vectors, history = model.item_tower.embed(tracks)
     for kept, exact in ((catalog.vectors, vectors), (catalog.history, history), (catalog.dense, tracks.dense)):
@@ -170,7 +172,7 @@ def test_the_measured_recall_is_the_truth(recipe: str, tiny_model: Path, tiny_da
     curve = [
         point
         for point in built.manifest.index["curve"]
-        if vars(Point(point["effort"], point["refine"])) == built.manifest.point
+        if vars(OperatingPoint(point["effort"], point["refine"])) == built.manifest.point
     ]
     assert curve[-1]["least"] >= 0.9 or not built.manifest.index["reached"]
 

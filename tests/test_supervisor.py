@@ -19,7 +19,8 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from lhydra.bundle.bundle import Bundle, current_bundle_id
+from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.manifest import current_bundle_id
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import Query, UserState
 from lhydra.errors import ConfigError, PortInUse

@@ -21,10 +21,10 @@ from lhydra.data.dataset import Dataset
 from lhydra.data.prepare import prepare
 from lhydra.data.settings import PrepareSettings
 from lhydra.features.histories import HISTORY_FEATURES
-from lhydra.training.config import TrainConfig
+from lhydra.training.config import TrainSettings
 from lhydra.training.train import train
 
-CONFIG = TrainConfig(epochs=8, dim=32, hidden=32, temperature=0.15, threads=1, head_epochs=1, depth=60)
+CONFIG = TrainSettings(epochs=8, dim=32, hidden=32, temperature=0.15, threads=1, head_epochs=1, depth=60)
 NAMES = ("epochs", "dim", "hidden", "temperature", "threads", "head_epochs", "depth")
 FLAGS = [word for name in NAMES for word in (f"--{name.replace('_', '-')}", str(getattr(CONFIG, name)))]
 # Whoever starts the tests in the background may have SIGINT ignored; a person at a terminal has not.

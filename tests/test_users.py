@@ -25,9 +25,10 @@ from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import MAX_HISTORY, MAX_SKIPPED, Play, UserState, Value, make_history, track_hash, track_hashes
 from lhydra.errors import ConfigError, UserStoreError
 from lhydra.users import record
+from lhydra.users.lmdb_store import LmdbUsers
 from lhydra.users.record import UserRecord, unpack, user_tag
 from lhydra.users.redis_store import RedisUsers
-from lhydra.users.store import LmdbUsers, UserStore, open_users
+from lhydra.users.store import UserStore, open_users
 from tests.redis_server import RedisServer, budgets, running
 from tests.test_evaluate import random_plays, write_dataset
 

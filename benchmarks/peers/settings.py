@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from lhydra.bundle.bundle import current_bundle_id
+from lhydra.bundle.manifest import current_bundle_id
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 
 from benchmarks.peers.settings import PeerSettings
 from benchmarks.peers.torch_model import TorchModel
-from lhydra.bundle.bundle import Manifest
+from lhydra.bundle.manifest import Manifest
 from lhydra.domain import UserState
 from lhydra.users.store import open_users
 

@@ -20,11 +20,15 @@ import pyarrow.parquet as pq
 from lhydra import __version__, files
 from lhydra.bundle import catalog as catalogs
 from lhydra.bundle import columns
-from lhydra.bundle.bundle import PARTS, Bundle, Manifest, current_bundle_id
+from lhydra.bundle.arrays import blocks
+from lhydra.bundle.bundle import PARTS, Bundle
 from lhydra.bundle.catalog import Catalog
+from lhydra.bundle.catalog_writer import train_users, write_catalog
 from lhydra.bundle.columns_writer import write_columns
-from lhydra.bundle.embedding import SHARD, blocks, train_users, write_catalog
-from lhydra.bundle.index import FLAT, Index, nearest_of_many, use_threads
+from lhydra.bundle.embedding import SHARD
+from lhydra.bundle.exact import nearest_of_many
+from lhydra.bundle.index import FLAT, Index, use_threads
+from lhydra.bundle.manifest import Manifest, current_bundle_id
 from lhydra.bundle.model import GRAPHS, Model
 from lhydra.console import progress
 from lhydra.data.dataset import VALID, AsOf, Dataset, user_states
@@ -36,7 +40,7 @@ from lhydra.recommender import Recommender
 from lhydra.timing import timed
 from lhydra_index_builder import depth as depths
 from lhydra_index_builder import gate, plan, pool, recipe, replies, store
-from lhydra_index_builder.config import RebuildConfig
+from lhydra_index_builder.config import RebuildSettings
 
 GOLDEN_USERS, GOLDEN_TRACKS = 8, 64
 REFITTED = "train and valid"  # what model.json says of a model made with --refit
@@ -59,7 +63,7 @@ def quiet(line: str) -> None:
 
 
 @timed("rebuild")
-def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildConfig, say: Say = quiet) -> Built:
+def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildSettings, say: Say = quiet) -> Built:
     """Builds a bundle from model and dataset in the store at `path`, and makes it CURRENT when its gate lets it.
 
     Whatever else happens leaves CURRENT as it was: a failure leaves nothing, a refusal leaves the bundle, refused.
@@ -165,7 +169,7 @@ def finish(
     path: Path,
     manifest: Manifest,
     ask: Ask,
-    config: RebuildConfig,
+    config: RebuildSettings,
     say: Say,
     known: Mapping[str, files.FileInfo] = MappingProxyType({}),
 ) -> Built:
@@ -260,7 +264,7 @@ def _point(chosen: recipe.Measured) -> str:
     return f"effort {chosen.effort}" + (f", refine {chosen.refine}" if chosen.refine > 1 else "")
 
 
-def _some_users(bundle: Bundle, dataset: Dataset, as_of: AsOf, config: RebuildConfig) -> EncodedUsers:
+def _some_users(bundle: Bundle, dataset: Dataset, as_of: AsOf, config: RebuildSettings) -> EncodedUsers:
     """Encoded users of the dataset, drawn at random, with their histories."""
     n = len(dataset.user_ids)
     drawn = np.sort(np.random.default_rng(config.seed).permutation(n)[: config.recall_users])

@@ -18,14 +18,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lhydra import __version__, files
-from lhydra.bundle import catalog as catalogs
-from lhydra.bundle.bundle import Bundle, Golden, Manifest, open_index
-from lhydra.bundle.catalog import Catalog, Texts
+from lhydra.bundle import catalog_writer
+from lhydra.bundle.arrays import GrowingArrays, blocks
+from lhydra.bundle.bundle import Bundle, Golden, open_index
+from lhydra.bundle.catalog import Catalog
 from lhydra.bundle.columns_writer import insert_columns
-from lhydra.bundle.embedding import SHARD, Growing, blocks, embed
-from lhydra.bundle.index import Index, nearest_of_many
+from lhydra.bundle.embedding import SHARD, embed
+from lhydra.bundle.exact import nearest_of_many
+from lhydra.bundle.index import Index
+from lhydra.bundle.manifest import Manifest
 from lhydra.bundle.model import GRAPHS
 from lhydra.bundle.networks import ItemTower
+from lhydra.bundle.strings import StringColumn
 from lhydra.data.dataset import Column, track_columns
 from lhydra.data.tracks import read_tracks
 from lhydra.domain import I64, Hashes, UserState, track_hashes
@@ -36,7 +40,7 @@ from lhydra.timing import timed
 from lhydra.users.store import open_users
 from lhydra_index_builder import gate, plan, recipe, store
 from lhydra_index_builder.build import Built, Say, finish, quiet
-from lhydra_index_builder.config import RebuildConfig
+from lhydra_index_builder.config import RebuildSettings
 from lhydra_index_builder.replies import REPLIES, packed
 
 DUE = 0.05  # share of the tracks of the last full build that may change before a rebuild is due
@@ -55,7 +59,7 @@ class Source:
     states: Sequence[UserState]
 
     @classmethod
-    def open(cls, path: Path, users: str | None, config: RebuildConfig) -> "Source":
+    def open(cls, path: Path, users: str | None, config: RebuildSettings) -> "Source":
         """Opens CURRENT of the store at `path`; users of its user store, where there is one."""
         bundle = Bundle.open(path)
         assert bundle.manifest is not None  # opened from a store
@@ -79,7 +83,7 @@ def some_users(path: Path, users: str | None, n: int) -> list[UserState]:
 
 @timed("add")
 def add(
-    tracks: Path, path: Path, config: RebuildConfig, users: str | None = None, say: Say = quiet
+    tracks: Path, path: Path, config: RebuildSettings, users: str | None = None, say: Say = quiet
 ) -> tuple[Built, int, int]:
     """Publishes the current bundle with the tracks in a file added; returns (built, added, restored).
 
@@ -141,7 +145,7 @@ def add(
 
 @timed("remove")
 def remove(
-    track_ids: Iterable[str], path: Path, config: RebuildConfig, users: str | None = None, say: Say = quiet
+    track_ids: Iterable[str], path: Path, config: RebuildSettings, users: str | None = None, say: Say = quiet
 ) -> tuple[Built, int]:
     """Publishes the current bundle with these tracks never returned; returns (built, how many were not yet removed).
 
@@ -178,7 +182,7 @@ def _link(source: Source, folder: Path, names: Iterable[str]) -> dict[str, files
     return known
 
 
-def _places(names: Texts, track_ids: Sequence[str]) -> I64:
+def _places(names: StringColumn, track_ids: Sequence[str]) -> I64:
     """(m,) how many of `names`, which are in order, come before each of the `track_ids`, which are too."""
     data, offsets = names.data, names.offsets
 
@@ -196,7 +200,7 @@ def _merge(old: Path, folder: Path, catalog: Catalog, new: dict[str, npt.NDArray
     """Writes the arrays of the catalog with the `new` tracks before the old rows `at` (m,), block by block."""
     m = len(at)
     fresh = {**new, "lines": new["ids"][:, 0], "popularity": np.zeros(m, np.float32), "share": np.zeros(m, np.float32)}
-    with Growing(folder) as growing:
+    with GrowingArrays(folder) as growing:
         for name in BY_ROW:
             start = 0
             for block in blocks(old / f"{name}.npy", SHARD):
@@ -205,7 +209,7 @@ def _merge(old: Path, folder: Path, catalog: Catalog, new: dict[str, npt.NDArray
                 growing.append(name, np.insert(block, at[here] - start, fresh[name][here], axis=0))
                 start += len(block)
         for name in (*TEXTS, REPLIES):
-            texts = Texts.open(old, name)
+            texts = StringColumn.open(old, name)
             lengths = new[f"{name}_lengths"]
             ends = np.cumsum(lengths)
             cuts = texts.offsets[at]
@@ -218,12 +222,12 @@ def _merge(old: Path, folder: Path, catalog: Catalog, new: dict[str, npt.NDArray
     np.save(folder / "popular.npy", np.argsort(-share, kind="stable").astype(np.int32))
     hashes = np.empty(len(catalog), np.uint64)
     hashes[catalog.hash_rows] = catalog.hashes
-    names = Texts(*(np.load(folder / f"names{part}.npy", "r") for part in ("", "_offsets")))
-    catalogs.write_hashes(folder, np.insert(hashes, at, new["hashes"]), names)
+    names = StringColumn(*(np.load(folder / f"names{part}.npy", "r") for part in ("", "_offsets")))
+    catalog_writer.write_hashes(folder, np.insert(hashes, at, new["hashes"]), names)
 
 
-def _texts(new: dict[str, npt.NDArray[Any]], name: str) -> Texts:
-    return Texts(new[name], offsets_of(new[f"{name}_lengths"]))
+def _texts(new: dict[str, npt.NDArray[Any]], name: str) -> StringColumn:
+    return StringColumn(new[name], offsets_of(new[f"{name}_lengths"]))
 
 
 def _move_charts(old: Path, folder: Path, moved: I64) -> None:
@@ -247,14 +251,14 @@ def _like(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _need(source: Source, n_new: int) -> plan.Need:
+def _need(source: Source, n_new: int) -> plan.ResourceEstimate:
     """What adding `n_new` tracks needs: the catalog is written again, and its index is held in memory."""
     size = {name: info["bytes"] for name, info in source.manifest.files.items()}
     total = sum(size.values())
     each = total // max(1, source.manifest.n_tracks)
     vocabulary = 85 * size["features.json"]  # measured: its ids as Python holds them, their rows in the item tower
     memory = plan.BASE + vocabulary + 2 * size["index.faiss"] + 0.55 * total + 4 * each * n_new
-    return plan.Need(int(memory), total)
+    return plan.ResourceEstimate(int(memory), total)
 
 
 def _manifest(source: Source, n_tracks: int, *, added: int, removed: int) -> Manifest:
@@ -274,7 +278,7 @@ def _manifest(source: Source, n_tracks: int, *, added: int, removed: int) -> Man
 
 
 @timed("change.recall")
-def _measured(manifest: Manifest, folder: Path, source: Source, config: RebuildConfig) -> Manifest:
+def _measured(manifest: Manifest, folder: Path, source: Source, config: RebuildSettings) -> Manifest:
     """`manifest` with the recall of the changed index, for the golden users and real ones."""
     catalog, bundle = Catalog.open(folder), source.bundle
     index = open_index(folder, manifest, catalog)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lhydra import config
 from lhydra.errors import BundleMissing, complain
-from lhydra_index_builder.config import GATE, RebuildConfig
+from lhydra_index_builder.config import GATE, RebuildSettings
 
 if TYPE_CHECKING:
     from lhydra_index_builder.build import Built
@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     rebuild = actions.add_parser("rebuild", help="embed all tracks, build the index, prove it, publish it")
     rebuild.add_argument("--model", type=Path, required=True, help="folder made by `lhydra train`")
     rebuild.add_argument("--data", type=Path, required=True, metavar="DATASET", help="whose tracks are embedded")
-    config.add_flags(rebuild, RebuildConfig)
+    config.add_flags(rebuild, RebuildSettings)
     add = actions.add_parser("add", help="make new tracks retrievable: without training, without a rebuild")
     add.add_argument(
         "tracks", type=Path, metavar="TRACKS", help="a CSV or Parquet file with track_id and what is known"
@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     remove.add_argument("--from", dest="ids_from", type=Path, metavar="FILE", help="a file with an id per line")
     for action in (add, remove):
         action.add_argument("--users", metavar="URL", help="whose lists the gate compares (default: STORE/users.lmdb)")
-        config.add_flags(action, RebuildConfig, (*GATE, "threads", "max_memory_gib"))
+        config.add_flags(action, RebuildSettings, (*GATE, "threads", "max_memory_gib"))
     listing = actions.add_parser("list", help="the bundles of a store, newest first")
     verify = actions.add_parser("verify", help="check every file of a bundle and re-run its golden users")
     verify.add_argument("bundle", nargs="?", metavar="ID", help="default: the current one")
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _rebuild(args: argparse.Namespace) -> int:
-    settings = config.resolve("index", RebuildConfig, args)
+    settings = config.resolve("index", RebuildSettings, args)
     from lhydra.data.dataset import Dataset
     from lhydra_index_builder.build import rebuild
 
@@ -77,7 +77,7 @@ def _rebuild(args: argparse.Namespace) -> int:
 
 
 def _add(args: argparse.Namespace) -> int:
-    settings = config.resolve("index", RebuildConfig, args)
+    settings = config.resolve("index", RebuildSettings, args)
     from lhydra_index_builder.changes import add
 
     built, added, restored = add(args.tracks, args.store, settings, args.users, _say(args))
@@ -88,7 +88,7 @@ def _add(args: argparse.Namespace) -> int:
 
 
 def _remove(args: argparse.Namespace) -> int:
-    settings = config.resolve("index", RebuildConfig, args)
+    settings = config.resolve("index", RebuildSettings, args)
     from lhydra_index_builder.changes import remove
 
     ids = list(args.ids)
@@ -190,7 +190,8 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from lhydra.bundle.bundle import Bundle, current_bundle_id
+    from lhydra.bundle.bundle import Bundle
+    from lhydra.bundle.manifest import current_bundle_id
 
     bundle_id = args.bundle or current_bundle_id(args.store)
     manifest = Bundle.open(args.store, bundle_id).manifest

@@ -12,7 +12,7 @@ GATE = (
 
 
 @dataclass(frozen=True)
-class RebuildConfig:
+class RebuildSettings:
     """How to build the index of a bundle, and what its gate lets through."""
 
     recipe: str = setting("auto", "auto (chosen by size and measured), flat (exact), or a FAISS factory string")

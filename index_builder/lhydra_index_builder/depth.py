@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lhydra.bundle.index import nearest
+from lhydra.bundle.exact import nearest
 from lhydra.console import with_progress
 from lhydra.data.dataset import AsOf, Dataset, user_states
 from lhydra.domain import I64, UserState
@@ -110,16 +110,16 @@ def lists(recommender: Recommender, states: Sequence[UserState], threads: int) -
 def _of_user(recommender: Recommender, state: UserState, depths: Sequence[int]) -> list[I64]:
     catalog, bundle = recommender.catalog, recommender.bundle
     heard = catalog.rows(state.heard)
-    barred = np.union1d(heard[heard >= 0], catalog.removed).astype(np.int64)
+    excluded = np.union1d(heard[heard >= 0], catalog.removed).astype(np.int64)
     user = recommender.encode(state)
     vector = bundle.user_tower.embed(user, catalog.history)
     logits = np.empty(len(catalog), np.float32)
     for start in range(0, len(catalog), CHUNK):
         rows = np.arange(start, min(start + CHUNK, len(catalog)))
         logits[rows] = bundle.score(vector, user, rows)[0]
-    candidates, _ = nearest(catalog.vectors, vector, depths[-1], barred)
+    candidates, _ = nearest(catalog.vectors, vector, depths[-1], excluded)
     eligible = np.ones(len(catalog), np.bool_)
-    eligible[barred] = False
+    eligible[excluded] = False
     return [
         best_rows(np.flatnonzero(eligible), logits, K),
         *(best_rows(candidates[:depth], logits, K) for depth in depths),

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lhydra.bundle.bundle import Bundle, current_bundle_id
+from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.catalog import Catalog
+from lhydra.bundle.manifest import current_bundle_id
 from lhydra.console import with_progress
 from lhydra.data.dataset import Dataset
 from lhydra.domain import I64, Hashes, Query, Tier, UserState, Value, make_history, track_hashes

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from lhydra.bundle.arrays import blocks
 from lhydra.bundle.bundle import Bundle
-from lhydra.bundle.embedding import blocks
 from lhydra.data.dataset import AsOf, Dataset, user_states
 from lhydra.domain import I64, Query, Recommendation, UserState
 from lhydra.errors import LhydraError
@@ -21,7 +21,7 @@ from lhydra.evaluation.metrics import rank_metrics
 from lhydra.evaluation.run import Targets, as_rows
 from lhydra.recommender import Recommender
 from lhydra.timing import timed
-from lhydra_index_builder.config import RebuildConfig
+from lhydra_index_builder.config import RebuildSettings
 from lhydra_index_builder.depth import loss_at
 
 K = 10
@@ -65,7 +65,7 @@ def draw(dataset: Dataset, as_of: AsOf, targets: Targets | None, n: int, seed: i
 
 @timed("gate")
 def check(
-    folder: Path, new: Bundle, current: Bundle | None, why_none: str, asked: Asked, hashes: Any, limits: RebuildConfig
+    folder: Path, new: Bundle, current: Bundle | None, why_none: str, asked: Asked, hashes: Any, limits: RebuildSettings
 ) -> list[Check]:
     """Returns what every check says of the bundle `new`, opened from `folder`.
 
@@ -124,7 +124,7 @@ def vectors(folder: Path) -> Check:
     return Check("vectors", verdict, worst if np.isfinite(worst) else 1e9, UNIT, "largest distance from norm 1")
 
 
-def recall(new: Bundle, limits: RebuildConfig) -> Check:
+def recall(new: Bundle, limits: RebuildSettings) -> Check:
     """The index finds what exact search finds."""
     manifest = new.manifest
     assert manifest is not None  # opened from a folder
@@ -134,7 +134,7 @@ def recall(new: Bundle, limits: RebuildConfig) -> Check:
     return Check("recall", PASSED if found >= limit else REFUSED, found, limit, "coverage of the exact nearest 100")
 
 
-def cascade(new: Bundle, limits: RebuildConfig) -> Check:
+def cascade(new: Bundle, limits: RebuildSettings) -> Check:
     """So many candidates hold what the head would have put first."""
     manifest = new.manifest
     assert manifest is not None  # opened from a folder
@@ -145,7 +145,7 @@ def cascade(new: Bundle, limits: RebuildConfig) -> Check:
     return Check("cascade loss", _at_most(found, limits.max_cascade_loss), found, limits.max_cascade_loss, note)
 
 
-def overlap(lists: I64, new: Bundle, limits: RebuildConfig) -> Check:
+def overlap(lists: I64, new: Bundle, limits: RebuildSettings) -> Check:
     """Lists depend on who asks."""
     if len(lists) < 2 or new.catalog.n_eligible < 20 * K:
         return Check("overlap", SKIPPED, None, None, f"fewer than 2 users or {20 * K} tracks")
@@ -162,7 +162,7 @@ def quality(
     theirs: I64,
     asked: Asked,
     hashes: Any,
-    limits: RebuildConfig,
+    limits: RebuildSettings,
 ) -> Check:
     """NDCG@10 on what users went on to play, paired with CURRENT's; refused when surely worse, and by enough."""
     if asked.targets is None:
@@ -187,7 +187,7 @@ def _ndcg(recommender: Recommender, lists: I64, targets: Targets, hashes: Any) -
     return rank_metrics(lists, targets.offsets, wanted, n, (K,)).per_user[f"ndcg@{K}"]
 
 
-def catalogue(new: Bundle, current: Bundle, limits: RebuildConfig) -> Check:
+def catalogue(new: Bundle, current: Bundle, limits: RebuildSettings) -> Check:
     """The tracks of CURRENT are still there."""
     rows = new.catalog.rows(current.catalog.hashes)
     gone = (rows < 0) | np.isin(rows, new.catalog.removed)
@@ -197,7 +197,7 @@ def catalogue(new: Bundle, current: Bundle, limits: RebuildConfig) -> Check:
     return Check("catalogue", _at_most(found, limits.max_shrink), found, limits.max_shrink, note)
 
 
-def changed(new: Bundle, ours: I64, current: Bundle, theirs: I64, limits: RebuildConfig) -> Check:
+def changed(new: Bundle, ours: I64, current: Bundle, theirs: I64, limits: RebuildSettings) -> Check:
     """Users still see something they know."""
     as_ours = new.catalog.rows(_hashes_by_row(current)[np.maximum(theirs, 0)].ravel()).reshape(theirs.shape)
     as_ours[theirs < 0] = -1
@@ -241,13 +241,13 @@ def _odd(recommender: Recommender, states: Sequence[UserState]) -> Iterator[tupl
 def broken_promise(recommender: Recommender, query: Query, found: Recommendation) -> str:
     """Returns what is wrong with an answer, "" when it is as every answer must be."""
     catalog = recommender.catalog
-    barred = catalog.rows(query.exclude)
-    barred = np.union1d(barred[barred >= 0], catalog.removed)
-    if len(found.rows) != min(query.k, len(catalog) - len(barred)):
-        return f"{len(found.rows)} tracks of {min(query.k, len(catalog) - len(barred))}"
+    excluded = catalog.rows(query.exclude)
+    excluded = np.union1d(excluded[excluded >= 0], catalog.removed)
+    if len(found.rows) != min(query.k, len(catalog) - len(excluded)):
+        return f"{len(found.rows)} tracks of {min(query.k, len(catalog) - len(excluded))}"
     if len(np.unique(found.rows)) != len(found.rows) or (found.rows < 0).any():
         return "a track twice, or none"
-    if np.isin(found.rows, barred).any():
+    if np.isin(found.rows, excluded).any():
         return "a track that was excluded or removed"
     if not np.isfinite(found.scores).all():
         return "a score that is not finite"

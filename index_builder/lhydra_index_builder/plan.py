@@ -23,7 +23,7 @@ TEXTS = 80  # bytes of ids, titles and artists of a track, with their offsets
 
 
 @dataclass(frozen=True)
-class Need:
+class ResourceEstimate:
     """Bytes at the highest."""
 
     memory: int
@@ -33,7 +33,7 @@ class Need:
         return f"{self.memory / GIB:.1f} GiB of memory and {self.disk / 1e9:.1f} GB of disk"
 
 
-def predict(model: Model, dataset: Dataset, recipe: str, max_bytes: int, processes: int) -> Need:
+def predict(model: Model, dataset: Dataset, recipe: str, max_bytes: int, processes: int) -> ResourceEstimate:
     """Returns what rebuilding `dataset`'s tracks will need."""
     n, dim = dataset.n_tracks, model.dim
     name = ladder(n, dim, max_bytes)[0] if recipe == AUTO else recipe
@@ -49,10 +49,10 @@ def predict(model: Model, dataset: Dataset, recipe: str, max_bytes: int, process
     memory = BASE + sharing * (PROCESS + vocabulary) + 3 * plays + table + sample + n * (mapped + codes)
     tracks = (dataset.path / "tracks.parquet").stat().st_size
     disk = int(1.4 * n * (8 * dim + encoded + 32 + TEXTS)) + 2 * n * codes + tracks + table
-    return Need(int(memory), disk)
+    return ResourceEstimate(int(memory), disk)
 
 
-def check(need: Need, store: Path, max_memory_gib: float) -> None:
+def check(need: ResourceEstimate, store: Path, max_memory_gib: float) -> None:
     """Raises ConfigError when the machine, or the limit that was set, has less than what is needed."""
     have = int(max_memory_gib * GIB) if max_memory_gib else free_memory()
     if have is not None and need.memory > have:

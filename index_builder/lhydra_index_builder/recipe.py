@@ -21,8 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from lhydra.bundle.embedding import SHARD, Run, blocks
-from lhydra.bundle.index import FLAT, Index, Point, lists_of, nearest_of_many, one_thread, sample_rows, use_threads
+from lhydra.bundle.arrays import blocks
+from lhydra.bundle.embedding import SHARD, Run
+from lhydra.bundle.exact import nearest_of_many
+from lhydra.bundle.index import FLAT, Index, OperatingPoint, lists_of, one_thread, sample_rows, use_threads
 from lhydra.domain import F32, I64
 from lhydra.errors import ConfigError, complain
 from lhydra.timing import timed
@@ -68,9 +70,9 @@ class Measured:
     build_s: float
 
     @property
-    def point(self) -> Point:
+    def point(self) -> OperatingPoint:
         """The operating point."""
-        return Point(self.effort, self.refine)
+        return OperatingPoint(self.effort, self.refine)
 
 
 @dataclass(frozen=True)
@@ -248,7 +250,7 @@ def sweep(
         for effort in efforts(index):
             if least is not None and not least <= 4 * effort < 4 * least:
                 continue  # refining helps codes that round, not lists that are not looked at
-            at = measure(index.at(Point(effort, refine)), truth, depth, bytes_per_track, build_s)
+            at = measure(index.at(OperatingPoint(effort, refine)), truth, depth, bytes_per_track, build_s)
             yield at
             reached += [effort] if at.least >= target else []
             level = level + 1 if at.coverage < before + 0.0005 else 0

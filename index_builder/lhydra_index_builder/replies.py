@@ -6,15 +6,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lhydra.bundle.catalog import Texts
-from lhydra.bundle.embedding import SHARD, Growing
+from lhydra.bundle.arrays import GrowingArrays
+from lhydra.bundle.embedding import SHARD
+from lhydra.bundle.strings import StringColumn
 from lhydra.timing import timed
 from lhydra_protos.v1.wire import track_part
 
 REPLIES = "replies"
 
 
-def packed(names: Texts, titles: Texts, artists: Texts) -> dict[str, npt.NDArray[Any]]:
+def packed(names: StringColumn, titles: StringColumn, artists: StringColumn) -> dict[str, npt.NDArray[Any]]:
     """Returns the parts of n tracks: `replies`, their bytes back to back, and `replies_lengths`, (n,) int64."""
     parts = [track_part(*texts) for texts in zip(names.raw(), titles.raw(), artists.raw(), strict=True)]
     lengths = np.fromiter(map(len, parts), np.int64, len(parts))
@@ -22,9 +23,9 @@ def packed(names: Texts, titles: Texts, artists: Texts) -> dict[str, npt.NDArray
 
 
 @timed("rebuild.replies")
-def write(names: Texts, titles: Texts, artists: Texts, folder: Path) -> None:
+def write(names: StringColumn, titles: StringColumn, artists: StringColumn, folder: Path) -> None:
     """Writes the parts of all tracks into `folder`."""
-    with Growing(folder) as growing:
+    with GrowingArrays(folder) as growing:
         for start in range(0, max(1, len(names)), SHARD):
             some = packed(*(texts.part(start, start + SHARD) for texts in (names, titles, artists)))
             growing.append(REPLIES, some[REPLIES])

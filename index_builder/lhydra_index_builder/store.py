@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lhydra import files
-from lhydra.bundle.bundle import BUNDLE_ID, Bundle, Manifest, current_bundle_id
+from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.manifest import BUNDLE_ID, Manifest, current_bundle_id
 from lhydra.errors import BundleError, BundleMissing, BundleRefused, StoreLocked, complain
 
 STAGING, TRASH, LOCK = ".staging-", ".trash-", ".lock"

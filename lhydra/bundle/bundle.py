@@ -10,9 +10,7 @@
 A bundle is immutable once published: mapped files are never rewritten. Nothing here writes; see the index builder.
 """
 
-import json
-import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,69 +19,24 @@ import numpy as np
 from lhydra import files
 from lhydra.bundle import catalog as catalogs
 from lhydra.bundle import columns as filters
-from lhydra.bundle.catalog import Catalog, Texts
+from lhydra.bundle.catalog import Catalog
 from lhydra.bundle.columns import NO_COLUMNS, FilterColumns
-from lhydra.bundle.index import Index, Point
+from lhydra.bundle.index import Index, OperatingPoint
+from lhydra.bundle.manifest import Manifest, current_bundle_id
 from lhydra.bundle.networks import Head, UserTower
+from lhydra.bundle.strings import StringColumn
 from lhydra.domain import F32, I64
 from lhydra.errors import BundleCorrupt, BundleMismatch, BundleMissing, complain
 from lhydra.features import item_item
 from lhydra.features.histories import EncodedUsers, Histories
 from lhydra.features.spec import FeatureSpec
 
-FORMAT = 4
 PARTS = (
     *("features.json", "item_tower.onnx", "user_tower.onnx", "head.onnx"),
     *("catalog.parquet", "added.parquet", "index.faiss", "index_rows.npy"),
     *("replies.npy", "replies_offsets.npy"),
 )
 VECTOR_TOLERANCE, SCORE_TOLERANCE = 1e-4, 1e-3
-BUNDLE_ID = re.compile(r"[0-9]{8}T[0-9]{6}-[0-9a-f]{8}")
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What manifest.json says."""
-
-    bundle_id: str
-    model_id: str
-    created: str  # ISO 8601, UTC
-    lhydra_version: str
-    dim: int
-    n_tracks: int
-    n_users: int  # users with train plays, behind every share of listeners
-    features: str  # fingerprint of the feature spec
-    recipe: str  # `flat` or a FAISS factory string
-    point: dict[str, int]  # the operating point: fields of `lhydra.bundle.index.Point`
-    recall: dict[str, float]  # there, against exact search: `recall@10`, `recall@100`, `coverage`
-    index: dict[str, Any]  # what was measured to choose recipe and point: target, users, curve
-    depth: int  # candidates to rerank
-    cascade: dict[str, Any]  # what was measured to choose it: the loss of the cascade by depth
-    quality: dict[str, float]  # of the model, on the validation fold
-    changes: dict[str, Any]  # since the last full build: base (its id), added, removed, due (why to rebuild, or "")
-    gate: dict[str, Any]  # verdict (passed, refused, forced), against (a bundle id or ""), checks
-    columns: dict[str, str]  # track columns and their kinds, for tracks that are added
-    parents: dict[str, Any]  # what it was made from: dataset, split, model, fitted_on, bundle
-    content: str  # the same for the same content: SHA-256 of everything but names, times and the gate
-    files: dict[str, files.FileInfo]
-    format: int = FORMAT
-
-    def to_json(self) -> str:
-        """Returns the text of manifest.json."""
-        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
-
-    @classmethod
-    def read(cls, folder: Path) -> "Manifest":
-        """Reads the manifest of the bundle in `folder`. Raises BundleError when it is not a known one."""
-        raw = files.read_json(folder / "manifest.json", BundleCorrupt, "a bundle made by `lhydra index rebuild`")
-        if raw.get("format") != FORMAT:
-            found = f"format {raw.get('format')!r}"
-            raise BundleMismatch(complain(folder / "manifest.json", found, f"format {FORMAT}"))
-        wanted = {field.name for field in fields(cls)}
-        if set(raw) != wanted:
-            wrong = ", ".join(sorted(set(raw) ^ wanted))
-            raise BundleCorrupt(complain(folder / "manifest.json", f"keys that differ: {wrong}", "a whole manifest"))
-        return cls(**raw)
 
 
 @dataclass(frozen=True)
@@ -134,7 +87,7 @@ class Bundle:
     user_tower: UserTower
     head: Head
     index: Index
-    replies: Texts | None = None  # (n,) each track's part of a reply; None where nobody answers over the network
+    replies: StringColumn | None = None  # (n,) each track's part of a reply; None where nobody answers over the network
     filters: FilterColumns = NO_COLUMNS
     manifest: Manifest | None = None  # None for a model that was never published
     lease: files.Lease | None = None  # while it lives, nobody deletes the folder
@@ -165,7 +118,7 @@ class Bundle:
         spec = FeatureSpec.from_json((folder / "features.json").read_text(encoding="utf-8"))
         catalog = Catalog.open(folder)
         index = open_index(folder, manifest, catalog)
-        replies = Texts.open(folder, "replies")
+        replies = StringColumn.open(folder, "replies")
         columns = FilterColumns.open(folder)
         for thing, found, expected in (
             ("features.json", spec.fingerprint, manifest.features),
@@ -220,7 +173,7 @@ def open_index(folder: Path, manifest: Manifest, catalog: Catalog) -> Index:
     """
     try:
         rows = np.load(folder / "index_rows.npy", "r", allow_pickle=False)  # of each position; nothing: they are one
-        point = Point(**manifest.point)
+        point = OperatingPoint(**manifest.point)
     except (OSError, ValueError, TypeError) as error:
         raise BundleCorrupt(complain(folder / "index_rows.npy", str(error), "rows and an operating point")) from None
     if len(catalog.removed):
@@ -230,20 +183,3 @@ def open_index(folder: Path, manifest: Manifest, catalog: Catalog) -> Index:
     index = Index.open(folder / "index.faiss", manifest.recipe, point)
     index = index.with_rows(np.asarray(rows)) if len(rows) else index
     return index.refining(catalog.vectors) if point.refine > 1 else index
-
-
-def current_bundle_id(store: Path) -> str:
-    """Returns the id in store/CURRENT. Raises BundleMissing when there is none."""
-    store = Path(store)
-    expected = "a store that `lhydra index rebuild` has published to"
-    if not store.is_dir():
-        raise BundleMissing(complain(store, "no such folder" if not store.exists() else "a file", expected))
-    try:
-        bundle_id = (store / "CURRENT").read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        raise BundleMissing(complain(store, "no CURRENT", expected)) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleMissing(complain(store / "CURRENT", str(error), expected)) from None
-    if not BUNDLE_ID.fullmatch(bundle_id):
-        raise BundleMissing(complain(store / "CURRENT", repr(bundle_id), "one line with a bundle id"))
-    return bundle_id

@@ -12,7 +12,7 @@ mapped, and nothing is read of values that nobody asks for. Written by `lhydra.b
 import bisect
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,38 +20,15 @@ import numpy as np
 import numpy.typing as npt
 
 from lhydra import files
-from lhydra.bundle.catalog import Texts
-from lhydra.domain import I64
+from lhydra.bundle.arrays import mapped
+from lhydra.bundle.strings import StringColumn
+from lhydra.domain import I64, Condition
 from lhydra.errors import BundleCorrupt, InvalidRequest, complain
 
 Mask = npt.NDArray[np.bool_]
 WORDS, NUMBERS = ("categorical", "multi"), ("numeric", "year")  # the kinds of columns that can be filtered on
 _PARTS = {"categorical": ("_words", "_words_offsets", "_offsets", "_rows"), "numeric": ("",)}
 _PARTS |= {"multi": _PARTS["categorical"], "year": _PARTS["numeric"]}
-
-
-@dataclass(frozen=True)
-class Condition:
-    """What one column must say of a track; at least one thing is set, and all that is set holds.
-
-    A track of which the column says nothing has none of the values, and no number.
-    """
-
-    column: str
-    any_of: tuple[str, ...] = ()  # at least one of these values
-    all_of: tuple[str, ...] = ()  # every one of them
-    none_of: tuple[str, ...] = ()  # none of them
-    min: float | None = None  # inclusive, like max
-    max: float | None = None
-    where: str = field(default="filter.", compare=False)  # for errors: the field, or what comes before its last name
-
-    def __post_init__(self) -> None:
-        for name in ("any_of", "all_of", "none_of"):
-            object.__setattr__(self, name, tuple(sorted(set(getattr(self, name)))))
-
-    def at(self, part: str) -> str:
-        """Returns what the request calls `part`, one of the names of this class."""
-        return self.where + part if self.where.endswith(".") else self.where
 
 
 def normalised(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
@@ -89,7 +66,7 @@ def check(conditions: Iterable[Condition], names: Mapping[str, str]) -> None:
 class Words:
     """A column of values: value i of w, ascending by its bytes, is had by rows[offsets[i]:offsets[i + 1]]."""
 
-    texts: Texts  # (w,)
+    texts: StringColumn  # (w,)
     offsets: I64  # (w + 1,)
     rows: npt.NDArray[np.int32]
 
@@ -171,10 +148,10 @@ class FilterColumns:
         n, names = _read(folder)
         columns: dict[str, Words | Numbers] = {}
         for i, (name, kind) in enumerate(names.items()):
-            arrays = [_mapped(folder / f"filter{i}{part}.npy") for part in _PARTS[kind]]
+            arrays = [mapped(folder / f"filter{i}{part}.npy") for part in _PARTS[kind]]
             if kind in WORDS:
                 words, words_offsets, offsets, rows = arrays
-                columns[name] = Words(Texts(words, words_offsets), offsets, rows)
+                columns[name] = Words(StringColumn(words, words_offsets), offsets, rows)
                 found = (len(offsets), int(words_offsets[-1]), int(offsets[-1]))
                 expected = (len(words_offsets), len(words), len(rows))
             else:
@@ -194,7 +171,7 @@ def file_names(folder: Path) -> list[str]:
     return ["filters.json", *parts]
 
 
-def place(texts: Texts, word: bytes) -> tuple[int, bool]:
+def place(texts: StringColumn, word: bytes) -> tuple[int, bool]:
     """Returns how many of `texts`, which are ascending by their bytes, come before `word`, and whether it is next."""
     data, offsets = texts.data.data, texts.offsets.data  # memoryviews: numpy takes three times as long for a few bytes
 
@@ -231,14 +208,6 @@ def _read(folder: Path) -> tuple[int, dict[str, str]]:
         return int(said["tracks"]), names
     except (KeyError, TypeError, ValueError) as error:
         raise BundleCorrupt(complain(path, str(error), "the columns of a bundle")) from None
-
-
-def _mapped(path: Path) -> npt.NDArray[Any]:
-    try:
-        small = path.stat().st_size < 4096
-        return np.asarray(np.load(path, None if small else "r", allow_pickle=False))
-    except (OSError, ValueError, EOFError) as error:
-        raise BundleCorrupt(complain(path, str(error), "a .npy array")) from None
 
 
 NO_COLUMNS = FilterColumns(0, {}, {})  # of tracks that nobody filters

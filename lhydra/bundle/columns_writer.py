@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lhydra.bundle.catalog import Texts
 from lhydra.bundle.columns import NUMBERS, WORDS, FilterColumns, Numbers, Words, file_names, place
+from lhydra.bundle.strings import StringColumn
 from lhydra.domain import I64
 from lhydra.timing import timed
 
@@ -149,11 +149,11 @@ def _joined(old: Words, new: Words, own: I32) -> Words:
     return Words(texts, _offsets(counts), np.insert(old.rows, low, rows))
 
 
-def _inserted(texts: Texts, at: I64, words: list[bytes]) -> Texts:
+def _inserted(texts: StringColumn, at: I64, words: list[bytes]) -> StringColumn:
     """`texts` with `words`, ascending, each before the text `at`."""
     lengths = np.array([len(word) for word in words], np.int64)
     data = np.insert(texts.data, np.repeat(texts.offsets[at], lengths), np.frombuffer(b"".join(words), np.uint8))
-    return Texts(data, _offsets(np.insert(np.diff(texts.offsets), at, lengths)))
+    return StringColumn(data, _offsets(np.insert(np.diff(texts.offsets), at, lengths)))
 
 
 def _values(batch: pa.Array) -> tuple[pa.Array, I64]:
@@ -171,13 +171,13 @@ def _numbers(batch: pa.Array) -> npt.NDArray[np.float64]:
     return numbers
 
 
-def _texts(array: pa.Array) -> Texts:
+def _texts(array: pa.Array) -> StringColumn:
     """An array of large_string, as it lies in memory."""
     if not len(array):
-        return Texts.of(())
+        return StringColumn.of(())
     _, offsets, data = array.buffers()
     offsets = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
-    return Texts(np.frombuffer(data or b"", np.uint8)[offsets[0] : offsets[-1]], offsets - offsets[0])
+    return StringColumn(np.frombuffer(data or b"", np.uint8)[offsets[0] : offsets[-1]], offsets - offsets[0])
 
 
 def _offsets(lengths: I64) -> I64:

@@ -8,9 +8,6 @@ be added to and be removed from without being built again.
 FAISS checks shapes with `assert` and answers NaN queries with nothing, so the door is here.
 """
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,20 +17,26 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from lhydra.bundle.exact import best_of, in_order, nearest
 from lhydra.domain import F16, F32, I64
 from lhydra.errors import BundleCorrupt, ConfigError, complain
+from lhydra.scratch import borrowed_mask
 
 BLOCK = 65_536
 FLAT = "flat"
-FEW, MOST_FEW = 8_192, 32_768  # so many allowed tracks, or a share of all up to the second, are compared one by one
+BRUTE_FORCE_TRACKS, MAX_BRUTE_FORCE_TRACKS = (
+    8_192,
+    32_768,
+)  # so many eligible tracks, or a share of all up to the second, are compared one by one
 I32 = npt.NDArray[np.int32]
-WIDER = 2  # so many times as many tracks are compared under a filter: measured to miss no more than without one
-WIDER_HEARD = 1.5  # and where only what one listener has heard is left out
-_blanks: deque[npt.NDArray[np.bool_]] = deque(maxlen=4)
+FILTERED_SEARCH_FACTOR = (
+    2  # so many times as many tracks are compared under a filter: measured to miss no more than without one
+)
+HEARD_SEARCH_FACTOR = 1.5  # and where only what one listener has heard is left out
 
 
 @dataclass(frozen=True)
-class Point:
+class OperatingPoint:
     """An operating point: how hard to look.
 
     effort: inverted lists probed (IVF) or candidates kept on the walk (HNSW); 0 leaves FAISS's own default.
@@ -45,8 +48,8 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Allowed:
-    """The tracks that may be returned, made ready for searching by `Index.allow`: worth keeping for a filter.
+class EligibleSet:
+    """The tracks that may be returned, made ready for searching by `Index.eligible_set`: worth keeping for a filter.
 
     count: how many. mask: (n,) by row. bits: the same by position, eight to a byte, lowest bit first.
     in_list: (lists,) how many lie in each inverted list, None where there are none.
@@ -78,7 +81,7 @@ class Index:
     """
 
     recipe: str
-    point: Point
+    point: OperatingPoint
     _faiss: faiss.Index
     rows: I32 | None = None
     vectors: F16 | F32 | None = None
@@ -103,7 +106,7 @@ class Index:
 
     @property
     def knob(self) -> str:
-        """What `Point.effort` sets: `nprobe`, `efSearch`, or "" where there is nothing to set."""
+        """What `OperatingPoint.effort` sets: `nprobe`, `efSearch`, or "" where there is nothing to set."""
         return _knob(self._faiss)
 
     @property
@@ -137,7 +140,7 @@ class Index:
         if refine > 1:
             assert self.vectors is not None
             scores = self.vectors.take(rows, 0).astype(np.float32, copy=False) @ query[0]
-        return _in_order(rows, scores, k)
+        return in_order(rows, scores, k)
 
     def search_many(self, vectors: F32, k: int) -> list[tuple[I64, F32]]:
         """Returns what `search` does for each of `vectors`, (b, dim), b below 20: in one call of FAISS where it can be.
@@ -150,11 +153,11 @@ class Index:
         found = []
         for i in range(len(vectors)):
             there = rows[i] >= 0 if rows[i, -1] < 0 else slice(None)
-            found.append(_in_order(rows[i][there], scores[i][there], k))
+            found.append(in_order(rows[i][there], scores[i][there], k))
         return found
 
-    def allow(self, mask: npt.NDArray[np.bool_], vectors: F16 | F32) -> Allowed:
-        """Returns the rows where `mask`, (n,), is True, less those removed, made ready for `search_allowed`.
+    def eligible_set(self, mask: npt.NDArray[np.bool_], vectors: F16 | F32) -> EligibleSet:
+        """Returns the rows where `mask`, (n,), is True, less those removed, made ready for `search_eligible`.
 
         vectors: (n, dim) exact vectors by row.
         """
@@ -166,66 +169,66 @@ class Index:
             mask[self.rows[by_position]] = True
         count = int(np.count_nonzero(by_position))
         in_list = np.bincount(self._list_of[by_position], minlength=self.lists) if self._inverted is not None else None
-        few = not self.exact and count <= max(FEW, min(MOST_FEW, len(mask) // 32))
+        few = not self.exact and count <= max(BRUTE_FORCE_TRACKS, min(MAX_BRUTE_FORCE_TRACKS, len(mask) // 32))
         rows = np.flatnonzero(mask) if few else None
         near = np.asarray(vectors[rows], np.float32) if rows is not None else None
-        return Allowed(count, mask, np.packbits(by_position, bitorder="little"), in_list, rows, near, vectors)
+        return EligibleSet(count, mask, np.packbits(by_position, bitorder="little"), in_list, rows, near, vectors)
 
-    def search_allowed(self, vector: F32, k: int, allowed: Allowed, barred: I64) -> tuple[I64, F32]:
-        """Returns k rows, or all there are, of those allowed and not barred, like `search`.
+    def search_eligible(self, vector: F32, k: int, eligible: EligibleSet, excluded: I64) -> tuple[I64, F32]:
+        """Returns k rows, or all there are, of those eligible and not excluded, like `search`.
 
-        Few are compared one by one. Of an inverted file, only lists with allowed tracks are visited, nearest first, and
-        so many that WIDER times as many tracks are compared as without a filter: where few of the near tracks are
-        allowed it looks further. Other approximate indexes are not asked: nothing bounds what a graph misses then.
+        Few eligible tracks are compared one by one. An inverted file visits only lists with eligible tracks, nearest
+        first, until it has compared FILTERED_SEARCH_FACTOR times as many tracks as without a filter: where few of the
+        near tracks are eligible it looks further. Other indexes are not asked: nothing bounds what a graph misses.
 
-        barred: (m,) rows, in any order, repeats allowed.
+        excluded: (m,) rows, in any order, repeats allowed.
         """
-        with blank(len(allowed.mask)) as out:
-            out[barred] = True
-            found = self._search_allowed(self._checked(vector), k, allowed, barred, out)
-            out[barred] = False
+        with borrowed_mask(len(eligible.mask)) as out:
+            out[excluded] = True
+            found = self._search_eligible(self._checked(vector), k, eligible, excluded, out)
+            out[excluded] = False
         return found
 
-    def _search_allowed(
-        self, query: F32, k: int, allowed: Allowed, barred: I64, out: npt.NDArray[np.bool_]
+    def _search_eligible(
+        self, query: F32, k: int, eligible: EligibleSet, excluded: I64, out: npt.NDArray[np.bool_]
     ) -> tuple[I64, F32]:
-        """The same, with `out`, (n,), True at the barred rows."""
-        left = allowed.count - int(np.count_nonzero(allowed.mask & out)) if len(barred) else allowed.count
+        """The same, with `out`, (n,), True at the excluded rows."""
+        left = eligible.count - int(np.count_nonzero(eligible.mask & out)) if len(excluded) else eligible.count
         k = min(k, left)
         if k < 1:
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        if allowed.rows is not None:
-            assert allowed.vectors is not None
-            scores = allowed.vectors @ query[0]
-            scores[out.take(allowed.rows)] = -np.inf
-            return _best(allowed.rows, scores, k)
+        if eligible.rows is not None:
+            assert eligible.vectors is not None
+            scores = eligible.vectors @ query[0]
+            scores[out.take(eligible.rows)] = -np.inf
+            return best_of(eligible.rows, scores, k)
         if self._inverted is None and not self.exact:
-            return nearest(allowed.every, query, k, np.flatnonzero(~allowed.mask | out))
-        bits, gone = allowed.bits, None
-        if len(barred):
+            return nearest(eligible.every, query, k, np.flatnonzero(~eligible.mask | out))
+        bits, gone = eligible.bits, None
+        if len(excluded):
             if self.rows is None:
                 gone = out
             else:
-                gone, at = np.zeros(len(self.rows), np.bool_), self._position_of[barred]
+                gone, at = np.zeros(len(self.rows), np.bool_), self._position_of[excluded]
                 gone[at[at >= 0]] = True
             bits = bits & ~np.packbits(gone, bitorder="little")
         stubless: Any = faiss
         selector = stubless.IDSelectorBitmap(bits)
         if self.exact:
-            scores, positions = self._exact_allowed(query, k, left, selector)
+            scores, positions = self._exact_eligible(query, k, left, selector)
         else:
-            in_list = allowed.in_list
+            in_list = eligible.in_list
             assert in_list is not None
             if gone is not None:
                 lost = np.flatnonzero(gone)
-                lost = lost[(allowed.bits.take(lost >> 3) >> (lost & 7) & 1).astype(np.bool_)]  # that were allowed
+                lost = lost[(eligible.bits.take(lost >> 3) >> (lost & 7) & 1).astype(np.bool_)]  # that were eligible
                 in_list = in_list - np.bincount(self._list_of.take(lost), minlength=self.lists)
-            wider = WIDER if allowed.count < len(self) else WIDER_HEARD
+            wider = FILTERED_SEARCH_FACTOR if eligible.count < len(self) else HEARD_SEARCH_FACTOR
             scores, positions = self._in_lists(query, k, in_list, selector, wider)
         rows = positions if self.rows is None else self.rows[positions].astype(np.int64)
-        return _in_order(rows, scores, k)
+        return in_order(rows, scores, k)
 
-    def _exact_allowed(self, query: F32, k: int, left: int, selector: Any) -> tuple[F32, I64]:
+    def _exact_eligible(self, query: F32, k: int, left: int, selector: Any) -> tuple[F32, I64]:
         stubless: Any = faiss
         params, wide = stubless.SearchParameters(sel=selector), k + 1
         while True:  # when the last place is shared, all who share it are found: rows decide
@@ -304,7 +307,7 @@ class Index:
             rows, scores = rows[found], scores[found]
         return scores, rows
 
-    def at(self, point: Point) -> "Index":
+    def at(self, point: OperatingPoint) -> "Index":
         """Returns this index looking as hard as `point` says. It is the same FAISS index: others on it follow."""
         if point.effort and self.knob:
             faiss.ParameterSpace().set_index_parameter(self._faiss, self.knob, point.effort)
@@ -332,7 +335,7 @@ class Index:
             ConfigError: FAISS does not know the recipe, or it does not fit these vectors.
         """
         if recipe == FLAT:
-            return cls(recipe, Point(), faiss.IndexFlatIP(dim))
+            return cls(recipe, OperatingPoint(), faiss.IndexFlatIP(dim))
         try:
             index = faiss.index_factory(dim, recipe, faiss.METRIC_INNER_PRODUCT)
         except RuntimeError:
@@ -342,7 +345,7 @@ class Index:
                 index.train(np.ascontiguousarray(sample, np.float32))
         except RuntimeError as error:
             raise _unfit(recipe, error, n, dim) from None
-        return cls(recipe, Point(), index)
+        return cls(recipe, OperatingPoint(), index)
 
     @classmethod
     def build(cls, vectors: F16 | F32, recipe: str, seed: int = 0) -> "Index":
@@ -400,7 +403,7 @@ class Index:
             raise OSError(error.errno, error.strerror, str(path)) from None
 
     @classmethod
-    def open(cls, path: Path, recipe: str, point: Point = Point(), *, mapped: bool = True) -> "Index":
+    def open(cls, path: Path, recipe: str, point: OperatingPoint = OperatingPoint(), *, mapped: bool = True) -> "Index":
         """Opens the index in `path`, mapped unless it is to be added to.
 
         Raises BundleCorrupt when FAISS cannot read it.
@@ -409,44 +412,7 @@ class Index:
             index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
         except RuntimeError:
             raise BundleCorrupt(complain(path, "a file that FAISS cannot read", "a FAISS index")) from None
-        return cls(recipe, Point(), index).at(point)
-
-
-@contextmanager
-def blank(n: int) -> Iterator[npt.NDArray[np.bool_]]:
-    """Lends an (n,) array that is False everywhere; whoever sets something in it clears it before giving it back.
-
-    Lent to one thread at a time, so there are as many as ever compute at once, not as many as threads.
-    """
-    try:
-        array = _blanks.pop()
-    except IndexError:
-        array = np.zeros(n, np.bool_)
-    if len(array) != n:
-        array = np.zeros(n, np.bool_)
-    yield array
-    _blanks.append(array)  # not after an error: it may not be blank
-
-
-def best_first(rows: I64, scores: F32, k: int) -> I64:
-    """Returns where the k best of `rows` are, (min(k, n),) best first, ties by row; scores: (n,), without NaN."""
-    order = np.argsort(-scores)
-    ordered = scores.take(order)
-    if (ordered[1:] == ordered[:-1]).any():  # seldom, and sorting by two keys takes three times as long
-        order = np.lexsort((rows, -scores))
-    return order[:k]
-
-
-def _in_order(rows: I64, scores: F32, k: int) -> tuple[I64, F32]:
-    order = best_first(rows, scores, k)
-    return rows.take(order), scores.take(order)
-
-
-def _best(rows: I64, scores: F32, k: int) -> tuple[I64, F32]:
-    """The k best of `rows`, ties by row; k is at most how many there are."""
-    bound = np.partition(scores, len(scores) - k)[len(scores) - k]
-    near = np.flatnonzero(scores >= bound)  # more than k when the last place is shared
-    return _in_order(rows.take(near), scores.take(near), k)
+        return cls(recipe, OperatingPoint(), index).at(point)
 
 
 def _knob(index: Any) -> str:
@@ -485,46 +451,6 @@ def one_thread() -> None:
 def use_threads(n: int) -> None:
     """Lets the calling thread's FAISS use `n` cores."""
     faiss.omp_set_num_threads(n)
-
-
-def nearest(vectors: F16 | F32, vector: F32, k: int, excluded: I64) -> tuple[I64, F32]:
-    """Exact search by brute force: at most k rows (m,) and inner products (m,), best first, ties by row.
-
-    excluded: rows that must not be returned. The oracle of tests and the way out when an index falls short.
-    """
-    query, starts = vector.reshape(-1), range(0, len(vectors), BLOCK)
-    scores = np.concatenate(
-        [vectors[start : start + BLOCK].astype(np.float32, copy=False) @ query for start in starts]
-        or [np.empty(0, np.float32)]
-    )
-    scores[excluded] = -np.inf
-    k = min(k, len(scores) - len(excluded))
-    if k < 1:
-        return np.empty(0, np.int64), np.empty(0, np.float32)
-    return _best(np.arange(len(scores)), scores, k)
-
-
-def nearest_of_many(blocks: Sequence[F32] | Any, queries: F32, k: int, excluded: I64) -> tuple[I64, F32]:
-    """Exact search for many queries over vectors that come block by block: (q, k) rows, best first, -1 padded.
-
-    blocks: yields (m, dim) arrays that together are the (n, dim) vectors. queries: (q, dim). excluded: (m,) rows,
-    ascending, that are not returned.
-    """
-    found = faiss.ResultHeap(len(queries), k, keep_max=True)
-    start = 0
-    for block in blocks:
-        block = np.ascontiguousarray(block, np.float32)
-        inside = excluded[(excluded >= start) & (excluded < start + len(block))] - start
-        wide = min(k + len(inside), len(block))
-        scores, rows = faiss.knn(queries, block, wide, metric=faiss.METRIC_INNER_PRODUCT)
-        if len(inside):
-            bad = np.isin(rows, inside)
-            scores[bad], rows[bad] = -np.inf, -1
-        found.add_result(scores, np.where(rows >= 0, rows + start, -1))
-        start += len(block)
-    found.finalize()
-    rows = np.where(np.isfinite(found.D), found.I, -1)
-    return rows, np.asarray(found.D, np.float32)
 
 
 def _unfit(recipe: str, error: RuntimeError, n: int, dim: int) -> ConfigError:

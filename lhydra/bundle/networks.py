@@ -107,14 +107,14 @@ class Head:
         self._graph = _Graph(path, HEAD_OUTPUTS, threads)
 
     def score(
-        self, vector: F32, user: EncodedUsers, vectors: F16, dense: F16, ids: I64, popularity: F32, colisten: F32
+        self, vector: F32, user: EncodedUsers, vectors: F16, dense: F16, ids: I64, popularity: F32, item_item: F32
     ) -> tuple[F32, F32]:
         """Returns raw logits (n,) and calibrated probabilities (n,).
 
         vector: (1, dim) of the one encoded `user`; vectors (n, dim) and dense (n, dt) as halves, ids (n, ct),
         popularity (n,) and co-listening scores (n, 2) of the tracks.
         """
-        tracks = (vectors, dense, ids, popularity, colisten)
+        tracks = (vectors, dense, ids, popularity, item_item)
         logit, probability = self.run(vector, user.dense, user.ids, *(part[None] for part in tracks))
         return logit[0], probability[0]
 

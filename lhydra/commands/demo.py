@@ -25,7 +25,7 @@ NEEDED = ("duckdb", "faiss", "onnxruntime", "torch", "onnxscript", "implicit", "
 
 
 @dataclass(frozen=True)
-class DemoConfig:
+class DemoSettings:
     """How large the demo is."""
 
     users: int = setting(2_000, "listeners of the synthetic world")
@@ -39,12 +39,12 @@ class DemoConfig:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `lhydra demo`."""
     parser.add_argument("dir", nargs="?", type=Path, default=Path("demo"), metavar="DIR", help="default: demo")
-    config.add_flags(parser, DemoConfig)
+    config.add_flags(parser, DemoSettings)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs every step, shows one listener's history and recommendations, and what to try next; returns 0."""
-    settings = config.resolve("demo", DemoConfig, args)
+    settings = config.resolve("demo", DemoSettings, args)
     for module in NEEDED:
         if importlib.util.find_spec(module) is None:
             raise MissingExtra(EXTRA, module)

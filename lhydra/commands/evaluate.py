@@ -141,7 +141,7 @@ def opened(
 ) -> Iterator[tuple["Bundle", dict[str, str | None]]]:
     """Gives what to evaluate and its names for the protocol; a model is searched exactly over the dataset's tracks."""
     from lhydra.bundle.bundle import Bundle
-    from lhydra.bundle.embedding import unpublished_bundle
+    from lhydra.bundle.catalog_writer import unpublished_bundle
     from lhydra.bundle.model import Model
 
     if store is not None:

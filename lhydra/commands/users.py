@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     from lhydra.console import with_progress
     from lhydra.data.dataset import Dataset, user_states
     from lhydra.timing import timed
-    from lhydra.users.store import open_users, shown
+    from lhydra.users.store import open_users, redacted
 
     dataset = Dataset.open(args.dataset)
     n_users, counts = len(dataset.user_ids), Counts()
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
             users.load(with_progress(states, n_users, "users"))
     finally:
         users.close()
-    where = shown(settings.users) if settings.users else f"lmdb:{store}/users.lmdb"
+    where = redacted(settings.users) if settings.users else f"lmdb:{store}/users.lmdb"
     if settings.json:
         print(json.dumps({"users_store": where, "as_of": settings.as_of, **vars(counts)}))
     else:

@@ -11,9 +11,7 @@ Unknown category = 0. Missing number = the fitted default, which is 0 after scal
 import bisect
 import hashlib
 import json
-import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -23,6 +21,7 @@ import numpy.typing as npt
 
 from lhydra.domain import F32, I64, Value
 from lhydra.errors import FeatureError, complain
+from lhydra.features.columns import Columns, finite, joined, length_of, numbers_of, stacked, text_of
 from lhydra.features.histories import (
     MAX_GAP_DAYS,
     EncodedUsers,
@@ -34,7 +33,6 @@ from lhydra.features.histories import (
 )
 
 FORMAT = 2
-Columns = Mapping[str, Sequence[Any] | npt.NDArray[Any]]  # equal lengths; one row or a million
 
 AGE_BOUNDS = (18.0, 25.0, 35.0, 45.0, 55.0, 65.0)  # age group g holds AGE_BOUNDS[g-2] <= age < AGE_BOUNDS[g-1]
 MAX_GENRES = 255  # the most frequent; the others count as unknown where genres are crossed and averaged
@@ -51,6 +49,12 @@ class Number:
     std: float
     log: bool = False
 
+    def scaled(self, columns: Columns, n: int) -> npt.NDArray[np.float64]:
+        """Returns the column scaled and cut at 5 deviations, (n,) float64, 0 where it is missing."""
+        values = numbers_of(self.name, columns, n)
+        values = np.log1p(np.maximum(values, 0)) if self.log else values
+        return np.asarray(np.nan_to_num(np.clip((values - self.mean) / self.std, -5, 5), nan=0.0))
+
 
 @dataclass(frozen=True)
 class Category:
@@ -63,6 +67,13 @@ class Category:
     def index(self) -> dict[str, int]:
         """Encoded number by value."""
         return {value: number for number, value in enumerate(self.values, 1)}
+
+    def numbered(self, columns: Columns, n: int) -> I64:
+        """Returns the encoded numbers of the column, (n,) int64, 0 where it is missing or not among the values."""
+        column = columns.get(self.name)
+        if column is None:
+            return np.zeros(n, np.int64)
+        return np.fromiter((self.index.get(text_of(value), 0) for value in column), np.int64, n)
 
 
 @dataclass(frozen=True)
@@ -97,7 +108,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """The fitted features of tracks and users. Immutable; round-trips through JSON; see `fit`."""
+    """The fitted features of tracks and users. Immutable; round-trips through JSON; `lhydra.features.fit` makes it."""
 
     track_numbers: tuple[Number, ...]
     track_categories: tuple[Category, ...]  # the first is track_id
@@ -162,13 +173,13 @@ class FeatureSpec:
         Raises:
             FeatureError: columns of unequal length, or an infinite number.
         """
-        n = _length(columns)
-        dense = [_scaled(number, columns, n) for number in self.track_numbers]
+        n = length_of(columns)
+        dense = [number.scaled(columns, n) for number in self.track_numbers]
         if "recency" in self.track_dense:
-            year = _numbers("year", columns, n)
+            year = numbers_of("year", columns, n)
             age = np.log1p(np.clip(self.reference_year - year, 0, 100)) / 2 - 1
             dense.append(np.where(np.isnan(year), 0.0, age))
-        ids = [_numbered(category.index, columns, category.name, n) for category in self.track_categories]
+        ids = [category.numbered(columns, n) for category in self.track_categories]
         bags = [self._bag(bag, columns, n) for bag in self.track_bags]
         if self.genre:
             by_category = {category.name: i for i, category in enumerate(self.track_categories)}
@@ -179,10 +190,10 @@ class FeatureSpec:
                 genre = np.maximum(bags[at][:, 0] - self.track_bags[at].first + 1, 0)
             ids.append(np.where(genre < self._genre_size, genre, 0))
         if self._has_mood:
-            energy, valence = _numbers("energy", columns, n), _numbers("valence", columns, n)
+            energy, valence = numbers_of("energy", columns, n), numbers_of("valence", columns, n)
             known = ~(np.isnan(energy) | np.isnan(valence))
             ids.append(np.where(known, 1 + 2 * (energy >= 0.5) + (valence >= 0.5), 0).astype(np.int64))
-        return Encoded(_stack(dense, n, np.float32), _stack(ids, n, np.int64), _joined(bags, n))
+        return Encoded(stacked(dense, n, np.float32), stacked(ids, n, np.int64), joined(bags, n))
 
     def encode_profiles(self, columns: Columns) -> Encoded:
         """Returns the part of encoded users that does not depend on the history; bags are empty.
@@ -190,7 +201,7 @@ class FeatureSpec:
         Raises:
             FeatureError: columns of unequal length, or an infinite number.
         """
-        names, n = self.profile_columns, _length(columns)
+        names, n = self.profile_columns, length_of(columns)
         given = [column.tolist() if isinstance(column, np.ndarray) else column for column in map(columns.get, names)]
         rows = zip(*([None] * n if column is None else column for column in given), strict=True)
         return self.encode_profile_rows([dict(zip(names, row, strict=True)) for row in rows] if names else [{}] * n)
@@ -208,12 +219,12 @@ class FeatureSpec:
         for i, profile in enumerate(profiles):
             scaled: list[float] = []
             for number in self.user_numbers:
-                value = _finite(number.name, profile.get(number.name))
+                value = finite(number.name, profile.get(number.name))
                 known = value == value  # not NaN
                 scaled += (min(max((value - number.mean) / number.std, -5.0), 5.0) if known else 0.0, known)
-            numbered = [category.index.get(_text(profile.get(category.name)), 0) for category in self.user_categories]
+            numbered = [category.index.get(text_of(profile.get(category.name)), 0) for category in self.user_categories]
             if self._has_age:
-                age = _finite("age", profile.get("age"))
+                age = finite("age", profile.get("age"))
                 numbered.append(bisect.bisect_right(AGE_BOUNDS, age) + 1 if age == age else 0)
             dense[i], ids[i] = scaled, numbered
         return Encoded(dense, ids, np.zeros((len(profiles), 0), np.int64))
@@ -258,54 +269,7 @@ class FeatureSpec:
             ids.append(_top(self._shares("quadrant", track_ids, owner, weight, total)))
         return EncodedUsers(dense, np.concatenate(ids, 1), histories, entry)
 
-    # -- fitting and JSON -------------------------------------------------------------------------------
-
-    @classmethod
-    def fit(
-        cls,
-        tracks: Columns,
-        users: Columns,
-        track_kinds: Mapping[str, str],
-        user_kinds: Mapping[str, str],
-        trained: npt.NDArray[np.bool_],
-    ) -> "FeatureSpec":
-        """Returns the features fitted on these columns.
-
-        tracks holds `track_id` and the columns of `track_kinds` (name -> numeric | categorical | multi | year |
-        text); users likewise. trained: (n tracks,) bool, tracks with train plays: only they get an id of their own.
-        """
-        numbers, categories, bags = [], [_track_ids(tracks, trained)], []
-        years = [0.0]
-        first = 1
-        for name, kind in track_kinds.items():
-            if kind in ("numeric", "year"):
-                numbers.append(_fit_number(name, tracks[name], log=name == "duration_ms"))
-            elif kind == "categorical":
-                categories.append(Category(name, _frequent((tracks[name]), at_least=2, at_most=50_000)))
-            elif kind == "multi":
-                values = [value for row in tracks[name] if row is not None for value in dict.fromkeys(row)]
-                longest = max((len(row) for row in tracks[name] if row is not None), default=1)
-                bags.append(Bag(name, _frequent(values, at_least=2, at_most=5_000), min(max(longest, 1), 16), first))
-                first += len(bags[-1].values)
-            if name == "year":
-                years += [year for year in _numbers(name, tracks, len(trained)) if 1000 < year < 3000]
-        fitted_numbers, fitted_categories = [], []
-        for name, kind in user_kinds.items():
-            if kind in ("numeric", "year"):
-                fitted_numbers.append(_fit_number(name, users[name]))
-            elif kind == "categorical":
-                fitted_categories.append(Category(name, _frequent(users[name], at_least=2, at_most=10_000)))
-        named = [*(category.name for category in categories), *(bag.name for bag in bags)]
-        genre = next((name for name in ("genre", "main_genre", "tags") if name in named), None)
-        return cls(
-            tuple(numbers),
-            tuple(categories),
-            tuple(bags),
-            tuple(fitted_numbers),
-            tuple(fitted_categories),
-            genre,
-            max(years),
-        )
+    # -- JSON ------------------------------------------------------------------------------------------
 
     def to_json(self) -> str:
         """Returns the text of features.json."""
@@ -406,87 +370,3 @@ class FeatureSpec:
 def _top(shares: npt.NDArray[np.float64]) -> I64:
     """(n, 1) the column with the largest share, 0 when all are 0."""
     return np.asarray(shares.argmax(1)[:, None], np.int64)
-
-
-def _length(columns: Columns) -> int:
-    lengths = {len(column) for column in columns.values()}
-    if len(lengths) > 1:
-        raise FeatureError(complain("columns", f"lengths {sorted(lengths)}", "one length"))
-    return lengths.pop() if lengths else 1
-
-
-def _numbers(name: str, columns: Columns, n: int) -> npt.NDArray[np.float64]:
-    """(n,) float64 of a number column, NaN where missing. Raises FeatureError on an infinite number."""
-    column = columns.get(name)
-    if column is None:
-        return np.full(n, np.nan)
-    values = np.asarray(column)
-    if values.dtype.kind not in "fiub":
-        values = np.array([_number(value) for value in column], np.float64)
-    values = values.astype(np.float64)
-    if np.isinf(values).any():
-        raise FeatureError(complain(name, "an infinite number", "finite numbers"))
-    return values
-
-
-def _finite(name: str, value: Any) -> float:
-    """The number in one cell, NaN where there is none. Raises FeatureError on an infinite number."""
-    number = _number(value)
-    if math.isinf(number):
-        raise FeatureError(complain(name, "an infinite number", "finite numbers"))
-    return number
-
-
-def _number(value: Any) -> float:
-    if value is None:
-        return math.nan
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return math.nan
-    return math.nan if isinstance(value, str) and math.isinf(number) else number
-
-
-def _scaled(number: Number, columns: Columns, n: int) -> npt.NDArray[np.float64]:
-    values = _numbers(number.name, columns, n)
-    values = np.log1p(np.maximum(values, 0)) if number.log else values
-    return np.asarray(np.nan_to_num(np.clip((values - number.mean) / number.std, -5, 5), nan=0.0))
-
-
-def _numbered(index: Mapping[str, int], columns: Columns, name: str, n: int) -> I64:
-    column = columns.get(name)
-    if column is None:
-        return np.zeros(n, np.int64)
-    return np.fromiter((index.get(_text(value), 0) for value in column), np.int64, n)
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else "" if value is None else str(value)
-
-
-def _stack(columns: list[npt.NDArray[Any]], n: int, dtype: Any) -> npt.NDArray[Any]:
-    return np.stack(columns, 1).astype(dtype) if columns else np.zeros((n, 0), dtype)
-
-
-def _joined(bags: list[I64], n: int) -> I64:
-    return np.concatenate(bags, 1) if bags else np.zeros((n, 0), np.int64)
-
-
-def _fit_number(name: str, column: Sequence[Any] | npt.NDArray[Any], log: bool = False) -> Number:
-    values = _numbers(name, {name: column}, len(column))
-    values = values[~np.isnan(values)]
-    values = np.log1p(np.maximum(values, 0)) if log else values
-    mean, std = (float(values.mean()), float(values.std())) if len(values) else (0.0, 1.0)
-    return Number(name, mean, std if std > 1e-9 else 1.0, log)
-
-
-def _track_ids(tracks: Columns, trained: npt.NDArray[np.bool_]) -> Category:
-    return Category("track_id", tuple(tracks["track_id"][i] for i in np.flatnonzero(trained).tolist()))
-
-
-def _frequent(values: Iterable[Any], at_least: int, at_most: int) -> tuple[str, ...]:
-    """Values that occur often enough, most frequent first, ties in text order."""
-    counts = Counter(_text(value) for value in values)
-    counts.pop("", None)
-    ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-    return tuple(value for value, count in ranked[:at_most] if count >= at_least)

@@ -9,7 +9,7 @@ from typing import Any
 
 from lhydra import config
 from lhydra.errors import ConfigError, complain
-from lhydra.training.config import TrainConfig
+from lhydra.training.config import TrainSettings
 
 HELP = "train towers and head on a dataset and export the model"
 EXTRA = "train"
@@ -26,12 +26,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folds", type=int, default=0, metavar="N", help="first cross-validate on N random parts of train and valid"
     )
-    config.add_flags(parser, TrainConfig)
+    config.add_flags(parser, TrainSettings)
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains, reporting every epoch; returns 0."""
-    settings = config.resolve("train", TrainConfig, args)
+    settings = config.resolve("train", TrainSettings, args)
     from lhydra.data.dataset import Dataset
     from lhydra.training.train import train
 

@@ -7,7 +7,7 @@ from lhydra.errors import ConfigError, complain
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainSettings:
     """How to train. The defaults suit every data set; what must differ is tuned on the validation fold."""
 
     epochs: int = setting(16, "most passes over the users; fewer when validation stops improving")

@@ -8,6 +8,7 @@ import numpy.typing as npt
 from lhydra.data.dataset import TRAIN, VALID, Dataset, Plays
 from lhydra.domain import I64, MAX_HISTORY
 from lhydra.errors import DataError, complain
+from lhydra.features.fit import fit_features
 from lhydra.features.histories import Histories, offsets_of, spans
 from lhydra.features.spec import Encoded, FeatureSpec
 from lhydra.timing import timed
@@ -61,7 +62,7 @@ def load(dataset: Dataset, plays: Plays | None = None, upto: int = TRAIN) -> Tra
     listeners = np.bincount(pairs % n_tracks, minlength=n_tracks)
     tracks, users = dataset.track_columns(), dataset.user_columns()
     kinds = {c.name: c.kind for c in dataset.info.track_columns}, {c.name: c.kind for c in dataset.info.user_columns}
-    spec = FeatureSpec.fit(tracks, users, *kinds, listeners > 0)
+    spec = fit_features(tracks, users, *kinds, listeners > 0)
     train = _histories(fed, n_users)
     valid = _targets(plays, n_tracks, VALID) if upto < VALID else _targets(plays.where(plays.fold < TRAIN), 1, VALID)
     return TrainingData(

@@ -20,7 +20,7 @@ from lhydra.evaluation.metrics import rank_metrics
 from lhydra.features import item_item
 from lhydra.features.histories import Histories
 from lhydra.timing import timed
-from lhydra.training.config import TrainConfig
+from lhydra.training.config import TrainSettings
 from lhydra.training.data import Targets, TrainingData, hide, select
 from lhydra.training.losses import lambda_loss
 from lhydra.training.model import Head, Network
@@ -35,7 +35,7 @@ BATCH = 32
 GATE_STEPS, GATE_BATCH, GATE_RATE, GATE_DECAY = 60, 512, 0.1, 0.01
 GATE_START = (0.0, 0.0, 4.0, 0.0)  # beside the scaled cosine: popularity, co-listening of all and recent plays
 STRENGTHS = (0.25, 0.5, 1.0)
-BARE = -1.0  # stands for the retrieval order among the strengths
+RETRIEVAL_ORDER = -1.0  # stands for the retrieval order among the strengths
 UNMEASURED_STRENGTH = 0.25
 
 
@@ -78,7 +78,7 @@ def fit(
     data: TrainingData,
     tensors: Tensors,
     table: Table,
-    config: TrainConfig,
+    config: TrainSettings,
     report: Report = lambda line: None,
 ) -> Fitted:
     """Trains the head in place, telling `report` about every part of the cross-fitting, and returns how."""
@@ -105,7 +105,7 @@ def fit(
         seen: list[dict[float, list[I64]]] = []
         if watch is not None:
             bare = [np.where(out, -1, found)[:20] for found, out in zip(rows[watch], nothing[watch], strict=True)]
-            seen.append({BARE: bare} | _ranked(head, examples, vectors, tensors, watch, (0.0,)))
+            seen.append({RETRIEVAL_ORDER: bare} | _ranked(head, examples, vectors, tensors, watch, (0.0,)))
         optimizer = torch.optim.AdamW(
             [p for name, p in head.named_parameters() if not name.startswith("gate") and name != "scale"],
             lr=config.head_learning_rate,
@@ -140,7 +140,7 @@ def fit(
         if means:
             (epochs, strength), best = max(means.items(), key=lambda item: (item[1]["ndcg@10"], -item[0][0]))
             fitted = Fitted(epochs, strength, {name: round(best[name], 6) for name in SHOWN})
-    if fitted.strength == BARE:
+    if fitted.strength == RETRIEVAL_ORDER:
         network.head = shape
         fitted = replace(fitted, strength=0.0)
     else:

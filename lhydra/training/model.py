@@ -227,10 +227,10 @@ class Head(nn.Module):
         track_dense: Tensor,
         track_ids: Tensor,
         popularity: Tensor,
-        colisten: Tensor,
+        item_item: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """user (B, D), user_dense (B, du), user_ids (B, cu); vectors (B, N, D), the others (B, N, .) or (B, N)."""
-        base, extra = self.parts(user, user_dense, user_ids, vectors, track_dense, track_ids, popularity, colisten)
+        base, extra = self.parts(user, user_dense, user_ids, vectors, track_dense, track_ids, popularity, item_item)
         logit = base + self.strength * extra
         return logit, torch.sigmoid(self.calibration[0] * logit + self.calibration[1])
 
@@ -243,14 +243,14 @@ class Head(nn.Module):
         track_dense: Tensor,
         track_ids: Tensor,
         popularity: Tensor,
-        colisten: Tensor,
+        item_item: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """The raw logit in two parts (B, N) each: the weighted signals, and what the deep part adds to them."""
         vectors, track_dense = vectors.float(), track_dense.float()  # a bundle keeps them as halves
         of_ids = [table(user_ids[:, i]) for i, table in enumerate(self.user_ids)]
         prefers = user_dense[:, self.preference[0] : self.preference[1]]  # (B, dt)
         cosine = (vectors @ user.unsqueeze(2)).squeeze(2)  # (B, N)
-        signals = torch.cat([cosine.unsqueeze(2), popularity.unsqueeze(2), colisten], 2)  # (B, N, SIGNALS)
+        signals = torch.cat([cosine.unsqueeze(2), popularity.unsqueeze(2), item_item], 2)  # (B, N, SIGNALS)
         width = track_dense.shape[2]
         wide = [self.of_pair.weight[:, i * width : (i + 1) * width] for i in range(3)]  # of t, p - t, |p - t|: (h, dt)
         crossing = self.of_pair.weight[:, 3 * width : -SIGNALS]  # (h, CROSS_DIM * pairs)

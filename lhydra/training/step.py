@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from lhydra.domain import I64
 from lhydra.features.histories import EncodedUsers, Histories
-from lhydra.training.config import TrainConfig
+from lhydra.training.config import TrainSettings
 from lhydra.training.data import Targets, TrainingData, hide
 from lhydra.training.losses import distillation_loss, log_q, softmax_loss
 from lhydra.training.model import Network
@@ -55,7 +55,7 @@ def losses(
     teachers: Teachers,
     users: I64,
     rng: np.random.Generator,
-    config: TrainConfig,
+    config: TrainSettings,
     temperature: float,
 ) -> tuple[Tensor, Tensor]:
     """Returns the towers' two losses for a batch of users: towards the hidden plays, and towards the teachers."""
@@ -108,7 +108,7 @@ def embed_users(network: Network, users: EncodedUsers, history: Tensor, rows: I6
 
 
 def _in_play(
-    data: TrainingData, seen: Histories, targets: Targets, rng: np.random.Generator, config: TrainConfig
+    data: TrainingData, seen: Histories, targets: Targets, rng: np.random.Generator, config: TrainSettings
 ) -> I64:
     """Ascending rows of a sampled step: what the batch has seen, its targets, and uniform negatives."""
     uniform = rng.integers(0, data.n_tracks, config.uniform_negatives)

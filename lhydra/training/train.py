@@ -21,7 +21,7 @@ from lhydra.timing import timed
 from lhydra.training import checkpoint, ranks
 from lhydra.training import head as heads
 from lhydra.training import teachers as teaching
-from lhydra.training.config import TrainConfig
+from lhydra.training.config import TrainSettings
 from lhydra.training.data import TrainingData, load
 from lhydra.training.export import export
 from lhydra.training.model import Network, Shape
@@ -42,7 +42,7 @@ class Run:
     data: TrainingData
     tensors: Tensors
     teachers: Teachers
-    config: TrainConfig
+    config: TrainSettings
     users: I64  # with train plays
     batch_size: int  # of all processes together
     rank: int = 0
@@ -58,7 +58,7 @@ class Run:
 def train(
     dataset: Dataset,
     out: Path,
-    config: TrainConfig,
+    config: TrainSettings,
     *,
     resume: bool = False,
     refit: bool = False,
@@ -121,7 +121,7 @@ class Trained:
 
 
 def _train(
-    data: TrainingData, out: Path, config: TrainConfig, parents: dict[str, Any], resume: bool, report: Report
+    data: TrainingData, out: Path, config: TrainSettings, parents: dict[str, Any], resume: bool, report: Report
 ) -> Trained:
     users = np.flatnonzero(np.diff(data.train.offsets) > 0)
     batch_size = config.batch_size or int(np.clip(len(users) // 15, 64, 256))
@@ -306,7 +306,7 @@ def _new(run: Run) -> tuple[Network, torch.optim.Optimizer]:
     return network, torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 
 
-def _patience_over(state: dict[str, Any], config: TrainConfig) -> bool:
+def _patience_over(state: dict[str, Any], config: TrainSettings) -> bool:
     return state["best"] is not None and state["epoch"] - state["best"]["epoch"] >= config.patience
 
 

@@ -10,7 +10,7 @@ from grpc_reflection.v1alpha import reflection
 from lhydra.logs import AccessLog
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.address import count_connections, stop_listening
-from lhydra_server.interceptors import Around, Door, Pool
+from lhydra_server.interceptors import AdmissionControl, CountingPool, HandlerFactory
 from lhydra_server.metrics import Metrics, NoMetrics
 from lhydra_server.service import RecommenderService
 
@@ -41,8 +41,8 @@ class Listener:
         access_log: AccessLog = ACCESS_LOG,
     ) -> None:
         self._connection_age_s = connection_age_s
-        pool = Pool(min(max_in_flight, THREADS), metrics.in_flight)
-        around = Around(metrics, access_log, pool)
+        pool = CountingPool(min(max_in_flight, THREADS), metrics.in_flight)
+        around = HandlerFactory(metrics, access_log, pool)
         methods = {
             "Recommend": around.unary("Recommend", pb.RecommendRequest, service.Recommend),
             "SimilarTracks": around.unary("SimilarTracks", pb.SimilarTracksRequest, service.SimilarTracks),
@@ -56,7 +56,7 @@ class Listener:
         refusal = around.overloaded(lambda: service.retry_after_ms(pool.in_flight))
         self._server = grpc.server(
             ThreadPoolExecutor(OTHER_THREADS, "other"),
-            handlers=[Door(by_path, pool, max_in_flight, refusal)],
+            handlers=[AdmissionControl(by_path, pool, max_in_flight, refusal)],
             options=[
                 ("grpc.so_reuseport", 1),
                 ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from lhydra.bundle.columns import NUMBERS, Condition, check, normalised
+from lhydra.bundle.columns import NUMBERS, check, normalised
+from lhydra.domain import Condition
 from lhydra.errors import InvalidRequest
 from lhydra_protos.v1 import recommender_pb2 as pb
 

@@ -46,10 +46,10 @@ class Call:
             raise DeadlineExceeded("the deadline passed before the work was done")
 
 
-class Around:
+class HandlerFactory:
     """Makes gRPC handlers of methods that may raise any LhydraError. pool: where unary methods run."""
 
-    def __init__(self, metrics: Metrics, access_log: logs.AccessLog, pool: "Pool") -> None:
+    def __init__(self, metrics: Metrics, access_log: logs.AccessLog, pool: "CountingPool") -> None:
         self._metrics, self._access_log, self._pool = metrics, access_log, pool
 
     def unary(
@@ -124,7 +124,7 @@ class Around:
         context.abort(code, details)  # raises
 
 
-class Door(grpc.GenericRpcHandler):
+class AdmissionControl(grpc.GenericRpcHandler):
     """Lets calls of the API in, as long as there are fewer than `most` in flight.
 
     methods: handlers by their path. pool: where they run. refusal: the handler of those that find it full.
@@ -133,7 +133,7 @@ class Door(grpc.GenericRpcHandler):
     def __init__(
         self,
         methods: "Mapping[str, grpc.RpcMethodHandler[Any, Any]]",
-        pool: "Pool",
+        pool: "CountingPool",
         most: int,
         refusal: "grpc.RpcMethodHandler[Any, Any]",
     ) -> None:
@@ -147,7 +147,7 @@ class Door(grpc.GenericRpcHandler):
         return self._refusal
 
 
-class Pool(ThreadPoolExecutor):
+class CountingPool(ThreadPoolExecutor):
     """Threads for calls: knows how many calls run or wait for one. changed: told when that is another number."""
 
     def __init__(self, threads: int, changed: Callable[[int], None]) -> None:

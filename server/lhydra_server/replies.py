@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lhydra.bundle.catalog import Texts
+from lhydra.bundle.strings import StringColumn
 from lhydra.domain import F32, I64, STAGES, Recommendation
 from lhydra_protos.v1.wire import SCORES, number_field, text_field
 
@@ -14,7 +14,7 @@ _STAGE_NAMES = {stage: text_field(1, stage.encode()) for stage in STAGES}
 
 def reply(
     found: Recommendation,
-    parts: Texts,
+    parts: StringColumn,
     stage_us: Mapping[str, int],
     *,
     bundle_id: str,
@@ -29,7 +29,7 @@ def reply(
     return b"".join([tracks(found.rows, found.scores, found.retrieval_scores, parts), *tail])
 
 
-def tracks(rows: I64, scores: F32, retrieval_scores: F32, parts: Texts) -> bytearray:
+def tracks(rows: I64, scores: F32, retrieval_scores: F32, parts: StringColumn) -> bytearray:
     """Returns RecommendResponse.tracks of `rows`, (n,), with their scores, (n,) each."""
     starts, ends = parts.offsets.take(rows), parts.offsets.take(rows + 1)
     data = parts.data.data  # a memoryview: slices of it cost a fifth of an array's

@@ -11,24 +11,24 @@ from typing import Protocol
 import numpy as np
 
 from lhydra import __version__
-from lhydra.bundle.catalog import Texts
 from lhydra.bundle.columns import NO_COLUMNS, FilterColumns
+from lhydra.bundle.strings import StringColumn
 from lhydra.domain import I64, Hashes, Query, Recommendation, UserState, track_hashes
 from lhydra.errors import FeatureError, InvalidRequest, Unsupported, UserStoreError
-from lhydra.recommender import TOGETHER
+from lhydra.recommender import MAX_BATCH
 from lhydra.timing import timed
 from lhydra.users.record import user_tag
 from lhydra.users.store import UserStore
 from lhydra_protos.v1 import recommender_pb2 as pb
+from lhydra_server.batcher import Batcher
 from lhydra_server.config import FleetStatus
 from lhydra_server.interceptors import Call
 from lhydra_server.metrics import Metrics, NoMetrics
 from lhydra_server.replies import reply
 from lhydra_server.translate import check_recommend, to_plays, to_query
-from lhydra_server.turns import Turns
 
 NO_METRICS = NoMetrics()
-TELL_S = 1.0  # a store that is down fails every request; the log hears of it so often, the metrics each time
+LOG_EVERY_S = 1.0  # a store that is down fails every request; the log hears of it so often, the metrics each time
 _log = logging.getLogger(__name__)
 
 
@@ -64,7 +64,7 @@ class Served:
     index_recipe: str
     recommender: Recommends
     catalog: Tracks
-    replies: Texts  # each track's part of a reply
+    replies: StringColumn  # each track's part of a reply
     filters: FilterColumns = NO_COLUMNS
     genre: str | None = None  # the column that `Filter.genres` is about
 
@@ -85,7 +85,9 @@ class RecommenderService:
         metrics: Metrics = NO_METRICS,
     ) -> None:
         self._served, self._users, self._max_k, self._fleet, self._metrics = served, users, max_k, fleet, metrics
-        self._turns: Turns[Asked, Recommendation | Exception] = Turns(self._recommend_many, TOGETHER, self._begun)
+        self._batcher: Batcher[Asked, Recommendation | Exception] = Batcher(
+            self._recommend_many, MAX_BATCH, self._begun
+        )
         self._started_s, self._told_s = time.monotonic(), -math.inf
         self._count = itertools.count(1)
         self._answered = 0
@@ -99,7 +101,7 @@ class RecommenderService:
             stored = self._look_up(request.user_id, call)
             query = to_query(request, stored, served.filters.names, served.genre)
         call.check()
-        found, took_us = self._turns.answer((query, call.check))
+        found, took_us = self._batcher.answer((query, call.check))
         if isinstance(found, FeatureError) and request.profile.columns:
             raise InvalidRequest("profile", str(found), "values that fit the features") from None
         if isinstance(found, Exception):
@@ -166,12 +168,12 @@ class RecommenderService:
         raise Unsupported("Explain: this version does not answer it")
 
     def count_calls(self, in_flight: Callable[[], int]) -> None:
-        """Lets turns know how many calls are being answered, by whoever lets them in."""
-        self._turns.in_flight = in_flight
+        """Lets batches know how many calls are being answered, by whoever lets them in."""
+        self._batcher.in_flight = in_flight
 
     def retry_after_ms(self, in_flight: int) -> int:
         """Returns when it is worth trying again, with so many calls in flight: when they will have been answered."""
-        return max(1, round(in_flight * self._turns.mean_us / 1000))
+        return max(1, round(in_flight * self._batcher.mean_us / 1000))
 
     def _recommend_many(self, asked: Sequence[Asked]) -> list[Recommendation | Exception]:
         recommender = self._served.recommender
@@ -191,7 +193,7 @@ class RecommenderService:
             return self._users.get(user_id)
         except UserStoreError as error:
             self._metrics.user_store_error()
-            if time.monotonic() - self._told_s >= TELL_S:
+            if time.monotonic() - self._told_s >= LOG_EVERY_S:
                 self._told_s = time.monotonic()
                 _log.error("answered without the user store: %s", error, extra={"request_id": call.request_id})
             call.degraded.append("user_store")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
-from lhydra.bundle.bundle import current_bundle_id
+from lhydra.bundle.manifest import current_bundle_id
 from lhydra.errors import LhydraError
 from lhydra_server.address import Reservation
 from lhydra_server.config import FleetStatus, ServeSettings, WorkerSettings

@@ -15,17 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from lhydra.bundle.bundle import FORMAT, Bundle
+from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.manifest import FORMAT
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.data.prepare import prepare
 from lhydra.data.settings import PrepareSettings
 from lhydra.data.synth import write_world
 from lhydra.domain import Query, UserState, no_hashes, no_history
 from lhydra.recommender import Recommender
-from lhydra.training.config import TrainConfig
+from lhydra.training.config import TrainSettings
 from lhydra.training.train import train
 from lhydra_index_builder.build import rebuild
-from lhydra_index_builder.config import RebuildConfig
+from lhydra_index_builder.config import RebuildSettings
 
 HERE = Path(__file__).resolve().parent
 K = 5
@@ -44,10 +45,10 @@ def main() -> int:
         write_world(Path("world"), users=200, tracks=50, plays=3_000, seed=3)
         prepare(Path("world"), Path("dataset"), PrepareSettings(valid=0))
         dataset = Dataset.open(Path("dataset"))
-        info = train(dataset, Path("model"), TrainConfig(epochs=6, dim=8, hidden=8, temperature=0.15, threads=1))
+        info = train(dataset, Path("model"), TrainSettings(epochs=6, dim=8, hidden=8, temperature=0.15, threads=1))
         if not info["chosen"]["head strength"] > 0:
             raise SystemExit("the head counts for nothing: its answers would prove little")
-        made = rebuild(Path("model"), dataset, Path("store"), RebuildConfig())
+        made = rebuild(Path("model"), dataset, Path("store"), RebuildSettings())
         shutil.copytree(Path("store") / made.bundle_id, bundle)
         recommender = Recommender(Bundle.open_folder(bundle))
         found = [asked(recommender, user_id, state) for user_id, state in queries(dataset)]

@@ -6,7 +6,7 @@ combining: Hendler, Incze, Shavit & Tzafrir 2010). Alone, a request pays nothing
 however many share it is paid once.
 
 Before a turn begins, calls that have arrived but are not in line yet (their thread is parsing, or answering) get the
-processor: without that, the thread that computes keeps it, and turns of one follow each other. Nothing is slept away:
+processor: without that, the thread that computes keeps it, and batches of one follow each other. Nothing is slept away:
 when no thread is ready, giving way returns at once.
 """
 
@@ -41,7 +41,7 @@ class _Waiting(Generic[Request, Answer]):
     door: Lock = field(default_factory=_closed)  # opened when the answer is there, or it may be one's turn
 
 
-class Turns(Generic[Request, Answer]):
+class Batcher(Generic[Request, Answer]):
     """Answers requests by `work`, which gets those of one turn, `most` at most, and returns an answer for each.
 
     started: told how many share a turn that begins, and how many wait behind it. The attribute `in_flight`: how many

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lhydra.bundle import embedding
+from lhydra.bundle import catalog_writer
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.catalog import Catalog
 from lhydra.bundle.model import Model
@@ -176,7 +176,7 @@ def test_a_catalogue_with_other_tracks_keeps_what_it_can(
     gone = set(tiny_dataset.track_ids[::3])
     changed = other_catalogue(tiny_dataset, tmp_path / "other", gone, 9)
     (tmp_path / "catalog").mkdir()
-    catalog = embedding.write_catalog(Model.open(tiny_model), changed, tmp_path / "catalog")
+    catalog = catalog_writer.write_catalog(Model.open(tiny_model), changed, tmp_path / "catalog")
     expected = {pair: weight for pair, weight in of_model.items() if not gone & set(pair)}
     assert len(expected) < len(of_model)
     assert by_track(catalog, list(changed.track_ids)) == expected

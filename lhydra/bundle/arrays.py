@@ -1,0 +1,81 @@
+"""Arrays of a bundle as `.npy` files: mapped when read, appended to in blocks when written."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lhydra.domain import I64
+from lhydra.errors import BundleCorrupt, complain
+
+BLOCK_ROWS = 65_536
+
+
+def mapped(path: Path) -> npt.NDArray[Any]:
+    """Returns the array in a .npy file, mapped unless it is small. Raises BundleCorrupt when it is not one."""
+    try:
+        array = (
+            np.load(path, allow_pickle=False) if path.stat().st_size < 4096 else np.load(path, "r", allow_pickle=False)
+        )
+    except (OSError, ValueError, EOFError) as error:
+        raise BundleCorrupt(complain(path, str(error), "a .npy array")) from None
+    return np.asarray(array)
+
+
+class GrowingArrays:
+    """Arrays that grow on disk, `<name>.npy` in `folder`: appended to in blocks, never in memory as a whole.
+
+    Written with plain writes: a mapping would count as memory of the process until the end.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: dict[str, tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]] = {}
+        self._ends: dict[str, int] = {}
+
+    def __enter__(self) -> "GrowingArrays":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for file, shape, dtype in self._open.values():
+            with file:
+                if error[0] is None:
+                    file.seek(0)  # the header leaves room for any length: it is written again in its place
+                    _write_header(file, shape, dtype)
+
+    def append(self, name: str, block: npt.NDArray[Any]) -> None:
+        """Appends `block` (m, ...) to the array `name`; the first block decides the rest of its shape and its type."""
+        if name not in self._open:
+            created = (self._folder / f"{name}.npy").open("wb")
+            self._open[name] = created, (0, *block.shape[1:]), block.dtype
+            _write_header(created, (0, *block.shape[1:]), block.dtype)
+        file, shape, dtype = self._open[name]
+        file.write(np.ascontiguousarray(block, dtype).data)
+        self._open[name] = file, (shape[0] + len(block), *shape[1:]), dtype
+
+    def append_lengths(self, name: str, lengths: I64) -> None:
+        """Appends the lengths (m,) of parts to an array of offsets, which begins with 0."""
+        if name not in self._ends:
+            self._ends[name] = 0
+            self.append(name, np.zeros(1, np.int64))
+        ends = self._ends[name] + np.cumsum(lengths, dtype=np.int64)
+        self._ends[name] = int(ends[-1]) if len(ends) else self._ends[name]
+        self.append(name, ends)
+
+
+def _write_header(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def blocks(path: Path, rows: int = BLOCK_ROWS) -> Iterator[npt.NDArray[Any]]:
+    """Yields the array in a .npy file, `rows` at a time, without mapping it."""
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        width = int(np.prod(shape[1:], dtype=np.int64))
+        for start in range(0, shape[0], rows):
+            size = min(rows, shape[0] - start)
+            yield np.fromfile(file, dtype, size * width).reshape(size, *shape[1:])

@@ -1,0 +1,144 @@
+"""How the catalog of a bundle is written: shards put together in order, popularity, charts, the table of hashes."""
+
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lhydra import files
+from lhydra.bundle.arrays import GrowingArrays
+from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.catalog import CHART, Catalog, hash_shift
+from lhydra.bundle.embedding import SHARD, Run, Shard, embed_shard
+from lhydra.bundle.index import Index
+from lhydra.bundle.model import Model
+from lhydra.bundle.strings import StringColumn
+from lhydra.data.dataset import TRAIN, Dataset
+from lhydra.domain import F32, I64, Hashes
+from lhydra.errors import DataError, complain
+from lhydra.timing import timed
+
+
+def write_hashes(folder: Path, hashes: Hashes, names: StringColumn) -> None:
+    """Writes the table from track hash to row; hashes: (n,) by row. Raises DataError when two ids share a hash."""
+    order = np.argsort(hashes)
+    ordered = hashes[order]
+    same = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if len(same):
+        a, b = names.at(np.sort(order[same[0] : same[0] + 2]))
+        raise DataError(complain("track ids", f"{a!r} and {b!r} with one hash", "a hash for each: rename one"))
+    np.save(folder / "hashes.npy", ordered)
+    buckets = np.arange(2 ** (64 - hash_shift(len(ordered))), dtype=np.uint64) << np.uint64(hash_shift(len(ordered)))
+    np.save(folder / "hash_starts.npy", np.searchsorted(ordered, buckets).astype(np.int32))
+    np.save(folder / "hash_rows.npy", order.astype(np.int32))
+
+
+CHART_USERS = 20  # train users of a country, for it to have a chart of its own
+
+
+@timed("embed.catalog")
+def write_catalog(
+    model: Model,
+    dataset: Dataset,
+    folder: Path,
+    run: Run = map,
+    on_rows: Callable[[int], None] = lambda rows: None,
+) -> Catalog:
+    """Writes the catalog of the dataset's tracks into `folder` and returns it opened.
+
+    run: who embeds the shards. on_rows: told how many tracks are embedded after each shard.
+
+    Raises:
+        ModelError: the item tower gave a vector that is not of unit norm.
+        DataError: two track ids share a hash.
+    """
+    n = dataset.n_tracks
+    with tempfile.TemporaryDirectory(prefix=".shards-", dir=folder) as work:
+        shards = [
+            Shard(model.path, model.model_id, dataset.path, start, min(start + SHARD, n), Path(work) / f"{start}.npz")
+            for start in range(0, n, SHARD)
+        ]
+        hashes = _put_together(run(embed_shard, shards), n, folder, on_rows)
+    _write_popularity(dataset, folder)
+    _write_charts(dataset, folder)
+    for name in ("neighbours", "neighbour_weights"):
+        files.copy(model.path / f"{name}.npy", folder / f"{name}.npy")
+    np.save(folder / "removed.npy", np.empty(0, np.int64))
+    names = StringColumn(*(np.load(folder / f"names{part}.npy", "r") for part in ("", "_offsets")))
+    write_hashes(folder, hashes, names)
+    return Catalog.open(folder)
+
+
+def _put_together(shards: Iterable[Path], n: int, folder: Path, on_rows: Callable[[int], None]) -> Any:
+    """Appends every shard to the files of the catalog; returns the hashes, (n,) uint64."""
+    hashes, done = np.empty(n, np.uint64), 0
+    with GrowingArrays(folder) as growing:
+        for path in shards:
+            with np.load(path, allow_pickle=False) as shard:
+                rows = len(shard["hashes"])
+                hashes[done : done + rows] = shard["hashes"]
+                for name in ("vectors", "history", "dense", "ids"):
+                    growing.append(name, shard[name])
+                growing.append("lines", shard["ids"][:, 0])
+                for name in ("names", "title_texts", "artist_texts"):
+                    growing.append(name, shard[name])
+                    growing.append_lengths(f"{name}_offsets", shard[f"{name}_lengths"])
+            path.unlink()
+            done += rows
+            on_rows(done)
+    return hashes
+
+
+def _write_popularity(dataset: Dataset, folder: Path) -> None:
+    plays = dataset.plays
+    listeners = np.bincount(plays.track[plays.fold == TRAIN], minlength=dataset.n_tracks)
+    np.save(folder / "popularity.npy", popularity(listeners))
+    np.save(folder / "share.npy", (listeners / max(train_users(dataset), 1)).astype(np.float32))
+    np.save(folder / "popular.npy", np.argsort(-listeners, kind="stable").astype(np.int32))
+
+
+def _write_charts(dataset: Dataset, folder: Path) -> None:
+    """What each country plays most: of those with enough train users, where the data has countries."""
+    columns, plays = dataset.user_columns(), dataset.plays
+    chart_rows, chart_share = np.empty((0, CHART), np.int32), np.empty((0, CHART), np.float32)
+    names: list[str] = []
+    if "country" in columns:
+        country_of = np.array([value if isinstance(value, str) else "" for value in columns["country"]], object)
+        trained = plays.fold == TRAIN
+        users, tracks = plays.user[trained], plays.track[trained]
+        active = np.unique(users)
+        countries, counts = np.unique(country_of[active], return_counts=True)
+        for country in countries[(counts >= CHART_USERS) & (countries != "")]:
+            there = country_of[users] == country
+            listeners = np.bincount(tracks[there], minlength=dataset.n_tracks)
+            best = np.argsort(-listeners, kind="stable")[:CHART]
+            best = best[listeners[best] > 0]
+            row, share = np.full((1, CHART), -1, np.int32), np.zeros((1, CHART), np.float32)
+            row[0, : len(best)] = best
+            share[0, : len(best)] = listeners[best] / np.count_nonzero(country_of[active] == country)
+            chart_rows, chart_share = np.concatenate([chart_rows, row]), np.concatenate([chart_share, share])
+            names.append(country)
+    texts = StringColumn.of(names)
+    for name, array in (("charts", texts.data), ("charts_offsets", texts.offsets)):
+        np.save(folder / f"{name}.npy", array)
+    np.save(folder / "chart_rows.npy", chart_rows)
+    np.save(folder / "chart_share.npy", chart_share)
+
+
+def train_users(dataset: Dataset) -> int:
+    """Returns how many users have train plays."""
+    return len(np.unique(dataset.plays.user[dataset.plays.fold == TRAIN]))
+
+
+def popularity(listeners: I64) -> F32:
+    """Returns the head's popularity feature from listener counts: log-scaled to [0, 1], (n,) float32."""
+    return np.asarray(np.log1p(listeners) / np.log1p(max(listeners.max(initial=1), 1)), np.float32)
+
+
+def unpublished_bundle(model: Model, dataset: Dataset, folder: Path) -> Bundle:
+    """Returns a bundle of `model` over the dataset's tracks with an exact index, its catalog written to `folder`."""
+    catalog = write_catalog(model, dataset, folder)
+    index = Index.build(catalog.vectors, "flat")
+    return Bundle(model.model_id, model.spec, catalog, model.user_tower, model.head, index)
