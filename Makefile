@@ -22,7 +22,7 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	@test -d demo/store || $(BIN)/lhydra demo
-	$(BIN)/python benchmarks/latency.py --store demo/store --dataset demo/dataset
+	$(BIN)/python -m benchmarks.latency --store demo/store --dataset demo/dataset
 
 setup: $(STAMP)
 

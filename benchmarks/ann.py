@@ -1,4 +1,4 @@
-"""Our index against other libraries on real vectors: `python benchmarks/ann.py STORE DATASET --out FILE.json`.
+"""Our index against other libraries on real vectors: `python -m benchmarks.ann STORE DATASET --out FILE.json`.
 
 Tracks: all of the bundle that STORE names CURRENT. Queries: vectors of users of DATASET, drawn at random. Everybody
 fetches FETCH rows, whatever the bundle's depth, with the least effort whose coverage, the share of the exact nearest
@@ -16,7 +16,6 @@ if __name__ == "__main__":  # read when the libraries are loaded; not to be touc
         os.environ[f"{name}_NUM_THREADS"] = "1"
     for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):
         os.environ.pop(name, None)
-    sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import argparse
 import importlib
@@ -164,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"two spinning processes do x{spinners['before']:.2f} (before) and x{spinners['after']:.2f} (after) of one")
     document = {
         "benchmark": "ann",
-        "command": f"python benchmarks/ann.py STORE DATASET --queries {args.queries} --repeats {args.repeats}"
+        "command": f"python -m benchmarks.ann STORE DATASET --queries {args.queries} --repeats {args.repeats}"
         f" --libraries {args.libraries} --build-threads {args.build_threads} --seed {args.seed}",
         "seed": args.seed,
         "machine": at_start,

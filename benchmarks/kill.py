@@ -1,4 +1,4 @@
-"""Kills rebuilds at random moments: `python benchmarks/kill.py MODEL DATASET STORE --times 20 --out FILE.json`.
+"""Kills rebuilds at random moments: `python -m benchmarks.kill MODEL DATASET STORE --times 20 --out FILE.json`.
 
 One rebuild runs to its end, so that there is a last good bundle and a duration. Then `--times` rebuilds are killed with
 SIGKILL, each at a moment drawn uniformly from that duration (again for one that had ended by then), and every time the
@@ -17,8 +17,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.machine import machine, versions
 from lhydra.bundle.bundle import Bundle
@@ -58,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{good} of {args.times} last-good loads; the next rebuild left {', '.join(left) or 'nothing'} behind")
     document = {
         "benchmark": "kill",
-        "command": f"python benchmarks/kill.py MODEL DATASET STORE --times {args.times} --seed {args.seed}",
+        "command": f"python -m benchmarks.kill MODEL DATASET STORE --times {args.times} --seed {args.seed}",
         "tracks": manifest.n_tracks,
         "recipe": manifest.recipe,
         "seed": args.seed,

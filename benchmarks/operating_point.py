@@ -1,4 +1,4 @@
-"""What the operating point loses: `python benchmarks/operating_point.py DATASET STORE --out FILE.json`.
+"""What the operating point loses: `python -m benchmarks.operating_point DATASET STORE --out FILE.json`.
 
 The CURRENT bundle as it is served, beside itself with an exact index at the same depth, and beside the head over the
 whole catalogue: NDCG@10 on the test fold, the same users, paired 95 % intervals.
@@ -10,8 +10,6 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
@@ -69,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     lost = {name: 1 - means["served"] / means[name] for name in list(asked)[1:]}
     document = {
         "benchmark": "operating point",
-        "command": f"python benchmarks/operating_point.py DATASET STORE --users {args.users} --seed {args.seed}",
+        "command": f"python -m benchmarks.operating_point DATASET STORE --users {args.users} --seed {args.seed}",
         "dataset": dataset.info.counts,
         "recipe": manifest.recipe,
         "point": manifest.point,

@@ -1,6 +1,6 @@
 """Lists of Lhydra against the tuned baselines, user by user over several splits.
 
-    python benchmarks/paired.py --out results.json DATASET=LISTS.csv [DATASET=LISTS.csv ...]
+    python -m benchmarks.paired --out results.json DATASET=LISTS.csv [DATASET=LISTS.csv ...]
 
 Each LISTS.csv is what `lhydra recommend DATASET STORE --users all --k 20` wrote. Baselines are tuned on each dataset's
 validation fold and cached beside it, as `lhydra evaluate` does. The users of all splits are taken together: the
@@ -13,8 +13,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 import pandas as pd

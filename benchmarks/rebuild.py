@@ -1,4 +1,4 @@
-"""What a rebuild costs by size: `python benchmarks/rebuild.py WORK --sizes 10k,100k,1m --out FILE.json`.
+"""What a rebuild costs by size: `python -m benchmarks.rebuild WORK --sizes 10k,100k,1m --out FILE.json`.
 
 Per size: a synthetic world far larger than its plays, a model trained on the tracks that were played, then, each in a
 process of its own, two rebuilds (the second is gated against the first), `index add` of 1,000 tracks, `index remove`
@@ -20,8 +20,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -76,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         show(rows[-1])
     document = {
         "benchmark": "rebuild",
-        "command": f"python benchmarks/rebuild.py WORK --sizes {args.sizes} --rebuilds {args.rebuilds}",
+        "command": f"python -m benchmarks.rebuild WORK --sizes {args.sizes} --rebuilds {args.rebuilds}",
         "sizes": {size: dict(zip(("users", "tracks", "plays"), SIZES[size], strict=True)) for size in SIZES},
         "train": " ".join(TRAIN),
         "seed": 0,

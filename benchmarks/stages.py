@@ -1,4 +1,4 @@
-"""What a request costs without gRPC: `python benchmarks/stages.py DATASET STORE --out FILE.json`.
+"""What a request costs without gRPC: `python -m benchmarks.stages DATASET STORE --out FILE.json`.
 
 One process and thread; users of the dataset in random order, by the same `Recommender` as the server's, from looking
 the user up to the bytes of the reply. Microseconds of each stage and of the whole, and processor time per request.
@@ -18,7 +18,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # read when the libraries are loaded
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""`benchmarks/ann.py`: shares against brute force, the least effort, ratios, libraries that are not there, its JSON."""
+"""`benchmarks.ann`: shares against brute force, the least effort, ratios, libraries that are not there, its JSON."""
 
 import json
 import os
@@ -17,8 +17,6 @@ from lhydra.bundle.bundle import Bundle
 from lhydra.data.dataset import Dataset
 from lhydra.domain import F32
 from lhydra_index_builder.recipe import NEAREST
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def unit(n: int, seed: int) -> F32:
@@ -203,12 +201,11 @@ def test_importing_it_leaves_the_environment_alone_and_running_it_does_not() -> 
     environ |= {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_CORETYPE": "Haswell"}
     done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "Haswell"
-    script = str(ROOT / "benchmarks" / "ann.py")
-    program = f"""
+    program = """
 import os, runpy, sys
-sys.argv = [{script!r}, "--help"]
+sys.argv = ["ann", "--help"]
 try:
-    runpy.run_path({script!r}, run_name="__main__")
+    runpy.run_module("benchmarks.ann", run_name="__main__")
 except SystemExit:
     print(os.environ.get("OPENBLAS_CORETYPE"), os.environ["OMP_NUM_THREADS"])
 """

@@ -14,13 +14,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from benchmarks import figures, h2load, processes, traffic, verdict
-from benchmarks.knee import GOODPUT, GROWTH, LOWEST, PRECISION, find_knee, sustained
+from benchmarks import processes
+from benchmarks.latency import figures, h2load, traffic, verdict
+from benchmarks.latency.knee import GOODPUT, GROWTH, LOWEST, PRECISION, find_knee, sustained
+from benchmarks.latency.own_server import started_web
+from benchmarks.latency.peers.settings import PeerSettings
+from benchmarks.latency.plot import write_plot
+from benchmarks.latency.summary import merged
 from benchmarks.machine import noise_line, spinning
-from benchmarks.own_server import started_web
-from benchmarks.peers.settings import PeerSettings
-from benchmarks.plot import write_plot
-from benchmarks.summary import merged
 from lhydra.errors import ConfigError, LhydraError, NotReady
 from lhydra_protos.v1 import recommender_pb2 as pb
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import h2load, latency, stages
-from benchmarks.peers.settings import PeerSettings
+from benchmarks import stages
+from benchmarks.latency import command as latency
+from benchmarks.latency import h2load
+from benchmarks.latency.peers.settings import PeerSettings
 from lhydra.bundle.bundle import Bundle
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import Query
@@ -81,7 +83,7 @@ def told(store: Path, tiny_model: Path) -> Iterator[PeerSettings]:
 
 @needs_peers
 def test_the_tuned_peer_answers_what_ours_answers(told: PeerSettings, tiny_dataset: Dataset) -> None:
-    from benchmarks.peers import tuned
+    from benchmarks.latency.peers import tuned
 
     engine, ours = tuned.Engine(told), Recommender(Bundle.open(told.store), DEPTH)
     for user in tiny_dataset.user_ids[:20]:
@@ -98,7 +100,7 @@ def test_the_tuned_peer_answers_what_ours_answers(told: PeerSettings, tiny_datas
 @needs_peers
 def test_the_tutorial_peer_does_the_same_work(told: PeerSettings, tiny_dataset: Dataset) -> None:
     """The same user vector and candidates; its head is an earlier fit, so the order may differ."""
-    from benchmarks.peers import tutorial
+    from benchmarks.latency.peers import tutorial
 
     engine, ours = tutorial.Engine(told), Recommender(Bundle.open(told.store), DEPTH)
     assert engine.track_ids == ours.catalog.track_ids(np.arange(len(ours.catalog)))

@@ -10,13 +10,13 @@ from typing import Any
 import grpc
 import numpy as np
 
-from benchmarks import h2load
-from benchmarks.http2 import framed
-from benchmarks.knee import find_knee, sustained
-from benchmarks.load import RECOMMEND, Plan, Request, run_apart
-from benchmarks.own_server import Started
+from benchmarks.latency import h2load
+from benchmarks.latency.http2 import framed
+from benchmarks.latency.knee import find_knee, sustained
+from benchmarks.latency.load import RECOMMEND, Plan, Request, run_apart
+from benchmarks.latency.own_server import Started
+from benchmarks.latency.summary import LAST_BIT, PERCENTILES, in_order, percentiles
 from benchmarks.processes import cpu, family, memory_mib
-from benchmarks.summary import LAST_BIT, PERCENTILES, in_order, percentiles
 from lhydra_client.results import tier_name
 from lhydra_protos.v1 import recommender_pb2 as pb
 
@@ -94,7 +94,7 @@ class Measured:
             return "OK"
 
     def ramp(self, start: float, p99_ms: float) -> float:
-        """Returns the knee: see `benchmarks.knee`."""
+        """Returns the knee: see `benchmarks.latency.knee`."""
 
         def sustains(rate: float) -> bool:
             run = self.open("ramp", rate)

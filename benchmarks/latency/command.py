@@ -1,4 +1,4 @@
-"""The latency benchmark of `Recommend`: `python benchmarks/latency.py --store STORE | --address H:P`.
+"""The latency benchmark of `Recommend`: `python -m benchmarks.latency --store STORE | --address H:P`.
 
 Closed loop, open loop, ramp to the saturation knee, soak, overload and mixed traffic, against a server of its own or a
 running one, and against peers on the same bundle. Prints tables, writes JSON and a plot; ends with exit code 1 when
@@ -24,24 +24,21 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 import numpy as np
 
-from benchmarks import figures, h2load, traffic, verdict
-from benchmarks.load import FEEDBACK, Request
+from benchmarks.latency import figures, h2load, traffic, verdict
+from benchmarks.latency.load import FEEDBACK, Request
+from benchmarks.latency.measure import Check, Measured, Run
+from benchmarks.latency.own_server import Started, child_environment, serve_command, started, started_web
+from benchmarks.latency.peers.settings import PeerSettings
+from benchmarks.latency.summary import REFUSED, merged, report
 from benchmarks.machine import FREE, machine, noise_line, spinning, versions
-from benchmarks.measure import Check, Measured, Run
-from benchmarks.own_server import Started, serve_command, started, started_web
-from benchmarks.peers.settings import PeerSettings
-from benchmarks.summary import REFUSED, merged, report
 from lhydra.bundle.manifest import current_bundle_id
 from lhydra.errors import ConfigError, DataError, LhydraError, complain
 from lhydra_client import Client, ClientError
 from lhydra_client.results import Status
 
-HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results" / "latency.json"
+RESULTS = Path(__file__).resolve().parents[1] / "results" / "latency.json"
 FORMAT = 2
 MOST_USERS = 10_000
 OURS = "lhydra"
@@ -49,7 +46,7 @@ MODES = ("closed", "open", "ramp", "soak", "overload", "mixed", "cases", "in-pro
 SATURATING = ("ramp", "knee", "overload")  # up to one in a hundred is refused at the knee by its definition
 UVICORN = ("uvicorn", "--log-level", "warning", "--no-access-log")
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-TUTORIAL = (*UVICORN, "benchmarks.peers.tutorial:app")
+TUTORIAL = (*UVICORN, "benchmarks.latency.peers.tutorial:app")
 
 
 @dataclass(frozen=True)
@@ -64,8 +61,8 @@ class Peer:
 PEERS = {
     "tutorial": Peer(TUTORIAL),
     "tutorial-1-thread": Peer(TUTORIAL, ONE_THREAD),
-    "tuned": Peer((*UVICORN, "benchmarks.peers.tuned:app"), ONE_THREAD),
-    "litserve": Peer(("benchmarks.peers.litserve_app",), ONE_THREAD, needs="litserve"),
+    "tuned": Peer((*UVICORN, "benchmarks.latency.peers.tuned:app"), ONE_THREAD),
+    "litserve": Peer(("benchmarks.latency.peers.litserve_app",), ONE_THREAD, needs="litserve"),
 }
 
 
@@ -103,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     document = {
         "format": FORMAT,
         "measured": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": ["python", "benchmarks/latency.py", *argv],
+        "command": ["python", "-m", "benchmarks.latency", *argv],
         "settings": {name: _plain(value) for name, value in sorted(vars(args).items())},
         "users": {"count": len(users), "origin": origin},
         "bundle_id": status.bundle_id,
@@ -123,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     write_json(args.json, document)
     print(f"\nwritten: {args.json}")
     if args.plot:
-        from benchmarks.plot import write_plot
+        from benchmarks.latency.plot import write_plot
 
         write_plot(args.plot, document)
         print(f"written: {args.plot}")
@@ -285,15 +282,15 @@ def _catalog(args: argparse.Namespace) -> Path:
 
 
 def _in_process(args: argparse.Namespace, repeat: int) -> Run:
-    """The same requests without a server, by benchmarks/stages.py in a process of its own."""
+    """The same requests without a server, by `benchmarks.stages` in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "stages.json")
-        command = [sys.executable, str(HERE / "stages.py"), str(args.dataset), str(args.store), "--out", str(out)]
+        command = [sys.executable, "-m", "benchmarks.stages", str(args.dataset), str(args.store), "--out", str(out)]
         command += ["--k", str(args.k), "--depth", str(args.depth), "--seed", str(args.seed + repeat)]
         command += ["--requests", str(max(50, int(500 * args.seconds)))]
-        done = subprocess.run(command, capture_output=True, text=True, env=_environment())
+        done = subprocess.run(command, capture_output=True, text=True, env=child_environment())
         if done.returncode:
-            raise LhydraError(f"stages.py: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
+            raise LhydraError(f"benchmarks.stages: {(done.stderr.strip().splitlines() or ['failed'])[-1]}")
         found = json.loads(out.read_text(encoding="utf-8"))
     total = found["stages_us"]["total"]
     return {
@@ -337,7 +334,7 @@ def _contestants(args: argparse.Namespace, stack: ExitStack) -> Iterator[Contest
 def _peer(peer: Peer, args: argparse.Namespace) -> Callable[[], AbstractContextManager[Started]]:
     told = PeerSettings(args.store, args.model, args.depth).environment() | dict(peer.environment)
     command = [sys.executable, "-m", *peer.arguments, "--workers", str(args.workers)]
-    return lambda: started_web(command, args.workers, environment=_environment() | told)
+    return lambda: started_web(command, args.workers, environment=child_environment() | told)
 
 
 def _copied(source: Path, to: Path) -> str | None:
@@ -346,10 +343,6 @@ def _copied(source: Path, to: Path) -> str | None:
     to.mkdir()
     shutil.copyfile(source / "data.mdb", to / "data.mdb")
     return f"lmdb:{to}"
-
-
-def _environment() -> dict[str, str]:
-    return dict(os.environ) | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
 def user_ids(args: argparse.Namespace) -> tuple[list[str], str]:
@@ -470,7 +463,9 @@ def _baseline(path: Path | None) -> Mapping[str, Any] | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="latency.py", description="Latency of Recommend: closed and open loop.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.latency", description="Latency of Recommend: closed and open loop."
+    )
     server = parser.add_mutually_exclusive_group(required=True)
     server.add_argument("--store", type=Path, help="start a server of its own on this store")
     server.add_argument("--address", metavar="H:P", help="measure a server that runs already")

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 import orjson
 from fastapi import FastAPI, Request, Response
 
-from benchmarks.peers.settings import PeerSettings
+from benchmarks.latency.peers.settings import PeerSettings
 from lhydra.bundle.bundle import Bundle
 from lhydra.domain import Query, UserState
 from lhydra.recommender import Recommender

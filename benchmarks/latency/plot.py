@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from benchmarks.summary import OUTSIDE, merged
+from benchmarks.latency.summary import OUTSIDE, merged
 
 SERVERS = ("#1f6f8b", "#e07a3f", "#c94c6e", "#8e5ea2", "#7a9e3d", "#555555")
 PARTS = ("#264653", "#2a9d8f", "#8ab17d", "#e9c46a", "#f4a261", "#e76f51", "#9d4edd", "#6c757d", "#d0d4d9")
@@ -29,7 +29,7 @@ class Panel:
 
 
 def write_plot(path: Path, document: Mapping[str, Any]) -> None:
-    """Writes the page for a document of `benchmarks/latency.py`."""
+    """Writes the page for a document of `benchmarks.latency`."""
     panels = [panel for panel in _panels(document) if panel.traces]
     rows = (len(panels) + 1) // 2
     figure = make_subplots(

@@ -17,8 +17,8 @@ import torch
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from benchmarks.peers.settings import PeerSettings
-from benchmarks.peers.torch_model import TorchModel
+from benchmarks.latency.peers.settings import PeerSettings
+from benchmarks.latency.peers.torch_model import TorchModel
 from lhydra.bundle.manifest import Manifest
 from lhydra.domain import UserState
 from lhydra.users.store import open_users

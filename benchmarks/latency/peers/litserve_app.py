@@ -1,6 +1,6 @@
 """LitServe with the tutorial's engine: its own process for HTTP, worker processes behind a queue. Needs `litserve`.
 
-`python -m benchmarks.peers.litserve_app --workers N --port P`
+`python -m benchmarks.latency.peers.litserve_app --workers N --port P`
 """
 
 import argparse
@@ -8,7 +8,7 @@ from typing import Any
 
 import litserve
 
-from benchmarks.peers.settings import PeerSettings
+from benchmarks.latency.peers.settings import PeerSettings
 
 
 class RecommendAPI(litserve.LitAPI):
@@ -16,7 +16,7 @@ class RecommendAPI(litserve.LitAPI):
 
     def setup(self, device: str) -> None:
         """Loads everything; the libraries too, so that the process for HTTP stays small."""
-        from benchmarks.peers.tutorial import Engine
+        from benchmarks.latency.peers.tutorial import Engine
 
         self.engine = Engine(PeerSettings.read())
 

@@ -7,7 +7,6 @@ an answer; replies are kept as bytes and read later. `run_apart` does it in a pr
 
 import gc
 import itertools
-import os
 import pickle
 import select
 import subprocess
@@ -16,13 +15,13 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.http2 import Connection, framed, header_block
+from benchmarks.latency.http2 import Connection, framed, header_block
+from benchmarks.latency.own_server import child_environment
 from lhydra.errors import LhydraError
 
 F64 = npt.NDArray[np.float64]
@@ -162,13 +161,12 @@ def arrival_times(rate: float, seconds: float, arrivals: Arrivals, seed: int) ->
 
 
 def run_apart(plan: Plan) -> dict[str, Any]:
-    """Makes a run in a process of its own and returns its numbers, as `benchmarks.summary.summarise` gives them.
+    """Makes a run in a process of its own and returns its numbers, as `summary.summarise` gives them.
 
     Raises LhydraError when that process fails.
     """
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, str(Path(__file__).with_name("generator.py"))]
-    done = subprocess.run(command, input=pickle.dumps(plan), capture_output=True, env=environment)
+    command = [sys.executable, "-m", "benchmarks.latency.generator"]
+    done = subprocess.run(command, input=pickle.dumps(plan), capture_output=True, env=child_environment())
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().splitlines() or ["nothing on stderr"]
         raise LhydraError(f"the load generator: {last[-1]}")

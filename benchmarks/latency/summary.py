@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.load import F64, FEEDBACK, Call, Load, latencies_ms
+from benchmarks.latency.load import F64, FEEDBACK, Call, Load, latencies_ms
 from lhydra_client.results import tier_name
 from lhydra_client.table import table
 from lhydra_protos.v1 import recommender_pb2 as pb

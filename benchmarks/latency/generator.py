@@ -3,7 +3,7 @@
 import pickle
 import sys
 
-from benchmarks.summary import summarise
+from benchmarks.latency.summary import summarise
 
 if __name__ == "__main__":
     out = sys.stdout.buffer

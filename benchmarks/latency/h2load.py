@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.load import F64
+from benchmarks.latency.load import F64
 from lhydra.errors import LhydraError, complain
 
 PROCESSES = 4  # at most: so many different users at a moment

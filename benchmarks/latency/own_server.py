@@ -32,6 +32,11 @@ class Started:
     pid: int = 0
 
 
+def child_environment() -> dict[str, str]:
+    """Returns the environment in which another Python finds the modules that this one finds."""
+    return dict(os.environ) | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
 def serve_command(
     store: Path, workers: int | None = None, *, depth: int = 0, users: str | None = None, flags: Sequence[str] = ()
 ) -> list[str]:

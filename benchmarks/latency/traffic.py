@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.load import FEEDBACK, RECORD_PLAYS, Request
+from benchmarks.latency.load import FEEDBACK, RECORD_PLAYS, Request
 from lhydra.errors import ConfigError, complain
 from lhydra_protos.v1 import recommender_pb2 as pb
 

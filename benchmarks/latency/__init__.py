@@ -1,0 +1,1 @@
+"""The latency benchmark of `Recommend`: `python -m benchmarks.latency`."""
