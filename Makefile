@@ -3,22 +3,31 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LOWEST := .venv-lowest
 
-.PHONY: demo test lint bench setup clean
+.PHONY: demo lint test e2e test-lowest bench setup clean
 
 demo: $(STAMP)
 	$(BIN)/lhydra demo
 	@echo "The command lives in $(BIN): . $(BIN)/activate"
 
-test: $(STAMP)
-	$(BIN)/python -m pytest
-
+# What needs no running: formatting, lint, types, import contracts, generated code. About a minute.
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python protos/generate.py --check
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+# Browser, proxy and API fuzz: there is nothing of the kind yet, so nothing can fail.
+e2e: $(STAMP)
+
+# The tests against the lowest supported numpy, grpcio, protobuf and onnxruntime. By hand, and before a release.
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest
 
 bench: $(STAMP)
 	@test -d demo/store || $(BIN)/lhydra demo
@@ -34,5 +43,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]" --group dev
 	touch $@
 
+$(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt torch
+	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt --editable ".[all]" --group dev
+	touch $@
+
 clean:
-	rm -rf $(VENV) .cache demo
+	rm -rf $(VENV) $(LOWEST) .cache demo

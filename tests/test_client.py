@@ -3,7 +3,6 @@
 import asyncio
 import dataclasses
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -573,11 +572,3 @@ def test_the_client_loads_neither_numpy_nor_the_core() -> None:
 
 def test_the_help_of_the_command_loads_no_grpc() -> None:
     assert loaded("import lhydra_client.command") & {"grpc", "google"} == set()
-
-
-def test_the_python_examples_of_the_documentation_run(address: str) -> None:
-    page = Path(__file__).resolve().parents[1] / "docs" / "api.md"
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) >= 2
-    for block in blocks:
-        exec(compile(block.replace("127.0.0.1:50051", address), str(page), "exec"), {"__name__": "__main__"})

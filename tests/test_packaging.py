@@ -1,7 +1,9 @@
 """What a wheel holds, what importing the parts costs, and who may import whom."""
 
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -53,8 +55,41 @@ def test_only_training_names_torch() -> None:
     assert {path.parts[:2] for path in found} == {("lhydra", "training")}
 
 
+def contracts(root: Path) -> "subprocess.CompletedProcess[str]":
+    """Checks the import contracts of the checkout at `root`, whose packages are found before the installed ones."""
+    path = ":".join(str(root / folder) for folder in (".", "protos", "index_builder", "server", "client"))
+    code = (
+        "import sys; from importlinter.cli import lint_imports_command as main; sys.argv = ['', '--no-cache']; main()"
+    )
+    environment = os.environ | {"PYTHONPATH": path}
+    command = [sys.executable, "-P", "-c", code]
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+
+
 def test_the_import_contracts_hold() -> None:
-    command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    ran = contracts(ROOT)
     assert ran.returncode == 0, ran.stdout
     assert " 0 broken" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("misplaced", "imports"),
+    [
+        ("lhydra/users/charts.py", "lhydra.bundle.catalog"),  # rooms side by side know nothing of each other
+        ("lhydra/features/reading.py", "lhydra.data.dataset"),
+        ("lhydra/domain_of_bundles.py", "lhydra.bundle.catalog"),  # a file in the root that no layer knows
+        ("lhydra/bundle/strings_written.py", "lhydra.bundle.catalog_writer"),
+        ("server/lhydra_server/rebuild.py", "lhydra_index_builder.build"),
+        ("server/lhydra_server/tables.py", "lhydra.data.dataset"),
+        ("client/lhydra_client/core.py", "lhydra.domain"),
+        ("lhydra/evaluation/tensors.py", "torch"),
+    ],
+)
+def test_a_file_in_the_wrong_room_breaks_a_contract(misplaced: str, imports: str, tmp_path: Path) -> None:
+    for folder in ("lhydra", "protos", "index_builder", "server", "client"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / misplaced).write_text(f"import {imports}\n", encoding="utf-8")
+    ran = contracts(tmp_path)
+    assert ran.returncode != 0, ran.stdout
+    assert misplaced.removesuffix(".py").split("/")[-1] in ran.stdout, ran.stdout

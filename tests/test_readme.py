@@ -9,10 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from lhydra.data.synth import write_world
 from tests.fake_recommender import FakeRecommender, serving
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted(ROOT.glob("C*.md")),
+    ROOT / "benchmarks" / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
@@ -55,8 +61,21 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
-def test_the_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+def python_blocks(page: Path) -> list[str]:
+    """The Python blocks of a page, in order."""
+    return re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if python_blocks(page)], ids=lambda page: page.name)
+def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a folder with a source called `listening`, against a server where the page expects one."""
+    write_world(tmp_path / "listening", users=30, tracks=40, plays=1_200, seed=0)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
     with serving(FakeRecommender()) as address:
-        exec(compile(block.replace("127.0.0.1:50051", address), "README.md", "exec"), {})
-    assert capsys.readouterr().out.strip()
+        for block in python_blocks(page):
+            exec(compile(block.replace("127.0.0.1:50051", address), page.name, "exec"), names)
+
+
+def test_pages_with_python_are_found() -> None:
+    assert {"README.md", "api.md", "data-format.md"} <= {page.name for page in PAGES if python_blocks(page)}
