@@ -14,7 +14,7 @@ from pathlib import Path
 from lhydra import logs
 from lhydra.errors import LhydraError
 from lhydra_server.config import ServeSettings, WorkerSettings
-from lhydra_server.metrics import Metrics
+from lhydra_server.metrics.worker import Metrics
 from lhydra_server.supervisor import Supervisor
 
 

@@ -34,7 +34,9 @@ from lhydra_protos.v1.recommender_pb2_grpc import RecommenderStub
 from lhydra_server.app import SERVICE, THREADS, Listener
 from lhydra_server.config import FleetStatus, ServeSettings, WorkerSettings
 from lhydra_server.errors import CODES, status_of
-from lhydra_server.metrics import FAMILIES, Block, Metrics, Totals
+from lhydra_server.metrics.layout import FAMILIES
+from lhydra_server.metrics.totals import Block, Totals
+from lhydra_server.metrics.worker import Metrics
 from lhydra_server.service import RecommenderService
 from tests.fake_core import FakeRecommender, expected_ids, served
 from tests.fake_serve import write_bundle

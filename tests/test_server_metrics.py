@@ -24,9 +24,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from lhydra.domain import STAGES
 from lhydra.errors import ConfigError, LhydraError, UserStoreError
 from lhydra_protos.v1 import recommender_pb2 as pb
-from lhydra_server import metrics as m
 from lhydra_server.config import ServeSettings
-from lhydra_server.metrics import Block, Metrics, NoMetrics, Totals
+from lhydra_server.metrics import layout as m
+from lhydra_server.metrics.totals import RECENT, Block, Totals
+from lhydra_server.metrics.worker import Metrics, NoMetrics
 from tests.fake_serve import write_bundle
 from tests.test_server import Gate, N, fails, gone, play, request, serve
 from tests.test_supervisor import B1, B2, BAD, ROOT, Server, fake, open_stub, publish, refused, running, until
@@ -228,7 +229,7 @@ def test_bundles_have_labels_of_their_own_for_a_while_and_no_answer_is_forgotten
         for found in (alive, dead):
             assert total(found, "lhydra_answers_total") == sum(range(i + 1))
             bundles = {dict(labels)["bundle"] for name, labels in found if name == "lhydra_answers_total"}
-            assert len(bundles) <= m.RECENT + 2  # those, `older` and the living one
+            assert len(bundles) <= RECENT + 2  # those, `older` and the living one
             assert i == 0 or f"b{i % 20}" in bundles
 
 

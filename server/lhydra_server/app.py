@@ -11,7 +11,7 @@ from lhydra.logs import AccessLog
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.address import count_connections, stop_listening
 from lhydra_server.interceptors import AdmissionControl, CountingPool, HandlerFactory
-from lhydra_server.metrics import Metrics, NoMetrics
+from lhydra_server.metrics.worker import Metrics, NoMetrics
 from lhydra_server.service import RecommenderService
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Recommender"].full_name

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from lhydra import logs
 from lhydra.errors import DeadlineExceeded, InvalidRequest, LhydraError, Overloaded, Unsupported
 from lhydra_server.errors import status_of
-from lhydra_server.metrics import Metrics
+from lhydra_server.metrics.worker import Metrics
 
 REQUEST_ID = "x-request-id"  # metadata key, of the call and of its trailers
 RETRY_AFTER = "retry-after-ms"  # trailer of a call refused for overload

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lhydra_server.config import FleetStatus, WorkerSettings
-from lhydra_server.metrics import Block
+from lhydra_server.metrics.totals import Block
 
 COMMAND = (sys.executable, "-P", "-m", "lhydra_server.worker")
 _ENVIRONMENT = {  # one thread budget per worker: must be in the environment before the libraries load

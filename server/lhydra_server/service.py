@@ -23,7 +23,7 @@ from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.batcher import Batcher
 from lhydra_server.config import FleetStatus
 from lhydra_server.interceptors import Call
-from lhydra_server.metrics import Metrics, NoMetrics
+from lhydra_server.metrics.worker import Metrics, NoMetrics
 from lhydra_server.replies import reply
 from lhydra_server.translate import check_recommend, to_plays, to_query
 

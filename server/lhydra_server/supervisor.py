@@ -19,7 +19,7 @@ from lhydra.bundle.manifest import current_bundle_id
 from lhydra.errors import LhydraError
 from lhydra_server.address import Reservation
 from lhydra_server.config import FleetStatus, ServeSettings, WorkerSettings
-from lhydra_server.metrics import Totals, exposed
+from lhydra_server.metrics.totals import Totals, exposed
 from lhydra_server.processes import COMMAND, WorkerProcess
 
 TICK_S = 0.2  # how often CURRENT is looked at; everything else wakes the loop

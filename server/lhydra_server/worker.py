@@ -27,7 +27,7 @@ from lhydra.timing import timed
 from lhydra.users.store import open_users
 from lhydra_server.app import Listener
 from lhydra_server.config import FleetStatus, WorkerSettings
-from lhydra_server.metrics import Metrics
+from lhydra_server.metrics.worker import Metrics
 from lhydra_server.service import RecommenderService, Served
 
 NOTICE_S = 0.3  # between NOT_SERVING and leaving: whoever watches health has moved on by then

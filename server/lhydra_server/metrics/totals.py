@@ -1,0 +1,186 @@
+"""What all workers have counted, as the supervisor keeps it and shows it to Prometheus."""
+
+import errno
+import itertools
+import mmap
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from lhydra.errors import ConfigError, PortInUse, complain
+from lhydra_server.metrics.layout import BLOCK_BYTES, CELLS, FAMILIES, LAYOUT_MARK, Family
+from lhydra_server.metrics.worker import IN_FLIGHT, QUEUE
+
+if TYPE_CHECKING:
+    from prometheus_client import Metric  # imported only where metrics are asked for
+
+RECENT = 8  # bundles that have a label of their own; what older ones counted is added up under `older`
+OLDER = "older"
+
+
+class Block:
+    """The memory that one worker counts into, as its supervisor sees it. `descriptor` is for the worker to inherit."""
+
+    def __init__(self, totals: "Totals", bundle_id: str) -> None:
+        self._totals = totals
+        self.bundle_id = bundle_id
+        self.descriptor = _memory()
+        self.cells = memoryview(mmap.mmap(self.descriptor, BLOCK_BYTES)).cast("q")
+        self.cells[0] = LAYOUT_MARK
+
+    def handed_over(self) -> None:
+        """The worker has been started: the supervisor needs the descriptor no more."""
+        os.close(self.descriptor)
+
+    def end(self) -> None:
+        """The worker has ended: what it counted is kept, its gauges are forgotten."""
+        self._totals.keep(self)
+
+
+def _memory() -> int:
+    """A descriptor of new zeroed memory without a name: nothing is left behind, however the processes end."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("lhydra-metrics")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, BLOCK_BYTES)
+    return descriptor
+
+
+class Totals:
+    """What all workers of a server have counted, and what only the supervisor knows; a collector of prometheus_client.
+
+    The attributes are set by the supervisor's loop and read by the thread that answers a scrape.
+    """
+
+    def __init__(self) -> None:
+        self.workers = self.worker_restarts = self.swap_failures = 0
+        self.serving: tuple[str, str] | None = None  # bundle id, model id
+        self._lock = threading.Lock()
+        self._blocks: list[Block] = []
+        self._kept: dict[str, list[int]] = {}  # by bundle, what ended workers counted; the last to end is last
+
+    def block(self, bundle_id: str) -> Block:
+        """Returns the block of a worker that is about to start."""
+        block = Block(self, bundle_id)
+        with self._lock:
+            self._blocks.append(block)
+        return block
+
+    def keep(self, block: Block) -> None:
+        """Keeps the counters of a worker that has ended."""
+        with self._lock:
+            self._blocks.remove(block)
+            block.cells[QUEUE] = block.cells[IN_FLIGHT] = 0
+            if not any(block.cells[1:]):
+                return  # it never served
+            kept = self._kept.pop(block.bundle_id, None)
+            self._kept[block.bundle_id] = _added([block.cells.tolist(), *([kept] if kept else [])])
+            while len(self._kept) - (OLDER in self._kept) > RECENT:
+                oldest = next(bundle_id for bundle_id in self._kept if bundle_id != OLDER)
+                older = [self._kept.pop(bundle_id) for bundle_id in (oldest, OLDER) if bundle_id in self._kept]
+                self._kept[OLDER] = _added(older)
+
+    def collect(self) -> "Iterator[Metric]":
+        """Yields every metric with its value now."""
+        with self._lock:
+            counted = {bundle_id: [cells] for bundle_id, cells in self._kept.items()}
+            living = [block.cells.tolist() for block in self._blocks]
+            for block, cells in zip(self._blocks, living, strict=True):
+                counted.setdefault(block.bundle_id, []).append(cells)
+        by_bundle = {bundle_id: _added(rows) for bundle_id, rows in counted.items()}
+        total, now = _added(list(by_bundle.values())), _added(living)
+        for family in FAMILIES.values():
+            yield _metric(family, now if family.kind == "gauge" else total, by_bundle)
+        yield from self._of_supervisor()
+
+    def _of_supervisor(self) -> "Iterator[Metric]":
+        from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+        info = GaugeMetricFamily("lhydra_bundle_info", "The bundle being served.", labels=("bundle_id", "model_id"))
+        age = GaugeMetricFamily("lhydra_bundle_age_seconds", "Time since the bundle being served was made.")
+        if self.serving is not None:
+            info.add_metric(self.serving, 1)
+            if (age_s := _age_s(self.serving[0])) is not None:
+                age.add_metric((), age_s)
+        yield info
+        yield age
+        yield GaugeMetricFamily("lhydra_workers", "Workers that serve now.", self.workers)
+        yield CounterMetricFamily(
+            "lhydra_worker_restarts_total", "Workers started in place of dead ones.", self.worker_restarts
+        )
+        yield CounterMetricFamily("lhydra_swap_failures_total", "Moves to CURRENT that failed.", self.swap_failures)
+
+
+def _added(rows: list[list[int]]) -> list[int]:
+    """The sum of the rows, number by number; of no rows, zeros."""
+    return [sum(column) for column in zip(*rows, strict=True)] if rows else [0] * CELLS
+
+
+def _metric(family: Family, cells: list[int], by_bundle: Mapping[str, list[int]]) -> "Metric":
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
+    names = tuple(family.labels)
+    if family.kind == "histogram":
+        histogram = HistogramMetricFamily(family.name, family.text, labels=names)
+        for child, place in family.places.items():
+            below = itertools.accumulate(cells[place + 1 : place + family.width])
+            bounds = (*(str(bound / family.per) for bound in family.bounds), "+Inf")
+            histogram.add_metric(child, list(zip(bounds, below, strict=True)), cells[place] / family.per)
+        return histogram
+    if family.kind == "gauge":
+        return GaugeMetricFamily(family.name, family.text, cells[family.first])
+    if family.name == "lhydra_answers_total":
+        answers = CounterMetricFamily(family.name, family.text, labels=(*names, "bundle"))
+        for bundle_id, of_bundle in by_bundle.items():
+            if any(of_bundle[family.first : family.end]):  # one that never answers makes no label
+                for child, place in family.places.items():
+                    answers.add_metric((*child, bundle_id), of_bundle[place])
+        return answers
+    counter = CounterMetricFamily(family.name, family.text, labels=names)
+    for child, place in family.places.items():
+        if cells[place] or "OK" in child or len(names) < 2:  # of methods and codes, those that happened
+            counter.add_metric(child, cells[place])
+    return counter
+
+
+def _age_s(bundle_id: str) -> float | None:
+    """Seconds since the time in a bundle's id."""
+    try:
+        made = datetime.strptime(bundle_id[:15], "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+    except ValueError:
+        return None
+    return max(time.time() - made.timestamp(), 0.0)
+
+
+@contextmanager
+def exposed(totals: Totals, host: str, port: int) -> Iterator[None]:
+    """Answers http://HOST:PORT/metrics as long as the context lasts.
+
+    Raises:
+        PortInUse: somebody listens there already.
+        ConfigError: not an address of this machine, or one that may not be used.
+    """
+    from prometheus_client import CollectorRegistry, start_http_server
+
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(totals)
+    try:
+        server, thread = start_http_server(port, host, registry)
+    except OSError as error:
+        thing = f"metrics address {host}:{port}"
+        if error.errno == errno.EADDRINUSE:
+            raise PortInUse(complain(thing, "the port in use", "a free --metrics-port")) from None
+        raise ConfigError(complain(thing, str(error.strerror), "an address this process may listen on")) from None
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

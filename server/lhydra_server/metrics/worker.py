@@ -1,0 +1,151 @@
+"""How a worker counts: whole numbers at fixed places of the shared memory that its supervisor made."""
+
+import mmap
+import os
+import threading
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+
+from lhydra.errors import LhydraError, complain
+from lhydra_server.metrics.layout import BATCH, BLOCK_BYTES, FAMILIES, LATENCY_US, LAYOUT_MARK, OTHER
+
+
+def _by_value(name: str) -> tuple[dict[str, int], int]:
+    """(place of each value of its one label, place of the other values)."""
+    places = {value: place for (value,), place in FAMILIES[name].places.items()}
+    return places, places[OTHER]
+
+
+def _place(name: str) -> int:
+    return FAMILIES[name].first
+
+
+_REQUESTS = FAMILIES["lhydra_requests_total"].places
+_REQUESTS_OTHER = _REQUESTS[OTHER, OTHER]
+_REQUEST_US, _REQUEST_US_OTHER = _by_value("lhydra_request_seconds")
+_STAGE_US, _STAGE_US_OTHER = _by_value("lhydra_stage_seconds")
+_ANSWERS, _ANSWERS_OTHER = _by_value("lhydra_answers_total")
+_DEGRADED, _DEGRADED_OTHER = _by_value("lhydra_degraded_total")
+_REFUSED, _REFUSED_OTHER = _by_value("lhydra_refused_total")
+_SHORT = _place("lhydra_short_answers_total")
+_EXACT = _place("lhydra_exact_fallbacks_total")
+_BATCH = _place("lhydra_batch_size")
+QUEUE = _place("lhydra_queue_depth")
+IN_FLIGHT = _place("lhydra_in_flight")
+_PLAYS = _place("lhydra_plays_recorded_total")
+_STORE_ERRORS = _place("lhydra_user_store_errors_total")
+
+
+class Metrics:
+    """What one worker counts; safe to call from several threads. Label values that are not listed count as `other`."""
+
+    def __init__(self, memory: mmap.mmap) -> None:
+        self._cells = memoryview(memory).cast("q")
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, descriptor: int) -> "Metrics":
+        """Counts into the supervisor's block, an inherited descriptor that is closed here; below 0, nowhere.
+
+        Raises LhydraError when the block is laid out by another version.
+        """
+        if descriptor < 0:
+            return NoMetrics()
+        try:
+            memory = mmap.mmap(descriptor, BLOCK_BYTES)
+        except ValueError:
+            memory = None
+        finally:
+            os.close(descriptor)
+        if memory is None or memoryview(memory).cast("q")[0] != LAYOUT_MARK:
+            raise LhydraError(complain("metrics", "a supervisor of another version", "a restart of `lhydra serve`"))
+        return cls(memory)
+
+    def record(
+        self,
+        method: str,
+        code: str,
+        took_us: int,
+        stage_us: Mapping[str, int],
+        tier: str = "",
+        degraded: Sequence[str] = (),
+        short: bool = False,
+    ) -> None:
+        """Counts a call that was answered; tier, degraded and short are those of a list, if it is one."""
+        cells = self._cells
+        with self._lock:
+            cells[_REQUESTS.get((method, code), _REQUESTS_OTHER)] += 1
+            place = _REQUEST_US.get(method, _REQUEST_US_OTHER)
+            cells[place] += took_us
+            cells[place + 1 + bisect_left(LATENCY_US, took_us)] += 1
+            for stage, stage_took_us in stage_us.items():
+                place = _STAGE_US.get(stage, _STAGE_US_OTHER)
+                cells[place] += stage_took_us
+                cells[place + 1 + bisect_left(LATENCY_US, stage_took_us)] += 1
+            if tier:
+                cells[_ANSWERS.get(tier, _ANSWERS_OTHER)] += 1
+            for reason in degraded:
+                cells[_DEGRADED.get(reason, _DEGRADED_OTHER)] += 1
+            if short:
+                cells[_SHORT] += 1
+
+    def batch(self, size: int) -> None:
+        """Counts requests that were computed together."""
+        with self._lock:
+            self._cells[_BATCH] += size
+            self._cells[_BATCH + 1 + bisect_left(BATCH, size)] += 1
+
+    def queue(self, n: int) -> None:
+        """Says how many requests wait for the compute turn now."""
+        self._cells[QUEUE] = n
+
+    def in_flight(self, n: int) -> None:
+        """Says how many calls are being answered now."""
+        self._cells[IN_FLIGHT] = n
+
+    def refused(self, reason: str) -> None:
+        """Counts a call that was given up; it is recorded as well, with its code."""
+        self._add(_REFUSED.get(reason, _REFUSED_OTHER), 1)
+
+    def plays(self, n: int) -> None:
+        """Counts recorded plays."""
+        self._add(_PLAYS, n)
+
+    def exact_fallback(self) -> None:
+        """Counts a search that had to be repeated exactly."""
+        self._add(_EXACT, 1)
+
+    def user_store_error(self) -> None:
+        """Counts a read or write of the user store that failed."""
+        self._add(_STORE_ERRORS, 1)
+
+    def _add(self, place: int, n: int) -> None:
+        with self._lock:
+            self._cells[place] += n
+
+
+class NoMetrics(Metrics):
+    """Counts nothing: the same interface for a server without metrics."""
+
+    def __init__(self) -> None:
+        pass
+
+    def record(
+        self,
+        method: str,
+        code: str,
+        took_us: int,
+        stage_us: Mapping[str, int],
+        tier: str = "",
+        degraded: Sequence[str] = (),
+        short: bool = False,
+    ) -> None:
+        """Does nothing, as all of these."""
+
+    def batch(self, size: int) -> None: ...  # noqa: D102
+
+    def queue(self, n: int) -> None: ...  # noqa: D102
+
+    def in_flight(self, n: int) -> None: ...  # noqa: D102
+
+    def _add(self, place: int, n: int) -> None: ...
