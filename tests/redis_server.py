@@ -13,6 +13,7 @@ from functools import cache
 import pytest
 
 from lhydra.users import redis_store
+from tests.harness import free_port
 
 PATIENCE_S = 20
 
@@ -21,9 +22,7 @@ class RedisServer:
     """One server on 127.0.0.1 that keeps nothing on disk; `url` opens its database 0. options: further arguments."""
 
     def __init__(self, password: str = "", *options: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"redis://{f':{password}@' if password else ''}127.0.0.1:{self.port}/0"
         self._options = [*(["--requirepass", password] if password else []), *options]
         self.start()

@@ -3,13 +3,14 @@
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
 import pytest
 
 from lhydra_server.batcher import GIVE_WAY, Batcher, _Waiting
+from tests.harness import until
 
 
 class Desk:
@@ -60,13 +61,6 @@ class Caller(threading.Thread):
         self.join(30)
         assert not self.is_alive(), "a request was forgotten"
         return self
-
-
-def until(found: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not found():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.001)
 
 
 def in_line(batches: Batcher[int, int], requests: Sequence[int]) -> list[Caller]:

@@ -28,9 +28,9 @@ from lhydra_index_builder import build, gate
 from lhydra_index_builder import store as stores
 from lhydra_index_builder.build import rebuild
 from lhydra_index_builder.config import RebuildSettings
+from tests.harness import gone, until
 
 SETTINGS = RebuildSettings(recipe="flat", depth=100, recall_users=20, gate_users=20, threads=1)
-DEADLINE_S = 60.0
 PROGRESS = ("embedding tracks: ", "building the index: ")
 
 # Runs `lhydra ARGV` with something happening at the nth call of one function, before it or after it.
@@ -38,6 +38,7 @@ DRIVER = """
 import json, os, pkgutil, resource, signal, sys
 import lhydra_index_builder.changes
 from lhydra.cli import main
+from tests.harness import gone, until
 
 at = json.loads(sys.argv[1])
 calls = 0
@@ -137,14 +138,6 @@ def waiting(words: list[str], step: str, **named: Any) -> Iterator["subprocess.P
     finally:
         process.kill()
         process.communicate()
-
-
-def until(holds: Callable[[], bool]) -> bool:
-    """Whether something comes true before the deadline."""
-    end = time.monotonic() + DEADLINE_S
-    while not (found := holds()) and time.monotonic() < end:
-        time.sleep(0.005)
-    return found
 
 
 def left_over(store: Path) -> list[str]:
@@ -276,14 +269,6 @@ with pool.processes(2) as run:
                 os.kill(pid, signal.SIGKILL)
         for writer in writers:
             os.close(writer)
-
-
-def gone(pid: int) -> bool:
-    """Whether a process has ended, be it that nobody has asked for its exit code yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 # -- no space -----------------------------------------------------------------------------------------------

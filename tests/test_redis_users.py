@@ -27,6 +27,7 @@ from lhydra.users.breaker import FAILURES, LONGEST_REST_S, REST_S
 from lhydra.users.connections import MOST, Address, Connections
 from lhydra.users.redis_store import RedisUsers
 from lhydra.users.store import UserStore, open_users, redacted
+from tests.harness import free_port
 from tests.redis_server import RedisServer, budgets, running
 from tests.test_breaker import Clock
 from tests.test_evaluate import random_plays, write_dataset
@@ -461,9 +462,7 @@ def test_over_tls_a_server_must_prove_who_it_is(
     names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
     argv = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, *names]
     subprocess.run(list(map(str, argv)), check=True, capture_output=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     options = ["--tls-port", str(port), "--tls-auth-clients", "no", "--tls-ca-cert-file", str(certificate)]
     options += ["--tls-cert-file", str(certificate), "--tls-key-file", str(key)]
     with running("", *options):
@@ -509,9 +508,7 @@ def test_addresses() -> None:
 
 
 def nobody_there() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"redis://me:{QUOTED}@127.0.0.1:{free.getsockname()[1]}"
+    return f"redis://me:{QUOTED}@127.0.0.1:{free_port()}"
 
 
 def test_opening_asks_for_no_server(tmp_path: Path) -> None:

@@ -40,6 +40,7 @@ from lhydra_server.metrics.worker import Metrics
 from lhydra_server.service import RecommenderService
 from tests.fake_core import FakeRecommender, expected_ids, served
 from tests.fake_serve import write_bundle
+from tests.harness import free_port, until
 
 ROOT = Path(__file__).resolve().parents[1]
 N = 100
@@ -315,9 +316,7 @@ def test_plays_on_one_listener_change_the_next_answer_of_the_other(tmp_path: Pat
 @contextmanager
 def another_worker(store: Path) -> Iterator[RecommenderStub]:
     """A worker process on the bundle b-1 of this store."""
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{asked.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     with subprocess.Popen(
         [sys.executable, ROOT / "tests" / "fake_serve.py"],
@@ -844,16 +843,6 @@ def test_one_bad_profile_fails_alone(running: Running) -> None:
 
 
 # -- health, reflection, status, logs ---------------------------------------------------------------------
-
-
-def until(found: Callable[[], Any]) -> Any:
-    """Returns the first truthy value of `found`, asked again and again for half a minute."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        if value := found():
-            return value
-        time.sleep(0.01)
-    raise AssertionError("it never came")
 
 
 def test_a_drain_fails_no_call_and_health_tells_of_it(tmp_path: Path) -> None:

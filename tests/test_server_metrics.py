@@ -29,8 +29,9 @@ from lhydra_server.metrics import layout as m
 from lhydra_server.metrics.totals import RECENT, Block, Totals
 from lhydra_server.metrics.worker import Metrics, NoMetrics
 from tests.fake_serve import write_bundle
+from tests.harness import free_port, until
 from tests.test_server import Gate, N, fails, gone, play, request, serve
-from tests.test_supervisor import B1, B2, BAD, ROOT, Server, fake, open_stub, publish, refused, running, until
+from tests.test_supervisor import B1, B2, BAD, ROOT, Server, fake, open_stub, publish, refused, running
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -272,13 +273,6 @@ def test_counting_nowhere_has_the_same_interface() -> None:
 
 
 # -- what a server shows ----------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as asked:
-        asked.bind(("127.0.0.1", 0))
-        port: int = asked.getsockname()[1]
-    return port
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +30,7 @@ from lhydra_protos.v1.recommender_pb2_grpc import RecommenderStub
 from lhydra_server.address import Reservation
 from tests.fake_core import expected_ids
 from tests.fake_serve import write_bundle
+from tests.harness import gone, until
 
 ROOT = Path(__file__).resolve().parents[1]
 B1, B2, BAD, HALF = (f"20260101T00000{i}-0123abcd" for i in range(4))
@@ -101,26 +101,9 @@ def open_stub(address: str) -> Iterator[RecommenderStub]:
         yield RecommenderStub(channel)
 
 
-def until(found: Callable[[], Any]) -> Any:
-    """Returns the first truthy value of `found`, asked again and again for a minute."""
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        if value := found():
-            return value
-        time.sleep(0.02)
-    raise AssertionError("it never came")
-
-
 def publish(store: Path, bundle_id: str) -> None:
     (store / "CURRENT.new").write_text(bundle_id + "\n")
     (store / "CURRENT.new").replace(store / "CURRENT")
-
-
-def gone(pid: int) -> bool:
-    try:
-        return "\nState:\tZ" in Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return True
 
 
 class Load:

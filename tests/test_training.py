@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -37,6 +36,7 @@ from lhydra.training.step import Tensors
 from lhydra.training.train import Run, _epoch, _fold, _new, _schedule, train
 from lhydra.training.validate import platt
 from tests.conftest import TINY_TRAINING
+from tests.harness import free_port
 
 QUICK = replace(TINY_TRAINING, epochs=3)
 
@@ -395,13 +395,6 @@ def test_what_is_no_place_for_a_model_is_refused(
         assert found in error
         assert error.count("\n") == 1
     assert (tmp_path / "folder" / "thesis.txt").read_text() == "mine"
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    return port
 
 
 # -- more than one run ------------------------------------------------------------------------------------
