@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.machine import machine, spinning, versions
+from benchmarks.machine import core_scaling, machine, versions
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.exact import nearest_of_many
 from lhydra.bundle.index import OperatingPoint, one_thread, use_threads
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--libraries: unknown {unknown[0]}, expected some of {','.join((OURS, *LIBRARIES))}")
     if args.queries < 2 or args.repeats < 1 or args.build_threads < 1:
         parser.error("--queries: at least 2; --repeats and --build-threads: at least 1")
-    at_start, spinners = machine(), {"before": spinning(SPIN_S)}
+    at_start, spinners = machine(), {"before": core_scaling(SPIN_S)}
     try:
         bundle, dataset = Bundle.open(args.store), Dataset.open(args.dataset)
         vectors = vectors_of(bundle)
@@ -158,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = [row_of(entrant, rounds[entrant.name], half(truth, 1), len(vectors)) for entrant in entrants]
     for row in rows:
         row["to_ours"] = ratios(row, rows[0])
-    spinners["after"] = spinning(SPIN_S)
+    spinners["after"] = core_scaling(SPIN_S)
     print(report(rows))
     print(f"two spinning processes do x{spinners['before']:.2f} (before) and x{spinners['after']:.2f} (after) of one")
     document = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 SPIN_S = 0.5
-FREE = 1.8  # two spinning processes on two free cores do about twice the work of one
+MIN_CORE_SCALING = 1.8  # two spinning processes on two free cores do about twice the work of one
 PACKAGES = ("lhydra", "grpcio", "protobuf", "numpy", "faiss-cpu", "onnxruntime", "lmdb")
 
 
@@ -26,35 +26,32 @@ def machine() -> dict[str, Any]:
     }
 
 
-def spinning(seconds: float = SPIN_S) -> float:
-    """Returns how much more two spinning processes get done than one: about 2 where two cores are free."""
-    program = (
-        "import sys, time\nsys.stdin.readline()\nend, n = time.perf_counter() + float(sys.argv[1]), 0\n"
-        "while time.perf_counter() < end: n += 1\nprint(n)"
-    )
+def core_scaling(seconds: float = SPIN_S) -> float:
+    """Measures how much more two spinning processes get done than one: about 2 where two cores are free.
 
-    def spin(processes: int) -> int:
-        command = [sys.executable, "-c", program, str(seconds)]
-        running = [
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-            for _ in range(processes)
-        ]
-        time.sleep(0.1 + 0.2 * seconds)  # until they have started
-        for process in running:
-            assert process.stdin is not None
-            process.stdin.write("\n")
-            process.stdin.flush()
-        return sum(int(process.communicate()[0]) for process in running)
+    Args:
+        seconds: that each of four of them spins.
 
-    before, both, after = spin(1), spin(2), spin(1)
+    Returns:
+        The ratio.
+    """
+    before, both, after = _spin(1, seconds), _spin(2, seconds), _spin(1, seconds)
     return round(2 * both / (before + after), 2)
 
 
 def noise_line(before: float, after: float) -> str:
-    """Returns the line that says whether two cores were free, from `spinning` before and after."""
+    """Returns the line that says whether two cores were free.
+
+    Args:
+        before: from `core_scaling`, before the benchmark.
+        after: from `core_scaling`, after it.
+
+    Returns:
+        The line.
+    """
     found = f"two spinning processes do x{before:.2f} (before) and x{after:.2f} (after) of one"
-    free = min(before, after) >= FREE
-    return found if free else f"{found}: THE CORES WERE NOT FREE (below x{FREE}), THE FIGURES ARE NOISE"
+    free = min(before, after) >= MIN_CORE_SCALING
+    return found if free else f"{found}: THE CORES WERE NOT FREE (below x{MIN_CORE_SCALING}), THE FIGURES ARE NOISE"
 
 
 def versions() -> dict[str, str | None]:
@@ -74,3 +71,23 @@ def _proc(file: str, key: str) -> str:
     except OSError:
         return ""
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
+
+
+SPINNER = (
+    "import sys, time\nsys.stdin.readline()\nend, n = time.perf_counter() + float(sys.argv[1]), 0\n"
+    "while time.perf_counter() < end: n += 1\nprint(n)"
+)
+
+
+def _spin(processes: int, seconds: float) -> int:
+    """How often so many processes, spinning at once, go round together."""
+    command = [sys.executable, "-c", SPINNER, str(seconds)]
+    running = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(processes)
+    ]
+    time.sleep(0.1 + 0.2 * seconds)  # until they have started
+    for process in running:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    return sum(int(process.communicate()[0]) for process in running)

@@ -11,23 +11,45 @@ MEMORY = {"pss": ("Pss",), "private": ("Private_Clean", "Private_Dirty"), "rss":
 
 
 @dataclass(frozen=True)
-class Cpu:
+class CpuTimes:
     """Processor seconds by process id since each was started."""
 
     seconds: Mapping[int, float]
 
-    def since(self, before: "Cpu") -> float:
-        """Seconds used after `before`; a process that is new counts whole, one that is gone not at all."""
+    def since(self, before: "CpuTimes") -> float:
+        """Returns the seconds used since an earlier look.
+
+        Args:
+            before: the earlier look.
+
+        Returns:
+            Seconds of all processes; one that is new counts whole, one that is gone not at all.
+        """
         return sum(used - before.seconds.get(pid, 0.0) for pid, used in self.seconds.items())
 
-    def shares(self, before: "Cpu") -> list[float]:
-        """Seconds used after `before` by each process that did anything, most first."""
+    def shares(self, before: "CpuTimes") -> list[float]:
+        """Returns how the seconds fell on the processes.
+
+        Args:
+            before: the earlier look.
+
+        Returns:
+            Seconds of each process that did anything, most first.
+        """
         used = (now - before.seconds.get(pid, 0.0) for pid, now in self.seconds.items())
         return sorted((round(value, 3) for value in used if value > 0), reverse=True)
 
 
-def family(pid: int, proc: Path = PROC) -> list[int]:
-    """Returns `pid` and all its descendants, ascending."""
+def process_tree(pid: int, proc: Path = PROC) -> list[int]:
+    """Returns a process and all its descendants.
+
+    Args:
+        pid: its id.
+        proc: the kernel's folder.
+
+    Returns:
+        Process ids, ascending.
+    """
     children: dict[int, list[int]] = {}
     for folder in proc.iterdir():
         if folder.name.isdigit() and (fields := _stat(int(folder.name), proc)):
@@ -40,16 +62,31 @@ def family(pid: int, proc: Path = PROC) -> list[int]:
     return sorted(found)
 
 
-def cpu(pids: Iterable[int], proc: Path = PROC) -> Cpu:
-    """Returns what the processes have used so far, in user and kernel mode, all threads; ticks of 10 ms."""
+def cpu_times(pids: Iterable[int], proc: Path = PROC) -> CpuTimes:
+    """Returns what processes have used so far, in user and kernel mode, all threads.
+
+    Args:
+        pids: process ids; those that are gone are left out.
+        proc: the kernel's folder.
+
+    Returns:
+        Processor seconds, in ticks of 10 ms.
+    """
     fields = {pid: _stat(pid, proc) for pid in pids}
-    return Cpu({pid: (int(found[11]) + int(found[12])) / TICKS for pid, found in fields.items() if found})
+    return CpuTimes({pid: (int(found[11]) + int(found[12])) / TICKS for pid, found in fields.items() if found})
 
 
 def memory_mib(pids: Iterable[int], proc: Path = PROC) -> dict[str, float]:
-    """Returns MiB of all the processes together: pss (shared pages divided), private (theirs alone), rss.
+    """Returns the memory of all the processes together.
 
     Pages of files count where they are mapped; what only lies in the system's cache does not.
+
+    Args:
+        pids: process ids; those that are gone are left out.
+        proc: the kernel's folder.
+
+    Returns:
+        MiB: pss (shared pages divided), private (theirs alone), rss.
     """
     total = dict.fromkeys(MEMORY, 0.0)
     for pid in pids:

@@ -1,5 +1,7 @@
 """The latency benchmark measures what it says: latencies from the due time, percentiles, errors, the JSON it writes."""
 
+import gc
+import itertools
 import json
 import os
 import select
@@ -8,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +22,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.latency import command as latency
-from benchmarks.latency import h2load, http2, measure, traffic
-from benchmarks.latency.load import Call, Load, Plan, Request, _Run, arrival_times, closed_loop, open_loop, run_apart
-from benchmarks.latency.own_server import serve_command, started
+from benchmarks.latency import h2load, http2, measure, modes, servers, traffic
+from benchmarks.latency.command import main
+from benchmarks.latency.load import (
+    Call,
+    Load,
+    LoadRun,
+    Plan,
+    Request,
+    arrival_times,
+    closed_loop,
+    open_loop,
+    run_in_subprocess,
+)
+from benchmarks.latency.own_server import serve_command, start_server
+from benchmarks.latency.results import Run
 from benchmarks.latency.summary import PERCENTILES, percentiles, report, summarise
 from lhydra.data.dataset import DatasetInfo
 from lhydra.errors import DataError, LhydraError, NotReady
 from lhydra_protos.v1 import recommender_pb2 as pb
 from tests.fake_recommender import STAGES, FakeRecommender, reply, serving
+from tests.simulated_load import SimulatedServer
 
 ROOT = Path(__file__).resolve().parents[1]
-STALL_S = 0.4
+STALL_S = 0.25
 
 
 def requests(*users: str) -> list[Request]:
@@ -43,15 +57,34 @@ def stalling(request: pb.RecommendRequest, context: grpc.ServicerContext) -> Non
         time.sleep(STALL_S)
 
 
-@pytest.fixture
-def fake() -> FakeRecommender:
-    return FakeRecommender()
+@pytest.fixture(scope="module", autouse=True)
+def frozen_heap() -> Iterator[None]:
+    """Each run collects garbage first; the objects of all the other tests need not be looked through every time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
-@pytest.fixture
-def address(fake: FakeRecommender) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def shared() -> Iterator[tuple[FakeRecommender, str]]:
+    """One server for all tests, and its address."""
+    fake = FakeRecommender()
     with serving(fake) as address:
-        yield address
+        yield fake, address
+
+
+@pytest.fixture
+def fake(shared: tuple[FakeRecommender, str]) -> FakeRecommender:
+    """The server's answers, as new."""
+    fake, fresh = shared[0], FakeRecommender()
+    fake.before, fake.seen, fake.reply = fresh.before, fresh.seen, fresh.reply
+    return fake
+
+
+@pytest.fixture
+def address(fake: FakeRecommender, shared: tuple[FakeRecommender, str]) -> str:
+    return shared[1]
 
 
 # ---- arrivals and loops
@@ -74,7 +107,7 @@ def test_poisson_arrivals_are_seeded_ordered_and_inside(rate: float, seconds: fl
 @pytest.mark.parametrize("channels", [1, 4])
 def test_a_stall_is_felt_by_every_request_that_was_due_meanwhile(channels: int) -> None:
     """One server thread, stalled by the first request: nothing else can be answered before the stall ends."""
-    due_s = np.concatenate([[0.0], 0.1 + np.arange(20) / 100])  # all due before the stall ends
+    due_s = np.concatenate([[0.0], 0.05 + np.arange(20) / 100])  # all due before the stall ends
     with serving(FakeRecommender(stalling), workers=1) as address:
         asked = requests("slow", *(f"u{i}" for i in range(20)))
         load = open_loop(address, asked, rate=100, due_s=due_s, timeout_s=60, channels=channels)
@@ -87,21 +120,22 @@ def test_a_stall_is_felt_by_every_request_that_was_due_meanwhile(channels: int) 
 
 def test_a_late_generator_is_felt_by_the_latencies_and_told(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pause of this program, right after the first request: what was due meanwhile counts from when it was due."""
-    place, paused = _Run._place, []
+    place, paused = LoadRun._place, []
 
-    def pause(self: _Run, token: int) -> None:
+    def pause(self: LoadRun, token: int) -> None:
         place(self, token)
         if token == 0:
             paused.append(self.now())
             time.sleep(STALL_S)
 
-    monkeypatch.setattr(_Run, "_place", pause)
+    monkeypatch.setattr(LoadRun, "_place", pause)
     load = open_loop(address, requests("a"), rate=100, due_s=np.arange(20) / 100, timeout_s=60)
     over_s = paused[0] + STALL_S
     due_s = np.array([call.due_s for call in load.calls])
     assert (load.late_ms[1:] >= (over_s - due_s[1:]) * 1e3 - 1).all()
     assert (load.latency_ms >= load.late_ms).all()
-    assert summarise(load)["generator"]["late_share"] >= 19 / 20
+    late: Any = summarise(load)["generator"]["late_share"]
+    assert late >= 19 / 20
 
 
 def test_the_open_loop_sends_every_request_once_over_all_connections(fake: FakeRecommender, address: str) -> None:
@@ -133,7 +167,7 @@ def test_errors_are_counted_by_code_and_kept_out_of_the_latencies(fake: FakeReco
     fake.before = before
     users = ["good", "bad1", "bad2", "down", "good"] * 4
     load = open_loop(address, requests(*users), rate=200, due_s=np.arange(20) / 200, timeout_s=60)
-    numbers = summarise(load)
+    numbers: Any = summarise(load)
     assert numbers["errors"] == {"RESOURCE_EXHAUSTED": 8, "UNAVAILABLE": 4}
     assert (numbers["requests"], numbers["answered"], len(load.latency_ms)) == (20, 8, 8)
     assert 0 < numbers["refused_ms"]["p50"] <= numbers["refused_ms"]["max"]
@@ -141,21 +175,37 @@ def test_errors_are_counted_by_code_and_kept_out_of_the_latencies(fake: FakeReco
     assert "ERRORS, not in the latencies above: 8 RESOURCE_EXHAUSTED, 4 UNAVAILABLE" in report([numbers])
 
 
-def test_a_deadline_ends_a_call_and_nothing_else() -> None:
-    with serving(FakeRecommender(stalling)) as address:
-        load = open_loop(
-            address, requests("slow", "a", "b"), rate=10, due_s=np.arange(3) / 10, timeout_s=STALL_S / 2, channels=1
-        )
+def leap(monkeypatch: pytest.MonkeyPatch, seconds: float, when: Callable[[LoadRun], bool]) -> None:
+    """The generator's clock is `seconds` ahead as soon as `when`."""
+    now = LoadRun.now
+    monkeypatch.setattr(LoadRun, "now", lambda self: now(self) + seconds * when(self))
+
+
+def test_a_deadline_ends_a_call_and_nothing_else(
+    fake: FakeRecommender, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock passes the deadline once the other calls have been answered."""
+
+    def hold(request: pb.RecommendRequest, context: grpc.ServicerContext) -> None:
+        if request.user_id == "held":
+            given_up = threading.Event()
+            if context.add_callback(given_up.set):
+                given_up.wait(60)
+
+    fake.before = hold
+    leap(monkeypatch, 60, lambda run: len(run.calls) == 2)
+    load = open_loop(address, requests("held", "a", "b"), rate=100, due_s=np.arange(3) / 100, timeout_s=60, channels=1)
     assert [call.code for call in load.calls] == ["DEADLINE_EXCEEDED", "OK", "OK"]
-    assert load.calls[0].done_s - load.calls[0].sent_s >= STALL_S / 2
+    assert load.calls[0].done_s - load.calls[0].sent_s >= 60
 
 
-def test_servers_that_end_their_connections_lose_no_call() -> None:
+def test_servers_that_end_their_connections_lose_no_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """As `lhydra serve` does: connections live for a while, then the server says goodbye and others are opened."""
     fake, peers = FakeRecommender(), set()
     fake.before = lambda request, context: peers.add(context.peer())
-    with serving(fake, options=(("grpc.max_connection_age_ms", 100),)) as address:
-        load = closed_loop(address, requests("a", "b"), concurrency=8, seconds=1.0, timeout_s=60)
+    leap(monkeypatch, 3600, lambda run: len(peers) > 8)
+    with serving(fake, options=(("grpc.max_connection_age_ms", 50),)) as address:
+        load = closed_loop(address, requests("a", "b"), concurrency=8, seconds=3600, timeout_s=50_000)
     assert {call.code for call in load.calls} == {"OK"}
     assert len(load.calls) == len(fake.seen)
     assert len(peers) > 8
@@ -202,28 +252,31 @@ def test_large_messages_travel_whole_in_both_directions() -> None:
 
 def test_a_process_of_its_own_gives_the_same_numbers(fake: FakeRecommender, address: str) -> None:
     plan = Plan(address, requests("a", "b"), seconds=0.2, timeout_s=60, channels=2, rate=100, arrivals="fixed")
-    apart, here = run_apart(plan), summarise(plan.run())
+    apart, here = run_in_subprocess(plan), summarise(plan.run())
     assert len(fake.seen) == 40
     assert apart.keys() == here.keys()
-    for key in ("name", "requests", "answered", "errors", "tiers", "tracks_min", "replies_read"):
-        assert apart[key] == here[key]
+
+    def counted(run: Run) -> list[object]:
+        return [run["name"], run["requests"], run["answered"], run["errors"], run["tiers"], run["tracks_min"]]
+
+    assert counted(apart) == counted(here)
 
 
 def test_a_generator_that_fails_is_one_line() -> None:
     with serving(FakeRecommender()) as address:
         gone = address
     with pytest.raises(LhydraError, match=r"^the load generator: .*refused"):
-        run_apart(Plan(gone, requests("a"), seconds=0.1, timeout_s=1, channels=1, concurrency=1))
+        run_in_subprocess(Plan(gone, requests("a"), seconds=0.1, timeout_s=1, channels=1, concurrency=1))
 
 
 # ---- HTTP/2
 
 
-@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
-def test_every_status_is_read_as_grpc_reads_it(fake: FakeRecommender, address: str, code: grpc.StatusCode) -> None:
-    fake.before = lambda request, context: context.abort(code, "why: ü" * 20)
-    load = open_loop(address, requests("a"), rate=10, due_s=np.zeros(1), timeout_s=60)
-    assert [call.code for call in load.calls] == [code.name]
+def test_every_status_is_read_as_grpc_reads_it(fake: FakeRecommender, address: str) -> None:
+    codes = {code.name: code for code in grpc.StatusCode if code is not grpc.StatusCode.OK}
+    fake.before = lambda request, context: context.abort(codes[request.user_id], "why: ü" * 20)
+    load = open_loop(address, requests(*codes), rate=100, due_s=np.arange(len(codes)) / 1e6, timeout_s=60)
+    assert [call.code for call in load.calls] == list(codes)
 
 
 @given(st.integers(0, 99), st.booleans(), st.booleans(), st.sampled_from([0x00, 0x10, 0x40]))
@@ -304,14 +357,15 @@ def test_popular_answers_only_are_said_loudly() -> None:
     popular = pb.RecommendResponse(tier=pb.TIER_POPULAR).SerializeToString()
     numbers = summarise(Load("closed, 1", [Call(0, 0, 1, "OK", popular)], 1.0, 0.1, is_open=False))
     assert "ALL ANSWERS WERE POPULAR TRACKS" in report([numbers])
-    assert "ALL ANSWERS" not in report([numbers, numbers | {"tiers": {"personal": 1}}])
+    personal: Run = {**numbers, "tiers": {"personal": 1}}
+    assert "ALL ANSWERS" not in report([numbers, personal])
 
 
 # ---- the program
 
 
 def short(path: Path, *argv: str) -> list[str]:
-    brief = ["--seconds", "0.2", "--warmup-s", "0.05", "--channels", "2", "--spin-s", "0", "--closed-by", "python"]
+    brief = ["--seconds", "0.1", "--warmup-s", "0.02", "--channels", "2", "--spin-s", "0", "--closed-by", "python"]
     return [*argv, *brief, "--json", str(path)]
 
 
@@ -323,7 +377,7 @@ def test_the_program_writes_the_whole_story(
     lists.write_text('user_id,rank,track_id,score\n"u,1",1,t1,.9\n"u,1",2,t2,.8\nu2,1,t1,.7\n')
     path = tmp_path / "deep" / "latency.json"
     argv = short(path, "--address", address, "--concurrency", "1,2", "--rates", "50", "--seed", "4", "--k", "7")
-    assert latency.main([*argv, "--user-ids", str(lists), "--arrivals", "fixed", "--repeats", "2"]) == 0
+    assert main([*argv, "--user-ids", str(lists), "--arrivals", "fixed", "--repeats", "2"]) == 0
     assert {(request.user_id, request.k) for request in asked_of(fake)} == {("u,1", 7), ("u2", 7)}
     document = json.loads(path.read_text())
     assert sorted(document) == [
@@ -337,7 +391,7 @@ def test_the_program_writes_the_whole_story(
     assert document["machine"]["memory_gib"] > 0
     names = ["closed, 1", "closed, 2", "open, 50/s"]
     assert [(run["repeat"], run["name"]) for run in document["runs"]] == [(n, name) for n in (0, 1) for name in names]
-    assert document["runs"][2]["requests"] == 10
+    assert document["runs"][2]["requests"] == 5
     for run in document["runs"]:
         assert run["answered"] == run["requests"] > 0
         assert list(run["latency_ms"]) == ["p50", "p90", "p99", "p99_9", "mean", "max"]
@@ -359,68 +413,64 @@ def test_the_program_writes_the_whole_story(
 @pytest.fixture
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the load in this process: many short runs, where starting one would take most of the time."""
-    monkeypatch.setattr(measure, "run_apart", lambda plan: summarise(plan.run()))
-    monkeypatch.setattr(measure, "CHECKED", 5)
+    monkeypatch.setattr(measure, "run_in_subprocess", lambda plan: summarise(plan.run()))
+    monkeypatch.setattr(measure, "CHECKED_USERS", 5)
+
+
+@pytest.fixture
+def simulated(monkeypatch: pytest.MonkeyPatch) -> list[Plan]:
+    """Simulates the load: no run takes any time. The plans are kept."""
+    plans: list[Plan] = []
+    monkeypatch.setattr(measure, "run_in_subprocess", SimulatedServer(sent=plans.append).run)
+    monkeypatch.setattr(measure, "CHECKED_USERS", 5)
+    return plans
 
 
 def asked_of(fake: FakeRecommender) -> list[pb.RecommendRequest]:
     return [request for request in fake.seen if isinstance(request, pb.RecommendRequest)]
 
 
-@pytest.mark.usefixtures("one_process")
-def test_every_mode_runs_and_fails_nothing(fake: FakeRecommender, tmp_path: Path) -> None:
-    """A server of 200 requests a second that refuses beyond 20 waiting: what it refuses in overload is no failure.
-
-    Below the knee so many never wait at once, however arrivals fall and though the machine be busy.
-    """
-    running, lock, places = [0], threading.Lock(), threading.Semaphore(4)
-
-    def before(request: Any, context: grpc.ServicerContext) -> None:
-        if not isinstance(request, pb.RecommendRequest):
-            return
-        with lock:
-            full = running[0] >= 24
-            running[0] += not full
-        if full:
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy")
-        with places:
-            time.sleep(0.02)
-        with lock:
-            running[0] -= 1
-
-    fake.before = before
-    with serving(fake, workers=64) as address:
-        path = tmp_path / "l.json"
-        argv = short(path, "--address", address, "--modes", "closed,ramp,soak,overload,mixed", "--concurrency", "2")
-        argv += [
-            "--ramp-from",
-            "50",
-            "--p99-ms",
-            "500",
-            "--soak-s",
-            "0.3",
-            "--seconds",
-            "0.4",
-            "--filter",
-            "genre=rock,min_year=1990",
-        ]
-        assert latency.main([*argv, "--feedback"]) == 0
-        document = json.loads(path.read_text())
-        rates, by_mode = document["rates"], {run["mode"]: run for run in document["runs"]}
-        assert list(by_mode) == ["closed", "ramp", "knee", "soak", "overload", "mixed"]
-        assert rates["soak"] == pytest.approx(0.6 * rates["knee"])
-        assert rates["overload"] == pytest.approx(2 * rates["knee"])
-        assert by_mode["knee"]["sustained"]
-        assert set(by_mode["overload"]["errors"]) == {"RESOURCE_EXHAUSTED"}
-        assert by_mode["knee"]["offered_per_s"] == rates["knee"]
-        assert {"warm", "filtered", "feedback"} <= set(by_mode["mixed"]["kinds"]) <= set(traffic.MIX)
-        assert any(request.filter == traffic.parse_filter("genre=rock,min_year=1990") for request in asked_of(fake))
-        assert any(len(request.history.entries) for request in asked_of(fake))
-        fake.before = lambda request, context: context.abort(grpc.StatusCode.INTERNAL, "broken")
-        assert latency.main(argv) == 1
+def test_every_mode_runs_and_fails_nothing(
+    fake: FakeRecommender, address: str, tmp_path: Path, simulated: list[Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server of 200 requests a second that refuses beyond 24 inside: what it refuses in overload is no failure."""
+    path = tmp_path / "l.json"
+    argv = short(path, "--address", address, "--modes", "closed,ramp,soak,overload,mixed", "--concurrency", "2")
+    argv += [
+        "--ramp-from",
+        "50",
+        "--p99-ms",
+        "100",
+        "--seconds",
+        "6",
+        "--soak-s",
+        "6",
+        "--filter",
+        "genre=rock,min_year=1990",
+    ]
+    assert main([*argv, "--feedback"]) == 0
+    document = json.loads(path.read_text())
+    rates, by_mode = document["rates"], {run["mode"]: run for run in document["runs"]}
+    assert list(by_mode) == ["closed", "ramp", "knee", "soak", "overload", "mixed"]
+    capacity = SimulatedServer().capacity_per_s
+    assert by_mode["closed"]["throughput_per_s"] == pytest.approx(capacity / 2, rel=0.01)  # two callers, four places
+    assert 0.8 * capacity < rates["knee"] < capacity
+    assert rates["soak"] == pytest.approx(0.6 * rates["knee"])
+    assert rates["overload"] == pytest.approx(2 * rates["knee"])
+    assert by_mode["knee"]["sustained"]
+    assert by_mode["knee"]["offered_per_s"] == rates["knee"]
+    assert set(by_mode["overload"]["errors"]) == {"RESOURCE_EXHAUSTED"}
+    assert by_mode["overload"]["goodput_per_s"] == pytest.approx(capacity, rel=0.05)
+    assert by_mode["soak"]["errors"] == by_mode["mixed"]["errors"] == {}
+    assert set(by_mode["mixed"]["kinds"]) == set(traffic.MIX)
+    sent = [pb.RecommendRequest.FromString(one.message) for one in simulated[-1].requests if one.kind != "feedback"]
+    assert any(request.filter == traffic.parse_filter("genre=rock,min_year=1990") for request in sent)
+    assert any(len(request.history.entries) for request in sent)
+    monkeypatch.setattr(measure, "run_in_subprocess", SimulatedServer(code="INTERNAL").run)
+    assert main(argv) == 1
 
 
-@pytest.mark.usefixtures("one_process")
+@pytest.mark.usefixtures("simulated")
 def test_kinds_that_a_server_does_not_answer_are_left_out(fake: FakeRecommender, address: str, tmp_path: Path) -> None:
     def before(request: Any, context: grpc.ServicerContext) -> None:
         if isinstance(request, pb.RecommendRequest) and request.filter.ByteSize():
@@ -428,40 +478,38 @@ def test_kinds_that_a_server_does_not_answer_are_left_out(fake: FakeRecommender,
 
     fake.before = before
     argv = short(tmp_path / "l.json", "--address", address, "--modes", "mixed", "--filter", "explicit=false")
-    assert latency.main(argv) == 0
+    assert main(argv) == 0
     (run,) = json.loads((tmp_path / "l.json").read_text())["runs"]
     assert set(run["kinds"]) == {"warm", "cold, history", "cold, nothing"}  # and nothing is recorded unless asked for
 
 
 @pytest.mark.skipif(not h2load.installed(), reason="no h2load: apt-get install nghttp2-client")
+@pytest.mark.usefixtures("one_process")
 def test_h2load_asks_for_many_users_and_is_believed_for_its_sizes_only(
     fake: FakeRecommender, address: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "l.json"
     argv = [*short(path, "--address", address, "--concurrency", "3", "--modes", "closed"), "--closed-by", "h2load"]
-    assert latency.main([*argv, "--seconds", "0.5"]) == 0
+    assert main([*argv, "--seconds", "0.3"]) == 0
     (run,) = json.loads(path.read_text())["runs"]
     assert run["generator"]["by"] == "h2load"
     assert run["reply_bytes"]["mean"] == pytest.approx(run["reply_bytes"]["checked"])
-    users = {request.user_id for request in asked_of(fake)[-run["answered"] - measure.CHECKED : -measure.CHECKED]}
-    assert len(users) > 20
+    users = {
+        request.user_id for request in asked_of(fake)[-run["answered"] - measure.CHECKED_USERS : -measure.CHECKED_USERS]
+    }
+    assert len(users) > 3  # one each of three processes, were the bodies not rewritten
     assert users <= {f"bench-{n}" for n in range(1000)}
     assert run["latency_ms"]["p50"] <= run["latency_ms"]["p99"] <= run["latency_ms"]["max"]
 
-    running, lock = [0], threading.Lock()
+    turn = itertools.count()
 
-    def one_at_a_time(request: Any, context: grpc.ServicerContext) -> None:
-        with lock:
-            busy = running[0] > 0
-            running[0] += not busy
-        if busy:
+    def refuse_every_second(request: Any, context: grpc.ServicerContext) -> None:
+        agent = dict(context.invocation_metadata())["user-agent"]
+        if str(agent).startswith("h2load") and next(turn) % 2:
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy")
-        time.sleep(0.001)
-        with lock:
-            running[0] -= 1
 
-    fake.before = one_at_a_time  # who asks alone, to check, is always answered
-    assert latency.main([*argv, "--seconds", "0.5"]) == 1  # HTTP 200 all of them, but too short to be answers
+    fake.before = refuse_every_second  # but never the checks
+    assert main([*argv, "--seconds", "0.3"]) == 1  # HTTP 200 all of them, but too short to be answers
     document = json.loads(path.read_text())
     assert document["faults"] == []
     assert document["runs"][0]["errors"]["REPLIES TOO SHORT"] > 0
@@ -469,17 +517,17 @@ def test_h2load_asks_for_many_users_and_is_believed_for_its_sizes_only(
 
 @pytest.mark.parametrize(("mode", "failed"), [("closed", 9), ("open", 9), ("mixed", 9), ("ramp", 2), ("overload", 2)])
 def test_refusals_are_failures_unless_too_much_was_asked_for(mode: str, failed: int) -> None:
-    assert latency.failures({"mode": mode, "errors": {"RESOURCE_EXHAUSTED": 7, "INTERNAL": 2}}) == failed
+    assert modes.failures({"mode": mode, "errors": {"RESOURCE_EXHAUSTED": 7, "INTERNAL": 2}}) == failed
 
 
-@pytest.mark.usefixtures("one_process")
+@pytest.mark.usefixtures("simulated")
 def test_a_baseline_decides_by_exit_code_and_lends_its_rates(
     fake: FakeRecommender, address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, base = tmp_path / "l.json", tmp_path / "base.json"
     argv = short(base, "--address", address, "--concurrency", "1", "--modes", "closed,soak", "--repeats", "3")
     argv += ["--soak-s", "0.2", "--soak-rate", "40", "--seconds", "0.1"]
-    assert latency.main(argv) == 0
+    assert main(argv) == 0
     document = json.loads(base.read_text())
     argv = [*(word for word in argv if word not in ("--soak-rate", "40")), "--json", str(path), "--compare", str(base)]
     for factor, expected in ((1e-3, 1), (1e3, 0)):  # once the baseline was far better, once far worse
@@ -487,16 +535,23 @@ def test_a_baseline_decides_by_exit_code_and_lends_its_rates(
             scale = factor if figure["better"] == "lower" else 1 / factor
             figure["values"] = [value * scale for value in figure["values"]]
         base.write_text(json.dumps(document))
-        assert latency.main(argv) == expected
+        assert main(argv) == expected
         out = capsys.readouterr().out
         assert ("WORSE" in out) == bool(expected)
         assert json.loads(path.read_text())["rates"]["soak"] == 40
         for figure in document["figures"].values():
             scale = factor if figure["better"] == "lower" else 1 / factor
             figure["values"] = [value / scale for value in figure["values"]]
-    base.write_text('{"format": 1}')
-    assert latency.main(argv) == 1
-    assert "expected format 2" in capsys.readouterr().err
+    for text, says in (
+        ('{"format": 1}', "expected format 2"),
+        ("[]", "found list"),
+        ("{", "Expecting property name"),
+        ('{"format": 2}', "no settings"),
+    ):
+        base.write_text(text)
+        assert main(argv) == 1
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert says in line
 
 
 @pytest.mark.usefixtures("one_process")
@@ -509,23 +564,25 @@ def test_any_error_fails_the_program_unless_allowed(fake: FakeRecommender, addre
     argv = short(tmp_path / "l.json", "--address", address, "--concurrency", "4", "--rates", "")
     argv += ["--user-ids", str(tmp_path / "ids.txt")]
     (tmp_path / "ids.txt").write_text("bench-7\nbench-8\n\nbench-8\n")
-    assert latency.main(argv) == 1
+    assert main(argv) == 1
     assert json.loads((tmp_path / "l.json").read_text())["runs"][0]["errors"]["INTERNAL"] > 0
-    assert latency.main([*argv, "--allow-errors"]) == 0
+    assert main([*argv, "--allow-errors"]) == 0
     (tmp_path / "ids.txt").write_text("bench-7\n")
-    assert latency.main([*argv, "--allow-errors"]) == 1  # not one answer: nothing was measured
+    assert main([*argv, "--allow-errors"]) == 1  # not one answer: nothing was measured
 
 
+@pytest.mark.usefixtures("one_process")
 def test_the_users_of_a_dataset_are_asked_for(fake: FakeRecommender, address: str, tmp_path: Path) -> None:
     info = DatasetInfo(source="s", track_columns=(), user_columns=(), counts={}, split={}, timed=False)
     (tmp_path / "dataset.json").write_text(info.to_json())
     for name in ("tracks", "plays", "users"):
         pq.write_table(pa.table({"user_id": ["ana", "bo"]}), tmp_path / f"{name}.parquet")
     argv = short(tmp_path / "l.json", "--address", address, "--concurrency", "1", "--rates", "")
-    assert latency.main([*argv, "--dataset", str(tmp_path)]) == 0
+    assert main([*argv, "--dataset", str(tmp_path)]) == 0
     assert {request.user_id for request in asked_of(fake)} == {"ana", "bo"}
 
 
+@pytest.mark.usefixtures("one_process")
 def test_a_server_of_its_own_is_started_and_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -542,9 +599,9 @@ with serving(FakeRecommender()) as address:
 pathlib.Path({str(stopped)!r}).touch()
 """
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
-    monkeypatch.setattr(latency, "serve_command", lambda store, *_, **__: [sys.executable, "-c", program])
+    monkeypatch.setattr(servers, "serve_command", lambda store, *_, **__: [sys.executable, "-c", program])
     argv = short(tmp_path / "l.json", "--store", "store", "--concurrency", "1", "--rates", "20")
-    assert latency.main(argv) == 0
+    assert main(argv) == 0
     assert stopped.exists()
     assert "made-up ids" in capsys.readouterr().out
 
@@ -555,8 +612,8 @@ def test_a_server_that_does_not_start_is_one_line(
     program = (
         "import sys; print('noise'); print('x\\nlhydra serve: store: found nothing', file=sys.stderr); sys.exit(1)"
     )
-    monkeypatch.setattr(latency, "serve_command", lambda store, *_, **__: [sys.executable, "-c", program])
-    assert latency.main(short(tmp_path / "l.json", "--store", "nowhere")) == 1
+    monkeypatch.setattr(servers, "serve_command", lambda store, *_, **__: [sys.executable, "-c", program])
+    assert main(short(tmp_path / "l.json", "--store", "nowhere")) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("latency: the server: found exit 1: lhydra serve: store: found nothing, expected a ready")
@@ -568,7 +625,7 @@ def test_a_server_that_never_gets_ready_is_ended() -> None:
     program = "import time; time.sleep(600)"
     with (
         pytest.raises(NotReady, match=r"expected a ready line within 0\.3 s"),
-        started([sys.executable, "-c", program], startup_s=0.3),
+        start_server([sys.executable, "-c", program], startup_s=0.3),
     ):
         pass
 
@@ -584,21 +641,21 @@ def test_the_serve_command_is_the_documented_one() -> None:
 def test_no_server_and_no_ids_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with serving(FakeRecommender()) as address:
         pass  # nobody listens there now
-    assert latency.main(short(tmp_path / "l.json", "--address", address)) == 1
+    assert main(short(tmp_path / "l.json", "--address", address)) == 1
     assert capsys.readouterr().err.startswith(f"latency: no server answers at {address}")
     for name, content in {"empty": b"", "binary": b"\xff\xfe\x00"}.items():
         (tmp_path / name).write_bytes(content)
         argv = short(tmp_path / "l.json", "--address", address, "--user-ids", str(tmp_path / name))
-        assert latency.main(argv) == 1
+        assert main(argv) == 1
         assert capsys.readouterr().err.count("\n") == 1
     with pytest.raises(DataError, match="no-such-file"):
-        latency._read_ids(tmp_path / "no-such-file")
+        traffic.user_ids(None, tmp_path / "no-such-file")
 
 
 @pytest.mark.parametrize("flag", ["--seconds=0", "--rates=-1", "--concurrency=1,x", "--channels=0", "--rates=inf"])
 def test_impossible_settings_are_wrong_usage(flag: str) -> None:
     with pytest.raises(SystemExit) as caught:
-        latency.main(["--address", "127.0.0.1:1", flag])
+        main(["--address", "127.0.0.1:1", flag])
     assert caught.value.code == 2
 
 

@@ -14,14 +14,15 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from benchmarks import processes
+from benchmarks import machine, processes
 from benchmarks.latency import figures, h2load, traffic, verdict
-from benchmarks.latency.knee import GOODPUT, GROWTH, LOWEST, PRECISION, find_knee, sustained
-from benchmarks.latency.own_server import started_web
+from benchmarks.latency.knee import GROWTH, LOWEST_SHARE, MIN_GOODPUT, PRECISION, find_knee, sustained
+from benchmarks.latency.own_server import start_web_server
 from benchmarks.latency.peers.settings import PeerSettings
 from benchmarks.latency.plot import write_plot
+from benchmarks.latency.results import read_document
+from benchmarks.latency.settings import RESULTS
 from benchmarks.latency.summary import merged
-from benchmarks.machine import noise_line, spinning
 from lhydra.errors import ConfigError, LhydraError, NotReady
 from lhydra_protos.v1 import recommender_pb2 as pb
 
@@ -30,7 +31,7 @@ from lhydra_protos.v1 import recommender_pb2 as pb
 
 @given(st.floats(10, 1e5), st.floats(10, 1e5))
 def test_the_knee_is_found_to_its_precision_from_any_start(capacity: float, start: float) -> None:
-    assume(capacity > start * LOWEST * GROWTH)
+    assume(capacity > start * LOWEST_SHARE * GROWTH)
     asked: list[float] = []
 
     def sustains(rate: float) -> bool:
@@ -62,14 +63,14 @@ def test_single_disturbances_do_not_move_the_knee(seed: int) -> None:
     assert 1000 / (1 + PRECISION) <= find_knee(sustains, 300) <= 1000
 
 
-def run_of(requests: int, answered: int, p99: float | None) -> dict[str, Any]:
+def run_of(requests: int, answered: int, p99: float | None) -> Any:
     return {"requests": requests, "answered": answered, "latency_ms": {"p99": p99}}
 
 
 def test_sustained_means_answered_and_in_time() -> None:
     assert sustained(run_of(1000, 1000, 20.0), 20.0)
-    assert sustained(run_of(1000, int(1000 * GOODPUT), 20.0), 20.0)
-    assert not sustained(run_of(1000, int(1000 * GOODPUT) - 1, 1.0), 20.0)
+    assert sustained(run_of(1000, int(1000 * MIN_GOODPUT), 20.0), 20.0)
+    assert not sustained(run_of(1000, int(1000 * MIN_GOODPUT) - 1, 1.0), 20.0)
     assert not sustained(run_of(1000, 1000, 20.1), 20.0)
     assert not sustained(run_of(1000, 0, None), 20.0)
     assert not sustained(run_of(0, 0, None), 20.0)
@@ -101,7 +102,7 @@ def test_repeats_that_overlap_are_no_difference(a: list[float], b: list[float]) 
 
 
 def test_without_noise_the_floor_decides() -> None:
-    beyond, within = 1 + verdict.FLOOR * 1.1, 1 + verdict.FLOOR * 0.9
+    beyond, within = 1 + verdict.MIN_DIFFERENCE * 1.1, 1 + verdict.MIN_DIFFERENCE * 0.9
     assert verdict.judge([2.0] * 3, [2.0 * beyond] * 3, higher_is_better=False).word == verdict.WORSE
     assert verdict.judge([2.0] * 3, [2.0 * beyond] * 3, higher_is_better=True).word == verdict.BETTER
     assert verdict.judge([2.0] * 3, [2.0 * within] * 3, higher_is_better=False).word == verdict.SAME
@@ -123,7 +124,7 @@ def test_noise_seldom_looks_like_a_difference_and_a_difference_seldom_like_noise
                 (factor * rng.lognormal(0, noise, 5)).tolist(),
                 higher_is_better=False,
             ).word
-            for _ in range(2000)
+            for _ in range(1000)
         ]
         return Counter(found)[verdict.WORSE] / len(found)
 
@@ -131,7 +132,7 @@ def test_noise_seldom_looks_like_a_difference_and_a_difference_seldom_like_noise
     assert worse(float(np.exp(max(0.1, 6.5 * noise)))) > 0.95
 
 
-def documents(**changed: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def documents(**changed: Any) -> tuple[Any, Any]:
     def document() -> dict[str, Any]:
         return {
             "machine": {"cores": 2, "processor": "p", "memory_gib": 4.0, "system": "Linux"},
@@ -170,6 +171,15 @@ def test_a_comparison_judges_each_figure_in_its_own_direction() -> None:
     assert text.count("WORSE") == 2
 
 
+@pytest.mark.parametrize("path", sorted(RESULTS.parent.glob("latency-*.json")), ids=lambda path: path.stem)
+def test_results_of_earlier_runs_are_still_baselines(path: Path) -> None:
+    found = read_document(path)
+    verdicts = verdict.compare(found, found)
+    assert verdicts.keys() == found["figures"].keys()
+    assert {one.word for one in verdicts.values()} <= {verdict.SAME, verdict.UNKNOWN}
+    assert all(line in figures.tables(found, found["settings"]["concurrency"]) for line in found["faults"])
+
+
 # ---- the kernel's accounts
 
 
@@ -189,15 +199,15 @@ def fake_proc(root: Path, parents: dict[int, int], ticks: dict[int, tuple[int, i
 
 def test_the_family_is_a_process_and_all_below_it(tmp_path: Path) -> None:
     proc = fake_proc(tmp_path, {1: 0, 10: 1, 11: 10, 12: 10, 13: 12, 20: 1, 21: 20}, {})
-    assert processes.family(10, proc) == [10, 11, 12, 13]
-    assert processes.family(21, proc) == [21]
+    assert processes.process_tree(10, proc) == [10, 11, 12, 13]
+    assert processes.process_tree(21, proc) == [21]
 
 
 def test_processor_seconds_are_both_modes_of_all_processes_since_then(tmp_path: Path) -> None:
     proc, hz = tmp_path, processes.TICKS
-    before = processes.cpu([10, 11, 12], fake_proc(proc, {10: 1, 11: 10, 12: 10}, {10: (5, 5), 11: (hz, 0)}))
+    before = processes.cpu_times([10, 11, 12], fake_proc(proc, {10: 1, 11: 10, 12: 10}, {10: (5, 5), 11: (hz, 0)}))
     (proc / "12" / "stat").unlink()  # gone: what it did is not known any more
-    after = processes.cpu(
+    after = processes.cpu_times(
         [10, 11, 13], fake_proc(proc, {10: 1, 11: 10, 13: 10}, {10: (5, 5), 11: (2 * hz, hz), 13: (hz, hz)})
     )
     assert after.since(before) == pytest.approx(4.0)
@@ -211,10 +221,10 @@ def test_memory_adds_up_over_processes_and_skips_the_gone(tmp_path: Path) -> Non
 
 
 def test_this_process_is_accounted_for() -> None:
-    before = processes.cpu([os.getpid()])
-    while processes.cpu([os.getpid()]).since(before) < 0.05:
+    before = processes.cpu_times([os.getpid()])
+    while processes.cpu_times([os.getpid()]).since(before) < 0.05:
         sum(range(10_000))
-    assert os.getpid() in processes.family(os.getppid())
+    assert os.getpid() in processes.process_tree(os.getppid())
     assert processes.memory_mib([os.getpid()])["pss"] > 1
 
 
@@ -280,7 +290,7 @@ def test_a_mixture_has_its_shares_and_every_request_what_its_kind_says() -> None
         asked = pb.RecommendRequest.FromString(message)
         assert asked.k == 7
         assert (asked.user_id in users) == (kind in ("warm", "filtered"))
-        assert len(asked.history.entries) == (traffic.ENTRIES if kind == "cold, history" else 0)
+        assert len(asked.history.entries) == (traffic.HISTORY_ENTRIES if kind == "cold, history" else 0)
         assert (asked.filter in filters) == (kind == "filtered")
         if kind.startswith("cold"):
             strangers.append(asked.user_id)
@@ -312,7 +322,7 @@ def test_filters_come_from_the_catalogue_with_their_shares(tmp_path: Path) -> No
     shares = [case.share for case in found]
     assert max(shares) > 0.9
     assert min(shares) == 0.001
-    assert traffic.Filtered("artist alone", 0.001, pb.Filter(artists=["alone"])) in found
+    assert traffic.NamedFilter("artist alone", 0.001, pb.Filter(artists=["alone"])) in found
     for case in found:
         f = case.filter
         fits = [
@@ -327,23 +337,23 @@ def test_filters_come_from_the_catalogue_with_their_shares(tmp_path: Path) -> No
 
 
 def test_cases_are_interleaved_and_named() -> None:
-    filters = [traffic.Filtered("genre x", 0.5, pb.Filter(genres=["x"]))]
+    filters = [traffic.NamedFilter("genre x", 0.5, pb.Filter(genres=["x"]))]
     made = traffic.cases(["u"], [f"t{i}" for i in range(2000)], filters, heavy="h", k=5, seed=1)
     assert Counter(request.kind for request in made) == dict.fromkeys(
-        ["unfiltered", "genre x (50 %)", "1,000 excluded", "10,000 plays"], traffic.EACH
+        ["unfiltered", "genre x (50 %)", "1,000 excluded", "10,000 plays"], traffic.REQUESTS_PER_CASE
     )
     for message, kind, _ in made:
         asked = pb.RecommendRequest.FromString(message)
         assert (asked.user_id == "h") == (kind == "10,000 plays")
         assert len(asked.exclude_track_ids) == (1000 if kind == "1,000 excluded" else 0)
         assert (asked.filter == filters[0].filter) == kind.startswith("genre")
-    assert [request.kind for request in made[: traffic.EACH]] != ["unfiltered"] * traffic.EACH
+    assert [request.kind for request in made[: traffic.REQUESTS_PER_CASE]] != ["unfiltered"] * traffic.REQUESTS_PER_CASE
 
 
 # ---- figures and pictures
 
 
-def a_run(mode: str, name: str, repeat: int, **more: Any) -> dict[str, Any]:
+def a_run(mode: str, name: str, repeat: int, **more: Any) -> Any:
     latency = {"p50": 1.0 + repeat, "p90": 1.5, "p99": 2.0 + repeat, "p99_9": 3.0, "mean": 1.0, "max": 4.0}
     return {
         "server": "lhydra", "mode": mode, "name": name, "repeat": repeat, "latency_ms": latency, "requests": 100,
@@ -355,7 +365,7 @@ def a_run(mode: str, name: str, repeat: int, **more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def all_runs() -> list[dict[str, Any]]:
+def all_runs() -> list[Any]:
     names = {"closed": "closed, 8", "ramp": "open, 60/s", "knee": "knee, 60/s", "soak": "soak, 36/s"}
     names |= {"overload": "overload, 120/s", "mixed": "mixed, 30/s"}
     runs = [a_run(mode, name, repeat) for repeat in (0, 1, 2) for mode, name in names.items()]
@@ -391,7 +401,7 @@ def test_the_table_of_peers_gives_ratios_to_ours() -> None:
 
 
 def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
-    document = {
+    document: Any = {
         "figures": figures.figures_of(all_runs()), "peers": {"tuned": figures.figures_of(all_runs())},
         "settings": {"concurrency": [8], "k": 10, "repeats": 3}, "runs": all_runs(), "bundle_id": "b",
         "server": {"tracks": 10, "workers": 2}, "machine": {"cores": 2, "processor": "p"},
@@ -405,11 +415,15 @@ def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
     write_plot(tmp_path / "bare.html", document | {"runs": [], "figures": {}, "peers": {}})
 
 
-def test_two_spinners_are_compared_with_one() -> None:
-    assert 0.2 < spinning(0.1) < 4  # on whatever machine
-    assert "NOISE" not in noise_line(1.9, 2.0)
-    assert "THE CORES WERE NOT FREE" in noise_line(1.9, 1.2)
-    assert "THE CORES WERE NOT FREE" in noise_line(1.2, 1.9)
+def test_two_spinners_are_compared_with_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = {1: [100, 120], 2: [165]}
+    monkeypatch.setattr(machine, "_spin", lambda processes, seconds: done[processes].pop())
+    assert machine.core_scaling() == 1.5
+    monkeypatch.undo()
+    assert machine._spin(2, 0.01) > 0
+    assert "NOISE" not in machine.noise_line(1.9, 2.0)
+    assert "THE CORES WERE NOT FREE" in machine.noise_line(1.9, 1.2)
+    assert "THE CORES WERE NOT FREE" in machine.noise_line(1.2, 1.9)
 
 
 # ---- peers
@@ -428,8 +442,8 @@ server.serve_forever()
 
 
 def test_a_peer_is_there_when_all_workers_answer_and_gone_afterwards() -> None:
-    with started_web([sys.executable, "-c", WEB], 2, environment={}) as server:
-        family = processes.family(server.pid)
+    with start_web_server([sys.executable, "-c", WEB], 2, environment={}) as server:
+        family = processes.process_tree(server.pid)
         assert len(family) == 2
     limit_s = time.monotonic() + 20
     while running := [pid for pid in family if _runs(pid)]:  # killed, but the kernel takes its time
@@ -447,7 +461,7 @@ def test_a_peer_that_ends_says_why() -> None:
     program = "import sys; sys.exit('no such model')"
     with (
         pytest.raises(NotReady, match=r"exit 1: no such model, expected 2 workers"),
-        started_web([sys.executable, "-c", program], 2, environment={}),
+        start_web_server([sys.executable, "-c", program], 2, environment={}),
     ):
         pass
 

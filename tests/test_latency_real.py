@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks import stages
-from benchmarks.latency import command as latency
 from benchmarks.latency import h2load
+from benchmarks.latency.command import main
 from benchmarks.latency.peers.settings import PeerSettings
 from lhydra.bundle.bundle import Bundle
 from lhydra.data.dataset import Dataset, user_states
@@ -43,8 +43,8 @@ def test_a_real_server_is_measured_and_its_users_left_alone(
     before = (store / "users.lmdb" / "data.mdb").read_bytes()
     argv = ["--store", str(store), "--dataset", str(tiny_dataset.path), "--workers", "1", "--k", str(K)]
     argv += ["--depth", str(DEPTH), "--modes", "closed,open,mixed,cases,in-process", "--concurrency", "2"]
-    argv += ["--rates", "40", "--seconds", "0.5", "--warmup-s", "0.1", "--spin-s", "0"]
-    assert latency.main([*argv, "--json", str(tmp_path / "l.json"), "--plot", str(tmp_path / "l.html")]) == 0
+    argv += ["--rates", "80", "--seconds", "0.4", "--warmup-s", "0.1", "--spin-s", "0"]
+    assert main([*argv, "--json", str(tmp_path / "l.json"), "--plot", str(tmp_path / "l.html")]) == 0
     document = json.loads((tmp_path / "l.json").read_text())
     assert document["server"]["default_depth"] == DEPTH
     assert document["faults"] == []
@@ -129,7 +129,7 @@ def test_peers_are_started_measured_and_put_in_one_table(
     argv = ["--store", str(told.store), "--dataset", str(tiny_dataset.path), "--model", str(told.model)]
     argv += ["--workers", "1", "--depth", str(DEPTH), "--k", str(K), "--modes", "closed", "--concurrency", "2"]
     argv += ["--seconds", "0.5", "--warmup-s", "0.2", "--spin-s", "0", "--json", str(tmp_path / "l.json")]
-    assert latency.main([*argv, "--peers", "tutorial,tuned"]) == 0
+    assert main([*argv, "--peers", "tutorial,tuned"]) == 0
     document = json.loads((tmp_path / "l.json").read_text())
     assert list(document["peers"]) == ["tutorial", "tuned"]
     for found in (document["figures"], *document["peers"].values()):
@@ -139,6 +139,6 @@ def test_peers_are_started_measured_and_put_in_one_table(
     table = [line for line in out.splitlines() if line.startswith(("lhydra  ", "tutorial  ", "tuned  "))]
     assert [line.split()[0] for line in table] == ["lhydra", "tutorial", "tuned"]
     with pytest.raises(SystemExit):
-        latency.main([*argv, "--peers"])
-    assert latency.main([*argv, "--peers", "torchserve"]) == 1
+        main([*argv, "--peers"])
+    assert main([*argv, "--peers", "torchserve"]) == 1
     assert "torchserve" in capsys.readouterr().err

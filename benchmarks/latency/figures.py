@@ -1,18 +1,25 @@
-"""From runs to figures: one number per repeat, what is quoted and compared; and the tables of peers and of the ramp."""
+"""From runs to figures: one number per repeat, what is quoted and compared; and the tables that people read."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
+from benchmarks.latency.results import Document, Figure, Figures, Run, ServerCost
+from benchmarks.latency.servers import OURS
+from benchmarks.latency.summary import merged, report
+from benchmarks.latency.traffic import UNFILTERED
 from lhydra_client.table import table
-
-Run = Mapping[str, Any]
-Figures = dict[str, dict[str, Any]]
 
 
 def figures_of(runs: Iterable[Run]) -> Figures:
-    """Returns the figures of one server by name: values (one per repeat), median, min, max, better."""
+    """Returns the figures of one server.
+
+    Args:
+        runs: all its runs, of all repeats.
+
+    Returns:
+        Figures by name.
+    """
     values: dict[str, list[float]] = {}
     higher: set[str] = set()
 
@@ -23,7 +30,8 @@ def figures_of(runs: Iterable[Run]) -> Figures:
                 higher.add(name)
 
     for run in runs:
-        mode, latency, cost = run["mode"], run["latency_ms"], run.get("server_cost", {})
+        mode, latency = run["mode"], run["latency_ms"]
+        cost: ServerCost = run.get("server_cost", {})
         if mode == "closed":
             note(f"{run['name']}: per s", run["throughput_per_s"], more_is_better=True)
         if mode in ("closed", "open", "soak"):
@@ -62,16 +70,64 @@ def figures_of(runs: Iterable[Run]) -> Figures:
     }
 
 
-def spelled(figure: Mapping[str, Any] | None) -> str:
-    """Returns median and spread for people."""
+def tables(document: Document, concurrency: Sequence[int]) -> str:
+    """Returns the tables of a result that people read.
+
+    Args:
+        document: the result.
+        concurrency: callers of the closed loop.
+
+    Returns:
+        Some paragraphs.
+    """
+    runs = document["runs"]
+    ours = merged([run for run in runs if run["server"] == OURS and run["mode"] not in ("ramp", "cases", "in-process")])
+    parts = [report(ours), costs_table(ours)]
+    if steps := [run for run in runs if run["mode"] == "ramp"]:
+        parts.append(ramp_table(steps))
+    parts += [cases_table(run, UNFILTERED) for run in merged([run for run in runs if run["mode"] == "cases"])]
+    if document["peers"]:
+        parts.append(peers_table({OURS: document["figures"], **document["peers"]}, concurrency, OURS))
+    found = document["figures"]
+    if alone := found.get("in-process: cpu us"):
+        times = ", ".join(f"{name} {spelled(found[f'in-process: {name} ms'])} ms" for name in ("p50", "p99"))
+        parts.append(f"in-process: {times}, {spelled(alone)} us of CPU a request")
+        for n in concurrency:
+            if served := found.get(f"closed, {n}: cpu us"):
+                ratio = served["median"] / alone["median"]
+                parts.append(f"served at {n}: {spelled(served)} us of CPU a request, x{ratio:.2f} of in-process")
+    lines = [f"{name}: {spelled(figure)}" for name, figure in found.items() if len(figure["values"]) > 1]
+    if lines:
+        parts.append("figures, median (min..max) of the repeats:\n" + "\n".join(lines))
+    return "\n\n".join([*parts, *document["faults"]])
+
+
+def spelled(figure: Figure | None) -> str:
+    """Returns median and spread for people.
+
+    Args:
+        figure: None for one that there is not.
+
+    Returns:
+        A word or two.
+    """
     if figure is None:
         return "-"
-    median, low, high = (_short(figure[name]) for name in ("median", "min", "max"))
+    median, low, high = (_short(value) for value in (figure["median"], figure["min"], figure["max"]))
     return median if len(figure["values"]) == 1 else f"{median} ({low}..{high})"
 
 
 def peers_table(by_server: Mapping[str, Figures], concurrency: Sequence[int], ours: str) -> str:
-    """Returns the table of all servers, with ratios to `ours` (x: theirs over ours)."""
+    """Returns the table of all servers, with ratios (x) of theirs to ours.
+
+    Args:
+        by_server: figures by the server's name.
+        concurrency: callers of the closed loop.
+        ours: the name of our server.
+
+    Returns:
+        Some lines.
+    """
     low, *_, high = concurrency[0], *concurrency
     middle = concurrency[len(concurrency) // 2]
     wanted = dict.fromkeys(
@@ -97,18 +153,34 @@ def peers_table(by_server: Mapping[str, Figures], concurrency: Sequence[int], ou
 
 
 def cases_table(run: Run, plain: str) -> str:
-    """Returns the latencies of every case, with the ratio (x) of its median to that of the case `plain`."""
+    """Returns the latencies of every case, with the ratio (x) of its median to that of one case.
+
+    Args:
+        run: of the mode `cases`, its repeats merged.
+        plain: the case to compare with.
+
+    Returns:
+        Some lines.
+    """
     base = run["kinds"][plain]["latency_ms"]["p50"]
     rows = []
     for kind, numbers in sorted(run["kinds"].items(), key=lambda item: item[0] != plain):
         p50, p99 = (numbers["latency_ms"][name] for name in ("p50", "p99"))
-        times = ("-", "-", "-") if p50 is None else (f"{p50:.2f}", f"{p99:.2f}", f"{p50 / base:.2f}")
-        rows.append((kind, f"{numbers['answered']:.0f}", *times))
+        ratio = f"{p50 / base:.2f}" if p50 and base else "-"
+        times = ("-", "-") if p50 is None else (f"{p50:.2f}", f"{p99:.2f}")
+        rows.append((kind, f"{numbers['answered']:.0f}", *times, ratio))
     return table(("one caller, case by case", "answered", "p50 ms", "p99 ms", "x"), rows, right=range(1, 5))
 
 
 def ramp_table(runs: Sequence[Run]) -> str:
-    """Returns the steps of all ramps by rate."""
+    """Returns the steps of all ramps by rate.
+
+    Args:
+        runs: of the mode `ramp`.
+
+    Returns:
+        Some lines.
+    """
     rows = [
         (
             f"{run['offered_per_s']:.0f}",
@@ -123,18 +195,26 @@ def ramp_table(runs: Sequence[Run]) -> str:
     return table(("offered/s", "answered", "p50 ms", "p99 ms", "generator", "sustained"), rows, right=range(5))
 
 
-def costs_table(merged: Sequence[Run]) -> str:
-    """Returns what each kind of run cost the server and the generator."""
+def costs_table(runs: Sequence[Run]) -> str:
+    """Returns what each kind of run cost the server and the generator.
+
+    Args:
+        runs: one per name.
+
+    Returns:
+        Some lines.
+    """
     rows = []
-    for run in merged:
-        cost, made = run.get("server_cost", {}), run["generator"]
+    for run in runs:
+        made = run["generator"]
+        cost: ServerCost = run.get("server_cost", {})
         rows.append(
             (
                 run["name"],
-                *(
-                    _number(cost.get(name))
-                    for name in ("cpu_us_per_request", "pss_mib", "private_mib", "private_mib_largest")
-                ),
+                _number(cost.get("cpu_us_per_request")),
+                _number(cost.get("pss_mib")),
+                _number(cost.get("private_mib")),
+                _number(cost.get("private_mib_largest")),
                 _number(made.get("cpu_us_per_request")),
                 f"{100 * made['cpu_share']:.0f} %",
             )

@@ -1,4 +1,4 @@
-"""The load generator's process: a pickled `Plan` on stdin, the numbers of its run on stdout. See `load.run_apart`."""
+"""The process of `load.run_in_subprocess`: a pickled `Plan` on stdin, the numbers of its run on stdout."""
 
 import pickle
 import sys

@@ -37,7 +37,17 @@ class Target:
     bodies: Sequence[bytes]
 
     def command(self, body: Path, log: Path, clients: int, seconds: float) -> list[str]:
-        """Returns the command of one process with so many clients, a connection and a request in flight each."""
+        """Returns the command of one process.
+
+        Args:
+            body: file with the body to send.
+            log: file for the latencies.
+            clients: connections, each with one request in flight.
+            seconds: duration.
+
+        Returns:
+            The words of the command.
+        """
         headers = JSON_HEADERS if self.http1 else GRPC_HEADERS
         return [
             *(
@@ -79,13 +89,32 @@ def installed() -> bool:
 
 
 def same_length(messages: Sequence[bytes]) -> list[bytes]:
-    """Returns the messages of the commonest length: a body is rewritten in place."""
+    """Returns the messages of the commonest length: a body is rewritten in place.
+
+    Args:
+        messages: at least one.
+
+    Returns:
+        Those of one length, in their order.
+    """
     (length, _), *_ = Counter(map(len, messages)).most_common(1)
     return [message for message in messages if len(message) == length]
 
 
 def run(target: Target, clients: int, seconds: float) -> Result:
-    """Runs `clients` clients for `seconds`. Raises LhydraError when h2load fails or nothing was answered."""
+    """Runs h2load in up to PROCESSES processes beside each other.
+
+    Args:
+        target: where the load goes.
+        clients: connections of all processes together, each with one request in flight.
+        seconds: duration.
+
+    Returns:
+        What they saw together.
+
+    Raises:
+        LhydraError: h2load failed, or nothing was answered.
+    """
     processes = min(clients, PROCESSES)
     shares = [clients // processes + (i < clients % processes) for i in range(processes)]
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -119,9 +148,19 @@ def run(target: Target, clients: int, seconds: float) -> Result:
 
 
 def parsed(outputs: Sequence[str], logs: Sequence[str], seconds: float, cpu_s: float) -> Result:
-    """Returns the result of processes that ran beside each other, from what they printed and logged.
+    """Reads what processes that ran beside each other printed and logged.
 
-    Raises LhydraError when nothing was answered.
+    Args:
+        outputs: the standard output of each.
+        logs: the log file of each: time, status and microseconds a line.
+        seconds: duration of the run.
+        cpu_s: processor seconds of all of them.
+
+    Returns:
+        What they saw together.
+
+    Raises:
+        LhydraError: nothing was answered.
     """
     failed = data_bytes = 0
     for output in outputs:

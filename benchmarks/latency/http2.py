@@ -13,8 +13,8 @@ import grpc
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
 END_STREAM, ACK, END_HEADERS, PADDED, PRIORITY = 1, 1, 4, 8, 32
-LARGEST = 2**31 - 1
-FRAME = 16_384  # the largest every server takes
+MAX_WINDOW = 2**31 - 1
+MAX_FRAME = 16_384  # bytes; every server takes so many
 STATUS_NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 RESET_CODES = {7: "UNAVAILABLE", 8: "CANCELLED", 11: "RESOURCE_EXHAUSTED", 12: "PERMISSION_DENIED"}  # as gRPC has it
 _STATUS = (b"grpc-status", bytes.fromhex("9acac8b21234da8f"))  # plain, and in the Huffman code of RFC 7541
@@ -23,12 +23,28 @@ _cache: dict[bytes, int | None] = {}  # trailers are mostly the same bytes
 
 
 def framed(message: bytes) -> bytes:
-    """Returns a message as gRPC sends it: not compressed, its length before it."""
+    """Returns a message as gRPC sends it: not compressed, its length before it.
+
+    Args:
+        message: the bytes of a protobuf message.
+
+    Returns:
+        The body of a request.
+    """
     return b"\0" + len(message).to_bytes(4, "big") + message
 
 
 def header_block(method: str, authority: str, timeout_s: float) -> bytes:
-    """Returns the request headers of a unary call, HPACK literals that leave no state behind."""
+    """Returns the request headers of a unary call, HPACK literals that leave no state behind.
+
+    Args:
+        method: /PACKAGE.SERVICE/METHOD.
+        authority: HOST:PORT.
+        timeout_s: the deadline that the server is told, at least a millisecond.
+
+    Returns:
+        A block for a HEADERS frame.
+    """
     texts = {b"te": b"trailers", b"grpc-timeout": f"{max(1, int(timeout_s * 1000))}m".encode()}
     block = b"\x83\x86" + b"\x04" + _text(method.encode()) + b"\x01" + _text(authority.encode())
     block += b"\x0f\x10" + _text(b"application/grpc")  # content-type is number 31 of the static table
@@ -36,7 +52,14 @@ def header_block(method: str, authority: str, timeout_s: float) -> bytes:
 
 
 def status_of(block: bytes) -> int | None:
-    """Returns the grpc-status in a block of headers, None where there is none."""
+    """Returns the grpc-status in a block of headers, None where there is none.
+
+    Args:
+        block: HPACK without references to a dynamic table.
+
+    Returns:
+        The number of a gRPC status.
+    """
     if block not in _cache:
         if len(_cache) > 10_000:
             _cache.clear()
@@ -49,6 +72,10 @@ class Connection:
 
     `done` holds (token, code, reply) of calls that ended since it was last cleared, `unsent` the tokens of calls that a
     leaving server never took. `leaving`: takes no more calls. `closed`: nothing will come any more.
+
+    Args:
+        address: HOST:PORT.
+        timeout_s: of the connect.
     """
 
     def __init__(self, address: str, timeout_s: float = 5.0) -> None:
@@ -56,8 +83,8 @@ class Connection:
         self.socket = socket.create_connection((host.strip("[]"), int(port)), timeout_s)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.setblocking(False)
-        settings = b"".join(struct.pack(">HI", *pair) for pair in ((1, 0), (2, 0), (4, LARGEST)))
-        self._out = bytearray(PREFACE + _frame(SETTINGS, 0, 0, settings) + _grant(LARGEST - 65_535))
+        settings = b"".join(struct.pack(">HI", *pair) for pair in ((1, 0), (2, 0), (4, MAX_WINDOW)))
+        self._out = bytearray(PREFACE + _frame(SETTINGS, 0, 0, settings) + _grant(MAX_WINDOW - 65_535))
         self._in = bytearray()
         self._calls: dict[int, tuple[int, list[bytes]]] = {}  # by stream: token, parts of the reply
         self._stream_of: dict[int, int] = {}
@@ -78,7 +105,13 @@ class Connection:
         return bool(self._out)
 
     def call(self, token: int, block: bytes, body: bytes) -> None:
-        """Starts a call: headers from `header_block`, body from `framed`; `flush` sends it."""
+        """Starts a call; `flush` sends it.
+
+        Args:
+            token: its name.
+            block: headers, from `header_block`.
+            body: from `framed`.
+        """
         if self._waiting or len(body) > self._window:
             self._waiting.append((token, block, body))
             return
@@ -87,12 +120,16 @@ class Connection:
         self._calls[stream] = (token, [])
         self._stream_of[token] = stream
         self._out += _frame(HEADERS, END_HEADERS, stream, block)
-        for start in range(0, len(body), FRAME):
-            last = END_STREAM if start + FRAME >= len(body) else 0
-            self._out += _frame(DATA, last, stream, body[start : start + FRAME])
+        for start in range(0, len(body), MAX_FRAME):
+            last = END_STREAM if start + MAX_FRAME >= len(body) else 0
+            self._out += _frame(DATA, last, stream, body[start : start + MAX_FRAME])
 
     def cancel(self, token: int) -> None:
-        """Gives a call up; it is not in `done` afterwards."""
+        """Gives a call up; it is not in `done` afterwards.
+
+        Args:
+            token: the call's name.
+        """
         stream = self._stream_of.pop(token, None)
         if stream is not None:
             del self._calls[stream]
@@ -128,7 +165,7 @@ class Connection:
             length = high << 16 | low
             if end - at - 9 < length:
                 break
-            self._take(kind, flags, stream & LARGEST, bytes(buffer[at + 9 : at + 9 + length]))
+            self._take(kind, flags, stream & MAX_WINDOW, bytes(buffer[at + 9 : at + 9 + length]))
             at += 9 + length
         del buffer[:at]
         if self.leaving and not self._calls:
@@ -142,7 +179,7 @@ class Connection:
     def _take(self, kind: int, flags: int, stream: int, payload: bytes) -> None:
         if kind == DATA:
             self._owed += len(payload)
-            if self._owed > LARGEST // 2:
+            if self._owed > MAX_WINDOW // 2:
                 self._out += _grant(self._owed)
                 self._owed = 0
             if stream in self._calls:
@@ -162,7 +199,7 @@ class Connection:
         elif kind == PING and not flags & ACK:
             self._out += _frame(PING, ACK, 0, payload)
         elif kind == WINDOW_UPDATE and stream == 0:
-            self._window += int.from_bytes(payload, "big") & LARGEST
+            self._window += int.from_bytes(payload, "big") & MAX_WINDOW
             waiting, self._waiting = self._waiting, deque()
             for call in waiting:
                 self.call(*call)
@@ -170,7 +207,7 @@ class Connection:
             self._end(stream, RESET_CODES.get(int.from_bytes(payload, "big"), "INTERNAL"))
         elif kind == GOAWAY:
             self.leaving = True
-            last = int.from_bytes(payload[:4], "big") & LARGEST
+            last = int.from_bytes(payload[:4], "big") & MAX_WINDOW
             for beyond in [number for number in self._calls if number > last]:
                 token, _ = self._calls.pop(beyond)
                 del self._stream_of[token]

@@ -2,7 +2,7 @@
 
 In the open loop every latency counts from the moment a request was due, so a stall of the server, or of this program,
 is felt by all requests that should have gone out meanwhile (no coordinated omission). One thread that never waits for
-an answer; replies are kept as bytes and read later. `run_apart` does it in a process of its own.
+an answer; replies are kept as bytes and read later. `run_in_subprocess` does it in a process of its own.
 """
 
 import gc
@@ -15,13 +15,14 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks.latency.http2 import Connection, framed, header_block
 from benchmarks.latency.own_server import child_environment
+from benchmarks.latency.results import Run
 from lhydra.errors import LhydraError
 
 F64 = npt.NDArray[np.float64]
@@ -29,7 +30,7 @@ Arrivals = Literal["poisson", "fixed"]
 
 RECOMMEND, RECORD_PLAYS = "/lhydra.v1.Recommender/Recommend", "/lhydra.v1.Recommender/RecordPlays"
 FEEDBACK = "feedback"  # the kind of traffic that is answered by something else than tracks
-KEPT = 20_000  # replies of a run that are kept to be read afterwards, spread over it
+MAX_KEPT_REPLIES = 20_000  # replies of a run that are kept to be read afterwards, spread over it
 
 
 class Request(NamedTuple):
@@ -114,15 +115,34 @@ class Plan:
 
 
 def latencies_ms(calls: Sequence[Call], code: str = "OK") -> F64:
-    """Milliseconds from due to done of the `calls` that ended with `code`, (n,)."""
+    """Returns the latencies of the calls that ended with a code.
+
+    Args:
+        calls: in any order.
+        code: name of a gRPC status.
+
+    Returns:
+        (n,) float64 milliseconds from due to done, in the order of `calls`.
+    """
     return np.array([call.done_s - call.due_s for call in calls if call.code == code]) * 1e3
 
 
 def closed_loop(
     address: str, requests: Sequence[Request], *, concurrency: int, seconds: float, timeout_s: float
 ) -> Load:
-    """Returns the run of `concurrency` callers, each with a connection, sending its next request when answered."""
-    run = _Run(address, requests, concurrency, timeout_s)
+    """Makes a run of callers that send their next request when the last one was answered.
+
+    Args:
+        address: HOST:PORT.
+        requests: sent in turn.
+        concurrency: callers, each with a connection of its own.
+        seconds: after which nothing more is sent.
+        timeout_s: deadline of a call.
+
+    Returns:
+        The calls; due when they were sent.
+    """
+    run = LoadRun(address, requests, concurrency, timeout_s)
     run.keep_every = 1
     with run:
         for _ in range(concurrency):
@@ -137,9 +157,21 @@ def closed_loop(
 def open_loop(
     address: str, requests: Sequence[Request], *, rate: float, due_s: F64, timeout_s: float, channels: int = 8
 ) -> Load:
-    """Returns the run of one request per entry of `due_s`, (n,) seconds since the start, ascending."""
-    run = _Run(address, requests, channels, timeout_s)
-    run.keep_every = 1 + len(due_s) // KEPT
+    """Makes a run of requests that are sent when they are due, whether or not earlier ones were answered.
+
+    Args:
+        address: HOST:PORT.
+        requests: sent in turn.
+        rate: arrivals a second, for the name of the run.
+        due_s: (n,) seconds since the start, ascending; one request each.
+        timeout_s: deadline of a call, from when it is sent.
+        channels: connections; calls go round over them.
+
+    Returns:
+        The calls, in due order.
+    """
+    run = LoadRun(address, requests, channels, timeout_s)
+    run.keep_every = 1 + len(due_s) // MAX_KEPT_REPLIES
     with run:
         due, n, at = [*due_s.tolist(), float("inf")], len(due_s), 0
         while at < n or run.in_flight:
@@ -152,7 +184,17 @@ def open_loop(
 
 
 def arrival_times(rate: float, seconds: float, arrivals: Arrivals, seed: int) -> F64:
-    """Returns when requests are due, (n,) ascending, from 0 to `seconds`, `rate` a second on average."""
+    """Draws when requests are due.
+
+    Args:
+        rate: a second, on average.
+        seconds: the end.
+        arrivals: "poisson" for exponential gaps, "fixed" for even ones.
+        seed: of the gaps.
+
+    Returns:
+        (n,) float64 seconds from 0 to `seconds`, ascending.
+    """
     if arrivals == "fixed":
         return np.arange(int(rate * seconds)) / rate
     gaps = np.random.default_rng(seed).exponential(1 / rate, int(rate * seconds * 2) + 100)
@@ -160,22 +202,29 @@ def arrival_times(rate: float, seconds: float, arrivals: Arrivals, seed: int) ->
     return times[times < seconds]
 
 
-def run_apart(plan: Plan) -> dict[str, Any]:
-    """Makes a run in a process of its own and returns its numbers, as `summary.summarise` gives them.
+def run_in_subprocess(plan: Plan) -> Run:
+    """Makes a run in a process of its own, so that it shares no interpreter lock with anything else.
 
-    Raises LhydraError when that process fails.
+    Args:
+        plan: the run to make.
+
+    Returns:
+        Its numbers, as `summary.summarise` gives them.
+
+    Raises:
+        LhydraError: that process failed; says its last line.
     """
     command = [sys.executable, "-m", "benchmarks.latency.generator"]
     done = subprocess.run(command, input=pickle.dumps(plan), capture_output=True, env=child_environment())
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().splitlines() or ["nothing on stderr"]
         raise LhydraError(f"the load generator: {last[-1]}")
-    numbers: dict[str, Any] = pickle.loads(done.stdout)
+    numbers: Run = pickle.loads(done.stdout)
     return numbers
 
 
 @dataclass
-class _Run:
+class LoadRun:
     """The calls of one run over its connections; a connection whose server leaves is replaced by another one."""
 
     address: str
@@ -187,7 +236,7 @@ class _Run:
     _running: dict[int, tuple[float, float]] = field(default_factory=dict)  # token: due, sent
     _deadlines: deque[tuple[float, int]] = field(default_factory=deque)
 
-    def __enter__(self) -> "_Run":
+    def __enter__(self) -> "LoadRun":
         blocks = {method: header_block(method, self.address, self.timeout_s) for method in (RECOMMEND, RECORD_PLAYS)}
         self._wire = [(blocks[request.method], framed(request.message)) for request in self.requests]
         self._connections = [Connection(self.address) for _ in range(self.channels)]
@@ -207,13 +256,19 @@ class _Run:
 
     @property
     def in_flight(self) -> int:
+        """Calls that have not ended."""
         return len(self._running)
 
     def now(self) -> float:
+        """Returns the seconds since the start."""
         return time.perf_counter() - self._start
 
     def send(self, due_s: float) -> None:
-        """Starts the next request, due at `due_s`."""
+        """Starts the next request.
+
+        Args:
+            due_s: when it was due, seconds since the start.
+        """
         token = next(self._token)
         now = self.now()
         self._running[token] = (due_s, now)
@@ -234,7 +289,14 @@ class _Run:
         self._connections[at].call(token, *self._wire[token % len(self._wire)])
 
     def wait(self, until_s: float) -> int:
-        """Waits for answers, until `until_s` at the latest; returns how many calls ended."""
+        """Waits for answers.
+
+        Args:
+            until_s: the latest end of the wait, seconds since the start.
+
+        Returns:
+            How many calls ended.
+        """
         open_ones = [one for one in (*self._connections, *self._leaving) if not one.closed]
         for one in open_ones:
             if one.wants_to_write:
@@ -275,4 +337,13 @@ class _Run:
         self.calls.append(Call(due_s, sent_s, now, code, kept, kind))
 
     def load(self, name: str, *, is_open: bool) -> Load:
+        """Returns what the run saw, once it has ended.
+
+        Args:
+            name: of the run.
+            is_open: whether requests were due at times of their own.
+
+        Returns:
+            The calls in due order.
+        """
         return Load(name, sorted(self.calls, key=lambda call: call.due_s), self.wall_s, self.cpu_s, is_open)

@@ -5,7 +5,6 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import grpc
 import numpy as np
@@ -13,21 +12,21 @@ import numpy as np
 from benchmarks.latency import h2load
 from benchmarks.latency.http2 import framed
 from benchmarks.latency.knee import find_knee, sustained
-from benchmarks.latency.load import RECOMMEND, Plan, Request, run_apart
-from benchmarks.latency.own_server import Started
+from benchmarks.latency.load import RECOMMEND, Arrivals, Plan, Request, run_in_subprocess
+from benchmarks.latency.own_server import RunningServer
+from benchmarks.latency.results import Run, ServerCost
 from benchmarks.latency.summary import LAST_BIT, PERCENTILES, in_order, percentiles
-from benchmarks.processes import cpu, family, memory_mib
+from benchmarks.processes import CpuTimes, cpu_times, memory_mib, process_tree
 from lhydra_client.results import tier_name
 from lhydra_protos.v1 import recommender_pb2 as pb
 
-CHECKED = 50  # users whose replies are read before and after a server's runs
-SHORTFALL = 0.1  # a mean reply so much smaller than the checked ones means that not all were answers
-Run = dict[str, Any]
+CHECKED_USERS = 50  # users whose replies are read before and after a server's runs
+MAX_SHORTFALL = 0.1  # a mean reply so much smaller than the checked ones means that not all were answers
 
 
 @dataclass(frozen=True)
 class Check:
-    """What `CHECKED` users were answered.
+    """What `CHECKED_USERS` users were answered.
 
     reply_bytes: of a reply as it travels, on average. tracks: ids that were seen. faults: what is wrong, in words.
     """
@@ -39,10 +38,14 @@ class Check:
 
 
 @dataclass
-class Measured:
-    """One life of one server under load; `runs` grows. requests: one per user of `users`."""
+class LoadTest:
+    """One start of one server under load; `runs` grows.
 
-    server: Started
+    http1: whether it speaks JSON over HTTP/1.1. requests: one per user of `users`. k: tracks to ask for. seconds: of a
+    run. channels: connections of the open loop. log: takes a line after every run.
+    """
+
+    server: RunningServer
     name: str
     http1: bool
     repeat: int
@@ -53,38 +56,68 @@ class Measured:
     timeout_s: float
     channels: int
     seed: int
-    arrivals: Any = "poisson"
+    arrivals: Arrivals = "poisson"
     runs: list[Run] = field(default_factory=list)
-    say: Callable[[str], None] = print
+    log: Callable[[str], None] = print
 
     # -- the kinds of runs ------------------------------------------------------------------------------------
 
     def closed(self, concurrency: int, *, by_h2load: bool, reply_bytes: float) -> None:
-        """Callers that wait for their answers."""
+        """Measures callers that wait for their answers.
+
+        Args:
+            concurrency: how many.
+            by_h2load: rather than by our generator.
+            reply_bytes: of a checked reply on average; h2load sees only sizes.
+        """
         if by_h2load:
-            self._note("closed", lambda: self._h2load(concurrency, reply_bytes))
+            self._record("closed", lambda: self._h2load(concurrency, reply_bytes))
         else:
-            self._note("closed", lambda: run_apart(self._plan(concurrency=concurrency)))
+            self._record("closed", lambda: run_in_subprocess(self._plan(concurrency=concurrency)))
 
     def open(self, mode: str, rate: float, *, seconds: float = 0, requests: Sequence[Request] = ()) -> Run:
-        """Arrivals at `rate` a second, due whether or not the server keeps up."""
+        """Measures arrivals that are due whether or not the server keeps up.
+
+        Args:
+            mode: the name of the mode.
+            rate: arrivals a second.
+            seconds: duration; 0 for that of all runs.
+            requests: sent in turn; empty for those of all runs.
+
+        Returns:
+            The run.
+        """
         plan = self._plan(rate=rate)
         plan = replace(plan, seconds=seconds or self.seconds, requests=requests or self.requests)
-        run = self._note(mode, lambda: run_apart(plan))
+        run = self._record(mode, lambda: run_in_subprocess(plan))
         run["offered_per_s"] = rate
         # An answer after the end counts for the time it took: what piled up is no goodput of these seconds.
         run["goodput_per_s"] = run["answered"] / max(plan.seconds, run["seconds"])
         return run
 
     def cases(self, requests: Sequence[Request]) -> Run:
-        """One caller, who asks for every kind of `requests` in turn."""
+        """Measures one caller.
+
+        Args:
+            requests: sent in turn.
+
+        Returns:
+            The run.
+        """
         plan = replace(self._plan(concurrency=1), requests=requests)
-        run = self._note("cases", lambda: run_apart(plan))
+        run = self._record("cases", lambda: run_in_subprocess(plan))
         run["name"] = "cases, 1"
         return run
 
     def code_of(self, request: Request) -> str:
-        """Returns the status code that one request is answered with."""
+        """Sends one request that is not counted.
+
+        Args:
+            request: to send.
+
+        Returns:
+            The name of the status that it is answered with.
+        """
         with grpc.insecure_channel(self.server.address) as channel:
             ask: Callable[..., bytes] = channel.unary_unary(request.method)
             try:
@@ -94,25 +127,45 @@ class Measured:
             return "OK"
 
     def ramp(self, start: float, p99_ms: float) -> float:
-        """Returns the knee: see `benchmarks.latency.knee`."""
+        """Searches for the saturation knee, a run for every rate that is tried.
+
+        Args:
+            start: the first rate, requests a second.
+            p99_ms: bound of a sustained rate.
+
+        Returns:
+            The knee, requests a second; 0 where there is none.
+        """
 
         def sustains(rate: float) -> bool:
             run = self.open("ramp", rate)
             run["sustained"] = sustained(run, p99_ms)
-            return bool(run["sustained"])
+            return run["sustained"]
 
         return find_knee(sustains, start)
 
     def warm_up(self, seconds: float, concurrency: int) -> None:
-        """Asks for a while without counting."""
+        """Asks for a while without counting.
+
+        Args:
+            seconds: how long.
+            concurrency: callers.
+        """
         if self.http1:
             h2load.run(self._target(), concurrency, seconds)
         else:
-            run_apart(replace(self._plan(concurrency=concurrency), seconds=seconds))
+            run_in_subprocess(replace(self._plan(concurrency=concurrency), seconds=seconds))
 
     def check(self, wanted: int) -> Check:
-        """Asks for CHECKED users one by one and reads the replies; `wanted`: tracks that each must hold, 0 for any."""
-        users = [str(user) for user in np.random.default_rng(self.seed).permutation(list(self.users))[:CHECKED]]
+        """Asks for CHECKED_USERS users one by one and reads the replies.
+
+        Args:
+            wanted: tracks that each reply must hold; 0 for any number.
+
+        Returns:
+            What was found.
+        """
+        users = [str(user) for user in np.random.default_rng(self.seed).permutation(list(self.users))[:CHECKED_USERS]]
         faults, tracks, sizes, tiers = [], dict[str, None](), [], dict[str, int]()
         channel = grpc.insecure_channel(self.server.address)  # connects when it is used
         for user in users:
@@ -147,25 +200,30 @@ class Measured:
             self.seed + 1_000 * self.repeat + len(self.runs),
         )
 
-    def _note(self, mode: str, work: Callable[[], Run]) -> Run:
-        pids = family(self.server.pid) if self.server.pid else []
-        before = cpu(pids)
+    def _record(self, mode: str, work: Callable[[], Run]) -> Run:
+        pids = process_tree(self.server.pid) if self.server.pid else []
+        before = cpu_times(pids)
         run = work()
         if pids:
-            after = cpu(family(self.server.pid))
-            used = after.since(before)
-            run["server_cost"] = {
-                "cpu_s": round(used, 3),
-                "cpu_us_per_request": 1e6 * used / max(1, run["answered"]),
-                "cpu_by_process_s": after.shares(before),
-                "processes": len(pids),
-                **{f"{name}_mib": mib for name, mib in memory_mib(pids).items()},
-                "private_mib_largest": max(memory_mib([pid])["private"] for pid in pids),
-            }
+            run["server_cost"] = self._cost(pids, before, run["answered"])
         run |= {"server": self.name, "repeat": self.repeat, "mode": mode}
         self.runs.append(run)
-        self.say(progress(run))
+        self.log(progress(run))
         return run
+
+    def _cost(self, pids: Sequence[int], before: CpuTimes, answered: int) -> ServerCost:
+        after, memory = cpu_times(process_tree(self.server.pid)), memory_mib(pids)
+        used = after.since(before)
+        return {
+            "cpu_s": round(used, 3),
+            "cpu_us_per_request": 1e6 * used / max(1, answered),
+            "cpu_by_process_s": after.shares(before),
+            "processes": len(pids),
+            "pss_mib": memory["pss"],
+            "private_mib": memory["private"],
+            "rss_mib": memory["rss"],
+            "private_mib_largest": max(memory_mib([pid])["private"] for pid in pids),
+        }
 
     def _target(self) -> h2load.Target:
         if self.http1:
@@ -178,7 +236,7 @@ class Measured:
         found = h2load.run(self._target(), concurrency, self.seconds)
         mean = found.data_bytes / found.answered
         errors = {f"HTTP {status}": n for status, n in found.statuses.items() if status != "200"}
-        if mean < (1 - SHORTFALL) * reply_bytes:
+        if mean < (1 - MAX_SHORTFALL) * reply_bytes:
             errors["REPLIES TOO SHORT"] = round(found.answered * (1 - mean / reply_bytes))
         return {
             "name": f"closed, {concurrency}",
@@ -225,7 +283,14 @@ class Measured:
 
 
 def progress(run: Run) -> str:
-    """Returns one line about a run, for people who wait."""
+    """Returns one line about a run, for people who wait.
+
+    Args:
+        run: with its server, repeat and mode.
+
+    Returns:
+        The line.
+    """
     p50, p99 = (run["latency_ms"][name] for name in ("p50", "p99"))
     times = "no answer" if p50 is None else f"p50 {p50:.2f} p99 {p99:.2f} ms"
     errors = ", ".join(f"{n} {code}" for code, n in run["errors"].items())

@@ -20,12 +20,12 @@ from pathlib import Path
 
 from lhydra.errors import NotReady, complain
 
-READY = re.compile(r"serving bundle \S+ on (\S+:\d+) with \d+ worker")
+READY_LINE = re.compile(r"serving bundle \S+ on (\S+:\d+) with \d+ worker")
 CONNECTION_AGE_S = 300  # longer than a run: h2load does not open another connection when a server ends one
 
 
 @dataclass(frozen=True)
-class Started:
+class RunningServer:
     """A running server: HOST:PORT and the id of its first process, 0 where it is somebody else's."""
 
     address: str
@@ -40,7 +40,18 @@ def child_environment() -> dict[str, str]:
 def serve_command(
     store: Path, workers: int | None = None, *, depth: int = 0, users: str | None = None, flags: Sequence[str] = ()
 ) -> list[str]:
-    """Returns the command that serves `store` on a free port."""
+    """Returns the command that serves `store` on a free port.
+
+    Args:
+        store: the folder with the bundles.
+        workers: worker processes; None for the server's own number.
+        depth: candidates to rerank; 0 for the bundle's.
+        users: URL of the user store; None for the one in `store`.
+        flags: more words for `lhydra serve`.
+
+    Returns:
+        The words of the command.
+    """
     count = [] if workers is None else ["--workers", str(workers)]
     wide = ["--depth", str(depth)] if depth else []
     known = ["--users", users] if users else []
@@ -49,8 +60,16 @@ def serve_command(
 
 
 @contextmanager
-def started(command: Sequence[str], *, startup_s: float = 60.0, stop_s: float = 20.0) -> Iterator[Started]:
-    """Runs `command` until the block ends; yields the address that its ready line names.
+def start_server(command: Sequence[str], *, startup_s: float = 60.0, stop_s: float = 20.0) -> Iterator[RunningServer]:
+    """Runs `command` until the block ends.
+
+    Args:
+        command: a program that prints a ready line as `lhydra serve` does.
+        startup_s: seconds until that line, then the program is killed.
+        stop_s: seconds from SIGTERM to SIGKILL at the end.
+
+    Yields:
+        The server at the address that the ready line names.
 
     Raises:
         NotReady: the program ended, or printed no ready line within `startup_s`; says its last line.
@@ -62,20 +81,29 @@ def started(command: Sequence[str], *, startup_s: float = 60.0, stop_s: float = 
         limit = threading.Timer(startup_s, process.kill)
         limit.start()
         try:
-            yield Started(_address(process, noise.fileno(), startup_s, limit), process.pid)
+            yield RunningServer(_address(process, noise.fileno(), startup_s, limit), process.pid)
         finally:
             limit.cancel()
             _stop(process, stop_s)
 
 
 @contextmanager
-def started_web(
+def start_web_server(
     command: Sequence[str], workers: int, *, environment: dict[str, str], startup_s: float = 120.0, stop_s: float = 20.0
-) -> Iterator[Started]:
-    """Runs a web server on a free port (`--port` is added to `command`) until the block ends.
+) -> Iterator[RunningServer]:
+    """Runs a web server on a free port until the block ends.
 
-    Yields when `workers` different processes have answered GET /health with {"pid": ...}, or when it has been answered
-    otherwise: by a server that does so when all of its workers are there.
+    Args:
+        command: its command; `--port` is added.
+        workers: how many there will be. The server is ready when so many different processes have answered
+            GET /health with {"pid": ...}, or when it has been answered otherwise: by a server that does so when all
+            of its workers are there.
+        environment: variables, added to this process's.
+        startup_s: seconds until the server is ready.
+        stop_s: seconds from SIGTERM to SIGKILL at the end.
+
+    Yields:
+        The server.
 
     Raises:
         NotReady: the program ended, or was not there within `startup_s`; says its last line.
@@ -103,7 +131,7 @@ def started_web(
                         seen |= _workers(reply.read(), workers)
                 except (urllib.error.URLError, OSError):
                     time.sleep(0.1)
-            yield Started(f"127.0.0.1:{port}", process.pid)
+            yield RunningServer(f"127.0.0.1:{port}", process.pid)
         finally:
             _stop(process, stop_s)
             with contextlib.suppress(ProcessLookupError):  # workers that outlive their parent
@@ -129,7 +157,7 @@ def _stop(process: "subprocess.Popen[str] | subprocess.Popen[bytes]", stop_s: fl
 def _address(process: "subprocess.Popen[str]", noise: int, startup_s: float, limit: threading.Timer) -> str:
     assert process.stdout is not None
     for line in process.stdout:
-        if ready := READY.search(line):
+        if ready := READY_LINE.search(line):
             limit.cancel()
             return ready.group(1)
     raise _not_ready(f"exit {process.wait()}", noise, f"a ready line within {startup_s:g} s")

@@ -8,6 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from benchmarks.latency.results import Document, Figures, KindNumbers
 from benchmarks.latency.summary import OUTSIDE, merged
 
 SERVERS = ("#1f6f8b", "#e07a3f", "#c94c6e", "#8e5ea2", "#7a9e3d", "#555555")
@@ -28,8 +29,13 @@ class Panel:
     mark: float | None = None  # the knee
 
 
-def write_plot(path: Path, document: Mapping[str, Any]) -> None:
-    """Writes the page for a document of `benchmarks.latency`."""
+def write_plot(path: Path, document: Document) -> None:
+    """Writes the page for a result of `benchmarks.latency`.
+
+    Args:
+        path: the HTML file; its folder is made.
+        document: the result.
+    """
     panels = [panel for panel in _panels(document) if panel.traces]
     rows = (len(panels) + 1) // 2
     figure = make_subplots(
@@ -62,11 +68,11 @@ def write_plot(path: Path, document: Mapping[str, Any]) -> None:
     figure.write_html(path, include_plotlyjs=True, config={"responsive": True})
 
 
-def _panels(document: Mapping[str, Any]) -> list[Panel]:
+def _panels(document: Document) -> list[Panel]:
     return [*_closed(document), *_ramp(document), *_open(document)]
 
 
-def _closed(document: Mapping[str, Any]) -> list[Panel]:
+def _closed(document: Document) -> list[Panel]:
     everybody = {"lhydra": document["figures"], **document["peers"]}
     callers = document["settings"]["concurrency"]
     latency, throughput = [], []
@@ -81,7 +87,7 @@ def _closed(document: Mapping[str, Any]) -> list[Panel]:
     ]
 
 
-def _line(name: str, callers: Sequence[int], found: Mapping[str, Any], what: str, colour: str, dash: str) -> list[Any]:
+def _line(name: str, callers: Sequence[int], found: Figures, what: str, colour: str, dash: str) -> list[Any]:
     points = [(n, point) for n in callers if (point := found.get(f"closed, {n}: {what}"))]
     spread = {
         "type": "data",
@@ -92,7 +98,7 @@ def _line(name: str, callers: Sequence[int], found: Mapping[str, Any], what: str
     return [go.Scatter(x=x, y=y, error_y=spread, name=name, line={"color": colour, "dash": dash})] if points else []
 
 
-def _ramp(document: Mapping[str, Any]) -> list[Panel]:
+def _ramp(document: Document) -> list[Panel]:
     ramp = [run for run in document["runs"] if run["mode"] == "ramp"]
     answered, tail = [], []
     for name, colour, steps in (
@@ -109,14 +115,14 @@ def _ramp(document: Mapping[str, Any]) -> list[Panel]:
     answered.append(
         go.Scatter(x=ends, y=ends, mode="lines", line={"color": LINE, "dash": "dot"}, name="all that was offered")
     )
-    knee = document["figures"].get("knee: per s", {}).get("median")
+    knee = document["figures"]["knee: per s"]["median"] if "knee: per s" in document["figures"] else None
     return [
         Panel("ramp: answered against offered", answered, "offered a second", "a second", mark=knee),
         Panel("ramp: p99 against offered", tail, "offered a second", log=True, mark=knee),
     ]
 
 
-def _open(document: Mapping[str, Any]) -> list[Panel]:
+def _open(document: Document) -> list[Panel]:
     ours = [run for run in document["runs"] if run["server"] == "lhydra" and run["mode"] != "ramp"]
     runs = merged([run for run in ours if run["mode"] != "in-process"])
     staged = [run for run in runs if run["stages_us"]]
@@ -124,13 +130,13 @@ def _open(document: Mapping[str, Any]) -> list[Panel]:
     stages = [
         go.Bar(
             x=[run["name"] for run in staged],
-            y=[(run["stages_us"].get(name) or {}).get("p50") for run in staged],
+            y=[run["stages_us"][name]["p50"] if run["stages_us"].get(name) else None for run in staged],
             name=name,
             marker_color=PARTS[number % len(PARTS)],
         )
         for number, name in enumerate(names)
     ]
-    kinds: dict[str, Any] = next((run["kinds"] for run in runs if run["mode"] == "mixed"), {})
+    kinds: Mapping[str, KindNumbers] = next((run["kinds"] for run in runs if run["mode"] == "mixed"), {})
     by_kind = [
         go.Bar(
             x=list(kinds),
@@ -148,7 +154,7 @@ def _open(document: Mapping[str, Any]) -> list[Panel]:
     ]
 
 
-def _title(document: Mapping[str, Any]) -> str:
+def _title(document: Document) -> str:
     served, machine, asked = document["server"], document["machine"], document["settings"]
     spun = document["spinning"]
     return (

@@ -3,11 +3,12 @@
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from benchmarks.latency.load import F64, FEEDBACK, Call, Load, latencies_ms
+from benchmarks.latency.results import GeneratorCost, KindNumbers, Percentiles, Run
 from lhydra_client.results import tier_name
 from lhydra_client.table import table
 from lhydra_protos.v1 import recommender_pb2 as pb
@@ -18,12 +19,19 @@ REFUSED = "RESOURCE_EXHAUSTED"
 OUTSIDE = "outside"  # latency minus the server's stages: gRPC, queues, the network, this client
 
 
-def summarise(load: Load) -> dict[str, Any]:
-    """Returns the numbers of one run; errors are counted and left out of latencies, stages and throughput."""
+def summarise(load: Load) -> Run:
+    """Returns the numbers of one run; errors are counted and left out of latencies, stages and throughput.
+
+    Args:
+        load: what the run saw.
+
+    Returns:
+        The numbers; server, repeat and mode are added by who made the run.
+    """
     answered = [call for call in load.calls if call.code == "OK"]
     read = [call for call in answered if call.reply is not None and call.kind != FEEDBACK]
     replies = [pb.RecommendResponse.FromString(call.reply or b"") for call in read]
-    generator: dict[str, float | None] = {
+    generator: GeneratorCost = {
         "cpu_share": load.cpu_s / load.wall_s,
         "cpu_us_per_request": 1e6 * load.cpu_s / max(1, len(load.calls)),
         "late_share": None,
@@ -32,15 +40,15 @@ def summarise(load: Load) -> dict[str, Any]:
     }
     if load.is_open and load.calls:
         late_ms = load.late_ms
-        generator |= {
-            "late_share": float(np.mean(late_ms > 1.0)),
-            "late_p99_ms": float(np.percentile(late_ms, 99)),
-            "late_max_ms": float(late_ms.max()),
-        }
+        generator["late_share"] = float(np.mean(late_ms > 1.0))
+        generator["late_p99_ms"] = float(np.percentile(late_ms, 99))
+        generator["late_max_ms"] = float(late_ms.max())
     return {
         "name": load.name,
         "loop": "open" if load.is_open else "closed",
-        **_counts(load.calls),
+        "requests": len(load.calls),
+        "answered": len(answered),
+        "errors": _errors(load.calls),
         "replies_read": len(replies),
         "seconds": load.wall_s,
         "throughput_per_s": len(answered) / load.wall_s,
@@ -58,28 +66,47 @@ def summarise(load: Load) -> dict[str, Any]:
 
 
 def in_order(reply: pb.RecommendResponse) -> bool:
-    """Whether the tracks are distinct and their scores never rise, but for the last bit of a sigmoid."""
+    """Whether the tracks are distinct and their scores never rise, but for the last bit of a sigmoid.
+
+    Args:
+        reply: of `Recommend`.
+
+    Returns:
+        Whether it is so.
+    """
     scores = [track.score for track in reply.tracks]
     distinct = len({track.track_id for track in reply.tracks}) == len(scores)
     return distinct and all(a >= b - LAST_BIT for a, b in itertools.pairwise(scores))
 
 
-def _counts(calls: Sequence[Call]) -> dict[str, Any]:
-    codes = Counter(call.code for call in calls)
-    answered = codes.pop("OK", 0)
-    return {"requests": len(calls), "answered": answered, "errors": dict(codes)}
+def _errors(calls: Sequence[Call]) -> dict[str, int]:
+    return dict(Counter(call.code for call in calls if call.code != "OK"))
 
 
 def _kinds(calls: Sequence[Call]) -> list[str]:
     return sorted({call.kind for call in calls})
 
 
-def _kind(calls: Sequence[Call]) -> dict[str, Any]:
-    return {**_counts(calls), "latency_ms": percentiles(latencies_ms(calls), PERCENTILES)}
+def _kind(calls: Sequence[Call]) -> KindNumbers:
+    latency_ms, errors = latencies_ms(calls), _errors(calls)
+    return {
+        "requests": len(calls),
+        "answered": len(latency_ms),
+        "errors": errors,
+        "latency_ms": percentiles(latency_ms, PERCENTILES),
+    }
 
 
 def percentiles(sample: F64, wanted: Mapping[str, float]) -> dict[str, float | None]:
-    """Returns the `wanted` percentiles (linear, as numpy's), mean and max of `sample`, (n,); None when empty."""
+    """Returns percentiles, mean and max of a sample.
+
+    Args:
+        sample: (n,) numbers.
+        wanted: percentiles (linear, as numpy's) by the name that each gets.
+
+    Returns:
+        The numbers by name, `mean` and `max` among them; all None for an empty sample.
+    """
     if len(sample) == 0:
         return dict.fromkeys([*wanted, "mean", "max"])
     values = np.percentile(sample, list(wanted.values()))
@@ -98,22 +125,29 @@ def _stages(latency_ms: F64, replies: Sequence[pb.RecommendResponse]) -> dict[st
     return {name: percentiles(sample, {"p50": 50.0, "p99": 99.0}) for name, sample in samples.items()}
 
 
-def merged(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Returns one run per name: medians of the numbers of its repeats, sums of what is counted."""
-    by_name: dict[str, list[Mapping[str, Any]]] = {}
+def merged(runs: Sequence[Run]) -> list[Run]:
+    """Merges the repeats of every run.
+
+    Args:
+        runs: of one server.
+
+    Returns:
+        One run per name: medians of the numbers, sums of what is counted.
+    """
+    by_name: dict[str, list[Run]] = {}
     for run in runs:
         by_name.setdefault(run["name"] if run["mode"] != "knee" else "knee", []).append(run)
     return [_merge(name, repeats) for name, repeats in by_name.items()]
 
 
-def _merge(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _merge(name: str, runs: Sequence[Run]) -> Run:
     whole = _medians(runs) | {"name": name}
     for key in ("errors", "tiers", "bundles"):
-        whole[key] = dict(sum((Counter(run.get(key, {})) for run in runs), Counter()))
+        whole[key] = dict(sum((Counter(cast(Mapping[str, int], run.get(key, {}))) for run in runs), Counter[str]()))
     for key in ("requests", "answered", "degraded", "out_of_order"):
         whole[key] = sum(run.get(key, 0) for run in runs)
-    whole["tracks_min"] = min((run["tracks_min"] for run in runs if run.get("tracks_min") is not None), default=None)
-    return whole
+    whole["tracks_min"] = min((least for run in runs if (least := run.get("tracks_min")) is not None), default=None)
+    return cast(Run, whole)
 
 
 def _medians(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -130,8 +164,15 @@ def _medians(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def report(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Returns the tables that people read."""
+def report(runs: Sequence[Run]) -> str:
+    """Returns the tables of runs that people read: latencies, stages, notes.
+
+    Args:
+        runs: one per name.
+
+    Returns:
+        Some lines.
+    """
     header = ("ms from due to done", "p50", "p90", "p99", "p99.9", "max", "per s", "answered", "ERRORS")
     rows = [
         (
@@ -157,15 +198,15 @@ def report(runs: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _notes(runs: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+def _notes(runs: Sequence[Run]) -> Iterable[str]:
     tiers: Counter[str] = sum((Counter(run.get("tiers", {})) for run in runs), Counter())
     answered = max(1, sum(tiers.values()))
     mix = ", ".join(f"{tier} {100 * count / answered:.1f} %" for tier, count in tiers.most_common())
     yield f"tiers: {mix or 'no answer'}"
     if set(tiers) == {"popular"}:
         yield "ALL ANSWERS WERE POPULAR TRACKS: nothing personal was measured; give --dataset or --user-ids"
-    shortest = min((run["tracks_min"] for run in runs if run.get("tracks_min") is not None), default=0)
-    degraded, wrong = (sum(run.get(key, 0) for run in runs) for key in ("degraded", "out_of_order"))
+    shortest = min((least for run in runs if (least := run.get("tracks_min")) is not None), default=0)
+    degraded, wrong = sum(run.get("degraded", 0) for run in runs), sum(run.get("out_of_order", 0) for run in runs)
     yield f"of the replies read: shortest {shortest} tracks, {degraded} degraded, {wrong} OUT OF ORDER"
     bundles = {bundle for run in runs for bundle in run.get("bundles", ())}
     if len(bundles) > 1:
@@ -173,8 +214,8 @@ def _notes(runs: Sequence[Mapping[str, Any]]) -> Iterable[str]:
     for run in runs:
         made = run["generator"]
         text = f"generator, {run['name']}: {100 * made['cpu_share']:.0f} % of one core"
-        if made.get("late_share") is not None:
-            text += f"; {100 * made['late_share']:.1f} % sent more than 1 ms late (p99 {made['late_p99_ms']:.2f} ms)"
+        if (late := made.get("late_share")) is not None:
+            text += f"; {100 * late:.1f} % sent more than 1 ms late (p99 {made['late_p99_ms']:.2f} ms)"
         if made.get("by"):
             text += f" ({made['by']}; statuses of gRPC not read)"
         yield text
@@ -188,6 +229,6 @@ def _ms(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
-def _stage(numbers: Mapping[str, float | None]) -> str:
+def _stage(numbers: Percentiles) -> str:
     p50, p99 = numbers.get("p50"), numbers.get("p99")
     return "-" if p50 is None or p99 is None else f"{p50:.0f} / {p99:.0f}"

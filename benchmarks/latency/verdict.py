@@ -3,17 +3,18 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from benchmarks.latency.results import Document
 from lhydra_client.table import table
 
-FEWEST = 3  # repeats on either side, or nothing is said
-FLOOR = 0.03  # differences below are nobody's business, however small the spread
+MIN_REPEATS = 3  # repeats on either side, or nothing is said
+MIN_DIFFERENCE = 0.03  # differences below are nobody's business, however small the spread
 BETTER, WORSE, SAME, UNKNOWN = "better", "WORSE", "no difference", "too few repeats"
 SAME_MACHINE = ("cores", "processor", "memory_gib", "system")
 SAME_SETTINGS = ("k", "depth", "workers", "seconds", "channels", "arrivals", "p99_ms", "closed_by")
+SAME_SERVER = ("tracks", "dim")
 
 
 @dataclass(frozen=True)
@@ -26,16 +27,26 @@ class Verdict:
 
 
 def judge(before: Sequence[float], now: Sequence[float], *, higher_is_better: bool) -> Verdict:
-    """Returns better or worse only where every repeat of one side is beyond every repeat of the other, and the medians
-    lie further apart than the mean of the two spreads (largest minus smallest over the median) and than FLOOR.
+    """Compares the repeats of one figure.
+
+    It is better or worse only where every repeat of one side is beyond every repeat of the other, and the medians lie
+    further apart than the mean of the two spreads (largest minus smallest over the median) and than MIN_DIFFERENCE.
+
+    Args:
+        before: a value per repeat.
+        now: a value per repeat.
+        higher_is_better: the direction.
+
+    Returns:
+        The verdict; fewer than MIN_REPEATS on either side say nothing.
     """
     old, new = float(np.median(before)), float(np.median(now))
     if old <= 0 or new <= 0:
         return Verdict(1.0 if old == new else math.inf, 0.0, SAME if old == new else UNKNOWN)
     spreads = [float(np.ptp(side)) / middle for side, middle in ((before, old), (now, new))]
-    noise = max(FLOOR, sum(spreads) / 2)
+    noise = max(MIN_DIFFERENCE, sum(spreads) / 2)
     ratio = new / old
-    if min(len(before), len(now)) < FEWEST:
+    if min(len(before), len(now)) < MIN_REPEATS:
         return Verdict(ratio, noise, UNKNOWN)
     apart = min(now) > max(before) or max(now) < min(before)
     if not apart or abs(math.log(ratio)) <= math.log1p(noise):
@@ -43,8 +54,16 @@ def judge(before: Sequence[float], now: Sequence[float], *, higher_is_better: bo
     return Verdict(ratio, noise, BETTER if (ratio > 1) == higher_is_better else WORSE)
 
 
-def compare(baseline: Mapping[str, Any], document: Mapping[str, Any]) -> dict[str, Verdict]:
-    """Returns a verdict on every figure that both documents have."""
+def compare(baseline: Document, document: Document) -> dict[str, Verdict]:
+    """Returns a verdict on every figure that both documents have.
+
+    Args:
+        baseline: the earlier result.
+        document: the new one.
+
+    Returns:
+        Verdicts by the name of the figure.
+    """
     return {
         name: judge(then["values"], figure["values"], higher_is_better=figure["better"] == "higher")
         for name, figure in document["figures"].items()
@@ -52,24 +71,46 @@ def compare(baseline: Mapping[str, Any], document: Mapping[str, Any]) -> dict[st
     }
 
 
-def differences(baseline: Mapping[str, Any], document: Mapping[str, Any]) -> list[str]:
-    """Returns what makes the two results incomparable, one line each."""
+def differences(baseline: Document, document: Document) -> list[str]:
+    """Returns what makes the two results incomparable.
+
+    Args:
+        baseline: the earlier result.
+        document: the new one.
+
+    Returns:
+        One line each; none where they compare.
+    """
     found = []
-    for part, names in (("machine", SAME_MACHINE), ("settings", SAME_SETTINGS), ("server", ("tracks", "dim"))):
-        for name in names:
-            then, now = baseline[part].get(name), document[part].get(name)
-            if then != now:
-                found.append(f"NOT COMPARABLE: {part}: {name} was {then}, is {now}")
+    for part, names, old, new in (
+        ("machine", SAME_MACHINE, baseline["machine"], document["machine"]),
+        ("settings", SAME_SETTINGS, baseline["settings"], document["settings"]),
+        ("server", SAME_SERVER, baseline["server"], document["server"]),
+    ):
+        found += [
+            f"NOT COMPARABLE: {part}: {name} was {old.get(name)}, is {new.get(name)}"
+            for name in names
+            if old.get(name) != new.get(name)
+        ]
     for name, other in (("the baseline", baseline), ("this run", document)):
         if not other["spinning"]["free"]:
             found.append(f"NOT COMPARABLE: the cores were not free during {name}")
     return found
 
 
-def report(verdicts: Mapping[str, Verdict], baseline: Mapping[str, Any], document: Mapping[str, Any]) -> str:
-    """Returns the table that people read."""
+def report(verdicts: Mapping[str, Verdict], baseline: Document, document: Document) -> str:
+    """Returns the table of a comparison that people read.
 
-    def middle(source: Mapping[str, Any], name: str) -> str:
+    Args:
+        verdicts: from `compare`.
+        baseline: the earlier result.
+        document: the new one.
+
+    Returns:
+        Some lines.
+    """
+
+    def middle(source: Document, name: str) -> str:
         return f"{source['figures'][name]['median']:.4g}"
 
     rows = [
