@@ -1,8 +1,9 @@
 """Settings of a command: one frozen dataclass is the one definition of its flags, YAML section and environment.
 
 Order of precedence: default < YAML file (a section per command) < environment `LHYDRA_<SECTION>_<KEY>` < flag.
-Every unknown key is an error that names the nearest known one. Only the standard library is imported until
-a YAML file is really given.
+Every unknown key is an error that names the nearest known one. What values a field takes is declared with it, in
+`setting`, and checked in one place, `_check`: with the origin of the value when settings are resolved, with the name
+of the field when they are made in code. Only the standard library is imported until a YAML file is really given.
 """
 
 import argparse
@@ -11,25 +12,96 @@ import difflib
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from lhydra.errors import ConfigError, complain
 
-T = TypeVar("T")
+S = TypeVar("S", bound="Settings")
 SECTIONS = ("columns", "synth", "prepare", "train", "evaluate", "recommend", "users", "index", "serve", "demo")
 
 
-def setting(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    """A dataclass field with the help text that its flag shows."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+@dataclasses.dataclass(frozen=True)
+class Requirement:
+    """What a value must be besides being of its type: `text` completes "expected …", `holds` decides."""
+
+    text: str
+    holds: Callable[[Any], bool]
 
 
-def add_flags(parser: argparse.ArgumentParser, settings: type, only: typing.Collection[str] | None = None) -> None:
-    """Adds `--config` and one flag per field of the dataclass `settings`; a flag not given stays unset.
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Base of every settings class: a value that its field does not take raises ConfigError, however it was made."""
 
-    only: names of the fields that this command has use for; all by default.
+    def __post_init__(self) -> None:
+        """Checks every field."""
+        for field in dataclasses.fields(self):
+            _check(field, getattr(self, field.name), f"{type(self).__name__}.{field.name}")
+
+
+def setting(
+    default: Any,
+    help: str,
+    choices: tuple[str, ...] | None = None,
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+    below: float | None = None,
+    must: Requirement | None = None,
+) -> Any:
+    """Returns a dataclass field with the help text that its flag shows and the values that it takes.
+
+    Args:
+        default: the value where none is given; None is taken whatever the limits say.
+        help: what the flag shows.
+        choices: the words that the field takes, if it takes no others.
+        low: the least value; needs a number.
+        above: what every value exceeds, in place of `low`.
+        high: the largest value.
+        below: what no value reaches, in place of `high`.
+        must: another condition, in place of limits.
+    """
+    ends = [end for end in (low, above, high, below) if end is not None]
+    if ends:
+        must = Requirement(
+            _limits_text(low, above, high, below),
+            lambda value: (
+                (low is None or value >= low)
+                and (above is None or value > above)
+                and (high is None or value <= high)
+                and (below is None or value < below)
+            ),
+        )
+    elif choices:
+        must = Requirement("one of " + ", ".join(choices), lambda value: value in choices)
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "must": must})
+
+
+def _limits_text(low: float | None, above: float | None, high: float | None, below: float | None) -> str:
+    if low is not None and high is not None:
+        return f"{low} to {high}"
+    start = [f"{low} or more"] if low is not None else [f"more than {above}"] if above is not None else []
+    end = [f"at most {high}"] if high is not None else [f"below {below}"] if below is not None else []
+    return ", ".join(start + end)
+
+
+def _check(field: "dataclasses.Field[Any]", value: Any, origin: str) -> None:
+    must = field.metadata.get("must")
+    if must is not None and not (value is None and field.default is None) and not must.holds(value):
+        raise ConfigError(complain(origin, "nothing" if value == "" else str(value), must.text))
+
+
+def add_flags(
+    parser: argparse.ArgumentParser, settings: type[Settings], only: typing.Collection[str] | None = None
+) -> None:
+    """Adds `--config` and one flag per field of `settings`; a flag not given stays unset.
+
+    Args:
+        parser: of the command.
+        settings: the class that defines the flags.
+        only: names of the fields that this command has use for; all by default.
     """
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file with a section per command")
     for field in dataclasses.fields(settings):
@@ -51,13 +123,22 @@ def add_flags(parser: argparse.ArgumentParser, settings: type, only: typing.Coll
             )
 
 
-def resolve(section: str, settings: type[T], args: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> T:
-    """Returns `settings` filled from file, environment and `args`.
+def resolve(section: str, settings: type[S], args: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> S:
+    """Returns the settings of a command, filled from file, environment and flags.
+
+    Args:
+        section: of the YAML file, and in the names of the environment.
+        settings: the class to fill.
+        args: the flags given, and under `config` the YAML file, if there is one.
+        environ: variables by name.
+
+    Returns:
+        An instance of `settings`.
 
     Raises:
-        ConfigError: an unknown section or key, or a value that is not of the field's type.
+        ConfigError: an unknown section or key, or a value that the field does not take; it names the origin of it.
     """
-    names = [field.name for field in dataclasses.fields(settings)]  # type: ignore[arg-type]
+    names = [field.name for field in dataclasses.fields(settings)]
     values: dict[str, Any] = {}
     path = getattr(args, "config", None)
     if path is not None:
@@ -79,7 +160,18 @@ def resolve(section: str, settings: type[T], args: argparse.Namespace, environ: 
 
 
 def read_section(path: Path, section: str) -> dict[str, Any]:
-    """Returns one section of a YAML file, {} when absent; the whole file's section names are checked."""
+    """Reads one section of a YAML file; the section names of the whole file are checked.
+
+    Args:
+        path: of the file.
+        section: its name, one of SECTIONS.
+
+    Returns:
+        The values by key; {} when the section is absent.
+
+    Raises:
+        ConfigError: the file cannot be read, or is not a mapping of known sections to mappings.
+    """
     import yaml  # only where a file is given: `lhydra query` runs without PyYAML
 
     try:
@@ -103,13 +195,21 @@ def read_section(path: Path, section: str) -> dict[str, Any]:
 
 
 def unknown(key: str, known: typing.Iterable[str]) -> str:
-    """Returns the message for a key that is not in `known`, naming the nearest that is."""
+    """Returns the message for an unknown key, naming the nearest known one.
+
+    Args:
+        key: what was found.
+        known: what could have been meant.
+
+    Returns:
+        One line without the place where the key stands.
+    """
     known = list(known)
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
     return f"unknown key '{key}', the nearest known key is '{near[0]}'" if near else f"unknown key '{key}'"
 
 
-def _plain_type(settings: type, name: str) -> tuple[type, bool]:
+def _plain_type(settings: type[Settings], name: str) -> tuple[type, bool]:
     """(type, may be None) of a field annotated `T` or `T | None`."""
     kind = typing.get_type_hints(settings)[name]
     if isinstance(kind, types.UnionType):
@@ -118,10 +218,9 @@ def _plain_type(settings: type, name: str) -> tuple[type, bool]:
     return kind, False
 
 
-def _converted(settings: type, name: str, value: Any, origin: str) -> Any:
+def _converted(settings: type[Settings], name: str, value: Any, origin: str) -> Any:
     kind, optional = _plain_type(settings, name)
     field = next(field for field in dataclasses.fields(settings) if field.name == name)
-    choices = field.metadata.get("choices")
     if value is None and optional:
         return None
     if kind is bool:
@@ -139,8 +238,7 @@ def _converted(settings: type, name: str, value: Any, origin: str) -> Any:
     except (TypeError, ValueError):
         wanted = {int: "a whole number", float: "a number", str: "text", Path: "a path"}.get(kind, kind.__name__)
         raise ConfigError(complain(origin, str(value), wanted)) from None
-    if choices and converted not in choices:
-        raise ConfigError(complain(origin, str(value), "one of " + ", ".join(choices)))
+    _check(field, converted, origin)
     return converted
 
 

@@ -1,7 +1,13 @@
 """Settings: where a value comes from, which values are refused, and what the refusal says."""
 
 import argparse
+import dataclasses
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +16,12 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lhydra.config import add_flags, resolve, setting
+from lhydra.config import Requirement, Settings, add_flags, resolve, setting
 from lhydra.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Settings:
+class Asked(Settings):
     k: int = setting(10, "how many")
     rate: float = setting(0.5, "how fast")
     name: str | None = setting(None, "of what")
@@ -26,7 +32,7 @@ class Settings:
 
 def parsed(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    add_flags(parser, Settings)
+    add_flags(parser, Asked)
     return parser.parse_args(words)
 
 
@@ -36,8 +42,8 @@ def written(folder: Path, document: Any) -> str:
     return str(path)
 
 
-def resolved(*words: str, environ: dict[str, str] | None = None) -> Settings:
-    return resolve("recommend", Settings, parsed(*words), environ or {})
+def resolved(*words: str, environ: dict[str, str] | None = None) -> Asked:
+    return resolve("recommend", Asked, parsed(*words), environ or {})
 
 
 def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(tmp_path: Path) -> None:
@@ -47,7 +53,7 @@ def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(tmp_path:
     environ = {"LHYDRA_RECOMMEND_K": "30", "LHYDRA_SERVE_K": "99", "OTHER": "1"}
     assert resolved(*file, environ=environ).k == 30
     assert resolved(*file, "--k", "40", environ=environ).k == 40
-    assert resolved(*file, "--rate", "2", environ=environ) == Settings(k=30, rate=2.0)
+    assert resolved(*file, "--rate", "2", environ=environ) == Asked(k=30, rate=2.0)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +115,7 @@ def test_a_boolean_flag_can_take_back_what_the_file_says(tmp_path: Path) -> None
 
 texts = st.text(st.characters(blacklist_categories=("Cs", "Cc")))
 values = st.builds(
-    Settings,
+    Asked,
     k=st.integers(),
     rate=st.floats(allow_nan=False),
     name=st.none() | texts,
@@ -120,7 +126,7 @@ values = st.builds(
 
 
 @given(values)
-def test_settings_survive_yaml_environment_and_flags(settings: Settings) -> None:
+def test_settings_survive_yaml_environment_and_flags(settings: Asked) -> None:
     given = asdict(settings) | {"where": settings.where and str(settings.where)}
     as_text = {key: str(value) for key, value in given.items() if value is not None}
     environ = {f"LHYDRA_RECOMMEND_{key.upper()}": text for key, text in as_text.items()}
@@ -131,7 +137,80 @@ def test_settings_survive_yaml_environment_and_flags(settings: Settings) -> None
 
 
 @given(values)
-def test_settings_survive_yaml(tmp_path_factory: pytest.TempPathFactory, settings: Settings) -> None:
+def test_settings_survive_yaml(tmp_path_factory: pytest.TempPathFactory, settings: Asked) -> None:
     given = asdict(settings) | {"where": settings.where and str(settings.where)}
     path = written(tmp_path_factory.getbasetemp(), {"recommend": given})
     assert resolved("--config", path) == settings
+
+
+@dataclass(frozen=True)
+class Limited(Settings):
+    n: int = setting(1, "how many", low=1, high=9)
+    rate: float = setting(0.5, "how fast", above=0)
+    share: float = setting(0.0, "of all", low=0, below=1)
+    mean: float = setting(1.0, "of some", above=0, high=1)
+    most: int | None = setting(None, "at most", low=0)
+    word: str = setting("on", "which", ("on", "off"))
+    even: str = setting("2", "an even number", must=Requirement("an even number", lambda text: int(text) % 2 == 0))
+
+
+@pytest.mark.parametrize(
+    ("name", "fine", "wrong", "wanted"),
+    [
+        ("n", (1, 9), (0, 10, -1), "1 to 9"),
+        ("rate", (1e-9, 1e9), (0, -1.0), "more than 0"),
+        ("share", (0, 0.99), (1, -0.1), "0 or more, below 1"),
+        ("mean", (1, 0.01), (0, 1.1), "more than 0, at most 1"),
+        ("most", (0, 7), (-1,), "0 or more"),
+        ("word", ("on", "off"), ("", "of"), "one of on, off"),
+        ("even", ("4",), ("5",), "an even number"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_wherever_it_comes_from(
+    name: str, fine: tuple[Any, ...], wrong: tuple[Any, ...], wanted: str, tmp_path: Path
+) -> None:
+    """The message names the origin: key of the file, environment variable, flag, or field."""
+
+    def made(*words: str, environ: dict[str, str] | None = None) -> Limited:
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--config", type=Path)
+        parser.add_argument(f"--{name}", default=argparse.SUPPRESS)
+        return resolve("serve", Limited, parser.parse_args(words), environ or {})
+
+    for value in (*fine, *wrong):
+        path = written(tmp_path, {"serve": {name: value}})
+        variable = f"LHYDRA_SERVE_{name.upper()}"
+        ways: dict[str, Callable[[], Limited]] = {
+            f"{path}: serve.{name}": partial(made, "--config", path),
+            f"environment variable {variable}": partial(made, environ={variable: str(value)}),
+            f"--{name}": partial(made, f"--{name}={value}"),
+            f"Limited.{name}": partial(Limited, **{name: value}),
+        }
+        for origin, make in ways.items():
+            if value in fine:
+                assert getattr(make(), name) == value
+            else:
+                with pytest.raises(ConfigError) as error:
+                    make()
+                found = (
+                    re.escape(f"{origin}: found ") + rf"({re.escape(str(value))}|{value}\.0|nothing), expected {wanted}"
+                )
+                assert re.fullmatch(found, str(error.value)), error.value
+
+
+COMMANDS = ("synth", "prepare", "train", "evaluate", "recommend", "users", "index", "serve", "demo")
+
+
+def test_every_settings_class_is_one_that_checks_itself() -> None:
+    """A number without limits is a value that nobody has thought about."""
+    modules = ("lhydra.commands", "lhydra.data", "lhydra.training", "lhydra_index_builder", "lhydra_server")
+    for package in modules:
+        for _, module, _ in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+            if module.rpartition(".")[2] in ("config", "settings") or package == "lhydra.commands":
+                importlib.import_module(module)
+    classes = [cls for cls in Settings.__subclasses__() if not cls.__module__.startswith("tests")]
+    assert len(classes) == len(COMMANDS)
+    for cls in classes:
+        for field in dataclasses.fields(cls):
+            if field.type in (int, float, "int", "float"):
+                assert field.metadata["must"] is not None, f"{cls.__name__}.{field.name}"

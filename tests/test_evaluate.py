@@ -151,7 +151,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Fake:
         monkeypatch.setattr(
             "lhydra.bundle.model.Model.open", lambda path: SimpleNamespace(name=path.name, info=MODEL_INFO)
         )
-        monkeypatch.setattr("lhydra.bundle.embedding.unpublished_bundle", unpublished)
+        monkeypatch.setattr("lhydra.bundle.catalog_writer.unpublished_bundle", unpublished)
         monkeypatch.setattr("lhydra.recommender.Recommender", served)
         # what they find is tested with them; a fake knows too little
         analyse, measure = SimpleNamespace(analyse=lambda *_: {"users": []}), SimpleNamespace(measure=lambda *_: {})

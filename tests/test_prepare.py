@@ -502,8 +502,8 @@ def test_sources_that_cannot_be_used(tmp_path: Path) -> None:
     for protocol in ("temporal", "leave-last"):
         assert f"a column timestamp for the {protocol} split" in refusal(source, out, split=protocol)
     assert "fractions" in refusal(source, out, valid=0.5, test=0.5)
-    assert "fractions" in refusal(source, out, valid=-0.1)
-    assert "prepare.seed" in refusal(source, out, seed=-1)
+    assert "PrepareSettings.valid: found -0.1, expected 0 or more, below 1" in refusal(source, out, valid=-0.1)
+    assert "PrepareSettings.seed" in refusal(source, out, seed=-1)
     write(tmp_path / "in/plays.csv", rows)
     write(tmp_path / "in/tracks.csv", [{"track_id": "other"}])
     assert "20 rows dropped: track_id is not in tracks.csv" in refusal(tmp_path / "in", out)

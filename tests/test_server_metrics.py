@@ -395,14 +395,14 @@ def test_without_a_metrics_port_nothing_is_counted_or_imported(store: Path) -> N
 @pytest.mark.parametrize(
     ("what", "line"),
     [
-        ({"metrics_port": 65_536}, "--metrics-port: found 65536, expected 0 to 65535"),
-        ({"log_sample": 1.5}, "--log-sample: found 1.5, expected 0 to 1"),
-        ({"log_sample": -0.1}, "--log-sample: found -0.1, expected 0 to 1"),
+        ({"metrics_port": 65_536}, "ServeSettings.metrics_port: found 65536, expected 0 to 65535"),
+        ({"log_sample": 1.5}, "ServeSettings.log_sample: found 1.5, expected 0 to 1"),
+        ({"log_sample": -0.1}, "ServeSettings.log_sample: found -0.1, expected 0 to 1"),
     ],
 )
 def test_settings_out_of_range_are_refused(what: dict[str, Any], line: str) -> None:
     with pytest.raises(ConfigError, match=line):
-        ServeSettings(**what).check()
+        ServeSettings(**what)
 
 
 def test_workers_are_told_the_share_to_log(store: Path) -> None:

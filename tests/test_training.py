@@ -387,7 +387,7 @@ def test_what_is_no_place_for_a_model_is_refused(
         ([str(tmp_path / "file")], "found a file"),
         ([str(tmp_path / "folder")], "found a folder with other files"),
         ([str(tmp_path / "new"), "--resume"], "found no checkpoint"),
-        ([str(tmp_path / "new"), "--epochs", "0"], "train.epochs: found 0, expected at least 1"),
+        ([str(tmp_path / "new"), "--epochs", "0"], "--epochs: found 0, expected 1 or more"),
         ([str(tmp_path / "new"), "--epochs", "many"], "--epochs: found many, expected a whole number"),
     ):
         assert main(["train", source, *arguments]) == 1

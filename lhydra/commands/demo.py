@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import IO
 
 from lhydra import config
-from lhydra.config import setting
 from lhydra.errors import ConfigError, LhydraError, MissingExtra, complain
 
 HELP = "synthetic world -> prepare -> train -> rebuild -> users load -> serve -> query, in about a minute"
@@ -25,15 +24,15 @@ NEEDED = ("duckdb", "faiss", "onnxruntime", "torch", "onnxscript", "implicit", "
 
 
 @dataclass(frozen=True)
-class DemoSettings:
+class DemoSettings(config.Settings):
     """How large the demo is."""
 
-    users: int = setting(2_000, "listeners of the synthetic world")
-    tracks: int = setting(3_000, "tracks of the synthetic world")
-    plays: int = setting(150_000, "plays of the synthetic world")
-    epochs: int = setting(10, "epochs of training")
-    seed: int = setting(0, "of world and training")
-    k: int = setting(10, "tracks to recommend")
+    users: int = config.setting(2_000, "listeners of the synthetic world", low=1)
+    tracks: int = config.setting(3_000, "tracks of the synthetic world", low=1)
+    plays: int = config.setting(150_000, "plays of the synthetic world", low=1)
+    epochs: int = config.setting(10, "epochs of training", low=1)
+    seed: int = config.setting(0, "of world and training", low=0)
+    k: int = config.setting(10, "tracks to recommend", low=1, high=1_000)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lhydra import config
+from lhydra.config import Requirement
 from lhydra.errors import ConfigError, DataError, MissingExtra, complain
 
 if TYPE_CHECKING:
@@ -53,16 +54,27 @@ BEYOND = {
 
 
 @dataclass(frozen=True)
-class EvaluateSettings:
+class EvaluateSettings(config.Settings):
     """What is measured."""
 
     as_of: str = config.setting(
         "test", "the fold to predict; test: train and valid tracks are left out, valid: train", ("test", "valid")
     )
-    k: str = config.setting("10,20", "list lengths, separated by commas")
-    users: int = config.setting(0, "how many users to draw at random, 0 for all who have targets")
-    seed: int = config.setting(0, "seed of that draw, of the negatives and of the intervals")
-    baselines: str = config.setting("all", f"what to compare with: all, none, or some of {','.join(BASELINES)}")
+    k: str = config.setting(
+        "10,20",
+        "list lengths, separated by commas",
+        must=Requirement(f"numbers from 1 to {MAX_K}, separated by commas", lambda text: bool(list_lengths(text))),
+    )
+    users: int = config.setting(0, "how many users to draw at random, 0 for all who have targets", low=0)
+    seed: int = config.setting(0, "seed of that draw, of the negatives and of the intervals", low=0)
+    baselines: str = config.setting(
+        "all",
+        f"what to compare with: all, none, or some of {','.join(BASELINES)}",
+        must=Requirement(
+            f"all, none, or some of {','.join(BASELINES)}",
+            lambda text: text in ("all", "none") or set(text.split(",")) <= set(BASELINES),
+        ),
+    )
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -83,9 +95,6 @@ def run(args: argparse.Namespace) -> int:
 
     settings = config.resolve("evaluate", EvaluateSettings, args)
     ks = list_lengths(settings.k)
-    for flag, value in (("--users", settings.users), ("--seed", settings.seed)):
-        if value < 0:
-            raise ConfigError(complain(flag, value, "0 or more"))
     if (args.model is None) == (args.store is None):
         raise ConfigError(complain("--model, --store", "neither" if args.model is None else "both", "one of the two"))
     for flag, path in (("--json", args.json), ("--report", args.report)):
@@ -158,24 +167,19 @@ def opened(
 
 
 def list_lengths(text: str) -> tuple[int, ...]:
-    """Returns the distinct lengths of `--k`, ascending. Raises ConfigError on anything but numbers in range."""
+    """Returns the distinct lengths that `--k` asks for, ascending; () for anything but numbers in range."""
     try:
         ks = tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
-        ks = ()
-    if not ks or ks[0] < 1 or ks[-1] > MAX_K:
-        raise ConfigError(complain("--k", text or "nothing", f"numbers from 1 to {MAX_K}, separated by commas"))
-    return ks
+        return ()
+    return ks if ks[0] >= 1 and ks[-1] <= MAX_K else ()
 
 
 def chosen_baselines(text: str) -> tuple[str, ...]:
-    """Returns the names that `--baselines` asks for, in the usual order. Raises ConfigError on any other name."""
+    """Returns the names that `--baselines` asks for, in the usual order."""
     if text in ("all", "none"):
         return BASELINES if text == "all" else ()
-    asked = text.split(",")
-    if not set(asked) <= set(BASELINES):
-        raise ConfigError(complain("--baselines", text or "nothing", f"all, none, or some of {','.join(BASELINES)}"))
-    return tuple(name for name in BASELINES if name in asked)
+    return tuple(name for name in BASELINES if name in text.split(","))
 
 
 def training_log(model: Path | None) -> list[dict[str, Any]]:

@@ -18,11 +18,11 @@ MAX_K = 1000  # what a server answers by default
 
 
 @dataclass(frozen=True)
-class RecommendSettings:
+class RecommendSettings(config.Settings):
     """How the lists are made."""
 
     users: str = config.setting("all", "user ids, separated by commas, or `all`")
-    k: int = config.setting(10, "tracks per user")
+    k: int = config.setting(10, "tracks per user", low=1, high=MAX_K)
     stage: str = config.setting("final", "the reranked list, or what retrieval alone finds", ("final", "retrieval"))
     as_of: str = config.setting(
         "test",
@@ -32,7 +32,7 @@ class RecommendSettings:
     )
     include_heard: bool = config.setting(False, "also recommend what the user has heard")
     bundle: str | None = config.setting(None, "bundle of the store, instead of the current one")
-    depth: int = config.setting(0, "candidates to rerank, 0 for the server's default")
+    depth: int = config.setting(0, "candidates to rerank, 0 for the server's default", low=0)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -52,10 +52,6 @@ def run(args: argparse.Namespace) -> int:
     from lhydra.timing import timed
 
     settings = config.resolve("recommend", RecommendSettings, args)
-    if not 1 <= settings.k <= MAX_K:
-        raise ConfigError(complain("--k", settings.k, f"a number from 1 to {MAX_K}"))
-    if settings.depth < 0:
-        raise ConfigError(complain("--depth", settings.depth, "0 or more"))
     lists.check_destination(args.out)
     dataset = Dataset.open(args.dataset)
     positions = chosen_users(dataset, settings.users)

@@ -7,20 +7,20 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lhydra.config import add_flags, resolve, setting
+from lhydra.config import Settings, add_flags, resolve, setting
 
 HELP = "write a synthetic listening world with learnable taste, as a source for `lhydra prepare`"
 EXTRA = "data"
 
 
 @dataclass(frozen=True)
-class SynthSettings:
+class SynthSettings(Settings):
     """How large a world, and which one."""
 
-    users: int = setting(2_000, "how many users")
-    tracks: int = setting(3_000, "how many tracks")
-    plays: int = setting(150_000, "how many rows of plays, exactly; at least one per user")
-    seed: int = setting(0, "which world: the same seed and sizes give the same bytes")
+    users: int = setting(2_000, "how many users", low=1)
+    tracks: int = setting(3_000, "how many tracks", low=1)
+    plays: int = setting(150_000, "how many rows of plays, exactly; at least one per user", low=1)
+    seed: int = setting(0, "which world: the same seed and sizes give the same bytes", low=0)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

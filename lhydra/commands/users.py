@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from lhydra.config import add_flags, resolve, setting
+from lhydra.config import Settings, add_flags, resolve, setting
 from lhydra.errors import ConfigError, complain
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ EXTRA = "index"
 
 
 @dataclass(frozen=True)
-class UsersSettings:
+class UsersSettings(Settings):
     """Where users are loaded to, and what of them."""
 
     store: str | None = setting(None, "the bundle store; its users lie in STORE/users.lmdb")

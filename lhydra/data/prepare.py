@@ -21,7 +21,7 @@ from lhydra.data.schema import PLAY_COLUMNS, TRACK_COLUMNS, USER_COLUMNS, Declar
 from lhydra.data.settings import PrepareSettings
 from lhydra.data.sources import Source, Table, load, open_source
 from lhydra.data.undeclared import column_warnings
-from lhydra.errors import ConfigError, DataError, complain
+from lhydra.errors import DataError, complain
 from lhydra.files import sync
 from lhydra.timing import timed
 
@@ -46,15 +46,9 @@ def prepare(
     An `out` that is a dataset already is replaced, as a whole and at the end. `say` hears each step begin.
 
     Raises:
-        ConfigError: settings that make no sense.
         DataError: a source that cannot be used, bad rows with `strict`, or an `out` that is something else.
     """
     source, out = Path(source), Path(out).resolve()  # through a symbolic link, not over it
-    if min(settings.valid, settings.test) < 0 or settings.valid + settings.test >= 1:
-        found = f"{settings.valid:g} and {settings.test:g}"
-        raise ConfigError(complain("prepare.valid and prepare.test", found, "fractions >= 0 that leave some for train"))
-    if settings.seed < 0:
-        raise ConfigError(complain("prepare.seed", settings.seed, "0 or more"))
     opened = open_source(source)
     _check_target(source, out)
     with _workspace(out) as work:

@@ -23,7 +23,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serves; returns the exit code."""
     settings = config.resolve("serve", ServeSettings, args)
-    settings.check()
     for module in _NEEDED:  # workers need them, this process does not: say so before any is started
         if find_spec(module) is None:
             raise MissingExtra(EXTRA, module)

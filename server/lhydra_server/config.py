@@ -3,48 +3,33 @@
 import json
 from dataclasses import asdict, dataclass
 
-from lhydra.config import setting
-from lhydra.errors import ConfigError, complain
+from lhydra.config import Settings, setting
 
 MAX_DEPTH = 10_000
 
 
 @dataclass(frozen=True)
-class ServeSettings:
+class ServeSettings(Settings):
     """Flags, YAML section `serve` and environment LHYDRA_SERVE_… in one."""
 
     host: str = setting("127.0.0.1", "address to listen on")
-    port: int = setting(50051, "port to listen on; 0 picks a free one")
-    workers: int = setting(0, "worker processes; 0 means one per core")
+    port: int = setting(50051, "port to listen on; 0 picks a free one", low=0, high=65_535)
+    workers: int = setting(0, "worker processes; 0 means one per core", low=0, high=1_024)
     users: str | None = setting(None, "user store, lmdb:PATH or redis://HOST:PORT/DB; by default the one inside STORE")
-    users_sync_s: float = setting(1.0, "recorded plays reach the disk at most so long after; 0 means at once")
-    depth: int = setting(0, "candidates to rerank per request; 0 means the recommender's own")
-    max_k: int = setting(1000, "largest k a request may ask for")
-    max_in_flight: int = setting(32, "requests a worker takes at a time; more are refused at once")
-    pin: bool = setting(True, "every worker keeps to a core of its own, where there are as many")
-    connection_age_s: float = setting(5.0, "clients renew their connections so often; a leaving worker waits as long")
-    metrics_port: int = setting(0, "port of http://HOST:PORT/metrics for Prometheus; 0 means none")
-    log_sample: float = setting(
-        1.0, "share of the requests that succeed to write a log line for; others always have one"
+    users_sync_s: float = setting(
+        1.0, "recorded plays reach the disk at most so long after; 0 means at once", low=0, high=3_600
     )
-
-    def check(self) -> None:
-        """Raises ConfigError for a value out of range."""
-        ranges = {
-            "port": (0, 65_535),
-            "workers": (0, 1_024),
-            "users_sync_s": (0, 3_600),
-            "depth": (0, MAX_DEPTH),
-            "max_k": (1, MAX_DEPTH),
-            "max_in_flight": (1, 100_000),
-            "connection_age_s": (0.1, 300),
-            "metrics_port": (0, 65_535),
-            "log_sample": (0, 1),
-        }
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ConfigError(complain("--" + name.replace("_", "-"), value, f"{low} to {high}"))
+    depth: int = setting(0, "candidates to rerank per request; 0 means the recommender's own", low=0, high=MAX_DEPTH)
+    max_k: int = setting(1000, "largest k a request may ask for", low=1, high=MAX_DEPTH)
+    max_in_flight: int = setting(32, "requests a worker takes at a time; more are refused at once", low=1, high=100_000)
+    pin: bool = setting(True, "every worker keeps to a core of its own, where there are as many")
+    connection_age_s: float = setting(
+        5.0, "clients renew their connections so often; a leaving worker waits as long", low=0.1, high=300
+    )
+    metrics_port: int = setting(0, "port of http://HOST:PORT/metrics for Prometheus; 0 means none", low=0, high=65_535)
+    log_sample: float = setting(
+        1.0, "share of the requests that succeed to write a log line for; others always have one", low=0, high=1
+    )
 
 
 @dataclass(frozen=True)
