@@ -138,6 +138,25 @@ def test_vectors_that_are_not_of_unit_norm_are_refused(tmp_path: Path, opened: B
         assert gate.vectors(tmp_path).verdict == verdict
 
 
+@pytest.mark.parametrize("off", [-0.0015, -0.00102, -0.00098, -0.0005, 0.0, 0.0005, 0.00098, 0.00102, 0.0015])
+def test_norms_are_measured_finer_than_vectors_are_stored(tmp_path: Path, off: float) -> None:
+    """Halves near 1 are .001 apart: a norm computed in them is good or bad by chance. The oracle is float64."""
+    rng = np.random.default_rng(0)
+    unit = rng.normal(size=(4096, 32))
+    halves = ((1 + off) * unit / np.linalg.norm(unit, axis=1, keepdims=True)).astype(np.float16)
+    exact = np.abs(np.linalg.norm(halves.astype(np.float64), axis=1) - 1)
+    on_side = halves[(exact > 1e-3) == (abs(off) > 1e-3)]  # rounding moves some over the limit
+    assert len(on_side) > 1000
+    np.save(tmp_path / "history.npy", on_side)
+    np.save(tmp_path / "vectors.npy", on_side)
+    found = gate.vectors(tmp_path)
+    assert found.found == pytest.approx(np.abs(np.linalg.norm(on_side.astype(np.float64), axis=1) - 1).max(), abs=1e-6)
+    assert found.verdict == ("refused" if abs(off) > 1e-3 else "passed")
+    for vector in on_side[:50]:  # one alone, too
+        np.save(tmp_path / "vectors.npy", vector[None])
+        assert gate.vectors(tmp_path).verdict == found.verdict
+
+
 @pytest.mark.parametrize(
     ("name", "changed"),
     [

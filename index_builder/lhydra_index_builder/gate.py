@@ -12,6 +12,7 @@ import numpy as np
 
 from lhydra.bundle.arrays import blocks
 from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.embedding import MAX_NORM_ERROR, norm_error
 from lhydra.data.dataset import AsOf, Dataset, user_states
 from lhydra.domain import I64, Query, Recommendation, UserState
 from lhydra.errors import LhydraError
@@ -25,7 +26,6 @@ from lhydra_index_builder.config import RebuildSettings
 from lhydra_index_builder.depth import loss_at
 
 K = 10
-UNIT = 1e-3  # how far the norm of a vector may be from 1
 PASSED, REFUSED, SKIPPED, FORCED = "passed", "refused", "skipped", "forced"
 
 
@@ -113,15 +113,11 @@ def top(recommender: Recommender, states: Sequence[UserState]) -> I64:
 
 def vectors(folder: Path) -> Check:
     """Every retrieval vector is finite and of unit norm, every history vector finite."""
-    worst = 0.0
-    for block in blocks(folder / "vectors.npy"):
-        off = np.abs(np.sqrt(np.einsum("nd,nd->n", block, block)) - 1)
-        worst = max(worst, float(off.max(initial=0)) if np.isfinite(off).all() else np.inf)
-    for block in blocks(folder / "history.npy"):
-        if not np.isfinite(block).all():
-            worst = np.inf
-    verdict = PASSED if worst <= UNIT else REFUSED
-    return Check("vectors", verdict, worst if np.isfinite(worst) else 1e9, UNIT, "largest distance from norm 1")
+    worst = max((norm_error(block) for block in blocks(folder / "vectors.npy")), default=0.0)
+    if not all(np.isfinite(block).all() for block in blocks(folder / "history.npy")):
+        worst = np.inf
+    found = worst if np.isfinite(worst) else 1e9  # JSON has no infinity
+    return Check("vectors", _at_most(worst, MAX_NORM_ERROR), found, MAX_NORM_ERROR, "largest distance from norm 1")
 
 
 def recall(new: Bundle, limits: RebuildSettings) -> Check:
