@@ -23,9 +23,9 @@ from lhydra.domain import I64, Query, Recommendation, Tier, UserState, make_hist
 from lhydra.errors import BundleMissing, DataError, UserStoreError
 from lhydra.recommender import Recommender
 from lhydra.users.lmdb_store import LmdbUsers
-from lhydra_index_builder import diff
 from lhydra_index_builder.changes import add, remove
 from lhydra_index_builder.config import RebuildSettings
+from lhydra_index_builder.diff import asking, comparing, measures, telling
 from lhydra_index_builder.store import entries
 
 Lists = Sequence[Sequence[str]]
@@ -121,10 +121,10 @@ def scripted(
     monkeypatch: pytest.MonkeyPatch, bundle: Bundle, a: Lists, b: Lists, k: int, lengths: Sequence[int] = ()
 ) -> dict[str, Any]:
     """What `compare` says when A answers with lists `a` and B with `b`; lengths: of the users' histories."""
-    monkeypatch.setattr(diff, "Recommender", Scripted)
+    monkeypatch.setattr(comparing, "Recommender", Scripted)
     Scripted.answers, Scripted.asked = {"A": a, "B": b}, []
     states = [UserState({"number": n}, long(lengths[n] if lengths else 0)) for n in range(len(a))]
-    return diff.compare(*pair(bundle), [Query(k, state) for state in states], k)
+    return comparing.compare(*pair(bundle), [Query(k, state) for state in states], k)
 
 
 def long(n: int) -> Any:
@@ -138,7 +138,7 @@ def share_of(track: str) -> float:
 def genre_of(track: str) -> str:
     own = (B_TRACKS, B_GENRES, B_NAMES) if track in B_TRACKS else (A_TRACKS, A_GENRES, A_NAMES)
     number = own[1][own[0].index(track)]
-    return own[2][number - 1] if number else diff.UNKNOWN
+    return own[2][number - 1] if number else measures.UNKNOWN
 
 
 def mean(values: Iterable[float]) -> float | None:
@@ -161,7 +161,7 @@ def oracle(a: Lists, b: Lists, k: int, lengths: Sequence[int]) -> dict[str, Any]
         names = sorted(count_a | count_b)
         shares = {g: {"a": count_a[g] / len(shown_a), "b": count_b[g] / len(shown_b)} for g in names}
         moved = {g: own["b"] - own["a"] for g, own in shares.items()}
-        largest = sorted(moved.values(), key=lambda by: -abs(by))[: diff.MOVERS]
+        largest = sorted(moved.values(), key=lambda by: -abs(by))[: measures.MOVERS]
         distance = sum(map(abs, moved.values())) / 2
         genres = {"total_variation": distance, "shares": shares, "largest": [by for by in largest if by]}
     cohorts = []
@@ -230,7 +230,7 @@ def test_every_measure_is_that_of_plain_python(tiny_bundle: Bundle, data: st.Dat
         if found["overlap"]["mean"] is not None:
             assert 0 <= found["overlap"][side] <= 1
     json.dumps(found, allow_nan=False)
-    diff.tables({**found, "asked": {"source": "users", "queries": n, "unknown": 1}})
+    telling.tables({**found, "asked": {"source": "users", "queries": n, "unknown": 1}})
 
 
 def test_lists_whose_answers_are_known_by_heart(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +266,7 @@ def test_both_are_asked_in_turns(tiny_bundle: Bundle, monkeypatch: pytest.Monkey
 def test_changes_are_symmetric(lists: I64) -> None:
     a = np.argsort(lists, axis=1, kind="stable") + np.arange(len(lists))[:, None] % 2
     b = np.argsort(-lists, axis=1, kind="stable")
-    there, back = diff.changed(a, b), diff.changed(b, a)
+    there, back = measures.changed(a, b), measures.changed(b, a)
     assert (there.overlap == back.overlap).all()
     assert there.shift.sum() == back.shift.sum()
 
@@ -275,7 +275,7 @@ def test_changes_are_symmetric(lists: I64) -> None:
 
 
 def test_a_bundle_against_itself_has_not_changed(tiny_bundle: Bundle, queries: list[Query]) -> None:
-    found = diff.compare(tiny_bundle, tiny_bundle, queries, 10)
+    found = comparing.compare(tiny_bundle, tiny_bundle, queries, 10)
     assert found["summary"] == [f"B gives all {len(queries)} users exactly the list that A gives"]
     assert found["overlap"] == {
         "mean": 1, "low": 1, "high": 1, "identical": 1, "same_tracks": 1, "nothing": 0,
@@ -313,7 +313,7 @@ def test_the_lists_are_those_that_are_served(tiny_bundle: Bundle, queries: list[
         catalog=replace(tiny_bundle.catalog, removed=removed),
         index=tiny_bundle.index.with_rows(alive),
     )
-    found = diff.compare(tiny_bundle, other, queries, 10)
+    found = comparing.compare(tiny_bundle, other, queries, 10)
     lists = [
         [bundle.catalog.track_ids(Recommender(bundle).recommend(query).rows) for query in queries]
         for bundle in (tiny_bundle, other)
@@ -331,20 +331,20 @@ def test_without_a_genre_nothing_is_said_of_genres(tiny_bundle: Bundle) -> None:
     bundle = replace(tiny_bundle, spec=replace(tiny_bundle.spec, genre=None))
     lists = np.array([[0, 1]])
     rows = np.arange(2)
-    assert diff.genre_names(bundle, bundle, diff.Tracks(rows, rows)) is None
-    assert diff.genres(lists, lists, None) is None
-    named = diff.genre_names(tiny_bundle, bundle, diff.Tracks(rows, rows))
-    assert named == diff.genre_names(bundle, tiny_bundle, diff.Tracks(rows, rows))
+    assert measures.genre_names(bundle, bundle, measures.Tracks(rows, rows)) is None
+    assert measures.genres(lists, lists, None) is None
+    named = measures.genre_names(tiny_bundle, bundle, measures.Tracks(rows, rows))
+    assert named == measures.genre_names(bundle, tiny_bundle, measures.Tracks(rows, rows))
 
 
 def test_genres_are_those_of_the_data(tiny_bundle: Bundle, tiny_dataset: Dataset) -> None:
     assert tiny_bundle.spec.genre == "genre"
     rows = np.arange(len(tiny_bundle.catalog))
-    named = diff.genre_names(tiny_bundle, tiny_bundle, diff.Tracks(rows, rows))
+    named = measures.genre_names(tiny_bundle, tiny_bundle, measures.Tracks(rows, rows))
     assert named is not None
     told = dict(zip(tiny_bundle.catalog.track_ids(rows), named, strict=True))
     raw = dict(zip(tiny_dataset.track_ids, tiny_dataset.tracks["genre"].to_pylist(), strict=True))
-    assert told == {track: genre or diff.UNKNOWN for track, genre in raw.items()}
+    assert told == {track: genre or measures.UNKNOWN for track, genre in raw.items()}
 
 
 def test_a_genre_that_is_the_first_of_a_bag(tiny_bundle: Bundle) -> None:
@@ -355,7 +355,11 @@ def test_a_genre_that_is_the_first_of_a_bag(tiny_bundle: Bundle) -> None:
     catalog = replace(tiny_bundle.catalog, ids=ids)
     bundle = replace(tiny_bundle, spec=replace(spec, genre=bag.name), catalog=catalog)
     rows = np.array([0, 1, len(bag.values)])
-    assert diff.genre_names(bundle, bundle, diff.Tracks(rows, rows)) == [diff.UNKNOWN, bag.values[0], bag.values[-1]]
+    assert measures.genre_names(bundle, bundle, measures.Tracks(rows, rows)) == [
+        measures.UNKNOWN,
+        bag.values[0],
+        bag.values[-1],
+    ]
 
 
 def test_tracks_that_were_added_and_removed(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -366,12 +370,12 @@ def test_tracks_that_were_added_and_removed(store: Path, tmp_path: Path, capsys:
     add(tmp_path / "new.csv", store, limits)
     remove(before.catalog.track_ids(best), store, limits)
     n = len(before.catalog)
-    found = diff.between(store, before.bundle_id, "current", sample=100)
+    found = comparing.between(store, before.bundle_id, "current", sample=100)
     assert {name: found["catalogue"][name] for name in ("a", "b", "added", "removed")} == {
         "a": n, "b": n - 1, "added": 3, "removed": 4,
     }  # fmt: skip
     assert 0 < found["catalogue"]["recommended_gone"] <= 4
-    back = diff.between(store, "current", before.bundle_id, sample=100)
+    back = comparing.between(store, "current", before.bundle_id, sample=100)
     assert (back["catalogue"]["added"], back["catalogue"]["removed"]) == (4, 3)
     assert back["overlap"]["mean"] == found["overlap"]["mean"] < 1
     assert back["popularity"]["difference"] == pytest.approx(-found["popularity"]["difference"], abs=1e-6)
@@ -442,10 +446,15 @@ def test_what_is_refused_in_one_line(store: Path, tmp_path: Path, capsys: pytest
 
 def test_names_of_bundles(store: Path) -> None:
     older, newer = ids_of(store)
-    assert [diff.resolve(store, name) for name in ("previous", "current", older, newer)] == [older, newer, older, newer]
+    assert [comparing.resolve(store, name) for name in ("previous", "current", older, newer)] == [
+        older,
+        newer,
+        older,
+        newer,
+    ]
     shutil.rmtree(store / older)
     with pytest.raises(BundleMissing, match="no previous bundle"):
-        diff.resolve(store, "previous")
+        comparing.resolve(store, "previous")
 
 
 def written(path: Path, *lines: Any) -> Path:
@@ -467,7 +476,7 @@ def test_recorded_requests_become_the_queries_of_a_server(store: Path, tmp_path:
         {"user_id": user_id, "history": [], "profile": {"mood": "calm", **dict.fromkeys(state.profile, "other")}},
         {"user_id": "nobody at all", "k": None, "history": None, "profile": None, "exclude_track_ids": None},
     )
-    asked = diff.of_requests(file, store, None, 100, 7)
+    asked = asking.of_requests(file, store, None, 100, 7)
     stored, given, segment, filled, nobody = asked.queries
     assert asked.unknown == 2
     assert asked.source == f"requests of {file}"
@@ -482,22 +491,22 @@ def test_recorded_requests_become_the_queries_of_a_server(store: Path, tmp_path:
     assert (len(segment.state.history), segment.state.profile) == (0, {"age": 30.5})
     assert filled.state.profile == {"mood": "calm", **state.profile}
     assert (nobody.state.history == no_history()).all()
-    tiers = [one["name"] for one in diff.between(store, "previous", "current", requests=file)["cohorts"]]
+    tiers = [one["name"] for one in comparing.between(store, "previous", "current", requests=file)["cohorts"]]
     assert tiers[:4] == ["personal", "history", "segment", "popular"]
 
 
 def test_requests_are_drawn_in_their_order_and_need_no_user_store(store: Path, tmp_path: Path) -> None:
     shutil.rmtree(store / "users.lmdb")
     file = written(tmp_path / "requests.jsonl", *({"user_id": f"u{n}", "k": n + 1} for n in range(50)))
-    asked = diff.of_requests(file, store, None, 20, 10)
+    asked = asking.of_requests(file, store, None, 20, 10)
     ks = [query.k for query in asked.queries]
     assert len(set(ks)) == 20
     assert ks == sorted(ks)
-    assert ks == [query.k for query in diff.of_requests(file, store, None, 20, 10).queries]
+    assert ks == [query.k for query in asking.of_requests(file, store, None, 20, 10).queries]
     assert asked.unknown == 20
     assert not (store / "users.lmdb").exists()
     with pytest.raises(UserStoreError, match="nothing at"):
-        diff.of_requests(file, store, f"lmdb:{tmp_path}/typo", 20, 10)
+        asking.of_requests(file, store, f"lmdb:{tmp_path}/typo", 20, 10)
 
 
 @pytest.mark.parametrize(
@@ -547,4 +556,4 @@ def test_a_bad_line_is_refused_by_its_number(
 def test_a_file_without_requests_is_refused(tiny_store: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").write_text("\n \n", encoding="utf-8")
     with pytest.raises(DataError, match="no lines"):
-        diff.of_requests(tmp_path / "empty", tiny_store, None, 5, 10)
+        asking.of_requests(tmp_path / "empty", tiny_store, None, 5, 10)

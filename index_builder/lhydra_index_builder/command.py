@@ -204,15 +204,16 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _diff(args: argparse.Namespace) -> int:
-    from lhydra_index_builder import diff
+    from lhydra_index_builder.diff.comparing import between
+    from lhydra_index_builder.diff.telling import tables
 
     asked = {name: getattr(args, name) for name in ("data", "requests", "users", "sample", "k")}
-    found = diff.between(args.store, args.a, args.b, **asked)
+    found = between(args.store, args.a, args.b, **asked)
     if args.json:
         print(json.dumps(found, allow_nan=False))
         return 0
     print(*found["summary"], sep="\n")
-    for table in diff.tables(found):
+    for table in tables(found):
         print()
         print_table(*table)
     return 0
