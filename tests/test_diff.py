@@ -26,6 +26,7 @@ from lhydra.users.lmdb_store import LmdbUsers
 from lhydra_index_builder.changes import add, remove
 from lhydra_index_builder.config import RebuildSettings
 from lhydra_index_builder.diff import asking, comparing, measures, telling
+from lhydra_index_builder.diff.result import Audience
 from lhydra_index_builder.store import entries
 
 Lists = Sequence[Sequence[str]]
@@ -124,7 +125,9 @@ def scripted(
     monkeypatch.setattr(comparing, "Recommender", Scripted)
     Scripted.answers, Scripted.asked = {"A": a, "B": b}, []
     states = [UserState({"number": n}, long(lengths[n] if lengths else 0)) for n in range(len(a))]
-    return comparing.compare(*pair(bundle), [Query(k, state) for state in states], k)
+    found = comparing.compare(*pair(bundle), [Query(k, state) for state in states], k)
+    assert telling.tables(replace(found, asked=Audience("users", len(a), 1)))
+    return found.document()
 
 
 def long(n: int) -> Any:
@@ -138,7 +141,7 @@ def share_of(track: str) -> float:
 def genre_of(track: str) -> str:
     own = (B_TRACKS, B_GENRES, B_NAMES) if track in B_TRACKS else (A_TRACKS, A_GENRES, A_NAMES)
     number = own[1][own[0].index(track)]
-    return own[2][number - 1] if number else measures.UNKNOWN
+    return own[2][number - 1] if number else measures.UNKNOWN_GENRE
 
 
 def mean(values: Iterable[float]) -> float | None:
@@ -161,7 +164,7 @@ def oracle(a: Lists, b: Lists, k: int, lengths: Sequence[int]) -> dict[str, Any]
         names = sorted(count_a | count_b)
         shares = {g: {"a": count_a[g] / len(shown_a), "b": count_b[g] / len(shown_b)} for g in names}
         moved = {g: own["b"] - own["a"] for g, own in shares.items()}
-        largest = sorted(moved.values(), key=lambda by: -abs(by))[: measures.MOVERS]
+        largest = sorted(moved.values(), key=lambda by: -abs(by))[: measures.MAX_GENRE_MOVES]
         distance = sum(map(abs, moved.values())) / 2
         genres = {"total_variation": distance, "shares": shares, "largest": [by for by in largest if by]}
     cohorts = []
@@ -230,7 +233,6 @@ def test_every_measure_is_that_of_plain_python(tiny_bundle: Bundle, data: st.Dat
         if found["overlap"]["mean"] is not None:
             assert 0 <= found["overlap"][side] <= 1
     json.dumps(found, allow_nan=False)
-    telling.tables({**found, "asked": {"source": "users", "queries": n, "unknown": 1}})
 
 
 def test_lists_whose_answers_are_known_by_heart(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,7 +277,7 @@ def test_changes_are_symmetric(lists: I64) -> None:
 
 
 def test_a_bundle_against_itself_has_not_changed(tiny_bundle: Bundle, queries: list[Query]) -> None:
-    found = comparing.compare(tiny_bundle, tiny_bundle, queries, 10)
+    found = comparing.compare(tiny_bundle, tiny_bundle, queries, 10).document()
     assert found["summary"] == [f"B gives all {len(queries)} users exactly the list that A gives"]
     assert found["overlap"] == {
         "mean": 1, "low": 1, "high": 1, "identical": 1, "same_tracks": 1, "nothing": 0,
@@ -313,7 +315,7 @@ def test_the_lists_are_those_that_are_served(tiny_bundle: Bundle, queries: list[
         catalog=replace(tiny_bundle.catalog, removed=removed),
         index=tiny_bundle.index.with_rows(alive),
     )
-    found = comparing.compare(tiny_bundle, other, queries, 10)
+    found = comparing.compare(tiny_bundle, other, queries, 10).document()
     lists = [
         [bundle.catalog.track_ids(Recommender(bundle).recommend(query).rows) for query in queries]
         for bundle in (tiny_bundle, other)
@@ -344,7 +346,7 @@ def test_genres_are_those_of_the_data(tiny_bundle: Bundle, tiny_dataset: Dataset
     assert named is not None
     told = dict(zip(tiny_bundle.catalog.track_ids(rows), named, strict=True))
     raw = dict(zip(tiny_dataset.track_ids, tiny_dataset.tracks["genre"].to_pylist(), strict=True))
-    assert told == {track: genre or measures.UNKNOWN for track, genre in raw.items()}
+    assert told == {track: genre or measures.UNKNOWN_GENRE for track, genre in raw.items()}
 
 
 def test_a_genre_that_is_the_first_of_a_bag(tiny_bundle: Bundle) -> None:
@@ -356,7 +358,7 @@ def test_a_genre_that_is_the_first_of_a_bag(tiny_bundle: Bundle) -> None:
     bundle = replace(tiny_bundle, spec=replace(spec, genre=bag.name), catalog=catalog)
     rows = np.array([0, 1, len(bag.values)])
     assert measures.genre_names(bundle, bundle, measures.Tracks(rows, rows)) == [
-        measures.UNKNOWN,
+        measures.UNKNOWN_GENRE,
         bag.values[0],
         bag.values[-1],
     ]
@@ -370,12 +372,12 @@ def test_tracks_that_were_added_and_removed(store: Path, tmp_path: Path, capsys:
     add(tmp_path / "new.csv", store, limits)
     remove(before.catalog.track_ids(best), store, limits)
     n = len(before.catalog)
-    found = comparing.between(store, before.bundle_id, "current", sample=100)
+    found = comparing.between(store, before.bundle_id, "current", sample=100).document()
     assert {name: found["catalogue"][name] for name in ("a", "b", "added", "removed")} == {
         "a": n, "b": n - 1, "added": 3, "removed": 4,
     }  # fmt: skip
     assert 0 < found["catalogue"]["recommended_gone"] <= 4
-    back = comparing.between(store, "current", before.bundle_id, sample=100)
+    back = comparing.between(store, "current", before.bundle_id, sample=100).document()
     assert (back["catalogue"]["added"], back["catalogue"]["removed"]) == (4, 3)
     assert back["overlap"]["mean"] == found["overlap"]["mean"] < 1
     assert back["popularity"]["difference"] == pytest.approx(-found["popularity"]["difference"], abs=1e-6)
@@ -407,7 +409,22 @@ def test_the_command_in_json(store: Path, tiny_dataset: Dataset, capsys: pytest.
     found = json.loads(capsys.readouterr().out)
     assert (found["a"], found["b"], found["k"], found["users"]) == (older, newer, 5, 30)
     assert found["asked"] == {"source": f"users of {tiny_dataset.path}", "queries": 30, "unknown": 0}
-    assert "inter_user_overlap@5" in found
+    both = {"a", "b"}
+    keys = {name: set(part) if isinstance(part, dict) else None for name, part in found.items()}
+    cohort = found["cohorts"][0]
+    assert set(cohort) == {"by", "name", "users", "overlap"}
+    assert set(found["genres"]["movers"][0] if found["genres"]["movers"] else ()) <= both | {"genre", "difference"}
+    assert set(found["settings"]["a"]) == {"model", "recipe", "point", "depth", "tracks"}
+    assert keys == {
+        **dict.fromkeys(("summary", "format", "k", "users", "a", "b", "differ", "cohorts")),
+        **dict.fromkeys(("settings", "coverage", "inter_user_overlap@5", "latency"), both),
+        "asked": {"source", "queries", "unknown"},
+        "overlap": {"mean", "low", "high", "identical", "same_tracks", "nothing"},
+        "order": {"rank_shift", "same_first"},
+        "popularity": both | {"difference", "low", "high"},
+        "catalogue": both | {"added", "removed", "recommended_new", "recommended_gone"},
+        "genres": {"total_variation", "movers", "shares"},
+    }
 
 
 def refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -491,7 +508,9 @@ def test_recorded_requests_become_the_queries_of_a_server(store: Path, tmp_path:
     assert (len(segment.state.history), segment.state.profile) == (0, {"age": 30.5})
     assert filled.state.profile == {"mood": "calm", **state.profile}
     assert (nobody.state.history == no_history()).all()
-    tiers = [one["name"] for one in comparing.between(store, "previous", "current", requests=file)["cohorts"]]
+    tiers = [
+        one["name"] for one in comparing.between(store, "previous", "current", requests=file).document()["cohorts"]
+    ]
     assert tiers[:4] == ["personal", "history", "segment", "popular"]
 
 

@@ -210,9 +210,9 @@ def _diff(args: argparse.Namespace) -> int:
     asked = {name: getattr(args, name) for name in ("data", "requests", "users", "sample", "k")}
     found = between(args.store, args.a, args.b, **asked)
     if args.json:
-        print(json.dumps(found, allow_nan=False))
+        print(json.dumps(found.document(), allow_nan=False))
         return 0
-    print(*found["summary"], sep="\n")
+    print(*found.summary, sep="\n")
     for table in tables(found):
         print()
         print_table(*table)

@@ -22,7 +22,7 @@ from lhydra_index_builder.changes import some_users
 
 SEED = 0
 MAX_K = 10_000  # what a server may be told to allow
-_WARM = 50  # queries asked once before anything is timed
+WARM_UP_QUERIES = 50  # asked once before anything is timed
 _FIELDS = ("user_id", "k", "exclude_track_ids", "history", "profile")
 _ENTRY_FIELDS = ("track_id", "count", "timestamp_s")
 _MAX_ID_CHARS, _MAX_COUNT, _MAX_TIME_S = 256, 1e9, 2**36  # the last refuses milliseconds
@@ -41,22 +41,40 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Side:
+class Answers:
     """What one bundle answered to n queries: lists best first, -1 padded."""
 
-    lists: I64  # (n, k) rows of its catalog, or numbers that both sides share
+    lists: I64  # (n, k) rows of its catalog
     tiers: I64  # (n,)
     took_ms: F64  # (n,)
 
 
 def of_dataset(folder: Path, n: int, k: int) -> Asked:
-    """Returns queries of at most `n` users of a prepared dataset, drawn at random, as of now."""
+    """Returns queries of users of a prepared dataset, drawn at random, as of now.
+
+    Args:
+        folder: the dataset.
+        n: users at most.
+        k: tracks that each query asks for.
+
+    Returns:
+        The queries.
+    """
     states = gate.draw(Dataset.open(folder), "now", None, n, SEED).states
     return Asked([_query(state, k) for state in states], f"users of {folder}")
 
 
 def of_users(store: Path, url: str | None, n: int, k: int) -> Asked:
-    """Returns queries of at most `n` users of the user store at `url`, by default the one inside `store`.
+    """Returns queries of users of a user store, drawn at random.
+
+    Args:
+        store: the folder that bundles are published in.
+        url: the user store; None takes the one inside `store`.
+        n: users at most.
+        k: tracks that each query asks for.
+
+    Returns:
+        The queries.
 
     Raises:
         DataError: there is no such store inside `store`.
@@ -72,11 +90,21 @@ def of_users(store: Path, url: str | None, n: int, k: int) -> Asked:
 
 
 def of_requests(file: Path, store: Path, url: str | None, n: int, k: int) -> Asked:
-    """Returns at most `n` of the requests recorded in `file`, drawn at random, in their order.
+    """Returns recorded requests, drawn at random, in their order.
 
     One JSON object per line: `user_id`, and maybe `k`, `exclude_track_ids`, `history` (objects of `track_id` and maybe
     `count` and `timestamp_s`) and `profile` (values by column). What the user store holds of a user counts, as a server
     would have it, where the request brings no history. What was heard is left out.
+
+    Args:
+        file: the requests.
+        store: the folder that bundles are published in.
+        url: the user store; None takes the one inside `store`, or none where there is none.
+        n: requests at most.
+        k: tracks to ask for where a request does not say.
+
+    Returns:
+        The queries.
 
     Raises:
         DataError: a line that is no such request, or no line at all.
@@ -104,18 +132,27 @@ def of_requests(file: Path, store: Path, url: str | None, n: int, k: int) -> Ask
     return Asked(queries, f"requests of {file}", unknown)
 
 
-def ask(a: Recommender, b: Recommender, queries: Sequence[Query], k: int) -> tuple[Side, Side]:
-    """Returns what both answer, rows of their own catalogs; each query goes to both before the next one.
+def ask(a: Recommender, b: Recommender, queries: Sequence[Query], k: int) -> tuple[Answers, Answers]:
+    """Returns what both answer; each query goes to both before the next one.
 
-    Who is asked first takes turns, so that whatever else the machine does, and caches that a query leaves warm, are
-    the same to both.
+    The two take turns in being asked first, so that other load and caches that a query leaves warm are the same to
+    both.
+
+    Args:
+        a: serves the bundle before.
+        b: serves the bundle after.
+        queries: n queries.
+        k: tracks to keep of each list.
+
+    Returns:
+        The answers of `a` and those of `b`.
     """
     both, n = (a, b), len(queries)
     for recommender in both:
         recommender.warm_up()
-        for query in queries[:_WARM]:
+        for query in queries[:WARM_UP_QUERIES]:
             recommender.recommend(query)
-    sides = tuple(Side(np.full((n, k), -1, np.int64), np.zeros(n, np.int64), np.zeros(n)) for _ in both)
+    sides = tuple(Answers(np.full((n, k), -1, np.int64), np.zeros(n, np.int64), np.zeros(n)) for _ in both)
     for i, query in enumerate(with_progress(queries, n, "asking both bundles")):
         for which in (i % 2, 1 - i % 2):
             started = time.perf_counter_ns()

@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,10 +16,9 @@ from lhydra.recommender import Recommender
 from lhydra.timing import timed
 from lhydra_index_builder.diff import measures
 from lhydra_index_builder.diff.asking import MAX_K, SEED, ask, of_dataset, of_requests, of_users
+from lhydra_index_builder.diff.result import Audience, Both, BundleFacts, Comparison
 from lhydra_index_builder.diff.telling import verdict
 from lhydra_index_builder.store import entries
-
-FORMAT = 1
 
 
 @timed("diff")
@@ -34,8 +32,21 @@ def between(
     users: str | None = None,
     sample: int = 500,
     k: int = 10,
-) -> dict[str, Any]:
-    """Returns `compare` of two bundles of a store, with `asked`; a, b: ids, or `current` and `previous`.
+) -> Comparison:
+    """Returns how the lists of two bundles of a store differ, for users of the user store where nothing else is said.
+
+    Args:
+        store: the folder that bundles are published in.
+        a: the bundle before: an id, `current` or `previous`.
+        b: the bundle after, likewise.
+        data: a prepared dataset whose users to ask.
+        requests: a file of recorded requests to ask.
+        users: URL of the user store, `STORE/users.lmdb` by default.
+        sample: users or requests at most.
+        k: tracks to compare of each list.
+
+    Returns:
+        The comparison, with whom it asked.
 
     Raises:
         ConfigError: a number out of range, or users for whom there is no use.
@@ -55,11 +66,22 @@ def between(
     else:
         asked = of_users(store, users, sample, k)
     found = compare(Bundle.open(store, ids[0]), Bundle.open(store, ids[1]), asked.queries, k)
-    return {**found, "asked": {"source": asked.source, "queries": len(asked.queries), "unknown": asked.unknown}}
+    return replace(found, asked=Audience(asked.source, len(asked.queries), asked.unknown))
 
 
 def resolve(store: Path, name: str) -> str:
-    """Returns the id of the bundle that is called so. Raises BundleMissing when there is none."""
+    """Returns the id of the bundle that is called so.
+
+    Args:
+        store: the folder that bundles are published in.
+        name: an id, `current` or `previous`.
+
+    Returns:
+        The bundle id.
+
+    Raises:
+        BundleMissing: there is no such bundle.
+    """
     if name == "current":
         return current_bundle_id(store)
     states = {entry.bundle_id: entry.state for entry in entries(store) if entry.state != "partial"}
@@ -74,50 +96,54 @@ def resolve(store: Path, name: str) -> str:
     return name
 
 
-def compare(a: Bundle, b: Bundle, queries: Sequence[Query], k: int) -> dict[str, Any]:
-    """Returns what would change for those who ask, plain JSON values; null where there was nothing to measure.
+def compare(a: Bundle, b: Bundle, queries: Sequence[Query], k: int) -> Comparison:
+    """Returns what would change for those who ask.
 
-    k: so many tracks of each list are compared, whatever k the queries ask for.
+    Args:
+        a: the bundle before.
+        b: the bundle after.
+        queries: what both are asked.
+        k: tracks to compare of each list, whatever k the queries ask for.
+
+    Returns:
+        The comparison, without `asked`.
     """
     before, after = Recommender(a), Recommender(b)
-    rows_a, rows_b = ask(before, after, queries, k)
-    tracks, lists_a, lists_b = measures.numbered(a.catalog, rows_a.lists, b.catalog, rows_b.lists)
+    answers_a, answers_b = ask(before, after, queries, k)
+    tracks, lists_a, lists_b = measures.numbered(a.catalog, answers_a.lists, b.catalog, answers_b.lists)
     changes = measures.changed(lists_a, lists_b)
-    settings = {"a": _settings(before), "b": _settings(after)}
+    settings = Both(_facts(before), _facts(after))
     own, users = measures.overlap(changes), int(changes.some.sum())
     full = ((np.minimum(lists_a, lists_b) >= 0).all(axis=1) | ~changes.some).all()
-    return {
-        "summary": [verdict(own, users, k if full else 0)],
-        "format": FORMAT,
-        "k": k,
-        "users": users,
-        "a": a.bundle_id,
-        "b": b.bundle_id,
-        "settings": settings,
-        "differ": [name for name, value in settings["a"].items() if value != settings["b"][name]],
-        "overlap": own,
-        "order": measures.order(changes),
-        "popularity": measures.popularity(lists_a, lists_b, measures.listeners(a, b, tracks)),
-        "catalogue": measures.catalogue(a.catalog, b.catalog, tracks, lists_a, lists_b),
-        "coverage": {"a": measures.distinct(lists_a), "b": measures.distinct(lists_b)},
-        f"inter_user_overlap@{min(k, beyond.K)}": {
-            side: beyond.inter_user_overlap(lists[:, : beyond.K], SEED)
-            for side, lists in (("a", lists_a), ("b", lists_b))
-        },
-        "genres": measures.genres(lists_a, lists_b, measures.genre_names(a, b, tracks)),
-        "cohorts": measures.cohorts(
-            changes, rows_b.tiers, np.array([len(query.state.history) for query in queries], np.int64)
-        ),
-        "latency": {"a": measures.latency(rows_a.took_ms), "b": measures.latency(rows_b.took_ms)},
-    }
+    lengths = np.array([len(query.state.history) for query in queries], np.int64)
+    common = (beyond.inter_user_overlap(lists[:, : beyond.K], SEED) for lists in (lists_a, lists_b))
+    return Comparison(
+        summary=[verdict(own, users, k if full else 0)],
+        k=k,
+        users=users,
+        a=a.bundle_id,
+        b=b.bundle_id,
+        settings=settings,
+        differ=[name for name, value in vars(settings.a).items() if value != vars(settings.b)[name]],
+        overlap=own,
+        order=measures.order(changes),
+        popularity=measures.popularity(lists_a, lists_b, measures.listeners(a, b, tracks)),
+        catalogue=measures.catalogue(a.catalog, b.catalog, tracks, lists_a, lists_b),
+        coverage=Both(measures.distinct(lists_a), measures.distinct(lists_b)),
+        common_at=min(k, beyond.K),
+        common=Both(*common),
+        genres=measures.genres(lists_a, lists_b, measures.genre_names(a, b, tracks)),
+        cohorts=measures.cohorts(changes, answers_b.tiers, lengths),
+        latency=Both(measures.latency(answers_a.took_ms), measures.latency(answers_b.took_ms)),
+    )
 
 
-def _settings(recommender: Recommender) -> dict[str, Any]:
+def _facts(recommender: Recommender) -> BundleFacts:
     bundle = recommender.bundle
-    return {
-        "model": bundle.manifest.model_id if bundle.manifest else None,
-        "recipe": bundle.index.recipe,
-        "point": asdict(bundle.index.point),
-        "depth": recommender.depth,
-        "tracks": bundle.catalog.n_eligible,
-    }
+    return BundleFacts(
+        model=bundle.manifest.model_id if bundle.manifest else None,
+        recipe=bundle.index.recipe,
+        point=bundle.index.point,
+        depth=recommender.depth,
+        tracks=bundle.catalog.n_eligible,
+    )
