@@ -44,7 +44,7 @@ from lhydra.errors import ConfigError, LhydraError, complain
 from lhydra.recommender import Recommender
 from lhydra_client.table import table
 from lhydra_index_builder.build import join_users
-from lhydra_index_builder.recipe import NEAREST, REFINE, Truth, efforts
+from lhydra_index_builder.recipe import NEIGHBOURS, REFINE_FACTORS, Truth, efforts
 
 FETCH, TARGET = 300, 0.95
 M, EF_CONSTRUCTION = 32, 128  # of every graph
@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     near = np.einsum("ud,umd->um", truth.queries, vectors[truth.nearest]).mean(0)
     print(
         f"{len(vectors):,} tracks of {vectors.shape[1]} numbers, {len(truth.queries)} users; inner product with the"
-        f" nearest {near[0]:.2f}, with the last of the nearest {NEAREST} {near[-1]:.2f}",
+        f" nearest {near[0]:.2f}, with the last of the nearest {NEIGHBOURS} {near[-1]:.2f}",
         flush=True,
     )
     entrants = ours(bundle, vectors, half(truth, 0))
@@ -216,9 +216,9 @@ def queries_of(bundle: Bundle, dataset: Dataset, n: int, seed: int) -> F32:
 
 
 def truth_of(vectors: F32, queries: F32) -> Truth:
-    """Returns the exact nearest NEAREST of every query."""
+    """Returns the exact nearest NEIGHBOURS of every query."""
     use_threads(os.cpu_count() or 1)
-    rows, _ = nearest_of_many([vectors], queries, NEAREST, np.empty(0, np.int64))
+    rows, _ = nearest_of_many([vectors], queries, NEIGHBOURS, np.empty(0, np.int64))
     one_thread()
     return Truth(queries, rows)
 
@@ -261,7 +261,7 @@ def ours(bundle: Bundle, vectors: F32, truth: Truth) -> list[Entrant]:
         searched = index.at(OperatingPoint(effort[knob], effort["refine"]))
         return lambda vector: searched.search(vector, FETCH)[0]
 
-    refining = REFINE if index.vectors is not None and "Flat" not in index.recipe else (1,)
+    refining = REFINE_FACTORS if index.vectors is not None and "Flat" not in index.recipe else (1,)
     series = [[{knob: step, "refine": refine} for step in efforts(index)] for refine in refining]
     built = Built(at, series, manifest.files["index.faiss"]["bytes"])
     stored: Effort = {knob: index.point.effort, "refine": index.point.refine}
@@ -516,7 +516,7 @@ def row_of(entrant: Entrant, rounds: Sequence[Round], truth: Truth, n: int) -> d
         "coverage_when_chosen": entrant.tuned,
         "reached": entrant.tuned >= TARGET,
         "coverage": share(found, truth.nearest),
-        "recall@100": share([rows[:NEAREST] for rows in found], truth.nearest),
+        "recall@100": share([rows[:NEIGHBOURS] for rows in found], truth.nearest),
         "users_below_half": round(float((shares(found, truth.nearest) < 0.5).mean()), 4),
         **times,
         "calls": [one.calls for one in rounds],

@@ -16,7 +16,7 @@ from benchmarks import ann
 from lhydra.bundle.bundle import Bundle
 from lhydra.data.dataset import Dataset
 from lhydra.domain import F32
-from lhydra_index_builder.recipe import NEAREST
+from lhydra_index_builder.recipe import NEIGHBOURS
 
 
 def unit(n: int, seed: int) -> F32:
@@ -31,11 +31,11 @@ def test_brute_force_covers_everything_and_its_last_rows_nothing() -> None:
     vectors, queries = unit(500, 0), unit(20, 1)
     truth = ann.truth_of(vectors, queries)
     order = [np.argsort(-(vectors @ query), kind="stable") for query in queries]
-    assert [sorted(rows[:NEAREST]) for rows in order] == [sorted(exact) for exact in truth.nearest]
+    assert [sorted(rows[:NEIGHBOURS]) for rows in order] == [sorted(exact) for exact in truth.nearest]
     for found, expected in (
         ([rows[: ann.FETCH] for rows in order], 1.0),
         ([rows[:50] for rows in order], 0.5),
-        ([rows[NEAREST:] for rows in order], 0.0),
+        ([rows[NEIGHBOURS:] for rows in order], 0.0),
         ([rows[:0] for rows in order], 0.0),
     ):
         assert ann.share(found, truth.nearest) == expected

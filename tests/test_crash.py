@@ -402,7 +402,7 @@ def test_the_gate_is_asked_again_for_each_rollback_and_may_then_refuse(
         if len(against) < 3:
             stores.rollback(store, None if len(against) == 1 else newer)
             return checks
-        return [*checks, gate.Check("odd", gate.REFUSED, 1, 0, "the third time")]
+        return [*checks, gate.Check("odd", stores.REFUSED, 1, 0, "the third time")]
 
     monkeypatch.setattr(gate, "check", rolled_back_meanwhile)
     older = stores.entries(store)[1].bundle_id

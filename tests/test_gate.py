@@ -34,8 +34,8 @@ def store(tiny_store: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def asked(tiny_dataset: Dataset) -> gate.Asked:
-    return gate.draw(tiny_dataset, *held_out(tiny_dataset, "train"), 100, 0)
+def asked(tiny_dataset: Dataset) -> gate.UserSample:
+    return gate.draw_users(tiny_dataset, *held_out(tiny_dataset, "train"), 100, 0)
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +47,14 @@ def verdicts(checks: list[gate.Check]) -> dict[str, str]:
     return {check.name: check.verdict for check in checks}
 
 
-def all_of(store: Path, new: Bundle, current: Bundle | None, asked: gate.Asked, dataset: Dataset) -> dict[str, str]:
+def all_of(store: Path, new: Bundle, current: Bundle | None, asked: gate.UserSample) -> dict[str, str]:
     folder = store / current_bundle_id(store)
-    return verdicts(gate.check(folder, new, current, "none", asked, dataset.hashes, CONFIG))
+    return verdicts(gate.check(folder, new, current, "none", asked, CONFIG))
 
 
-def test_a_bundle_beside_itself_passes_everything(
-    tiny_store: Path, opened: Bundle, asked: gate.Asked, tiny_dataset: Dataset
-) -> None:
-    assert set(all_of(tiny_store, opened, opened, asked, tiny_dataset).values()) == {"passed"}
-    alone = all_of(tiny_store, opened, None, asked, tiny_dataset)
+def test_a_bundle_beside_itself_passes_everything(tiny_store: Path, opened: Bundle, asked: gate.UserSample) -> None:
+    assert set(all_of(tiny_store, opened, opened, asked).values()) == {"passed"}
+    alone = all_of(tiny_store, opened, None, asked)
     assert {name for name, verdict in alone.items() if verdict == "skipped"} == {
         *("quality", "catalogue", "changed lists"),
     }
@@ -66,9 +64,7 @@ def with_catalog(bundle: Bundle, **arrays: object) -> Bundle:
     return replace(bundle, catalog=replace(bundle.catalog, **arrays))  # type: ignore[arg-type]
 
 
-def test_worse_lists_are_refused_for_quality(
-    tiny_store: Path, opened: Bundle, asked: gate.Asked, tiny_dataset: Dataset
-) -> None:
+def test_worse_lists_are_refused_for_quality(tiny_store: Path, opened: Bundle, asked: gate.UserSample) -> None:
     """Vectors of other tracks: what is retrieved is noise, and surely worse."""
     rng = np.random.default_rng(0)
     shuffled = with_catalog(
@@ -79,21 +75,21 @@ def test_worse_lists_are_refused_for_quality(
         vectors=rng.permutation(opened.catalog.vectors),
         history=rng.permutation(opened.catalog.history),
     )
-    found = gate.check(tiny_store / opened.bundle_id, shuffled, opened, "", asked, tiny_dataset.hashes, CONFIG)
+    found = gate.check(tiny_store / opened.bundle_id, shuffled, opened, "", asked, CONFIG)
     quality = next(check for check in found if check.name == "quality")
     assert quality.verdict == "refused"
     assert quality.found is not None
     assert quality.found > 0.2
-    other_way = gate.check(tiny_store / opened.bundle_id, opened, shuffled, "", asked, tiny_dataset.hashes, CONFIG)
+    other_way = gate.check(tiny_store / opened.bundle_id, opened, shuffled, "", asked, CONFIG)
     assert verdicts(other_way)["quality"] == "passed"
 
 
-def test_quality_is_the_ndcg_of_the_served_lists(opened: Bundle, asked: gate.Asked, tiny_dataset: Dataset) -> None:
+def test_quality_is_the_ndcg_of_the_served_lists(opened: Bundle, asked: gate.UserSample, tiny_dataset: Dataset) -> None:
     recommender = Recommender(opened)
-    lists = gate.top(recommender, asked.states)
-    found = gate.quality(recommender, lists, recommender, lists, asked, tiny_dataset.hashes, CONFIG)
-    assert asked.targets is not None
-    targets = asked.targets  # rows are positions: the bundle holds the dataset's tracks
+    lists = gate.served_lists(recommender, asked.states)
+    found = gate.quality(recommender, lists, recommender, lists, asked.held_out, CONFIG)
+    assert asked.held_out is not None
+    targets = asked.held_out.targets  # rows are positions: the bundle holds the dataset's tracks
     expected = rank_metrics(lists, targets.offsets, targets.tracks, len(opened.catalog), (10,)).means()["ndcg@10"]
     assert f"{expected:.4f} before, {expected:.4f} now" in found.note
     assert expected > 0.02
@@ -101,9 +97,9 @@ def test_quality_is_the_ndcg_of_the_served_lists(opened: Bundle, asked: gate.Ask
     assert set(targets.users) <= set(everything.users)
 
 
-def test_lists_that_share_nothing_are_refused(opened: Bundle, asked: gate.Asked) -> None:
+def test_lists_that_share_nothing_are_refused(opened: Bundle, asked: gate.UserSample) -> None:
     recommender = Recommender(opened)
-    lists = gate.top(recommender, asked.states)
+    lists = gate.served_lists(recommender, asked.states)
     other = np.where(lists >= 0, (lists + 1) % len(opened.catalog), -1)
     half = lists.copy()
     half[: len(half) // 4] = other[: len(half) // 4]
@@ -178,7 +174,7 @@ def test_what_was_measured_is_held_against_its_limit(name: str, changed: dict[st
         assert part in found.line
 
 
-def test_every_promise_that_is_broken_is_seen(opened: Bundle, asked: gate.Asked) -> None:
+def test_every_promise_that_is_broken_is_seen(opened: Bundle, asked: gate.UserSample) -> None:
     recommender = Recommender(opened)
     query = Query(10, asked.states[0], True, asked.states[0].heard)
     good = recommender.recommend(query)
@@ -196,7 +192,7 @@ def test_every_promise_that_is_broken_is_seen(opened: Bundle, asked: gate.Asked)
         assert word in gate.broken_promise(recommender, query, spoilt)
 
 
-def test_the_smoke_requests_find_a_recommender_that_falls_short(opened: Bundle, asked: gate.Asked) -> None:
+def test_the_smoke_requests_find_a_recommender_that_falls_short(opened: Bundle, asked: gate.UserSample) -> None:
     class Short(Recommender):
         def recommend(self, query: Query, check: object = None) -> object:  # type: ignore[override]
             found = super().recommend(query)

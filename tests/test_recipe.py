@@ -13,7 +13,7 @@ from lhydra.bundle.index import FLAT, Index, OperatingPoint, sample_rows
 from lhydra.domain import F32, I64
 from lhydra.errors import ConfigError
 from lhydra_index_builder import pool, recipe
-from lhydra_index_builder.recipe import Measured, Truth, Vectors, choose, ladder, measure
+from lhydra_index_builder.recipe import MeasuredPoint, Truth, VectorFile, choose, ladder, measure
 
 DIM = 16
 NOTHING: I64 = np.empty(0, np.int64)
@@ -27,20 +27,20 @@ def unit(n: int, seed: int, dim: int = DIM) -> F32:
 
 
 @pytest.fixture(scope="module")
-def vectors(tmp_path_factory: pytest.TempPathFactory) -> Vectors:
+def vectors(tmp_path_factory: pytest.TempPathFactory) -> VectorFile:
     path = tmp_path_factory.mktemp("vectors") / "vectors.npy"
     np.save(path, unit(3000, 1))
-    return Vectors(path, 3000, DIM)
+    return VectorFile(path, 3000, DIM)
 
 
 @pytest.fixture(scope="module")
-def truth(vectors: Vectors) -> Truth:
+def truth(vectors: VectorFile) -> Truth:
     queries = unit(60, 2)
-    rows, _ = nearest_of_many([np.load(vectors.path)], queries, recipe.NEAREST, NOTHING)
+    rows, _ = nearest_of_many([np.load(vectors.path)], queries, recipe.NEIGHBOURS, NOTHING)
     return Truth(queries, rows)
 
 
-def chosen(vectors: Vectors, truth: Truth, folder: Path, **other: object) -> recipe.Choice:
+def chosen(vectors: VectorFile, truth: Truth, folder: Path, **other: object) -> recipe.Choice:
     defaults: dict[str, object] = {"recipe": recipe.AUTO, "target": 0.95, "depth": 200, "max_bytes": 0, "seed": 0}
     return choose(vectors, truth, **{**defaults, **other}, run=map, threads=1, folder=folder)  # type: ignore[arg-type]
 
@@ -81,7 +81,7 @@ def test_the_ladder_follows_size_and_memory() -> None:
 
 
 def test_an_index_that_must_be_small_is_small_and_orders_by_exact_vectors(
-    vectors: Vectors, truth: Truth, tmp_path: Path
+    vectors: VectorFile, truth: Truth, tmp_path: Path
 ) -> None:
     found = chosen(vectors, truth, tmp_path, max_bytes=14, target=0.9)
     assert found.measured.recipe.endswith("PQ8x4fs")
@@ -100,22 +100,22 @@ def test_an_index_that_must_be_small_is_small_and_orders_by_exact_vectors(
 
 @pytest.mark.parametrize("name", ["IVF64,SQ8", "IVF64,Flat", "HNSW16", "PCA8,IVF32,SQ8", "IVF32,SQ8,RFlat"])
 def test_the_point_reaches_the_target_with_the_least_work(
-    name: str, vectors: Vectors, truth: Truth, tmp_path: Path
+    name: str, vectors: VectorFile, truth: Truth, tmp_path: Path
 ) -> None:
     found = chosen(vectors, truth, tmp_path, recipe=name, target=0.8, depth=120)
     points = [at for at in found.curve if at.recipe == name]
     good = [at for at in points if at.least >= 0.8]
     assert found.reached == bool(good)
-    assert min(good, key=lambda at: recipe.work(at, vectors.n, 120)).point == found.measured.point
+    assert min(good, key=lambda at: recipe.search_cost(at, vectors.n, 120)).point == found.measured.point
     assert any(at.least < 0.8 for at in points) or points[0].point == found.measured.point
     assert found.path.is_file()
     assert [at.recipe for at in found.curve if at.recipe == FLAT] == [FLAT]  # what exact search costs, beside it
 
 
 def test_a_target_out_of_reach_of_the_codes_takes_the_next_recipe(
-    vectors: Vectors, truth: Truth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    vectors: VectorFile, truth: Truth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recipe, "FLAT_WORK", 0)
+    monkeypatch.setattr(recipe, "MAX_FLAT_PRODUCTS", 0)
     found = chosen(vectors, truth, tmp_path, target=1.0, depth=100)
     tried = list(dict.fromkeys(at.recipe for at in found.curve))
     assert found.reached
@@ -124,7 +124,7 @@ def test_a_target_out_of_reach_of_the_codes_takes_the_next_recipe(
     assert [path.name for path in tmp_path.glob("index-*")] == [found.path.name]  # the others are gone
 
 
-def test_the_measure_is_the_truth(vectors: Vectors, truth: Truth, tmp_path: Path) -> None:
+def test_the_measure_is_the_truth(vectors: VectorFile, truth: Truth, tmp_path: Path) -> None:
     recipe.build(vectors, "IVF64,SQ8", 0, map, 1, tmp_path / "index")
     index = Index.open(tmp_path / "index", "IVF64,SQ8", OperatingPoint(3))
     found = measure(index, truth, 150, 7.0, 1.0)
@@ -142,15 +142,15 @@ def test_the_measure_is_the_truth(vectors: Vectors, truth: Truth, tmp_path: Path
 
 
 def test_work_counts_what_is_compared() -> None:
-    at = Measured("IVF100,SQ8", 4, 1, 1, 1, 1, 1, 0, 0, 0, 0)
-    assert recipe.work(at, 50_000, 300) == 100 + 4 * 500
-    assert recipe.work(replace(at, refine=2), 50_000, 300) == 100 + 4 * 500 + 10 * 600
+    at = MeasuredPoint("IVF100,SQ8", 4, 1, 1, 1, 1, 1, 0, 0, 0, 0)
+    assert recipe.search_cost(at, 50_000, 300) == 100 + 4 * 500
+    assert recipe.search_cost(replace(at, refine=2), 50_000, 300) == 100 + 4 * 500 + 10 * 600
 
 
 # -- building in parts ------------------------------------------------------------------------------------------
 
 
-def lists_of(path: Path, name: str, vectors: Vectors, truth: Truth) -> list[list[int]]:
+def lists_of(path: Path, name: str, vectors: VectorFile, truth: Truth) -> list[list[int]]:
     index = Index.open(path, name, OperatingPoint(8))
     assert len(index) == vectors.n
     return [index.search(query, 80)[0].tolist() for query in truth.queries[:20]]
@@ -158,7 +158,7 @@ def lists_of(path: Path, name: str, vectors: Vectors, truth: Truth) -> list[list
 
 @pytest.mark.parametrize("name", ["IVF32,SQ8", "IVF32,PQ8x4fs", "IVF32,Flat"])
 def test_an_index_in_parts_is_the_index_in_one_go(
-    name: str, vectors: Vectors, truth: Truth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, vectors: VectorFile, truth: Truth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe.build(vectors, name, 0, map, 1, tmp_path / "whole")
     monkeypatch.setattr(recipe, "SHARD", 97)
@@ -172,7 +172,7 @@ def test_an_index_in_parts_is_the_index_in_one_go(
 
 
 def test_processes_build_what_one_process_builds(
-    vectors: Vectors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    vectors: VectorFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recipe, "SHARD", 200)
     recipe.build(vectors, "IVF32,SQ8", 0, map, 1, tmp_path / "one")

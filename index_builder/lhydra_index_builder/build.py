@@ -32,7 +32,7 @@ from lhydra.bundle.manifest import Manifest, current_bundle_id
 from lhydra.bundle.model import GRAPHS, Model
 from lhydra.console import progress
 from lhydra.data.dataset import VALID, AsOf, Dataset, user_states
-from lhydra.domain import F32, I64, Hashes
+from lhydra.domain import F32, I64
 from lhydra.errors import BundleError, BundleRefused, DataError
 from lhydra.evaluation.run import Targets, find_targets
 from lhydra.features.histories import EncodedUsers, Histories, offsets_of
@@ -44,9 +44,9 @@ from lhydra_index_builder.config import RebuildSettings
 
 GOLDEN_USERS, GOLDEN_TRACKS = 8, 64
 REFITTED = "train and valid"  # what model.json says of a model made with --refit
-VOLATILE = ("p50_us", "p99_us", "build_s")  # of the curve: times
-Say = Callable[[str], None]
-Ask = Callable[[Bundle | None], tuple[gate.Asked, Hashes | None]]  # CURRENT -> whom to ask, hashes of their targets
+TIMES = ("p50_us", "p99_us", "build_s")  # of the curve: what differs between two builds of the same content
+Log = Callable[[str], None]  # told what happens, a line at a time
+DrawUsers = Callable[[Bundle | None], gate.UserSample]  # CURRENT -> whom the gate asks
 
 
 @dataclass(frozen=True)
@@ -58,29 +58,42 @@ class Built:
     deleted: tuple[str, ...] = ()
 
 
-def quiet(line: str) -> None:
-    """Says nothing."""
+def no_log(line: str) -> None:
+    """Drops a line.
+
+    Args:
+        line: what happened.
+    """
 
 
 @timed("rebuild")
-def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildSettings, say: Say = quiet) -> Built:
-    """Builds a bundle from model and dataset in the store at `path`, and makes it CURRENT when its gate lets it.
+def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildSettings, log: Log = no_log) -> Built:
+    """Builds a bundle from model and dataset, and makes it CURRENT when its gate lets it.
 
     Whatever else happens leaves CURRENT as it was: a failure leaves nothing, a refusal leaves the bundle, refused.
-    say: told what happens, a line at a time.
+
+    Args:
+        model_path: folder made by `lhydra train`.
+        dataset: whose tracks are embedded.
+        path: the store to publish in.
+        config: how to build, and what the gate lets through.
+        log: told what happens.
+
+    Returns:
+        What was published.
 
     Raises:
         ModelError: no sound model, or its vectors are not of unit norm.
         ConfigError: the recipe is unknown or does not fit, or the machine is too small.
-        StoreLocked: somebody else is building in the store.
+        StoreLocked: another process is building in the store.
         BundleError: the finished bundle does not open from disk, or (BundleRefused) its gate refused it.
     """
     threads = plan.cores(config.threads)
     model = Model.open(model_path)
     processes = threads if dataset.n_tracks > 2 * SHARD else 1
-    need = plan.predict(model, dataset, config.recipe, config.max_bytes_per_track, processes)
-    say(f"{dataset.n_tracks:,} tracks of {model.dim} numbers: needs about {need}")
-    plan.check(need, path, config.max_memory_gib)
+    estimate = plan.predict(model, dataset, config.recipe, config.max_bytes_per_track, processes)
+    log(f"{dataset.n_tracks:,} tracks of {model.dim} numbers: needs about {estimate}")
+    plan.check(estimate, path, config.max_memory_gib)
     with store.building(path, "lhydra index rebuild") as folder, pool.processes(processes) as run:
         for name in ("features.json", *GRAPHS):
             files.copy(model_path / name, folder / name)
@@ -93,21 +106,21 @@ def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildSetti
         pq.write_table(dataset.track_rows(0, 0), folder / "added.parquet")
         np.save(folder / "index_rows.npy", np.empty(0, np.int32))
         if len(removed := _still_removed(path, catalog)):
-            say(f"{len(removed):,} tracks that were removed stay removed; `lhydra index add` brings them back")
+            log(f"{len(removed):,} tracks that were removed stay removed; `lhydra index add` brings them back")
             np.save(folder / "removed.npy", removed)
             catalog = Catalog.open(folder)
         unindexed = Index.empty(model.dim, FLAT, np.empty((0, model.dim), np.float32), 0)
         bundle = Bundle("", model.spec, catalog, model.user_tower, model.head, unindexed)
         as_of, targets = held_out(dataset, str(model.info.get("fitted_on", "train")))
 
-        say("measuring how many candidates the head needs")
+        log("measuring how many candidates the head needs")
         cascade = depths.measure(Recommender(bundle), dataset, as_of, targets, threads=threads, seed=config.seed)
         depth = config.depth or depths.choose(cascade)
         catalog = Catalog.open(folder)  # anew: the pages that were scanned need not stay
         bundle = replace(bundle, catalog=catalog)
         users = _some_users(bundle, dataset, as_of, config)
         truth = _truth(bundle, folder / "vectors.npy", users, threads)
-        vectors = recipe.Vectors(folder / "vectors.npy", len(catalog), model.dim)
+        vectors = recipe.VectorFile(folder / "vectors.npy", len(catalog), model.dim)
         with progress(dataset.n_tracks, "building the index") as show:
             choice = recipe.choose(
                 vectors,
@@ -124,7 +137,7 @@ def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildSetti
             )
         choice.path.rename(folder / "index.faiss")
         chosen = choice.measured
-        say(f"recipe {chosen.recipe}, {_point(chosen)}: coverage {chosen.coverage:.4f}; depth {depth:,}")
+        log(f"recipe {chosen.recipe}, {_point(chosen)}: coverage {chosen.coverage:.4f}; depth {depth:,}")
         _write_golden(bundle, users, folder, config.seed)
         manifest = Manifest(
             bundle_id="",
@@ -137,7 +150,7 @@ def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildSetti
             features=model.spec.fingerprint,
             recipe=chosen.recipe,
             point={"effort": chosen.effort, "refine": chosen.refine},
-            recall={"coverage": chosen.coverage, "recall@10": chosen.recall_10, "recall@100": chosen.recall_100},
+            recall=chosen.recall,
             index=recipe.document(choice, config.recall, len(truth.queries)),
             depth=depth,
             cascade=cascade,
@@ -156,26 +169,36 @@ def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildSetti
             files={},
         )
 
-        def ask(current: Bundle | None) -> tuple[gate.Asked, Hashes | None]:
+        def draw(current: Bundle | None) -> gate.UserSample:
             theirs = current.manifest.parents["fitted_on"] if current and current.manifest else ""
-            heldout = None if theirs == REFITTED else targets
-            return gate.draw(dataset, as_of, heldout, config.gate_users, config.seed), dataset.hashes
+            unseen = None if theirs == REFITTED else targets
+            return gate.draw_users(dataset, as_of, unseen, config.gate_users, config.seed)
 
-        return finish(folder, path, manifest, ask, config, say)
+        return finish(folder, path, manifest, draw, config, log)
 
 
 def finish(
     folder: Path,
     path: Path,
     manifest: Manifest,
-    ask: Ask,
+    draw: DrawUsers,
     config: RebuildSettings,
-    say: Say,
+    log: Log,
     known: Mapping[str, files.FileInfo] = MappingProxyType({}),
 ) -> Built:
-    """Seals the bundle in `folder`, proves it from disk, asks its gate, and publishes it or keeps it as refused.
+    """Seals a bundle, proves it from disk, asks its gate, and publishes it or keeps it as refused.
 
-    ask: whom the gate asks. known: files that are those of another bundle, as sealed there.
+    Args:
+        folder: where its files lie, in the store.
+        path: the store.
+        manifest: what is known of the bundle before it is sealed.
+        draw: gives the users whose lists the gate compares.
+        config: what the gate lets through.
+        log: told what happens.
+        known: files that are those of another bundle, as sealed there.
+
+    Returns:
+        What was published.
 
     Raises:
         BundleError: it does not open from disk, or (BundleRefused) its gate refused it.
@@ -195,7 +218,7 @@ def finish(
     with timed("rebuild.prove"):
         bundle = Bundle.open_folder(folder)
         Recommender(bundle).warm_up()
-    say(f"sealed {manifest.bundle_id} and opened it again from disk; asking its gate")
+    log(f"sealed {manifest.bundle_id} and opened it again from disk; asking its gate")
     while True:
         against = store.current_or_none(path)
         current, why_none = None, "nothing published before"
@@ -204,7 +227,7 @@ def finish(
                 current = Bundle.open(path, against)
             except BundleError as error:
                 why_none = f"CURRENT does not open: {error}"
-        checks = gate.check(folder, bundle, current, why_none, *ask(current), config)
+        checks = gate.check(folder, bundle, current, why_none, draw(current), config)
         verdict = gate.verdict(checks, config.force)
         manifest = replace(manifest, gate=gate.document(checks, against, verdict))
         _write(folder, manifest)
@@ -212,11 +235,11 @@ def finish(
             with timed("rebuild.sync"):
                 store.add(folder, path, manifest.bundle_id)
             folder = path / manifest.bundle_id
-        if verdict == gate.REFUSED:
-            why = "; ".join(check.line for check in checks if check.verdict == gate.REFUSED)
+        if verdict == store.REFUSED:
+            why = "; ".join(check.line for check in checks if check.verdict == store.REFUSED)
             raise BundleRefused(f"{manifest.bundle_id} refused: {why}; it stays in the store, --force publishes it")
         if store.set_current(path, manifest.bundle_id, expected=against):
-            break  # else somebody rolled back meanwhile: compare with that
+            break  # else another process rolled back meanwhile: compare with that
     del current  # and its lease
     deleted = store.retain(path, config.keep) if config.keep else []
     return Built(manifest.bundle_id, manifest, tuple(deleted))
@@ -236,7 +259,15 @@ def _still_removed(path: Path, catalog: Catalog) -> I64:
 
 
 def held_out(dataset: Dataset, fitted_on: str) -> tuple[AsOf, Targets | None]:
-    """Returns as of when users are asked, and what they went on to play that the model has not learned from."""
+    """Returns as of when users are asked, and what they went on to play that the model has not learned from.
+
+    Args:
+        dataset: whose users.
+        fitted_on: what model.json says of the plays that the model was fitted on.
+
+    Returns:
+        The time, and the held-out plays, None where there are none.
+    """
     if fitted_on == REFITTED:
         return "refit", None
     targets = None
@@ -247,11 +278,18 @@ def held_out(dataset: Dataset, fitted_on: str) -> tuple[AsOf, Targets | None]:
 
 
 def content(manifest: Manifest) -> str:
-    """Returns the SHA-256 of what the manifest says, names, times and the gate aside."""
+    """Returns a hash that is the same for the same content.
+
+    Args:
+        manifest: of the bundle.
+
+    Returns:
+        SHA-256, in hex, of everything but names, times and the gate.
+    """
     said = {
         name: value for name, value in vars(manifest).items() if name not in ("bundle_id", "created", "gate", "content")
     }
-    curve = [{key: value for key, value in at.items() if key not in VOLATILE} for at in manifest.index["curve"]]
+    curve = [{key: value for key, value in at.items() if key not in TIMES} for at in manifest.index["curve"]]
     said["index"] = {**manifest.index, "curve": curve}
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
@@ -260,7 +298,7 @@ def _write(folder: Path, manifest: Manifest) -> None:
     files.write_text(folder / "manifest.json", manifest.to_json())
 
 
-def _point(chosen: recipe.Measured) -> str:
+def _point(chosen: recipe.MeasuredPoint) -> str:
     return f"effort {chosen.effort}" + (f", refine {chosen.refine}" if chosen.refine > 1 else "")
 
 
@@ -277,7 +315,7 @@ def _truth(bundle: Bundle, vectors: Path, users: EncodedUsers, threads: int) -> 
     """What exact search finds for each user."""
     use_threads(threads)
     queries = np.concatenate([_vector(bundle, users.take(np.array([i]))) for i in range(len(users.dense))])
-    rows, _ = nearest_of_many(blocks(vectors), queries, recipe.NEAREST, np.empty(0, np.int64))
+    rows, _ = nearest_of_many(blocks(vectors), queries, recipe.NEIGHBOURS, np.empty(0, np.int64))
     return recipe.Truth(queries, rows)
 
 
@@ -291,13 +329,28 @@ def _write_golden(bundle: Bundle, users: EncodedUsers, folder: Path, seed: int) 
 
 
 def golden_rows(bundle: Bundle, seed: int) -> I64:
-    """Returns the rows, ascending, whose scores are kept to be compared at every load."""
+    """Returns the rows whose scores are kept to be compared at every load.
+
+    Args:
+        bundle: whose tracks.
+        seed: of the drawing.
+
+    Returns:
+        (min(GOLDEN_TRACKS, n),) int64, ascending.
+    """
     n = len(bundle.catalog)
     return np.sort(np.random.default_rng(seed).choice(n, min(GOLDEN_TRACKS, n), replace=False))
 
 
 def join_users(users: Sequence[EncodedUsers]) -> EncodedUsers:
-    """Returns the encoded users of several batches as one."""
+    """Returns the encoded users of several batches as one.
+
+    Args:
+        users: the batches.
+
+    Returns:
+        All users, in order.
+    """
     parts = [user.histories for user in users]
     histories = Histories(
         offsets_of(np.concatenate([np.diff(part.offsets) for part in parts])),

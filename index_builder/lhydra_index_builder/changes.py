@@ -32,18 +32,18 @@ from lhydra.bundle.networks import ItemTower
 from lhydra.bundle.strings import StringColumn
 from lhydra.data.dataset import Column, track_columns
 from lhydra.data.tracks import read_tracks
-from lhydra.domain import I64, Hashes, UserState, track_hashes
+from lhydra.domain import I64, UserState, track_hashes
 from lhydra.errors import DataError, complain
 from lhydra.features.histories import offsets_of
 from lhydra.recommender import Recommender
 from lhydra.timing import timed
 from lhydra.users.store import open_users
 from lhydra_index_builder import gate, plan, recipe, store
-from lhydra_index_builder.build import Built, Say, finish, quiet
+from lhydra_index_builder.build import Built, Log, finish, no_log
 from lhydra_index_builder.config import RebuildSettings
 from lhydra_index_builder.replies import REPLIES, packed
 
-DUE = 0.05  # share of the tracks of the last full build that may change before a rebuild is due
+MAX_CHANGED_SHARE = 0.05  # of the tracks of the last full build: beyond it a rebuild is due
 MODEL_FILES = ("features.json", *GRAPHS, "neighbours.npy", "neighbour_weights.npy")
 BY_ROW = ("vectors", "history", "dense", "ids", "lines", "popularity", "share")
 TEXTS = ("names", "title_texts", "artist_texts")
@@ -60,18 +60,46 @@ class Source:
 
     @classmethod
     def open(cls, path: Path, users: str | None, config: RebuildSettings) -> "Source":
-        """Opens CURRENT of the store at `path`; users of its user store, where there is one."""
+        """Opens CURRENT, and reads users of the user store, where there is one.
+
+        Args:
+            path: the store.
+            users: URL of the user store; None takes the one inside the store.
+            config: how many users.
+
+        Returns:
+            The bundle and the users.
+
+        Raises:
+            BundleError: there is no sound current bundle.
+        """
         bundle = Bundle.open(path)
         assert bundle.manifest is not None  # opened from a store
         return cls(bundle, bundle.manifest, path / bundle.bundle_id, some_users(path, users, config.gate_users))
 
-    def ask(self, current: Bundle | None) -> tuple[gate.Asked, Hashes | None]:
-        """Whom the gate asks."""
-        return gate.Asked(self.states, None), None
+    def draw_users(self, current: Bundle | None) -> gate.UserSample:
+        """Returns the users whose lists the gate compares.
+
+        Args:
+            current: what is CURRENT; the users are the same whatever it is.
+
+        Returns:
+            The users, nothing of them held out.
+        """
+        return gate.UserSample(self.states)
 
 
 def some_users(path: Path, users: str | None, n: int) -> list[UserState]:
-    """Returns the states of some users of a store's user store, none where it has no such store."""
+    """Returns the states of users drawn at random from a user store.
+
+    Args:
+        path: the store of bundles.
+        users: URL of the user store; None takes the one inside the store of bundles.
+        n: users at most.
+
+    Returns:
+        The states, none where there is no user store.
+    """
     if users is None and not (path / "users.lmdb").exists():
         return []
     opened = open_users(users, path)
@@ -83,18 +111,28 @@ def some_users(path: Path, users: str | None, n: int) -> list[UserState]:
 
 @timed("add")
 def add(
-    tracks: Path, path: Path, config: RebuildSettings, users: str | None = None, say: Say = quiet
+    tracks: Path, path: Path, config: RebuildSettings, users: str | None = None, log: Log = no_log
 ) -> tuple[Built, int, int]:
-    """Publishes the current bundle with the tracks in a file added; returns (built, added, restored).
+    """Publishes the current bundle with the tracks in a file added.
 
     Added tracks are embedded by the item tower from their content, with the id unknown. A track that was removed
     comes back as it was.
+
+    Args:
+        tracks: a CSV or Parquet file with `track_id` and what else is known.
+        path: the store.
+        config: what the gate lets through, and limits of the machine.
+        users: URL of the user store whose users the gate asks; None takes the one inside the store.
+        log: told what happens.
+
+    Returns:
+        What was published, how many tracks were added, and how many removed ones came back.
 
     Raises:
         DataError: the file cannot be read, or names a track that the catalogue has.
         ConfigError: the columns do not fit the features.
         BundleError: no sound current bundle, or the gate refused the new one.
-        StoreLocked: somebody else is building in the store.
+        StoreLocked: another process is building in the store.
     """
     with store.building(path, "lhydra index add") as folder:
         source = Source.open(path, users, config)
@@ -102,7 +140,7 @@ def add(
         columns = tuple(Column(name, kind) for name, kind in manifest.columns.items())  # type: ignore[arg-type]
         table, warnings = read_tracks(tracks, columns)
         for warning in warnings:
-            say(f"warning: {warning}")
+            log(f"warning: {warning}")
         given = catalog.rows(track_hashes(table["track_id"].to_pylist()))
         restored = given[given >= 0]
         if len(there := np.setdiff1d(restored, catalog.removed)):
@@ -110,8 +148,8 @@ def add(
             raise DataError(complain(tracks, f"{len(there):,} tracks of the catalogue ({some})", "new tracks"))
         table = table.filter(pa.array(given < 0))
         used = tuple(column for column in columns if column.name in table.column_names)
-        plan.check(_need(source, table.num_rows), path, config.max_memory_gib)
-        say(f"embedding {table.num_rows:,} tracks" + (f", {len(restored):,} come back" if len(restored) else ""))
+        plan.check(_estimate(source, table.num_rows), path, config.max_memory_gib)
+        log(f"embedding {table.num_rows:,} tracks" + (f", {len(restored):,} come back" if len(restored) else ""))
         tower = ItemTower(source.folder / "item_tower.onnx", plan.cores(config.threads))
         new = embed(source.bundle.spec, tower, table, lambda rows: track_columns(rows, used))
         at = _places(catalog.names, table["track_id"].to_pylist())
@@ -139,20 +177,30 @@ def add(
         rows = moved[was] if len(was) else moved
         np.save(folder / "index_rows.npy", np.concatenate([rows, own]).astype(np.int32))
         changed = _manifest(source, len(catalog) + len(at), added=len(at), removed=len(removed))
-        built = finish(folder, path, _measured(changed, folder, source, config), source.ask, config, say, known)
+        built = finish(folder, path, _measured(changed, folder, source, config), source.draw_users, config, log, known)
         return built, len(at), len(restored)
 
 
 @timed("remove")
 def remove(
-    track_ids: Iterable[str], path: Path, config: RebuildSettings, users: str | None = None, say: Say = quiet
+    track_ids: Iterable[str], path: Path, config: RebuildSettings, users: str | None = None, log: Log = no_log
 ) -> tuple[Built, int]:
-    """Publishes the current bundle with these tracks never returned; returns (built, how many were not yet removed).
+    """Publishes the current bundle with some tracks never returned.
+
+    Args:
+        track_ids: the tracks.
+        path: the store.
+        config: what the gate lets through, and limits of the machine.
+        users: URL of the user store whose users the gate asks; None takes the one inside the store.
+        log: told what happens.
+
+    Returns:
+        What was published, and how many of the tracks were not removed before.
 
     Raises:
         DataError: an id that the catalogue does not have, or nothing to remove.
         BundleError: no sound current bundle, or the gate refused the new one.
-        StoreLocked: somebody else is building in the store.
+        StoreLocked: another process is building in the store.
     """
     with store.building(path, "lhydra index remove") as folder:
         source = Source.open(path, users, config)
@@ -169,7 +217,7 @@ def remove(
         known = _link(source, folder, [name for name in source.manifest.files if name != "removed.npy"])
         np.save(folder / "removed.npy", removed)
         changed = _manifest(source, len(catalog), added=0, removed=len(removed))
-        built = finish(folder, path, _measured(changed, folder, source, config), source.ask, config, say, known)
+        built = finish(folder, path, _measured(changed, folder, source, config), source.draw_users, config, log, known)
         return built, len(fresh)
 
 
@@ -251,13 +299,13 @@ def _like(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _need(source: Source, n_new: int) -> plan.ResourceEstimate:
+def _estimate(source: Source, n_new: int) -> plan.ResourceEstimate:
     """What adding `n_new` tracks needs: the catalog is written again, and its index is held in memory."""
     size = {name: info["bytes"] for name, info in source.manifest.files.items()}
     total = sum(size.values())
     each = total // max(1, source.manifest.n_tracks)
     vocabulary = 85 * size["features.json"]  # measured: its ids as Python holds them, their rows in the item tower
-    memory = plan.BASE + vocabulary + 2 * size["index.faiss"] + 0.55 * total + 4 * each * n_new
+    memory = plan.BASE_BYTES + vocabulary + 2 * size["index.faiss"] + 0.55 * total + 4 * each * n_new
     return plan.ResourceEstimate(int(memory), total)
 
 
@@ -267,7 +315,7 @@ def _manifest(source: Source, n_tracks: int, *, added: int, removed: int) -> Man
     base = was.changes["base"] or was.bundle_id
     added += was.changes["added"]
     share = (added + removed) / max(1, n_tracks - added)
-    due = f"{share:.0%} of the tracks were added or removed since {base}" if share > DUE else ""
+    due = f"{share:.0%} of the tracks were added or removed since {base}" if share > MAX_CHANGED_SHARE else ""
     return replace(
         was,
         lhydra_version=__version__,
@@ -287,10 +335,9 @@ def _measured(manifest: Manifest, folder: Path, source: Source, config: RebuildS
     for state in source.states[: config.recall_users]:
         queries.append(bundle.user_tower.embed(recommender.encode(state), bundle.catalog.history))
     vectors = np.concatenate(queries)
-    rows, _ = nearest_of_many(blocks(folder / "vectors.npy"), vectors, recipe.NEAREST, catalog.removed)
+    rows, _ = nearest_of_many(blocks(folder / "vectors.npy"), vectors, recipe.NEIGHBOURS, catalog.removed)
     found = recipe.measure(index, recipe.Truth(vectors, rows), manifest.depth, 0, 0)
-    recall = {"coverage": found.coverage, "recall@10": found.recall_10, "recall@100": found.recall_100}
     due = manifest.changes["due"]
     if not due and found.coverage < manifest.index["target"] - config.max_recall_miss:
         due = f"coverage fell to {found.coverage:.4f}"
-    return replace(manifest, recall=recall, changes={**manifest.changes, "due": due})
+    return replace(manifest, recall=found.recall, changes={**manifest.changes, "due": due})

@@ -6,21 +6,25 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lhydra import config
 from lhydra.errors import BundleMissing, complain
 from lhydra_index_builder.config import GATE, RebuildSettings
 
 if TYPE_CHECKING:
-    from lhydra_index_builder.build import Built
+    from lhydra_index_builder.build import Built, Log
 
 HELP = "rebuild the index and publish a bundle; add and remove tracks; list, verify, compare and roll back bundles"
 EXTRA = "index"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the actions of `lhydra index`."""
+    """Adds the actions of `lhydra index`.
+
+    Args:
+        parser: of the command.
+    """
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     rebuild = actions.add_parser("rebuild", help="embed all tracks, build the index, prove it, publish it")
     rebuild.add_argument("--model", type=Path, required=True, help="folder made by `lhydra train`")
@@ -56,7 +60,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Does one action; returns 0."""
+    """Does one action.
+
+    Args:
+        args: what `configure` made of the command line.
+
+    Returns:
+        The exit code, 0.
+    """
     actions = {"rebuild": _rebuild, "add": _add, "remove": _remove}
     actions |= {"list": _list, "verify": _verify, "diff": _diff, "rollback": _rollback}
     return actions[args.action](args)
@@ -67,7 +78,7 @@ def _rebuild(args: argparse.Namespace) -> int:
     from lhydra.data.dataset import Dataset
     from lhydra_index_builder.build import rebuild
 
-    built = rebuild(args.model, Dataset.open(args.data), args.store, settings, _say(args))
+    built = rebuild(args.model, Dataset.open(args.data), args.store, settings, _log(args))
     if settings.explain and not args.json:
         _explain(built)
     _report(args, built)
@@ -80,7 +91,7 @@ def _add(args: argparse.Namespace) -> int:
     settings = config.resolve("index", RebuildSettings, args)
     from lhydra_index_builder.changes import add
 
-    built, added, restored = add(args.tracks, args.store, settings, args.users, _say(args))
+    built, added, restored = add(args.tracks, args.store, settings, args.users, _log(args))
     _report(args, built)
     if not args.json:
         print(f"{added:,} tracks added" + (f", {restored:,} restored" if restored else ""))
@@ -94,14 +105,14 @@ def _remove(args: argparse.Namespace) -> int:
     ids = list(args.ids)
     if args.ids_from is not None:
         ids += [line.rstrip("\r\n") for line in args.ids_from.read_text(encoding="utf-8").splitlines() if line]
-    built, removed = remove(ids, args.store, settings, args.users, _say(args))
+    built, removed = remove(ids, args.store, settings, args.users, _log(args))
     _report(args, built)
     if not args.json:
         print(f"{removed:,} tracks removed: they stay in histories and are never returned")
     return 0
 
 
-def _say(args: argparse.Namespace) -> Any:
+def _log(args: argparse.Namespace) -> "Log":
     """Where lines on the way go: stdout, or nowhere when that is for JSON."""
     return (lambda line: None) if args.json else (lambda line: print(line, flush=True))
 
@@ -132,7 +143,7 @@ def _explain(built: "Built") -> None:
     from lhydra_index_builder import depth, recipe
 
     manifest = built.manifest
-    curve = [recipe.Measured(**at) for at in manifest.index["curve"]]
+    curve = [recipe.MeasuredPoint(**at) for at in manifest.index["curve"]]
     chosen = next((at for at in curve if at.recipe == manifest.recipe and vars(at.point) == manifest.point), curve[-1])
     print(f"\nIndex: the least work with coverage {manifest.index['target']} at depth {manifest.depth}")
     print_table(*recipe.table(curve, chosen))

@@ -14,19 +14,21 @@ from lhydra.bundle.arrays import blocks
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.embedding import MAX_NORM_ERROR, norm_error
 from lhydra.data.dataset import AsOf, Dataset, user_states
-from lhydra.domain import I64, Query, Recommendation, UserState
+from lhydra.domain import I64, Hashes, Query, Recommendation, UserState
 from lhydra.errors import LhydraError
 from lhydra.evaluation.beyond import inter_user_overlap
-from lhydra.evaluation.bootstrap import difference
+from lhydra.evaluation.bootstrap import F64, difference
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.evaluation.run import Targets, as_rows
 from lhydra.recommender import Recommender
 from lhydra.timing import timed
 from lhydra_index_builder.config import RebuildSettings
 from lhydra_index_builder.depth import loss_at
+from lhydra_index_builder.store import REFUSED
 
-K = 10
-PASSED, REFUSED, SKIPPED, FORCED = "passed", "refused", "skipped", "forced"
+TOP_K = 10
+MIN_TRACKS = 20 * TOP_K  # of a catalogue whose lists may be compared: in a smaller one they coincide by chance
+PASSED, SKIPPED, FORCED = "passed", "skipped", "forced"
 
 
 @dataclass(frozen=True)
@@ -46,64 +48,117 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """Users to ask, with what they went on to play where that was held out."""
+class HeldOut:
+    """What users went on to play: `targets` counts in the tracks of a dataset, whose `hashes` are (tracks,)."""
+
+    targets: Targets
+    hashes: Hashes
+
+
+@dataclass(frozen=True)
+class UserSample:
+    """Users whose lists the gate asks for, with what they went on to play where that was held out."""
 
     states: Sequence[UserState]
-    targets: Targets | None
+    held_out: HeldOut | None = None
 
 
-def draw(dataset: Dataset, as_of: AsOf, targets: Targets | None, n: int, seed: int) -> Asked:
-    """Returns at most n users, those with targets where there are any."""
+def draw_users(dataset: Dataset, as_of: AsOf, targets: Targets | None, n: int, seed: int) -> UserSample:
+    """Returns users of a dataset drawn at random, those with targets where there are any.
+
+    Args:
+        dataset: whose users.
+        as_of: how much of their plays they have played.
+        targets: what was held out, None where nothing was.
+        n: users at most.
+        seed: of the drawing.
+
+    Returns:
+        The users, in the dataset's order.
+    """
     if targets is not None:
         targets = targets.sample(n, seed)
         users = targets.users
     else:
         users = np.sort(np.random.default_rng(seed).permutation(len(dataset.user_ids))[:n])
-    return Asked([state for _, state in user_states(dataset, as_of, positions=users)], targets)
+    held_out = HeldOut(targets, dataset.hashes) if targets is not None else None
+    return UserSample([state for _, state in user_states(dataset, as_of, positions=users)], held_out)
 
 
 @timed("gate")
 def check(
-    folder: Path, new: Bundle, current: Bundle | None, why_none: str, asked: Asked, hashes: Any, limits: RebuildSettings
+    folder: Path, new: Bundle, current: Bundle | None, why_none: str, users: UserSample, limits: RebuildSettings
 ) -> list[Check]:
-    """Returns what every check says of the bundle `new`, opened from `folder`.
+    """Returns what every check says of a bundle.
 
-    current: what is CURRENT; None where there is nothing to compare with, and `why_none` says why. hashes: (tracks,)
-    uint64 of the tracks that `asked.targets` counts in.
+    Args:
+        folder: where `new` lies.
+        new: the bundle, opened from `folder`.
+        current: what is CURRENT; None where there is nothing to compare with.
+        why_none: why there is nothing, for the notes of the checks that are skipped.
+        users: whose lists are compared.
+        limits: what the gate lets through.
+
+    Returns:
+        The checks, in a fixed order.
     """
     recommender = Recommender(new)
-    lists = top(recommender, asked.states)
+    lists = served_lists(recommender, users.states)
     checks = [vectors(folder), recall(new, limits), cascade(new, limits), overlap(lists, new, limits)]
     if current is None:
         checks += [Check(name, SKIPPED, None, None, why_none) for name in ("quality", "catalogue", "changed lists")]
     else:
         served = Recommender(current)
-        theirs = top(served, asked.states)
+        theirs = served_lists(served, users.states)
         checks += [
-            quality(recommender, lists, served, theirs, asked, hashes, limits),
+            quality(recommender, lists, served, theirs, users.held_out, limits),
             catalogue(new, current, limits),
             changed(new, lists, current, theirs, limits),
         ]
-    return [*checks, requests(recommender, asked.states)]
+    return [*checks, requests(recommender, users.states)]
 
 
 def verdict(checks: Iterable[Check], force: bool) -> str:
-    """Returns passed, refused, or forced: refused, but to be published all the same."""
+    """Returns the verdict of the gate.
+
+    Args:
+        checks: what `check` returned.
+        force: whether to publish whatever they say.
+
+    Returns:
+        Passed, refused, or forced: refused, but to be published all the same.
+    """
     refused = any(check.verdict == REFUSED for check in checks)
     return (FORCED if force else REFUSED) if refused else PASSED
 
 
 def document(checks: Sequence[Check], against: str, verdict: str) -> dict[str, Any]:
-    """Returns `gate` of the manifest."""
+    """Returns `gate` of the manifest.
+
+    Args:
+        checks: what `check` returned.
+        against: id of the bundle that was CURRENT, "" for none.
+        verdict: what `verdict` returned.
+
+    Returns:
+        JSON values.
+    """
     return {"verdict": verdict, "against": against, "checks": [asdict(check) for check in checks]}
 
 
-def top(recommender: Recommender, states: Sequence[UserState]) -> I64:
-    """Returns the served top K of each user, (users, K) rows, -1 padded."""
-    found = np.full((len(states), K), -1, np.int64)
+def served_lists(recommender: Recommender, states: Sequence[UserState]) -> I64:
+    """Returns the list that each user is served.
+
+    Args:
+        recommender: who serves.
+        states: n users; what they have heard is left out.
+
+    Returns:
+        (n, TOP_K) int64 rows, best first, -1 padded.
+    """
+    found = np.full((len(states), TOP_K), -1, np.int64)
     for i, state in enumerate(states):
-        rows = recommender.recommend(Query(K, state, True, state.heard)).rows
+        rows = recommender.recommend(Query(TOP_K, state, True, state.heard)).rows
         found[i, : len(rows)] = rows
     return found
 
@@ -112,7 +167,14 @@ def top(recommender: Recommender, states: Sequence[UserState]) -> I64:
 
 
 def vectors(folder: Path) -> Check:
-    """Every retrieval vector is finite and of unit norm, every history vector finite."""
+    """Every retrieval vector is finite and of unit norm, every history vector finite.
+
+    Args:
+        folder: where the bundle lies.
+
+    Returns:
+        The check; found: the largest distance of a norm from 1.
+    """
     worst = max((norm_error(block) for block in blocks(folder / "vectors.npy")), default=0.0)
     if not all(np.isfinite(block).all() for block in blocks(folder / "history.npy")):
         worst = np.inf
@@ -121,7 +183,15 @@ def vectors(folder: Path) -> Check:
 
 
 def recall(new: Bundle, limits: RebuildSettings) -> Check:
-    """The index finds what exact search finds."""
+    """The index finds what exact search finds.
+
+    Args:
+        new: the bundle.
+        limits: what the gate lets through.
+
+    Returns:
+        The check; found: the coverage that was measured when the index was built.
+    """
     manifest = new.manifest
     assert manifest is not None  # opened from a folder
     if "coverage" not in manifest.recall:
@@ -131,7 +201,15 @@ def recall(new: Bundle, limits: RebuildSettings) -> Check:
 
 
 def cascade(new: Bundle, limits: RebuildSettings) -> Check:
-    """So many candidates hold what the head would have put first."""
+    """The candidates hold what the head would have put first.
+
+    Args:
+        new: the bundle.
+        limits: what the gate lets through.
+
+    Returns:
+        The check; found: the share of NDCG@10 that is lost at the bundle's depth.
+    """
     manifest = new.manifest
     assert manifest is not None  # opened from a folder
     if not manifest.cascade:
@@ -142,9 +220,18 @@ def cascade(new: Bundle, limits: RebuildSettings) -> Check:
 
 
 def overlap(lists: I64, new: Bundle, limits: RebuildSettings) -> Check:
-    """Lists depend on who asks."""
-    if len(lists) < 2 or new.catalog.n_eligible < 20 * K:
-        return Check("overlap", SKIPPED, None, None, f"fewer than 2 users or {20 * K} tracks")
+    """Lists depend on who asks.
+
+    Args:
+        lists: (n, TOP_K) what `new` serves.
+        new: the bundle.
+        limits: what the gate lets through.
+
+    Returns:
+        The check; found: the mean share in common of two users' lists.
+    """
+    if len(lists) < 2 or new.catalog.n_eligible < MIN_TRACKS:
+        return Check("overlap", SKIPPED, None, None, f"fewer than 2 users or {MIN_TRACKS} tracks")
     found = inter_user_overlap(lists, 0)
     if found is None:
         return Check("overlap", SKIPPED, None, None, "no user got a list")
@@ -156,14 +243,25 @@ def quality(
     ours: I64,
     current: Recommender,
     theirs: I64,
-    asked: Asked,
-    hashes: Any,
+    held_out: HeldOut | None,
     limits: RebuildSettings,
 ) -> Check:
-    """NDCG@10 on what users went on to play, paired with CURRENT's; refused when surely worse, and by enough."""
-    if asked.targets is None:
+    """NDCG@10 on what users went on to play, paired with CURRENT's; refused when surely worse, and by enough.
+
+    Args:
+        new: serves the bundle.
+        ours: (n, TOP_K) what it serves.
+        current: serves CURRENT.
+        theirs: (n, TOP_K) what that serves to the same users.
+        held_out: what these users went on to play.
+        limits: what the gate lets through.
+
+    Returns:
+        The check; found: the share of CURRENT's NDCG@10 that is lost.
+    """
+    if held_out is None:
         return Check("quality", SKIPPED, None, None, "no plays held out that neither model has learned from")
-    a, b = (_ndcg(recommender, found, asked.targets, hashes) for recommender, found in ((current, theirs), (new, ours)))
+    a, b = (_ndcg(recommender, found, held_out) for recommender, found in ((current, theirs), (new, ours)))
     paired = difference(a, b, 0)
     low, high = paired["low"], paired["high"]
     before, after = float(a.mean()), float(b.mean())
@@ -176,15 +274,25 @@ def quality(
     return Check("quality", REFUSED if bad else PASSED, lost, limits.max_quality_loss, note)
 
 
-def _ndcg(recommender: Recommender, lists: I64, targets: Targets, hashes: Any) -> Any:
-    n = len(recommender.catalog)
-    rows = as_rows(recommender.catalog.rows(hashes), n)[targets.tracks]
+def _ndcg(recommender: Recommender, lists: I64, held_out: HeldOut) -> F64:
+    """(n,) NDCG@10 of each user."""
+    targets, n = held_out.targets, len(recommender.catalog)
+    rows = as_rows(recommender.catalog.rows(held_out.hashes), n)[targets.tracks]
     wanted = np.concatenate([np.sort(rows[targets.of(user)]) for user in range(len(targets))])
-    return rank_metrics(lists, targets.offsets, wanted, n, (K,)).per_user[f"ndcg@{K}"]
+    return rank_metrics(lists, targets.offsets, wanted, n, (TOP_K,)).per_user[f"ndcg@{TOP_K}"]
 
 
 def catalogue(new: Bundle, current: Bundle, limits: RebuildSettings) -> Check:
-    """The tracks of CURRENT are still there."""
+    """The tracks of CURRENT are still there.
+
+    Args:
+        new: the bundle.
+        current: what is CURRENT.
+        limits: what the gate lets through.
+
+    Returns:
+        The check; found: the share of CURRENT's tracks that may no longer be returned.
+    """
     rows = new.catalog.rows(current.catalog.hashes)
     gone = (rows < 0) | np.isin(rows, new.catalog.removed)
     gone &= ~np.isin(current.catalog.hash_rows, current.catalog.removed)
@@ -194,26 +302,45 @@ def catalogue(new: Bundle, current: Bundle, limits: RebuildSettings) -> Check:
 
 
 def changed(new: Bundle, ours: I64, current: Bundle, theirs: I64, limits: RebuildSettings) -> Check:
-    """Users still see something they know."""
+    """Users still see something they know.
+
+    Args:
+        new: the bundle.
+        ours: (n, TOP_K) what it serves.
+        current: what is CURRENT.
+        theirs: (n, TOP_K) what that serves to the same users.
+        limits: what the gate lets through.
+
+    Returns:
+        The check; found: the share of users whose two lists have no track in common.
+    """
     as_ours = new.catalog.rows(_hashes_by_row(current)[np.maximum(theirs, 0)].ravel()).reshape(theirs.shape)
     as_ours[theirs < 0] = -1
     kept = ((ours[:, :, None] == as_ours[:, None, :]) & (ours >= 0)[:, :, None]).any(axis=(1, 2))
     both = (ours >= 0).any(axis=1) & (theirs >= 0).any(axis=1)
-    if not both.any() or new.catalog.n_eligible < 20 * K:
-        return Check("changed lists", SKIPPED, None, None, f"no users with lists, or fewer than {20 * K} tracks")
+    if not both.any() or new.catalog.n_eligible < MIN_TRACKS:
+        return Check("changed lists", SKIPPED, None, None, f"no users with lists, or fewer than {MIN_TRACKS} tracks")
     found = float(1 - kept[both].mean())
     note = "of users whose top 10 share nothing with before"
     return Check("changed lists", _at_most(found, limits.max_changed_lists), found, limits.max_changed_lists, note)
 
 
-def _hashes_by_row(bundle: Bundle) -> Any:
+def _hashes_by_row(bundle: Bundle) -> Hashes:
     by_row = np.empty(len(bundle.catalog), np.uint64)
     by_row[bundle.catalog.hash_rows] = bundle.catalog.hashes
     return by_row
 
 
 def requests(recommender: Recommender, states: Sequence[UserState]) -> Check:
-    """A few requests of odd shapes get what every request is promised."""
+    """A few requests of odd shapes get what every request is promised.
+
+    Args:
+        recommender: serves the bundle.
+        states: users to ask for.
+
+    Returns:
+        The check; the note names the first request that was answered wrongly, and how.
+    """
     wrong = ""
     for name, query in _odd(recommender, states):
         try:
@@ -226,16 +353,25 @@ def requests(recommender: Recommender, states: Sequence[UserState]) -> Check:
 
 
 def _odd(recommender: Recommender, states: Sequence[UserState]) -> Iterator[tuple[str, Query]]:
-    yield "cold user", Query(K)
+    yield "cold user", Query(TOP_K)
     heavy = max(states, key=lambda state: len(state.heard), default=UserState())
     everything = recommender.catalog.hashes
-    yield "heavy listener", Query(K, heavy, True, heavy.heard)
-    yield "heavy listener, all but five heard", Query(K, heavy, True, everything[5:])
+    yield "heavy listener", Query(TOP_K, heavy, True, heavy.heard)
+    yield "heavy listener, all but five heard", Query(TOP_K, heavy, True, everything[5:])
     yield "k above depth", Query(recommender.depth + 7, heavy, True, heavy.heard)
 
 
 def broken_promise(recommender: Recommender, query: Query, found: Recommendation) -> str:
-    """Returns what is wrong with an answer, "" when it is as every answer must be."""
+    """Returns what is wrong with an answer.
+
+    Args:
+        recommender: who answered.
+        query: what was asked.
+        found: the answer.
+
+    Returns:
+        What is wrong, "" when the answer is as every answer must be.
+    """
     catalog = recommender.catalog
     excluded = catalog.rows(query.exclude)
     excluded = np.union1d(excluded[excluded >= 0], catalog.removed)

@@ -18,14 +18,20 @@ from lhydra.bundle import index
 from lhydra.bundle.embedding import Run
 from lhydra.errors import LhydraError, complain
 
-Work = TypeVar("Work")
+Task = TypeVar("Task")
 
 
 @contextlib.contextmanager
 def processes(n: int) -> Iterator[Run]:
-    """Gives what runs tasks in `n` processes of one thread each; in this process when `n` is 1.
+    """Gives a pool of processes of one thread each, for a `with` block.
 
     They are spawned: a fork of a process that has used FAISS, ONNX Runtime or torch hangs.
+
+    Args:
+        n: how many; 1 runs tasks in this process.
+
+    Yields:
+        What runs tasks.
     """
     if n <= 1:
         yield map
@@ -33,7 +39,7 @@ def processes(n: int) -> Iterator[Run]:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(n, mp_context=spawn, initializer=_start) as pool:
 
-        def run(work: Callable[[Work], Path], tasks: Iterable[Work], /) -> Iterable[Path]:
+        def run(work: Callable[[Task], Path], tasks: Iterable[Task], /) -> Iterable[Path]:
             try:
                 yield from pool.map(work, tasks)
             except BrokenProcessPool:
@@ -46,7 +52,7 @@ def processes(n: int) -> Iterator[Run]:
 
 
 def _start() -> None:
-    """Makes a process of the pool: one thread, and no longer-lived than who started it."""
+    """Sets up a process of the pool: one thread, and an end when its parent ends."""
     index.one_thread()
     parent = multiprocessing.parent_process()
     assert parent is not None  # a spawned process has one

@@ -44,11 +44,18 @@ class Entry:
 def building(store: Path, what: str) -> Iterator[Path]:
     """Gives an empty folder inside the store to build in; whatever is left in it at the end is removed.
 
-    Holds the store's lock meanwhile, and sweeps what earlier builders left. what: shown to who comes second.
+    Holds the store's lock meanwhile, and sweeps what earlier builders left.
+
+    Args:
+        store: made where there is none.
+        what: the command, named to a second builder that is refused meanwhile.
+
+    Yields:
+        The folder.
 
     Raises:
         BundleMissing: `store` is a file.
-        StoreLocked: somebody else is building.
+        StoreLocked: another process is building.
         OSError: something cannot be written, for want of space say; it names the store where it would name no file.
     """
     if store.exists() and not store.is_dir():
@@ -104,7 +111,13 @@ def _owner(descriptor: int) -> str:
 
 
 def add(staged: Path, store: Path, bundle_id: str) -> None:
-    """Makes the finished bundle in `staged` durable and renames it into the store; CURRENT stays as it is."""
+    """Makes a finished bundle durable and renames it into the store; CURRENT stays as it is.
+
+    Args:
+        staged: the folder that holds it, in the store.
+        store: the store.
+        bundle_id: its name there.
+    """
     for path in staged.iterdir():
         files.sync(path)
     files.sync(staged)
@@ -114,9 +127,15 @@ def add(staged: Path, store: Path, bundle_id: str) -> None:
 
 
 def set_current(store: Path, bundle_id: str, expected: str | None = None) -> bool:
-    """Makes a bundle of the store CURRENT; returns False, and changes nothing, when CURRENT is not `expected`.
+    """Makes a bundle of the store CURRENT, if CURRENT is what is expected.
 
-    expected: the id that CURRENT must have, "" for no CURRENT, None for any.
+    Args:
+        store: the store.
+        bundle_id: the bundle.
+        expected: the id that CURRENT must have, "" for no CURRENT, None for any.
+
+    Returns:
+        False when CURRENT is another one: nothing was changed.
 
     Raises:
         BundleMissing: the bundle is not there, or no longer.
@@ -134,7 +153,7 @@ def set_current(store: Path, bundle_id: str, expected: str | None = None) -> boo
 
 @contextlib.contextmanager
 def _deciding(store: Path) -> Iterator[None]:
-    """Whoever is inside is alone in changing CURRENT or in deleting bundles; only for instants, nobody builds here."""
+    """Holds the lock on changing CURRENT and on deleting bundles; for instants only, never while building."""
     descriptor = os.open(store, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -144,7 +163,14 @@ def _deciding(store: Path) -> Iterator[None]:
 
 
 def current_or_none(store: Path) -> str:
-    """Returns the id in CURRENT, "" where there is none."""
+    """Returns the id in CURRENT.
+
+    Args:
+        store: the store.
+
+    Returns:
+        The id, "" where there is none.
+    """
     try:
         return current_bundle_id(store)
     except BundleMissing:
@@ -152,7 +178,17 @@ def current_or_none(store: Path) -> str:
 
 
 def entries(store: Path) -> list[Entry]:
-    """Returns the bundles of `store`, newest first, then what is partial. Raises BundleMissing without a store."""
+    """Returns the bundles of a store.
+
+    Args:
+        store: the store.
+
+    Returns:
+        Newest first, then what is partial.
+
+    Raises:
+        BundleMissing: there is no such folder.
+    """
     if not store.is_dir():
         raise BundleMissing(complain(store, "no such folder", "a store that `lhydra index rebuild` has published to"))
     current = current_or_none(store)
@@ -182,7 +218,15 @@ def _age_s(path: Path) -> float:
 
 
 def rollback(store: Path, bundle_id: str | None = None, *, force: bool = False) -> str:
-    """Makes an older bundle CURRENT, the newest before it by default, after checking it whole; returns its id.
+    """Makes an older bundle CURRENT after checking it whole.
+
+    Args:
+        store: the store.
+        bundle_id: the bundle; None takes the newest sound one before CURRENT.
+        force: whether to go even to one that its gate refused.
+
+    Returns:
+        The id of what is CURRENT now.
 
     Raises:
         BundleMissing: no such bundle, or nothing to go back to.
@@ -209,9 +253,16 @@ def rollback(store: Path, bundle_id: str | None = None, *, force: bool = False) 
 
 
 def retain(store: Path, keep: int) -> list[str]:
-    """Deletes all but the newest `keep` bundles, and all but as many refused and broken ones; returns their ids.
+    """Deletes all but the newest bundles, and all but as many refused and broken ones.
 
     What is CURRENT, what rollback would go to, and what any process has open is never deleted, and counts.
+
+    Args:
+        store: the store.
+        keep: how many of each kind stay.
+
+    Returns:
+        The ids of those deleted.
     """
     trash = []
     with _deciding(store):
@@ -230,7 +281,14 @@ def retain(store: Path, keep: int) -> list[str]:
 
 
 def duration(seconds: float) -> str:
-    """Returns a length of time in words: `42 s`, `7 min`, `3 h`, `12 days`."""
+    """Returns a length of time in words.
+
+    Args:
+        seconds: 0 or more.
+
+    Returns:
+        `42 s`, `7 min`, `3 h` or `12 days`.
+    """
     for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"

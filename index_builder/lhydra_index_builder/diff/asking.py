@@ -60,7 +60,7 @@ def of_dataset(folder: Path, n: int, k: int) -> Asked:
     Returns:
         The queries.
     """
-    states = gate.draw(Dataset.open(folder), "now", None, n, SEED).states
+    states = gate.draw_users(Dataset.open(folder), "now", None, n, SEED).states
     return Asked([_query(state, k) for state in states], f"users of {folder}")
 
 
