@@ -44,7 +44,7 @@ from lhydra.errors import ConfigError, LhydraError, complain
 from lhydra.recommender import Recommender
 from lhydra_client.table import table
 from lhydra_index_builder.build import join_users
-from lhydra_index_builder.recipe import NEIGHBOURS, REFINE_FACTORS, Truth, efforts
+from lhydra_index_builder.sweep import NEIGHBOURS, REFINE_FACTORS, Truth, efforts
 
 FETCH, TARGET = 300, 0.95
 M, EF_CONSTRUCTION = 32, 128  # of every graph

@@ -16,7 +16,7 @@ from benchmarks import ann
 from lhydra.bundle.bundle import Bundle
 from lhydra.data.dataset import Dataset
 from lhydra.domain import F32
-from lhydra_index_builder.recipe import NEIGHBOURS
+from lhydra_index_builder.sweep import NEIGHBOURS
 
 
 def unit(n: int, seed: int) -> F32:

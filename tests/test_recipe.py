@@ -12,8 +12,10 @@ from lhydra.bundle.exact import nearest, nearest_of_many
 from lhydra.bundle.index import FLAT, Index, OperatingPoint, sample_rows
 from lhydra.domain import F32, I64
 from lhydra.errors import ConfigError
-from lhydra_index_builder import pool, recipe
-from lhydra_index_builder.recipe import MeasuredPoint, Truth, VectorFile, choose, ladder, measure
+from lhydra_index_builder import index_parts, pool, recipe, sweep
+from lhydra_index_builder.index_parts import VectorFile
+from lhydra_index_builder.recipe import choose, ladder
+from lhydra_index_builder.sweep import MeasuredPoint, Truth, measure
 
 DIM = 16
 NOTHING: I64 = np.empty(0, np.int64)
@@ -36,7 +38,7 @@ def vectors(tmp_path_factory: pytest.TempPathFactory) -> VectorFile:
 @pytest.fixture(scope="module")
 def truth(vectors: VectorFile) -> Truth:
     queries = unit(60, 2)
-    rows, _ = nearest_of_many([np.load(vectors.path)], queries, recipe.NEIGHBOURS, NOTHING)
+    rows, _ = nearest_of_many([np.load(vectors.path)], queries, sweep.NEIGHBOURS, NOTHING)
     return Truth(queries, rows)
 
 
@@ -106,7 +108,7 @@ def test_the_point_reaches_the_target_with_the_least_work(
     points = [at for at in found.curve if at.recipe == name]
     good = [at for at in points if at.least >= 0.8]
     assert found.reached == bool(good)
-    assert min(good, key=lambda at: recipe.search_cost(at, vectors.n, 120)).point == found.measured.point
+    assert min(good, key=lambda at: sweep.search_cost(at, vectors.n, 120)).point == found.measured.point
     assert any(at.least < 0.8 for at in points) or points[0].point == found.measured.point
     assert found.path.is_file()
     assert [at.recipe for at in found.curve if at.recipe == FLAT] == [FLAT]  # what exact search costs, beside it
@@ -125,7 +127,7 @@ def test_a_target_out_of_reach_of_the_codes_takes_the_next_recipe(
 
 
 def test_the_measure_is_the_truth(vectors: VectorFile, truth: Truth, tmp_path: Path) -> None:
-    recipe.build(vectors, "IVF64,SQ8", 0, map, 1, tmp_path / "index")
+    index_parts.build(vectors, "IVF64,SQ8", 0, map, 1, tmp_path / "index")
     index = Index.open(tmp_path / "index", "IVF64,SQ8", OperatingPoint(3))
     found = measure(index, truth, 150, 7.0, 1.0)
     mapped = np.load(vectors.path)
@@ -143,8 +145,8 @@ def test_the_measure_is_the_truth(vectors: VectorFile, truth: Truth, tmp_path: P
 
 def test_work_counts_what_is_compared() -> None:
     at = MeasuredPoint("IVF100,SQ8", 4, 1, 1, 1, 1, 1, 0, 0, 0, 0)
-    assert recipe.search_cost(at, 50_000, 300) == 100 + 4 * 500
-    assert recipe.search_cost(replace(at, refine=2), 50_000, 300) == 100 + 4 * 500 + 10 * 600
+    assert sweep.search_cost(at, 50_000, 300) == 100 + 4 * 500
+    assert sweep.search_cost(replace(at, refine=2), 50_000, 300) == 100 + 4 * 500 + 10 * 600
 
 
 # -- building in parts ------------------------------------------------------------------------------------------
@@ -160,9 +162,9 @@ def lists_of(path: Path, name: str, vectors: VectorFile, truth: Truth) -> list[l
 def test_an_index_in_parts_is_the_index_in_one_go(
     name: str, vectors: VectorFile, truth: Truth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe.build(vectors, name, 0, map, 1, tmp_path / "whole")
-    monkeypatch.setattr(recipe, "SHARD", 97)
-    recipe.build(vectors, name, 0, map, 1, tmp_path / "parts")
+    index_parts.build(vectors, name, 0, map, 1, tmp_path / "whole")
+    monkeypatch.setattr(index_parts, "SHARD", 97)
+    index_parts.build(vectors, name, 0, map, 1, tmp_path / "parts")
     whole = Index.build(np.load(vectors.path), name, 0)
     whole.write(tmp_path / "direct")
     expected = lists_of(tmp_path / "direct", name, vectors, truth)
@@ -174,10 +176,10 @@ def test_an_index_in_parts_is_the_index_in_one_go(
 def test_processes_build_what_one_process_builds(
     vectors: VectorFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recipe, "SHARD", 200)
-    recipe.build(vectors, "IVF32,SQ8", 0, map, 1, tmp_path / "one")
+    monkeypatch.setattr(index_parts, "SHARD", 200)
+    index_parts.build(vectors, "IVF32,SQ8", 0, map, 1, tmp_path / "one")
     with pool.processes(2) as run:
-        recipe.build(vectors, "IVF32,SQ8", 0, run, 1, tmp_path / "two")
+        index_parts.build(vectors, "IVF32,SQ8", 0, run, 1, tmp_path / "two")
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 

@@ -41,6 +41,8 @@ from lhydra.timing import timed
 from lhydra_index_builder import depth as depths
 from lhydra_index_builder import gate, plan, pool, recipe, replies, store
 from lhydra_index_builder.config import RebuildSettings
+from lhydra_index_builder.index_parts import VectorFile
+from lhydra_index_builder.sweep import NEIGHBOURS, MeasuredPoint, Truth
 
 GOLDEN_USERS, GOLDEN_TRACKS = 8, 64
 REFITTED = "train and valid"  # what model.json says of a model made with --refit
@@ -120,7 +122,7 @@ def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildSetti
         bundle = replace(bundle, catalog=catalog)
         users = _some_users(bundle, dataset, as_of, config)
         truth = _truth(bundle, folder / "vectors.npy", users, threads)
-        vectors = recipe.VectorFile(folder / "vectors.npy", len(catalog), model.dim)
+        vectors = VectorFile(folder / "vectors.npy", len(catalog), model.dim)
         with progress(dataset.n_tracks, "building the index") as show:
             choice = recipe.choose(
                 vectors,
@@ -298,7 +300,7 @@ def _write(folder: Path, manifest: Manifest) -> None:
     files.write_text(folder / "manifest.json", manifest.to_json())
 
 
-def _point(chosen: recipe.MeasuredPoint) -> str:
+def _point(chosen: MeasuredPoint) -> str:
     return f"effort {chosen.effort}" + (f", refine {chosen.refine}" if chosen.refine > 1 else "")
 
 
@@ -311,12 +313,12 @@ def _some_users(bundle: Bundle, dataset: Dataset, as_of: AsOf, config: RebuildSe
 
 
 @timed("rebuild.truth")
-def _truth(bundle: Bundle, vectors: Path, users: EncodedUsers, threads: int) -> recipe.Truth:
+def _truth(bundle: Bundle, vectors: Path, users: EncodedUsers, threads: int) -> Truth:
     """What exact search finds for each user."""
     use_threads(threads)
     queries = np.concatenate([_vector(bundle, users.take(np.array([i]))) for i in range(len(users.dense))])
-    rows, _ = nearest_of_many(blocks(vectors), queries, recipe.NEIGHBOURS, np.empty(0, np.int64))
-    return recipe.Truth(queries, rows)
+    rows, _ = nearest_of_many(blocks(vectors), queries, NEIGHBOURS, np.empty(0, np.int64))
+    return Truth(queries, rows)
 
 
 def _vector(bundle: Bundle, user: EncodedUsers) -> F32:

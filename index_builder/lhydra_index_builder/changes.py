@@ -38,7 +38,7 @@ from lhydra.features.histories import offsets_of
 from lhydra.recommender import Recommender
 from lhydra.timing import timed
 from lhydra.users.store import open_users
-from lhydra_index_builder import gate, plan, recipe, store
+from lhydra_index_builder import gate, plan, store, sweep
 from lhydra_index_builder.build import Built, Log, finish, no_log
 from lhydra_index_builder.config import RebuildSettings
 from lhydra_index_builder.replies import REPLIES, packed
@@ -165,10 +165,7 @@ def add(
         np.save(folder / "removed.npy", removed)
         added = pq.read_table(source.folder / "added.parquet")
         pq.write_table(pa.concat_tables([added, _like(table, added.schema)]), folder / "added.parquet")
-        golden = Golden.open(source.folder / "golden.npz")
-        histories = replace(golden.users.histories, rows=moved[golden.users.histories.rows])
-        users_then = replace(golden.users, histories=histories)
-        replace(golden, users=users_then, rows=moved[golden.rows]).save(folder / "golden.npz")
+        _move_golden(source.folder, folder, moved)
         with timed("add.index"):
             index = Index.open(source.folder / "index.faiss", manifest.recipe, mapped=False)
             index.add(new["vectors"])
@@ -286,6 +283,14 @@ def _move_charts(old: Path, folder: Path, moved: I64) -> None:
         files.link(old / f"{name}.npy", folder / f"{name}.npy")
 
 
+def _move_golden(old: Path, folder: Path, moved: I64) -> None:
+    """Writes the golden users with their tracks at the rows where those went."""
+    golden = Golden.open(old / "golden.npz")
+    histories = replace(golden.users.histories, rows=moved[golden.users.histories.rows])
+    users = replace(golden.users, histories=histories)
+    replace(golden, users=users, rows=moved[golden.rows]).save(folder / "golden.npz")
+
+
 def _like(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """`table` with the columns of `schema`: nothing played, and null where the file had no such column."""
     columns = []
@@ -335,8 +340,8 @@ def _measured(manifest: Manifest, folder: Path, source: Source, config: RebuildS
     for state in source.states[: config.recall_users]:
         queries.append(bundle.user_tower.embed(recommender.encode(state), bundle.catalog.history))
     vectors = np.concatenate(queries)
-    rows, _ = nearest_of_many(blocks(folder / "vectors.npy"), vectors, recipe.NEIGHBOURS, catalog.removed)
-    found = recipe.measure(index, recipe.Truth(vectors, rows), manifest.depth, 0, 0)
+    rows, _ = nearest_of_many(blocks(folder / "vectors.npy"), vectors, sweep.NEIGHBOURS, catalog.removed)
+    found = sweep.measure(index, sweep.Truth(vectors, rows), manifest.depth, 0, 0)
     due = manifest.changes["due"]
     if not due and found.coverage < manifest.index["target"] - config.max_recall_miss:
         due = f"coverage fell to {found.coverage:.4f}"

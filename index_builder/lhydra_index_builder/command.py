@@ -141,9 +141,10 @@ def _report(args: argparse.Namespace, built: "Built") -> None:
 def _explain(built: "Built") -> None:
     """Prints what recipe, operating point and depth were chosen from."""
     from lhydra_index_builder import depth, recipe
+    from lhydra_index_builder.sweep import MeasuredPoint
 
     manifest = built.manifest
-    curve = [recipe.MeasuredPoint(**at) for at in manifest.index["curve"]]
+    curve = [MeasuredPoint(**at) for at in manifest.index["curve"]]
     chosen = next((at for at in curve if at.recipe == manifest.recipe and vars(at.point) == manifest.point), curve[-1])
     print(f"\nIndex: the least work with coverage {manifest.index['target']} at depth {manifest.depth}")
     print_table(*recipe.table(curve, chosen))

@@ -129,7 +129,7 @@ def compare(a: Bundle, b: Bundle, queries: Sequence[Query], k: int) -> Compariso
         order=measures.order(changes),
         popularity=measures.popularity(lists_a, lists_b, measures.listeners(a, b, tracks)),
         catalogue=measures.catalogue(a.catalog, b.catalog, tracks, lists_a, lists_b),
-        coverage=Both(measures.distinct(lists_a), measures.distinct(lists_b)),
+        coverage=Both(*(len(np.unique(lists[lists >= 0])) for lists in (lists_a, lists_b))),
         common_at=min(k, beyond.K),
         common=Both(*common),
         genres=measures.genres(lists_a, lists_b, measures.genre_names(a, b, tracks)),

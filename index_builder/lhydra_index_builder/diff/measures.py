@@ -277,18 +277,6 @@ def latency(took_ms: F64) -> Latency:
     return Latency(round(p50, 4), round(p99, 4))
 
 
-def distinct(lists: I64) -> int:
-    """Returns how many different tracks are recommended.
-
-    Args:
-        lists: (n, k) rows or numbers, -1 padded.
-
-    Returns:
-        The count.
-    """
-    return len(np.unique(lists[lists >= 0]))
-
-
 def _hashes(catalog: Catalog, lists: I64) -> tuple[I64, Hashes]:
     """The different rows in `lists`, ascending, and their hashes."""
     rows = np.unique(lists[lists >= 0])
