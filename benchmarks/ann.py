@@ -37,7 +37,8 @@ import numpy.typing as npt
 from benchmarks.machine import core_scaling, machine, versions
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.exact import nearest_of_many
-from lhydra.bundle.index import OperatingPoint, one_thread, use_threads
+from lhydra.bundle.index import one_thread, use_threads
+from lhydra.bundle.manifest import OperatingPoint
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import F32, I64
 from lhydra.errors import ConfigError, LhydraError, complain

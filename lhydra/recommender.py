@@ -5,7 +5,6 @@ calls into FAISS, is done once. Nobody's answer depends on who else was there, t
 """
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
@@ -15,16 +14,18 @@ import numpy.typing as npt
 
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.catalog import Catalog
+from lhydra.bundle.eligible import EligibleSet, eligible_set, search_eligible
 from lhydra.bundle.exact import best_first
-from lhydra.bundle.index import EligibleSet
+from lhydra.bundle.filter_cache import FilterCache
+from lhydra.bundle.index import BLAS_QUERIES
 from lhydra.domain import F32, I64, Condition, Query, Recommendation, Repeat, Tier, UserState
-from lhydra.errors import LhydraError
+from lhydra.errors import LhydraError, complain
 from lhydra.features.histories import EncodedUsers, Histories, offsets_of
 from lhydra.scratch import borrowed_mask
 from lhydra.timing import timed
 
 DEFAULT_DEPTH = 300
-MAX_BATCH = 16  # requests answered together at most
+MAX_BATCH = min(16, BLAS_QUERIES - 1)  # requests answered together at most
 OVERFETCHED_EXCLUSIONS = 256  # so many tracks are fetched beyond the depth and dropped; more are kept out of the search
 SKIP_WEIGHT = 0.25  # how far skipped tracks push the user's vector away from them
 RETURN_AFTER_S, RETURN_S = 7 * 86_400, 30 * 86_400  # Repeat.DECAY: when a heard track may return, and how fast it does
@@ -64,7 +65,7 @@ class Recommender:
         self.depth = depth or (bundle.manifest.depth if bundle.manifest else 0) or DEFAULT_DEPTH
         self._tracks = bundle.catalog.tracks
         self._telling = frozenset(bundle.spec.profile_columns) - {"country"}  # what makes a profile more than a country
-        self._filters: OrderedDict[tuple[Condition, ...], EligibleSet] = OrderedDict()
+        self._filters = FilterCache(FILTER_BYTES)
         self._all: EligibleSet | None = None
         self._lock = Lock()
         self.fallbacks = 0  # searches that came up short and were done again, wider; counted roughly under threads
@@ -97,7 +98,18 @@ class Recommender:
         """Answers up to MAX_BATCH queries; each gets what `recommend` returns or raises, whatever the others get.
 
         A stage that was gone through together counts for each with its share of the time.
+
+        Args:
+            asked: queries, each with its check, see `recommend`.
+
+        Returns:
+            An answer or an error for each.
+
+        Raises:
+            ValueError: more than MAX_BATCH queries.
         """
+        if len(asked) > MAX_BATCH:
+            raise ValueError(complain("queries", len(asked), f"at most {MAX_BATCH} at once"))
         requests = [_Asked(query, check) for query, check in asked]
         for request in requests:
             self._try(request, self._admit)
@@ -145,7 +157,7 @@ class Recommender:
         with timed("exclude", request.stage_us):
             query = request.query
             if query.filter:
-                request.eligible = self._eligible(query.filter)
+                request.eligible = self._filters.get(query.filter, self._eligible)
             excluded = self.catalog.rows(query.exclude)
             if query.repeat is not Repeat.ALLOW:
                 heard = self.catalog.rows(query.state.heard)
@@ -206,7 +218,7 @@ class Recommender:
         with timed("retrieve", request.stage_us):
             assert request.vector is not None
             eligible, depth = request.eligible or self._every(), self._depth(request.query)
-            request.found = self.bundle.index.search_eligible(request.vector, depth, eligible, request.excluded)
+            request.found = search_eligible(self.bundle.index, request.vector, depth, eligible, request.excluded)
 
     def _rerank(self, request: _Asked) -> None:
         if request.answer is not None:
@@ -313,25 +325,18 @@ class Recommender:
         return rows[:depth], cosines[:depth]
 
     def _eligible(self, conditions: tuple[Condition, ...]) -> EligibleSet:
-        """What a filter lets through, kept for the next request that asks for the same. Raises InvalidRequest."""
-        with self._lock:
-            eligible = self._filters.get(conditions)
-            if eligible is None:
-                mask = self.bundle.filters.mask(conditions)
-                eligible = self._filters[conditions] = self.bundle.index.eligible_set(mask, self.catalog.vectors)
-                size = sum(kept.nbytes for kept in self._filters.values())
-                while size > FILTER_BYTES and len(self._filters) > 1:
-                    size -= self._filters.popitem(last=False)[1].nbytes
-            self._filters.move_to_end(conditions)
-        return eligible
+        """What a filter lets through. Raises InvalidRequest."""
+        mask = self.bundle.filters.mask(conditions)
+        return eligible_set(self.bundle.index, mask, self.catalog.vectors)
 
     def _every(self) -> EligibleSet:
         """All that may be returned to somebody."""
-        if self._all is None:
-            mask = np.ones(len(self.catalog), np.bool_)
-            mask[self.catalog.removed] = False
-            self._all = self.bundle.index.eligible_set(mask, self.catalog.vectors)
-        return self._all
+        with self._lock:  # several threads may come first: one of them computes
+            if self._all is None:
+                mask = np.ones(len(self.catalog), np.bool_)
+                mask[self.catalog.removed] = False
+                self._all = eligible_set(self.bundle.index, mask, self.catalog.vectors)
+            return self._all
 
     def _returning(self, query: Query) -> tuple[I64, npt.NDArray[np.float64]]:
         """Rows of heard tracks that may return, and their probability: 1 - exp(-days since the last play / 30)."""

@@ -1,14 +1,18 @@
 """Search against brute force; approximate indexes never lie about what they lack."""
 
+import dataclasses
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lhydra.bundle.eligible import eligible_set, search_eligible
 from lhydra.bundle.exact import nearest
-from lhydra.bundle.index import Index, OperatingPoint
+from lhydra.bundle.index import BLAS_QUERIES, Index
+from lhydra.bundle.manifest import OperatingPoint
 from lhydra.domain import F32, I64
 from lhydra.errors import BundleCorrupt, ConfigError
 
@@ -142,6 +146,59 @@ def test_the_operating_point_survives_the_file_and_changes_what_is_found(tmp_pat
         shares.append(np.mean(hits) / 50)
     assert shares[0] < shares[1] < shares[2]
     assert shares[2] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("recipe", "low", "high"),
+    [
+        ("IVF64,SQ8", OperatingPoint(1), OperatingPoint(48)),
+        ("IVF16,PQ8x4fs", OperatingPoint(1), OperatingPoint(16)),
+        ("HNSW8", OperatingPoint(4), OperatingPoint(300)),
+        ("PCA8,IVF64,Flat", OperatingPoint(1), OperatingPoint(48)),
+        ("IVF64,SQ4,RFlat", OperatingPoint(1), OperatingPoint(48, 8)),
+    ],
+)
+def test_two_indexes_over_one_faiss_index_each_search_at_their_own_point(
+    recipe: str, low: OperatingPoint, high: OperatingPoint
+) -> None:
+    vectors = unit(3000, 16)
+    shared = Index.build(vectors, recipe)
+    expected = {}
+    for point in (low, high):  # an index of its own each, told FAISS's way
+        own = dataclasses.replace(shared, faiss_index=faiss.clone_index(shared.faiss_index))
+        faiss.ParameterSpace().set_index_parameter(own.faiss_index, own.knob, point.effort)
+        if point.refine > 1:
+            faiss.ParameterSpace().set_index_parameter(own.faiss_index, "k_factor_rf", point.refine)
+        expected[point] = [[part.tobytes() for part in own.search(query, 40)] for query in unit(12, 16, 3)]
+    assert expected[low] != expected[high]
+    one, other = shared.at(low), shared.at(high)
+    for i, query in enumerate(unit(12, 16, 3)):  # in turns
+        for index, point in ((one, low), (other, high)):
+            assert [part.tobytes() for part in index.search(query, 40)] == expected[point][i]
+    for index, point in ((one, low), (other, high)):
+        for found, wanted in zip(index.search_many(unit(12, 16, 3), 40), expected[point], strict=True):
+            assert [part.tobytes() for part in found] == wanted
+
+
+def test_an_operating_point_holds_under_a_filter() -> None:
+    vectors = unit(20_000, 16)
+    shared, mask, query = Index.build(vectors, "IVF64,SQ8"), np.arange(20_000) % 2 == 0, unit(1, 16, 4)
+    found = []
+    for index in (shared.at(OperatingPoint(1)), shared.at(OperatingPoint(64))):
+        found.append(search_eligible(index, query, 200, eligible_set(index, mask, vectors), NONE)[0].tolist())
+    again = shared.at(OperatingPoint(1))
+    assert found[0] == search_eligible(again, query, 200, eligible_set(again, mask, vectors), NONE)[0].tolist()
+    exact = set(nearest(vectors, query, 200, np.flatnonzero(~mask))[0].tolist())
+    assert len(exact & set(found[0])) < len(exact & set(found[1]))
+
+
+def test_so_many_queries_that_faiss_would_round_otherwise_are_refused() -> None:
+    assert faiss.cvar.distance_compute_blas_threshold == BLAS_QUERIES
+    for recipe in ("flat", "IVF8,SQ8"):
+        index = Index.build(unit(500, 16), recipe)
+        assert len(index.search_many(unit(BLAS_QUERIES - 1, 16, 1), 5)) == BLAS_QUERIES - 1
+        with pytest.raises(ValueError, match="found 20, expected fewer than 20"):
+            index.search_many(unit(BLAS_QUERIES, 16, 1), 5)
 
 
 def test_refining_orders_by_the_exact_vectors() -> None:

@@ -17,14 +17,38 @@ from lhydra.data.dataset import Dataset
 from lhydra.data.prepare import prepare
 from lhydra.data.settings import PrepareSettings
 from lhydra.domain import F32, I64
+from lhydra.features import histories as features
 from lhydra.features import item_item
-from lhydra.features.histories import Histories, entry_features, play_weights, relative_weights
-from lhydra.features.item_item import RECENT, channel_weights
+from lhydra.features.histories import (
+    Histories,
+    entry_features,
+    play_weights,
+    positions_of,
+    relative_weights,
+    relative_weights_of,
+)
+from lhydra.features.item_item import RECENT_PLAYS, channel_weights
 from lhydra.training import teachers
 from lhydra.training.data import TrainingData, load
 from tests.conftest import TINY_TRAINING
 
 Case = tuple[np.ndarray, np.ndarray, I64, F32, I64]
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(1, 500, width=32), min_size=1, max_size=2048), st.sampled_from((3, 7, 11)))
+def test_positions_and_weights_come_back_from_the_features_that_keep_them(counts: list[float], scale: int) -> None:
+    """One definition: another scale changes both ways alike."""
+    n = len(counts)
+    rows, weighed = np.arange(n), play_weights(np.array(counts, np.float32))
+    relative = relative_weights(weighed, np.array([0, n]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(features, "POSITION_SCALE", scale)
+        entry, _ = entry_features(Histories.one(rows, np.array(counts, np.float32), rows + 1), relative)
+        np.testing.assert_allclose(positions_of(entry), n - 1 - rows, rtol=1e-4, atol=1e-4)
+        recent = channel_weights(entry)[:, 1]
+    np.testing.assert_allclose(relative_weights_of(entry), relative, rtol=1e-5)
+    np.testing.assert_allclose(recent, relative * np.exp(-(n - 1 - rows) / RECENT_PLAYS), rtol=1e-3, atol=1e-6)
 
 
 def made(seed: int, n: int, width: int, heard: int, wanted: int) -> Case:
@@ -103,7 +127,7 @@ def test_plays_weigh_by_count_and_the_second_channel_forgets() -> None:
         found = channel_weights(entry_features(histories, relative_weights(play_weights(counts), histories.offsets))[0])
         np.testing.assert_allclose(found[:, 0], weight / weight.mean(), rtol=1e-5)
         ago = np.arange(m)[::-1] if times.any() else np.zeros(m)  # without times the order means nothing
-        np.testing.assert_allclose(found[:, 1], found[:, 0] * np.exp(-ago / RECENT), rtol=1e-4)
+        np.testing.assert_allclose(found[:, 1], found[:, 0] * np.exp(-ago / RECENT_PLAYS), rtol=1e-4)
 
 
 # -- from training to the bundle --------------------------------------------------------------------------

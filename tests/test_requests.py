@@ -1,7 +1,11 @@
 """What a request may ask for, against brute force: filters, exclusions, repeats, skips, charts; and company."""
 
 import dataclasses
+import threading
+import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,11 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lhydra import recommender as recommenders
-from lhydra.bundle import index as indexes
+from lhydra.bundle import eligible as filtered
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.columns import normalised
+from lhydra.bundle.eligible import eligible_set, search_eligible
 from lhydra.bundle.exact import best_first, nearest
-from lhydra.bundle.index import Index, OperatingPoint
+from lhydra.bundle.index import BLAS_QUERIES, Index
+from lhydra.bundle.manifest import OperatingPoint
+from lhydra.bundle.strings import StringColumn
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import (
     F32,
@@ -51,8 +58,8 @@ def states(tiny_dataset: Dataset) -> list[UserState]:
 def recommender(request: pytest.FixtureRequest, bundle: Bundle) -> Iterator[Recommender]:
     """With a bound so low that filters are searched for inside the index, too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(indexes, "BRUTE_FORCE_TRACKS", 30)
-        patch.setattr(indexes, "MAX_BRUTE_FORCE_TRACKS", 30)
+        patch.setattr(filtered, "BRUTE_FORCE_TRACKS", 30)
+        patch.setattr(filtered, "MAX_BRUTE_FORCE_TRACKS", 30)
         patch.setattr(recommenders, "OVERFETCHED_EXCLUSIONS", 20)
         yield Recommender(dataclasses.replace(bundle, index=Index.build(bundle.catalog.vectors, request.param)))
 
@@ -111,8 +118,8 @@ def test_exactly_k_or_all_that_the_filter_and_the_exclusions_leave(
 def test_under_a_filter_the_list_is_the_head_over_the_nearest_allowed(
     bundle: Bundle, states: list[UserState], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(indexes, "BRUTE_FORCE_TRACKS", 30)
-    monkeypatch.setattr(indexes, "MAX_BRUTE_FORCE_TRACKS", 30)
+    monkeypatch.setattr(filtered, "BRUTE_FORCE_TRACKS", 30)
+    monkeypatch.setattr(filtered, "MAX_BRUTE_FORCE_TRACKS", 30)
     exact = Recommender(dataclasses.replace(bundle, index=Index.build(bundle.catalog.vectors, "flat")), depth=40)
     years = (Condition("year", min=1980), Condition("year", max=2000))
     for state in states[:20]:
@@ -157,11 +164,47 @@ def test_filters_are_kept_within_a_bound_and_asked_for_once(bundle: Bundle, monk
     assert asked == [first]
     for other in others:
         recommender.recommend(Query(5, filter=other))
-        assert sum(kept.nbytes for kept in recommender._filters.values()) <= max(
-            3 * len(bundle.catalog), recommender._filters[other].nbytes
-        )
+        assert len(recommender._filters) == 1 or recommender._filters.nbytes <= 3 * len(bundle.catalog)
     recommender.recommend(Query(5, filter=first))
     assert asked == [first, *others, first]
+
+
+def test_filters_with_long_lists_of_values_are_kept_within_the_bound(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory of everything that is kept, the conditions as well as the masks."""
+    monkeypatch.setattr(recommenders, "FILTER_BYTES", 500_000)
+    recommender = Recommender(bundle)
+    recommender.recommend(Query(5, filter=(Condition("artist", none_of=("x",)),)))
+    tracemalloc.start()
+    for i in range(60):
+        values = tuple(f"nobody {i} {j}" for j in range(1_000))  # about 70 KB each
+        recommender.recommend(Query(5, filter=(Condition("artist", none_of=values),)))
+        del values
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 700_000
+
+
+def test_many_threads_make_ready_what_everybody_may_get_once(
+    bundle: Bundle, states: list[UserState], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recommender, calls, second = Recommender(bundle), [], threading.Event()
+
+    def counted(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 1:
+            second.set()
+        second.wait(0.3)  # long enough for others to come in, if they can
+        return eligible_set(*args)
+
+    monkeypatch.setattr(recommenders, "eligible_set", counted)
+    heard = np.sort(bundle.catalog.hashes[:300])
+    query = Query(5, dataclasses.replace(states[0], heard=heard), True, repeat=Repeat.EXCLUDE)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(recommender.recommend, [query] * 4))
+    assert len(calls) == 1
+    assert all(one.rows.tolist() == found[0].rows.tolist() for one in found)
 
 
 @pytest.fixture(scope="module")
@@ -185,8 +228,8 @@ def test_the_nearest_ten_under_a_filter_are_found_at_every_selectivity(
     clustered: tuple[F32, I64, F32], kind: str, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Random filters and, harder, whole clusters, which the query may be far from; at 0.0 a single track is left."""
-    monkeypatch.setattr(indexes, "BRUTE_FORCE_TRACKS", 150)
-    monkeypatch.setattr(indexes, "MAX_BRUTE_FORCE_TRACKS", 150)
+    monkeypatch.setattr(filtered, "BRUTE_FORCE_TRACKS", 150)
+    monkeypatch.setattr(filtered, "MAX_BRUTE_FORCE_TRACKS", 150)
     vectors, cluster, queries = clustered
     rng = np.random.default_rng(1)
     if share == 0.0:
@@ -198,11 +241,11 @@ def test_the_nearest_ten_under_a_filter_are_found_at_every_selectivity(
             rng.random(len(vectors)) < 40 * share
         )
     index = Index.build(vectors, "IVF128,SQ8").at(OperatingPoint(8))
-    allowed = index.eligible_set(mask, vectors)
+    allowed = eligible_set(index, mask, vectors)
     found = 0
     wanted = 0
     for query in queries:
-        rows, scores = index.search_eligible(query, 100, allowed, np.empty(0, np.int64))
+        rows, scores = search_eligible(index, query, 100, allowed, np.empty(0, np.int64))
         assert len(rows) == len(set(rows.tolist())) == min(100, np.count_nonzero(mask))
         assert mask[rows].all()
         assert (np.diff(scores) <= 0).all()
@@ -220,13 +263,13 @@ def test_barred_rows_and_removed_ones_are_searched_around(clustered: tuple[F32, 
     removed = rng.integers(0, n, 3_000)
     positions[np.isin(positions, removed)] = -1
     index = Index.build(by_position, "IVF64,Flat").at(OperatingPoint(12)).with_rows(positions)
-    allowed = index.eligible_set(np.ones(n, np.bool_), vectors)
+    allowed = eligible_set(index, np.ones(n, np.bool_), vectors)
     gone = np.unique(removed)
     assert allowed.count == n - len(gone)
     found = 0
     for query in queries[:10]:
         excluded = np.concatenate([nearest(vectors, query, 4_000, gone)[0], rng.integers(0, n, 500)])
-        rows, _ = index.search_eligible(query, 50, allowed, excluded)
+        rows, _ = search_eligible(index, query, 50, allowed, excluded)
         assert len(rows) == 50
         assert not np.isin(rows, excluded).any()
         assert not np.isin(rows, gone).any()
@@ -259,6 +302,12 @@ def test_nobody_s_answer_depends_on_who_else_asks(recommender: Recommender, stat
             for name in ("rows", "scores", "logits", "retrieval_scores", "candidates"):
                 assert getattr(together, name).tobytes() == getattr(one, name).tobytes(), name
             assert together.tier is one.tier
+
+
+def test_more_queries_than_faiss_answers_one_by_one_are_refused(bundle: Bundle) -> None:
+    assert recommenders.MAX_BATCH < BLAS_QUERIES
+    with pytest.raises(ValueError, match="at most 16 at once"):
+        Recommender(bundle).recommend_many([(Query(5), lambda: None)] * (recommenders.MAX_BATCH + 1))
 
 
 def test_a_deep_request_does_not_make_its_company_s_search_wide(
@@ -349,6 +398,10 @@ def test_nothing_known_but_a_country_gives_its_chart(bundle: Bundle, tiny_datase
         whole = recommender.recommend(Query(len(bundle.catalog), UserState({"country": country})))
         assert sorted(whole.rows.tolist()) == list(range(len(bundle.catalog)))
         assert (np.diff(whole.scores) <= 0).all()
+    with pytest.MonkeyPatch.context() as patch:  # no name is decoded for a request
+        patch.delattr(StringColumn, "at")
+        found = recommender.recommend(Query(20, UserState({"country": charts[0]})))
+        assert found.rows.tolist() == bundle.catalog.chart(charts[0])[0][:20].tolist()
     everywhere = recommender.recommend(Query(20)).rows.tolist()
     assert recommender.recommend(Query(20, UserState({"country": "Nowhere"}))).rows.tolist() == everywhere
     assert recommender.recommend(Query(20, UserState({"country": 7}))).rows.tolist() == everywhere

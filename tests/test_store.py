@@ -13,8 +13,7 @@ from lhydra import files
 from lhydra.bundle import catalog_writer, embedding
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.exact import nearest
-from lhydra.bundle.index import OperatingPoint
-from lhydra.bundle.manifest import Manifest, current_bundle_id
+from lhydra.bundle.manifest import Manifest, OperatingPoint, current_bundle_id
 from lhydra.bundle.model import Model
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset, user_states

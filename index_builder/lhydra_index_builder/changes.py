@@ -6,7 +6,6 @@ FAISS holds stays where it is, and the map from its positions to rows moves inst
 it goes on to count in the histories of those who played it, and is never returned.
 """
 
-import bisect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -229,15 +228,9 @@ def _link(source: Source, folder: Path, names: Iterable[str]) -> dict[str, files
 
 def _places(names: StringColumn, track_ids: Sequence[str]) -> I64:
     """(m,) how many of `names`, which are in order, come before each of the `track_ids`, which are too."""
-    data, offsets = names.data, names.offsets
-
-    def name(row: int) -> bytes:
-        return bytes(data[offsets[row] : offsets[row + 1]])
-
     found, low = np.empty(len(track_ids), np.int64), 0
     for i, track_id in enumerate(track_ids):
-        low = bisect.bisect_left(range(len(offsets) - 1), track_id.encode(), low, key=name)
-        found[i] = low
+        found[i] = low = names.place(track_id, low)[0]
     return found
 
 

@@ -21,8 +21,8 @@ from lhydra.bundle import catalog as catalogs
 from lhydra.bundle import columns as filters
 from lhydra.bundle.catalog import Catalog
 from lhydra.bundle.columns import NO_COLUMNS, FilterColumns
-from lhydra.bundle.index import Index, OperatingPoint
-from lhydra.bundle.manifest import Manifest, current_bundle_id
+from lhydra.bundle.index import Index
+from lhydra.bundle.manifest import Manifest, OperatingPoint, current_bundle_id
 from lhydra.bundle.networks import Head, UserTower
 from lhydra.bundle.strings import StringColumn
 from lhydra.domain import F32, I64

@@ -86,12 +86,12 @@ class Catalog:
 
         m is 0 for a country without a chart.
         """
-        names = self.charts.at(np.arange(len(self.charts)))
-        if not isinstance(country, str) or country not in names:
+        at, known = self.charts.place(country) if isinstance(country, str) else (0, False)
+        if not known:
             return np.empty(0, np.int64), np.empty(0, np.float32)
-        rows = self.chart_rows[names.index(country)]
+        rows = self.chart_rows[at]
         there = rows >= 0
-        return rows[there].astype(np.int64), self.chart_share[names.index(country)][there]
+        return rows[there].astype(np.int64), self.chart_share[at][there]
 
     def track_ids(self, rows: I64) -> list[str]:
         """Returns the ids of `rows`."""

@@ -9,7 +9,6 @@
 mapped, and nothing is read of values that nobody asks for. Written by `lhydra.bundle.columns_writer`.
 """
 
-import bisect
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -74,11 +73,10 @@ class Words:
         """Whether each of `n` rows has one of the values, (n,)."""
         found = np.zeros(n, bool)
         for value in values:
-            i, known = place(self.texts, value.encode(errors="surrogatepass"))
+            i, known = self.texts.place(value)
             if known:
-                found[self.rows[self.offsets[i] : self.offsets[i + 1]].astype(np.int64)] = (
-                    True  # int32 takes twice as long
-                )
+                rows = self.rows[self.offsets[i] : self.offsets[i + 1]].astype(np.int64)  # int32 takes twice as long
+                found[rows] = True
         return found
 
 
@@ -169,18 +167,6 @@ def file_names(folder: Path) -> list[str]:
     _, names = _read(folder)
     parts = (f"filter{i}{part}.npy" for i, kind in enumerate(names.values()) for part in _PARTS[kind])
     return ["filters.json", *parts]
-
-
-def place(texts: StringColumn, word: bytes) -> tuple[int, bool]:
-    """Returns how many of `texts`, which are ascending by their bytes, come before `word`, and whether it is next."""
-    data, offsets = texts.data.data, texts.offsets.data  # memoryviews: numpy takes three times as long for a few bytes
-
-    def text(i: int) -> bytes:
-        return bytes(data[offsets[i] : offsets[i + 1]])
-
-    n = len(offsets) - 1
-    i = bisect.bisect_left(range(n), word, key=text)
-    return i, i < n and text(i) == word
 
 
 def _number(text: str) -> float | None:

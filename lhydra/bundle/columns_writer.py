@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lhydra.bundle.columns import NUMBERS, WORDS, FilterColumns, Numbers, Words, file_names, place
+from lhydra.bundle.columns import NUMBERS, WORDS, FilterColumns, Numbers, Words, file_names
 from lhydra.bundle.strings import StringColumn
 from lhydra.domain import I64
 from lhydra.timing import timed
@@ -130,7 +130,7 @@ def _by_code(entries: Callable[[], Iterator[tuple[I64, I32]]], offsets: I64) -> 
 def _joined(old: Words, new: Words, own: I32) -> Words:
     """Both columns in one; `own`: (m,) the rows that those of `new` become, none of which is in `old`."""
     words = [new.texts.data[a:b].tobytes() for a, b in zip(new.texts.offsets, new.texts.offsets[1:], strict=False)]
-    places = np.array([place(old.texts, word) for word in words], np.int64).reshape(-1, 2)
+    places = np.array([old.texts.place(word) for word in words], np.int64).reshape(-1, 2)
     at, known = places[:, 0], places[:, 1] > 0
     fresh = at[~known]
     texts = _inserted(old.texts, fresh, [word for word, there in zip(words, known, strict=True) if not there])

@@ -1,11 +1,11 @@
-"""Nearest tracks by inner product. The only file that imports faiss.
+"""Nearest tracks by inner product: a FAISS index, its operating point, and the map from its positions to rows.
 
 Recipes: `flat` is exact; any other text is a FAISS factory string (`IVF4096,SQ8`, `HNSW32`, …), approximate. How
 hard an approximate index looks is its operating point, which a rebuild finds by measuring. FAISS numbers vectors
 by the order in which they were added, its positions; the map from positions to rows of the catalog lets an index
 be added to and be removed from without being built again.
 
-FAISS checks shapes with `assert` and answers NaN queries with nothing, so the door is here.
+FAISS checks shapes with `assert` and answers NaN queries with nothing, so queries are checked here.
 """
 
 from dataclasses import dataclass, replace
@@ -17,82 +17,43 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from lhydra.bundle.exact import best_of, in_order, nearest
+from lhydra.bundle.exact import in_order
+from lhydra.bundle.inverted import InvertedFile
+from lhydra.bundle.manifest import OperatingPoint
 from lhydra.domain import F16, F32, I64
 from lhydra.errors import BundleCorrupt, ConfigError, complain
-from lhydra.scratch import borrowed_mask
 
 BLOCK = 65_536
 FLAT = "flat"
-BRUTE_FORCE_TRACKS, MAX_BRUTE_FORCE_TRACKS = (
-    8_192,
-    32_768,
-)  # so many eligible tracks, or a share of all up to the second, are compared one by one
+BLAS_QUERIES = 20  # from so many queries on FAISS multiplies matrices, which rounds otherwise than one query does
 I32 = npt.NDArray[np.int32]
-FILTERED_SEARCH_FACTOR = (
-    2  # so many times as many tracks are compared under a filter: measured to miss no more than without one
-)
-HEARD_SEARCH_FACTOR = 1.5  # and where only what one listener has heard is left out
-
-
-@dataclass(frozen=True)
-class OperatingPoint:
-    """An operating point: how hard to look.
-
-    effort: inverted lists probed (IVF) or candidates kept on the walk (HNSW); 0 leaves FAISS's own default.
-    refine: so many times the tracks asked for are found by their codes, then ordered by their exact vectors; 1: not.
-    """
-
-    effort: int = 0
-    refine: int = 1
-
-
-@dataclass(frozen=True)
-class EligibleSet:
-    """The tracks that may be returned, made ready for searching by `Index.eligible_set`: worth keeping for a filter.
-
-    count: how many. mask: (n,) by row. bits: the same by position, eight to a byte, lowest bit first.
-    in_list: (lists,) how many lie in each inverted list, None where there are none.
-    rows, vectors: of all of them, (count,) and (count, dim), where they are few; else None.
-    every: (n, dim) vectors of all tracks, mapped.
-    """
-
-    count: int
-    mask: npt.NDArray[np.bool_]
-    bits: npt.NDArray[np.uint8]
-    in_list: I64 | None
-    rows: I64 | None
-    vectors: F32 | None
-    every: F16 | F32
-
-    @property
-    def nbytes(self) -> int:
-        """Memory it takes."""
-        parts = (self.mask, self.bits, self.in_list, self.rows, self.vectors)
-        return sum(part.nbytes for part in parts if part is not None)
+DEFAULT_POINT = OperatingPoint()
 
 
 @dataclass(frozen=True)
 class Index:
-    """A FAISS index over the tracks of one catalog.
+    """A FAISS index over the tracks of one catalog, searched at one operating point.
 
+    Several may share one FAISS index, each with its own point: a search passes it on and changes nothing.
+
+    recipe: `flat` or a FAISS factory string. point: how hard to look.
     rows: (positions,) row of each position, -1 where the track was removed; None where position and row are one.
     vectors: (n, dim) exact vectors by row, for operating points that refine.
     """
 
     recipe: str
     point: OperatingPoint
-    _faiss: faiss.Index
+    faiss_index: faiss.Index
     rows: I32 | None = None
     vectors: F16 | F32 | None = None
 
     def __len__(self) -> int:
-        return int(self._faiss.ntotal) - self.removed
+        return int(self.faiss_index.ntotal) - self.removed
 
     @property
     def dim(self) -> int:
         """Width of the vectors."""
-        return int(self._faiss.d)
+        return int(self.faiss_index.d)
 
     @property
     def exact(self) -> bool:
@@ -107,7 +68,7 @@ class Index:
     @property
     def knob(self) -> str:
         """What `OperatingPoint.effort` sets: `nprobe`, `efSearch`, or "" where there is nothing to set."""
-        return _knob(self._faiss)
+        return _knob(self.faiss_index)
 
     @property
     def lists(self) -> int:
@@ -115,17 +76,25 @@ class Index:
         return lists_of(self.recipe)
 
     def search(self, vector: F32, k: int) -> tuple[I64, F32]:
-        """Returns at most k rows (m,) and their inner products (m,), best first, ties by row; never -1.
+        """Finds the nearest tracks.
 
-        vector: (dim,) or (1, dim) float32, finite. An approximate index may return fewer than k, and inner products
-        that its codes round, unless the operating point refines.
+        Args:
+            vector: (dim,) or (1, dim) float32, finite.
+            k: how many at most.
+
+        Returns:
+            (m,) int64 rows and float32 inner products, best first, ties by row; never -1. An approximate index may
+            return fewer than k, and inner products that its codes round, unless the operating point refines.
+
+        Raises:
+            ValueError: the vector has another width, or is not finite.
         """
-        query = self._checked(vector)
+        query = self.checked(vector)
         k = min(k, len(self))
         if k < 1:
             return np.empty(0, np.int64), np.empty(0, np.float32)
         refine = self.point.refine if self.vectors is not None else 1
-        wanted, total = k * refine, int(self._faiss.ntotal)
+        wanted, total = k * refine, int(self.faiss_index.ntotal)
         wide = wanted + 1
         if self.removed:
             wide += 16 + 2 * wanted * self.removed // total  # twice the share of the removed: seldom asked again
@@ -143,152 +112,56 @@ class Index:
         return in_order(rows, scores, k)
 
     def search_many(self, vectors: F32, k: int) -> list[tuple[I64, F32]]:
-        """Returns what `search` does for each of `vectors`, (b, dim), b below 20: in one call of FAISS where it can be.
+        """Returns what `search` does for each vector, to the last bit; in one call of FAISS where that can be.
 
-        From 20 queries on, FAISS multiplies matrices, which rounds otherwise than one query does.
+        Args:
+            vectors: (b, dim) float32, b below BLAS_QUERIES.
+            k: how many at most.
+
+        Returns:
+            Rows and inner products of each.
+
+        Raises:
+            ValueError: too many vectors, of another width, or not finite.
         """
-        if self.exact or self.rows is not None or self.vectors is not None or k >= len(self):
+        if len(vectors) >= BLAS_QUERIES:
+            raise ValueError(complain("query vectors", len(vectors), f"fewer than {BLAS_QUERIES} in one call"))
+        if self.exact or self.rows is not None or self.vectors is not None or k >= len(self) or self._transforms:
             return [self.search(vector, k) for vector in vectors]
-        scores, rows = self._faiss.search(self._checked(vectors), k + 1)  # as wide as one query is asked
+        scores, rows = self._asked(self.checked(vectors), k + 1)  # as wide as one query is asked
         found = []
         for i in range(len(vectors)):
             there = rows[i] >= 0 if rows[i, -1] < 0 else slice(None)
             found.append(in_order(rows[i][there], scores[i][there], k))
         return found
 
-    def eligible_set(self, mask: npt.NDArray[np.bool_], vectors: F16 | F32) -> EligibleSet:
-        """Returns the rows where `mask`, (n,), is True, less those removed, made ready for `search_eligible`.
+    def checked(self, vectors: F32) -> F32:
+        """Returns query vectors as FAISS takes them.
 
-        vectors: (n, dim) exact vectors by row.
+        Args:
+            vectors: (dim,) or (b, dim).
+
+        Returns:
+            (b, dim) float32, contiguous.
+
+        Raises:
+            ValueError: they have another width, or are not finite.
         """
-        if self.rows is None:
-            by_position = mask
-        else:
-            by_position = (self.rows >= 0) & mask.take(self.rows, mode="clip")
-            mask = np.zeros(len(mask), np.bool_)
-            mask[self.rows[by_position]] = True
-        count = int(np.count_nonzero(by_position))
-        in_list = np.bincount(self._list_of[by_position], minlength=self.lists) if self._inverted is not None else None
-        few = not self.exact and count <= max(BRUTE_FORCE_TRACKS, min(MAX_BRUTE_FORCE_TRACKS, len(mask) // 32))
-        rows = np.flatnonzero(mask) if few else None
-        near = np.asarray(vectors[rows], np.float32) if rows is not None else None
-        return EligibleSet(count, mask, np.packbits(by_position, bitorder="little"), in_list, rows, near, vectors)
-
-    def search_eligible(self, vector: F32, k: int, eligible: EligibleSet, excluded: I64) -> tuple[I64, F32]:
-        """Returns k rows, or all there are, of those eligible and not excluded, like `search`.
-
-        Few eligible tracks are compared one by one. An inverted file visits only lists with eligible tracks, nearest
-        first, until it has compared FILTERED_SEARCH_FACTOR times as many tracks as without a filter: where few of the
-        near tracks are eligible it looks further. Other indexes are not asked: nothing bounds what a graph misses.
-
-        excluded: (m,) rows, in any order, repeats allowed.
-        """
-        with borrowed_mask(len(eligible.mask)) as out:
-            out[excluded] = True
-            found = self._search_eligible(self._checked(vector), k, eligible, excluded, out)
-            out[excluded] = False
-        return found
-
-    def _search_eligible(
-        self, query: F32, k: int, eligible: EligibleSet, excluded: I64, out: npt.NDArray[np.bool_]
-    ) -> tuple[I64, F32]:
-        """The same, with `out`, (n,), True at the excluded rows."""
-        left = eligible.count - int(np.count_nonzero(eligible.mask & out)) if len(excluded) else eligible.count
-        k = min(k, left)
-        if k < 1:
-            return np.empty(0, np.int64), np.empty(0, np.float32)
-        if eligible.rows is not None:
-            assert eligible.vectors is not None
-            scores = eligible.vectors @ query[0]
-            scores[out.take(eligible.rows)] = -np.inf
-            return best_of(eligible.rows, scores, k)
-        if self._inverted is None and not self.exact:
-            return nearest(eligible.every, query, k, np.flatnonzero(~eligible.mask | out))
-        bits, gone = eligible.bits, None
-        if len(excluded):
-            if self.rows is None:
-                gone = out
-            else:
-                gone, at = np.zeros(len(self.rows), np.bool_), self._position_of[excluded]
-                gone[at[at >= 0]] = True
-            bits = bits & ~np.packbits(gone, bitorder="little")
-        stubless: Any = faiss
-        selector = stubless.IDSelectorBitmap(bits)
-        if self.exact:
-            scores, positions = self._exact_eligible(query, k, left, selector)
-        else:
-            in_list = eligible.in_list
-            assert in_list is not None
-            if gone is not None:
-                lost = np.flatnonzero(gone)
-                lost = lost[(eligible.bits.take(lost >> 3) >> (lost & 7) & 1).astype(np.bool_)]  # that were eligible
-                in_list = in_list - np.bincount(self._list_of.take(lost), minlength=self.lists)
-            wider = FILTERED_SEARCH_FACTOR if eligible.count < len(self) else HEARD_SEARCH_FACTOR
-            scores, positions = self._in_lists(query, k, in_list, selector, wider)
-        rows = positions if self.rows is None else self.rows[positions].astype(np.int64)
-        return in_order(rows, scores, k)
-
-    def _exact_eligible(self, query: F32, k: int, left: int, selector: Any) -> tuple[F32, I64]:
-        stubless: Any = faiss
-        params, wide = stubless.SearchParameters(sel=selector), k + 1
-        while True:  # when the last place is shared, all who share it are found: rows decide
-            wide = min(wide, left)
-            scores, positions = (part[0] for part in self._faiss.search(query, wide, params=params))
-            if wide == left or scores[-1] != scores[k - 1]:
-                return scores, positions
-            wide *= 2
-
-    def _in_lists(self, query: F32, k: int, in_list: I64, selector: Any, wider: float) -> tuple[F32, I64]:
-        stubless: Any = faiss
-        near = self._centroids @ query[0]
-        order = np.argsort(-near)
-        order = order[in_list.take(order) > 0]
-        reached = np.cumsum(in_list.take(order))
-        compared = max(k, int(wider * self._probes * int(self._faiss.ntotal)) // self.lists)
-        while True:
-            n = min(int(np.searchsorted(reached, compared)) + 1, len(order))
-            lists = np.ascontiguousarray(order[:n], np.int64)
-            near_lists, scores, positions = near.take(lists), np.empty(k, np.float32), np.empty(k, np.int64)
-            arrays = [faiss.swig_ptr(array) for array in (lists, near_lists, scores, positions)]
-            params = stubless.SearchParametersIVF(sel=selector, nprobe=n)  # FAISS's Python wrapper passes none on
-            self._inverted.search_preassigned_c(1, faiss.swig_ptr(query), k, *arrays, False, params)
-            if positions[-1] >= 0 or n == len(order):
-                found = positions >= 0
-                return scores[found], positions[found]
-            compared *= 4
-
-    def _checked(self, vectors: F32) -> F32:
         query = np.ascontiguousarray(vectors, np.float32).reshape(-1, np.shape(vectors)[-1])
         if query.shape[1] != self.dim or not np.isfinite(query).all():
             raise ValueError(complain("query vector", f"{query.shape[1]} numbers", f"{self.dim} finite numbers"))
         return query
 
     @cached_property
-    def _inverted(self) -> Any:
+    def inverted(self) -> InvertedFile | None:
         """The inverted file of plain lists, None where the index is something else."""
-        return faiss.downcast_index(self._faiss) if self.mergeable else None
+        if not self.mergeable:
+            return None
+        index: Any = faiss.downcast_index(self.faiss_index)
+        return InvertedFile(index, self.point.effort or int(index.nprobe))
 
     @cached_property
-    def _probes(self) -> int:
-        return int(self._inverted.nprobe)
-
-    @cached_property
-    def _centroids(self) -> F32:
-        """(lists, dim) centroids of the inverted lists."""
-        return np.asarray(faiss.downcast_index(self._inverted.quantizer).reconstruct_n(0, self.lists))
-
-    @cached_property
-    def _list_of(self) -> npt.NDArray[Any]:
-        """(positions,) the inverted list of each position."""
-        lists, kind = self._inverted.invlists, np.uint16 if self.lists < 65_536 else np.int32
-        found: npt.NDArray[Any] = np.zeros(self._faiss.ntotal, kind)
-        for number in range(self.lists):
-            if size := lists.list_size(number):
-                found[faiss.rev_swig_ptr(lists.get_ids(number), size)] = number
-        return found
-
-    @cached_property
-    def _position_of(self) -> I32:
+    def position_of(self) -> I32:
         """(n,) the position of each row, -1 for the removed, of an index with a map."""
         assert self.rows is not None
         positions = np.full(len(self.rows), -1, np.int32)
@@ -296,9 +169,17 @@ class Index:
         positions[self.rows[there]] = there
         return positions
 
+    @cached_property
+    def _parameters(self) -> Any:
+        return _parameters(self.faiss_index, self.point)
+
+    def _asked(self, queries: F32, k: int) -> tuple[F32, I64]:
+        scores, positions = self.faiss_index.search(queries, k, params=self._parameters)
+        return scores, positions
+
     def _found(self, query: F32, wide: int) -> tuple[F32, I64]:
         """What FAISS finds for one query, the removed left out."""
-        scores, positions = self._faiss.search(query, wide)
+        scores, positions = self._asked(query, wide)
         scores, rows = scores[0], positions[0]
         if self.rows is not None:
             rows = np.where(rows >= 0, self.rows[rows], -1).astype(np.int64)
@@ -308,34 +189,59 @@ class Index:
         return scores, rows
 
     def at(self, point: OperatingPoint) -> "Index":
-        """Returns this index looking as hard as `point` says. It is the same FAISS index: others on it follow."""
-        if point.effort and self.knob:
-            faiss.ParameterSpace().set_index_parameter(self._faiss, self.knob, point.effort)
-        if point.refine > 1 and self._refines_itself:
-            faiss.ParameterSpace().set_index_parameter(self._faiss, "k_factor_rf", point.refine)
+        """Returns an index that looks as hard as `point` says, over the same FAISS index.
+
+        Args:
+            point: the operating point.
+
+        Returns:
+            The index; this one keeps its own point.
+        """
         return replace(self, point=point)
 
     def refining(self, vectors: F16 | F32) -> "Index":
-        """Returns this index with the exact `vectors` (n, dim) that its operating points may refine by."""
+        """Returns this index with exact vectors that its operating points may refine by.
+
+        Args:
+            vectors: (n, dim) by row.
+
+        Returns:
+            The index; this one where it is exact, or refines by vectors of its own.
+        """
         return self if self.exact or self._refines_itself else replace(self, vectors=vectors)
+
+    @cached_property
+    def _transforms(self) -> bool:
+        """Whether queries are multiplied by a matrix (OPQ, PCA), which rounds several otherwise than one."""
+        index: Any = faiss.downcast_index(self.faiss_index)
+        while isinstance(index, (faiss.IndexRefine, faiss.IndexIDMap)):
+            index = faiss.downcast_index(index.base_index if isinstance(index, faiss.IndexRefine) else index.index)
+        return isinstance(index, faiss.IndexPreTransform)
 
     @property
     def _refines_itself(self) -> bool:
-        return isinstance(faiss.downcast_index(self._faiss), faiss.IndexRefine)
+        return isinstance(faiss.downcast_index(self.faiss_index), faiss.IndexRefine)
 
     # -- building ----------------------------------------------------------------------------------------
 
     @classmethod
     def empty(cls, dim: int, recipe: str, sample: F32, n: int) -> "Index":
-        """Returns an index without tracks, trained for `n` of them.
+        """Returns an index without tracks, trained.
 
-        sample: (m, dim) of their vectors, for recipes that learn from them.
+        Args:
+            dim: width of the vectors.
+            recipe: `flat` or a FAISS factory string.
+            sample: (m, dim) vectors, for recipes that learn from them.
+            n: how many tracks it is for.
+
+        Returns:
+            The index.
 
         Raises:
             ConfigError: FAISS does not know the recipe, or it does not fit these vectors.
         """
         if recipe == FLAT:
-            return cls(recipe, OperatingPoint(), faiss.IndexFlatIP(dim))
+            return cls(recipe, DEFAULT_POINT, faiss.IndexFlatIP(dim))
         try:
             index = faiss.index_factory(dim, recipe, faiss.METRIC_INNER_PRODUCT)
         except RuntimeError:
@@ -345,11 +251,23 @@ class Index:
                 index.train(np.ascontiguousarray(sample, np.float32))
         except RuntimeError as error:
             raise _unfit(recipe, error, n, dim) from None
-        return cls(recipe, OperatingPoint(), index)
+        return cls(recipe, DEFAULT_POINT, index)
 
     @classmethod
     def build(cls, vectors: F16 | F32, recipe: str, seed: int = 0) -> "Index":
-        """Builds an index over `vectors` (n, dim), unit norm, finite, in one go. Raises ConfigError like `empty`."""
+        """Builds an index in one go.
+
+        Args:
+            vectors: (n, dim), unit norm, finite.
+            recipe: `flat` or a FAISS factory string.
+            seed: of the sample that it learns from.
+
+        Returns:
+            The index.
+
+        Raises:
+            ConfigError: FAISS does not know the recipe, or it does not fit these vectors.
+        """
         n, dim = vectors.shape
         chosen = sample_rows(n, recipe, seed)
         index = cls.empty(dim, recipe, np.asarray(vectors[chosen]), n)
@@ -358,16 +276,21 @@ class Index:
         return index
 
     def add(self, vectors: F16 | F32, start: int | None = None) -> None:
-        """Adds `vectors` (m, dim) at the next positions, or, for `mergeable` recipes, at `start` and those behind.
+        """Adds tracks.
 
-        Raises ConfigError when the recipe cannot hold them.
+        Args:
+            vectors: (m, dim) of the tracks.
+            start: position of the first, for `mergeable` recipes; None for the next free one.
+
+        Raises:
+            ConfigError: the recipe cannot hold them.
         """
         block = np.ascontiguousarray(vectors, np.float32)
         try:
             if start is None:
-                self._faiss.add(block)
+                self.faiss_index.add(block)
             else:
-                self._faiss.add_with_ids(block, np.arange(start, start + len(block), dtype=np.int64))
+                self.faiss_index.add_with_ids(block, np.arange(start, start + len(block), dtype=np.int64))
         except RuntimeError as error:
             raise _unfit(self.recipe, error, len(block), self.dim) from None
 
@@ -377,42 +300,70 @@ class Index:
 
         Packed codes (`PQ…fs`) lie in blocks across tracks: FAISS dies of merging those.
         """
-        index = faiss.downcast_index(self._faiss)
+        index = faiss.downcast_index(self.faiss_index)
         if not isinstance(index, faiss.IndexIVF):
             return False
         lists: Any = index.invlists
         return isinstance(faiss.downcast_InvertedLists(lists), faiss.ArrayInvertedLists)
 
     def merge(self, part: "Index") -> None:
-        """Takes over the tracks of `part`, an index from the same `empty` one whose positions do not meet ours."""
-        self._faiss.merge_from(part._faiss, 0)
+        """Takes over the tracks of another index.
+
+        Args:
+            part: an index from the same `empty` one, with other positions.
+        """
+        self.faiss_index.merge_from(part.faiss_index, 0)
 
     def with_rows(self, rows: I32) -> "Index":
-        """Returns the index with another map from positions to rows, (positions,) int32."""
+        """Returns the index with another map from positions to rows.
+
+        Args:
+            rows: (positions,) int32, -1 where the track was removed.
+
+        Returns:
+            The index.
+        """
         return replace(self, rows=rows)
 
     # -- files -------------------------------------------------------------------------------------------
 
     def write(self, path: Path) -> None:
-        """Writes the FAISS index to a file. Raises OSError where it cannot be written whole."""
+        """Writes the FAISS index to a file.
+
+        Args:
+            path: the file.
+
+        Raises:
+            OSError: it cannot be written whole.
+        """
         stubless: Any = faiss
         try:
             with path.open("wb") as file:  # FAISS's own writer only prints that the disk was full when it closed
-                faiss.write_index(self._faiss, stubless.PyCallbackIOWriter(file.write, 1 << 20))
+                faiss.write_index(self.faiss_index, stubless.PyCallbackIOWriter(file.write, 1 << 20))
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from None
 
     @classmethod
-    def open(cls, path: Path, recipe: str, point: OperatingPoint = OperatingPoint(), *, mapped: bool = True) -> "Index":
-        """Opens the index in `path`, mapped unless it is to be added to.
+    def open(cls, path: Path, recipe: str, point: OperatingPoint = DEFAULT_POINT, *, mapped: bool = True) -> "Index":
+        """Opens an index.
 
-        Raises BundleCorrupt when FAISS cannot read it.
+        Args:
+            path: the file.
+            recipe: what it was built by.
+            point: how hard to look.
+            mapped: whether the file is mapped: not where the index is to be added to.
+
+        Returns:
+            The index.
+
+        Raises:
+            BundleCorrupt: FAISS cannot read it.
         """
         try:
             index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
         except RuntimeError:
             raise BundleCorrupt(complain(path, "a file that FAISS cannot read", "a FAISS index")) from None
-        return cls(recipe, OperatingPoint(), index).at(point)
+        return cls(recipe, point, index)
 
 
 def _knob(index: Any) -> str:
@@ -426,8 +377,32 @@ def _knob(index: Any) -> str:
     return "efSearch" if isinstance(index, faiss.IndexHNSW) else ""
 
 
+def _parameters(index: Any, point: OperatingPoint) -> Any:
+    """FAISS's search parameters for an operating point, None where the defaults of the index hold."""
+    stubless: Any = faiss
+    index = faiss.downcast_index(index)
+    if isinstance(index, (faiss.IndexPreTransform, faiss.IndexIDMap)):
+        return _parameters(index.index, point)  # both pass them on
+    if isinstance(index, faiss.IndexRefine):
+        factor = point.refine if point.refine > 1 else index.k_factor
+        base = _parameters(index.base_index, point)
+        return stubless.IndexRefineSearchParameters(k_factor=factor, base_index_params=base)
+    if point.effort and isinstance(index, faiss.IndexIVF):
+        return stubless.SearchParametersIVF(nprobe=point.effort)
+    if point.effort and isinstance(index, faiss.IndexHNSW):
+        return stubless.SearchParametersHNSW(efSearch=point.effort)
+    return None
+
+
 def lists_of(recipe: str) -> int:
-    """Returns how many inverted lists a factory string asks for, 0 for none."""
+    """Returns how many inverted lists a recipe asks for.
+
+    Args:
+        recipe: `flat` or a FAISS factory string.
+
+    Returns:
+        The number of lists, 0 for none.
+    """
     for part in recipe.split(","):
         digits = part.removeprefix("IVF").partition("_")[0]
         if part.startswith("IVF") and digits.isdigit():
@@ -436,7 +411,16 @@ def lists_of(recipe: str) -> int:
 
 
 def sample_rows(n: int, recipe: str, seed: int) -> I64:
-    """Returns the rows that an index of `n` tracks learns from, ascending: 48 a list, 65,536 at least, all if fewer."""
+    """Returns the rows that an index learns from: 48 a list, 65,536 at least, all if fewer.
+
+    Args:
+        n: how many tracks there are.
+        recipe: `flat` or a FAISS factory string.
+        seed: of the draw.
+
+    Returns:
+        (m,) int64 rows, ascending.
+    """
     most = max(BLOCK, 48 * lists_of(recipe))
     if n <= most:
         return np.arange(n)
@@ -449,7 +433,11 @@ def one_thread() -> None:
 
 
 def use_threads(n: int) -> None:
-    """Lets the calling thread's FAISS use `n` cores."""
+    """Lets the calling thread's FAISS use several cores.
+
+    Args:
+        n: how many.
+    """
     faiss.omp_set_num_threads(n)
 
 

@@ -14,6 +14,18 @@ BUNDLE_ID = re.compile(r"[0-9]{8}T[0-9]{6}-[0-9a-f]{8}")
 
 
 @dataclass(frozen=True)
+class OperatingPoint:
+    """How hard an approximate index looks.
+
+    effort: inverted lists probed (IVF) or candidates kept on the walk (HNSW); 0 leaves FAISS's own default.
+    refine: so many times the tracks asked for are found by their codes, then ordered by their exact vectors; 1: not.
+    """
+
+    effort: int = 0
+    refine: int = 1
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What manifest.json says."""
 

@@ -12,7 +12,9 @@ import numpy.typing as npt
 from lhydra.domain import F32, I64
 
 MAX_GAP_DAYS = 3 * 365.0
+POSITION_SCALE = 7  # log1p of a position, divided by this, is a feature between 0 and about 1.1
 HISTORY_FEATURES = ("count", "gap", "position")  # per history entry, what its weight may depend on
+COUNT, GAP, POSITION = range(3)  # their columns
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def entry_features(histories: Histories, relative: F32) -> tuple[F32, npt.NDArra
     """
     offsets, times = histories.offsets, histories.times
     entry = np.zeros((len(relative), len(HISTORY_FEATURES)), np.float32)
-    np.log(relative, out=entry[:, 0])
+    np.log(relative, out=entry[:, COUNT])
     if not times.any():  # without times the order means nothing
         return entry, np.zeros(len(offsets) - 1)
     newest = maxima(times, offsets)
@@ -119,9 +121,33 @@ def entry_features(histories: Histories, relative: F32) -> tuple[F32, npt.NDArra
     np.clip(days, 0, MAX_GAP_DAYS, out=days)
     position = np.repeat(offsets[1:], lengths) - 1 - np.arange(len(relative))
     dated = last > 0
-    entry[:, 1] = np.where(dated, np.log1p(days) / np.log1p(MAX_GAP_DAYS), 0)
-    entry[:, 2] = np.where(dated, np.log1p(position) / 7, 0)
+    entry[:, GAP] = np.where(dated, np.log1p(days) / np.log1p(MAX_GAP_DAYS), 0)
+    entry[:, POSITION] = np.where(dated, np.log1p(position) / POSITION_SCALE, 0)
     return entry, maxima(np.where(known, days, 0), offsets)
+
+
+def relative_weights_of(entry: F32) -> F32:
+    """Returns what `relative_weights` gave, from the features of the entries: the inverse of what they keep of it.
+
+    Args:
+        entry: (m, 3) float32 from `entry_features`.
+
+    Returns:
+        (m,) float32.
+    """
+    return np.asarray(np.exp(entry[:, COUNT]), np.float32)
+
+
+def positions_of(entry: F32) -> F32:
+    """Returns how many plays came after each, from the features of the entries: the inverse of what they keep of it.
+
+    Args:
+        entry: (m, 3) float32 from `entry_features`.
+
+    Returns:
+        (m,) float32, 0 for the newest play and where no times are known.
+    """
+    return np.asarray(np.expm1(POSITION_SCALE * entry[:, POSITION]), np.float32)
 
 
 def sums(values: F32, offsets: I64) -> F32:

@@ -6,25 +6,28 @@ candidate is the sum of the weights of those of its neighbours that the user has
 once. It enters the head in the channels below.
 """
 
-from collections import deque
-
 import numpy as np
 import numpy.typing as npt
 
 from lhydra.domain import F32
+from lhydra.features.histories import positions_of, relative_weights_of
+from lhydra.scratch import borrowed_mask, borrowed_places
 
 CHANNELS = ("all", "recent")  # every play by its count; the last few plays only, where times are known
-RECENT = 10.0  # plays after which a play counts 1/e in the second channel
-
-# where tracks of a history are marked, False and anything between calls; lent to one thread at a time
-_lent: deque[tuple[npt.NDArray[np.bool_], npt.NDArray[np.int16]]] = deque(maxlen=4)
+RECENT_PLAYS = 10.0  # plays after which a play counts 1/e in the second channel
 
 
 def channel_weights(entry: F32) -> F32:
-    """Returns the weight of each history entry in each channel, (m, 2), from `histories.entry_features` (m, 3)."""
-    count = np.exp(entry[:, 0])
-    position = np.expm1(7 * entry[:, 2])
-    return np.stack([count, count * np.exp(-position / RECENT)], 1)
+    """Returns the weight of each history entry in each channel.
+
+    Args:
+        entry: (m, 3) float32 from `histories.entry_features`.
+
+    Returns:
+        (m, 2) float32.
+    """
+    weight = relative_weights_of(entry)
+    return np.stack([weight, weight * np.exp(-positions_of(entry) / RECENT_PLAYS)], 1)
 
 
 def scores(
@@ -34,23 +37,24 @@ def scores(
     entry: F32,
     candidates: npt.NDArray[np.integer],
 ) -> F32:
-    """Returns the co-listening scores of `candidates`, (m, 2) float32.
+    """Returns the co-listening scores of `candidates`.
 
-    neighbours, weights: (n, width) lines and weights of the table; played: (h,) lines, distinct but for line 0 where
-    that stands for tracks without one; entry: (h, 3) their entry features; candidates: (m,) lines.
+    Args:
+        neighbours: (n, width) int32 rows of the table.
+        weights: (n, width) float16 or float32, what each neighbour counts.
+        played: (h,) rows of the table, distinct but for row 0 where that stands for tracks without one.
+        entry: (h, 3) float32 entry features of what was played.
+        candidates: (m,) rows of the table.
+
+    Returns:
+        (m, 2) float32, a column for each of CHANNELS.
     """
-    try:
-        is_played, place = _lent.pop()
-    except IndexError:
-        is_played, place = np.zeros(len(neighbours), np.bool_), np.zeros(len(neighbours), np.int16)
-    if len(place) < len(neighbours):
-        is_played, place = np.zeros(len(neighbours), np.bool_), np.zeros(len(neighbours), np.int16)
     near = neighbours.take(candidates, 0)
-    is_played[played], place[played] = True, np.arange(len(played))
-    hits = np.flatnonzero(is_played.take(near, mode="clip"))  # few: most neighbours of a candidate were not played
-    at = place.take(near.take(hits))  # clip, above, leaves out a check
-    is_played[played] = False
-    _lent.append((is_played, place))  # not after an error: it may not be blank
+    with borrowed_mask(len(neighbours)) as is_played, borrowed_places(len(neighbours)) as place:
+        is_played[played], place[played] = True, np.arange(len(played))
+        hits = np.flatnonzero(is_played.take(near, mode="clip"))  # few: most neighbours of a candidate were not played
+        at = place.take(near.take(hits))  # clip, above, leaves out a check
+        is_played[played] = False
     owner, column = np.divmod(hits, neighbours.shape[1])
     weight = weights.ravel().take(candidates.take(owner).astype(np.intp) * weights.shape[1] + column).astype(np.float32)
     each = weight[:, None] * channel_weights(entry).take(at, 0)
