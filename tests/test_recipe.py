@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lhydra.bundle.exact import nearest, nearest_of_many
-from lhydra.bundle.index import FLAT, Index, sample_rows
+from lhydra.bundle.index import FLAT, Index
 from lhydra.bundle.manifest import OperatingPoint
+from lhydra.bundle.recipes import sample_rows
 from lhydra.domain import F32, I64
 from lhydra.errors import ConfigError
 from lhydra_index_builder import index_parts, pool, recipe, sweep

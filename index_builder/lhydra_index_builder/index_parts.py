@@ -8,7 +8,8 @@ import numpy as np
 
 from lhydra.bundle.arrays import blocks
 from lhydra.bundle.embedding import SHARD, Run
-from lhydra.bundle.index import Index, sample_rows, use_threads
+from lhydra.bundle.index import Index, use_threads
+from lhydra.bundle.recipes import sample_rows
 from lhydra.domain import F32, I64
 from lhydra.timing import timed
 

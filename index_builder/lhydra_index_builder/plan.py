@@ -10,8 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lhydra.bundle.index import FLAT, lists_of
+from lhydra.bundle.index import FLAT
 from lhydra.bundle.model import Model
+from lhydra.bundle.recipes import lists_of
 from lhydra.data.dataset import Dataset
 from lhydra.errors import ConfigError, complain
 from lhydra_index_builder.recipe import AUTO, ladder

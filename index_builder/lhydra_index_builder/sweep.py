@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lhydra.bundle.exact import nearest_of_many
-from lhydra.bundle.index import FLAT, Index, OperatingPoint, lists_of, one_thread
+from lhydra.bundle.index import FLAT, Index, one_thread
+from lhydra.bundle.manifest import OperatingPoint
+from lhydra.bundle.recipes import lists_of
 from lhydra.domain import F32, I64
 from lhydra_index_builder.index_parts import VectorFile
 

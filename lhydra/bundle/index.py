@@ -20,12 +20,12 @@ import numpy.typing as npt
 from lhydra.bundle.exact import in_order
 from lhydra.bundle.inverted import InvertedFile
 from lhydra.bundle.manifest import OperatingPoint
+from lhydra.bundle.recipes import BLOCK, knob, lists_of, parameters, sample_rows, transforms
 from lhydra.domain import F16, F32, I64
 from lhydra.errors import BundleCorrupt, ConfigError, complain
 
-BLOCK = 65_536
 FLAT = "flat"
-BLAS_QUERIES = 20  # from so many queries on FAISS multiplies matrices, which rounds otherwise than one query does
+BLAS_QUERIES = 20  # from so many on FAISS may multiply matrices, which rounds otherwise than one query (1.15 does not)
 I32 = npt.NDArray[np.int32]
 DEFAULT_POINT = OperatingPoint()
 
@@ -68,7 +68,7 @@ class Index:
     @property
     def knob(self) -> str:
         """What `OperatingPoint.effort` sets: `nprobe`, `efSearch`, or "" where there is nothing to set."""
-        return _knob(self.faiss_index)
+        return knob(self.faiss_index)
 
     @property
     def lists(self) -> int:
@@ -126,7 +126,7 @@ class Index:
         """
         if len(vectors) >= BLAS_QUERIES:
             raise ValueError(complain("query vectors", len(vectors), f"fewer than {BLAS_QUERIES} in one call"))
-        if self.exact or self.rows is not None or self.vectors is not None or k >= len(self) or self._transforms:
+        if self.exact or self.rows is not None or self.vectors is not None or k >= len(self) or self._one_by_one:
             return [self.search(vector, k) for vector in vectors]
         scores, rows = self._asked(self.checked(vectors), k + 1)  # as wide as one query is asked
         found = []
@@ -171,7 +171,7 @@ class Index:
 
     @cached_property
     def _parameters(self) -> Any:
-        return _parameters(self.faiss_index, self.point)
+        return parameters(self.faiss_index, self.point)
 
     def _asked(self, queries: F32, k: int) -> tuple[F32, I64]:
         scores, positions = self.faiss_index.search(queries, k, params=self._parameters)
@@ -211,12 +211,8 @@ class Index:
         return self if self.exact or self._refines_itself else replace(self, vectors=vectors)
 
     @cached_property
-    def _transforms(self) -> bool:
-        """Whether queries are multiplied by a matrix (OPQ, PCA), which rounds several otherwise than one."""
-        index: Any = faiss.downcast_index(self.faiss_index)
-        while isinstance(index, (faiss.IndexRefine, faiss.IndexIDMap)):
-            index = faiss.downcast_index(index.base_index if isinstance(index, faiss.IndexRefine) else index.index)
-        return isinstance(index, faiss.IndexPreTransform)
+    def _one_by_one(self) -> bool:
+        return transforms(self.faiss_index)
 
     @property
     def _refines_itself(self) -> bool:
@@ -364,67 +360,6 @@ class Index:
         except RuntimeError:
             raise BundleCorrupt(complain(path, "a file that FAISS cannot read", "a FAISS index")) from None
         return cls(recipe, point, index)
-
-
-def _knob(index: Any) -> str:
-    index = faiss.downcast_index(index)
-    if isinstance(index, (faiss.IndexPreTransform, faiss.IndexIDMap)):
-        return _knob(index.index)
-    if isinstance(index, faiss.IndexRefine):
-        return _knob(index.base_index)
-    if isinstance(index, faiss.IndexIVF):
-        return "nprobe"
-    return "efSearch" if isinstance(index, faiss.IndexHNSW) else ""
-
-
-def _parameters(index: Any, point: OperatingPoint) -> Any:
-    """FAISS's search parameters for an operating point, None where the defaults of the index hold."""
-    stubless: Any = faiss
-    index = faiss.downcast_index(index)
-    if isinstance(index, (faiss.IndexPreTransform, faiss.IndexIDMap)):
-        return _parameters(index.index, point)  # both pass them on
-    if isinstance(index, faiss.IndexRefine):
-        factor = point.refine if point.refine > 1 else index.k_factor
-        base = _parameters(index.base_index, point)
-        return stubless.IndexRefineSearchParameters(k_factor=factor, base_index_params=base)
-    if point.effort and isinstance(index, faiss.IndexIVF):
-        return stubless.SearchParametersIVF(nprobe=point.effort)
-    if point.effort and isinstance(index, faiss.IndexHNSW):
-        return stubless.SearchParametersHNSW(efSearch=point.effort)
-    return None
-
-
-def lists_of(recipe: str) -> int:
-    """Returns how many inverted lists a recipe asks for.
-
-    Args:
-        recipe: `flat` or a FAISS factory string.
-
-    Returns:
-        The number of lists, 0 for none.
-    """
-    for part in recipe.split(","):
-        digits = part.removeprefix("IVF").partition("_")[0]
-        if part.startswith("IVF") and digits.isdigit():
-            return int(digits)
-    return 0
-
-
-def sample_rows(n: int, recipe: str, seed: int) -> I64:
-    """Returns the rows that an index learns from: 48 a list, 65,536 at least, all if fewer.
-
-    Args:
-        n: how many tracks there are.
-        recipe: `flat` or a FAISS factory string.
-        seed: of the draw.
-
-    Returns:
-        (m,) int64 rows, ascending.
-    """
-    most = max(BLOCK, 48 * lists_of(recipe))
-    if n <= most:
-        return np.arange(n)
-    return np.sort(np.random.default_rng(seed).choice(n, most, replace=False))
 
 
 def one_thread() -> None:

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
-from lhydra.bundle.index import OperatingPoint
+from lhydra.bundle.manifest import OperatingPoint
 
 T = TypeVar("T")
 FORMAT = 1

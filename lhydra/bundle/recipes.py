@@ -1,0 +1,102 @@
+"""What a recipe asks for, and how an operating point is said to FAISS: with each search, never by a change."""
+
+from typing import Any
+
+import faiss
+import numpy as np
+
+from lhydra.bundle.manifest import OperatingPoint
+from lhydra.domain import I64
+
+BLOCK = 65_536  # vectors added at a time
+
+
+def knob(index: Any) -> str:
+    """Returns the name of what `OperatingPoint.effort` sets.
+
+    Args:
+        index: faiss.Index.
+
+    Returns:
+        `nprobe`, `efSearch`, or "" where there is nothing to set.
+    """
+    index = faiss.downcast_index(index)
+    if isinstance(index, (faiss.IndexPreTransform, faiss.IndexIDMap)):
+        return knob(index.index)
+    if isinstance(index, faiss.IndexRefine):
+        return knob(index.base_index)
+    if isinstance(index, faiss.IndexIVF):
+        return "nprobe"
+    return "efSearch" if isinstance(index, faiss.IndexHNSW) else ""
+
+
+def parameters(index: Any, point: OperatingPoint) -> Any:
+    """Returns an operating point as FAISS takes it.
+
+    Args:
+        index: faiss.Index.
+        point: the operating point.
+
+    Returns:
+        faiss.SearchParameters, None where the defaults of the index hold.
+    """
+    stubless: Any = faiss
+    index = faiss.downcast_index(index)
+    if isinstance(index, (faiss.IndexPreTransform, faiss.IndexIDMap)):
+        return parameters(index.index, point)  # both pass them on
+    if isinstance(index, faiss.IndexRefine):
+        factor = point.refine if point.refine > 1 else index.k_factor
+        base = parameters(index.base_index, point)
+        return stubless.IndexRefineSearchParameters(k_factor=factor, base_index_params=base)
+    if point.effort and isinstance(index, faiss.IndexIVF):
+        return stubless.SearchParametersIVF(nprobe=point.effort)
+    if point.effort and isinstance(index, faiss.IndexHNSW):
+        return stubless.SearchParametersHNSW(efSearch=point.effort)
+    return None
+
+
+def transforms(index: Any) -> bool:
+    """Returns whether an index multiplies queries by a matrix (OPQ, PCA), which rounds several otherwise than one.
+
+    Args:
+        index: faiss.Index.
+    """
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexRefine):
+        return transforms(index.base_index)
+    return isinstance(index, faiss.IndexPreTransform) or (
+        isinstance(index, faiss.IndexIDMap) and transforms(index.index)
+    )
+
+
+def lists_of(recipe: str) -> int:
+    """Returns how many inverted lists a recipe asks for.
+
+    Args:
+        recipe: `flat` or a FAISS factory string.
+
+    Returns:
+        The number of lists, 0 for none.
+    """
+    for part in recipe.split(","):
+        digits = part.removeprefix("IVF").partition("_")[0]
+        if part.startswith("IVF") and digits.isdigit():
+            return int(digits)
+    return 0
+
+
+def sample_rows(n: int, recipe: str, seed: int) -> I64:
+    """Returns the rows that an index learns from: 48 a list, 65,536 at least, all if fewer.
+
+    Args:
+        n: how many tracks there are.
+        recipe: `flat` or a FAISS factory string.
+        seed: of the draw.
+
+    Returns:
+        (m,) int64 rows, ascending.
+    """
+    most = max(BLOCK, 48 * lists_of(recipe))
+    if n <= most:
+        return np.arange(n)
+    return np.sort(np.random.default_rng(seed).choice(n, most, replace=False))
