@@ -7,13 +7,20 @@ import json
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from lhydra.errors import MissingExtra
-from lhydra.evaluation.report import render
+from lhydra.evaluation.document import Document
+from lhydra.evaluation.report import page as report
+
+
+def render(document: Any) -> str:
+    """The page of a document of which any part may be missing."""
+    return report.render(cast(Document, document))
+
 
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)">'
 

@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     if baselines:
         check_installed("implicit", "scipy", "threadpoolctl")
     if args.report is not None:
-        check_installed("plotly")
+        check_installed("plotly", "jinja2")
     dataset, training = Dataset.open(args.dataset), training_log(args.model)
     with opened(args.model, args.store, dataset) as (bundle, names):
         refitted = names["fitted_on"] == REFITTED
@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
         write_file(args.json, json.dumps(document, indent=2, allow_nan=False) + "\n")
         print(f"\nwrote {args.json}: every number, for `lhydra compare`")
     if args.report is not None:
-        from lhydra.evaluation.report import render
+        from lhydra.evaluation.report.page import render
 
         write_file(args.report, render(document))
         print(f"wrote {args.report}: open it in a browser")
