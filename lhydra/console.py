@@ -1,8 +1,8 @@
-"""How a long loop shows where it is."""
+"""What commands show on a terminal and write into a pipe: the progress of a long loop, and tables."""
 
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -52,3 +52,41 @@ def progress(total: int, label: str) -> Iterator[Callable[[int], None]]:
             due = now + _REPORT_EVERY_S
 
     yield tell
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:
+    """Prints a table on stdout: words to the left, numbers to the right.
+
+    A terminal gets a rule below the header, and long cells folded to its width; a pipe gets one line per row.
+
+    Args:
+        header: the name of each column.
+        rows: as many cells each as the header has.
+        title: a line above the table, after an empty one.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if title is not None:
+        print(f"\n{title}")
+    if sys.stdout.isatty():
+        console, box, gap = Console(), SIMPLE_HEAD, 1  # eight columns fit 80
+    else:
+        console, box, gap = Console(width=1 << 16), None, 2
+    table = Table(box=box, padding=(0, gap, 0, 0), pad_edge=False)
+    for n, name in enumerate(header):
+        table.add_column(Text(name), justify="left" if _is_text(rows, n) else "right")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    with console.capture() as lines:
+        console.print(table)
+    for line in lines.get().splitlines():
+        print(line.rstrip())
+    sys.stdout.flush()
+
+
+def _is_text(rows: Sequence[Sequence[str]], column: int) -> bool:
+    """Whether a column holds words: some cell in it starts with a letter."""
+    return column == 0 or any(row[column][:1].isalpha() and row[column] != "undefined" for row in rows)

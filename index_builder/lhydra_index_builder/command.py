@@ -2,13 +2,12 @@
 
 import argparse
 import json
-import sys
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lhydra import config
+from lhydra.console import print_table
 from lhydra.errors import BundleMissing, complain
 from lhydra_index_builder.config import GATE, RebuildSettings
 
@@ -146,10 +145,10 @@ def _explain(built: "Built") -> None:
     manifest = built.manifest
     curve = [MeasuredPoint(**at) for at in manifest.index["curve"]]
     chosen = next((at for at in curve if at.recipe == manifest.recipe and vars(at.point) == manifest.point), curve[-1])
-    print(f"\nIndex: the least work with coverage {manifest.index['target']} at depth {manifest.depth}")
-    print_table(*recipe.table(curve, chosen))
-    print(f"\nDepth: the head over all tracks and over the nearest only, {manifest.cascade['users']} users")
-    print_table(*depth.table(manifest.cascade, manifest.depth))
+    title = f"Index: the least work with coverage {manifest.index['target']} at depth {manifest.depth}"
+    print_table(*recipe.table(curve, chosen), title)
+    title = f"Depth: the head over all tracks and over the nearest only, {manifest.cascade['users']} users"
+    print_table(*depth.table(manifest.cascade, manifest.depth), title)
     print()
 
 
@@ -185,20 +184,6 @@ def _list(args: argparse.Namespace) -> int:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
-
-
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints aligned columns: numbers to the right, words to the left."""
-    lines = [list(header), *map(list, rows)]
-    widths = [max(len(line[n]) for line in lines) for n in range(len(header))]
-    words = [any(row[n][:1].isalpha() for row in rows) or n == 0 for n in range(len(header))]
-    for line in lines:
-        cells = (
-            f"{cell:<{width}}" if is_word else f"{cell:>{width}}"
-            for cell, width, is_word in zip(line, widths, words, strict=True)
-        )
-        print("  ".join(cells).rstrip())
-    sys.stdout.flush()
 
 
 def _verify(args: argparse.Namespace) -> int:

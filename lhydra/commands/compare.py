@@ -39,7 +39,8 @@ def run(args: argparse.Namespace) -> int:
 
 def show(found: dict[str, Any], paths: tuple[Path, Path]) -> None:
     """Prints the verdict, what A and B are, then stages and cohorts."""
-    from lhydra.commands.evaluate import number, print_table
+    from lhydra.commands.evaluate import number
+    from lhydra.console import print_table
 
     print(*found["summary"], sep="\n")
     for letter, path in zip("AB", paths, strict=True):
@@ -61,7 +62,7 @@ def show(found: dict[str, Any], paths: tuple[Path, Path]) -> None:
         for own, text in ((measured[metric], text) for metric, text in METRICS.items())
     ]
     if rows:
-        print_table("Stages", ["", "metric", "A", "B", "B - A", "95 %"], rows)
+        print_table(["", "metric", "A", "B", "B - A", "95 %"], rows, "Stages")
     if same:
         print(f"the same in both: {', '.join(same)}")
     rows = [
@@ -69,7 +70,7 @@ def show(found: dict[str, Any], paths: tuple[Path, Path]) -> None:
         for one in found["cohorts"]
     ]
     if rows:
-        print_table("Cohorts of users, cascade, B - A", ["by", "", "users", *METRICS.values()], rows)
+        print_table(["by", "", "users", *METRICS.values()], rows, "Cohorts of users, cascade, B - A")
 
 
 def unchanged(measured: dict[str, float | None]) -> bool:

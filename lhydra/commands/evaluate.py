@@ -4,9 +4,8 @@ import argparse
 import importlib.util
 import json
 import os
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lhydra import config
 from lhydra.config import Requirement
+from lhydra.console import print_table
 from lhydra.errors import ConfigError, DataError, MissingExtra, complain
 
 if TYPE_CHECKING:
@@ -210,15 +210,14 @@ def show(name: str, document: dict[str, Any]) -> None:
     show_cascade_loss(document["cascade_loss"], counts["reranked"])
     show_groups(document)
     rows = [[text, number(document["beyond_accuracy"][key])] for key, text in BEYOND.items()]
-    print_table("Beyond accuracy, the served top 10", ["", "cascade"], rows)
+    print_table(["", "cascade"], rows, "Beyond accuracy, the served top 10")
     doubts = [leak for leak in document["leaks"] if leak["verdict"] != "ok"]
     print(f"\nLeaks: {len(document['leaks'])} checks, {len(doubts)} in doubt")
     for leak in doubts:
         print(f"{leak['verdict']}: {leak['check']}: {leak['found']}")
     head = document["classification"]
-    print_table(
-        "Secondary: the head as a classifier", list(HEAD_NAMES.values()), [[number(head[key]) for key in HEAD_NAMES]]
-    )
+    row = [number(head[key]) for key in HEAD_NAMES]
+    print_table(list(HEAD_NAMES.values()), [row], "Secondary: the head as a classifier")
     print(f"{head['pairs']:,} pairs, positive from probability 0.5 up; negatives: {head['negatives']}")
 
 
@@ -230,7 +229,7 @@ def show_ranking(document: dict[str, Any]) -> None:
     rows = [[label, *(number(stages[stage][key]["mean"]) for stage in stages)] for key, label in labels.items()]
     for key in ("ndcg@10", "recall@20"):
         rows.append([f"{labels[key]} ±", *(half_width(stages[stage][key]) for stage in stages)])
-    print_table("Ranking (±: half the 95 % interval over users)", ["", *stages], rows)
+    print_table(["", *stages], rows, "Ranking (±: half the 95 % interval over users)")
     if counts["users_of_head_alone"] < counts["users"]:
         curve = [at for at in document["cascade_loss"]["curve"] if at["depth"] <= counts["reranked"]]
         print(f"head: over the whole catalogue, for {counts['users_of_head_alone']:,} users drawn at random;", end=" ")
@@ -248,7 +247,7 @@ def show_ranking(document: dict[str, Any]) -> None:
         span = f"{found['low']:+.4f} to {found['high']:+.4f}"
         rows.append([name, f"{found['difference']:+.4f}", span, f"{chosen} ({how})"])
     if rows:
-        print_table("Cascade less baseline, NDCG@10, the same users", ["", "difference", "95 %", "chosen"], rows)
+        print_table(["", "difference", "95 %", "chosen"], rows, "Cascade less baseline, NDCG@10, the same users")
 
 
 def show_cascade_loss(loss: dict[str, Any], served: int) -> None:
@@ -260,7 +259,7 @@ def show_cascade_loss(loss: dict[str, Any], served: int) -> None:
     title = (
         f"Cascade loss, {loss['users']:,} users: the head on so many candidates ({served:,} served) beside all tracks"
     )
-    print_table(title, ["candidates", "overlap@10", "NDCG@10", "difference"], rows)
+    print_table(["candidates", "overlap@10", "NDCG@10", "difference"], rows, title)
 
 
 def show_groups(document: dict[str, Any]) -> None:
@@ -274,12 +273,12 @@ def show_groups(document: dict[str, Any]) -> None:
         for one in document["cohorts"]
     ]
     if rows:
-        print_table("Cohorts of users, cascade", ["by", "", "users", "NDCG@10", "Recall@20"], rows)
+        print_table(["by", "", "users", "NDCG@10", "Recall@20"], rows, "Cohorts of users, cascade")
     rows = [
         [text, f"{one['targets']:,}", f"{one['users']:,}", number(one["ndcg@10"]), number(one["recall@20"])]
         for text, one in ((text, document["slices"][key]) for key, text in SLICES.items())
     ]
-    print_table("Hard cases, cascade", ["", "targets", "users", "NDCG@10", "Recall@20"], rows)
+    print_table(["", "targets", "users", "NDCG@10", "Recall@20"], rows, "Hard cases, cascade")
 
 
 def number(value: float | None) -> str:
@@ -290,36 +289,6 @@ def number(value: float | None) -> str:
 def half_width(found: dict[str, Any]) -> str:
     """Returns ± half an interval."""
     return f"±{(found['high'] - found['low']) / 2:.4f}"
-
-
-def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Prints a table: with rich on a terminal, in plain aligned columns otherwise."""
-    print(f"\n{title}")
-    if sys.stdout.isatty():
-        from rich.box import SIMPLE_HEAD
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)  # eight columns fit 80
-        for n, name in enumerate(header):
-            table.add_column(name, justify="left" if is_text(rows, n) else "right")
-        for row in rows:
-            table.add_row(*map(Text, row))
-        Console().print(table)
-        return
-    widths = [max(len(line[n]) for line in (header, *rows)) for n in range(len(header))]
-    for line in (header, *rows):
-        cells = (
-            f"{cell:<{width}}" if is_text(rows, n) else f"{cell:>{width}}"
-            for n, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        print("  ".join(cells).rstrip())
-
-
-def is_text(rows: Sequence[Sequence[str]], column: int) -> bool:
-    """Whether a column is for words, which go to the left: some cell in it starts with a letter."""
-    return column == 0 or any(row[column][:1].isalpha() and row[column] != "undefined" for row in rows)
 
 
 def write_file(path: Path, text: str) -> None:
