@@ -11,7 +11,8 @@ from scipy.sparse import csr_matrix
 from lhydra.data.dataset import TEST, TRAIN, VALID, Dataset
 from lhydra.domain import I64
 from lhydra.evaluation import baselines
-from lhydra.evaluation.baselines import FITS, NAMES, Baseline, Log, fit_ease, fit_ials, fit_itemknn, measure, ranked
+from lhydra.evaluation.baseline_fits import FITS, fit_ease, fit_ials, fit_itemknn
+from lhydra.evaluation.baselines import NAMES, Baseline, Log, measure, ranked
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.evaluation.run import Targets, find_targets
 from tests.realdata import real_data

@@ -16,9 +16,8 @@ import io
 import json
 import os
 import time
-import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +29,8 @@ from lhydra.console import with_progress
 from lhydra.data.dataset import TRAIN, Dataset
 from lhydra.domain import F32, I64
 from lhydra.errors import DataError
+from lhydra.evaluation.baseline_fits import FITS, LARGE_TRAIN_PLAYS, MAX_SCORES, SLOW_EASE_ROWS, Fit, Params, Scores
+from lhydra.evaluation.document import BaselineFacts
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.evaluation.run import FOLD, Moment, Targets, find_targets
 
@@ -38,16 +39,8 @@ if TYPE_CHECKING:
 
 NAMES = ("popular", "itemknn", "ials", "ease")
 EASE_LIMIT = 20_000  # of min(users, tracks): a matrix of that size is inverted
-METRIC = "valid_ndcg@10"
 _VERSION = 1  # of what a kept file was computed by
 _TUNE_USERS = 1000
-_LARGE = 2_000_000  # train plays from which one value per axis must do
-_SLOW_EASE = 5_000  # rows from which an inverse takes many seconds
-_CELLS = 1 << 24  # scores held at a time
-
-Params = dict[str, Any]
-Scores = Callable[[I64], F32]  # positions of users -> scores (n, tracks), float32, writable
-Fit = Callable[[Params], Scores]
 
 
 @dataclass(frozen=True)
@@ -65,10 +58,16 @@ class Baseline:
     cached: bool = False
     skipped: str | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> BaselineFacts:
         """Returns everything but the lists."""
-        values = {name: value for name, value in asdict(self).items() if name not in ("lists", "valid_ndcg")}
-        return values | {METRIC: self.valid_ndcg}
+        return {
+            "chosen": self.chosen,
+            "tried": self.tried,
+            "took_s": self.took_s,
+            "cached": self.cached,
+            "skipped": self.skipped,
+            "valid_ndcg@10": self.valid_ndcg,
+        }
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,14 @@ class Log:
 
     @classmethod
     def of(cls, dataset: Dataset) -> "Log":
-        """Returns the log of the train fold."""
+        """Collects the plays of the train fold.
+
+        Args:
+            dataset: a prepared dataset.
+
+        Returns:
+            Its log.
+        """
         from scipy.sparse import csr_matrix
 
         plays, n_tracks = dataset.plays, len(dataset.track_ids)
@@ -108,10 +114,19 @@ def measure(
     k: int,
     seed: int,
 ) -> dict[str, Baseline]:
-    """Returns the baselines `names` with a list of k tracks for each user of `targets`.
+    """Fits baselines and lists tracks by them; what was measured before on the same data and settings is read back.
 
-    known: (tracks,) bool, what may be listed; what a user heard before the fold of `as_of` is left out. Baselines
-    measured before on the same data and settings are read back.
+    Args:
+        dataset: what they are fitted on.
+        names: some of NAMES.
+        targets: whose users get lists.
+        known: (tracks,) bool, what may be listed; what a user heard before the fold of `as_of` is left out.
+        as_of: the fold of the targets.
+        k: tracks per list.
+        seed: of factors and of the users to tune on.
+
+    Returns:
+        The baselines by name.
     """
     found: dict[str, Baseline] = {}
     log: Log | None = None
@@ -189,7 +204,7 @@ def _combinations(base: Params, axes: dict[str, Sequence[Any]]) -> list[Params]:
 
 def _grids(name: str, train: "csr_matrix") -> list[Any]:
     """[what is used without a valid fold, axes of the first round, axes around its best, ...]."""
-    large = train.nnz > _LARGE
+    large = train.nnz > LARGE_TRAIN_PLAYS
     if name == "itemknn":
         kinds = ("cosine", "tfidf", "bm25")
         return [
@@ -204,7 +219,7 @@ def _grids(name: str, train: "csr_matrix") -> list[Any]:
         first = {"weight": weights, "alpha": (1.0, 4.0)}
         return [usual, first, {"factors": (32, 64, 128)}, {"regularization": (20.0, 60.0), "alpha": (2.0, 8.0)}]
     if name == "ease":
-        slow = min(train.shape) > _SLOW_EASE
+        slow = min(train.shape) > SLOW_EASE_ROWS
         return [{"lambda": 300.0}, {"lambda": (100.0, 500.0) if slow else (50.0, 100.0, 200.0, 500.0, 1000.0)}]
     return [{}]
 
@@ -218,7 +233,20 @@ def ranked(
     as_of: Moment,
     k: int,
 ) -> I64:
-    """Returns the best k known tracks that each user of `targets` had not heard, (n, k) positions, -1 padded."""
+    """Lists the best tracks that each user had not heard.
+
+    Args:
+        scores: of a fit.
+        log: tells the order of the columns, which breaks ties.
+        dataset: whose plays are left out.
+        targets: whose n users get lists.
+        known: (tracks,) bool, what may be listed.
+        as_of: plays of folds before it are left out.
+        k: tracks per list.
+
+    Returns:
+        (n, k) positions in the tracks table, best first, -1 padded.
+    """
     plays = dataset.plays
     starts = np.searchsorted(plays.user, np.arange(len(dataset.user_ids) + 1))
     column = np.empty_like(log.order)
@@ -226,7 +254,7 @@ def ranked(
     unknown = np.flatnonzero(~known[log.order])
     width = min(k, len(log.order))
     lists = np.full((len(targets), k), -1, np.int64)
-    step = max(1, _CELLS // max(1, len(log.order)))
+    step = max(1, MAX_SCORES // max(1, len(log.order)))
     for start in range(0, len(targets), step):
         users = targets.users[start : start + step]
         rows = scores(users)
@@ -250,148 +278,11 @@ def _lower_bounds(rows: F32, width: int) -> F32:
     return np.asarray(np.partition(best, best.shape[1] - width, axis=1)[:, -width])
 
 
-def fit_popular(train: "csr_matrix", seed: int = 0) -> Fit:
-    """Returns the fit that scores a track by its train listeners, whoever asks."""
-    listeners = np.bincount(train.indices, minlength=train.shape[1]).astype(np.float32)
-    return lambda params: lambda users: np.tile(listeners, (len(users), 1))
-
-
-def fit_itemknn(train: "csr_matrix", seed: int = 0) -> Fit:
-    """Returns the fit of {kind, neighbours}: the similarities of each track to its neighbours, added up."""
-    from scipy.sparse import csr_matrix
-
-    binary = csr_matrix((np.ones_like(train.data), train.indices, train.indptr), train.shape)
-    most = 300 if train.nnz > _LARGE else 1000
-    kept: dict[str, csr_matrix] = {}  # by kind, at least `most` neighbours: fewer are taken from them
-
-    def fit(params: Params) -> Scores:
-        kind, neighbours = params["kind"], params["neighbours"]
-        if kind not in kept:
-            kept[kind] = _similarities(binary, kind, max(neighbours, most))
-        similar = _strongest(kept[kind], neighbours)
-        return lambda users: np.asarray((binary[users] @ similar).toarray(), np.float32)
-
-    return fit
-
-
-def _similarities(binary: "csr_matrix", kind: str, neighbours: int) -> "csr_matrix":
-    """(tracks, tracks): each row a track and its nearest neighbours; itself counts as one and is never listed."""
-    with _quietly():
-        from implicit import nearest_neighbours
-
-        models = {"cosine": "CosineRecommender", "tfidf": "TFIDFRecommender", "bm25": "BM25Recommender"}
-        model = getattr(nearest_neighbours, models[kind])(K=neighbours + 1)
-        model.fit(binary, show_progress=False)
-    return model.similarity.tocsr()
-
-
-def _strongest(similar: "csr_matrix", neighbours: int) -> "csr_matrix":
-    """`similar` with at most the `neighbours` largest of each row, and the track itself."""
-    from scipy.sparse import csr_matrix
-
-    sizes = np.diff(similar.indptr)
-    if sizes.max(initial=0) <= neighbours + 1:
-        return similar
-    row = np.repeat(np.arange(similar.shape[0]), sizes)
-    order = np.lexsort((similar.indices, -similar.data, row))
-    order = order[np.arange(len(row)) - similar.indptr[row] <= neighbours]
-    return csr_matrix((similar.data[order], (row[order], similar.indices[order])), similar.shape)
-
-
-def fit_ials(train: "csr_matrix", seed: int = 0) -> Fit:
-    """Returns the fit of {factors, regularization, alpha, weight}: confidence alpha, or alpha * log(1 + count)."""
-    from scipy.sparse import csr_matrix
-
-    def fit(params: Params) -> Scores:
-        weight = np.log1p(train.data) if params["weight"] == "log" else np.ones_like(train.data)
-        with _quietly():
-            from implicit.cpu.als import AlternatingLeastSquares
-
-            model = AlternatingLeastSquares(
-                params["factors"], params["regularization"], params["alpha"], random_state=seed
-            )
-            model.fit(csr_matrix((weight, train.indices, train.indptr), train.shape), show_progress=False)
-        return lambda users: np.asarray(model.user_factors[users] @ model.item_factors.T, np.float32)
-
-    return fit
-
-
-def fit_ease(train: "csr_matrix", seed: int = 0) -> Fit:
-    """Returns the fit of {lambda}: scores X B, B = I - P / diag(P), P = (X'X + lambda I)^-1, X the binary plays.
-
-    With fewer users than tracks P is never made: X P = (X X' + lambda I)^-1 X (Woodbury), and of P only the diagonal.
-    """
-    from scipy.sparse import csr_matrix
-
-    kind = np.float64 if min(train.shape) <= _SLOW_EASE else np.float32  # memory
-    binary = csr_matrix((np.ones_like(train.data, kind), train.indices, train.indptr), train.shape)
-    by_user = train.shape[0] < train.shape[1]
-    gram = ((binary @ binary.T) if by_user else (binary.T @ binary)).toarray()
-
-    def fit(params: Params) -> Scores:
-        regularized = gram.copy()
-        regularized[np.diag_indices_from(regularized)] += params["lambda"]
-        inverse = _inverse(regularized)
-        if not by_user:
-            weights = -inverse / np.diag(inverse)
-            np.fill_diagonal(weights, 0)
-            return lambda users: np.asarray(binary[users] @ weights, np.float32)
-        diagonal = np.empty(train.shape[1], kind)
-        columns = binary.tocsc()
-        step = max(1, _CELLS // len(inverse))
-        for start in range(0, len(diagonal), step):
-            some = columns[:, start : start + step]
-            projected = np.asarray((some.T @ inverse), kind)  # (tracks, users): A is symmetric
-            diagonal[start : start + step] = np.asarray(some.T.multiply(projected).sum(axis=1)).ravel()
-        diagonal = (1 - diagonal) / params["lambda"]
-
-        def scores(users: I64) -> F32:
-            return np.asarray(binary[users].toarray() - (inverse[users] @ binary) / diagonal, np.float32)
-
-        return scores
-
-    return fit
-
-
-FITS: dict[str, Callable[["csr_matrix", int], Fit]] = {
-    "popular": fit_popular,
-    "itemknn": fit_itemknn,
-    "ials": fit_ials,
-    "ease": fit_ease,
-}
-
-
-def _inverse(matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The inverse of a symmetric positive definite matrix, which is used up."""
-    from scipy.linalg import lapack
-
-    factor, potri = (lapack.dpotrf, lapack.dpotri) if matrix.dtype == np.float64 else (lapack.spotrf, lapack.spotri)
-    lower, failed = factor(matrix.T, lower=True, overwrite_a=True)
-    inverse, failed_too = potri(lower, lower=True, overwrite_c=True)
-    if failed or failed_too:
-        raise ArithmeticError("the Gram matrix is not positive definite")
-    inverse = np.tril(inverse)
-    diagonal = np.diag(inverse).copy()
-    inverse += inverse.T
-    np.fill_diagonal(inverse, diagonal)
-    return np.asarray(inverse)
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """One BLAS thread, as implicit asks for beside its own threads, and none of its warnings about that."""
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1, "blas"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def _key(
     dataset: Dataset, name: str, targets: Targets, known: npt.NDArray[np.bool_], as_of: Moment, k: int, seed: int
 ) -> str:
     """Names everything that the lists depend on."""
-    settings = (_VERSION, name, as_of, k, seed, dataset.info.split, dataset.info.counts, _TUNE_USERS, _LARGE)
+    settings = (_VERSION, name, as_of, k, seed, dataset.info.split, dataset.info.counts, _TUNE_USERS, LARGE_TRAIN_PLAYS)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for array in (targets.users, targets.tracks, known):
         digest.update(np.ascontiguousarray(array).tobytes())
