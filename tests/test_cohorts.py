@@ -54,7 +54,7 @@ def listeners(dataset: Dataset) -> I64:
 
 def test_cohorts_are_means_over_their_users(world: World) -> None:
     dataset, _, run = world
-    found = {(one["by"], one["name"]): one for one in cohorts.cohorts(dataset, run, 0)}
+    found: dict[Any, dict[str, Any]] = {(one["by"], one["name"]): {**one} for one in cohorts.cohorts(dataset, run, 0)}
     users = run.targets.users.tolist()
     per_user = run.metrics["cascade"].per_user
 
@@ -92,12 +92,12 @@ def test_the_favourite_genre_is_that_of_most_train_tracks(world: World) -> None:
             order = ["g1", "rare", "g2", "g3", "g0"]  # as the tracks name them first
             favourite = min(best, key=order.index)
             sizes[favourite] = sizes.get(favourite, 0) + 1
-    assert found == {name: size for name, size in sizes.items() if size >= cohorts.FEWEST}
+    assert found == {name: size for name, size in sizes.items() if size >= cohorts.FEWEST_USERS}
 
 
 def test_hard_cases_are_judged_on_their_targets_alone(world: World) -> None:
     dataset, _, run = world
-    found = cohorts.slices(dataset, run, 0)
+    found: dict[str, Any] = {**cohorts.slices(dataset, run, 0)}
     heard, targets = listeners(dataset), run.targets
     numbers = as_rows(run.rows, run.catalogue_size)
     own = np.bincount(dataset.plays.user[dataset.plays.fold == TRAIN], minlength=N_USERS)[targets.users]
@@ -232,9 +232,9 @@ def test_a_large_catalogue_is_scored_for_a_seeded_sample_of_users(
     assert some.tolist() == sorted(set(cascade.draw_users(10_000, 10**6, 3).tolist()))
     assert some.tolist() != cascade.draw_users(10_000, 10**6, 4).tolist()
     whole = evaluate(recommender, dataset)
-    monkeypatch.setattr(cascade, "_PAIRS", 0)
-    monkeypatch.setattr(cascade, "_FEWEST", 15)
-    monkeypatch.setattr(cascade, "_CHUNK", 7)
+    monkeypatch.setattr(cascade, "_MAX_PAIRS", 0)
+    monkeypatch.setattr(cascade, "_FEWEST_USERS", 15)
+    monkeypatch.setattr(cascade, "SCORE_BLOCK", 7)
     found = evaluate(recommender, dataset)
     own = found["per_user"]["stages"]["head"]["ndcg@10"]
     kept = [value for value in own if value is not None]

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.exact import nearest
+from lhydra.bundle.index import Index
 from lhydra.data.dataset import Dataset, user_states
+from lhydra.evaluation import cascade
 from lhydra.evaluation.metrics import rank_metrics
-from lhydra.evaluation.run import find_targets
+from lhydra.evaluation.run import ask, find_targets
 from lhydra.recommender import DEFAULT_DEPTH, Recommender
 from lhydra_index_builder import depth as depths
 from lhydra_index_builder.depth import agreements, choose, loss_at
@@ -84,7 +87,7 @@ def test_the_curve_is_what_reranking_one_by_one_gives(
     recommender: Recommender, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(depths, "DEPTHS", (20, 50, 150))
-    monkeypatch.setattr(depths, "CHUNK", 37)
+    monkeypatch.setattr(cascade, "SCORE_BLOCK", 37)
     monkeypatch.setattr(depths, "MOST_USERS", 25)
     targets = find_targets(tiny_dataset, "valid")
     found = depths.measure(recommender, tiny_dataset, "valid", targets, threads=2, seed=3)
@@ -104,6 +107,35 @@ def test_the_curve_is_what_reranking_one_by_one_gives(
     assert agreement[0] < 1
     same = depths.measure(recommender, tiny_dataset, "valid", targets, threads=1, seed=3)
     assert same == found  # whoever else computes beside it
+
+
+def test_evaluation_and_builder_score_in_the_same_blocks_and_find_the_same(
+    recommender: Recommender, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: set[int] = set()
+    score = Bundle.score
+
+    def counted(bundle: Bundle, vector: Any, user: Any, rows: Any) -> Any:
+        sizes.add(len(rows))
+        return score(bundle, vector, user, rows)
+
+    n = len(recommender.catalog)
+    bundle = replace(recommender.bundle, index=Index.build(np.asarray(recommender.catalog.vectors), "flat"))
+    exact, targets = Recommender(bundle), find_targets(tiny_dataset, "valid")
+    run = ask(exact, tiny_dataset, targets, as_of="valid", ks=(10,), seed=0)
+    everybody = np.arange(len(targets))
+    monkeypatch.setattr(Bundle, "score", counted)
+    monkeypatch.setattr(cascade, "SCORE_BLOCK", 150)
+    monkeypatch.setattr(cascade, "DEPTHS", (100, 200, 300))
+    monkeypatch.setattr(depths, "DEPTHS", (100, 200, 300))
+    built = depths.measure(exact, tiny_dataset, "valid", targets, threads=2, seed=0)
+    assert {150, n % 150} <= sizes
+    assert max(sizes - {100, 200, 300}) == 150
+    sizes.clear()
+    _, served = cascade.head_alone(exact, tiny_dataset, run, everybody, (10,))
+    assert {150, n % 150} <= sizes
+    assert [at["depth"] for at in served["curve"]] == [at["depth"] for at in built["curve"]]
+    assert [round(at["ndcg"], 6) for at in served["curve"]] == [at["ndcg"] for at in built["curve"]]
 
 
 def test_without_plays_held_out_the_heads_own_list_decides(recommender: Recommender, tiny_dataset: Dataset) -> None:

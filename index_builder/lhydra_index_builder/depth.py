@@ -5,50 +5,47 @@ exact retrieval is what reranking so many can find; the order is the head's eith
 """
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lhydra.bundle.exact import nearest
-from lhydra.console import with_progress
 from lhydra.data.dataset import AsOf, Dataset, user_states
 from lhydra.domain import I64, UserState
 from lhydra.evaluation.bootstrap import F64
-from lhydra.evaluation.cascade import best_rows
-from lhydra.evaluation.metrics import rank_metrics
+from lhydra.evaluation.cascade import HeadLists, K, UserScoring, depths_within, head_lists, ndcg
 from lhydra.evaluation.run import Targets, as_rows
 from lhydra.recommender import Recommender
 from lhydra.timing import timed
 
 DEPTHS = (100, 150, 200, 300, 400, 500, 700, 1000, 1500, 2000)
-K = 10
 MOST_LOSS = 0.01  # of NDCG@10
-PAIRS = 40_000_000  # (user, track) pairs that the head is asked for: half a minute on two cores
-CHUNK = 4096  # tracks scored at a time: what they need stays in the cache
-FEWEST, MOST_USERS = 20, 500
-
-
-@dataclass(frozen=True)
-class Lists:
-    """What the head puts first for c users: `full` (c, K) among all tracks, `by_depth` among the nearest so many."""
-
-    full: I64
-    by_depth: dict[int, I64]
+MAX_PAIRS = 40_000_000  # (user, track) pairs that the head is asked for: half a minute on two cores
+FEWEST_USERS, MOST_USERS = 20, 500
 
 
 @timed("rebuild.depth")
 def measure(
     recommender: Recommender, dataset: Dataset, as_of: AsOf, targets: Targets | None, *, threads: int, seed: int
 ) -> dict[str, Any]:
-    """Returns `cascade` of the manifest: by depth, what is lost against the head over the whole catalogue.
+    """Measures by depth what is lost against the head over the whole catalogue.
 
-    targets: what the users went on to play, None where nothing was held out. Besides NDCG@10 on that there is always
-    the agreement: NDCG@10 with the head's own list for what is wanted, its best track the most.
+    Besides NDCG@10 on what users went on to play there is always the agreement: NDCG@10 with the head's own list for
+    what is wanted, its best track the most.
+
+    Args:
+        recommender: of the bundle to be published.
+        dataset: whose users are drawn.
+        as_of: the fold up to which their plays are known.
+        targets: what they went on to play, None where nothing was held out.
+        threads: how many users are ranked at once.
+        seed: of the draw.
+
+    Returns:
+        `cascade` of the manifest.
     """
     n = len(recommender.catalog)
-    most = int(min(MOST_USERS, max(FEWEST, PAIRS // n)))
+    most = int(min(MOST_USERS, max(FEWEST_USERS, MAX_PAIRS // n)))
     if targets is not None:
         targets = targets.sample(most, seed)
         users = targets.users
@@ -61,18 +58,21 @@ def measure(
     if targets is not None:
         rows = as_rows(recommender.catalog.rows(dataset.hashes), n)[targets.tracks]
         wanted = np.concatenate([np.empty(0, np.int64), *(np.sort(rows[targets.of(u)]) for u in range(len(targets)))])
-
-        def ndcg(own: I64) -> float:
-            return float(rank_metrics(own, targets.offsets, wanted, n, (K,)).means()[f"ndcg@{K}"])
-
-        full = round(ndcg(found.full), 6)
+        full = round(ndcg(found.full, targets.offsets, wanted, n), 6)
         for at, own in zip(curve, found.by_depth.values(), strict=True):
-            at["ndcg"] = round(ndcg(own), 6)
+            at["ndcg"] = round(ndcg(own, targets.offsets, wanted, n), 6)
     return {"k": K, "users": len(users), "ndcg": full, "curve": curve}
 
 
 def choose(cascade: dict[str, Any]) -> int:
-    """Returns the smallest depth from which on no more than MOST_LOSS is lost; the largest where none is so good."""
+    """Chooses how many candidates to rerank.
+
+    Args:
+        cascade: of `measure`.
+
+    Returns:
+        The smallest depth from which on no more than MOST_LOSS is lost; the largest where none is so good.
+    """
     chosen = cascade["curve"][-1]["depth"]
     for at in reversed(cascade["curve"]):
         if loss_at(cascade, at["depth"]) > MOST_LOSS:
@@ -82,55 +82,59 @@ def choose(cascade: dict[str, Any]) -> int:
 
 
 def loss_at(cascade: dict[str, Any], depth: int) -> float:
-    """Returns the share of the head's NDCG@10 that is lost at `depth`, below 0 where it gains.
+    """Computes the share of the head's NDCG@10 that is lost at a depth.
 
     On what users went on to play or on the head's own list, whichever is less: of few users the first is mostly
-    chance, and a list may differ and be as good. Between two measured depths, that of the smaller one.
+    chance, and a list may differ and be as good.
+
+    Args:
+        cascade: of `measure`.
+        depth: candidates; between two measured depths, the loss is that of the smaller one.
+
+    Returns:
+        The share, below 0 where the head gains.
     """
     at = next((at for at in reversed(cascade["curve"]) if at["depth"] <= depth), cascade["curve"][0])
     own = float(1 - at["agreement"])
     return min(own, float(1 - at["ndcg"] / cascade["ndcg"])) if cascade["ndcg"] else own
 
 
-def lists(recommender: Recommender, states: Sequence[UserState], threads: int) -> Lists:
-    """Returns the head's best tracks for each user, over everything and by depth; heard and removed are left out."""
-    n = len(recommender.catalog)
-    depths = sorted({*(depth for depth in DEPTHS if depth < n), min(n, DEPTHS[-1])})
-    full = np.full((len(states), K), -1, np.int64)
-    by_depth = {depth: np.full((len(states), K), -1, np.int64) for depth in depths}
-    with ThreadPoolExecutor(threads) as pool:  # the head and the scans hold no lock
-        answers = pool.map(lambda state: _of_user(recommender, state, depths), states)
-        for i, own in enumerate(with_progress(answers, len(states), "scoring the whole catalogue")):
-            full[i, : len(own[0])] = own[0]
-            for depth, best in zip(depths, own[1:], strict=True):
-                by_depth[depth][i, : len(best)] = best
-    return Lists(full, by_depth)
+def lists(recommender: Recommender, states: Sequence[UserState], threads: int) -> HeadLists:
+    """Ranks all tracks, and those that exact retrieval finds by depth, by the head; heard and removed are left out.
 
+    Args:
+        recommender: of the bundle to be published.
+        states: of the users.
+        threads: how many users are ranked at once.
 
-def _of_user(recommender: Recommender, state: UserState, depths: Sequence[int]) -> list[I64]:
+    Returns:
+        (c, K) lists over everything, and by depth.
+    """
     catalog, bundle = recommender.catalog, recommender.bundle
-    heard = catalog.rows(state.heard)
-    excluded = np.union1d(heard[heard >= 0], catalog.removed).astype(np.int64)
-    user = recommender.encode(state)
-    vector = bundle.user_tower.embed(user, catalog.history)
-    logits = np.empty(len(catalog), np.float32)
-    for start in range(0, len(catalog), CHUNK):
-        rows = np.arange(start, min(start + CHUNK, len(catalog)))
-        logits[rows] = bundle.score(vector, user, rows)[0]
-    candidates, _ = nearest(catalog.vectors, vector, depths[-1], excluded)
-    eligible = np.ones(len(catalog), np.bool_)
-    eligible[excluded] = False
-    return [
-        best_rows(np.flatnonzero(eligible), logits, K),
-        *(best_rows(candidates[:depth], logits, K) for depth in depths),
-    ]
+    depths = depths_within(DEPTHS, len(catalog))
+
+    def scoring(state: UserState) -> UserScoring:
+        heard = catalog.rows(state.heard)
+        excluded = np.union1d(heard[heard >= 0], catalog.removed).astype(np.int64)
+        user = recommender.encode(state)
+        vector = bundle.user_tower.embed(user, catalog.history)
+        candidates, _ = nearest(catalog.vectors, vector, depths[-1], excluded)
+        return UserScoring(lambda rows: bundle.score(vector, user, rows)[0], candidates, excluded)
+
+    return head_lists(states, len(states), scoring, len(catalog), depths, K, threads)
 
 
 def agreements(full: I64, found: I64) -> F64:
-    """Returns for each user the NDCG of `found` when the tracks of `full` are what is wanted, the first the most.
+    """Computes for each user the NDCG of one list when the tracks of another are what is wanted, the first the most.
 
-    full, found: (c, K) rows, -1 padded; NaN for a user with an empty `full`. The gain of a track is its discount in
-    `full`, so a list that keeps the best of it loses little.
+    The gain of a track is its discount in `full`, so a list that keeps the best of it loses little.
+
+    Args:
+        full: (c, K) rows, -1 padded.
+        found: (c, K) rows of the same users.
+
+    Returns:
+        (c,) 0 to 1; NaN for a user with an empty `full`.
     """
     gain = 1 / np.log2(np.arange(2, full.shape[1] + 2))
     held = (full[:, :, None] == found[:, None, :]).any(axis=2) & (full >= 0)
@@ -144,7 +148,15 @@ def _mean(values: F64) -> float:
 
 
 def table(cascade: dict[str, Any], depth: int) -> tuple[list[str], list[list[str]]]:
-    """Returns header and rows of the curve for people; the chosen depth is marked."""
+    """Writes the curve for people.
+
+    Args:
+        cascade: of `measure`.
+        depth: the one that was chosen, which is marked.
+
+    Returns:
+        Header and rows.
+    """
 
     def rows() -> Iterator[list[str]]:
         for at in cascade["curve"]:
