@@ -11,8 +11,9 @@ import pytest
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset
 from lhydra.errors import DataError
+from lhydra.evaluation import compare as comparing
 from lhydra.evaluation.bootstrap import difference
-from lhydra.evaluation.compare import METRICS, compare
+from lhydra.evaluation.compare import METRICS
 from lhydra.evaluation.evaluate import evaluate
 from tests.test_evaluate import FakeCatalog, FakeRecommender, Ranked, names, world
 
@@ -21,12 +22,16 @@ World = tuple[Dataset, FakeRecommender]
 NAMES = ("a.json", "b.json")
 
 
+def compare(a: Any, b: Any, names: tuple[str, str]) -> dict[str, Any]:
+    return {**comparing.compare(a, b, names)}
+
+
 @pytest.fixture
 def documents(world: World) -> tuple[dict[str, Any], dict[str, Any]]:
     """Of a random recommender, and of one that shows everybody the same; the second without a baseline."""
     dataset, recommender = world
     other = Ranked(FakeCatalog(names("t", 80)))
-    return evaluate(recommender, dataset, baselines=("popular",)), evaluate(other, dataset)
+    return {**evaluate(recommender, dataset, baselines=("popular",))}, {**evaluate(other, dataset)}
 
 
 def test_differences_are_paired_by_user(documents: tuple[dict[str, Any], dict[str, Any]]) -> None:
@@ -105,7 +110,10 @@ def test_the_command_prints_and_writes(
         (lambda path: path.unlink(), "found no b.json, expected what `lhydra evaluate --json` wrote"),
         (lambda path: path.write_text("[]"), "b.json: found list, expected what"),
         (lambda path: path.write_text("{}"), "b.json: found another document, expected what"),
-        (lambda path: path.write_text('{"format": 1, "per_user": {}}'), "b.json: found another document"),
+        (
+            lambda path: path.write_text('{"format": 1, "per_user": {}}'),
+            "b.json: protocol: found nothing, expected an object; write it again with `lhydra evaluate --json`",
+        ),
         (lambda path: path.write_text("{"), "b.json: found Expecting property name"),
     ],
 )

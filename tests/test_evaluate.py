@@ -300,7 +300,7 @@ def test_a_sample_of_users_is_seeded_and_its_numbers_are_theirs(world: tuple[Dat
     hashes = track_hashes(dataset.track_ids)
     wanted = np.concatenate([np.sort(recommender.catalog.rows(hashes[sample.tracks[sample.of(n)]])) for n in range(7)])
     expected = rank_metrics(served, sample.offsets, wanted, 80)
-    assert means(first, "cascade") == pytest.approx(expected.means(), abs=1e-12)
+    assert means({**first}, "cascade") == pytest.approx(expected.means(), abs=1e-12)
     assert first["per_user"]["users"] == [dataset.user_ids[user] for user in sample.users]
     kept = first["per_user"]["stages"]["cascade"]["ndcg@10"]
     assert kept == pytest.approx(expected.per_user["ndcg@10"].tolist(), abs=1e-6)

@@ -25,7 +25,8 @@ OF_TRACKS = ("ids", "genre and tags", "content numbers", "popularity", "co-liste
 
 @pytest.fixture(scope="module")
 def found(tiny_bundle: Bundle, tiny_dataset: Dataset) -> dict[str, Any]:
-    return measure(Recommender(tiny_bundle), tiny_dataset, find_targets(tiny_dataset, "test"), "test", 60, seed=0)
+    targets = find_targets(tiny_dataset, "test")
+    return {**measure(Recommender(tiny_bundle), tiny_dataset, targets, "test", 60, seed=0)}
 
 
 @pytest.mark.parametrize("names", COLUMNS, ids="-".join)
@@ -155,6 +156,6 @@ def test_what_has_no_bundle_is_not_measured(tiny_dataset: Dataset) -> None:
     targets = find_targets(tiny_dataset, "test")
     fake: Any = SimpleNamespace(catalog=None)
     found = measure(fake, tiny_dataset, targets, "test", 5, seed=0)
-    assert found["groups"] == found["features"] == []
+    assert (found["groups"], found["features"]) == ([], [])
     assert found["base"] is None
     assert found["notes"]

@@ -94,9 +94,9 @@ def stages(dataset: Dataset, catalog: Catalog, run: Run) -> list[tuple[int, int,
 def test_every_target_is_hit_or_lost_in_one_stage(
     case: tuple[Dataset, Catalog, Run], block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mistakes, "_BLOCK", block)
+    monkeypatch.setattr(mistakes, "_USER_BLOCK", block)
     expected = Counter(stage for *_, stage in stages(*case))
-    found = mistakes.analyse(*case)
+    found: dict[str, Any] = {**mistakes.analyse(*case)}
     assert found["by_stage"] == {"targets": len(case[2].targets.tracks), **expected}
     assert min(expected.values()) > 20
     for key in found["by_stage"]:
@@ -113,7 +113,7 @@ def test_bins_are_train_listeners(case: tuple[Dataset, Catalog, Run]) -> None:
     for _, track, stage in stages(*case):
         at = next(n for n, (low, high) in enumerate(bounds) if low <= listeners[track] <= high)
         expected.setdefault(f"{names[at]} listeners", Counter())[stage] += 1
-    found = mistakes.analyse(*case)["by_popularity"]
+    found: list[dict[str, Any]] = [{**row} for row in mistakes.analyse(*case)["by_popularity"]]
     assert [row["bin"] for row in found] == [f"{name} listeners" for name in names if f"{name} listeners" in expected]
     for row in found:
         counts = expected[row["bin"]]
@@ -127,7 +127,7 @@ def test_tracks_missed_most(case: tuple[Dataset, Catalog, Run]) -> None:
     for _, track, stage in stages(*case):
         wanted[track] += 1
         got[track] += stage == "hit"
-    ranked = sorted(wanted, key=lambda track: (got[track] - wanted[track], track))[: mistakes.TRACKS]
+    ranked = sorted(wanted, key=lambda track: (got[track] - wanted[track], track))[: mistakes.MAX_TRACKS]
     found = mistakes.analyse(*case)["tracks"]
     assert [row["track_id"] for row in found] == [dataset.track_ids[track] for track in ranked]
     assert [(row["targets"], row["found"]) for row in found] == [(wanted[track], got[track]) for track in ranked]
@@ -138,7 +138,7 @@ def test_users_served_worst(case: tuple[Dataset, Catalog, Run]) -> None:
     found = mistakes.analyse(*case)["users"]
     ndcg = run.metrics["cascade"].per_user["ndcg@10"]
     size = np.diff(run.targets.offsets)
-    ranked = sorted(np.flatnonzero(size >= 3), key=lambda n: (ndcg[n], -size[n], n))[: mistakes.USERS]
+    ranked = sorted(np.flatnonzero(size >= 3), key=lambda n: (ndcg[n], -size[n], n))[: mistakes.MAX_USERS]
     assert [user["user_id"] for user in found] == [dataset.user_ids[run.targets.users[n]] for n in ranked]
     name, artist = (dataset.tracks[column].to_pylist() for column in ("name", "artist"))
 
@@ -153,10 +153,10 @@ def test_users_served_worst(case: tuple[Dataset, Catalog, Run]) -> None:
         assert user["list"] == [title(place[track_id]) if track_id in place else track_id for track_id in top]
         targets = run.targets.tracks[run.targets.of(int(n))]
         missed = [title(track) for track in targets if dataset.track_ids[track] not in top]
-        assert user["missed"] == missed[: mistakes.MISSED]
+        assert user["missed"] == missed[: mistakes.MAX_MISSED]
         assert user["ndcg@10"] == ndcg[n]
         plays = dataset.plays.where((dataset.plays.user == run.targets.users[n]) & (dataset.plays.fold == TRAIN))
-        newest = plays.track[np.argsort(-plays.time, kind="stable")][: mistakes.HISTORY]
+        newest = plays.track[np.argsort(-plays.time, kind="stable")][: mistakes.MAX_HISTORY]
         assert user["history"] == [title(track) for track in newest]
 
 
@@ -164,12 +164,12 @@ def test_without_enough_targets_the_richest_count(case: tuple[Dataset, Catalog, 
     dataset, catalog, run = case
     targets = run.targets
     one = replace(targets, offsets=np.arange(len(targets) + 1), tracks=targets.tracks[targets.offsets[:-1]])
-    assert len(mistakes.analyse(dataset, catalog, replace(run, targets=one))["users"]) == mistakes.USERS
+    assert len(mistakes.analyse(dataset, catalog, replace(run, targets=one))["users"]) == mistakes.MAX_USERS
 
 
 def test_a_dataset_without_titles_goes_by_ids(tmp_path: Path, case: tuple[Dataset, Catalog, Run]) -> None:
     made = world("random")
     del made.tracks["name"]
     dataset = made.write(tmp_path / "dataset")
-    found: dict[str, Any] = mistakes.analyse(dataset, case[1], case[2])
+    found = mistakes.analyse(dataset, case[1], case[2])
     assert {row["title"] for row in found["tracks"]} <= set(dataset.track_ids)

@@ -3,9 +3,12 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from lhydra.errors import ConfigError, complain
+
+if TYPE_CHECKING:
+    from lhydra.evaluation.compare import Comparison, PairedChange
 
 HELP = "compare two evaluations of one protocol: B less A, with paired intervals"
 EXTRA = "data"
@@ -13,23 +16,35 @@ METRICS = {"ndcg@10": "NDCG@10", "recall@20": "Recall@20"}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `lhydra compare`."""
+    """Adds the arguments of `lhydra compare`.
+
+    Args:
+        parser: of the command.
+    """
     parser.add_argument("a", type=Path, metavar="A.json", help="written by `lhydra evaluate --json`")
     parser.add_argument("b", type=Path, metavar="B.json", help="another, of the same dataset and settings")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the differences to FILE")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the differences and writes the JSON file when asked for."""
+    """Prints the differences and writes the JSON file when asked for.
+
+    Args:
+        args: of the command line.
+
+    Returns:
+        0.
+
+    Raises:
+        ConfigError: `--json` names no file in a folder that exists.
+    """
     from lhydra.commands.evaluate import write_file
-    from lhydra.errors import DataError
     from lhydra.evaluation.compare import compare
-    from lhydra.files import read_json
+    from lhydra.evaluation.document import read_document
 
     if args.json is not None and (args.json.is_dir() or not args.json.parent.is_dir()):
         raise ConfigError(complain("--json", str(args.json), "a file in a folder that exists"))
-    expected = "what `lhydra evaluate --json` wrote"
-    a, b = (read_json(path, DataError, expected) for path in (args.a, args.b))
+    a, b = read_document(args.a), read_document(args.b)
     found = compare(a, b, (str(args.a), str(args.b)))
     show(found, (args.a, args.b))
     if args.json is not None:
@@ -37,14 +52,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def show(found: dict[str, Any], paths: tuple[Path, Path]) -> None:
-    """Prints the verdict, what A and B are, then stages and cohorts."""
+def show(found: "Comparison", paths: tuple[Path, Path]) -> None:
+    """Prints the verdict, what A and B are, then stages and cohorts.
+
+    Args:
+        found: of `compare`.
+        paths: of A and B.
+    """
     from lhydra.commands.evaluate import number
     from lhydra.console import print_table
 
     print(*found["summary"], sep="\n")
     for letter, path in zip("AB", paths, strict=True):
-        protocol = found[letter.lower()]
+        protocol = found["a" if letter == "A" else "b"]
         source = protocol.get("model") or protocol.get("store") or ""
         print(f"{letter}: {path}  {source} {protocol.get('bundle_id') or protocol.get('model_id') or ''}".rstrip())
     same = [stage for stage, measured in found["stages"].items() if all(map(unchanged, measured.values()))]
@@ -66,18 +86,38 @@ def show(found: dict[str, Any], paths: tuple[Path, Path]) -> None:
     if same:
         print(f"the same in both: {', '.join(same)}")
     rows = [
-        [one["by"], one["name"], f"{one['users']:,}", *(signed(one[metric]["difference"]) for metric in METRICS)]
+        [
+            one["by"],
+            one["name"],
+            f"{one['users']:,}",
+            signed(one["ndcg@10"]["difference"]),
+            signed(one["recall@20"]["difference"]),
+        ]
         for one in found["cohorts"]
     ]
     if rows:
         print_table(["by", "", "users", *METRICS.values()], rows, "Cohorts of users, cascade, B - A")
 
 
-def unchanged(measured: dict[str, float | None]) -> bool:
-    """Whether a metric is the same for every user, as that of a baseline is."""
+def unchanged(measured: "PairedChange") -> bool:
+    """Whether a metric is the same for every user, as that of a baseline is.
+
+    Args:
+        measured: of a stage.
+
+    Returns:
+        True when difference and interval are 0.
+    """
     return measured["difference"] == measured["low"] == measured["high"] == 0
 
 
 def signed(value: float | None) -> str:
-    """Returns `value` with its sign and four digits."""
+    """Writes a difference.
+
+    Args:
+        value: a difference.
+
+    Returns:
+        Sign and four digits, or `undefined`.
+    """
     return "undefined" if value is None else f"{value:+.4f}"

@@ -19,6 +19,7 @@ from lhydra.errors import ConfigError, DataError, MissingExtra, complain
 if TYPE_CHECKING:
     from lhydra.bundle.bundle import Bundle
     from lhydra.data.dataset import Dataset
+    from lhydra.evaluation.document import CascadeLoss, Document, Interval, Source
     from lhydra.evaluation.run import Moment
 
 HELP = "measure ranking quality on the held-out plays of a dataset, over the full catalogue, beside baselines"
@@ -78,7 +79,11 @@ class EvaluateSettings(config.Settings):
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `lhydra evaluate`."""
+    """Adds the arguments of `lhydra evaluate`.
+
+    Args:
+        parser: of the command.
+    """
     parser.add_argument("dataset", type=Path, metavar="DATASET", help="made by `lhydra prepare`")
     parser.add_argument("--model", type=Path, metavar="MODEL", help="made by `lhydra train`; searched exactly")
     parser.add_argument("--store", type=Path, metavar="STORE", help="the current bundle, as it is served")
@@ -88,7 +93,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the tables and writes the JSON file and the report when asked for."""
+    """Prints the tables and writes the JSON file and the report when asked for.
+
+    Args:
+        args: of the command line.
+
+    Returns:
+        0.
+
+    Raises:
+        ConfigError: a setting out of range, or settings that do not go together.
+    """
     from lhydra.data.dataset import Dataset
     from lhydra.evaluation.evaluate import evaluate
     from lhydra.recommender import Recommender
@@ -107,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
         check_installed("plotly", "jinja2")
     dataset, training = Dataset.open(args.dataset), training_log(args.model)
     with opened(args.model, args.store, dataset) as (bundle, names):
-        refitted = names["fitted_on"] == REFITTED
+        refitted = names.get("fitted_on") == REFITTED
         if refitted and settings.as_of == "valid":
             found = f"valid, from which {args.model or args.store} has learned (--refit)"
             raise ConfigError(complain("--as-of", found, "test"))
@@ -138,17 +153,31 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_installed(*modules: str) -> None:
-    """Raises MissingExtra when one of `modules` of the extra `eval` is not there: at once, not after minutes."""
+    """Checks that the extra `eval` is installed: at once, not after minutes.
+
+    Args:
+        modules: what is needed of it.
+
+    Raises:
+        MissingExtra: one of them is not there.
+    """
     for module in modules:
         if importlib.util.find_spec(module) is None:
             raise MissingExtra("eval", module)
 
 
 @contextmanager
-def opened(
-    model: Path | None, store: Path | None, dataset: "Dataset"
-) -> Iterator[tuple["Bundle", dict[str, str | None]]]:
-    """Gives what to evaluate and its names for the protocol; a model is searched exactly over the dataset's tracks."""
+def opened(model: Path | None, store: Path | None, dataset: "Dataset") -> Iterator[tuple["Bundle", "Source"]]:
+    """Opens what to evaluate; a model is searched exactly over the dataset's tracks.
+
+    Args:
+        model: folder of a model, or None.
+        store: folder of a store, or None.
+        dataset: whose tracks a model is searched over.
+
+    Yields:
+        The bundle, and its names for the protocol.
+    """
     from lhydra.bundle.bundle import Bundle
     from lhydra.bundle.catalog_writer import unpublished_bundle
     from lhydra.bundle.model import Model
@@ -167,7 +196,14 @@ def opened(
 
 
 def list_lengths(text: str) -> tuple[int, ...]:
-    """Returns the distinct lengths that `--k` asks for, ascending; () for anything but numbers in range."""
+    """Reads `--k`.
+
+    Args:
+        text: numbers, separated by commas.
+
+    Returns:
+        The distinct lengths, ascending; () for anything but numbers in range.
+    """
     try:
         ks = tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
@@ -176,14 +212,31 @@ def list_lengths(text: str) -> tuple[int, ...]:
 
 
 def chosen_baselines(text: str) -> tuple[str, ...]:
-    """Returns the names that `--baselines` asks for, in the usual order."""
+    """Reads `--baselines`.
+
+    Args:
+        text: all, none, or names separated by commas.
+
+    Returns:
+        The names, in the usual order.
+    """
     if text in ("all", "none"):
         return BASELINES if text == "all" else ()
     return tuple(name for name in BASELINES if name in text.split(","))
 
 
 def training_log(model: Path | None) -> list[dict[str, Any]]:
-    """Returns what training measured by epoch, [] where nothing was kept."""
+    """Reads what training measured by epoch.
+
+    Args:
+        model: folder of a model, or None.
+
+    Returns:
+        The lines of its metrics.jsonl; [] where nothing was kept.
+
+    Raises:
+        DataError: a line is no JSON.
+    """
     path = model / "metrics.jsonl" if model is not None else None
     if path is None or not path.is_file():
         return []
@@ -194,8 +247,13 @@ def training_log(model: Path | None) -> list[dict[str, Any]]:
         raise DataError(complain(path, str(error), "a JSON object per line")) from None
 
 
-def show(name: str, document: dict[str, Any]) -> None:
-    """Prints the document: the summary first, then what was measured, from the lists to the head as a classifier."""
+def show(name: str, document: "Document") -> None:
+    """Prints the document: the summary first, then what was measured, from the lists to the head as a classifier.
+
+    Args:
+        name: of what was evaluated.
+        document: an evaluation.
+    """
     counts, protocol = document["counts"], document["protocol"]
     print(*document["summary"], sep="\n")
     print(f"\n{name} on the {protocol['as_of']} fold: {counts['users']:,} users,", end=" ")
@@ -209,20 +267,25 @@ def show(name: str, document: dict[str, Any]) -> None:
     show_ranking(document)
     show_cascade_loss(document["cascade_loss"], counts["reranked"])
     show_groups(document)
-    rows = [[text, number(document["beyond_accuracy"][key])] for key, text in BEYOND.items()]
+    beyond: dict[str, Any] = {**document["beyond_accuracy"]}
+    rows = [[text, number(beyond[key])] for key, text in BEYOND.items()]
     print_table(["", "cascade"], rows, "Beyond accuracy, the served top 10")
     doubts = [leak for leak in document["leaks"] if leak["verdict"] != "ok"]
     print(f"\nLeaks: {len(document['leaks'])} checks, {len(doubts)} in doubt")
     for leak in doubts:
         print(f"{leak['verdict']}: {leak['check']}: {leak['found']}")
-    head = document["classification"]
+    head: dict[str, Any] = {**document["classification"]}
     row = [number(head[key]) for key in HEAD_NAMES]
     print_table(list(HEAD_NAMES.values()), [row], "Secondary: the head as a classifier")
     print(f"{head['pairs']:,} pairs, positive from probability 0.5 up; negatives: {head['negatives']}")
 
 
-def show_ranking(document: dict[str, Any]) -> None:
-    """Prints the metrics with one column per stage and baseline, then the intervals and how each was chosen."""
+def show_ranking(document: "Document") -> None:
+    """Prints the metrics with one column per stage and baseline, then the intervals and how each was chosen.
+
+    Args:
+        document: an evaluation.
+    """
     counts, protocol, stages = document["counts"], document["protocol"], document["ranking"]
     labels = {f"{name}@{k}": f"{NAMES[name]}@{k}" for k in protocol["ks"] for name in NAMES}
     labels |= {"ndcg@10": "NDCG@10", "recall@20": "Recall@20", "mrr": f"MRR@{protocol['mrr_depth']}"}
@@ -250,8 +313,13 @@ def show_ranking(document: dict[str, Any]) -> None:
         print_table(["", "difference", "95 %", "chosen"], rows, "Cascade less baseline, NDCG@10, the same users")
 
 
-def show_cascade_loss(loss: dict[str, Any], served: int) -> None:
-    """Prints how much of the head's own list each depth of retrieval lets through; served: the depth in use."""
+def show_cascade_loss(loss: "CascadeLoss", served: int) -> None:
+    """Prints how much of the head's own list each depth of retrieval lets through.
+
+    Args:
+        loss: of the document.
+        served: the depth in use.
+    """
     rows = [
         [f"{at['depth']:,}", number(at["overlap"]), number(at["ndcg"]), f"{at['ndcg_difference']:+.4f}"]
         for at in loss["curve"]
@@ -262,10 +330,14 @@ def show_cascade_loss(loss: dict[str, Any], served: int) -> None:
     print_table(["candidates", "overlap@10", "NDCG@10", "difference"], rows, title)
 
 
-def show_groups(document: dict[str, Any]) -> None:
-    """Prints the cohorts and the slices, cascade only."""
+def show_groups(document: "Document") -> None:
+    """Prints the cohorts and the slices, cascade only.
 
-    def cell(found: dict[str, Any]) -> str:
+    Args:
+        document: an evaluation.
+    """
+
+    def cell(found: "Interval") -> str:
         return number(found["mean"]) + ("" if found["mean"] is None else f" {half_width(found)}")
 
     rows = [
@@ -274,25 +346,45 @@ def show_groups(document: dict[str, Any]) -> None:
     ]
     if rows:
         print_table(["by", "", "users", "NDCG@10", "Recall@20"], rows, "Cohorts of users, cascade")
+    slices: dict[str, Any] = {**document["slices"]}
     rows = [
         [text, f"{one['targets']:,}", f"{one['users']:,}", number(one["ndcg@10"]), number(one["recall@20"])]
-        for text, one in ((text, document["slices"][key]) for key, text in SLICES.items())
+        for text, one in ((text, slices[key]) for key, text in SLICES.items())
     ]
     print_table(["", "targets", "users", "NDCG@10", "Recall@20"], rows, "Hard cases, cascade")
 
 
 def number(value: float | None) -> str:
-    """Returns `value` with four digits."""
+    """Writes a number.
+
+    Args:
+        value: a metric.
+
+    Returns:
+        Four digits, or `undefined`.
+    """
     return "undefined" if value is None else f"{value:.4f}"
 
 
-def half_width(found: dict[str, Any]) -> str:
-    """Returns ± half an interval."""
-    return f"±{(found['high'] - found['low']) / 2:.4f}"
+def half_width(found: "Interval") -> str:
+    """Writes ± half an interval.
+
+    Args:
+        found: an interval.
+
+    Returns:
+        Four digits.
+    """
+    return f"±{((found['high'] or 0.0) - (found['low'] or 0.0)) / 2:.4f}"
 
 
 def write_file(path: Path, text: str) -> None:
-    """Writes `text` to `path`, whole or not at all."""
+    """Writes a file, whole or not at all.
+
+    Args:
+        path: of the file, which is replaced.
+        text: its content.
+    """
     hidden = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         hidden.write_text(text, encoding="utf-8")

@@ -36,7 +36,11 @@ class RecommendSettings(config.Settings):
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `lhydra recommend`."""
+    """Adds the arguments of `lhydra recommend`.
+
+    Args:
+        parser: of the command.
+    """
     parser.add_argument("dataset", type=Path, metavar="DATASET", help="made by `lhydra prepare`")
     parser.add_argument("store", type=Path, metavar="STORE", help="made by `lhydra index rebuild`")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="*.parquet, *.csv or *.csv.gz")
@@ -44,7 +48,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the columns user_id, rank (from 1), track_id, score (of the stage asked for)."""
+    """Writes the columns user_id, rank (from 1), track_id, score (of the stage asked for).
+
+    Args:
+        args: of the command line.
+
+    Returns:
+        0.
+
+    Raises:
+        ConfigError: a setting out of range.
+    """
     from lhydra.bundle.bundle import Bundle
     from lhydra.data.dataset import Dataset
     from lhydra.evaluation import lists
@@ -75,7 +89,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def chosen_users(dataset: "Dataset", users: str) -> "I64":
-    """Returns the positions of the users named by `--users`. Raises ConfigError when one is unknown."""
+    """Reads `--users`.
+
+    Args:
+        dataset: knows the users.
+        users: ids separated by commas, or `all`.
+
+    Returns:
+        (n,) int64 positions of the distinct users, in the order named.
+
+    Raises:
+        ConfigError: one is unknown.
+    """
     import numpy as np
 
     if users == "all":

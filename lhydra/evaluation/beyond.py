@@ -14,6 +14,7 @@ import numpy as np
 from lhydra.data.dataset import TRAIN, Dataset
 from lhydra.domain import F32, I64
 from lhydra.evaluation.cohorts import genre_shares, genres, train_counts
+from lhydra.evaluation.document import BeyondAccuracy
 from lhydra.evaluation.run import Run
 
 K = 10
@@ -21,13 +22,20 @@ SAME_LISTS = 0.6  # overlap from which the lists hardly depend on the user
 _PAIRS = 10_000
 _SMOOTHING = 0.01
 _USERS = 2000  # at most, drawn at random, whose genres and vectors are looked at
-_CELLS = 1 << 24
+_MAX_SHARES = 1 << 24  # genre shares held at a time
 
 
-def beyond_accuracy(dataset: Dataset, run: Run, vectors: F32 | None, seed: int) -> dict[str, Any]:
-    """Returns `beyond_accuracy` of the document for the cascade.
+def beyond_accuracy(dataset: Dataset, run: Run, vectors: F32 | None, seed: int) -> BeyondAccuracy:
+    """Computes `beyond_accuracy` of the document for the cascade.
 
-    vectors: (catalogue, dim) unit-norm vectors of the catalog, None when it has none: diversity is then null.
+    Args:
+        dataset: whose plays tell popularity and genres.
+        run: its served lists.
+        vectors: (catalogue, dim) of unit norm, None when the catalog has none: diversity is then null.
+        seed: of the pairs and users drawn.
+
+    Returns:
+        The figures, and alarms where two users' lists are nearly the same.
     """
     top = run.lists["cascade"][:, :K]
     listeners, _ = train_counts(dataset)
@@ -43,7 +51,7 @@ def beyond_accuracy(dataset: Dataset, run: Run, vectors: F32 | None, seed: int) 
             f"two users have {overlap:.0%} of their top {K} in common: the lists hardly depend on who is asking"
         )
     return {
-        f"coverage@{K}": len(np.unique(shown)) / run.catalogue_size,
+        "coverage@10": len(np.unique(shown)) / run.catalogue_size,
         "popularity_lift": _popularity_lift(dataset, run, listeners, by_row),
         "inter_user_overlap": overlap,
         "intra_list_diversity": None
@@ -56,7 +64,15 @@ def beyond_accuracy(dataset: Dataset, run: Run, vectors: F32 | None, seed: int) 
 
 
 def inter_user_overlap(top: I64, seed: int) -> float | None:
-    """Returns the mean share in common of two lists (n, k), -1 padded, over random pairs of users with a list."""
+    """Computes the mean share in common of two users' lists.
+
+    Args:
+        top: (n, k) rows, -1 padded.
+        seed: of the pairs of users with a list.
+
+    Returns:
+        0 to 1; None with fewer than two lists.
+    """
     top = top[(top >= 0).any(axis=1)]
     if len(top) < 2:
         return None
@@ -69,9 +85,14 @@ def inter_user_overlap(top: I64, seed: int) -> float | None:
 
 
 def intra_list_diversity(top: I64, vectors: F32) -> float | None:
-    """Returns 1 - the mean cosine of two different tracks of a list (n, k), -1 padded, mean over lists of 2 or more.
+    """Computes 1 - the mean cosine of two different tracks of a list.
 
-    vectors: (catalogue, dim) of unit norm.
+    Args:
+        top: (n, k) rows, -1 padded.
+        vectors: (catalogue, dim) of unit norm.
+
+    Returns:
+        The mean over lists of 2 tracks or more; None without any.
     """
     sizes = (top >= 0).sum(axis=1)
     top, sizes = top[sizes >= 2], sizes[sizes >= 2]
@@ -86,7 +107,15 @@ def intra_list_diversity(top: I64, vectors: F32) -> float | None:
 
 
 def kl_calibration(history: Any, shown: Any) -> float | None:
-    """Returns the mean KL divergence of the genre shares `shown` from `history`, (n, genres), over users with both."""
+    """Computes the mean KL divergence of the genres of lists from those of histories (Steck 2018).
+
+    Args:
+        history: (n, genres) shares; a row of a user without genres is 0.
+        shown: (n, genres) shares of the same users' lists.
+
+    Returns:
+        The mean over users with both; None without any.
+    """
     both = history.any(axis=1) & shown.any(axis=1)
     p, q = history[both], (1 - _SMOOTHING) * shown[both] + _SMOOTHING * history[both]
     if not len(p):
@@ -120,7 +149,7 @@ def _genre_calibration(dataset: Dataset, run: Run, seed: int) -> float | None:
     if found is None or not len(found[0]):
         return None
     names, offsets, held = found
-    some = _some(len(run.targets), min(_USERS, max(1, _CELLS // len(names))), seed)
+    some = _some(len(run.targets), min(_USERS, max(1, _MAX_SHARES // len(names))), seed)
     users, top, n = run.targets.users[some], run.lists["cascade"][some, :K], len(some)
     plays = dataset.plays
     fed = (plays.fold == TRAIN) & np.isin(plays.user, users)

@@ -6,19 +6,28 @@ The same seed and number of users give the same resamples, so that intervals of 
 import numpy as np
 import numpy.typing as npt
 
+from lhydra.evaluation.document import Difference, Interval
+
 F64 = npt.NDArray[np.float64]
-Interval = dict[str, float | None]  # mean, low, high
 RESAMPLES = 1000
 LEVEL = 0.95
-_CELLS = 1 << 22  # drawn at a time
+_MAX_DRAWN = 1 << 22  # users drawn at a time
 
 
 def resampled_means(values: F64, seed: int) -> F64:
-    """Returns the column means of RESAMPLES resamples of the rows of `values` (n, m), (RESAMPLES, m); n >= 1."""
+    """Computes means of resamples.
+
+    Args:
+        values: (n, m) a row per user, n >= 1.
+        seed: the same seed and n draw the same users.
+
+    Returns:
+        (RESAMPLES, m) the column means of each resample of the rows.
+    """
     n = len(values)
     rng = np.random.default_rng([seed, n])
     means = np.empty((RESAMPLES, values.shape[1]))
-    step = max(1, _CELLS // n)
+    step = max(1, _MAX_DRAWN // n)
     for start in range(0, RESAMPLES, step):
         size = min(step, RESAMPLES - start)
         drawn = rng.integers(n, size=(size, n)) + n * np.arange(size)[:, None]
@@ -28,9 +37,14 @@ def resampled_means(values: F64, seed: int) -> F64:
 
 
 def intervals(values: F64, seed: int) -> list[Interval]:
-    """Returns mean and 95 % interval of each column of `values` (n, m); a user with a NaN is left out of all.
+    """Computes mean and 95 % interval of each column.
 
-    Without users every number is None.
+    Args:
+        values: (n, m) a row per user; a user with a NaN is left out of all columns.
+        seed: of the resamples.
+
+    Returns:
+        m intervals; without users every number is None.
     """
     values = values[~np.isnan(values).any(axis=1)]
     if not len(values):
@@ -42,11 +56,28 @@ def intervals(values: F64, seed: int) -> list[Interval]:
 
 
 def interval(values: F64, seed: int) -> Interval:
-    """Returns mean and 95 % interval of `values`, (n,), NaN left out."""
+    """Computes mean and 95 % interval.
+
+    Args:
+        values: (n,) one per user; NaN is left out.
+        seed: of the resamples.
+
+    Returns:
+        The interval; without users every number is None.
+    """
     return intervals(values[:, None], seed)[0]
 
 
-def difference(a: F64, b: F64, seed: int) -> Interval:
-    """Returns the mean of b - a over the users, (n,) each, and its paired 95 % interval: difference, low, high."""
+def difference(a: F64, b: F64, seed: int) -> Difference:
+    """Computes the mean of b - a and its paired 95 % interval.
+
+    Args:
+        a: (n,) one per user; NaN is left out.
+        b: (n,) of the same users.
+        seed: of the resamples.
+
+    Returns:
+        The difference; without users every number is None.
+    """
     found = interval(b - a, seed)
     return {"difference": found["mean"], "low": found["low"], "high": found["high"]}

@@ -1,10 +1,12 @@
 """Binary classification metrics of predicted probabilities, their curves and calibration, numpy only."""
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
+
+from lhydra.evaluation.document import CalibrationBin, ClassificationPart
 
 F64 = npt.NDArray[np.float64]
 THRESHOLD = 0.5
@@ -29,7 +31,15 @@ class Classification:
 
 
 def classify(labels: npt.NDArray[np.bool_], probabilities: npt.NDArray[np.floating]) -> Classification:
-    """Returns the metrics of `probabilities` (n,) for `labels` (n,) bool; positive is predicted at THRESHOLD."""
+    """Computes the metrics; positive is predicted from THRESHOLD up.
+
+    Args:
+        labels: (n,) bool.
+        probabilities: (n,) float, 0 to 1.
+
+    Returns:
+        The metrics.
+    """
     labels, p = np.asarray(labels, bool), np.asarray(probabilities, np.float64)
     predicted = p >= THRESHOLD
     true_positives = int((predicted & labels).sum())
@@ -52,22 +62,42 @@ def classify(labels: npt.NDArray[np.bool_], probabilities: npt.NDArray[np.floati
     )
 
 
-def describe(labels: npt.NDArray[np.bool_], probabilities: npt.NDArray[np.floating], negatives: str) -> dict[str, Any]:
-    """Returns `classification` of the document: the metrics, where the negatives come from, curves and tables."""
+def describe(
+    labels: npt.NDArray[np.bool_], probabilities: npt.NDArray[np.floating], negatives: str
+) -> ClassificationPart:
+    """Computes `classification` of the document.
+
+    Args:
+        labels: (n,) bool.
+        probabilities: (n,) float, 0 to 1.
+        negatives: where the negatives come from, in words.
+
+    Returns:
+        The metrics, curves and tables.
+    """
     labels, p = np.asarray(labels, bool), np.asarray(probabilities, np.float64)
     predicted = p >= THRESHOLD
     confusion = np.bincount(2 * labels + predicted, minlength=4).reshape(2, 2)
-    return asdict(classify(labels, p)) | {
+    found = asdict(classify(labels, p)) | {
         "negatives": negatives,
         "roc": roc_curve(labels, p),
         "pr": pr_curve(labels, p),
         "confusion": confusion.tolist(),  # [[true negatives, false positives], [false negatives, true positives]]
         "calibration": calibration(labels, p),
     }
+    return cast(ClassificationPart, found)  # Classification has the names of the part
 
 
 def roc_auc(labels: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating]) -> float | None:
-    """Returns P(positive scores above negative), a tie counting half; None when a class is missing."""
+    """Computes the area under the ROC curve: P(positive scores above negative), a tie counting half.
+
+    Args:
+        labels: (n,) bool.
+        scores: (n,) float.
+
+    Returns:
+        0 to 1; None when a class is missing.
+    """
     positives = int(labels.sum())
     negatives = len(labels) - positives
     if not positives or not negatives:
@@ -79,7 +109,15 @@ def roc_auc(labels: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating]) -> 
 
 
 def average_precision(labels: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating]) -> float | None:
-    """Returns the sum of precision times the step in recall over the distinct scores; None without a positive."""
+    """Computes the sum of precision times the step in recall over the distinct scores.
+
+    Args:
+        labels: (n,) bool.
+        scores: (n,) float.
+
+    Returns:
+        0 to 1; None without a positive.
+    """
     true, false = _cumulated(labels, scores)
     if not len(true) or not true[-1]:
         return None
@@ -87,7 +125,15 @@ def average_precision(labels: npt.NDArray[np.bool_], scores: npt.NDArray[np.floa
 
 
 def roc_curve(labels: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating]) -> list[list[float]]:
-    """Returns [false positive rate, true positive rate] from (0, 0) to (1, 1); [] when a class is missing."""
+    """Computes the ROC curve.
+
+    Args:
+        labels: (n,) bool.
+        scores: (n,) float.
+
+    Returns:
+        [false positive rate, true positive rate] from (0, 0) to (1, 1); [] when a class is missing.
+    """
     true, false = _cumulated(labels, scores)
     if not len(true) or not true[-1] or not false[-1]:
         return []
@@ -96,7 +142,15 @@ def roc_curve(labels: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating]) -
 
 
 def pr_curve(labels: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating]) -> list[list[float]]:
-    """Returns [recall, precision] as the threshold falls; [] without a positive."""
+    """Computes the precision-recall curve.
+
+    Args:
+        labels: (n,) bool.
+        scores: (n,) float.
+
+    Returns:
+        [recall, precision] as the threshold falls; [] without a positive.
+    """
     true, false = _cumulated(labels, scores)
     if not len(true) or not true[-1]:
         return []
@@ -105,14 +159,23 @@ def pr_curve(labels: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating]) ->
 
 def calibration(
     labels: npt.NDArray[np.bool_], probabilities: npt.NDArray[np.floating], bins: int = BINS
-) -> list[dict[str, Any]]:
-    """Returns per bin: low, high (its least and largest probability), n, predicted (mean), observed (share)."""
+) -> list[CalibrationBin]:
+    """Computes the calibration table.
+
+    Args:
+        labels: (n,) bool.
+        probabilities: (n,) float, 0 to 1.
+        bins: of equal numbers of examples; equal probabilities stay together, so there may be fewer.
+
+    Returns:
+        Per bin: low, high (its least and largest probability), n, predicted (mean), observed (share).
+    """
     if not len(labels):
         return []
     p = np.asarray(probabilities, np.float64)
     edges = np.quantile(p, np.linspace(0, 1, bins + 1)[1:-1])
     place = np.searchsorted(edges, p)
-    rows = []
+    rows: list[CalibrationBin] = []
     for own in (place == number for number in np.unique(place)):
         rows.append(
             {

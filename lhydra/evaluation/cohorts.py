@@ -10,33 +10,52 @@ import numpy.typing as npt
 from lhydra.data.dataset import TRAIN, Dataset
 from lhydra.domain import I64, Tier
 from lhydra.evaluation.bootstrap import intervals
+from lhydra.evaluation.document import NDCG, RECALL, Cohort, Slice, Slices
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.evaluation.run import Run, as_rows
 
 Mask = npt.NDArray[np.bool_]
-METRICS = ("ndcg@10", "recall@20")
-FEWEST = 10  # users that make a cohort
-MOST = 12  # cohorts of one kind: those with the most users
+METRICS = (NDCG, RECALL)
+FEWEST_USERS = 10  # users that make a cohort
+MOST_COHORTS = 12  # cohorts of one kind: those with the most users
 FEW_PLAYS = 5
 _AGES = (18, 25, 35, 45, 55)
 _GENRE_COLUMNS = ("main_genre", "genre", "tags")
 
 
-def cohorts(dataset: Dataset, run: Run, seed: int) -> list[dict[str, Any]]:
-    """Returns `cohorts` of the document: the cascade by declared attribute, activity, favourite genre and tier."""
+def cohorts(dataset: Dataset, run: Run, seed: int) -> list[Cohort]:
+    """Computes `cohorts` of the document: the cascade by declared attribute, activity, favourite genre and tier.
+
+    Args:
+        dataset: whose users are grouped.
+        run: how each of them was served.
+        seed: of the intervals.
+
+    Returns:
+        At most MOST_COHORTS of a kind, of at least FEWEST_USERS users each.
+    """
     values = np.stack([run.metrics["cascade"].per_user[name] for name in METRICS], axis=1)
-    found = []
+    found: list[Cohort] = []
     for by, groups in _groupings(dataset, run):
         sizes = {name: int(members.sum()) for name, members in groups.items()}
-        largest = sorted(groups, key=lambda name: -sizes[name])[:MOST]
-        for name in (name for name in groups if name in largest and sizes[name] >= FEWEST):
-            measured = dict(zip(METRICS, intervals(values[groups[name]], seed), strict=True))
-            found.append({"by": by, "name": name, "users": sizes[name], **measured})
+        largest = sorted(groups, key=lambda name: -sizes[name])[:MOST_COHORTS]
+        for name in (name for name in groups if name in largest and sizes[name] >= FEWEST_USERS):
+            ndcg, recall = intervals(values[groups[name]], seed)
+            found.append({"by": by, "name": name, "users": sizes[name], NDCG: ndcg, RECALL: recall})
     return found
 
 
-def slices(dataset: Dataset, run: Run, seed: int) -> dict[str, dict[str, Any]]:
-    """Returns `slices` of the document: targets with few train plays or none, users with none or the fewest."""
+def slices(dataset: Dataset, run: Run, seed: int) -> Slices:
+    """Computes `slices` of the document: targets with few train plays or none, users with none or the fewest.
+
+    Args:
+        dataset: whose plays are counted.
+        run: how each user was served.
+        seed: of the intervals.
+
+    Returns:
+        The cascade on each slice.
+    """
     listeners, own = train_counts(dataset)
     users = run.targets.users
     rare = _by_wanted(run, listeners)
@@ -51,7 +70,14 @@ def slices(dataset: Dataset, run: Run, seed: int) -> dict[str, dict[str, Any]]:
 
 
 def train_counts(dataset: Dataset) -> tuple[I64, I64]:
-    """Returns (listeners of each track, tracks of each user) in the train fold, by position in the tables."""
+    """Counts the plays of the train fold.
+
+    Args:
+        dataset: a prepared dataset.
+
+    Returns:
+        (tracks,) listeners of each track and (users,) tracks of each user, by position in the tables.
+    """
     plays = dataset.plays
     fed = plays.fold == TRAIN
     tracks = np.bincount(plays.track[fed], minlength=len(dataset.track_ids))
@@ -59,9 +85,13 @@ def train_counts(dataset: Dataset) -> tuple[I64, I64]:
 
 
 def genres(dataset: Dataset) -> tuple[list[str], I64, I64] | None:
-    """Returns (genre names, offsets (tracks + 1,), genres of each track back to back), None without a genre column.
+    """Reads the genres of tracks: the first of main_genre, genre and tags that the tracks have.
 
-    The first of main_genre, genre and tags that the tracks have. A track's genres are distinct.
+    Args:
+        dataset: a prepared dataset.
+
+    Returns:
+        Genre names; (tracks + 1,) offsets; the distinct genres of each track back to back. None without a column.
     """
     columns = {column.name for column in dataset.info.track_columns}
     name = next((name for name in _GENRE_COLUMNS if name in columns), None)
@@ -78,9 +108,18 @@ def genres(dataset: Dataset) -> tuple[list[str], I64, I64] | None:
 
 
 def genre_shares(users: I64, tracks: I64, n_users: int, offsets: I64, held: I64, n_genres: int) -> Any:
-    """Returns what share of each user's tracks is of each genre, (n_users, n_genres); a row without genres is 0.
+    """Computes what share of each user's tracks is of each genre.
 
-    users, tracks: (p,) pairs; a track with several genres counts for each in equal parts.
+    Args:
+        users: (p,) user of each pair, below `n_users`.
+        tracks: (p,) track of each pair; one with several genres counts for each in equal parts.
+        n_users: how many rows.
+        offsets: (tracks + 1,) as of `genres`.
+        held: the genres of each track back to back.
+        n_genres: how many columns.
+
+    Returns:
+        (n_users, n_genres) shares; a row without genres is 0.
     """
     sizes = np.diff(offsets)[tracks]
     places = np.repeat(offsets[tracks] - np.cumsum(sizes) + sizes, sizes) + np.arange(sizes.sum())
@@ -130,7 +169,7 @@ def _ages(ages: npt.NDArray[np.float64]) -> dict[str, Mask]:
 
 def _named(values: npt.NDArray[np.str_]) -> dict[str, Mask]:
     found, counts = np.unique(values[values != ""], return_counts=True)
-    largest = np.sort(found[np.argsort(-counts, kind="stable")[:MOST]])
+    largest = np.sort(found[np.argsort(-counts, kind="stable")[:MOST_COHORTS]])
     return {str(value): values == value for value in largest}
 
 
@@ -151,18 +190,18 @@ def _of_users(run: Run, chosen: Mask) -> Mask:
     return np.repeat(chosen, np.diff(run.targets.offsets))
 
 
-def _slice(run: Run, kept: Mask, seed: int) -> dict[str, Any]:
+def _slice(run: Run, kept: Mask, seed: int) -> Slice:
     """The cascade judged on the targets that are `kept`, (m,) bool, alone; users without one are left out."""
     sizes = np.add.reduceat(kept, run.targets.offsets[:-1], dtype=np.int64)
     if not kept.any():
-        return {"targets": 0, "users": 0, **dict.fromkeys(METRICS), "intervals": {}}
+        return {"targets": 0, "users": 0, NDCG: None, RECALL: None, "intervals": {}}
     offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     found = rank_metrics(run.lists["cascade"], offsets, run.wanted[kept], run.catalogue_size, (10, 20)).per_user
     measured = intervals(np.stack([found[name] for name in METRICS], axis=1), seed)
-    means = {name: own["mean"] for name, own in zip(METRICS, measured, strict=True)}
     return {
         "targets": int(kept.sum()),
         "users": int((sizes > 0).sum()),
-        **means,
+        NDCG: measured[0]["mean"],
+        RECALL: measured[1]["mean"],
         "intervals": dict(zip(METRICS, measured, strict=True)),
     }

@@ -1,31 +1,66 @@
 """Two evaluation documents of one protocol side by side: B less A, user by user."""
 
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from lhydra.errors import DataError, complain
 from lhydra.evaluation.bootstrap import F64, difference
+from lhydra.evaluation.document import NDCG, RECALL, Document, Protocol
 
-METRICS = ("ndcg@10", "recall@20")
-PARTS = {"protocol": dict, "ranking": dict, "cohorts": list, "per_user": dict}  # of a document, that are compared
+METRICS = (NDCG, RECALL)
 DECIDES = ("as_of", "split", "users", "seed", "ks", "targets", "ranked", "mrr_depth")  # in the order they are named
 
 
-def compare(a: dict[str, Any], b: dict[str, Any], names: tuple[str, str], seed: int = 0) -> dict[str, Any]:
-    """Returns the differences B - A of every shared stage and cohort, plain JSON values.
+class Change(TypedDict):
+    """A metric of A and of B, and B less A; null where one lacks it."""
 
-    a, b: documents of `evaluate`; names: what to call them in a complaint. By stage, METRICS have paired 95 %
-    intervals over the users that both were measured for; the other metrics, and the cohorts, have none.
+    a: float | None
+    b: float | None
+    difference: float | None
+
+
+class PairedChange(Change):
+    """The same over the users that both were measured for, with its paired 95 % interval."""
+
+    low: float | None
+    high: float | None
+
+
+CohortChange = TypedDict("CohortChange", {"by": str, "name": str, "users": int, "ndcg@10": Change, "recall@20": Change})
+"""A group of users that both have."""
+
+
+class Comparison(TypedDict):
+    """What `lhydra compare --json` writes: B less A; `stages` have METRICS, `metrics` the others too."""
+
+    format: int
+    a: Protocol
+    b: Protocol
+    summary: list[str]
+    stages: dict[str, dict[str, PairedChange]]
+    metrics: dict[str, dict[str, Change]]
+    cohorts: list[CohortChange]
+
+
+def compare(a: Document, b: Document, names: tuple[str, str], seed: int = 0) -> Comparison:
+    """Compares two evaluations, user by user.
+
+    Args:
+        a: a document of `evaluate`.
+        b: another, of the same protocol.
+        names: what to call them in a complaint.
+        seed: of the intervals.
+
+    Returns:
+        The differences B - A of every shared stage and cohort. By stage, METRICS have paired 95 % intervals over the
+        users that both were measured for; the other metrics, and the cohorts, have none.
 
     Raises:
-        DataError: something other than an evaluation, or two that measured different things.
+        DataError: the two measured different things.
     """
-    for document, name in ((a, names[0]), (b, names[1])):
-        if document.get("format") != 1 or not all(isinstance(document.get(part), kind) for part, kind in PARTS.items()):
-            raise DataError(complain(name, "another document", "what `lhydra evaluate --json` wrote"))
     check_protocols(a, b, names)
-    stages = {}
+    stages: dict[str, dict[str, PairedChange]] = {}
     for stage in (stage for stage in a["per_user"]["stages"] if stage in b["per_user"]["stages"]):
         stages[stage] = {metric: _paired(a, b, stage, metric, seed) for metric in METRICS}
     metrics = {
@@ -37,12 +72,19 @@ def compare(a: dict[str, Any], b: dict[str, Any], names: tuple[str, str], seed: 
         for stage in stages
     }
     theirs = {(one["by"], one["name"]): one for one in b["cohorts"]}
-    cohorts = []
+    cohorts: list[CohortChange] = []
     for one in a["cohorts"]:
         other = theirs.get((one["by"], one["name"]))
         if other is not None and other["users"] == one["users"]:  # a tier may hold other users
-            found = {name: _side_by_side(one[name]["mean"], other[name]["mean"]) for name in METRICS}
-            cohorts.append({"by": one["by"], "name": one["name"], "users": one["users"], **found})
+            cohorts.append(
+                {
+                    "by": one["by"],
+                    "name": one["name"],
+                    "users": one["users"],
+                    NDCG: _side_by_side(one[NDCG]["mean"], other[NDCG]["mean"]),
+                    RECALL: _side_by_side(one[RECALL]["mean"], other[RECALL]["mean"]),
+                }
+            )
     return {
         "format": 1,
         "a": a["protocol"],
@@ -54,10 +96,19 @@ def compare(a: dict[str, Any], b: dict[str, Any], names: tuple[str, str], seed: 
     }
 
 
-def check_protocols(a: dict[str, Any], b: dict[str, Any], names: tuple[str, str]) -> None:
-    """Raises DataError unless two documents measured the same thing, whatever the model."""
+def check_protocols(a: Document, b: Document, names: tuple[str, str]) -> None:
+    """Checks that two documents measured the same thing, whatever the model.
+
+    Args:
+        a: a document.
+        b: another.
+        names: what to call them in a complaint.
+
+    Raises:
+        DataError: they did not; names the first setting that differs.
+    """
     ours, theirs = a["protocol"], b["protocol"]
-    if ours.get("hash") == theirs.get("hash") and a["per_user"].get("users") == b["per_user"].get("users"):
+    if ours["hash"] == theirs["hash"] and a["per_user"]["users"] == b["per_user"]["users"]:
         return
     what = next((name for name in DECIDES if ours.get(name) != theirs.get(name)), "hash")
     found, expected = (f"{what} {_short(protocol.get(what))}" for protocol in (theirs, ours))
@@ -66,30 +117,37 @@ def check_protocols(a: dict[str, Any], b: dict[str, Any], names: tuple[str, str]
     raise DataError(complain(names[1], found, f"the protocol of {names[0]}: {expected}"))
 
 
-def verdict(found: dict[str, Any]) -> str:
-    """Returns the first line: which of the two has the better served lists, and how sure that is."""
-    change = found["difference"]
-    if change == 0 and found["low"] == found["high"] == 0:
-        return f"B and A rank alike: cascade NDCG@10 {found['a']:.4f}"
+def verdict(found: PairedChange) -> str:
+    """Writes the first line: which of the two has the better served lists, and how sure that is.
+
+    Args:
+        found: NDCG@10 of the cascade.
+
+    Returns:
+        The line.
+    """
+    a, b, change, low, high = (found[key] or 0.0 for key in ("a", "b", "difference", "low", "high"))
+    if change == low == high == 0:
+        return f"B and A rank alike: cascade NDCG@10 {a:.4f}"
     word = "is better than" if change > 0 else "is WORSE than"
-    certain = "" if found["low"] > 0 or found["high"] < 0 else "; not certain"
-    span = f"95 % interval {found['low']:+.4f} to {found['high']:+.4f}"
-    return f"B, cascade NDCG@10 {found['b']:.4f}, {word} A {found['a']:.4f} by {abs(change):.4f} ({span}{certain})"
+    certain = "" if low > 0 or high < 0 else "; not certain"
+    span = f"95 % interval {low:+.4f} to {high:+.4f}"
+    return f"B, cascade NDCG@10 {b:.4f}, {word} A {a:.4f} by {abs(change):.4f} ({span}{certain})"
 
 
-def _paired(a: dict[str, Any], b: dict[str, Any], stage: str, metric: str, seed: int) -> dict[str, float | None]:
-    """{a, b, difference, low, high} over the users that both have a number for."""
+def _paired(a: Document, b: Document, stage: str, metric: str, seed: int) -> PairedChange:
+    """B less A over the users that both have a number for."""
     ours, theirs = (_values(document["per_user"]["stages"][stage][metric]) for document in (a, b))
     both = ~np.isnan(ours) & ~np.isnan(theirs)
-    means = {"a": float(ours[both].mean()), "b": float(theirs[both].mean())} if both.any() else {"a": None, "b": None}
-    return {**means, **difference(ours[both], theirs[both], seed)}
+    means = [float(values[both].mean()) if both.any() else None for values in (ours, theirs)]
+    return {"a": means[0], "b": means[1], **difference(ours[both], theirs[both], seed)}
 
 
 def _values(numbers: list[float | None]) -> F64:
     return np.array([np.nan if number is None else number for number in numbers], np.float64)
 
 
-def _side_by_side(a: float | None, b: float | None) -> dict[str, float | None]:
+def _side_by_side(a: float | None, b: float | None) -> Change:
     return {"a": a, "b": b, "difference": None if a is None or b is None else b - a}
 
 

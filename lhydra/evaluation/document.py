@@ -14,6 +14,7 @@ from lhydra.typed import checked
 FORMAT = 1
 NDCG: Final = "ndcg@10"  # always measured, as is recall: what differences and cohorts are told in
 RECALL: Final = "recall@20"
+Verdict = Literal["ok", "warning", "leak"]
 WRITTEN_BY = "what `lhydra evaluate --json` wrote"
 
 
@@ -33,15 +34,20 @@ class Difference(TypedDict):
     high: float | None
 
 
-class Protocol(TypedDict):
-    """What was measured and how; two documents with the same `hash` can be compared."""
+class Source(TypedDict):
+    """What was evaluated: the current bundle of a store, or a model."""
 
-    dataset: NotRequired[str]
     store: NotRequired[str]
     model: NotRequired[str]
     bundle_id: NotRequired[str | None]
     model_id: NotRequired[str | None]
     fitted_on: NotRequired[str | None]
+
+
+class Protocol(Source):
+    """What was measured and how; two documents with the same `hash` can be compared."""
+
+    dataset: NotRequired[str]
     split: dict[str, Any]
     as_of: str
     ks: list[int]
@@ -178,7 +184,7 @@ class Finding(TypedDict):
     """What a leak check found; `figure` is a share, a count or a correlation, as `found` says."""
 
     check: str
-    verdict: Literal["ok", "warning", "leak"]
+    verdict: Verdict
     found: str
     figure: float | None
 

@@ -1,32 +1,44 @@
 """One evaluation: a recommender on a dataset's held-out plays, beside the baselines, as one plain document.
 
-The document holds JSON values only; a number that is undefined is null. Its parts are made by the other modules
-here, each a plain function of arrays; what decides whether two documents can be compared is in `protocol.hash`.
+The parts of the document are made by the other modules here, each a plain function of arrays; what decides whether
+two documents can be compared is in `protocol.hash`.
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from lhydra import __version__
 from lhydra.data.dataset import Dataset
+from lhydra.domain import I64
 from lhydra.evaluation import baselines as fair
 from lhydra.evaluation.beyond import beyond_accuracy
-from lhydra.evaluation.bootstrap import Interval, difference, intervals
+from lhydra.evaluation.bootstrap import difference, intervals
 from lhydra.evaluation.cascade import draw_users, head_alone
 from lhydra.evaluation.classification import describe
 from lhydra.evaluation.cohorts import cohorts, slices
+from lhydra.evaluation.document import (
+    FORMAT,
+    NDCG,
+    RECALL,
+    Counts,
+    Difference,
+    Document,
+    Interval,
+    PerUser,
+    Protocol,
+)
+from lhydra.evaluation.leaks import find_leaks
 from lhydra.evaluation.lists import Recommends
 from lhydra.evaluation.metrics import MRR_DEPTH, RankMetrics
 from lhydra.evaluation.run import Moment, Run, as_rows, ask, find_targets, some_users
 from lhydra.timing import timed
 
-FORMAT = 1
-PAIRED = ("ndcg@10", "recall@20")  # kept by user: what intervals of differences are made of
+PAIRED = (NDCG, RECALL)  # kept by user: what intervals of differences are made of
 _IMPORTANCE_USERS = 300
 _FEW_USERS = 50
 
@@ -42,11 +54,21 @@ def evaluate(
     seed: int = 0,
     baselines: Sequence[str] = (),
     analyses: bool = False,
-) -> dict[str, Any]:
-    """Returns the evaluation of `recommender` on the users with targets, or on `users` of them drawn by `seed`.
+) -> Document:
+    """Evaluates a recommender on the users with targets.
 
-    baselines: which of `baselines.NAMES` to measure beside it. analyses: with the mistakes and the importance of
-    features, which take as long as the rest. Ranking is always measured at 10 and 20 too.
+    Args:
+        recommender: what is evaluated.
+        dataset: whose held-out plays are the targets.
+        as_of: the fold of the targets.
+        ks: list lengths; ranking is always measured at 10 and 20 too.
+        users: how many users are drawn, 0 for all.
+        seed: of the draw, the negatives and the intervals.
+        baselines: which of `baselines.NAMES` to measure beside it.
+        analyses: with the mistakes and the importance of features, which take as long as the rest.
+
+    Returns:
+        The document; `protocol` does not yet say what was evaluated on which dataset.
 
     Raises:
         DataError: nobody has a target, or none of the dataset's tracks is in the recommender's catalog.
@@ -67,44 +89,48 @@ def evaluate(
     listed = {name: (everybody, to_rows(run, one.lists)) for name, one in measured.items() if one.lists is not None}
     run = with_lists(run, listed, every_k)
 
-    ranking = {stage: summarise(found, seed) for stage, found in run.metrics.items()}
-    paired = {
-        name: {metric: paired_difference(run, name, "cascade", metric, seed) for metric in PAIRED} for name in listed
-    }
     vectors = getattr(recommender.catalog, "vectors", None)
     beyond = beyond_accuracy(dataset, run, vectors, seed)
     negatives = f"one uniformly random unheard track per {as_of} play, seed {seed}"
-    document: dict[str, Any] = {
+    protocol: Protocol = {
+        "split": dataset.info.split,
+        "as_of": as_of,
+        "ks": list(ks),
+        "mrr_depth": MRR_DEPTH,
+        "users": users if sampled else "all",
+        "seed": seed,
+        "ranked": "the whole catalogue without what the user heard",
+        "targets": f"tracks of the {as_of} fold that the user had not heard",
+        "negatives": negatives,
+        "lhydra_version": __version__,
+        "hash": "",
+    }
+    protocol["hash"] = protocol_hash(dataset, protocol)
+    document: Document = {
         "format": FORMAT,
-        "protocol": {
-            "split": dataset.info.split,
-            "as_of": as_of,
-            "ks": list(ks),
-            "mrr_depth": MRR_DEPTH,
-            "users": users if sampled else "all",
-            "seed": seed,
-            "ranked": "the whole catalogue without what the user heard",
-            "targets": f"tracks of the {as_of} fold that the user had not heard",
-            "negatives": negatives,
-            "lhydra_version": __version__,
-        },
+        "protocol": protocol,
         "summary": [],
         "counts": count(run, loss["users"]),
-        "ranking": ranking,
+        "ranking": {stage: summarise(found, seed) for stage, found in run.metrics.items()},
         "baselines": {name: one.to_json() for name, one in measured.items()},
-        "paired": paired,
+        "paired": {
+            name: {
+                NDCG: paired_difference(run, name, "cascade", NDCG, seed),
+                RECALL: paired_difference(run, name, "cascade", RECALL, seed),
+            }
+            for name in listed
+        },
         "cascade_loss": loss,
         "classification": describe(run.labels, run.probabilities, negatives),
         "cohorts": cohorts(dataset, run, seed),
         "slices": slices(dataset, run, seed),
         "beyond_accuracy": beyond,
-        "leaks": _leaks(dataset),
+        "leaks": find_leaks(dataset),
         "mistakes": None,
         "importance": None,
         "training": [],
         "per_user": per_user(dataset, run),
     }
-    document["protocol"]["hash"] = protocol_hash(dataset, document["protocol"])
     if analyses:
         from lhydra.evaluation.importance import measure
         from lhydra.evaluation.mistakes import analyse
@@ -118,7 +144,16 @@ def evaluate(
 
 
 def with_lists(run: Run, lists: dict[str, tuple[Any, Any]], ks: Sequence[int]) -> Run:
-    """Returns `run` with further stages: name -> (places of the users, (c,); their lists, (c, K) rows)."""
+    """Adds stages to a run.
+
+    Args:
+        run: of all users.
+        lists: name -> (places of the users, (c,); their lists, (c, K) rows).
+        ks: list lengths at which metrics are computed.
+
+    Returns:
+        The run with the further stages.
+    """
     added = {name: some_users(run, chosen, found, ks) for name, (chosen, found) in lists.items()}
     return replace(
         run,
@@ -127,13 +162,29 @@ def with_lists(run: Run, lists: dict[str, tuple[Any, Any]], ks: Sequence[int]) -
     )
 
 
-def to_rows(run: Run, tracks: Any) -> Any:
-    """Returns catalog rows for positions in the tracks table, (n, K) with -1 padding."""
+def to_rows(run: Run, tracks: I64) -> I64:
+    """Translates positions in the tracks table into catalog rows.
+
+    Args:
+        run: knows both.
+        tracks: (n, K) positions, -1 padded.
+
+    Returns:
+        (n, K) rows, -1 padded.
+    """
     return np.where(tracks >= 0, as_rows(run.rows, run.catalogue_size)[tracks], -1)
 
 
 def summarise(found: RankMetrics, seed: int) -> dict[str, Interval]:
-    """Returns every metric of a stage with its interval; coverage, of all users together, has none of its own."""
+    """Computes every metric of a stage with its interval.
+
+    Args:
+        found: metrics by user.
+        seed: of the intervals.
+
+    Returns:
+        By metric; coverage, of all users together, has an interval of no width.
+    """
     measured = intervals(np.stack(list(found.per_user.values()), axis=1), seed)
     whole: dict[str, Interval] = {
         name: {"mean": value, "low": value, "high": value} for name, value in found.coverage.items()
@@ -141,13 +192,32 @@ def summarise(found: RankMetrics, seed: int) -> dict[str, Interval]:
     return dict(zip(found.per_user, measured, strict=True)) | whole
 
 
-def paired_difference(run: Run, a: str, b: str, metric: str, seed: int) -> Interval:
-    """Returns difference, low and high of `metric`, stage b less stage a, over the same users."""
+def paired_difference(run: Run, a: str, b: str, metric: str, seed: int) -> Difference:
+    """Compares two stages over the same users.
+
+    Args:
+        run: has both.
+        a: a stage.
+        b: another.
+        metric: as `ndcg@10`.
+        seed: of the interval.
+
+    Returns:
+        Stage b less stage a.
+    """
     return difference(run.metrics[a].per_user[metric], run.metrics[b].per_user[metric], seed)
 
 
-def count(run: Run, head_users: int) -> dict[str, int]:
-    """Returns `counts` of the document."""
+def count(run: Run, head_users: int) -> Counts:
+    """Counts what was evaluated.
+
+    Args:
+        run: of all users.
+        head_users: how many of them the whole catalogue was scored for.
+
+    Returns:
+        `counts` of the document.
+    """
     return {
         "users": len(run.targets),
         "users_without_list": int((run.lists["cascade"][:, 0] < 0).sum()),
@@ -160,8 +230,16 @@ def count(run: Run, head_users: int) -> dict[str, int]:
     }
 
 
-def per_user(dataset: Dataset, run: Run) -> dict[str, Any]:
-    """Returns `per_user` of the document: PAIRED by stage, null where a stage was not asked for a user."""
+def per_user(dataset: Dataset, run: Run) -> PerUser:
+    """Lists the metrics of every user.
+
+    Args:
+        dataset: knows their ids.
+        run: of all users.
+
+    Returns:
+        `per_user` of the document: PAIRED by stage, null where a stage was not asked for a user.
+    """
     ids = dataset.user_ids
     stages = {
         stage: {
@@ -173,15 +251,31 @@ def per_user(dataset: Dataset, run: Run) -> dict[str, Any]:
     return {"users": [ids[user] for user in run.targets.users], "stages": stages}
 
 
-def protocol_hash(dataset: Dataset, protocol: dict[str, Any]) -> str:
-    """Returns 16 hex digits that are equal when two documents measure the same thing, whatever the model."""
+def protocol_hash(dataset: Dataset, protocol: Protocol) -> str:
+    """Hashes what decides whether two documents measure the same thing, whatever the model.
+
+    Args:
+        dataset: what was evaluated on.
+        protocol: of the document; its `hash` is not looked at.
+
+    Returns:
+        16 hex digits.
+    """
     names = ("split", "as_of", "ks", "mrr_depth", "users", "seed", "ranked", "targets")
-    decides = [FORMAT, dataset.info.counts, *(protocol[name] for name in names)]
+    values = cast(dict[str, Any], protocol)
+    decides = [FORMAT, dataset.info.counts, *(values[name] for name in names)]
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def summary(document: dict[str, Any]) -> list[str]:
-    """Returns the lines to read first: beside the best baseline, then everything that raises doubt."""
+def summary(document: Document) -> list[str]:
+    """Writes the lines to read first.
+
+    Args:
+        document: all else of it.
+
+    Returns:
+        The verdict beside the best baseline, then everything that raises doubt.
+    """
     ranking, lines = document["ranking"], [verdict(document)]
     for name, one in document["baselines"].items():
         if one["skipped"]:
@@ -190,8 +284,8 @@ def summary(document: dict[str, Any]) -> list[str]:
         lines.append(f"only {document['counts']['users']} users: hardly anything here is certain")
     if document["protocol"]["as_of"] == "valid":
         lines.append("the head was fitted on the valid fold, which chose all settings too: conclude from --as-of test")
-    served, retrieved = (ranking[stage]["ndcg@10"]["mean"] for stage in ("cascade", "retrieval"))
-    if served < retrieved:
+    served, retrieved = (ranking[stage][NDCG]["mean"] for stage in ("cascade", "retrieval"))
+    if served is not None and retrieved is not None and served < retrieved:
         lines.append(
             f"the head makes the lists worse: NDCG@10 {_short(retrieved)} of retrieval, {_short(served)} after it"
         )
@@ -210,27 +304,29 @@ def summary(document: dict[str, Any]) -> list[str]:
     return lines
 
 
-def verdict(document: dict[str, Any]) -> str:
-    """Returns the first line: does the cascade beat the best baseline, by how much, and how sure is that."""
-    ranking, paired = document["ranking"], document["paired"]
-    own = f"cascade NDCG@10 {_short(ranking['cascade']['ndcg@10']['mean'])}"
-    if not paired:
+def verdict(document: Document) -> str:
+    """Writes the first line: does the cascade beat the best baseline, by how much, and how sure is that.
+
+    Args:
+        document: its `ranking` and `paired`.
+
+    Returns:
+        The line.
+    """
+    means = {stage: found[NDCG]["mean"] or 0.0 for stage, found in document["ranking"].items()}
+    own = f"cascade NDCG@10 {_short(means['cascade'])}"
+    if not document["paired"]:
         return f"{own}; measured without baselines"
-    best = max(paired, key=lambda name: float(ranking[name]["ndcg@10"]["mean"]))
-    found, beside = paired[best]["ndcg@10"], f"the best baseline {best} {_short(ranking[best]['ndcg@10']['mean'])}"
-    if found["difference"] == 0:
+    best = max(document["paired"], key=lambda name: means[name])
+    found, beside = document["paired"][best][NDCG], f"the best baseline {best} {_short(means[best])}"
+    change, low, high = (found["difference"] or 0.0, found["low"] or 0.0, found["high"] or 0.0)
+    if change == 0:
         return f"{own} is level with {beside}"
-    word = "beats" if found["difference"] > 0 else "LOSES to"
-    span = f"95 % interval {found['low']:+.4f} to {found['high']:+.4f}"
-    certain = "" if found["low"] > 0 or found["high"] < 0 else ", not certain"
-    return f"{own} {word} {beside} by {_short(abs(found['difference']))} ({span}{certain})"
+    word = "beats" if change > 0 else "LOSES to"
+    certain = "" if low > 0 or high < 0 else ", not certain"
+    span = f"95 % interval {low:+.4f} to {high:+.4f}"
+    return f"{own} {word} {beside} by {_short(abs(change))} ({span}{certain})"
 
 
 def _short(value: float) -> str:
     return f"{value:.4f}"
-
-
-def _leaks(dataset: Dataset) -> list[dict[str, Any]]:
-    from lhydra.evaluation.leaks import find_leaks
-
-    return find_leaks(dataset)

@@ -20,6 +20,7 @@ from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import I64, Query, UserState
 from lhydra.errors import ModelError
 from lhydra.evaluation.bootstrap import interval
+from lhydra.evaluation.document import Drop, Importance
 from lhydra.evaluation.lists import Recommends
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.evaluation.run import Moment, Targets, as_rows
@@ -30,10 +31,10 @@ from lhydra.timing import timed
 K = 10
 METRIC = f"ndcg@{K}"
 REPEATS = 3  # shuffles of each group; a single feature is shuffled once
-LARGE = 100_000  # tracks above which a group is shuffled once too
+LARGE_CATALOGUE = 100_000  # tracks above which a group is shuffled once too
 STAGES = ("retrieval", "cascade")
 IDENTITIES = ("track_id", "artist", "album")  # columns that say which, not what kind
-_BLOCK = 16_384  # tracks embedded at a time
+_EMBED_BLOCK = 16_384  # tracks embedded at a time
 
 F64 = npt.NDArray[np.float64]
 Shuffle = Callable[[np.random.Generator], tuple[Bundle, Sequence[UserState]]]
@@ -51,11 +52,22 @@ class _Input:
 @timed("evaluate.importance")
 def measure(
     recommender: Recommends, dataset: Dataset, targets: Targets, as_of: Moment, users: int, seed: int
-) -> dict[str, Any]:
-    """Returns `importance` of the document, on `users` of the users with targets, drawn by `seed`.
+) -> Importance:
+    """Measures `importance` of the document.
 
     A drop is the mean over users of ndcg@10 less ndcg@10 with the input shuffled; low and high are its 95 %
     bootstrap interval over users. `notes` say what could not be measured.
+
+    Args:
+        recommender: what is evaluated.
+        dataset: whose users are asked for.
+        targets: what each user went on to play.
+        as_of: the fold of the targets.
+        users: how many of the users with targets are drawn.
+        seed: of the draw, the shuffles and the intervals.
+
+    Returns:
+        The drops by group and feature.
     """
     bundle = getattr(recommender, "bundle", None)
     if not isinstance(bundle, Bundle):
@@ -66,7 +78,7 @@ def measure(
     rows = bundle.catalog.rows(dataset.hashes)
     wanted = _wanted(rows, len(bundle.catalog), drawn)
     depth = int(getattr(recommender, "depth", 0))
-    repeats = REPEATS if len(bundle.catalog) <= LARGE else 1
+    repeats = REPEATS if len(bundle.catalog) <= LARGE_CATALOGUE else 1
 
     def ranked(served: Bundle, asked: Sequence[UserState]) -> dict[str, F64]:
         lists = _lists(Recommender(served, depth), states, asked)
@@ -81,7 +93,7 @@ def measure(
         inputs += _track_inputs(bundle, states, encoded, tower)
     elif encoded is not None:
         notes = ["Columns of tracks are not measured: the item tower, which their vectors come from, is not at hand."]
-    results = []
+    results: list[tuple[_Input, Drop]] = []
     for number, one in enumerate(with_progress(inputs, len(inputs), "measuring importance")):
         shuffled: dict[str, list[F64]] = {stage: [] for stage in STAGES}
         for repeat in range(repeats if one.kind == "group" else 1):
@@ -96,18 +108,15 @@ def measure(
 
 
 def _document(
-    users: int, repeats: int, base: float | None, results: Sequence[tuple[_Input, dict[str, Any]]], notes: list[str]
-) -> dict[str, Any]:
-    rows = {
-        kind: [{kind: one.name, **row} for one, row in results if one.kind == kind] for kind in ("group", "feature")
-    }
+    users: int, repeats: int, base: float | None, results: Sequence[tuple[_Input, Drop]], notes: list[str]
+) -> Importance:
     return {
         "metric": METRIC,
         "users": users,
         "repeats": repeats,
         "base": base,
-        "groups": rows["group"],
-        "features": rows["feature"],
+        "groups": [{"group": one.name, **row} for one, row in results if one.kind == "group"],
+        "features": [{"feature": one.name, **row} for one, row in results if one.kind == "feature"],
         "notes": notes,
     }
 
@@ -217,7 +226,17 @@ def _track_inputs(bundle: Bundle, states: Sequence[UserState], encoded: Encoded,
 
 
 def shuffle_columns(spec: FeatureSpec, tracks: Encoded, names: Sequence[str], source: I64) -> Encoded:
-    """Returns encoded tracks (n,) where what comes from the columns `names` is that of track source[i] at i."""
+    """Shuffles columns of encoded tracks.
+
+    Args:
+        spec: what they were encoded by.
+        tracks: (n,) encoded tracks.
+        names: the columns.
+        source: (n,) whose values each track gets.
+
+    Returns:
+        (n,) encoded tracks; what comes from the columns is that of track source[i] at i, all else as it was.
+    """
     dense, ids, bags = tracks.dense.copy(), tracks.ids.copy(), tracks.bags.copy()
     at = {name: i for i, (name, _) in enumerate(spec.track_ids)}
     for name in names:
@@ -249,7 +268,7 @@ def _quadrant(quadrant: I64, names: Sequence[str], source: I64) -> I64:
 
 def _described(bundle: Bundle, tracks: Encoded, tower: ItemTower) -> Bundle:
     """The bundle as if its tracks had been these."""
-    blocks = [tower.embed(tracks[start : start + _BLOCK]) for start in range(0, len(tracks), _BLOCK)]
+    blocks = [tower.embed(tracks[start : start + _EMBED_BLOCK]) for start in range(0, len(tracks), _EMBED_BLOCK)]
     vectors, history = (np.concatenate(parts).astype(np.float16) for parts in zip(*blocks, strict=True))
     dense, ids = tracks.dense.astype(np.float16), tracks.ids.astype(np.int32)
     catalog = replace(bundle.catalog, vectors=vectors, history=history, dense=dense, ids=ids)

@@ -37,10 +37,24 @@ class Tracks(Protocol):
         """Rows that are never returned."""
 
     def track_ids(self, rows: I64) -> list[str]:
-        """Returns the ids of `rows`."""
+        """Looks up ids.
+
+        Args:
+            rows: (n,) rows.
+
+        Returns:
+            n track ids.
+        """
 
     def rows(self, hashes: Hashes) -> I64:
-        """Returns the rows of track hashes in any order, -1 where unknown."""
+        """Looks up rows.
+
+        Args:
+            hashes: (n,) of track ids, in any order.
+
+        Returns:
+            (n,) rows, -1 where unknown.
+        """
 
 
 class Recommends(Protocol):
@@ -55,10 +69,25 @@ class Recommends(Protocol):
         """The tracks that can be recommended."""
 
     def recommend(self, query: Query) -> Recommendation:
-        """Returns the answer to one request."""
+        """Answers one request.
+
+        Args:
+            query: what is asked for.
+
+        Returns:
+            The answer.
+        """
 
     def score(self, state: UserState, rows: I64) -> tuple[F32, F32]:
-        """Returns the head's raw logits and calibrated probabilities, (n,) each."""
+        """Scores tracks by the head.
+
+        Args:
+            state: of the user.
+            rows: (n,) catalog rows.
+
+        Returns:
+            (n,) float32 raw logits and (n,) calibrated probabilities.
+        """
 
 
 def recommend_users(
@@ -70,14 +99,33 @@ def recommend_users(
     positions: I64 | None = None,
     include_heard: bool = False,
 ) -> Iterator[tuple[str, UserState, Recommendation]]:
-    """Yields (user id, state, answer) per user, nothing kept; all users, or those at `positions` in that order."""
+    """Asks for users one by one; nothing is kept.
+
+    Args:
+        recommender: what is asked.
+        dataset: whose users are asked for.
+        as_of: the fold up to which their plays are known.
+        k: tracks per list.
+        positions: (n,) of the users, in this order; None for all.
+        include_heard: whether lists may hold heard tracks.
+
+    Yields:
+        (user id, state, answer).
+    """
     for user_id, state in user_states(dataset, as_of, positions=positions):
         exclude = no_hashes() if include_heard else state.heard
         yield user_id, state, recommender.recommend(Query(k=k, state=state, known=True, exclude=exclude))
 
 
 def check_destination(out: Path) -> None:
-    """Raises ConfigError unless `write_lists` can write to `out`."""
+    """Checks that `write_lists` can write a file.
+
+    Args:
+        out: its path.
+
+    Raises:
+        ConfigError: another ending than SUFFIXES, no such folder, or a folder of that name.
+    """
     if not out.name.lower().endswith(SUFFIXES):
         raise ConfigError(complain("--out", out.name, "a name that ends in " + ", ".join(SUFFIXES)))
     if not out.parent.is_dir():
@@ -97,9 +145,20 @@ def write_lists(
     positions: I64,
     include_heard: bool = False,
 ) -> tuple[int, int]:
-    """Writes the lists of the users at `positions` to `out`, best first; returns (lists below k, rows written).
+    """Writes lists to a file, which appears whole, or not at all when anything fails on the way.
 
-    `out` appears whole, or not at all when anything fails on the way.
+    Args:
+        recommender: what is asked.
+        dataset: whose users are asked for.
+        out: the file; its ending tells the format.
+        k: tracks per list.
+        stage: the reranked list, or what retrieval alone finds.
+        as_of: the fold up to which plays are known.
+        positions: (n,) of the users, in this order.
+        include_heard: whether lists may hold heard tracks.
+
+    Returns:
+        How many lists are shorter than k, and how many rows were written.
     """
     answers = recommend_users(recommender, dataset, as_of, k, positions=positions, include_heard=include_heard)
     short = written = 0

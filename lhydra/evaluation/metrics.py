@@ -39,12 +39,19 @@ class RankMetrics:
 def rank_metrics(
     lists: I64, offsets: I64, targets: I64, catalogue_size: int, ks: Sequence[int] = (10, 20)
 ) -> RankMetrics:
-    """Returns the metrics of `lists` against the targets of the same users.
+    """Computes the metrics of lists against the targets of the same users.
 
-    lists: (n, K) rows, best first, distinct within a user, padded at the end with -1. K below a k counts as
-    padding; what lies beyond the largest k and MRR_DEPTH is not looked at.
-    offsets, targets: user u wants rows `targets[offsets[u]:offsets[u + 1]]`, ascending and distinct; (n + 1,) and
-    (offsets[-1],) int64. A row outside the catalogue is a target that no list can hit.
+    Args:
+        lists: (n, K) rows, best first, distinct within a user, padded at the end with -1. K below a k counts as
+            padding; what lies beyond the largest k and MRR_DEPTH is not looked at.
+        offsets: (n + 1,) int64; user u wants rows `targets[offsets[u]:offsets[u + 1]]`.
+        targets: (offsets[-1],) int64 rows, ascending and distinct within a user. A row outside the catalogue is a
+            target that no list can hit.
+        catalogue_size: how many tracks there are.
+        ks: list lengths.
+
+    Returns:
+        The metrics.
 
     Raises:
         ValueError: shapes, padding or order are not as above, or no user has a target.

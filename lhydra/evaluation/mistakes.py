@@ -5,28 +5,37 @@ candidates; lost in rerank when it was, and the head put it below K.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lhydra.data.dataset import TRAIN, Dataset, Plays
 from lhydra.domain import I64
+from lhydra.evaluation.document import MissedTrack, Mistakes, Reached, ReachedBin, ServedUser
 from lhydra.evaluation.lists import Tracks
 from lhydra.evaluation.run import Run, as_rows
 
 K = 10
-USERS, TRACKS = 10, 15  # shown
-HISTORY, MISSED = 8, 10  # titles of a user, at most
-ENOUGH = 3  # targets of a user whose bad list is more than bad luck
+MAX_USERS, MAX_TRACKS = 10, 15  # shown
+MAX_HISTORY, MAX_MISSED = 8, 10  # titles of a user, at most
+ENOUGH_TARGETS = 3  # targets of a user whose bad list is more than bad luck
 BINS = (0, 5, 20, 100, 500)  # most train listeners of each bin but the last
-_BLOCK = 4096
+_USER_BLOCK = 4096  # users at a time
 
 Bools = npt.NDArray[np.bool_]
 
 
-def analyse(dataset: Dataset, catalog: Tracks, run: Run) -> dict[str, Any]:
-    """Returns `mistakes` of the document for the cascade of `run`; `catalog` is what its rows belong to."""
+def analyse(dataset: Dataset, catalog: Tracks, run: Run) -> Mistakes:
+    """Collects `mistakes` of the document for the cascade.
+
+    Args:
+        dataset: whose users were asked for.
+        catalog: what the rows of `run` belong to.
+        run: the served lists.
+
+    Returns:
+        Users, tracks, and where targets got lost.
+    """
     plays = dataset.plays
     listeners = np.bincount(plays.track[plays.fold == TRAIN], minlength=len(dataset.track_ids))
     hit, retrieved = reached(run)
@@ -39,14 +48,21 @@ def analyse(dataset: Dataset, catalog: Tracks, run: Run) -> dict[str, Any]:
 
 
 def reached(run: Run) -> tuple[Bools, Bools]:
-    """Returns for each target, (m,) in the order of `run.targets.tracks`: is it in the top K; among the candidates."""
+    """Finds how far each target came.
+
+    Args:
+        run: the served lists and their candidates.
+
+    Returns:
+        (m,) and (m,) bool in the order of `run.targets.tracks`: is it in the top K; is it among the candidates.
+    """
     targets = run.targets
     hit, retrieved = np.zeros(len(targets.tracks), bool), np.zeros(len(targets.tracks), bool)
     size = run.catalogue_size + len(run.rows)
     rows = as_rows(run.rows, run.catalogue_size)[targets.tracks]
     owner = np.repeat(np.arange(len(targets.users)), np.diff(targets.offsets))
-    for start in range(0, len(targets.users), _BLOCK):
-        end = min(start + _BLOCK, len(targets.users))
+    for start in range(0, len(targets.users), _USER_BLOCK):
+        end = min(start + _USER_BLOCK, len(targets.users))
         span = slice(targets.offsets[start], targets.offsets[end])
         wanted = (owner[span] - start) * size + rows[span]
         for found, lists in ((hit, run.lists["cascade"][start:end, :K]), (retrieved, run.candidates[start:end])):
@@ -55,7 +71,7 @@ def reached(run: Run) -> tuple[Bools, Bools]:
     return hit, retrieved
 
 
-def _stages(hit: Bools, retrieved: Bools) -> dict[str, int]:
+def _stages(hit: Bools, retrieved: Bools) -> Reached:
     return {
         "targets": len(hit),
         "hit": int(hit.sum()),
@@ -64,7 +80,7 @@ def _stages(hit: Bools, retrieved: Bools) -> dict[str, int]:
     }
 
 
-def _by_popularity(hit: Bools, retrieved: Bools, listeners: I64) -> list[dict[str, Any]]:
+def _by_popularity(hit: Bools, retrieved: Bools, listeners: I64) -> list[ReachedBin]:
     """The stages by train listeners of the target, bins without a target left out."""
     bins = np.searchsorted(BINS, listeners)
     least = [0, *(most + 1 for most in BINS)]
@@ -76,13 +92,13 @@ def _by_popularity(hit: Bools, retrieved: Bools, listeners: I64) -> list[dict[st
     ]
 
 
-def _tracks(dataset: Dataset, run: Run, hit: Bools, listeners: I64) -> list[dict[str, Any]]:
+def _tracks(dataset: Dataset, run: Run, hit: Bools, listeners: I64) -> list[MissedTrack]:
     """The tracks that most users wanted and did not get."""
     n = len(dataset.track_ids)
     wanted = np.bincount(run.targets.tracks, minlength=n)
     found = np.bincount(run.targets.tracks[hit], minlength=n)
     missed = wanted - found
-    worst = np.argsort(-missed, kind="stable")[:TRACKS]
+    worst = np.argsort(-missed, kind="stable")[:MAX_TRACKS]
     worst = worst[missed[worst] > 0]
     names = titles(dataset, worst)
     return [
@@ -97,26 +113,26 @@ def _tracks(dataset: Dataset, run: Run, hit: Bools, listeners: I64) -> list[dict
     ]
 
 
-def _users(dataset: Dataset, catalog: Tracks, run: Run) -> list[dict[str, Any]]:
+def _users(dataset: Dataset, catalog: Tracks, run: Run) -> list[ServedUser]:
     """The users with the lowest ndcg@10; of equal ones those with more targets, whom luck explains less."""
     targets, ndcg = run.targets, run.metrics["cascade"].per_user[f"ndcg@{K}"]
     size = np.diff(targets.offsets)
-    enough = np.flatnonzero(size >= min(ENOUGH, int(size.max())))
-    worst = enough[np.lexsort((-size[enough], ndcg[enough]))][:USERS]
+    enough = np.flatnonzero(size >= min(ENOUGH_TARGETS, int(size.max())))
+    worst = enough[np.lexsort((-size[enough], ndcg[enough]))][:MAX_USERS]
     return [_user(dataset, catalog, run, int(n)) for n in worst]
 
 
-def _user(dataset: Dataset, catalog: Tracks, run: Run, n: int) -> dict[str, Any]:
+def _user(dataset: Dataset, catalog: Tracks, run: Run, n: int) -> ServedUser:
     user = int(run.targets.users[n])
     top = run.lists["cascade"][n, :K]
     wanted = run.targets.tracks[run.targets.of(n)]
     missed = wanted[~np.isin(run.rows[wanted], top[top >= 0])]
     return {
         "user_id": dataset.user_ids[user],
-        f"ndcg@{K}": float(run.metrics["cascade"].per_user[f"ndcg@{K}"][n]),
+        "ndcg@10": float(run.metrics["cascade"].per_user[f"ndcg@{K}"][n]),
         "history": titles(dataset, _newest(dataset.plays, user)),
         "list": _listed(dataset, catalog, run.rows, top[top >= 0]),
-        "missed": titles(dataset, missed[:MISSED]),
+        "missed": titles(dataset, missed[:MAX_MISSED]),
     }
 
 
@@ -125,7 +141,7 @@ def _newest(plays: Plays, user: int) -> I64:
     own = slice(*np.searchsorted(plays.user, (user, user + 1)))
     train = np.flatnonzero(plays.fold[own] == TRAIN)
     order = np.lexsort((train, plays.count[own][train], plays.time[own][train]))[::-1]
-    return plays.track[own][train[order]][:HISTORY].astype(np.int64)
+    return plays.track[own][train[order]][:MAX_HISTORY].astype(np.int64)
 
 
 def _listed(dataset: Dataset, catalog: Tracks, rows: I64, listed: I64) -> list[str]:
@@ -140,7 +156,15 @@ def _listed(dataset: Dataset, catalog: Tracks, rows: I64, listed: I64) -> list[s
 
 
 def titles(dataset: Dataset, tracks: I64) -> list[str]:
-    """Returns what people call these tracks, (n,) positions in the tracks table: title and artist, else the id."""
+    """Names tracks as people do.
+
+    Args:
+        dataset: its tracks table.
+        tracks: (n,) positions in the tracks table.
+
+    Returns:
+        n texts: title and artist, else the title, else the id.
+    """
     ids = [dataset.track_ids[track] for track in tracks.tolist()]
     names, artists = (_texts(dataset, column, tracks) for column in ("name", "artist"))
     return [

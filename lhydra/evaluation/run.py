@@ -35,16 +35,38 @@ class Targets:
         return len(self.users)
 
     def of(self, n: int) -> slice:
-        """Returns where in `tracks` the targets of the n-th user are."""
+        """Finds the targets of a user.
+
+        Args:
+            n: place of the user.
+
+        Returns:
+            Where in `tracks` they are.
+        """
         return slice(self.offsets[n], self.offsets[n + 1])
 
     def sample(self, n: int, seed: int) -> "Targets":
-        """Returns the targets of n users drawn at random; of all when there are no more than n."""
+        """Draws users at random.
+
+        Args:
+            n: how many at most.
+            seed: of the draw.
+
+        Returns:
+            Their targets.
+        """
         drawn = np.random.default_rng(seed).permutation(len(self.users))[:n]
         return self.take(np.sort(drawn))
 
     def take(self, chosen: I64) -> "Targets":
-        """Returns the targets of the users at `chosen`, ascending places among the users here."""
+        """Takes some of the users.
+
+        Args:
+            chosen: (c,) ascending places among the users here.
+
+        Returns:
+            Their targets.
+        """
         offsets = np.concatenate([[0], np.cumsum(np.diff(self.offsets)[chosen])]).astype(np.int64)
         tracks = np.concatenate([np.empty(0, np.int64), *(self.tracks[self.of(user)] for user in chosen)])
         return Targets(self.users[chosen], offsets, tracks, self.heard_before)
@@ -78,7 +100,18 @@ class Run:
 
 
 def find_targets(dataset: Dataset, as_of: Moment) -> Targets:
-    """Returns the targets of every user who has one. Raises DataError when nobody has."""
+    """Finds what users went on to play for the first time.
+
+    Args:
+        dataset: a prepared dataset.
+        as_of: the fold whose plays are asked for.
+
+    Returns:
+        The targets of every user who has one.
+
+    Raises:
+        DataError: nobody has one.
+    """
     plays, n_tracks = dataset.plays, dataset.n_tracks
     keys = plays.user.astype(np.int64) * n_tracks + plays.track
     later = np.unique(keys[plays.fold == FOLD[as_of]])
@@ -94,10 +127,19 @@ def find_targets(dataset: Dataset, as_of: Moment) -> Targets:
 
 
 def draw_negatives(dataset: Dataset, targets: Targets, known: npt.NDArray[np.bool_], as_of: Moment, seed: int) -> I64:
-    """Returns one negative per target, (m,) positions in the tracks table, -1 where the user played everything.
+    """Draws one negative per target, uniformly over the tracks that the user did not play up to and with the fold.
 
-    Uniform over the `known` tracks, (tracks,) bool, that the user did not play up to and including the fold that
-    is predicted. The draw depends on seed, user and catalogue alone, so that every model meets the same negatives.
+    The draw depends on seed, user and catalogue alone, so that every model meets the same negatives.
+
+    Args:
+        dataset: a prepared dataset.
+        targets: what each user went on to play.
+        known: (tracks,) bool, what may be drawn.
+        as_of: the fold that is predicted.
+        seed: of the draw.
+
+    Returns:
+        (m,) positions in the tracks table, -1 where the user played everything.
     """
     plays = dataset.plays
     starts = np.searchsorted(plays.user, np.arange(len(dataset.user_ids) + 1))
@@ -120,7 +162,18 @@ def draw_negatives(dataset: Dataset, targets: Targets, known: npt.NDArray[np.boo
 def ask(
     recommender: Recommends, dataset: Dataset, targets: Targets, *, as_of: Moment, ks: Sequence[int], seed: int
 ) -> Run:
-    """Returns what `recommender` answers to each user of `targets`, with metrics at every k of `ks`.
+    """Asks a recommender for every user with targets.
+
+    Args:
+        recommender: what is evaluated.
+        dataset: whose users are asked for.
+        targets: what each of them went on to play.
+        as_of: the fold of the targets.
+        ks: list lengths at which metrics are computed.
+        seed: of the negatives.
+
+    Returns:
+        The answers, with metrics.
 
     Raises:
         DataError: none of the dataset's tracks is in the recommender's catalog.
@@ -166,12 +219,27 @@ def ask(
 
 
 def as_rows(rows: I64, catalogue_size: int) -> I64:
-    """Returns a distinct number per track: its catalog row, or one beyond the catalogue where it has none."""
+    """Numbers tracks.
+
+    Args:
+        rows: (tracks,) catalog rows, -1 where a track has none.
+        catalogue_size: how many rows there are.
+
+    Returns:
+        (tracks,) distinct: the catalog row, or one beyond the catalogue.
+    """
     return np.where(rows >= 0, rows, catalogue_size + np.arange(len(rows)))
 
 
 def packed(lists: Sequence[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
-    """Returns `lists` as one array (n, longest), -1 padded."""
+    """Packs lists into an array.
+
+    Args:
+        lists: n lists of rows.
+
+    Returns:
+        (n, longest) rows, -1 padded.
+    """
     out = np.full((len(lists), max((len(own) for own in lists), default=0)), -1, np.int32)
     for n, own in enumerate(lists):
         out[n, : len(own)] = own
@@ -179,9 +247,16 @@ def packed(lists: Sequence[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
 
 
 def some_users(run: Run, chosen: I64, found: I64, ks: Sequence[int]) -> tuple[I64, RankMetrics]:
-    """Returns `found`, the lists (c, K) of the users at `chosen` only, as lists and metrics of all n users.
+    """Spreads lists of some users over all n.
 
-    The lists of the others are empty, their metrics NaN.
+    Args:
+        run: of all users.
+        chosen: (c,) ascending places of those with a list.
+        found: (c, K) their lists, rows.
+        ks: list lengths at which metrics are computed.
+
+    Returns:
+        (n, K) lists and their metrics; the lists of the others are empty, their metrics NaN.
     """
     lists = np.full((len(run.targets), found.shape[1]), -1, np.int64)
     lists[chosen] = found
