@@ -14,7 +14,7 @@ from lhydra.evaluation.bootstrap import RESAMPLES, difference, interval, interva
 @pytest.mark.parametrize("n", [1, 7, 300])
 def test_resampled_means_are_means_of_n_users_drawn_with_replacement(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).random((n, 3))
-    monkeypatch.setattr(bootstrap, "_CELLS", 64 * n)  # several passes
+    monkeypatch.setattr(bootstrap, "_MAX_DRAWN", 64 * n)  # several passes
     found = resampled_means(values, 5)
     rng = np.random.default_rng([5, n])
     expected: list[Any] = []
