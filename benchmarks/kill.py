@@ -25,7 +25,14 @@ from lhydra.errors import BundleError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Kills, counts what loads, prints it and writes it; returns the exit code."""
+    """Kills, counts what loads, prints it and writes it.
+
+    Args:
+        argv: the words after the program's name; None for those of this process.
+
+    Returns:
+        0, or 1 where a store did not load or something was left behind.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("dataset", type=Path)
@@ -75,7 +82,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def kill(words: list[str], store: Path, at_s: float) -> dict[str, Any] | None:
-    """Starts a rebuild, kills it after `at_s`, and returns what became of the store; None when it ended before."""
+    """Starts a rebuild and kills it.
+
+    Args:
+        words: the command.
+        store: that it publishes to.
+        at_s: seconds until the kill.
+
+    Returns:
+        What became of the store; None where the rebuild ended before.
+    """
     before, known = current_bundle_id(store), {path.name for path in store.iterdir()}
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:

@@ -28,7 +28,14 @@ K = 10
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints and writes the three figures and their differences; returns 0, or 1 after bad input."""
+    """Prints and writes the three figures and their differences.
+
+    Args:
+        argv: the words after the program's name; None for those of this process.
+
+    Returns:
+        0, or 1 after bad input.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("store", type=Path)

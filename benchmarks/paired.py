@@ -29,7 +29,14 @@ METRICS = ("ndcg@10", "recall@20", "ndcg@20")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints a table, writes JSON; returns 0, or 1 after bad input."""
+    """Prints a table, writes JSON.
+
+    Args:
+        argv: the words after the program's name; None for those of this process.
+
+    Returns:
+        0, or 1 after bad input.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="DATASET=LISTS.csv")
     parser.add_argument("--baselines", default="popular,itemknn,ials,ease")
@@ -55,7 +62,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measured(dataset: Dataset, lists: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Returns per system and metric the values of all users with targets, (n,) float64."""
+    """Measures our lists and the baselines on one dataset.
+
+    Args:
+        dataset: with its test fold.
+        lists: CSV of `lhydra recommend`.
+        names: baselines.
+
+    Returns:
+        By system and metric the values of all users with targets, (n,) float64.
+    """
     targets = find_targets(dataset, "test")
     known = np.bincount(dataset.plays.track[dataset.plays.fold == 0], minlength=len(dataset.track_ids)) > 0
     found = {"lhydra": _read(dataset, lists, targets)}
@@ -70,7 +86,15 @@ def measured(dataset: Dataset, lists: Path, names: Sequence[str]) -> dict[str, d
 
 
 def compared(values: dict[str, dict[str, list[Any]]]) -> dict[str, Any]:
-    """Returns per system and metric its mean, and how far `lhydra` lies above it with a paired interval."""
+    """Compares all systems with ours, over the users of all datasets.
+
+    Args:
+        values: by system and metric, (n,) float64 of each dataset.
+
+    Returns:
+        By system and metric its mean, and how far `lhydra` lies above it with a paired interval; without systems that
+        were skipped on some dataset.
+    """
     return {
         system: {
             name: {
@@ -80,7 +104,7 @@ def compared(values: dict[str, dict[str, list[Any]]]) -> dict[str, Any]:
             for name, parts in metrics.items()
         }
         for system, metrics in values.items()
-        if len(metrics[METRICS[0]]) == len(values["lhydra"][METRICS[0]])  # not one skipped on some split
+        if len(metrics[METRICS[0]]) == len(values["lhydra"][METRICS[0]])
     }
 
 

@@ -88,16 +88,26 @@ def memory_mib(pids: Iterable[int], proc: Path = PROC) -> dict[str, float]:
     Returns:
         MiB: pss (shared pages divided), private (theirs alone), rss.
     """
-    total = dict.fromkeys(MEMORY, 0.0)
-    for pid in pids:
-        try:
-            lines = (proc / str(pid) / "smaps_rollup").read_text(encoding="utf-8").splitlines()
-        except OSError:
-            continue
-        kib = {name: float(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines[1:])}
-        for name, parts in MEMORY.items():
-            total[name] += sum(kib.get(part, 0.0) for part in parts) / 1024
-    return {name: round(value, 1) for name, value in total.items()}
+    sizes = [memory_bytes(pid, proc) for pid in pids]
+    return {name: round(sum(size[name] for size in sizes) / 2**20, 1) for name in MEMORY}
+
+
+def memory_bytes(pid: int, proc: Path = PROC) -> dict[str, int]:
+    """Returns the memory of one process.
+
+    Args:
+        pid: its id.
+        proc: the kernel's folder.
+
+    Returns:
+        Bytes: pss, private, rss; 0 for a process that is gone.
+    """
+    try:
+        lines = (proc / str(pid) / "smaps_rollup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines[1:])}
+    return {name: 1024 * sum(kib.get(part, 0) for part in parts) for name, parts in MEMORY.items()}
 
 
 def _stat(pid: int, proc: Path) -> list[str]:

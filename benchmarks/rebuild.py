@@ -9,7 +9,6 @@ processes together, shared pages counted once (PSS, from the kernel), mapped fil
 import argparse
 import json
 import math
-import os
 import resource
 import shutil
 import subprocess
@@ -25,7 +24,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from benchmarks.environment import untuned_blas
 from benchmarks.machine import machine, versions
+from benchmarks.processes import memory_bytes, process_tree
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.manifest import Manifest, current_bundle_id
 
@@ -54,7 +55,14 @@ class Cost:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints a table and writes the JSON; returns 0, or 1 when a command failed."""
+    """Prints a table and writes the JSON.
+
+    Args:
+        argv: the words after the program's name; None for those of this process.
+
+    Returns:
+        0, or 1 when a command failed.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="folder for worlds, models and stores")
     parser.add_argument("--sizes", default="10k,100k,1m", help=f"some of {','.join(SIZES)}")
@@ -90,7 +98,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def measure(work: Path, size: str, rebuilds: int) -> dict[str, Any]:
-    """Returns what the commands cost at one size."""
+    """Returns what the commands cost at one size.
+
+    Args:
+        work: folder for worlds, models and stores.
+        size: a key of SIZES.
+        rebuilds: how many.
+
+    Returns:
+        Numbers by name, as the JSON has them.
+    """
     dataset, model, store = make(work, size)
     shutil.rmtree(store, ignore_errors=True)
     place = ["--store", str(store)]
@@ -117,7 +134,15 @@ def measure(work: Path, size: str, rebuilds: int) -> dict[str, Any]:
 
 
 def make(work: Path, size: str) -> tuple[Path, Path, Path]:
-    """Returns the dataset, the model and the store of a size; makes dataset and model where they are not there yet."""
+    """Makes dataset and model of a size where they are not there yet.
+
+    Args:
+        work: folder for worlds, models and stores.
+        size: a key of SIZES.
+
+    Returns:
+        The folders of dataset, model and store.
+    """
     users, tracks, plays = SIZES[size]
     world, dataset, played, few, model = (work / f"{name}{size}" for name in ("w", "d", "p", "dp", "m"))
     if not (dataset / "dataset.json").exists():
@@ -132,7 +157,12 @@ def make(work: Path, size: str) -> tuple[Path, Path, Path]:
 
 
 def only_played(world: Path, out: Path) -> None:
-    """Writes the world without the tracks that nobody plays: what a model can learn from."""
+    """Writes the world without the tracks that nobody plays: what a model can learn from.
+
+    Args:
+        world: folder of a source.
+        out: folder to write.
+    """
     out.mkdir(exist_ok=True)
     ids = pc.unique(pq.read_table(world / "plays.parquet", columns=["track_id"])["track_id"])
     source = world / "tracks.parquet"
@@ -145,7 +175,15 @@ def only_played(world: Path, out: Path) -> None:
 
 
 def new_tracks(dataset: Path, out: Path) -> Path:
-    """Writes ADDED tracks with content of tracks there are and ids of their own, spread over the order of ids."""
+    """Writes ADDED tracks with content of tracks there are and ids of their own, spread over the order of ids.
+
+    Args:
+        dataset: folder with the tracks.
+        out: Parquet file to write.
+
+    Returns:
+        `out`.
+    """
     with pq.ParquetFile(dataset / "tracks.parquet") as file:
         table = file.read_row_group(0).slice(0, ADDED)
     step = max(1, pq.read_metadata(dataset / "tracks.parquet").num_rows // ADDED)
@@ -156,12 +194,26 @@ def new_tracks(dataset: Path, out: Path) -> Path:
 
 
 def lhydra(words: list[str]) -> None:
-    """Runs a command whose cost is not counted."""
+    """Runs a command whose cost is not counted.
+
+    Args:
+        words: after `lhydra`.
+    """
     subprocess.run([sys.executable, "-m", "lhydra.cli", *words], check=True, capture_output=True, text=True)
 
 
 def run(words: list[str]) -> Cost:
-    """Runs one command and returns what it took. Raises CalledProcessError when it fails."""
+    """Runs one command.
+
+    Args:
+        words: after `lhydra`.
+
+    Returns:
+        What it took.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
     command = [sys.executable, "-m", "lhydra.cli", "--log-level", "info", *words]
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -188,32 +240,21 @@ def _watch(pid: int, peaks: list[int], stop: threading.Event) -> None:
     took_s = 0.0
     while not stop.wait(max(0.1, 30 * took_s)):  # the kernel walks every page: looking must not slow what is looked at
         started = time.monotonic()
-        sizes = [_memory(one) for one in (pid, *_descendants(pid))]
-        peaks[0] = max(peaks[0], sum(pss for pss, _ in sizes))
-        peaks[1] = max(peaks[1], *(rss for _, rss in sizes))
+        sizes = [memory_bytes(one) for one in process_tree(pid)]
+        peaks[0] = max(peaks[0], sum(size["pss"] for size in sizes))
+        peaks[1] = max(peaks[1], *(size["rss"] for size in sizes))
         took_s = time.monotonic() - started
 
 
-def _memory(pid: int) -> tuple[int, int]:
-    """(PSS, RSS) of a process in bytes, 0 when it is gone."""
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    except OSError:
-        return 0, 0
-    found = {line.split()[0]: int(line.split()[1]) * 1024 for line in lines if line.startswith(("Pss:", "Rss:"))}
-    return found.get("Pss:", 0), found.get("Rss:", 0)
-
-
-def _descendants(pid: int) -> list[int]:
-    try:
-        children = [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
-    return [each for child in children for each in (child, *_descendants(child))]
-
-
 def growth(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """Returns the exponents e of n^e between the smallest and the largest catalogue, of the last rebuild."""
+    """Returns the exponents e of n^e between the smallest and the largest catalogue, of the last rebuild.
+
+    Args:
+        rows: from `measure`, by size.
+
+    Returns:
+        Exponents by cost; none for fewer than two sizes.
+    """
     if len(rows) < 2:
         return {}
     first, last = rows[0], rows[-1]
@@ -227,7 +268,11 @@ def growth(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def show(row: dict[str, Any]) -> None:
-    """Prints one size."""
+    """Prints one size.
+
+    Args:
+        row: from `measure`.
+    """
     print(
         f"{row['size']}: {row['recipe']} {row['point']}, coverage {row['recall']['coverage']:.4f}, depth {row['depth']}"
         f", index {row['index_bytes_per_track']} B/track, bundle {row['bundle_bytes_per_track']} B/track"
@@ -241,6 +286,5 @@ def show(row: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    os.environ.pop("OPENBLAS_CORETYPE", None)
-    os.environ.pop("OPENBLAS_L2_SIZE", None)
+    untuned_blas()
     sys.exit(main())

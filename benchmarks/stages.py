@@ -8,7 +8,6 @@ has been loaded there, from the dataset's train plays by way of a store of their
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
@@ -17,7 +16,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # read when the libraries are loaded
+from benchmarks.environment import one_thread_per_library
+
+if __name__ == "__main__":  # before the libraries are loaded
+    one_thread_per_library()
 
 import numpy as np
 
@@ -34,12 +36,19 @@ from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.replies import reply
 from lhydra_server.translate import to_query
 
-WARM_UP = 200  # requests not counted
+WARM_UP_REQUESTS = 200  # not counted
 QUANTILES = {"p50": 50, "p90": 90, "p99": 99}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prints and writes percentiles per stage; returns 0, or 1 after bad input."""
+    """Prints and writes percentiles per stage.
+
+    Args:
+        argv: the words after the program's name; None for those of this process.
+
+    Returns:
+        0, or 1 after bad input.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("store", type=Path)
@@ -54,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         dataset = Dataset.open(args.dataset)
         recommender = Recommender(Bundle.open(args.store), args.depth)
         recommender.warm_up()
-        drawn = np.random.default_rng(args.seed).integers(0, len(dataset.user_ids), args.requests + WARM_UP)
+        drawn = np.random.default_rng(args.seed).integers(0, len(dataset.user_ids), args.requests + WARM_UP_REQUESTS)
         with ExitStack() as stack:
             users = open_users(None, args.store)
             stack.callback(users.close)
@@ -63,10 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 stack.callback(users.close)
                 users.load(user_states(dataset, "test", positions=np.unique(drawn)))
             asked = [dataset.user_ids[position] for position in drawn]
-            for user_id in asked[:WARM_UP]:
+            for user_id in asked[:WARM_UP_REQUESTS]:
                 answer(recommender, users, user_id, args.k)
             cpu_s = time.process_time()
-            answers = [answer(recommender, users, user_id, args.k) for user_id in asked[WARM_UP:]]
+            answers = [answer(recommender, users, user_id, args.k) for user_id in asked[WARM_UP_REQUESTS:]]
             cpu_us = 1e6 * (time.process_time() - cpu_s) / args.requests
     except LhydraError as error:
         print(error, file=sys.stderr)
@@ -97,7 +106,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def answer(recommender: Recommender, users: UserStore, user_id: str, k: int) -> tuple[Recommendation, dict[str, int]]:
-    """Returns the answer to one request, and what each stage of making its bytes took; `total` is all of it."""
+    """Answers one request as the server does, from the user's state to the reply's bytes.
+
+    Args:
+        recommender: with a bundle that lies in a store.
+        users: the user store.
+        user_id: whom to answer.
+        k: tracks.
+
+    Returns:
+        The answer, and microseconds of each stage; `total` is all of it.
+    """
     stage_us: dict[str, int] = {}
     parts = recommender.bundle.replies
     assert parts is not None  # the bundle lies in a store

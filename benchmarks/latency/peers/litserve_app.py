@@ -15,21 +15,46 @@ class RecommendAPI(litserve.LitAPI):
     """One worker."""
 
     def setup(self, device: str) -> None:
-        """Loads everything; the libraries too, so that the process for HTTP stays small."""
+        """Loads everything; the libraries too, so that the process for HTTP stays small.
+
+        Args:
+            device: named by LitServe, not used.
+        """
         from benchmarks.latency.peers.tutorial import Engine
 
         self.engine = Engine(PeerSettings.read())
 
     def decode_request(self, request: dict[str, Any]) -> tuple[str, int]:
-        """Returns user id and k."""
+        """Reads a request.
+
+        Args:
+            request: the JSON.
+
+        Returns:
+            User id and k.
+        """
         return request["user_id"], request["k"]
 
     def predict(self, asked: tuple[str, int]) -> list[dict[str, Any]]:
-        """Returns the tracks as plain data."""
+        """Answers a request.
+
+        Args:
+            asked: user id and k.
+
+        Returns:
+            The tracks as plain data.
+        """
         return [track.model_dump() for track in self.engine.recommend(*asked)]
 
     def encode_response(self, tracks: list[dict[str, Any]]) -> dict[str, Any]:
-        """Returns what becomes JSON."""
+        """Returns what becomes JSON.
+
+        Args:
+            tracks: from `predict`.
+
+        Returns:
+            The reply.
+        """
         return {"tracks": tracks}
 
 

@@ -21,7 +21,12 @@ from lhydra.training.model import Network, Shape
 
 
 class TorchModel:
-    """Feature code, towers and head; the tracks' arrays are tensors in memory. `bundle`, `model`: folders."""
+    """Feature code, towers and head; the tracks' arrays are tensors in memory.
+
+    Args:
+        bundle: folder of the published bundle.
+        model: folder of the model behind it.
+    """
 
     def __init__(self, bundle: Path, model: Path) -> None:
         self.spec = FeatureSpec.from_json((bundle / "features.json").read_text(encoding="utf-8"))
@@ -41,7 +46,14 @@ class TorchModel:
         self.weights = np.array(self.catalog.neighbour_weights)
 
     def encode(self, state: UserState) -> EncodedUsers:
-        """Returns one encoded user."""
+        """Encodes one user.
+
+        Args:
+            state: profile and history.
+
+        Returns:
+            The features; tracks that the catalogue lacks are left out.
+        """
         history, rows = state.history, self.catalog.rows(state.history["track"])
         history, rows = history[rows >= 0], rows[rows >= 0]
         profile = self.spec.encode_profile_rows([state.profile])
@@ -50,7 +62,14 @@ class TorchModel:
 
     @torch.inference_mode()
     def embed(self, user: EncodedUsers) -> Tensor:
-        """Returns the user's vector, (1, D)."""
+        """Runs the user tower.
+
+        Args:
+            user: one encoded user.
+
+        Returns:
+            (1, dim) float32.
+        """
         rows, entry, mask = user.padded()
         history = self.history[torch.from_numpy(rows)]
         parts = (torch.from_numpy(part) for part in (entry, mask))
@@ -61,7 +80,16 @@ class TorchModel:
 
     @torch.inference_mode()
     def score(self, vector: Tensor, user: EncodedUsers, rows: I64) -> Tensor:
-        """Returns the probability of each of `rows`, (n,)."""
+        """Runs the prediction head.
+
+        Args:
+            vector: (1, dim) float32, from `embed`.
+            user: one encoded user.
+            rows: (n,) int64 of the candidates.
+
+        Returns:
+            (n,) float32 probabilities.
+        """
         played, asked = self.lines[user.histories.rows], self.lines[rows]
         together = item_item.scores(self.neighbours, self.weights, played, user.entry, asked)
         at = torch.from_numpy(rows)

@@ -21,7 +21,11 @@ from lhydra.users.store import open_users
 
 
 class Engine:
-    """Everything a worker loads."""
+    """Everything a worker loads.
+
+    Args:
+        settings: what this peer serves.
+    """
 
     def __init__(self, settings: PeerSettings) -> None:
         self.recommender = Recommender(Bundle.open(settings.store), settings.depth)
@@ -31,7 +35,15 @@ class Engine:
         gc.freeze()
 
     def recommend(self, user_id: str, k: int) -> bytes:
-        """Returns the reply's bytes."""
+        """Answers one request.
+
+        Args:
+            user_id: whom to answer.
+            k: tracks.
+
+        Returns:
+            JSON.
+        """
         stored = self.users.get(user_id)
         state = stored or UserState()
         found = self.recommender.recommend(Query(k, state, stored is not None, state.heard))
@@ -66,6 +78,13 @@ async def health() -> dict[str, int]:
 
 @app.post("/recommend")
 async def recommend(request: Request) -> Response:
-    """Tracks for a user."""
+    """Answers with tracks for a user.
+
+    Args:
+        request: JSON with user_id and k.
+
+    Returns:
+        JSON.
+    """
     asked = orjson.loads(await request.body())
     return Response(engine.recommend(asked["user_id"], asked["k"]), media_type="application/json")

@@ -48,7 +48,11 @@ class RecommendResponse(BaseModel):
 
 
 class Engine:
-    """Everything a worker loads."""
+    """Everything a worker loads.
+
+    Args:
+        settings: what this peer serves.
+    """
 
     def __init__(self, settings: PeerSettings) -> None:
         self.depth = settings.depth
@@ -64,7 +68,15 @@ class Engine:
         self.users = open_users(None, settings.store)
 
     def recommend(self, user_id: str, k: int) -> list[Track]:
-        """Returns at most k tracks that the user has not heard."""
+        """Answers one request.
+
+        Args:
+            user_id: whom to answer.
+            k: tracks at most.
+
+        Returns:
+            Tracks that the user has not heard, best first.
+        """
         state = self.users.get(user_id) or UserState()
         user = self.model.encode(state)
         vector = self.model.embed(user)
@@ -103,5 +115,12 @@ def health() -> dict[str, int]:
 
 @app.post("/recommend")
 def recommend(request: RecommendRequest) -> RecommendResponse:
-    """Tracks for a user."""
+    """Answers with tracks for a user.
+
+    Args:
+        request: whom to recommend how much.
+
+    Returns:
+        The tracks.
+    """
     return RecommendResponse(user_id=request.user_id, tracks=engine.recommend(request.user_id, request.k))

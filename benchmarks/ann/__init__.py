@@ -1,0 +1,1 @@
+"""Our index against other libraries: `python -m benchmarks.ann`."""
