@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lhydra import logs
 from lhydra.errors import LhydraError
-from lhydra_server.config import ServeSettings, WorkerSettings
+from lhydra_server.config import ServeSettings, WorkerReport, WorkerSettings
 from lhydra_server.metrics.worker import Metrics
 from lhydra_server.supervisor import Supervisor
 
@@ -28,7 +28,7 @@ def work() -> int:
         metrics.record("Recommend", "OK", 700, {"lookup": 40, "rerank": 600}, "personal")
     metrics.queue(2)
     metrics.in_flight(3)
-    print(json.dumps({"error": what.get("error", ""), "model_id": "m-1"}), flush=True)
+    print(WorkerReport(what.get("error", ""), "m-1").to_json(), flush=True)
     sys.stdin.read()
     return 0
 

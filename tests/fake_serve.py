@@ -1,11 +1,15 @@
 """`lhydra serve` with workers that serve fake bundles: a bundle is a folder with fake.json in it.
 
-python fake_serve.py STORE SETTINGS   the supervisor, SETTINGS as JSON
+python fake_serve.py STORE SETTINGS   the supervisor, SETTINGS as JSON; after SIGUSR1 workers have no time to open,
+                                      after SIGUSR2 they have it again
 python fake_serve.py                  a worker, as the supervisor starts it
 """
 
 import json
+import os
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,14 +19,14 @@ from lhydra.errors import BundleCorrupt, LhydraError
 from lhydra_server import worker
 from lhydra_server.config import ServeSettings, WorkerSettings
 from lhydra_server.service import Served
-from lhydra_server.supervisor import Supervisor
+from lhydra_server.supervisor import OPEN_TIMEOUT_S, Supervisor
 from tests.fake_core import served
 
 
 def write_bundle(store: Path, bundle_id: str, **what: Any) -> None:
-    """Makes a fake bundle; `n`: its tracks, `error`: why it cannot be opened.
+    """Makes a fake bundle; `n`: its tracks, `error`: why it cannot be opened, `hangs`: opening never ends.
 
-    With both, the first worker opens it, and every other one fails once there is a file `go`.
+    With `n` and `error`, the first worker opens it, and every other one fails once there is a file `go`.
     """
     folder = store / bundle_id
     folder.mkdir(parents=True)
@@ -33,6 +37,9 @@ def load(settings: WorkerSettings) -> Served:
     """Returns a fake bundle."""
     folder = Path(settings.store) / settings.bundle_id
     what = json.loads((folder / "fake.json").read_text())
+    if "hangs" in what:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # deaf as well: only a kill ends it
+        threading.Event().wait()
     if "error" in what and not ("n" in what and is_first(folder)):
         while "n" in what and not (folder / "go").exists():
             time.sleep(0.01)
@@ -54,8 +61,12 @@ def main() -> int:
         return worker.run(load)
     logs.configure("info", as_json=True)
     settings = ServeSettings(**json.loads(sys.argv[2]))
+    supervisor = Supervisor(Path(sys.argv[1]), settings, command=(sys.executable, __file__))
+    signal.signal(signal.SIGUSR1, lambda *_: setattr(supervisor, "open_timeout_s", 0.0))
+    signal.signal(signal.SIGUSR2, lambda *_: setattr(supervisor, "open_timeout_s", OPEN_TIMEOUT_S))
+    supervisor.open_timeout_s = float(os.environ.get("OPEN_TIMEOUT_S", OPEN_TIMEOUT_S))
     try:
-        return Supervisor(Path(sys.argv[1]), settings, command=(sys.executable, __file__)).run()
+        return supervisor.run()
     except LhydraError as error:
         print(error, file=sys.stderr)
         return 1

@@ -3,16 +3,18 @@
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import grpc
 import pytest
@@ -22,18 +24,21 @@ from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.manifest import current_bundle_id
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import Query, UserState
-from lhydra.errors import ConfigError, PortInUse
+from lhydra.errors import ConfigError, LhydraError, PortInUse
 from lhydra.recommender import Recommender
 from lhydra_client.client import CHANNEL_OPTIONS
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_protos.v1.recommender_pb2_grpc import RecommenderStub
+from lhydra_server import supervisor
 from lhydra_server.address import Reservation
+from lhydra_server.config import GRACE_S, MAX_ERROR_CHARS, NOTICE_S, ServeSettings, WorkerReport, longest_stop_s
+from lhydra_server.processes import WorkerProcess
 from tests.fake_core import expected_ids
 from tests.fake_serve import write_bundle
-from tests.harness import gone, until
+from tests.harness import free_port, gone, until
 
 ROOT = Path(__file__).resolve().parents[1]
-B1, B2, BAD, HALF = (f"20260101T00000{i}-0123abcd" for i in range(4))
+B1, B2, BAD, HALF, HUNG = (f"20260101T00000{i}-0123abcd" for i in range(5))
 TRACKS_OF = {B1: 100, B2: 77}
 
 
@@ -288,6 +293,97 @@ def test_a_bundle_that_only_some_workers_can_open_is_not_moved_to(server: Server
     until(lambda: server.status().swap_error == "half: out of memory")
     assert set(workers) <= set(server.children())
     assert [line["bundle"] for line in server.lines() if line["message"] == "serving"] == [B1]
+
+
+NO_REPORT = r"worker \d+: found no report after 0 s, expected the bundle open by then"
+
+
+def test_a_bundle_that_never_opens_is_given_up_and_tried_again(store: Path) -> None:
+    write_bundle(store, HUNG, hangs=True)
+    port = free_port()
+    with running(fake(store, metrics_port=port), store.parent / "log") as server:
+        workers = server.workers()
+        server.process.send_signal(signal.SIGUSR1)
+        publish(store, HUNG)
+        with Load(server.address, whole) as load:
+            status = until(lambda: (status := server.status()).swap_error and status)
+            assert re.fullmatch(NO_REPORT, status.swap_error)
+            assert (status.bundle_id, status.current_bundle_id) == (B1, HUNG)
+            begun = "swap begins"
+            until(lambda: sum(line["message"] == begun for line in server.lines()) > 1)  # and again, later
+            until(lambda: server.children() == workers)  # those that hang are gone, though they are deaf to SIGTERM
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as reply:
+                assert re.search(r"lhydra_swap_failures_total [1-9]", reply.read().decode())
+            server.process.send_signal(signal.SIGUSR2)
+            publish(store, B2)
+            until(lambda: load.answers.get(B2))
+            until(lambda: not server.status().swap_error)
+    assert load.failures == []
+    errors = {line["message"] for line in server.lines() if line["level"] == "error"}
+    assert errors
+    assert all(re.fullmatch(f"swap failed: {NO_REPORT}", message) for message in errors)
+
+
+def test_a_replacement_that_never_opens_is_replaced_in_its_turn(server: Server) -> None:
+    stays, dies = server.workers()
+    server.process.send_signal(signal.SIGUSR1)
+    os.kill(dies, signal.SIGKILL)
+    died = until(lambda: [line for line in server.lines() if "no report" in line["message"]])
+    assert re.fullmatch(f"worker died: {NO_REPORT}", died[0]["message"])
+    server.process.send_signal(signal.SIGUSR2)
+    until(lambda: server.status().workers == 2)
+    assert stays in server.workers()
+
+
+def test_a_first_bundle_that_never_opens_is_one_line(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_bundle(store, HUNG, hangs=True)
+    publish(store, HUNG)
+    monkeypatch.setenv("OPEN_TIMEOUT_S", "0")
+    assert re.fullmatch(NO_REPORT, refused(fake(store)))
+
+
+def test_an_error_of_any_length_reaches_the_status_short_and_ends_nothing(server: Server, store: Path) -> None:
+    write_bundle(store, HUNG, error="index.faiss: " + "x" * 200_000)  # more than a pipe holds
+    publish(store, HUNG)
+    status = until(lambda: (status := server.status()).swap_error and status)
+    assert status.swap_error == ("index.faiss: " + "x" * 200_000)[:MAX_ERROR_CHARS]
+    publish(store, B2)
+    until(lambda: server.status().bundle_id == B2)
+
+
+class Unkillable:
+    """A worker that hangs in the kernel, as one does that waits for a lost disk."""
+
+    pid, report = 1, None
+    asked_s: ClassVar[list[float]] = []
+
+    def finished(self, most_s: float) -> bool:
+        self.asked_s.append(most_s)
+        return False
+
+
+def test_a_worker_that_no_signal_ends_does_not_keep_its_supervisor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lhydra_server.supervisor.KILL_TIMEOUT_S", 0.0)
+    monkeypatch.setattr("lhydra_server.supervisor.longest_stop_s", lambda age_s: 0.01)
+    stopped = supervisor.Supervisor(tmp_path, ServeSettings())
+    stopped._leaving = [cast(WorkerProcess, Unkillable())]
+    stopped._stop()  # returns
+    assert Unkillable.asked_s[0] == 0.01
+
+
+@pytest.mark.parametrize("age_s", [0.1, 5, 88, 300])
+def test_no_worker_is_killed_while_its_connections_may_still_end(age_s: float) -> None:
+    """gRPC ends them when they are 10 % older than they should be, at the latest."""
+    assert longest_stop_s(age_s) > NOTICE_S + 1.1 * age_s + GRACE_S
+
+
+@pytest.mark.parametrize("line", ["", "no JSON", "[1]", '{"error": "", "mood": "new field"}', b"\xff"])
+def test_a_message_of_another_version_is_one_line(line: str | bytes) -> None:
+    with pytest.raises(LhydraError, match=r"WorkerReport: found .*, expected one of this version") as error:
+        WorkerReport.from_json(line)
+    assert str(error.value).isprintable()
 
 
 def test_a_store_that_loses_current_keeps_being_served(server: Server, store: Path) -> None:

@@ -10,6 +10,7 @@ from grpc_reflection.v1alpha import reflection
 from lhydra.logs import AccessLog
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.address import count_connections, stop_listening
+from lhydra_server.config import longest_drain_s
 from lhydra_server.interceptors import AdmissionControl, CountingPool, HandlerFactory
 from lhydra_server.metrics.worker import Metrics, NoMetrics
 from lhydra_server.service import RecommenderService
@@ -85,7 +86,7 @@ class Listener:
         self._health.enter_graceful_shutdown()
         time.sleep(notice_s)
         stop_listening(self.port)
-        last_s = time.monotonic() + 1.1 * self._connection_age_s + 1
+        last_s = time.monotonic() + longest_drain_s(self._connection_age_s)
         while count_connections(self.port) and time.monotonic() < last_s:
             time.sleep(0.05)
 

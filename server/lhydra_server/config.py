@@ -1,11 +1,21 @@
-"""Settings of `lhydra serve`, and what the supervisor tells a worker."""
+"""Settings of `lhydra serve`, and all that supervisor and worker have agreed on.
+
+They talk in lines of JSON, one message a line. On its stdin a worker gets one `WorkerSettings`, then a `FleetStatus`
+whenever that changes; the end of stdin means that the supervisor is gone. On its stdout it writes one `WorkerReport`.
+"""
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Self
 
 from lhydra.config import Settings, setting
+from lhydra.errors import LhydraError, complain
 
 MAX_DEPTH = 10_000
+MAX_ERROR_CHARS = 500
+NOTICE_S = 0.3  # between NOT_SERVING and leaving: whoever watches health has moved on by then
+GRACE_S = 5.0  # for calls in progress
+SPARE_S = 8.0  # for what else a worker does before it ends
 
 
 @dataclass(frozen=True)
@@ -33,8 +43,33 @@ class ServeSettings(Settings):
 
 
 @dataclass(frozen=True)
-class WorkerSettings:
-    """What one worker needs to know; travels as one line of JSON over its stdin."""
+class Message:
+    """What travels as one line of JSON: the fields of a dataclass."""
+
+    def to_json(self) -> str:
+        """Returns the message on one line."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str | bytes) -> Self:
+        """Returns what `to_json` wrote.
+
+        Args:
+            line: one line, with or without its end.
+
+        Raises:
+            LhydraError: a line that a process of another version wrote, or none.
+        """
+        try:
+            return cls(**json.loads(line))
+        except (ValueError, TypeError):
+            found = line if isinstance(line, str) else line.decode(errors="replace")
+            raise LhydraError(complain(cls.__name__, found, "one of this version: restart `lhydra serve`")) from None
+
+
+@dataclass(frozen=True)
+class WorkerSettings(Message):
+    """What one worker needs to know."""
 
     store: str
     bundle_id: str
@@ -50,29 +85,37 @@ class WorkerSettings:
     log_sample: float = 1.0
     metrics: int = -1  # descriptor of the memory to count into, inherited; below 0 nothing is counted
 
-    def to_json(self) -> str:
-        """Returns the settings on one line."""
-        return json.dumps(asdict(self))
 
-    @classmethod
-    def from_json(cls, line: str) -> "WorkerSettings":
-        """Returns what `to_json` wrote."""
-        return cls(**json.loads(line))
+@dataclass(frozen=True)
+class WorkerReport(Message):
+    """What a worker says once: that it serves, or why it cannot."""
+
+    error: str = ""  # at most MAX_ERROR_CHARS, so that a pipe takes the line in one write
+    model_id: str = ""
 
 
 @dataclass(frozen=True)
-class FleetStatus:
-    """What only the supervisor knows and GetStatus tells; travels like `WorkerSettings`, whenever it changes."""
+class FleetStatus(Message):
+    """What only the supervisor knows and GetStatus tells."""
 
     workers: int = 0  # that serve now
     current_bundle_id: str = ""  # what the store calls CURRENT
     swap_error: str = ""  # why CURRENT is not being served
 
-    def to_json(self) -> str:
-        """Returns the status on one line."""
-        return json.dumps(asdict(self))
 
-    @classmethod
-    def from_json(cls, line: str) -> "FleetStatus":
-        """Returns what `to_json` wrote."""
-        return cls(**json.loads(line))
+def longest_drain_s(connection_age_s: float) -> float:
+    """Returns how many seconds a worker waits at most for its connections to end.
+
+    Args:
+        connection_age_s: the age that gRPC gives them, 10 % more at most.
+    """
+    return 1.1 * connection_age_s + 1
+
+
+def longest_stop_s(connection_age_s: float) -> float:
+    """Returns after how many seconds a worker that was told to stop has no reason to be there.
+
+    Args:
+        connection_age_s: of its connections.
+    """
+    return NOTICE_S + longest_drain_s(connection_age_s) + GRACE_S + SPARE_S

@@ -1,7 +1,5 @@
 """A worker process as the supervisor sees it: spawned (never forked loaded), told, listened to, ended."""
 
-import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -9,7 +7,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lhydra_server.config import FleetStatus, WorkerSettings
+from lhydra.errors import LhydraError, complain
+from lhydra_server.config import FleetStatus, Message, WorkerReport, WorkerSettings
 from lhydra_server.metrics.totals import Block
 
 COMMAND = (sys.executable, "-P", "-m", "lhydra_server.worker")
@@ -24,7 +23,10 @@ _ENVIRONMENT = {  # one thread budget per worker: must be in the environment bef
 class WorkerProcess:
     """One worker. `look` brings `ready`, `ended` and `error` up to date; `report` is the pipe it will report on.
 
-    block: the memory it counts into, where metrics are asked for.
+    Args:
+        command: what starts a worker.
+        settings: what it is told on its stdin.
+        block: the memory it counts into, where metrics are asked for.
     """
 
     def __init__(self, command: Sequence[str], settings: WorkerSettings, block: Block | None = None) -> None:
@@ -55,7 +57,7 @@ class WorkerProcess:
         self.report: int | None = self._reports.fileno()
         self.ready = self.ended = False
         self.error = self.model_id = ""
-        self._write(settings.to_json())
+        self._write(settings)
 
     @property
     def age_s(self) -> float:
@@ -72,8 +74,11 @@ class WorkerProcess:
                 line = None
             if line is not None:
                 if line:
-                    report = json.loads(line)
-                    self.error, self.model_id = str(report["error"]), str(report.get("model_id", ""))
+                    try:
+                        report = WorkerReport.from_json(line)
+                    except LhydraError as error:
+                        report = WorkerReport(str(error))
+                    self.error, self.model_id = report.error, report.model_id
                 self.ready = bool(line) and not self.error
                 self.report = None
         if code is not None and not self.ended:
@@ -85,11 +90,25 @@ class WorkerProcess:
             if self._block is not None:
                 self._block.end()
 
+    def limit_opening(self, most_s: float) -> None:
+        """Kills the worker when it has not reported in time; `error` says so.
+
+        Args:
+            most_s: seconds since it was started.
+        """
+        if self.report is not None and self._stopped_s is None and self.age_s > most_s:
+            found = f"no report after {most_s:g} s"
+            self.error = complain(f"worker {self.pid}", found, "the bundle open by then")
+            self._process.kill()
+
     def tell(self, status: FleetStatus) -> None:
-        """Tells the worker how the fleet is, when that is new to it."""
-        if status != self._told and not self.ended:
+        """Tells the worker how the fleet is, when that is new to it; again later, when it takes nothing now.
+
+        Args:
+            status: how the fleet is.
+        """
+        if status != self._told and not self.ended and self._write(status):
             self._told = status
-            self._write(status.to_json())
 
     def stop(self) -> None:
         """Tells the worker to drain and end."""
@@ -97,12 +116,22 @@ class WorkerProcess:
         self._process.terminate()
 
     def finished(self, most_s: float) -> bool:
-        """Whether a stopped worker has ended; one that takes longer than `most_s` is killed."""
+        """Whether a stopped worker has ended; one that takes too long is killed.
+
+        Args:
+            most_s: seconds since it was told to stop.
+
+        Returns:
+            False until the process is gone.
+        """
         self.look()
         if not self.ended and self._stopped_s is not None and time.monotonic() - self._stopped_s > most_s:
             self._process.kill()
         return self.ended
 
-    def _write(self, line: str) -> None:
-        with contextlib.suppress(BrokenPipeError, BlockingIOError):
-            os.write(self._orders.fileno(), line.encode() + b"\n")
+    def _write(self, message: Message) -> bool:
+        try:
+            os.write(self._orders.fileno(), message.to_json().encode() + b"\n")
+        except (BrokenPipeError, BlockingIOError):
+            return False
+        return True

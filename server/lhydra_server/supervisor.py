@@ -18,12 +18,13 @@ from types import FrameType
 from lhydra.bundle.manifest import current_bundle_id
 from lhydra.errors import LhydraError
 from lhydra_server.address import Reservation
-from lhydra_server.config import FleetStatus, ServeSettings, WorkerSettings
+from lhydra_server.config import FleetStatus, ServeSettings, WorkerSettings, longest_stop_s
 from lhydra_server.metrics.totals import Totals, exposed
 from lhydra_server.processes import COMMAND, WorkerProcess
 
 TICK_S = 0.2  # how often CURRENT is looked at; everything else wakes the loop
-STOP_S = 15.0  # beyond the age of its connections: a worker that takes longer to drain is killed
+OPEN_TIMEOUT_S = 900.0  # a worker that takes longer to report is killed: 8.6 GB of bundle (10 M tracks) at 10 MB/s
+KILL_TIMEOUT_S = 5.0  # a killed worker that is there after so long hangs in the kernel: the supervisor ends without it
 STABLE_S = 10.0  # a worker that lived so long died of something new: no backoff
 _log = logging.getLogger(__name__)
 
@@ -68,7 +69,8 @@ class Supervisor:
         self, store: Path, settings: ServeSettings, *, log_level: str = "info", command: Sequence[str] = COMMAND
     ) -> None:
         self._store, self._settings, self._log_level, self._command = store, settings, log_level, command
-        self._stop_s = settings.connection_age_s + STOP_S
+        self._stop_s = longest_stop_s(settings.connection_age_s)
+        self.open_timeout_s = OPEN_TIMEOUT_S
         self._n_workers = settings.workers or len(_cores())
         self._serving: Fleet | None = None
         self._coming: Fleet | None = None
@@ -79,6 +81,8 @@ class Supervisor:
         self._totals = Totals()
         self._signals = 0
         self._woken, self._wake = os.pipe()
+        for end in (self._woken, self._wake):
+            os.set_blocking(end, False)
 
     def run(self) -> int:
         """Serves until told to stop; returns the exit code.
@@ -106,6 +110,7 @@ class Supervisor:
     def _tick(self) -> None:
         for worker in self._all_workers():
             worker.look()
+            worker.limit_opening(self.open_timeout_s)
         self._keep_serving()
         self._watch_coming()
         self._watch_current()
@@ -229,8 +234,6 @@ class Supervisor:
         return [worker for fleet in fleets for worker in fleet.workers] + self._leaving
 
     def _listen_to_signals(self) -> None:
-        os.set_blocking(self._wake, False)
-        os.set_blocking(self._woken, False)
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
@@ -241,8 +244,12 @@ class Supervisor:
 
     def _sleep(self, most_s: float) -> None:
         """Returns when a signal or a report has arrived, or after `most_s`."""
-        reports = [worker.report for worker in self._all_workers() if worker.report is not None]
-        select.select([self._woken, *reports], [], [], most_s)
+        poll = select.poll()  # select.select takes no descriptor beyond 1,023
+        poll.register(self._woken, select.POLLIN)
+        for worker in self._all_workers():
+            if worker.report is not None:
+                poll.register(worker.report, select.POLLIN)
+        poll.poll(most_s * 1000)
         with contextlib.suppress(BlockingIOError):
             os.read(self._woken, 4096)
 
@@ -254,10 +261,14 @@ class Supervisor:
         if self._serving is not None:
             self._dismiss(self._serving.workers)
             self._serving = None
-        n_signals = self._signals
+        n_signals, started_s, most_s = self._signals, time.monotonic(), self._stop_s
         while self._leaving:
-            most_s = self._stop_s if self._signals == n_signals else 0.0
+            if most_s and self._signals != n_signals:
+                started_s, most_s = time.monotonic(), 0.0
             self._leaving = [worker for worker in self._leaving if not worker.finished(most_s)]
+            if self._leaving and time.monotonic() - started_s > most_s + KILL_TIMEOUT_S:
+                _log.error("killed workers do not end", extra={"pids": [worker.pid for worker in self._leaving]})
+                break
             if self._leaving:
                 self._sleep(TICK_S)
 

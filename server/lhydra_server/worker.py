@@ -1,14 +1,12 @@
 """One worker process: opens a bundle, serves it until told to stop. Started by the supervisor, not by hand.
 
-stdin   one line of WorkerSettings, then a line of FleetStatus whenever it changes; its end means that the
-        supervisor is gone, and stops the worker.
-stdout  one line when ready, or when that has failed: {"error": "" or why, "model_id": …}.
-stderr  logs.
+What goes through stdin and stdout is defined in `lhydra_server.config`; stderr is for logs. A worker stops on SIGTERM
+and when its stdin ends.
 """
 
 import gc
-import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -26,17 +24,33 @@ from lhydra.recommender import Recommender
 from lhydra.timing import timed
 from lhydra.users.store import open_users
 from lhydra_server.app import Listener
-from lhydra_server.config import FleetStatus, WorkerSettings
+from lhydra_server.config import (
+    GRACE_S,
+    MAX_ERROR_CHARS,
+    NOTICE_S,
+    FleetStatus,
+    WorkerReport,
+    WorkerSettings,
+    longest_stop_s,
+)
 from lhydra_server.metrics.worker import Metrics
 from lhydra_server.service import RecommenderService, Served
 
-NOTICE_S = 0.3  # between NOT_SERVING and leaving: whoever watches health has moved on by then
-GRACE_S = 5.0  # for calls in progress
 _log = logging.getLogger(__name__)
 
 
 def open_served(settings: WorkerSettings) -> Served:
-    """Returns the bundle of these settings, verified and warm. Raises BundleError."""
+    """Opens the bundle of a worker, verifies it and warms it up.
+
+    Args:
+        settings: name store, bundle and depth.
+
+    Returns:
+        All that a service answers from.
+
+    Raises:
+        BundleError: the bundle is missing, damaged, or of another format.
+    """
     bundle = Bundle.open(Path(settings.store), settings.bundle_id)
     recommender = Recommender(bundle, settings.depth)
     recommender.warm_up()
@@ -57,13 +71,20 @@ def open_served(settings: WorkerSettings) -> Served:
 
 
 def run(load: Callable[[WorkerSettings], Served] = open_served) -> int:
-    """Serves what `load` returns until SIGTERM or the end of stdin; returns the exit code."""
+    """Serves until SIGTERM or the end of stdin.
+
+    Args:
+        load: opens what is served; tests open less.
+
+    Returns:
+        The exit code.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the supervisor decides
     report = os.dup(1)
     os.dup2(2, 1)  # whatever prints must not look like a report
     woken, wake = os.pipe()  # a signal handler may write to a pipe; it may not touch a lock
     lines = _lines(0)
-    settings = WorkerSettings.from_json(next(lines))
+    settings = WorkerSettings.from_json(next(lines, ""))
     logs.configure(settings.log_level, as_json=True)
     fleet = FleetStatus()
     try:
@@ -87,18 +108,23 @@ def run(load: Callable[[WorkerSettings], Served] = open_served) -> int:
     except Exception as error:
         if not isinstance(error, LhydraError):
             _log.exception("worker cannot start")
-        _report(report, " ".join(str(error).split()) or type(error).__name__)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        _report(report, WorkerReport(reason[:MAX_ERROR_CHARS]))
         return 1
 
     def listen() -> None:
         nonlocal fleet
         for line in lines:
-            fleet = FleetStatus.from_json(line)
+            try:
+                fleet = FleetStatus.from_json(line)
+            except LhydraError as error:  # the last status stays: to answer is worth more than to know
+                _log.error("%s", error)
         os.write(wake, b".")
 
     threading.Thread(target=listen, name="supervisor", daemon=True).start()
-    _report(report, "", served.model_id)
+    _report(report, WorkerReport(model_id=served.model_id))
     os.read(woken, 1)
+    signal.alarm(math.ceil(longest_stop_s(settings.connection_age_s)))  # ends it if a thread hangs and nobody kills it
     listener.drain(NOTICE_S)
     listener.stop(GRACE_S)
     users.close()
@@ -106,9 +132,12 @@ def run(load: Callable[[WorkerSettings], Served] = open_served) -> int:
 
 
 def keep_to(core: int) -> None:
-    """Keeps every thread of this process, and those they start, to one core; below 0, or elsewhere than Linux, not.
+    """Keeps every thread of this process, and those they start, to one core, on Linux.
 
     A call passes between several threads of which one runs at a time: on one core its data stay in the cache.
+
+    Args:
+        core: its number; below 0 any core will do.
     """
     if core >= 0 and hasattr(os, "sched_setaffinity"):
         with suppress(OSError):  # no /proc, or a core that was taken away meanwhile
@@ -130,9 +159,9 @@ def _held_logs() -> Iterator[None]:
         root.handlers[:] = handlers
 
 
-def _report(descriptor: int, error: str, model_id: str = "") -> None:
+def _report(descriptor: int, report: WorkerReport) -> None:
     try:
-        os.write(descriptor, json.dumps({"error": error, "model_id": model_id}).encode() + b"\n")
+        os.write(descriptor, report.to_json().encode() + b"\n")
     except BrokenPipeError:
         _log.warning("the supervisor is gone")  # stdin says so too
     os.close(descriptor)
