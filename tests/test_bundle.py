@@ -1,5 +1,6 @@
 """A bundle that is not exactly what was sealed is refused before it answers anything, naming the file."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 from lhydra import files
 from lhydra.bundle.bundle import Bundle
-from lhydra.bundle.catalog import Catalog
+from lhydra.bundle.catalog import ARRAYS, OWN_LENGTH, TEXT, Catalog, CatalogArray
 from lhydra.bundle.catalog_writer import write_hashes
 from lhydra.bundle.manifest import Manifest, current_bundle_id
 from lhydra.bundle.strings import StringColumn
@@ -99,10 +100,35 @@ def test_golden_users_catch_parts_that_do_not_belong_together(copy: Path) -> Non
 
 def test_golden_scores_catch_another_head(copy: Path) -> None:
     popularity = np.load(copy / "dense.npy")
-    np.save(copy / "dense.npy", popularity + np.float32(3))
+    np.save(copy / "dense.npy", popularity + np.float16(3))
     reseal(copy)
     with pytest.raises(BundleMismatch, match="golden scores"):
         Bundle.open(copy.parent)
+
+
+def test_one_table_says_what_the_arrays_of_a_catalog_are(tiny_bundle: Bundle) -> None:
+    assert [array.name for array in ARRAYS] == [field.name for field in dataclasses.fields(Catalog)]
+    for array in ARRAYS:
+        value = getattr(tiny_bundle.catalog, array.name)
+        assert isinstance(value, StringColumn) == (array.dtype == TEXT)
+        if array.extent != OWN_LENGTH:
+            assert len(value) == len(tiny_bundle.catalog)
+
+
+@pytest.mark.parametrize("array", ARRAYS, ids=lambda array: array.name)
+def test_an_array_of_another_type_or_length_is_named(copy: Path, array: CatalogArray) -> None:
+    path = copy / array.file_names[0]
+    value = np.load(path)
+    other = np.int8 if array.dtype == TEXT else np.float64
+    np.save(path, value.astype(other))
+    with pytest.raises(BundleCorrupt, match=f"{path.name}: found {np.dtype(other)}, expected "):
+        Catalog.open(copy)
+    np.save(path, value)
+    if array.extent != OWN_LENGTH and array.name != "vectors":
+        last = copy / array.file_names[-1]
+        np.save(last, np.load(last)[:-1])
+        with pytest.raises(BundleCorrupt, match=f"{path.name}: found .* rows, expected .* rows"):
+            Catalog.open(copy)
 
 
 @pytest.mark.parametrize("text", ["", "nonsense\n", "../../etc\n", "20260101T000000-00000000 x\n"])

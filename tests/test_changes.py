@@ -81,7 +81,7 @@ def test_added_tracks_are_where_their_ids_belong_with_their_content(
     # what was there is what it was
     was = before.catalog.rows(track_hashes(ids))
     old = np.flatnonzero(was >= 0)
-    for name in ("vectors", "history", "dense", "ids", "lines", "popularity", "share"):
+    for name in ("vectors", "history", "dense", "ids", "item_rows", "popularity", "share"):
         np.testing.assert_array_equal(getattr(catalog, name)[old], getattr(before.catalog, name)[was[old]])
     assert catalog.titles(old) == before.catalog.titles(was[old])
     assert catalog.artists(old) == before.catalog.artists(was[old])
@@ -107,7 +107,7 @@ def test_added_tracks_are_where_their_ids_belong_with_their_content(
     for country in before.catalog.charts.at(np.arange(len(before.catalog.charts))):
         (then, _), (now, _) = before.catalog.chart(country), catalog.chart(country)
         assert catalog.track_ids(now) == before.catalog.track_ids(then)
-    assert not catalog.lines[rows].any()
+    assert not catalog.item_rows[rows].any()
     assert catalog.titles(rows) == tiny_dataset.tracks["name"].to_pylist()[40 : 40 + len(NEW)]
     # popularity has them last, ties by row
     shares = catalog.share[catalog.popular]

@@ -70,7 +70,7 @@ def test_worse_lists_are_refused_for_quality(tiny_store: Path, opened: Bundle, a
     shuffled = with_catalog(
         opened,
         popularity=rng.permutation(opened.catalog.popularity),
-        lines=rng.permutation(opened.catalog.lines),
+        item_rows=rng.permutation(opened.catalog.item_rows),
         dense=rng.permutation(opened.catalog.dense),
         vectors=rng.permutation(opened.catalog.vectors),
         history=rng.permutation(opened.catalog.history),

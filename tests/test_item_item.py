@@ -177,7 +177,7 @@ def test_the_bundle_carries_the_table_of_the_model(
 def by_track(catalog: Catalog, ids: list[str]) -> dict[tuple[str, str], float]:
     """(track, neighbour) -> weight, of the tracks of a catalog whose rows are `ids`."""
     named = [f"?{line}" for line in range(len(catalog.neighbours))]
-    for line, track in zip(catalog.lines.tolist(), ids, strict=True):
+    for line, track in zip(catalog.item_rows.tolist(), ids, strict=True):
         if line:
             named[line] = track
     pairs = by_id(named, catalog.neighbours, catalog.neighbour_weights)
@@ -206,12 +206,12 @@ def test_a_catalogue_with_other_tracks_keeps_what_it_can(
     assert by_track(catalog, list(changed.track_ids)) == expected
     new = [row for row, track in enumerate(changed.track_ids) if "new" in track]
     assert len(new) == 9
-    assert not catalog.lines[new].any()
+    assert not catalog.item_rows[new].any()
     assert not catalog.neighbour_weights[0].any()
     # having played only what is new counts nothing for anything
-    heard = catalog.lines[new]
+    heard = catalog.item_rows[new]
     entry = np.zeros((len(heard), 3), np.float32)
-    assert (item_item.scores(catalog.neighbours, catalog.neighbour_weights, heard, entry, catalog.lines) == 0).all()
+    assert (item_item.scores(catalog.neighbours, catalog.neighbour_weights, heard, entry, catalog.item_rows) == 0).all()
 
 
 def test_what_is_served_is_what_training_saw(tiny_bundle: Bundle, data: TrainingData) -> None:
@@ -223,8 +223,8 @@ def test_what_is_served_is_what_training_saw(tiny_bundle: Bundle, data: Training
         at = slice(data.train.offsets[user], data.train.offsets[user + 1])
         own = Histories.one(data.train.rows[at], data.train.counts[at], data.train.times[at])
         entry = data.spec.encode_users(data.profiles[[user]], own, data.tracks).entry
-        played = catalog.lines[own.rows]
-        served = item_item.scores(catalog.neighbours, catalog.neighbour_weights, played, entry, catalog.lines)
+        played = catalog.item_rows[own.rows]
+        served = item_item.scores(catalog.neighbours, catalog.neighbour_weights, played, entry, catalog.item_rows)
         taught = (teachers.matrix(own, data.n_tracks) @ table.matrix).toarray()[0]
         np.testing.assert_allclose(served[:, 0], taught, atol=1e-4)
 

@@ -20,7 +20,7 @@ from lhydra import __version__, files
 from lhydra.bundle import catalog_writer
 from lhydra.bundle.arrays import GrowingArrays, blocks
 from lhydra.bundle.bundle import Bundle, Golden, open_index
-from lhydra.bundle.catalog import Catalog
+from lhydra.bundle.catalog import ARRAYS, PER_ROW, TEXT, Catalog
 from lhydra.bundle.columns_writer import insert_columns
 from lhydra.bundle.embedding import SHARD, embed
 from lhydra.bundle.exact import nearest_of_many
@@ -44,8 +44,7 @@ from lhydra_index_builder.replies import REPLIES, packed
 
 MAX_CHANGED_SHARE = 0.05  # of the tracks of the last full build: beyond it a rebuild is due
 MODEL_FILES = ("features.json", *GRAPHS, "neighbours.npy", "neighbour_weights.npy")
-BY_ROW = ("vectors", "history", "dense", "ids", "lines", "popularity", "share")
-TEXTS = ("names", "title_texts", "artist_texts")
+TEXTS = tuple(array.stem for array in ARRAYS if array.extent == PER_ROW and array.dtype == TEXT)
 
 
 @dataclass(frozen=True)
@@ -237,14 +236,13 @@ def _places(names: StringColumn, track_ids: Sequence[str]) -> I64:
 def _merge(old: Path, folder: Path, catalog: Catalog, new: dict[str, npt.NDArray[Any]], at: I64) -> None:
     """Writes the arrays of the catalog with the `new` tracks before the old rows `at` (m,), block by block."""
     m = len(at)
-    fresh = {**new, "lines": new["ids"][:, 0], "popularity": np.zeros(m, np.float32), "share": np.zeros(m, np.float32)}
     with GrowingArrays(folder) as growing:
-        for name in BY_ROW:
-            start = 0
-            for block in blocks(old / f"{name}.npy", SHARD):
+        for array in (array for array in ARRAYS if array.extent == PER_ROW and array.dtype != TEXT):
+            start, fresh = 0, new.get(array.name, np.zeros(m, array.dtype))  # nobody has played what is new
+            for block in blocks(old / f"{array.stem}.npy", SHARD):
                 last = start + len(block) == len(catalog)
                 here = slice(*np.searchsorted(at, (start, start + len(block) + last)))
-                growing.append(name, np.insert(block, at[here] - start, fresh[name][here], axis=0))
+                growing.append(array.stem, np.insert(block, at[here] - start, fresh[here], axis=0))
                 start += len(block)
         for name in (*TEXTS, REPLIES):
             texts = StringColumn.open(old, name)

@@ -148,7 +148,8 @@ class Bundle:
     def score(self, vector: F32, user: EncodedUsers, rows: I64) -> tuple[F32, F32]:
         """Returns the head's logits (n,) and calibrated probabilities (n,) of `rows` for one encoded user."""
         tracks = self.catalog
-        played, asked = tracks.lines.take(user.histories.rows), tracks.lines.take(rows)  # line 0, the unknown: nothing
+        rows_of = tracks.item_rows  # item row 0, the unknown, counts nothing
+        played, asked = rows_of.take(user.histories.rows), rows_of.take(rows)
         together = item_item.scores(tracks.neighbours, tracks.neighbour_weights, played, user.entry, asked)
         vectors, dense = tracks.vectors.take(rows, 0), tracks.dense.take(rows, 0)
         ids = tracks.ids.take(rows, 0).astype(np.int64)

@@ -1,9 +1,10 @@
 """The catalog of a bundle: everything about its tracks, by row, as flat files that are mapped, never copied.
 
-Rows are in track-id order, so that ties by row are ties by track id. StringColumn lie back to back in one file.
+Rows are in track-id order, so that ties by row are ties by track id. `ARRAYS` says how each array lies on disk:
+opening, checking, writing and adding tracks go by it.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,60 @@ from lhydra.errors import BundleCorrupt, complain
 from lhydra.features.spec import Encoded
 
 I32 = npt.NDArray[np.int32]
-ALONE = ("neighbours", "neighbour_weights", "removed", "hash_starts", "charts", "chart_rows", "chart_share")
 CHART = 1_000  # tracks in the chart of a country
 BUCKET_LOOKUP_FROM = 512  # hashes to look up, from which on buckets are faster than a binary search
+
+
+PER_ROW, REORDERED, OWN_LENGTH = "per row", "reordered", "own length"
+TEXT = "text"
+
+
+@dataclass(frozen=True)
+class CatalogArray:
+    """How one array of the catalog lies on disk.
+
+    name: the attribute of `Catalog`. dtype: NumPy's name of it, or TEXT for a StringColumn.
+    extent: PER_ROW where entry i belongs to row i, REORDERED where there is one entry a row in another order, else
+    OWN_LENGTH. stem: the file is `<stem>.npy`, and `<stem>_offsets.npy` for texts.
+    """
+
+    name: str
+    dtype: str
+    extent: str
+    stem: str
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """Names of the files."""
+        return (f"{self.stem}.npy", f"{self.stem}_offsets.npy") if self.dtype == TEXT else (f"{self.stem}.npy",)
+
+
+def _array(name: str, dtype: str, extent: str, stem: str = "") -> CatalogArray:
+    return CatalogArray(name, dtype, extent, stem or name)
+
+
+ARRAYS = (
+    _array("vectors", "float16", PER_ROW),
+    _array("history", "float16", PER_ROW),
+    _array("dense", "float16", PER_ROW),
+    _array("ids", "int32", PER_ROW),
+    _array("popularity", "float32", PER_ROW),
+    _array("item_rows", "int32", PER_ROW, "lines"),
+    _array("neighbours", "int32", OWN_LENGTH),
+    _array("neighbour_weights", "float16", OWN_LENGTH),
+    _array("share", "float32", PER_ROW),
+    _array("popular", "int32", REORDERED),
+    _array("hashes", "uint64", REORDERED),
+    _array("hash_rows", "int32", REORDERED),
+    _array("hash_starts", "int32", OWN_LENGTH),
+    _array("removed", "int64", OWN_LENGTH),
+    _array("chart_rows", "int32", OWN_LENGTH),
+    _array("chart_share", "float32", OWN_LENGTH),
+    _array("charts", TEXT, OWN_LENGTH),
+    _array("names", TEXT, PER_ROW),
+    _array("title_texts", TEXT, PER_ROW),
+    _array("artist_texts", TEXT, PER_ROW),
+)
 
 
 @dataclass(frozen=True)
@@ -31,9 +83,9 @@ class Catalog:
     dense: F16  # (n, dt) encoded features, as FeatureSpec.encode_tracks gives them
     ids: I32  # (n, ct)
     popularity: F32  # (n,) in [0, 1], log-scaled listeners: the head's feature
-    lines: I32  # (n,) the track's line in the co-listening table, 0 for tracks that training did not know
-    neighbours: I32  # (lines, width) lines of tracks that are played together with it; see lhydra.features.item_item
-    neighbour_weights: npt.NDArray[np.float16]  # (lines, width) and how much each counts, 0 where there is none
+    item_rows: I32  # (n,) the track's row in the co-listening table, 0 for tracks that training did not know
+    neighbours: I32  # (item rows, width) item rows of tracks played together with it; see lhydra.features.item_item
+    neighbour_weights: npt.NDArray[np.float16]  # (item rows, width) and how much each counts, 0 where there is none
     share: F32  # (n,) share of train users who played the track
     popular: I32  # (n,) rows, most listeners first, ties by row
     hashes: Hashes  # (n,) track hashes, ascending
@@ -63,7 +115,14 @@ class Catalog:
         return Encoded(dense, ids, np.zeros((len(self), 0), np.int64))
 
     def rows(self, hashes: Hashes) -> I64:
-        """Returns the row of each track hash, (n,) int64 in the order given, -1 where unknown."""
+        """Finds tracks by their hashes.
+
+        Args:
+            hashes: (m,) uint64 in any order.
+
+        Returns:
+            (m,) int64 rows in the order given, -1 where unknown.
+        """
         n = len(self)
         if not n or not len(hashes):
             return np.full(len(hashes), -1, np.int64)
@@ -82,9 +141,13 @@ class Catalog:
         return rows
 
     def chart(self, country: Value) -> tuple[I64, F32]:
-        """Returns the rows of the country's chart, (m,) most played first, and their shares of listeners there.
+        """Returns what the listeners of a country play most.
 
-        m is 0 for a country without a chart.
+        Args:
+            country: as profiles name it.
+
+        Returns:
+            (m,) int64 rows, most played first, and (m,) float32 shares of listeners there; m is 0 without a chart.
         """
         at, known = self.charts.place(country) if isinstance(country, str) else (0, False)
         if not known:
@@ -94,42 +157,76 @@ class Catalog:
         return rows[there].astype(np.int64), self.chart_share[at][there]
 
     def track_ids(self, rows: I64) -> list[str]:
-        """Returns the ids of `rows`."""
+        """Returns the ids of tracks.
+
+        Args:
+            rows: (m,) int64.
+
+        Returns:
+            m texts.
+        """
         return self.names.at(rows)
 
     def titles(self, rows: I64) -> list[str]:
-        """Returns the titles of `rows`, "" where there is none."""
+        """Returns the titles of tracks, "" where there is none.
+
+        Args:
+            rows: (m,) int64.
+
+        Returns:
+            m texts.
+        """
         return self.title_texts.at(rows)
 
     def artists(self, rows: I64) -> list[str]:
-        """Returns the artists of `rows`, "" where there is none."""
+        """Returns the artists of tracks, "" where there is none.
+
+        Args:
+            rows: (m,) int64.
+
+        Returns:
+            m texts.
+        """
         return self.artist_texts.at(rows)
 
     @classmethod
     def open(cls, folder: Path) -> "Catalog":
-        """Maps the catalog in `folder`. Raises BundleCorrupt when its files do not fit together."""
+        """Maps a catalog.
+
+        Args:
+            folder: where its files lie.
+
+        Returns:
+            The catalog.
+
+        Raises:
+            BundleCorrupt: a file cannot be read, has another dtype, or another number of rows than the vectors.
+        """
         loaded: dict[str, Any] = {}
-        for name, kind in ((field.name, field.type) for field in fields(cls)):
-            if kind in (StringColumn, "StringColumn"):
-                loaded[name] = StringColumn.open(folder, name)
-            else:
-                loaded[name] = mapped(folder / f"{name}.npy")
-        catalog = cls(**loaded)
-        for name, value in loaded.items():
-            if name in ALONE:
-                continue
-            length = len(value)
-            if length != len(catalog):
-                raise BundleCorrupt(complain(folder / f"{name}.npy", f"{length} rows", f"{len(catalog)} rows"))
-        return catalog
+        for array in ARRAYS:
+            path = folder / array.file_names[0]
+            value: Any = StringColumn.open(folder, array.stem) if array.dtype == TEXT else mapped(path)
+            dtype, expected = (value.data.dtype, "uint8") if array.dtype == TEXT else (value.dtype, array.dtype)
+            if dtype != expected:
+                raise BundleCorrupt(complain(path, str(dtype), expected))
+            loaded[array.name] = value
+            if array.extent != OWN_LENGTH and len(value) != len(loaded["vectors"]):
+                raise BundleCorrupt(complain(path, f"{len(value)} rows", f"{len(loaded['vectors'])} rows"))
+        return cls(**loaded)
 
 
 def file_names() -> list[str]:
     """Returns the names of the files a catalog consists of."""
-    texts = [field.name for field in fields(Catalog) if field.type in (StringColumn, "StringColumn")]
-    return [f"{field.name}.npy" for field in fields(Catalog)] + [f"{name}_offsets.npy" for name in texts]
+    return [name for array in ARRAYS for name in array.file_names]
 
 
 def hash_shift(n: int) -> int:
-    """How far a hash is shifted to give its bucket, one or two buckets a track."""
+    """Returns how far a hash is shifted to give its bucket, one or two buckets a track.
+
+    Args:
+        n: how many tracks there are.
+
+    Returns:
+        Bits.
+    """
     return 64 - max(1, (n - 1).bit_length())

@@ -10,7 +10,7 @@ import numpy as np
 from lhydra import files
 from lhydra.bundle.arrays import GrowingArrays
 from lhydra.bundle.bundle import Bundle
-from lhydra.bundle.catalog import CHART, Catalog, hash_shift
+from lhydra.bundle.catalog import ARRAYS, CHART, PER_ROW, TEXT, Catalog, hash_shift
 from lhydra.bundle.embedding import SHARD, Run, Shard, embed_shard
 from lhydra.bundle.index import Index
 from lhydra.bundle.model import Model
@@ -79,12 +79,10 @@ def _put_together(shards: Iterable[Path], n: int, folder: Path, on_rows: Callabl
             with np.load(path, allow_pickle=False) as shard:
                 rows = len(shard["hashes"])
                 hashes[done : done + rows] = shard["hashes"]
-                for name in ("vectors", "history", "dense", "ids"):
-                    growing.append(name, shard[name])
-                growing.append("lines", shard["ids"][:, 0])
-                for name in ("names", "title_texts", "artist_texts"):
-                    growing.append(name, shard[name])
-                    growing.append_lengths(f"{name}_offsets", shard[f"{name}_lengths"])
+                for array in (array for array in ARRAYS if array.extent == PER_ROW and array.name in shard):
+                    growing.append(array.stem, shard[array.name])
+                    if array.dtype == TEXT:
+                        growing.append_lengths(f"{array.stem}_offsets", shard[f"{array.name}_lengths"])
             path.unlink()
             done += rows
             on_rows(done)

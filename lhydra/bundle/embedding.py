@@ -49,7 +49,13 @@ class Shard:
 
 
 def embed_shard(shard: Shard) -> Path:
-    """Embeds one shard and returns its file, the arrays of `embed` in an .npz.
+    """Embeds one shard into its file, an .npz of the arrays of `embed`.
+
+    Args:
+        shard: what to embed, and where to.
+
+    Returns:
+        The file.
 
     Raises:
         ModelError: the item tower gave a vector that is not of unit norm.
@@ -63,10 +69,20 @@ def embed_shard(shard: Shard) -> Path:
 def embed(
     spec: FeatureSpec, tower: ItemTower, tracks: pa.Table, columns_of: Callable[[pa.Table], dict[str, Any]]
 ) -> dict[str, npt.NDArray[Any]]:
-    """Returns what the catalog holds of `tracks`, n rows of a tracks table, computed from each row alone.
+    """Returns what the catalog holds of some tracks, computed from each row alone.
 
-    vectors, history: (n, dim) float16. dense: (n, dt) float16. ids: (n, ct) int32. hashes: (n,) uint64. And for each
-    of names, title_texts and artist_texts their bytes, with (n,) int64 `…_lengths`.
+    Args:
+        spec: the fitted features.
+        tower: the item tower.
+        tracks: n rows of a tracks table.
+        columns_of: gives the raw columns of such a table.
+
+    Returns:
+        By name: vectors, history (n, dim) float16; dense (n, dt) float16; ids (n, ct) int32; item_rows (n,) int32;
+        hashes (n,) uint64; and for each of names, title_texts and artist_texts its bytes, with (n,) int64 `…_lengths`.
+
+    Raises:
+        ModelError: the item tower gave a vector that is not of unit norm.
     """
     n = tracks.num_rows
     parts: dict[str, list[npt.NDArray[Any]]] = {"vectors": [], "history": [], "dense": [], "ids": []}
@@ -81,7 +97,7 @@ def embed(
             part.append(array)
     out: dict[str, npt.NDArray[Any]] = {name: np.concatenate(part) for name, part in parts.items()}
     track_ids = tracks["track_id"].to_pylist()
-    out["hashes"] = track_hashes(track_ids)
+    out["hashes"], out["item_rows"] = track_hashes(track_ids), out["ids"][:, 0]
     for name, column in (("names", "track_id"), ("title_texts", "name"), ("artist_texts", "artist")):
         known = column in tracks.column_names
         texts = (

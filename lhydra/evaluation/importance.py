@@ -220,7 +220,7 @@ def _track_inputs(bundle: Bundle, states: Sequence[UserState], encoded: Encoded,
         if names:
             yield _Input("group", group, shuffled(names))
     yield _Input("group", "popularity", moved("popularity"))
-    yield _Input("group", "co-listening", moved("lines"))
+    yield _Input("group", "co-listening", moved("item_rows"))
     for name in (name for names in groups.values() for name in names):
         yield _Input("feature", name, shuffled([name]))
 

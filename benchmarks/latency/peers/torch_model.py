@@ -42,7 +42,7 @@ class TorchModel:
         self.dense = _tensor(self.catalog.dense).float()
         self.ids = _tensor(self.catalog.ids).long()
         self.popularity = _tensor(self.catalog.popularity)
-        self.lines, self.neighbours = np.array(self.catalog.lines), np.array(self.catalog.neighbours)
+        self.item_rows, self.neighbours = np.array(self.catalog.item_rows), np.array(self.catalog.neighbours)
         self.weights = np.array(self.catalog.neighbour_weights)
 
     def encode(self, state: UserState) -> EncodedUsers:
@@ -90,7 +90,7 @@ class TorchModel:
         Returns:
             (n,) float32 probabilities.
         """
-        played, asked = self.lines[user.histories.rows], self.lines[rows]
+        played, asked = self.item_rows[user.histories.rows], self.item_rows[rows]
         together = item_item.scores(self.neighbours, self.weights, played, user.entry, asked)
         at = torch.from_numpy(rows)
         _, probability = self.network.head(
