@@ -48,8 +48,8 @@ TEXTS = tuple(array.stem for array in ARRAYS if array.extent == PER_ROW and arra
 
 
 @dataclass(frozen=True)
-class Source:
-    """The current bundle, whole, where it lies, and states of real users to ask."""
+class CurrentBundle:
+    """CURRENT, opened, and states of users to ask for."""
 
     bundle: Bundle
     manifest: Manifest
@@ -57,7 +57,7 @@ class Source:
     states: Sequence[UserState]
 
     @classmethod
-    def open(cls, path: Path, users: str | None, config: RebuildSettings) -> "Source":
+    def open(cls, path: Path, users: str | None, config: RebuildSettings) -> "CurrentBundle":
         """Opens CURRENT, and reads users of the user store, where there is one.
 
         Args:
@@ -133,7 +133,7 @@ def add(
         StoreLocked: another process is building in the store.
     """
     with store.building(path, "lhydra index add") as folder:
-        source = Source.open(path, users, config)
+        source = CurrentBundle.open(path, users, config)
         catalog, manifest = source.bundle.catalog, source.manifest
         columns = tuple(Column(name, kind) for name, kind in manifest.columns.items())  # type: ignore[arg-type]
         table, warnings = read_tracks(tracks, columns)
@@ -198,7 +198,7 @@ def remove(
         StoreLocked: another process is building in the store.
     """
     with store.building(path, "lhydra index remove") as folder:
-        source = Source.open(path, users, config)
+        source = CurrentBundle.open(path, users, config)
         catalog = source.bundle.catalog
         asked = list(dict.fromkeys(track_ids))
         rows = catalog.rows(track_hashes(asked))
@@ -216,7 +216,7 @@ def remove(
         return built, len(fresh)
 
 
-def _link(source: Source, folder: Path, names: Iterable[str]) -> dict[str, files.FileInfo]:
+def _link(source: CurrentBundle, folder: Path, names: Iterable[str]) -> dict[str, files.FileInfo]:
     """Makes files of the current bundle files of the new one; returns how they were sealed."""
     known = {}
     for name in names:
@@ -295,7 +295,7 @@ def _like(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _estimate(source: Source, n_new: int) -> plan.ResourceEstimate:
+def _estimate(source: CurrentBundle, n_new: int) -> plan.ResourceEstimate:
     """What adding `n_new` tracks needs: the catalog is written again, and its index is held in memory."""
     size = {name: info["bytes"] for name, info in source.manifest.files.items()}
     total = sum(size.values())
@@ -305,7 +305,7 @@ def _estimate(source: Source, n_new: int) -> plan.ResourceEstimate:
     return plan.ResourceEstimate(int(memory), total)
 
 
-def _manifest(source: Source, n_tracks: int, *, added: int, removed: int) -> Manifest:
+def _manifest(source: CurrentBundle, n_tracks: int, *, added: int, removed: int) -> Manifest:
     """The manifest of the changed bundle, as far as it is known before it is sealed."""
     was = source.manifest
     base = was.changes["base"] or was.bundle_id
@@ -322,7 +322,7 @@ def _manifest(source: Source, n_tracks: int, *, added: int, removed: int) -> Man
 
 
 @timed("change.recall")
-def _measured(manifest: Manifest, folder: Path, source: Source, config: RebuildSettings) -> Manifest:
+def _measured(manifest: Manifest, folder: Path, source: CurrentBundle, config: RebuildSettings) -> Manifest:
     """`manifest` with the recall of the changed index, for the golden users and real ones."""
     catalog, bundle = Catalog.open(folder), source.bundle
     index = open_index(folder, manifest, catalog)

@@ -332,7 +332,7 @@ def _hashes_by_row(bundle: Bundle) -> Hashes:
 
 
 def requests(recommender: Recommender, states: Sequence[UserState]) -> Check:
-    """A few requests of odd shapes get what every request is promised.
+    """Requests at the edges of what is allowed are answered as every request is promised.
 
     Args:
         recommender: serves the bundle.
@@ -342,7 +342,7 @@ def requests(recommender: Recommender, states: Sequence[UserState]) -> Check:
         The check; the note names the first request that was answered wrongly, and how.
     """
     wrong = ""
-    for name, query in _odd(recommender, states):
+    for name, query in _edge_requests(recommender, states):
         try:
             wrong = wrong or broken_promise(recommender, query, recommender.recommend(query))
         except (LhydraError, ValueError) as error:
@@ -352,7 +352,7 @@ def requests(recommender: Recommender, states: Sequence[UserState]) -> Check:
     return Check("requests", PASSED, 0, 0, "of cold user, heavy listener, k above depth answered wrongly")
 
 
-def _odd(recommender: Recommender, states: Sequence[UserState]) -> Iterator[tuple[str, Query]]:
+def _edge_requests(recommender: Recommender, states: Sequence[UserState]) -> Iterator[tuple[str, Query]]:
     yield "cold user", Query(TOP_K)
     heavy = max(states, key=lambda state: len(state.heard), default=UserState())
     everything = recommender.catalog.hashes

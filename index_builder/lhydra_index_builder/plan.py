@@ -1,7 +1,7 @@
-"""What a rebuild will need, said before it begins, and refused politely where it does not fit.
+"""Estimates the memory and disk of a rebuild before it begins, and refuses one that does not fit.
 
-The memory is that of the builder and its processes together, mapped files included, which the system could take back:
-an upper bound that was measured (benchmarks/results/rebuild). Disk is what the store grows by, at its highest.
+Memory is that of the builder and its processes together. It includes mapped files, which the system could take back, so
+it is an upper bound; it was measured (benchmarks/results/rebuild). Disk is what the store grows by, at its peak.
 """
 
 import os
@@ -25,7 +25,7 @@ TEXT_BYTES = 80  # bytes of ids, titles and artists of a track, with their offse
 
 @dataclass(frozen=True)
 class ResourceEstimate:
-    """Bytes at the highest."""
+    """Peak bytes."""
 
     memory: int
     disk: int

@@ -1,8 +1,8 @@
 """The store between rebuilds: lock, staging, publishing, listing, rollback, retention. Nobody else writes CURRENT.
 
 A bundle is written into `.staging-*`, renamed into the store when it is whole, and named in CURRENT when its gate
-says so. Who builds holds the lock, which the system gives up with the process; whatever lies in `.staging-*` while
-nobody holds it was left by a process that is gone.
+says so. The builder holds the lock, which the system releases when the process ends; what lies in `.staging-*` while
+the lock is free was left by a process that was killed.
 """
 
 import contextlib
@@ -61,7 +61,7 @@ def building(store: Path, what: str) -> Iterator[Path]:
     if store.exists() and not store.is_dir():
         raise BundleMissing(complain(store, "a file", "a folder for bundles"))
     store.mkdir(parents=True, exist_ok=True)
-    with _naming(store), _locked(store, what):
+    with _naming_store(store), _locked(store, what):
         for path in (*store.glob(f"{STAGING}*"), *store.glob(f"{TRASH}*")):
             shutil.rmtree(path, ignore_errors=True)
         folder = Path(tempfile.mkdtemp(prefix=f"{STAGING}{os.getpid()}-", dir=store))
@@ -72,8 +72,8 @@ def building(store: Path, what: str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _naming(store: Path) -> Iterator[None]:
-    """Makes an error of the system that names no file, as those of writing do, name the store."""
+def _naming_store(store: Path) -> Iterator[None]:
+    """Makes an OSError without a file name, as writing raises, name the store."""
     try:
         yield
     except OSError as error:
@@ -101,7 +101,7 @@ def _locked(store: Path, what: str) -> Iterator[None]:
 
 
 def _owner(descriptor: int) -> str:
-    """Who holds the lock, in words."""
+    """The holder of the lock, in words."""
     try:
         owner = json.loads(os.pread(descriptor, 4096, 0))
         age_s = max(0, int(time.time() - owner["since_s"]))
@@ -140,7 +140,7 @@ def set_current(store: Path, bundle_id: str, expected: str | None = None) -> boo
     Raises:
         BundleMissing: the bundle is not there, or no longer.
     """
-    with _deciding(store):
+    with _current_lock(store):
         if expected is not None and current_or_none(store) != expected:
             return False
         if not (store / bundle_id).is_dir():
@@ -152,7 +152,7 @@ def set_current(store: Path, bundle_id: str, expected: str | None = None) -> boo
 
 
 @contextlib.contextmanager
-def _deciding(store: Path) -> Iterator[None]:
+def _current_lock(store: Path) -> Iterator[None]:
     """Holds the lock on changing CURRENT and on deleting bundles; for instants only, never while building."""
     descriptor = os.open(store, os.O_RDONLY)
     try:
@@ -265,7 +265,7 @@ def retain(store: Path, keep: int) -> list[str]:
         The ids of those deleted.
     """
     trash = []
-    with _deciding(store):
+    with _current_lock(store):
         found = [entry for entry in entries(store) if entry.state != "partial"]
         good = [entry for entry in found if entry.state not in (REFUSED, "broken")]
         bad = [entry for entry in found if entry.state in (REFUSED, "broken")]
@@ -274,7 +274,7 @@ def retain(store: Path, keep: int) -> list[str]:
             manifest = folder / "manifest.json"  # of a format not known here, it may still be in use
             if entry.state in ("current", "previous") or (manifest.is_file() and files.in_use(manifest)):
                 continue
-            trash.append(folder.rename(store / f"{TRASH}{entry.bundle_id}"))  # gone at once for whoever looks
+            trash.append(folder.rename(store / f"{TRASH}{entry.bundle_id}"))  # readers miss it at once
     for folder in trash:
         shutil.rmtree(folder, ignore_errors=True)
     return [folder.name.removeprefix(TRASH) for folder in trash]
