@@ -9,15 +9,19 @@ import numpy as np
 import pytest
 
 from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.embedding import embed
 from lhydra.bundle.manifest import Manifest, current_bundle_id
+from lhydra.bundle.model import Model
+from lhydra.bundle.networks import ItemTower
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset
 from lhydra.data.prepare import prepare
 from lhydra.data.settings import PrepareSettings
-from lhydra.domain import Query, UserState
-from lhydra.errors import BundleRefused
+from lhydra.domain import F32, Query, UserState
+from lhydra.errors import BundleRefused, ModelError
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.evaluation.run import find_targets
+from lhydra.features.spec import Encoded
 from lhydra.recommender import Recommender
 from lhydra_index_builder import build, gate
 from lhydra_index_builder import store as stores
@@ -151,6 +155,33 @@ def test_norms_are_measured_finer_than_vectors_are_stored(tmp_path: Path, off: f
     for vector in on_side[:50]:  # one alone, too
         np.save(tmp_path / "vectors.npy", vector[None])
         assert gate.vectors(tmp_path).verdict == found.verdict
+
+
+@pytest.mark.parametrize(
+    ("factor", "off"), [(1.5, "0.5"), (0.5, "0.5"), (1.0015, "0.0015"), (np.nan, "inf"), (1.0009, ""), (0.9991, "")]
+)
+def test_an_item_tower_with_one_vector_off_unit_norm_is_refused(
+    tiny_dataset: Dataset, tiny_model: Path, factor: float, off: str
+) -> None:
+    tower = ItemTower(tiny_model / "item_tower.onnx")
+
+    class Off(ItemTower):
+        def __init__(self) -> None:
+            """Opens nothing."""
+
+        def embed(self, tracks: Encoded) -> tuple[F32, F32]:
+            vectors, history = tower.embed(tracks)
+            vectors[3] *= factor
+            return vectors, history
+
+    def embedded() -> None:
+        embed(Model.open(tiny_model).spec, Off(), tiny_dataset.track_rows(0, 20), tiny_dataset.columns_of)
+
+    if off:
+        with pytest.raises(ModelError, match=f"item tower: found a norm {off} off 1, expected vectors of unit norm"):
+            embedded()
+    else:
+        embedded()
 
 
 @pytest.mark.parametrize(
