@@ -1,15 +1,18 @@
 """Files of a sealed folder: how they are hashed, checked and made durable. Models and bundles share this."""
 
+import ctypes
 import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import weakref
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -76,18 +79,139 @@ def read_json(path: Path, error: type[LhydraError], expected: str) -> dict[str, 
     return document
 
 
-def write_text(path: Path, text: str) -> None:
-    """Replaces the content of `path` atomically and durably: readers see the old text or the new."""
-    hidden = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with hidden.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        hidden.replace(path)
+@contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """Gives a path to write, which becomes `path` when the block ends well: readers see the old file or the new.
+
+    Args:
+        path: the file to replace, or to make.
+
+    Yields:
+        A path of the same name in a scratch folder beside `path`, for the block to create.
+    """
+    recover(path)
+    with _scratch(path) as scratch:
+        yield scratch / path.name
+        sync(scratch / path.name)
+        (scratch / path.name).replace(path)
         sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces the content of a file atomically and durably.
+
+    Args:
+        path: the file to replace, or to make.
+        text: all of its content, written as UTF-8.
+    """
+    with replacing_file(path) as new:
+        new.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """Gives an empty folder to write into, which becomes `target` when the block ends well.
+
+    Where the system can exchange two folders, readers see the old one or the new. Elsewhere `target` is missing for
+    an instant; a process that ends just then leaves the old one to `recover`. A mount point cannot be renamed: its
+    files are replaced one by one, in order of their names.
+
+    Args:
+        target: the folder to replace, or to make with its parents; not a symbolic link.
+
+    Yields:
+        A folder `new`. It lies in a scratch folder that is the block's own, and is gone in the end.
+    """
+    missing = [parent for parent in target.parents if not parent.exists()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    recover(target)
+    try:
+        with _scratch(target) as scratch:
+            new = scratch / "new"
+            new.mkdir()
+            yield new
+            for path in (*new.rglob("*"), new):
+                sync(path)
+            _put(new, target)
+            for parent in {target.parent, *(parent.parent for parent in missing)}:
+                sync(parent)
     finally:
-        hidden.unlink(missing_ok=True)
+        if not target.exists():
+            with suppress(OSError):  # something else lies in them by now
+                for parent in missing:
+                    parent.rmdir()
+
+
+def recover(path: Path) -> None:
+    """Puts back the folder that an interrupted `replacing_folder` had moved away, and sweeps what it left.
+
+    Args:
+        path: the file or folder that was to be replaced.
+    """
+    name = re.compile(re.escape(f".{path.name}.") + "[0-9a-f]{8}")
+    beside = _beside(path)
+    for scratch in beside.iterdir() if beside.is_dir() else ():
+        if name.fullmatch(scratch.name) and scratch.is_dir():
+            with suppress(BlockingIOError, FileNotFoundError):  # another process works in it, or sweeps it
+                descriptor = os.open(scratch, os.O_RDONLY)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _settle(scratch, path)
+                finally:
+                    os.close(descriptor)
+
+
+def _beside(target: Path) -> Path:
+    """Returns the folder from which something can be renamed to `target`, or into it where it is a mount point."""
+    return target if target.is_mount() else target.parent
+
+
+@contextmanager
+def _scratch(target: Path) -> Iterator[Path]:
+    """Gives a folder beside `target`, or in it where that is a mount point; locked until it is gone."""
+    while True:
+        scratch = _beside(target) / f".{target.name}.{secrets.token_hex(4)}"
+        scratch.mkdir()
+        with suppress(FileNotFoundError):  # swept by another process before it was locked
+            lease = Lease(scratch)
+            if scratch.exists():
+                break
+    try:
+        yield scratch
+    finally:
+        _settle(scratch, target)
+        del lease
+
+
+def _put(new: Path, target: Path) -> None:
+    """Renames the folder `new` to `target`; what was there before lies in the scratch folder then."""
+    if target.is_mount():
+        for path in sorted(path for path in new.rglob("*") if path.is_file()):
+            place = target / path.relative_to(new)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(place)
+    elif not _exchange(new, target):
+        if target.exists():
+            target.rename(new.with_name("old"))
+        new.rename(target)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swaps two folders in one step; False where the system or the file system cannot (renameat2, Linux 3.15)."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(renameat2(here, os.fsencode(a.absolute()), here, os.fsencode(b.absolute()), exchange) == 0)
+
+
+def _settle(scratch: Path, target: Path) -> None:
+    """Puts back what was moved away from `target` when nothing came there, then removes the scratch folder."""
+    old = scratch / "old"
+    if old.exists() and not target.exists():
+        old.rename(target)
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def sync(path: Path) -> None:
@@ -113,6 +237,24 @@ def link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         copy(source, target)
+
+
+def link_missing(source: Path, target: Path) -> None:
+    """Links the files of one folder, and of those in it, into another that has none of their names.
+
+    Args:
+        source: the folder with the files; folders in it that begin with a dot are left out.
+        target: a folder on the same file system.
+    """
+
+    def add(one: str, other: str) -> None:
+        if not os.path.exists(other):
+            link(Path(one), Path(other))
+
+    def hidden(folder: str, names: list[str]) -> list[str]:
+        return [name for name in names if name.startswith(".") and Path(folder, name).is_dir()]
+
+    shutil.copytree(source, target, copy_function=add, dirs_exist_ok=True, ignore=hidden)
 
 
 def write_npz(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:

@@ -711,6 +711,39 @@ def test_interrupted_leaves_nothing(tmp_path: Path) -> None:
         assert sorted(path.name for path in tmp_path.iterdir()) == ["plays.csv", "whole"]
 
 
+@pytest.mark.parametrize("nth", [1, 2])
+@pytest.mark.parametrize("after", [False, True])
+def test_interrupted_between_renames_leaves_the_old_or_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nth: int, after: bool
+) -> None:
+    """Where the system cannot exchange two folders in one step."""
+    for name, n in (("old", 50), ("new", 60)):
+        text = "user_id,track_id\n" + "".join(f"u{i % 7},t{i % 11}\n" for i in range(n))
+        (tmp_path / f"{name}.csv").write_text(text)
+    prepare(tmp_path / "old.csv", tmp_path / "out")
+    rename, calls = Path.rename, 0
+
+    def interrupted(self: Path, target: Path) -> Path:
+        nonlocal calls
+        calls += 1
+        if calls == nth and not after:
+            raise KeyboardInterrupt
+        moved = rename(self, target)
+        if calls == nth:
+            raise KeyboardInterrupt
+        return moved
+
+    monkeypatch.setattr("lhydra.files._exchange", lambda a, b: False, raising=False)
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(tmp_path / "new.csv", tmp_path / "out")
+    monkeypatch.undo()
+    counts = Dataset.open(tmp_path / "out").info.counts
+    assert counts["plays"] == len(Dataset.open(tmp_path / "out").plays)
+    prepare(tmp_path / "new.csv", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.csv", "old.csv", "out"]
+
+
 # Real data
 
 

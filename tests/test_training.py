@@ -357,6 +357,31 @@ def test_a_graph_that_disagrees_is_not_kept(
     Model.open(tmp_path / "model")
 
 
+def test_a_model_is_the_old_one_until_the_new_one_is_whole(
+    tiny_dataset: Dataset, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "model"
+    shutil.copytree(tiny_model, out)
+    (out / "notes.txt").write_text("mine")
+    before, replaced = Model.open(out).model_id, Path.replace
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if target.name == "model.json":
+            raise KeyboardInterrupt
+        return replaced(self, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny_dataset, out, replace(QUICK, epochs=1))
+    assert Model.open(out).model_id == before
+    monkeypatch.undo()
+    info = train(tiny_dataset, out, replace(QUICK, epochs=1), resume=True)
+    assert Model.open(out).model_id == info["model_id"] != before
+    assert (out / "notes.txt").read_text() == "mine"
+    assert {path.name for path in (out / "checkpoint").iterdir()} == {"best.safetensors", "last.safetensors"}
+    assert os.listdir(tmp_path) == ["model"]
+
+
 def test_graphs_hold_no_dropout_and_take_any_batch(tiny_model: Path, data: TrainingData) -> None:
     model = Model.open(tiny_model)
     for n in (1, 2, 400):

@@ -145,8 +145,6 @@ def set_current(store: Path, bundle_id: str, expected: str | None = None) -> boo
             return False
         if not (store / bundle_id).is_dir():
             raise BundleMissing(complain(store / bundle_id, "no such bundle", "one that `lhydra index list` names"))
-        for left in store.glob(".CURRENT.*"):  # by a process that was killed: nobody else is here
-            left.unlink(missing_ok=True)
         files.write_text(store / "CURRENT", f"{bundle_id}\n")
         return True
 

@@ -38,9 +38,9 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: `--json` names no file in a folder that exists.
     """
-    from lhydra.commands.evaluate import write_file
     from lhydra.evaluation.compare import compare
     from lhydra.evaluation.document import read_document
+    from lhydra.files import write_text
 
     if args.json is not None and (args.json.is_dir() or not args.json.parent.is_dir()):
         raise ConfigError(complain("--json", str(args.json), "a file in a folder that exists"))
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     found = compare(a, b, (str(args.a), str(args.b)))
     show(found, (args.a, args.b))
     if args.json is not None:
-        write_file(args.json, json.dumps(found, indent=2, allow_nan=False) + "\n")
+        write_text(args.json, json.dumps(found, indent=2, allow_nan=False) + "\n")
     return 0
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from lhydra import config
+from lhydra import config, files
 from lhydra.errors import ConfigError, LhydraError, MissingExtra, complain
 
 HELP = "synthetic world -> prepare -> train -> rebuild -> users load -> serve -> query, in about a minute"
@@ -156,4 +156,4 @@ def _claim(folder: Path) -> None:
         for part in PARTS:
             shutil.rmtree(folder / part, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARK).write_text("Made by `lhydra demo`; it may replace this folder.\n", encoding="utf-8")
+    files.write_text(folder / MARK, "Made by `lhydra demo`; it may replace this folder.\n")

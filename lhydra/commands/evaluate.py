@@ -3,7 +3,6 @@
 import argparse
 import importlib.util
 import json
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from lhydra import config
 from lhydra.config import Requirement
 from lhydra.console import print_table
 from lhydra.errors import ConfigError, DataError, MissingExtra, complain
+from lhydra.files import write_text
 
 if TYPE_CHECKING:
     from lhydra.bundle.bundle import Bundle
@@ -142,12 +142,12 @@ def run(args: argparse.Namespace) -> int:
             document["summary"].insert(1, "the model learned from the valid fold too (--refit), the baselines did not")
         show(bundle.bundle_id, document)
     if args.json is not None:
-        write_file(args.json, json.dumps(document, indent=2, allow_nan=False) + "\n")
+        write_text(args.json, json.dumps(document, indent=2, allow_nan=False) + "\n")
         print(f"\nwrote {args.json}: every number, for `lhydra compare`")
     if args.report is not None:
         from lhydra.evaluation.report.page import render
 
-        write_file(args.report, render(document))
+        write_text(args.report, render(document))
         print(f"wrote {args.report}: open it in a browser")
     return 0
 
@@ -376,18 +376,3 @@ def half_width(found: "Interval") -> str:
         Four digits.
     """
     return f"±{((found['high'] or 0.0) - (found['low'] or 0.0)) / 2:.4f}"
-
-
-def write_file(path: Path, text: str) -> None:
-    """Writes a file, whole or not at all.
-
-    Args:
-        path: of the file, which is replaced.
-        text: its content.
-    """
-    hidden = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        hidden.write_text(text, encoding="utf-8")
-        hidden.replace(path)
-    finally:
-        hidden.unlink(missing_ok=True)

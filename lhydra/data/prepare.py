@@ -1,10 +1,7 @@
 """Turns a source into a dataset: reads, checks, splits, aggregates, writes; all of it or nothing."""
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -14,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lhydra import __version__
+from lhydra import __version__, files
 from lhydra.data import rows, split
 from lhydra.data.dataset import TEST, TRAIN, VALID, Column, DatasetInfo, Kind, Plays
 from lhydra.data.schema import PLAY_COLUMNS, TRACK_COLUMNS, USER_COLUMNS, DeclaredColumns, used_columns
@@ -22,7 +19,6 @@ from lhydra.data.settings import PrepareSettings
 from lhydra.data.sources import Source, Table, load, open_source
 from lhydra.data.undeclared import column_warnings
 from lhydra.errors import DataError, complain
-from lhydra.files import sync
 from lhydra.timing import timed
 
 _MEMORY = "2GB"  # DuckDB's share; beyond it, it spills beside the dataset
@@ -50,10 +46,11 @@ def prepare(
     """
     source, out = Path(source), Path(out).resolve()  # through a symbolic link, not over it
     opened = open_source(source)
+    files.recover(out)
     _check_target(source, out)
-    with _workspace(out) as work:
+    with files.replacing_folder(out) as folder:
         try:
-            info = _build(opened, work, settings, columns, say)
+            info = _build(opened, folder, settings, columns, say)
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
             reason = str(error).splitlines()[0]
             raise DataError(complain(source, reason, f"to fit {_MEMORY} of memory and the free disk")) from None
@@ -62,12 +59,12 @@ def prepare(
                 raise KeyboardInterrupt from None
             raise
         say("publishing")
-        _publish(work / "dataset", out, work)
     return info
 
 
-def _build(source: Source, work: Path, settings: PrepareSettings, columns: DeclaredColumns, say: Say) -> DatasetInfo:
-    """Writes the dataset into `work/dataset`."""
+def _build(source: Source, folder: Path, settings: PrepareSettings, columns: DeclaredColumns, say: Say) -> DatasetInfo:
+    """Writes the dataset into `folder`; what is needed only meanwhile lies beside it."""
+    work = folder.parent
     used: dict[rows.Side, tuple[Column, ...]] = {
         "tracks": _choose("tracks", source.tracks, TRACK_COLUMNS, columns.tracks),
         "users": _choose("users", source.users, USER_COLUMNS, columns.users),
@@ -88,7 +85,7 @@ def _build(source: Source, work: Path, settings: PrepareSettings, columns: Decla
         protocol, plays = _split(con, source.plays, settings, report)
         report.warnings += column_warnings(con, source, columns, work)
         say("writing")
-        n_tracks, n_users, named = _write(con, work / "dataset", tracks, users, plays)
+        n_tracks, n_users, named = _write(con, folder, tracks, users, plays)
     counts = {"tracks": n_tracks, "users": n_users, "plays": len(plays)}
     counts |= {name: int((plays.fold == fold).sum()) for name, fold in _FOLDS.items()}
     info = DatasetInfo(
@@ -108,7 +105,7 @@ def _build(source: Source, work: Path, settings: PrepareSettings, columns: Decla
         warnings=(*report.warnings, *(f"the {name} fold is empty" for name in _FOLDS if not counts[name])),
         lhydra_version=__version__,
     )
-    (work / "dataset" / "dataset.json").write_text(info.to_json(), encoding="utf-8")
+    (folder / "dataset.json").write_text(info.to_json(), encoding="utf-8")
     return info
 
 
@@ -217,7 +214,6 @@ def _write(
     plays: Plays,
 ) -> tuple[int, int, str]:
     """Writes the three tables; returns (tracks, users, hash of the split)."""
-    folder.mkdir()
     train = plays.where(plays.fold == TRAIN)
     n_tracks, n_users = (con.sql(f"SELECT count(*) FROM {side}").fetchall()[0][0] for side in ("tracks", "users"))
     own: dict[str, pa.Array] = {
@@ -301,34 +297,3 @@ def _check_target(source: Path, out: Path) -> None:
     if out.exists():
         found = "a folder with other things in it" if out.is_dir() else "a file"
         raise DataError(complain(out, found, "a free path, an empty folder or a dataset to replace"))
-
-
-@contextmanager
-def _workspace(out: Path) -> Iterator[Path]:
-    """Yields a folder beside `out` that is gone afterwards, with any parent made for it in vain."""
-    missing = [parent for parent in out.parents if not parent.exists()]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        if not out.exists():
-            with suppress(OSError):
-                for parent in missing:
-                    parent.rmdir()
-
-
-def _publish(made: Path, out: Path, work: Path) -> None:
-    """Puts the finished folder in the place of `out`."""
-    for path in (*made.iterdir(), made):
-        sync(path)
-    old = work / "old"
-    if out.exists():
-        out.rename(old)
-    try:
-        made.rename(out)
-    except OSError:
-        if old.exists():
-            old.rename(out)
-        raise

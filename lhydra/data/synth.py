@@ -6,10 +6,7 @@ plays, and of a track only what is hidden is held.
 
 import json
 import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
 from itertools import chain, product
@@ -22,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lhydra import __version__
+from lhydra import __version__, files
 from lhydra.data import listening, scenes, world
 from lhydra.data.names import every_title
 from lhydra.data.world import World, generator, make_world
@@ -100,8 +97,11 @@ def write_world(
     """
     sizes = {"users": users, "tracks": tracks, "plays": plays, "seed": seed}
     _check_sizes(**sizes)
+    target = out.resolve()
     try:
-        with _replacing(out) as folder:
+        files.recover(target)
+        _check_target(target, out)
+        with files.replacing_folder(target) as folder:
             with timed("synth.world"):
                 made = make_world(**sizes)
             with timed("synth.tables"):
@@ -132,50 +132,22 @@ def _check_sizes(users: int, tracks: int, plays: int, seed: int) -> None:
         raise ConfigError(complain("seed", str(seed), "0 to 2^63 - 1"))
 
 
-@contextmanager
-def _replacing(out: Path) -> Iterator[Path]:
-    """Gives a temporary sibling of `out` to write into, renamed to `out` in the end, removed on any error."""
-    target = out.resolve()
-    replace = _holds_world(target, out)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-    old = staging.with_name(f"{staging.name}.old")
-    staging.mkdir()
-    try:
-        yield staging
-        if replace:
-            target.rename(old)
-        try:
-            staging.rename(target)
-        except BaseException:
-            if replace:
-                old.rename(target)
-            raise
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _holds_world(target: Path, out: Path) -> bool:
-    """Whether `target` holds a world written before; False where there is nothing. DataError for anything else."""
+def _check_target(target: Path, out: Path) -> None:
+    """Refuses a `target`, `out` by name, that is neither free, nor empty, nor a world written before."""
     expected = "a new or empty folder, or a world made by `lhydra synth` and nothing else"
     if not target.exists():
-        return False
+        return
     if not target.is_dir():
         raise DataError(complain(out, "a file", expected))
     names = set(os.listdir(target))
-    if not names:
-        return False
     if others := sorted(names - FILES):
         raise DataError(complain(out, f"a folder that holds {others[0]}", expected))
     try:
         made_by = json.loads((target / "world.json").read_text(encoding="utf-8"))["made_by"]
     except (OSError, ValueError, KeyError, TypeError):
         made_by = None
-    if made_by != "lhydra synth":
+    if names and made_by != "lhydra synth":
         raise DataError(complain(out, "a folder without the world.json of one", expected))
-    return True
 
 
 def _write_blocks(blocks: Iterator[pa.Table], path: Path) -> None:

@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import io
 import json
-import os
 import time
 import zipfile
 from collections.abc import Sequence
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from lhydra import files
 from lhydra.console import with_progress
 from lhydra.data.dataset import TRAIN, Dataset
 from lhydra.domain import F32, I64
@@ -305,11 +305,7 @@ def _write(path: Path, baseline: Baseline) -> None:
     assert baseline.lists is not None
     text = io.BytesIO()
     np.savez_compressed(text, lists=baseline.lists.astype(np.int32), about=np.array(json.dumps(about)))
-    hidden = path.with_name(f".{path.name}.{os.getpid()}")
     with contextlib.suppress(OSError):
         path.parent.mkdir(exist_ok=True)
-        try:
-            hidden.write_bytes(text.getvalue())
-            hidden.replace(path)
-        finally:
-            hidden.unlink(missing_ok=True)
+        with files.replacing_file(path) as new:
+            new.write_bytes(text.getvalue())

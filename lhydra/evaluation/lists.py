@@ -3,7 +3,6 @@
 import csv
 import gzip
 import io
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lhydra import files
 from lhydra.console import with_progress
 from lhydra.data.dataset import AsOf, Dataset, user_states
 from lhydra.domain import F32, I64, Hashes, Query, Recommendation, UserState, no_hashes
@@ -181,24 +181,19 @@ def write_lists(
 
 @contextmanager
 def _open(out: Path) -> Iterator[Callable[[Rows], None]]:
-    """Gives a function that appends rows to a hidden sibling, which becomes `out` when the block ends well."""
-    hidden = out.with_name(f".{out.name}.{os.getpid()}")
+    """Gives a function that appends rows to what becomes `out` when the block ends well."""
     name = out.name.lower()
-    try:
-        with ExitStack() as stack:
-            if name.endswith(".parquet"):
-                parquet = stack.enter_context(pq.ParquetWriter(hidden, COLUMNS))
-                yield lambda rows: parquet.write_table(_table(rows))
-            else:
-                file: io.BufferedWriter | gzip.GzipFile = stack.enter_context(hidden.open("wb"))
-                if name.endswith(".gz"):  # no name, no time: the same lists are the same bytes
-                    file = gzip.GzipFile("", "wb", fileobj=file, mtime=0)
-                text = csv.writer(stack.enter_context(io.TextIOWrapper(file, encoding="utf-8", newline="")))
-                text.writerow(COLUMNS.names)
-                yield lambda rows: text.writerows((*row[:3], f"{row[3]:.9g}") for row in rows)  # 9 digits: exact
-        hidden.replace(out)
-    finally:
-        hidden.unlink(missing_ok=True)
+    with files.replacing_file(out) as new, ExitStack() as stack:
+        if name.endswith(".parquet"):
+            parquet = stack.enter_context(pq.ParquetWriter(new, COLUMNS))
+            yield lambda rows: parquet.write_table(_table(rows))
+        else:
+            file: io.BufferedWriter | gzip.GzipFile = stack.enter_context(new.open("wb"))
+            if name.endswith(".gz"):  # no name, no time: the same lists are the same bytes
+                file = gzip.GzipFile("", "wb", fileobj=file, mtime=0)
+            text = csv.writer(stack.enter_context(io.TextIOWrapper(file, encoding="utf-8", newline="")))
+            text.writerow(COLUMNS.names)
+            yield lambda rows: text.writerows((*row[:3], f"{row[3]:.9g}") for row in rows)  # 9 digits: exact
 
 
 def _table(rows: Rows) -> pa.Table:

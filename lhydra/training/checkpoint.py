@@ -19,11 +19,9 @@ def save(path: Path, network: Network, optimizer: torch.optim.Optimizer, state: 
     tensors: dict[str, Tensor] = {f"network.{name}": value for name, value in network.state_dict().items()}
     for number, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
-    hidden = path.with_name(f".{path.name}")
     copies = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
-    save_file(copies, hidden, metadata={"state": json.dumps(state)})
-    files.sync(hidden)
-    hidden.replace(path)
+    with files.replacing_file(path) as new:
+        save_file(copies, new, metadata={"state": json.dumps(state)})
 
 
 def load(path: Path, network: Network, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:

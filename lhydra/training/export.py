@@ -4,7 +4,6 @@ import contextlib
 import io
 import json
 import logging
-import shutil
 import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -48,17 +47,15 @@ OPSET = 20
 def export(network: Network, data: TrainingData, table: Table, out: Path, info: dict[str, Any]) -> dict[str, Any]:
     """Writes features.json, the three graphs, the co-listening table and model.json; returns what model.json says.
 
-    Everything is written and checked in a staging folder first. Raises ModelError when a graph disagrees with torch.
+    The folder `out` is replaced as a whole and at the end; its other files, checkpoints say, stay. Raises ModelError
+    when a graph disagrees with torch.
     """
     network.eval()
-    staging = out / ".staging"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    try:
-        (staging / "features.json").write_text(data.spec.to_json(), encoding="utf-8")
-        _write_table(table, data.tracks.ids[:, 0], staging)
-        _graphs(network, data, staging)
-        _prove(network, data, staging)
+    with files.replacing_folder(out.resolve()) as folder:
+        (folder / "features.json").write_text(data.spec.to_json(), encoding="utf-8")
+        _write_table(table, data.tracks.ids[:, 0], folder)
+        _graphs(network, data, folder)
+        _prove(network, data, folder)
         now = datetime.now(UTC)
         document = {
             "format": FORMAT,
@@ -67,15 +64,11 @@ def export(network: Network, data: TrainingData, table: Table, out: Path, info: 
             "lhydra_version": __version__,
             "dim": network.head.of_track.in_features,
             "features": data.spec.fingerprint,
-            "files": files.seal(staging, list(PARTS)),
+            "files": files.seal(folder, list(PARTS)),
             **info,
         }
-        for name in PARTS:
-            files.sync(staging / name)
-            (staging / name).replace(out / name)
-        files.write_text(out / "model.json", json.dumps(document, indent=2, ensure_ascii=False) + "\n")
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        files.write_text(folder / "model.json", json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        files.link_missing(out, folder)
     return document
 
 

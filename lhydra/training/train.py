@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lhydra import files
 from lhydra.data.dataset import TEST, TRAIN, VALID, Dataset, Plays
 from lhydra.domain import I64
 from lhydra.errors import ModelError, complain
@@ -312,6 +313,7 @@ def _patience_over(state: dict[str, Any], config: TrainSettings) -> bool:
 
 def _claim(out: Path, resume: bool) -> None:
     """Makes the folder. Raises ModelError when `out` holds something that is not ours to replace."""
+    files.recover(out.resolve())
     expected = "a new folder, or one made by `lhydra train`"
     if out.exists() and not out.is_dir():
         raise ModelError(complain(out, "a file", expected))
@@ -326,4 +328,4 @@ def _claim(out: Path, resume: bool) -> None:
 def _keep_lines(path: Path, count: int) -> None:
     """Cuts metrics.jsonl to the epochs that the checkpoint holds."""
     lines = path.read_text(encoding="utf-8").splitlines()[:count] if path.exists() else []
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    files.write_text(path, "".join(f"{line}\n" for line in lines))
