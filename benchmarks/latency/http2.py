@@ -1,6 +1,9 @@
 """One HTTP/2 connection for gRPC calls, written for load: bytes in, bytes out, a status code, and nothing decoded.
 
-The client of grpcio costs more processor time per call than a good server: on one machine it would measure itself.
+The load generator must not decide the figure. Weighed: grpc.aio in one process, against a trivial server, on two cores
+with other work beside, medians of three: 254 to 304 us of processor a request from 500 to 4,000 a second, for 44 to 216
+here. It made 636 of 1,000 and 797 of 2,000 requests a second, half of them sent more than 160 and 870 ms late; this one
+made all of them, half within 2.2 and .1 ms.
 Only what unary gRPC needs is here (RFC 9113, RFC 7541); the header table is off, so headers stand for themselves.
 """
 
