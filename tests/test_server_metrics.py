@@ -523,3 +523,12 @@ def test_calls_of_a_real_server_are_counted(store: Path) -> None:
         assert total(scrape(), "lhydra_request_seconds_count") == 24
         logged = [line["code"] for line in server.lines() if "took_us" in line]
         assert logged == ["INVALID_ARGUMENT"]  # what failed; of what succeeded, none
+
+
+def test_a_search_done_again_is_not_said_to_be_exact() -> None:
+    """`Index.search_eligible` searches an inverted file wider; only other indexes fall back to the exact scan."""
+    name = "lhydra_exact_fallbacks_total"
+    page = (ROOT / "docs" / "operations.md").read_text()
+    (row,) = (line for line in page.splitlines() if f"`{name}`" in line)
+    assert m.FAMILIES[name].text.lower().rstrip(".") == row.split("|")[-2].strip()
+    assert "wider or exactly" in m.FAMILIES[name].text

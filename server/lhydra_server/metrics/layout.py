@@ -91,7 +91,13 @@ FAMILIES = _laid_out(
     Family(
         *("lhydra_short_answers_total", "counter", "Lists shorter than k, because no more tracks were eligible."),
     ),
-    Family("lhydra_exact_fallbacks_total", "counter", "Searches repeated exactly, because the index fell short."),
+    Family(
+        *(
+            "lhydra_exact_fallbacks_total",
+            "counter",
+            "Searches done again, wider or exactly, because the index fell short.",
+        ),
+    ),
     Family("lhydra_batch_size", "histogram", "Requests computed together.", {}, BATCH),
     Family("lhydra_queue_depth", "gauge", "Requests waiting for the compute turn now."),
     Family("lhydra_in_flight", "gauge", "Calls being answered now, those that wait included."),

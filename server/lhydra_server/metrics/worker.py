@@ -112,7 +112,7 @@ class Metrics:
         self._add(_PLAYS, n)
 
     def exact_fallback(self) -> None:
-        """Counts a search that had to be repeated exactly."""
+        """Counts a search that was done again, wider or exactly, because the index fell short."""
         self._add(_EXACT, 1)
 
     def user_store_error(self) -> None:
