@@ -17,11 +17,12 @@ from benchmarks.machine import machine, versions
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.index import FLAT, Index
 from lhydra.data.dataset import Dataset, user_states
-from lhydra.domain import I64, Query
+from lhydra.domain import I64
 from lhydra.errors import LhydraError
 from lhydra.evaluation.bootstrap import difference
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.evaluation.run import as_rows, find_targets
+from lhydra.queries import known_user
 from lhydra.recommender import Recommender
 
 K = 10
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     lists = {name: np.full((len(targets), K), -1, np.int64) for name in asked}
     for i, (_, state) in enumerate(user_states(dataset, "test", positions=targets.users)):
         for name, recommender in asked.items():
-            rows = recommender.recommend(Query(K, state, True, state.heard)).rows
+            rows = recommender.recommend(known_user(state, K)).rows
             lists[name][i, : len(rows)] = rows
     rows = as_rows(bundle.catalog.rows(dataset.hashes), n)[targets.tracks]
     wanted = np.concatenate([np.sort(rows[targets.of(user)]) for user in range(len(targets))])

@@ -29,12 +29,13 @@ from lhydra.bundle.index import one_thread
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import Recommendation
 from lhydra.errors import LhydraError
+from lhydra.queries import to_query
 from lhydra.recommender import Recommender
 from lhydra.timing import timed
 from lhydra.users.store import UserStore, open_users
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.replies import reply
-from lhydra_server.translate import to_query
+from lhydra_server.translate import to_request
 
 WARM_UP_REQUESTS = 200  # not counted
 QUANTILES = {"p50": 50, "p90": 90, "p99": 99}
@@ -122,7 +123,9 @@ def answer(recommender: Recommender, users: UserStore, user_id: str, k: int) -> 
     assert parts is not None  # the bundle lies in a store
     with timed("total", stage_us):
         with timed("lookup", stage_us):
-            query = to_query(pb.RecommendRequest(user_id=user_id, k=k), users.get(user_id), {}, None)
+            now = int(time.time())
+            said = to_request(pb.RecommendRequest(user_id=user_id, k=k), k, {}, None, now)
+            query = to_query(said, users.get(user_id), now)
         found = recommender.recommend(query)
         with timed("reply", stage_us):
             reply(found, parts, stage_us, bundle_id=recommender.bundle_id, degraded=(), request_id="0" * 32)

@@ -117,7 +117,8 @@ class Query:
     k: how many tracks; depth: candidates to rerank, 0 for the recommender's own.
     known: the user id was found in the user store (decides the tier only).
     exclude: hashes of tracks that must not be returned, in any order; repeat: whether heard ones may be.
-    filter: conditions that every track returned must meet. now: Unix seconds, from which Repeat.DECAY counts.
+    filter: conditions that every track returned must meet, which the bundle's columns can answer
+    (`lhydra.bundle.columns.check`). now: Unix seconds, from which Repeat.DECAY counts.
     """
 
     k: int

@@ -87,7 +87,6 @@ class Recommender:
 
         Raises:
             FeatureError: the profile does not fit the features.
-            InvalidRequest: the filter does not fit the bundle's columns.
         """
         answer = self.recommend_many([(query, check)])[0]
         if isinstance(answer, Exception):
@@ -325,7 +324,7 @@ class Recommender:
         return rows[:depth], cosines[:depth]
 
     def _eligible(self, conditions: tuple[Condition, ...]) -> EligibleSet:
-        """What a filter lets through. Raises InvalidRequest."""
+        """What a filter lets through."""
         mask = self.bundle.filters.mask(conditions)
         return eligible_set(self.bundle.index, mask, self.catalog.vectors)
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lhydra.bundle import columns_writer
-from lhydra.bundle.columns import FilterColumns, Mask, Numbers, file_names, normalised
+from lhydra.bundle.columns import FilterColumns, Mask, Numbers, check, file_names, normalised
 from lhydra.bundle.columns_writer import insert_columns, write_columns
 from lhydra.domain import Condition
 from lhydra.errors import BundleCorrupt, InvalidRequest
@@ -234,7 +234,7 @@ def test_nothing_can_be_opened_and_asked() -> None:
         columns = FilterColumns.open(folder)
         assert (columns.names, columns.mask([]).tolist()) == ({}, [True] * 4)
         with pytest.raises(InvalidRequest, match=r"filter.column: found 'name', expected .* \(this bundle has none\)"):
-            columns.mask([Condition("name", any_of=("rock",))])
+            check([Condition("name", any_of=("rock",))], columns.names)
 
 
 def test_lists_that_are_null_hold_nothing(tmp_path: Path) -> None:

@@ -466,6 +466,25 @@ def test_a_filter_on_a_bundle_without_columns_is_refused_by_field(
     assert not running.recommender.queries
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_wrong_filter_is_checked_once_and_nothing_is_looked_up_for_it(
+    running: Running, monkeypatch: pytest.MonkeyPatch, lost: bool
+) -> None:
+    reads: list[str] = []
+
+    def read(user_id: str, **_: Any) -> UserState | None:
+        reads.append(user_id)
+        if lost:
+            raise errors.UserStoreError("the disk is gone")
+        return None
+
+    monkeypatch.setattr(running.users, "get", read)
+    error = fails(lambda: running.stub.Recommend(request(filter=pb.Filter(genres=["rock"]))))
+    assert (error.code(), reads) == (Code.INVALID_ARGUMENT, [])
+    running.stub.Recommend(request(filter=pb.Filter()))
+    assert reads == ["ann"]
+
+
 def test_fields_that_are_set_to_nothing_are_fine(running: Running) -> None:
     assert ids(running.stub.Recommend(request(filter=pb.Filter(), diversity=pb.Diversity(), seed=7))) == expected_ids(
         N, 5

@@ -14,12 +14,13 @@ from lhydra.bundle.arrays import blocks
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.embedding import MAX_NORM_ERROR, norm_error
 from lhydra.data.dataset import AsOf, Dataset, user_states
-from lhydra.domain import I64, Hashes, Query, Recommendation, UserState
+from lhydra.domain import I64, Hashes, Query, Recommendation, Repeat, UserState, no_hashes
 from lhydra.errors import LhydraError
 from lhydra.evaluation.beyond import inter_user_overlap
 from lhydra.evaluation.bootstrap import F64, difference
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.evaluation.run import Targets, as_rows
+from lhydra.queries import known_user
 from lhydra.recommender import Recommender
 from lhydra.timing import timed
 from lhydra_index_builder.config import RebuildSettings
@@ -158,7 +159,7 @@ def served_lists(recommender: Recommender, states: Sequence[UserState]) -> I64:
     """
     found = np.full((len(states), TOP_K), -1, np.int64)
     for i, state in enumerate(states):
-        rows = recommender.recommend(Query(TOP_K, state, True, state.heard)).rows
+        rows = recommender.recommend(known_user(state, TOP_K)).rows
         found[i, : len(rows)] = rows
     return found
 
@@ -356,9 +357,9 @@ def _edge_requests(recommender: Recommender, states: Sequence[UserState]) -> Ite
     yield "cold user", Query(TOP_K)
     heavy = max(states, key=lambda state: len(state.heard), default=UserState())
     everything = recommender.catalog.hashes
-    yield "heavy listener", Query(TOP_K, heavy, True, heavy.heard)
+    yield "heavy listener", known_user(heavy, TOP_K)
     yield "heavy listener, all but five heard", Query(TOP_K, heavy, True, everything[5:])
-    yield "k above depth", Query(recommender.depth + 7, heavy, True, heavy.heard)
+    yield "k above depth", known_user(heavy, recommender.depth + 7)
 
 
 def broken_promise(recommender: Recommender, query: Query, found: Recommendation) -> str:
@@ -373,7 +374,8 @@ def broken_promise(recommender: Recommender, query: Query, found: Recommendation
         What is wrong, "" when the answer is as every answer must be.
     """
     catalog = recommender.catalog
-    excluded = catalog.rows(query.exclude)
+    heard = no_hashes() if query.repeat is Repeat.ALLOW else query.state.heard
+    excluded = catalog.rows(np.concatenate([query.exclude, heard]))
     excluded = np.union1d(excluded[excluded >= 0], catalog.removed)
     if len(found.rows) != min(query.k, len(catalog) - len(excluded)):
         return f"{len(found.rows)} tracks of {min(query.k, len(catalog) - len(excluded))}"

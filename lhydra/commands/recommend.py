@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, cast
 
 from lhydra import config
 from lhydra.errors import ConfigError, complain
+from lhydra.limits import DEFAULT_MAX_K, MAX_DEPTH
 
 if TYPE_CHECKING:
     from lhydra.data.dataset import AsOf, Dataset
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 
 HELP = "write recommendations for many users to a Parquet or CSV file"
 EXTRA = "index"
-MAX_K = 1000  # what a server answers by default
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class RecommendSettings(config.Settings):
     """How the lists are made."""
 
     users: str = config.setting("all", "user ids, separated by commas, or `all`")
-    k: int = config.setting(10, "tracks per user", low=1, high=MAX_K)
+    k: int = config.setting(10, "tracks per user", low=1, high=DEFAULT_MAX_K)
     stage: str = config.setting("final", "the reranked list, or what retrieval alone finds", ("final", "retrieval"))
     as_of: str = config.setting(
         "test",
@@ -32,7 +32,7 @@ class RecommendSettings(config.Settings):
     )
     include_heard: bool = config.setting(False, "also recommend what the user has heard")
     bundle: str | None = config.setting(None, "bundle of the store, instead of the current one")
-    depth: int = config.setting(0, "candidates to rerank, 0 for the server's default", low=0)
+    depth: int = config.setting(0, "candidates to rerank, 0 for the server's default", low=0, high=MAX_DEPTH)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -12,11 +12,12 @@ import numpy as np
 
 from lhydra.console import with_progress
 from lhydra.data.dataset import Dataset, user_states
-from lhydra.domain import F32, I64, Query, UserState
+from lhydra.domain import F32, I64, UserState
 from lhydra.evaluation.document import CascadeLoss, DepthLoss
 from lhydra.evaluation.lists import Recommends
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.evaluation.run import Run
+from lhydra.queries import known_user
 
 DEPTHS = (10, 20, 50, 100, 200, 300, 500, 1000)
 K = 10
@@ -139,7 +140,7 @@ def head_alone(
 
     def scoring(state: UserState) -> UserScoring:
         heard = catalog.rows(state.heard)
-        candidates = recommender.recommend(Query(K, state, True, state.heard, depths[-1])).candidates
+        candidates = recommender.recommend(known_user(state, K, depth=depths[-1])).candidates
         excluded = np.concatenate([heard[heard >= 0], catalog.removed])
         return UserScoring(lambda rows: recommender.score(state, rows)[0], candidates, excluded)
 

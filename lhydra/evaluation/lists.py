@@ -15,8 +15,9 @@ import pyarrow.parquet as pq
 from lhydra import files
 from lhydra.console import with_progress
 from lhydra.data.dataset import AsOf, Dataset, user_states
-from lhydra.domain import F32, I64, Hashes, Query, Recommendation, UserState, no_hashes
+from lhydra.domain import F32, I64, Hashes, Query, Recommendation, UserState
 from lhydra.errors import ConfigError, complain
+from lhydra.queries import known_user
 
 Stage = Literal["final", "retrieval"]
 Rows = Sequence[tuple[str, int, str, np.float32]]  # user_id, rank, track_id, score
@@ -113,8 +114,7 @@ def recommend_users(
         (user id, state, answer).
     """
     for user_id, state in user_states(dataset, as_of, positions=positions):
-        exclude = no_hashes() if include_heard else state.heard
-        yield user_id, state, recommender.recommend(Query(k=k, state=state, known=True, exclude=exclude))
+        yield user_id, state, recommender.recommend(known_user(state, k, include_heard=include_heard))
 
 
 def check_destination(out: Path) -> None:

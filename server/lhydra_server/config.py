@@ -10,8 +10,8 @@ from typing import Self
 
 from lhydra.config import Settings, setting
 from lhydra.errors import LhydraError, complain
+from lhydra.limits import DEFAULT_MAX_K, MAX_DEPTH, MAX_K
 
-MAX_DEPTH = 10_000
 MAX_ERROR_CHARS = 500
 NOTICE_S = 0.3  # between NOT_SERVING and leaving: whoever watches health has moved on by then
 GRACE_S = 5.0  # for calls in progress
@@ -30,7 +30,7 @@ class ServeSettings(Settings):
         1.0, "recorded plays reach the disk at most so long after; 0 means at once", low=0, high=3_600
     )
     depth: int = setting(0, "candidates to rerank per request; 0 means the recommender's own", low=0, high=MAX_DEPTH)
-    max_k: int = setting(1000, "largest k a request may ask for", low=1, high=MAX_DEPTH)
+    max_k: int = setting(DEFAULT_MAX_K, "largest k a request may ask for", low=1, high=MAX_K)
     max_in_flight: int = setting(32, "requests a worker takes at a time; more are refused at once", low=1, high=100_000)
     pin: bool = setting(True, "every worker keeps to a core of its own, where there are as many")
     connection_age_s: float = setting(
@@ -77,7 +77,7 @@ class WorkerSettings(Message):
     users: str | None = None
     users_sync_s: float = 1.0
     depth: int = 0
-    max_k: int = 1000
+    max_k: int = DEFAULT_MAX_K
     max_in_flight: int = 32
     connection_age_s: float = 5.0
     core: int = -1  # which it keeps to; below 0 any

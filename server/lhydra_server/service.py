@@ -15,6 +15,7 @@ from lhydra.bundle.columns import NO_COLUMNS, FilterColumns
 from lhydra.bundle.strings import StringColumn
 from lhydra.domain import I64, Hashes, Query, Recommendation, UserState, track_hashes
 from lhydra.errors import FeatureError, InvalidRequest, Unsupported, UserStoreError
+from lhydra.queries import to_query
 from lhydra.recommender import MAX_BATCH
 from lhydra.timing import timed
 from lhydra.users.record import user_tag
@@ -25,7 +26,7 @@ from lhydra_server.config import FleetStatus
 from lhydra_server.interceptors import Call
 from lhydra_server.metrics.worker import Metrics, NoMetrics
 from lhydra_server.replies import reply
-from lhydra_server.translate import check_recommend, to_plays, to_query
+from lhydra_server.translate import to_plays, to_request
 
 NO_METRICS = NoMetrics()
 LOG_EVERY_S = 1.0  # a store that is down fails every request; the log hears of it so often, the metrics each time
@@ -96,10 +97,10 @@ class RecommenderService:
         """Tracks for a user, best first: a RecommendResponse."""
         served, stage_us = self._served, call.stage_us
         call.notes |= {"bundle": served.bundle_id, "user": user_tag(request.user_id), "stage_us": stage_us}
-        check_recommend(request, self._max_k)
+        now = int(time.time())
+        said = to_request(request, self._max_k, served.filters.names, served.genre, now)
         with timed("lookup", stage_us):
-            stored = self._look_up(request.user_id, call)
-            query = to_query(request, stored, served.filters.names, served.genre)
+            query = to_query(said, self._look_up(request.user_id, call), now)
         call.check()
         found, took_us = self._batcher.answer((query, call.check))
         if isinstance(found, FeatureError) and request.profile.columns:

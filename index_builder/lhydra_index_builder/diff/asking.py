@@ -3,29 +3,37 @@
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from lhydra.console import with_progress
 from lhydra.data.dataset import Dataset
-from lhydra.domain import I64, Query, UserState, Value, make_history, track_hashes
+from lhydra.domain import I64, Query
 from lhydra.errors import DataError, InvalidRequest, UserStoreError, complain
 from lhydra.evaluation.bootstrap import F64
+from lhydra.limits import MAX_K
+from lhydra.queries import Request, check, known_user, to_query
 from lhydra.recommender import Recommender
-from lhydra.users.store import UserStore, open_users
+from lhydra.users.store import open_users
 from lhydra_index_builder import gate
 from lhydra_index_builder.changes import some_users
 
 SEED = 0
-MAX_K = 10_000  # what a server may be told to allow
 WARM_UP_QUERIES = 50  # asked once before anything is timed
 _FIELDS = ("user_id", "k", "exclude_track_ids", "history", "profile")
 _ENTRY_FIELDS = ("track_id", "count", "timestamp_s")
-_MAX_ID_CHARS, _MAX_COUNT, _MAX_TIME_S = 256, 1e9, 2**36  # the last refuses milliseconds
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """One track of a recorded history."""
+
+    track_id: str
+    count: float
+    timestamp_s: int
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ def of_dataset(folder: Path, n: int, k: int) -> Asked:
         The queries.
     """
     states = gate.draw_users(Dataset.open(folder), "now", None, n, SEED).states
-    return Asked([_query(state, k) for state in states], f"users of {folder}")
+    return Asked([known_user(state, k) for state in states], f"users of {folder}")
 
 
 def of_users(store: Path, url: str | None, n: int, k: int) -> Asked:
@@ -86,15 +94,15 @@ def of_users(store: Path, url: str | None, n: int, k: int) -> Asked:
     states = some_users(store, url, n)
     if not states:
         raise DataError(complain(url or store / "users.lmdb", "no users", expected))
-    return Asked([_query(state, k) for state in states], f"users of {url or 'the user store'}")
+    return Asked([known_user(state, k) for state in states], f"users of {url or 'the user store'}")
 
 
 def of_requests(file: Path, store: Path, url: str | None, n: int, k: int) -> Asked:
     """Returns recorded requests, drawn at random, in their order.
 
     One JSON object per line: `user_id`, and maybe `k`, `exclude_track_ids`, `history` (objects of `track_id` and maybe
-    `count` and `timestamp_s`) and `profile` (values by column). What the user store holds of a user counts, as a server
-    would have it, where the request brings no history. What was heard is left out.
+    `count` and `timestamp_s`) and `profile` (values by column). They become the queries that a server
+    would have made of them, with what the user store holds now and within the limits of the API.
 
     Args:
         file: the requests.
@@ -110,13 +118,13 @@ def of_requests(file: Path, store: Path, url: str | None, n: int, k: int) -> Ask
         DataError: a line that is no such request, or no line at all.
         UserStoreError: nothing at `url`, or a store that cannot be read.
     """
-    requests = []
+    requests, now = [], int(time.time())
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
             try:
-                requests.append(_request(line))
+                requests.append(_parsed(line, k, now))
             except InvalidRequest as error:
                 raise DataError(f"{file} line {number}: {error}") from None
     if not requests:
@@ -124,10 +132,12 @@ def of_requests(file: Path, store: Path, url: str | None, n: int, k: int) -> Ask
     chosen = np.sort(np.random.default_rng(SEED).permutation(len(requests))[:n]).tolist()
     users = open_users(url, store) if _has_users(store, url) else None
     try:
-        queries = [_recorded(requests[i], users, k) for i in chosen]
+        asked = [requests[i] for i in chosen]
+        stored = [None if users is None else users.get(request.user_id) for request in asked]
     finally:
         if users is not None:
             users.close()
+    queries = [to_query(request, state, now) for request, state in zip(asked, stored, strict=True)]
     unknown = sum(not query.known and not len(query.state.history) for query in queries)
     return Asked(queries, f"requests of {file}", unknown)
 
@@ -164,10 +174,6 @@ def ask(a: Recommender, b: Recommender, queries: Sequence[Query], k: int) -> tup
     return sides[0], sides[1]
 
 
-def _query(state: UserState, k: int) -> Query:
-    return Query(k, state, True, state.heard)
-
-
 def _has_users(store: Path, url: str | None) -> bool:
     """Whether there is a user store; one that was named must be there, lest opening it makes an empty one."""
     if url is None:
@@ -178,58 +184,44 @@ def _has_users(store: Path, url: str | None) -> bool:
     return True
 
 
-def _recorded(request: Mapping[str, Any], users: UserStore | None, k: int) -> Query:
-    """The query that a server would have made of a checked request."""
-    history = request.get("history") or []
-    tracks = track_hashes(entry["track_id"] for entry in history)
-    played = make_history(
-        tracks, [entry.get("count") or 1.0 for entry in history], [entry.get("timestamp_s") or 0 for entry in history]
-    )
-    profile = {name: _value(value) for name, value in (request.get("profile") or {}).items() if value is not None}
-    state = UserState(profile, played, np.unique(tracks))
-    stored = None if history or users is None else users.get(request["user_id"])
-    if stored is not None:
-        state = UserState({**profile, **stored.profile}, stored.history, stored.heard, stored.skipped)
-    exclude = np.union1d(state.heard, track_hashes(request.get("exclude_track_ids") or []))
-    return Query(request.get("k") or k, state, stored is not None, exclude)
-
-
-def _value(value: Value) -> Value:
-    """Whole numbers as such, as a server takes them: they may name a category."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _request(line: bytes) -> dict[str, Any]:
-    """Returns the request in one line, every field checked. Raises InvalidRequest naming the first at fault."""
+def _parsed(line: bytes, k: int, now: int) -> Request:
+    """The request in one line, all checked; `k` where it names none."""
     try:
         request = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise InvalidRequest("request", str(error), "a JSON object") from None
     _check_fields("request", request, _FIELDS, "user_id")
-    _check_id("user_id", request["user_id"])
-    if (k := request.get("k")) is not None and not (_whole(k) and 1 <= k <= MAX_K):
-        raise InvalidRequest("k", repr(k), f"a whole number from 1 to {MAX_K}")
-    for name in ("exclude_track_ids", "history"):
-        if not isinstance(request.get(name) or [], list):
-            raise InvalidRequest(name, repr(request[name]), "a list")
-    for i, track_id in enumerate(request.get("exclude_track_ids") or []):
-        _check_id(f"exclude_track_ids[{i}]", track_id)
-    for i, entry in enumerate(request.get("history") or []):
-        at = f"history[{i}]"
-        _check_fields(at, entry, _ENTRY_FIELDS, "track_id")
-        _check_id(f"{at}.track_id", entry["track_id"])
-        count, timestamp_s = entry.get("count"), entry.get("timestamp_s")
-        if count is not None and not (_number(count) and 0 <= count <= _MAX_COUNT):
-            raise InvalidRequest(f"{at}.count", repr(count), "a finite number, not negative")
-        if timestamp_s is not None and not (_whole(timestamp_s) and 0 <= timestamp_s < _MAX_TIME_S):
-            raise InvalidRequest(f"{at}.timestamp_s", repr(timestamp_s), "whole seconds since 1970")
-    profile = request.get("profile") or {}
+    _check_text("user_id", request["user_id"])
+    given = {name: value for name, value in request.items() if value is not None}
+    if not _whole(given.get("k", k)):
+        raise InvalidRequest("k", repr(given["k"]), "a whole number")
+    excluded, entries, profile = given.get("exclude_track_ids", []), given.get("history", []), given.get("profile", {})
+    for name, value in (("exclude_track_ids", excluded), ("history", entries)):
+        if not isinstance(value, list):
+            raise InvalidRequest(name, repr(value), "a list")
+    for i, track_id in enumerate(excluded):
+        _check_text(f"exclude_track_ids[{i}]", track_id)
+    history = [_entry(f"history[{i}]", entry) for i, entry in enumerate(entries)]
     if not isinstance(profile, dict):
         raise InvalidRequest("profile", repr(profile), "values by column")
     for name, value in profile.items():
-        if not (value is None or isinstance(value, str | bool) or (_number(value) and abs(value) <= 1e300)):
+        if not (value is None or isinstance(value, str | bool) or _number(value)):
             raise InvalidRequest(f"profile[{name!r}]", repr(value), "text or a finite number")
-    return request  # type: ignore[no-any-return]
+    found = Request(given["user_id"], given.get("k", k), excluded, history, profile)
+    check(found, MAX_K, now, history="history", profile="profile")
+    return found
+
+
+def _entry(field: str, entry: object) -> _Entry:
+    _check_fields(field, entry, _ENTRY_FIELDS, "track_id")
+    assert isinstance(entry, dict)  # checked
+    _check_text(f"{field}.track_id", entry["track_id"])
+    count, timestamp_s = entry.get("count"), entry.get("timestamp_s")
+    if not (count is None or _number(count)):
+        raise InvalidRequest(f"{field}.count", repr(count), "a finite number, not negative")
+    if not (timestamp_s is None or _whole(timestamp_s)):
+        raise InvalidRequest(f"{field}.timestamp_s", repr(timestamp_s), "whole seconds since 1970")
+    return _Entry(entry["track_id"], count or 0, timestamp_s or 0)
 
 
 def _check_fields(thing: str, found: object, known: Sequence[str], needed: str) -> None:
@@ -241,9 +233,9 @@ def _check_fields(thing: str, found: object, known: Sequence[str], needed: str) 
         raise InvalidRequest(thing, f"field {other[0]!r}", f"only {', '.join(known)}")
 
 
-def _check_id(field: str, text: object) -> None:
-    if not (isinstance(text, str) and 1 <= len(text) <= _MAX_ID_CHARS):
-        raise InvalidRequest(field, repr(text), f"text of 1 to {_MAX_ID_CHARS} characters")
+def _check_text(field: str, text: object) -> None:
+    if not isinstance(text, str):
+        raise InvalidRequest(field, repr(text), "text")
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -255,4 +247,8 @@ def _whole(value: object) -> bool:
 
 
 def _number(value: object) -> bool:
-    return _whole(value) or (isinstance(value, float) and math.isfinite(value))
+    """Whether it is a number that float64 holds."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False

@@ -12,10 +12,11 @@ from lhydra.bundle.manifest import current_bundle_id
 from lhydra.domain import Query
 from lhydra.errors import BundleMissing, ConfigError, complain
 from lhydra.evaluation import beyond
+from lhydra.limits import MAX_K
 from lhydra.recommender import Recommender
 from lhydra.timing import timed
 from lhydra_index_builder.diff import measures
-from lhydra_index_builder.diff.asking import MAX_K, SEED, ask, of_dataset, of_requests, of_users
+from lhydra_index_builder.diff.asking import SEED, ask, of_dataset, of_requests, of_users
 from lhydra_index_builder.diff.result import Audience, Both, BundleFacts, Comparison
 from lhydra_index_builder.diff.telling import verdict
 from lhydra_index_builder.store import entries

@@ -1,0 +1,44 @@
+"""The limits of the API, and the checks of single values against them.
+
+Standard library only: `lhydra serve` reads its settings before anything heavy is imported.
+"""
+
+import unicodedata
+
+from lhydra.errors import InvalidRequest
+
+MAX_K = 10_000  # the largest k that a server may be told to allow
+DEFAULT_MAX_K = 1_000  # the largest k that it allows unless told
+MAX_DEPTH = 10_000  # candidates to rerank
+MAX_ID_CHARS = 256  # of a user or track id
+MAX_EVENT_CHARS = 128
+MAX_EXCLUDED = 10_000  # tracks that a request excludes
+MAX_ENTRIES = 10_000  # history entries that a request brings
+MAX_COUNT = 1e9  # plays of one history entry; sums of them stay finite in float32
+MAX_PLAYS = 1_000  # recorded by one call
+CLOCK_SKEW_S = 86_400  # a timestamp may be ahead of our clock by so much
+
+
+def check_user_id(field: str, user_id: str) -> None:
+    """Raises InvalidRequest for a user id that is empty, longer than MAX_ID_CHARS or holds control characters."""
+    check_length(field, user_id, MAX_ID_CHARS)
+    if not user_id.isprintable() and any(unicodedata.category(c).startswith("C") for c in user_id):
+        raise InvalidRequest(field, user_id, "no control characters")
+
+
+def check_length(field: str, text: str, longest: int) -> None:
+    """Raises InvalidRequest unless `text` has 1 to `longest` characters."""
+    if not 1 <= len(text) <= longest:
+        raise InvalidRequest(field, f"{len(text)} characters", f"1 to {longest} characters")
+
+
+def check_range(field: str, value: int, low: int, high: int, unit: str = "") -> None:
+    """Raises InvalidRequest unless low <= value <= high."""
+    if not low <= value <= high:
+        raise InvalidRequest(field, f"{value} {unit}".rstrip(), f"{low} to {high} {unit}".rstrip())
+
+
+def check_time(field: str, timestamp_s: int, now: int) -> None:
+    """Raises InvalidRequest unless `timestamp_s` lies between 1970 and CLOCK_SKEW_S after `now`, Unix seconds."""
+    if not 0 <= timestamp_s <= now + CLOCK_SKEW_S:
+        raise InvalidRequest(field, timestamp_s, "Unix seconds, not negative and at most a day ahead")
