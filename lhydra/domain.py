@@ -163,11 +163,35 @@ def track_hashes(track_ids: Iterable[str]) -> Hashes:
     return np.frombuffer(packed, "<u8").astype(np.uint64, copy=False)
 
 
-def make_history(tracks: Hashes, counts: Sequence[float] | F32, times: Sequence[int] | I64) -> History:
-    """Returns the history of these plays: one entry per track (counts added, latest time), newest last.
+def history_order(tracks: Hashes, counts: F32, times: I64, users: I64 | None = None) -> I64:
+    """Returns the one order of history entries: by time, among equal times by count, then by track hash.
 
-    tracks: (n,) uint64 in any order, repeats allowed; counts, times: (n,). At most MAX_HISTORY entries
-    are kept, the newest; ties (and plays without a time) are ordered by count, then by hash.
+    Training, evaluation and service share it, so a model sees histories as it will be asked, and the newest
+    MAX_HISTORY are the same tracks everywhere. Of plays without a time, the most played count as the newest.
+
+    Args:
+        tracks: (n,) uint64 hashes.
+        counts: (n,) float32 plays, in the precision of HISTORY_DTYPE.
+        times: (n,) Unix seconds, 0 unknown.
+        users: (n,) whose entry each is; the order is user by user.
+
+    Returns:
+        (n,) int64 positions, newest last.
+    """
+    keys = (tracks, counts, times)
+    return np.lexsort(keys if users is None else (*keys, users))
+
+
+def make_history(tracks: Hashes, counts: Sequence[float] | F32, times: Sequence[int] | I64) -> History:
+    """Returns the history of these plays: one entry per track (counts added, latest time), in `history_order`.
+
+    Args:
+        tracks: (n,) uint64 hashes in any order, repeats allowed.
+        counts: (n,) plays.
+        times: (n,) Unix seconds, 0 unknown.
+
+    Returns:
+        At most MAX_HISTORY entries, the last in that order.
     """
     if len(tracks) == 0:
         return no_history()
@@ -178,8 +202,7 @@ def make_history(tracks: Hashes, counts: Sequence[float] | F32, times: Sequence[
     latest = np.zeros(len(unique), np.int64)
     np.maximum.at(latest, inverse, np.asarray(times, np.int64))
     entries["time"] = latest
-    order = np.lexsort((entries["track"], entries["count"], entries["time"]))
-    return entries[order][-MAX_HISTORY:]
+    return entries[history_order(unique, entries["count"], entries["time"])[-MAX_HISTORY:]]
 
 
 def merge_history(a: History, b: History) -> History:

@@ -1,16 +1,23 @@
 """Laws of the training arrays: how plays are hidden, selected and held out."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lhydra.data.dataset import TRAIN, VALID, Dataset
-from lhydra.domain import I64, MAX_HISTORY
+from lhydra.data.dataset import TRAIN, VALID, AsOf, Dataset, user_states
+from lhydra.domain import I64, MAX_HISTORY, Play, UserState
+from lhydra.evaluation import mistakes
 from lhydra.features.histories import Histories, offsets_of, spans
 from lhydra.training.data import NEXT, Targets, TrainingData, hide, load, select, targets
+from lhydra.users.record import UserRecord
+from lhydra.users.store import UserStore, open_users
+from tests.test_evaluate import write_dataset
 
 LENGTHS = st.lists(st.integers(0, 12), min_size=1, max_size=8)
 
@@ -207,3 +214,67 @@ def test_with_validation_plays_too_a_track_heard_twice_is_one_entry(tiny_dataset
         assert data.train.times[at].tolist() == sorted(times.values())
     heard = {(u, t) for u, t, f in zip(plays.user, plays.track, plays.fold, strict=True) if f <= VALID}
     assert data.listeners.sum() == len(heard)
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Plays of few distinct times and counts, some in two folds; the first user has more than a history holds."""
+    rng, n_tracks = np.random.default_rng(0), MAX_HISTORY + 200
+    rows = [
+        (user, int(track), fold, int(rng.choice([0, 5, 5, 7])), float(rng.choice([0.1, 0.2, 1, 1, 2, 3])))
+        for user, n in enumerate((n_tracks, 300, 1))
+        for fold, most in ((TRAIN, n), (VALID, n // 3))
+        for track in rng.permutation(n_tracks)[:most]
+    ]
+    rows.sort(key=lambda row: (row[0], row[3], row[1]))  # as a dataset keeps them
+    ids = [f"t{i:04}" for i in range(n_tracks)]
+    dataset = write_dataset(tmp_path_factory.mktemp("tied") / "data", ["a", "b", "c"], ids, [row[:3] for row in rows])
+    columns = zip(*rows, strict=True)
+    types = (np.int32, np.int32, np.int8, np.int64, np.float32)
+    user, track, fold, time, count = (np.array(column, kind) for column, kind in zip(columns, types, strict=True))
+    table = pa.table({"user": user, "track": track, "count": count, "time": time, "fold": fold})
+    pq.write_table(table, dataset.path / "plays.parquet")
+    return Dataset.open(dataset.path)
+
+
+@pytest.mark.parametrize(("as_of", "upto"), [("test", TRAIN), ("refit", VALID)])
+def test_training_sees_histories_in_the_order_in_which_they_are_served(
+    tied: Dataset, as_of: AsOf, upto: int, tmp_path: Path
+) -> None:
+    trained = select(load(tied, upto=upto).train, np.arange(3))
+    states = dict(user_states(tied, as_of))
+    users = open_users(None, tmp_path)
+    users.load(states.items())
+    for i, (user_id, state) in enumerate(states.items()):
+        at = slice(trained.offsets[i], trained.offsets[i + 1])
+        for history in (state.history, stored(users, user_id).history, recorded(tied, i, upto).history):
+            assert history["track"].tolist() == tied.hashes[trained.rows[at]].tolist()
+            assert history["count"].tolist() == trained.counts[at].tolist()
+            assert history["time"].tolist() == trained.times[at].tolist()
+    users.close()
+    assert np.diff(trained.offsets).tolist()[0] == MAX_HISTORY
+
+
+def stored(users: UserStore, user_id: str) -> UserState:
+    state = users.get(user_id)
+    assert state is not None
+    return state
+
+
+def recorded(dataset: Dataset, user: int, upto: int) -> UserState:
+    """What a server makes of the same plays, told in another order and one call after the other."""
+    plays = dataset.plays.where((dataset.plays.user == user) & (dataset.plays.fold <= upto))
+    ids = dataset.track_ids
+    told = [
+        Play(str(i), "u", ids[plays.track[i]], int(plays.time[i]), float(plays.count[i])) for i in range(len(plays))
+    ]
+    record = UserRecord()
+    for part in (told[1::2], told[::2]):
+        record, _ = record.with_plays(part)
+    return record.state
+
+
+def test_a_report_shows_the_newest_of_the_history_first(tied: Dataset) -> None:
+    for user, (_, state) in enumerate(user_states(tied, "test")):
+        newest = tied.hashes[mistakes._newest(tied, user)]
+        assert newest.tolist() == state.history["track"][::-1][: mistakes.MAX_HISTORY].tolist()

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from lhydra.data.dataset import TRAIN, Dataset, Plays
-from lhydra.domain import I64
+from lhydra.data.dataset import TRAIN, Dataset
+from lhydra.domain import I64, history_order
 from lhydra.evaluation.document import MissedTrack, Mistakes, Reached, ReachedBin, ServedUser
 from lhydra.evaluation.lists import Tracks
 from lhydra.evaluation.run import Run, as_rows
@@ -130,18 +130,21 @@ def _user(dataset: Dataset, catalog: Tracks, run: Run, n: int) -> ServedUser:
     return {
         "user_id": dataset.user_ids[user],
         "ndcg@10": float(run.metrics["cascade"].per_user[f"ndcg@{K}"][n]),
-        "history": titles(dataset, _newest(dataset.plays, user)),
+        "history": titles(dataset, _newest(dataset, user)),
         "list": _listed(dataset, catalog, run.rows, top[top >= 0]),
         "missed": titles(dataset, missed[:MAX_MISSED]),
     }
 
 
-def _newest(plays: Plays, user: int) -> I64:
-    """The tracks of the user's train fold, newest first; without times the most played first."""
+def _newest(dataset: Dataset, user: int) -> I64:
+    """The tracks of the user's train fold, the reverse of `history_order`."""
+    plays = dataset.plays
     own = slice(*np.searchsorted(plays.user, (user, user + 1)))
-    train = np.flatnonzero(plays.fold[own] == TRAIN)
-    order = np.lexsort((train, plays.count[own][train], plays.time[own][train]))[::-1]
-    return plays.track[own][train[order]][:MAX_HISTORY].astype(np.int64)
+    train = plays.fold[own] == TRAIN
+    track = plays.track[own][train].astype(np.int64)
+    order = history_order(dataset.hashes[track], plays.count[own][train], plays.time[own][train])
+    newest: I64 = track[order[::-1][:MAX_HISTORY]]
+    return newest
 
 
 def _listed(dataset: Dataset, catalog: Tracks, rows: I64, listed: I64) -> list[str]:

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lhydra.data.dataset import TRAIN, VALID, Dataset, Plays
-from lhydra.domain import I64, MAX_HISTORY
+from lhydra.domain import I64, MAX_HISTORY, Hashes, history_order
 from lhydra.errors import DataError, complain
 from lhydra.features.fit import fit_features
 from lhydra.features.histories import Histories, offsets_of, spans
@@ -63,7 +63,7 @@ def load(dataset: Dataset, plays: Plays | None = None, upto: int = TRAIN) -> Tra
     tracks, users = dataset.track_columns(), dataset.user_columns()
     kinds = {c.name: c.kind for c in dataset.info.track_columns}, {c.name: c.kind for c in dataset.info.user_columns}
     spec = fit_features(tracks, users, *kinds, listeners > 0)
-    train = _histories(fed, n_users)
+    train = _histories(fed, n_users, dataset.hashes)
     valid = _targets(plays, n_tracks, VALID) if upto < VALID else _targets(plays.where(plays.fold < TRAIN), 1, VALID)
     return TrainingData(
         spec,
@@ -76,19 +76,17 @@ def load(dataset: Dataset, plays: Plays | None = None, upto: int = TRAIN) -> Tra
     )
 
 
-def _histories(plays: Plays, n_users: int) -> Histories:
-    """Histories of all users: one entry per track, counts added, the latest time, in (time, count) order."""
+def _histories(plays: Plays, n_users: int, hashes: Hashes) -> Histories:
+    """Histories of all users as `make_history` makes them, uncut: one entry per track, counts added, latest time."""
     key = np.lexsort((plays.track, plays.user))
     user, track = plays.user[key].astype(np.int64), plays.track[key].astype(np.int64)
     first = np.flatnonzero(np.r_[True, (user[1:] != user[:-1]) | (track[1:] != track[:-1])])
-    if len(first) == len(plays):
-        user, track, count, time = plays.user.astype(np.int64), plays.track.astype(np.int64), plays.count, plays.time
-    else:
-        count = np.add.reduceat(plays.count[key], first)
-        time = np.maximum.reduceat(plays.time[key], first)
-        user, track = user[first], track[first]
-        order = np.lexsort((track, time, user))
-        user, track, count, time = user[order], track[order], count[order], time[order]
+    entry = np.repeat(np.arange(len(first)), np.diff(np.r_[first, len(plays)]))
+    count = np.bincount(entry, plays.count[key], len(first)).astype(np.float32)
+    time = np.maximum(np.maximum.reduceat(plays.time[key], first), 0)
+    user, track = user[first], track[first]
+    order = history_order(hashes[track], count, time, user)
+    user, track, count, time = user[order], track[order], count[order], time[order]
     offsets = np.searchsorted(user, np.arange(n_users + 1)).astype(np.int64)
     return Histories(offsets, track, count, time)
 
