@@ -8,13 +8,10 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import NewType
 
 import numpy as np
 import numpy.typing as npt
 
-UserId = NewType("UserId", str)
-TrackId = NewType("TrackId", str)
 Value = str | float | int | bool | None
 F32 = npt.NDArray[np.float32]
 F16 = npt.NDArray[np.float16]
@@ -151,13 +148,15 @@ class Recommendation:
     stage_us: Mapping[str, int]
 
 
-def track_hash(track_id: str) -> int:
-    """Returns the 64-bit hash that stands for a track id in user state (BLAKE2b, little endian)."""
-    return int.from_bytes(hashlib.blake2b(track_id.encode(), digest_size=8).digest(), "little")
-
-
 def track_hashes(track_ids: Iterable[str]) -> Hashes:
-    """Returns the hashes of `track_ids`, (n,) uint64 in the order given."""
+    """Returns the 64-bit hashes that stand for track ids in user state: BLAKE2b of 8 bytes, little endian.
+
+    Args:
+        track_ids: n ids, of events too.
+
+    Returns:
+        (n,) uint64 in the order given.
+    """
     blake2b = hashlib.blake2b
     packed = b"".join(blake2b(track_id.encode(), digest_size=8).digest() for track_id in track_ids)
     return np.frombuffer(packed, "<u8").astype(np.uint64, copy=False)

@@ -1,6 +1,7 @@
 """The circuit breaker, moment by moment on a clock of its own, and against many threads."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,10 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+    def module(self) -> SimpleNamespace:
+        """What may stand for the module `time`: nobody sleeps."""
+        return SimpleNamespace(monotonic=self, sleep=lambda seconds: None)
 
 
 class Lost(Exception):

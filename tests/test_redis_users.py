@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import shutil
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from hypothesis import settings
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset
 from lhydra.domain import UserState
-from lhydra.errors import ConfigError, MissingExtra, UserStoreError
+from lhydra.errors import ConfigError, DeadlineExceeded, LhydraError, MissingExtra, UserStoreError
 from lhydra.users import redis_store
 from lhydra.users.breaker import FAILURES, LONGEST_REST_S, REST_S
 from lhydra.users.connections import MOST, Address, Connections
@@ -263,17 +264,37 @@ def test_a_call_of_duplicates_writes_nothing_and_leaves_nothing_behind(
     assert len(transactions) == 2
 
 
-def test_it_gives_up_where_others_never_stop_and_nothing_is_written(
-    server: RedisServer, opened: Callable[..., RedisUsers], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("contended_s", "deadline_s", "error", "found"),
+    [
+        (100, math.inf, UserStoreError, "found other writers for 100 s"),
+        (1000, 100, DeadlineExceeded, "the deadline passed while user store"),
+    ],
+)
+def test_it_gives_up_in_time_where_others_never_stop_and_nothing_is_written(
+    server: RedisServer,
+    opened: Callable[..., RedisUsers],
+    monkeypatch: pytest.MonkeyPatch,
+    contended_s: float,
+    deadline_s: float,
+    error: type[LhydraError],
+    found: str,
 ) -> None:
     users = opened(server.url)
     users.load([("ann", UserState({"age": 3}))])
     value = told(server, "GET", "lhydra:u:ann")
-    monkeypatch.setattr(redis_store, "ATTEMPTS", 5)
-    transactions = interrupted(monkeypatch, lambda: told(server, "SET", "lhydra:u:ann", value))
-    with pytest.raises(UserStoreError, match="found other writers 5 times"):
-        users.record([play("e0"), play("e0", user="bob")])
-    assert len(transactions) == 5
+    clock = Clock()
+    monkeypatch.setattr(redis_store, "time", clock.module())
+    monkeypatch.setattr(redis_store, "CONTENDED_S", contended_s)
+
+    def meddle() -> None:
+        clock.now += 30
+        told(server, "SET", "lhydra:u:ann", value)
+
+    transactions = interrupted(monkeypatch, meddle)
+    with pytest.raises(error, match=found):
+        users.record([play("e0"), play("e0", user="bob")], clock.now + deadline_s)
+    assert len(transactions) == 4  # begun after 0, 30, 60 and 90 s: none after a hundred
     assert users.get("bob") is None
     assert told(server, "GET", "lhydra:u:ann") == value
     assert users.breaker.state == "closed"
@@ -352,6 +373,43 @@ def test_writes_to_a_frozen_server_fail_in_time_and_can_be_repeated(
     users.record([play("e1", "t1")])
     assert users.record([play("e1", "t1")]) == [False]
     assert_same(users.get("ann"), state_of({}, [("t0", 1.0, 1), ("t1", 1.0, 1)], {"t0", "t1"}))
+
+
+def assert_closed(users: RedisUsers) -> None:
+    assert users.breaker.state == "closed"
+
+
+def test_callers_that_leave_early_say_nothing_of_the_server(
+    own: RedisServer, opened: Callable[..., RedisUsers], attempts: list[float]
+) -> None:
+    clock = Clock()
+    users = opened(own.url, clock)
+    users.record([play("e0")])
+    own.freeze()
+    for _ in range(FAILURES + 1):
+        with pytest.raises(DeadlineExceeded):
+            users.get("ann", time.monotonic() + 0.02)  # READ_S is twenty seconds here
+        with pytest.raises(DeadlineExceeded):
+            users.record([play("e1", "t1")], time.monotonic() + 0.02)
+    assert_closed(users)
+    assert_opens_after_failures(users, attempts, "no answer within 20 ms")
+    clock.now += REST_S
+    with pytest.raises(DeadlineExceeded):
+        users.get("ann", time.monotonic() + 0.005)  # the one attempt finds nothing out
+    assert users.breaker.state == "half open"
+    own.thaw()
+    assert_recovers(users, clock, 0)
+
+
+def test_nothing_is_tried_for_a_caller_who_has_left(
+    server: RedisServer, opened: Callable[..., RedisUsers], attempts: list[float]
+) -> None:
+    users = opened(server.url)
+    for call in (lambda: users.get("ann", time.monotonic()), lambda: users.record([play("e0")], time.monotonic())):
+        with pytest.raises(DeadlineExceeded):
+            call()
+    assert attempts == []
+    assert users.get("ann") is None
 
 
 def test_a_port_that_takes_connections_and_says_nothing(
@@ -541,7 +599,7 @@ def test_loading_where_nobody_is_is_one_line(dataset: Dataset, capsys: pytest.Ca
 
 
 def test_without_the_package_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("lhydra.users.redis_store", "lhydra.users.store.connections"):
+    for name in ("lhydra.users.redis_store", "lhydra.users.connections"):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "redis", None)
     with pytest.raises(MissingExtra, match=r"pip install 'lhydra\[redis\]'"):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import socket
 import subprocess
@@ -31,6 +32,7 @@ from lhydra_client import Client
 from lhydra_client import Play as ClientPlay
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_protos.v1.recommender_pb2_grpc import RecommenderStub
+from lhydra_server import outage_log
 from lhydra_server.app import SERVICE, THREADS, Listener
 from lhydra_server.config import FleetStatus, ServeSettings, WorkerSettings
 from lhydra_server.errors import CODES, status_of
@@ -257,7 +259,7 @@ def test_a_lost_user_store_lowers_the_tier_and_says_so(running: Running, monkeyp
     running.users.record([Play("e0", "ann", "t007", 5)])
     assert running.stub.Recommend(request()).tier == pb.TIER_PERSONAL
 
-    def lost(user_id: str) -> UserState:
+    def lost(user_id: str, deadline_s: float) -> UserState:
         raise errors.UserStoreError("the disk is gone")
 
     monkeypatch.setattr(running.users, "get", lost)
@@ -472,7 +474,7 @@ def test_a_wrong_filter_is_checked_once_and_nothing_is_looked_up_for_it(
 ) -> None:
     reads: list[str] = []
 
-    def read(user_id: str, **_: Any) -> UserState | None:
+    def read(user_id: str, deadline_s: float) -> UserState | None:
         reads.append(user_id)
         if lost:
             raise errors.UserStoreError("the disk is gone")
@@ -592,7 +594,7 @@ def test_an_internal_error_tells_its_request_id_and_nothing_else(
 def test_a_store_that_cannot_be_written_fails_the_call(
     running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(plays: list[Play]) -> list[bool]:
+    def full(plays: list[Play], deadline_s: float) -> list[bool]:
         raise errors.UserStoreError("secret: disk full")
 
     monkeypatch.setattr(running.users, "record", full)
@@ -603,12 +605,64 @@ def test_a_store_that_cannot_be_written_fails_the_call(
     assert ids(running.stub.Recommend(request())) == expected_ids(N, 5)
 
 
+def test_an_outage_is_logged_once_a_second_however_many_calls_meet_it(
+    running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def lost(*_: Any) -> Any:
+        raise errors.UserStoreError("the disk is gone")
+
+    monkeypatch.setattr(running.users, "get", lost)
+    monkeypatch.setattr(running.users, "record", lost)
+    monkeypatch.setattr(outage_log, "LOG_EVERY_S", math.inf)
+    plays = pb.RecordPlaysRequest(plays=[play("e", "t")])
+    for _ in range(4):
+        assert fails(lambda: running.stub.RecordPlays(plays)).code() is Code.UNAVAILABLE
+        running.stub.Recommend(request())
+    monkeypatch.setattr(outage_log, "LOG_EVERY_S", 0.0)
+    running.stub.Recommend(request())
+    lines = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    first, second = "RecordPlays failed", "answered without the user store"
+    others = f"since the last line also {first} 3 times, {second} 4 times"
+    assert lines == [f"{first}: the disk is gone", f"{second}: the disk is gone; {others}"]
+
+
+def test_a_mistake_is_logged_each_time(running: Running, caplog: pytest.LogCaptureFixture) -> None:
+    def fail(check: Callable[[], None]) -> None:
+        raise RuntimeError("a bug")
+
+    running.recommender.between = fail
+    for _ in range(3):
+        assert fails(lambda: running.stub.Recommend(request())).code() is Code.INTERNAL
+    assert [record.getMessage() for record in caplog.records if record.exc_info] == ["Recommend failed: a bug"] * 3
+
+
+def test_the_callers_deadline_reaches_the_store(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+
+    def late(what: Any, deadline_s: float) -> Any:
+        seen.append(deadline_s)
+        raise errors.DeadlineExceeded("the deadline passed while others wrote")
+
+    monkeypatch.setattr(running.users, "get", late)
+    monkeypatch.setattr(running.users, "record", late)
+    plays = pb.RecordPlaysRequest(plays=[play("e", "t")])
+    before = time.monotonic()
+    for call in (
+        lambda: running.stub.RecordPlays(plays, timeout=100),
+        lambda: running.stub.Recommend(request(), timeout=100),
+    ):
+        assert fails(call).code() is Code.DEADLINE_EXCEEDED
+    assert all(before + 50 < deadline_s < time.monotonic() + 150 for deadline_s in seen)
+    fails(lambda: running.stub.RecordPlays(plays))
+    assert seen[2] > 2**40  # without one: in longer than anybody waits
+
+
 def test_plays_are_sent_again_until_the_store_takes_them_and_count_once(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record, calls = running.users.record, 0
 
-    def shaky(plays: list[Play]) -> list[bool]:
+    def shaky(plays: list[Play], deadline_s: float) -> list[bool]:
         nonlocal calls
         calls += 1
         if calls == 1:

@@ -431,7 +431,7 @@ def test_every_call_counts_once_as_what_it_was(tmp_path: Path, monkeypatch: pyte
             fails(lambda: server.stub.Recommend(bad))  # noqa: B023
         fails(lambda: list(server.stub.RecommendMany(iter([request()]))))
 
-        def lost(what: object) -> Any:
+        def lost(what: object, deadline_s: float) -> Any:
             raise UserStoreError("gone")
 
         with monkeypatch.context() as broken:

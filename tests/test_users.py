@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +24,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset, user_states
-from lhydra.domain import MAX_HISTORY, MAX_SKIPPED, Play, UserState, Value, make_history, track_hash, track_hashes
-from lhydra.errors import ConfigError, UserStoreError
+from lhydra.domain import MAX_HISTORY, MAX_SKIPPED, Play, UserState, Value, make_history, track_hashes
+from lhydra.errors import ConfigError, DeadlineExceeded, UserStoreError
 from lhydra.users import record
 from lhydra.users.lmdb_store import LmdbUsers
 from lhydra.users.record import UserRecord, unpack, user_tag
 from lhydra.users.redis_store import RedisUsers
 from lhydra.users.store import UserStore, open_users
+from tests.harness import until
 from tests.redis_server import RedisServer, budgets, running
 from tests.test_evaluate import random_plays, write_dataset
 
@@ -360,7 +363,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from lhydra.domain import Play
-from lhydra.users import open_users
+from lhydra.users.store import open_users
 users = open_users(None, Path(sys.argv[1]))
 name, n = sys.argv[2], int(sys.argv[3])
 for i in range(n):
@@ -373,7 +376,7 @@ LOADER = """
 import sys
 from pathlib import Path
 from lhydra.domain import UserState
-from lhydra.users import open_users
+from lhydra.users.store import open_users
 users = open_users(None, Path(sys.argv[1]))
 for i in range(20):
     users.load([("ann", UserState({"round": i})), ("bob", UserState({"round": i}))])
@@ -412,7 +415,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
         state = users.get("ann")
         assert state is not None
         heard = set(state.heard.tolist())
-        assert all(track_hash(f"r{round}-{i}") in heard for i in range(acknowledged + 1))
+        assert heard.issuperset(track_hashes(f"r{round}-{i}" for i in range(acknowledged + 1)).tolist())
         assert users.record([play(f"after-{round}", f"after-{round}")]) == [True]  # no lock left behind
     users.close()
 
@@ -448,6 +451,26 @@ def test_reading_a_damaged_value_is_one_line(users: UserStore) -> None:
 
 
 # -- lhydra users load --------------------------------------------------------------------------------------
+
+
+def test_plays_whose_caller_has_left_are_not_recorded(users: UserStore) -> None:
+    with pytest.raises(DeadlineExceeded):
+        users.record([play("e0")], time.monotonic())
+    assert users.get("ann") is None
+    assert users.record([play("e0")], time.monotonic() + 60) == [True]
+
+
+def test_a_caller_who_leaves_while_others_hold_the_write_lock_has_written_nothing(tmp_path: Path) -> None:
+    users = LmdbUsers(tmp_path / "users.lmdb")
+    with ThreadPoolExecutor(1) as pool:
+        deadline_s = time.monotonic() + 0.05
+        with users._env.begin(write=True):
+            recording = pool.submit(users.record, [play("e0")], deadline_s)
+            until(lambda: time.monotonic() > deadline_s)
+        with pytest.raises(DeadlineExceeded):
+            recording.result()
+    assert users.get("ann") is None
+    users.close()
 
 
 @pytest.fixture
@@ -486,8 +509,9 @@ def test_loading_again_keeps_live_plays_and_goes_where_it_is_told(
     state = users.get("u3")
     users.close()
     assert state is not None
-    assert track_hash("new") in state.heard.tolist()
-    assert state.history[-1].tolist() == (track_hash("new"), 1.0, 10**9)
+    new = track_hashes(["new"]).item()
+    assert new in state.heard.tolist()
+    assert state.history[-1].tolist() == (new, 1.0, 10**9)
     assert "loaded 40 users into lmdb:" in capsys.readouterr().out
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Literal
 
+from lhydra.errors import DeadlineExceeded
+
 FAILURES = 3
 REST_S = 1.0
 LONGEST_REST_S = 4.0  # what has come back is found within so long; until then one caller in 4 s pays for the attempt
@@ -54,6 +56,9 @@ class Breaker:
         except self._counts:
             self._failed(probing)
             raise
+        except DeadlineExceeded:
+            self._abandoned(probing)
+            raise
         except BaseException:
             self._answered(probing)
             raise
@@ -81,6 +86,11 @@ class Breaker:
             else:  # it began before the breaker opened: nothing new
                 return
             self._resting_until = self._clock() + self._rest_s
+
+    def _abandoned(self, probing: bool) -> None:
+        with self._lock:
+            if probing and not self._closed:  # the next caller finds out
+                self._probing = False
 
     def _answered(self, probing: bool) -> None:
         with self._lock:

@@ -91,8 +91,7 @@ class Connections:
         deadline = time.monotonic() + budget_s
         connection = self._take(deadline)
         try:
-            # Only the socket takes another limit for each use; it is private, by this name in every version.
-            connection._sock.settimeout(max(deadline - time.monotonic(), 0.001))  # type: ignore[attr-defined]
+            limit(connection, deadline - time.monotonic())
             yield connection
         except BaseException:
             self._drop(connection)
@@ -175,6 +174,17 @@ class Connections:
         with self._changed:
             self._open -= 1
             self._changed.notify()
+
+
+def limit(connection: redis.Connection, wait_s: float) -> None:
+    """Sets how long each step on a connection may take from now on.
+
+    Args:
+        connection: one that is in use.
+        wait_s: seconds, a millisecond at least.
+    """
+    # Only the socket takes another limit for each use; it is private, by this name in every version.
+    connection._sock.settimeout(max(wait_s, 0.001))  # type: ignore[attr-defined]
 
 
 def _is_stale(connection: redis.Connection) -> bool:

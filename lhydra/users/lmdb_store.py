@@ -2,8 +2,10 @@
 
 import itertools
 import logging
+import math
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import lmdb
 
 from lhydra.domain import Play, UserState
-from lhydra.errors import UserStoreError, complain
+from lhydra.errors import DeadlineExceeded, UserStoreError, complain
 from lhydra.users.record import UserRecord, unpack, user_key
 
 _MAP_BYTES = 2**36 if sys.maxsize > 2**32 else 2**30  # address space, not disk: the file grows as needed
@@ -44,8 +46,8 @@ class LmdbUsers:
         if sync_s > 0:
             self._syncer.start()
 
-    def get(self, user_id: str) -> UserState | None:
-        """Returns the user's state in read-only arrays of its own, None when the user is unknown."""
+    def get(self, user_id: str, deadline_s: float = math.inf) -> UserState | None:
+        """See `UserStore.get`. Readers wait for nobody, so the deadline does not matter."""
         try:
             with self._env.begin() as txn:
                 packed: bytes | None = txn.get(user_key(user_id))
@@ -53,13 +55,13 @@ class LmdbUsers:
             raise self._failed(error) from None
         return None if packed is None else unpack(packed, user_id).state
 
-    def record(self, plays: Sequence[Play]) -> list[bool]:
-        """Records plays in one transaction; False where the user's event id was seen before."""
+    def record(self, plays: Sequence[Play], deadline_s: float = math.inf) -> list[bool]:
+        """See `UserStore.record`. LMDB's write lock cannot be given up on: a late turn is used to write nothing."""
         positions_of: dict[str, list[int]] = {}
         for position, play in enumerate(plays):
             positions_of.setdefault(play.user_id, []).append(position)
         fresh = [False] * len(plays)
-        with self._writing() as txn:
+        with self._writing(deadline_s) as txn:
             for user_id, positions in positions_of.items():
                 new, flags = _stored(txn, user_id).with_plays([plays[position] for position in positions])
                 for position, flag in zip(positions, flags, strict=True):
@@ -69,7 +71,7 @@ class LmdbUsers:
         return fresh
 
     def load(self, states: Iterable[tuple[str, UserState]]) -> int:
-        """Loads users from prepared data, keeping live plays it does not cover; returns how many."""
+        """See `UserStore.load`."""
         remaining, n_users = iter(states), 0
         while chunk := list(itertools.islice(remaining, _LOAD_CHUNK)):  # built before the lock is taken
             with self._writing() as txn:
@@ -79,7 +81,7 @@ class LmdbUsers:
         return n_users
 
     def sample(self, n: int) -> list[UserState]:
-        """Returns the states of at most `n` users, spread over all of them in order of their ids."""
+        """See `UserStore.sample`."""
         try:
             with self._env.begin() as txn, txn.cursor() as cursor:
                 step = max(1, self._env.stat()["entries"] // max(1, n))
@@ -103,10 +105,12 @@ class LmdbUsers:
             self._env.close()
 
     @contextmanager
-    def _writing(self) -> Iterator[lmdb.Transaction]:
+    def _writing(self, deadline_s: float = math.inf) -> Iterator[lmdb.Transaction]:
         """One write transaction: committed when the block ends, undone when it raises."""
         try:
             with self._env.begin(write=True) as txn:
+                if time.monotonic() >= deadline_s:
+                    raise DeadlineExceeded("the deadline passed while others wrote")
                 yield txn
         except lmdb.Error as error:
             raise self._failed(error) from None

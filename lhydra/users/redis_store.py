@@ -4,6 +4,7 @@ A request waits for it a few hundredths of a second at most, and not at all whil
 """
 
 import itertools
+import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,15 +15,16 @@ from typing import Any
 import redis
 
 from lhydra.domain import Play, UserState
-from lhydra.errors import UserStoreError, complain
+from lhydra.errors import DeadlineExceeded, UserStoreError, complain
 from lhydra.users.breaker import Breaker, BreakerOpen
-from lhydra.users.connections import Address, Connections
+from lhydra.users.connections import Address, Connections, limit
 from lhydra.users.record import UserRecord, unpack, user_key
 
 READ_S = 0.02  # a request waits so long for its user
 WRITE_S = 0.1  # for each of the two round trips of `record`
 BULK_S = 5.0  # for each round trip of what no request waits for
-ATTEMPTS = 100  # to write what others keep writing too
+CONTENDED_S = 1.0  # how long `record` tries to write what others keep writing too
+BULK_CONTENDED_S = 30.0  # the same for `load`
 _PREFIX, _PATTERN = b"lhydra:", b"lhydra:[uh]:*"
 _LOAD_CHUNK = 200  # users per transaction: short, so that live plays seldom come between
 _READ_CHUNK = 50
@@ -45,18 +47,18 @@ class RedisUsers:
         self._connections = Connections(address)
         self._connections.prepare()
 
-    def get(self, user_id: str) -> UserState | None:
-        """Returns the user's state, None when the user is unknown: one round trip."""
-        with self._connection(READ_S) as connection:
+    def get(self, user_id: str, deadline_s: float = math.inf) -> UserState | None:
+        """See `UserStore.get`: one round trip, within READ_S."""
+        with self._connection(READ_S, deadline_s) as connection:
             (packed,) = _ask(connection, ("GET", _key(user_id)))
         return None if packed is None else unpack(packed, user_id).state
 
-    def record(self, plays: Sequence[Play]) -> list[bool]:
-        """Records plays, all or none; False where the user's event id was seen before. Creates users.
+    def record(self, plays: Sequence[Play], deadline_s: float = math.inf) -> list[bool]:
+        """See `UserStore.record`.
 
         Others may record for the same users meanwhile, from any machine: Redis takes the plays only if the
-        records they were added to are still the stored ones, else they are added to the newer ones. Where an
-        error leaves open whether they were taken, the same call again counts nothing twice.
+        records they were added to are still the stored ones, else they are added to the newer ones, for at most
+        CONTENDED_S. Where an error leaves open whether they were taken, the same call again counts nothing twice.
         """
         positions_of: dict[str, list[int]] = {}
         for position, play in enumerate(plays):
@@ -66,16 +68,13 @@ class RedisUsers:
             for user_id, positions in positions_of.items()
         }
         fresh = [False] * len(plays)
-        for user_id, flags in self._change(changes, WRITE_S).items():
+        for user_id, flags in self._change(changes, WRITE_S, CONTENDED_S, deadline_s).items():
             for position, flag in zip(positions_of[user_id], flags, strict=True):
                 fresh[position] = flag
         return fresh
 
     def load(self, states: Iterable[tuple[str, UserState]]) -> int:
-        """Loads users from prepared data, keeping live plays it does not cover; returns how many.
-
-        Some hundred users at a time: an error leaves those before it loaded.
-        """
+        """See `UserStore.load`. Some hundred users at a time: an error leaves those before it loaded."""
         with self._connection(BULK_S) as connection:
             _ask(connection, ("PING",))  # the first users may take long to come: better to know at once
         remaining, n_users = iter(states), 0
@@ -83,15 +82,13 @@ class RedisUsers:
             bases: dict[str, list[UserState]] = {}
             for user_id, state in chunk:
                 bases.setdefault(user_id, []).append(state)
-            self._change({user_id: partial(_with_bases, bases=given) for user_id, given in bases.items()}, BULK_S)
+            changes = {user_id: partial(_with_bases, bases=given) for user_id, given in bases.items()}
+            self._change(changes, BULK_S, BULK_CONTENDED_S)
             n_users += len(chunk)
         return n_users
 
     def sample(self, n: int) -> list[UserState]:
-        """Returns the states of at most `n` users, spread over all of them in order of their ids.
-
-        Goes through every key of the database, and holds the keys of all users in memory.
-        """
+        """See `UserStore.sample`. Goes through every key of the database, and holds those of all users in memory."""
         with self._connection(BULK_S) as connection:
             keys: set[bytes] = set()
             cursor = b"0"
@@ -110,16 +107,22 @@ class RedisUsers:
         """Closes the connections. What was written is the server's to keep."""
         self._connections.close()
 
-    def _change(self, changes: Mapping[str, Change], budget_s: float) -> dict[str, list[bool]]:
+    def _change(
+        self, changes: Mapping[str, Change], budget_s: float, contended_s: float, deadline_s: float = math.inf
+    ) -> dict[str, list[bool]]:
         """Changes the records of users, all or none; returns what the changes say of each.
 
-        Attempted anew while others write the same users between reading and writing. What was changed stays so
-        where the stored value did: a big call is not starved by small ones.
+        Attempted anew while others write the same users between reading and writing, until `contended_s` or the
+        caller's time has passed. What was changed stays so where the stored value did: a big call is not starved by
+        small ones. budget_s: for each round trip.
         """
+        if not changes:
+            return {}
+        give_up = time.monotonic() + contended_s
         keys = [_key(user_id) for user_id in changes]
         done: dict[str, tuple[bytes | None, bytes, list[bool]]] = {}  # stored value, changed value, flags
-        for attempt in range(ATTEMPTS if keys else 0):
-            with self._connection(budget_s) as connection:
+        for attempt in itertools.count():
+            with self._connection(budget_s, deadline_s) as connection:
                 _, stored = _ask(connection, ("WATCH", *keys), ("MGET", *keys))
                 for (user_id, change), packed in zip(changes.items(), stored, strict=True):
                     if user_id not in done or done[user_id][0] != packed:
@@ -127,26 +130,39 @@ class RedisUsers:
                         done[user_id] = packed, record.pack(), flags
                 values = zip(keys, done.values(), strict=True)
                 writes: list[Command] = [("SET", key, new) for key, (_, new, flags) in values if any(flags)]
+                limit(connection, self._left(budget_s, deadline_s))
                 if not writes:
                     _ask(connection, ("UNWATCH",))
                     break
                 if _ask(connection, ("MULTI",), *writes, ("EXEC",))[-1] is not None:
                     break
-            time.sleep(random.uniform(0, 0.001 * min(2**attempt, 16)))
-        else:
-            if keys:
-                raise self._failed(f"other writers {ATTEMPTS} times")
+            if time.monotonic() >= min(give_up, deadline_s):
+                self._left(budget_s, deadline_s)
+                raise self._failed(f"other writers for {contended_s:g} s")
+            time.sleep(min(random.uniform(0, 0.001 * 2 ** min(attempt, 4)), self._left(budget_s, deadline_s)))
         return {user_id: flags for user_id, (_, _, flags) in done.items()}
 
     @contextmanager
-    def _connection(self, budget_s: float) -> Iterator[redis.Connection]:
+    def _connection(self, budget_s: float, deadline_s: float = math.inf) -> Iterator[redis.Connection]:
+        wait_s = self._left(budget_s, deadline_s)
         try:
-            with self.breaker.attempt(), self._connections.use(budget_s) as connection:
-                yield connection
+            with self.breaker.attempt():
+                try:
+                    with self._connections.use(wait_s) as connection:
+                        yield connection
+                except redis.TimeoutError:
+                    self._left(budget_s, deadline_s)  # the caller's time may have ended first: no fault of the server
+                    raise
         except BreakerOpen:
             raise self._failed("no answer a moment ago") from None
         except redis.RedisError as error:
             raise self._failed(_reason(error, budget_s)) from None
+
+    def _left(self, budget_s: float, deadline_s: float) -> float:
+        """How long to wait for one step: the budget, or what is left to the caller, in seconds above 0."""
+        if (left_s := deadline_s - time.monotonic()) <= 0:
+            raise DeadlineExceeded(f"the deadline passed while user store {self.address} was asked")
+        return min(budget_s, left_s)
 
     def _failed(self, found: str) -> UserStoreError:
         return UserStoreError(complain(f"user store {self.address}", found, "a Redis server that answers"))

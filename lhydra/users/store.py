@@ -6,6 +6,7 @@ was recorded is lost. The store outlives bundles: it knows tracks by hash, never
 user, and how it changes, is in `lhydra.users.record`; here is where it is kept.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -19,17 +20,54 @@ from lhydra.users.lmdb_store import SYNC_S, LmdbUsers
 class UserStore(Protocol):
     """Where user state lives. Every method may raise UserStoreError; all may be called from any thread."""
 
-    def get(self, user_id: str) -> UserState | None:
-        """Returns the user's state, None when the user is unknown."""
+    def get(self, user_id: str, deadline_s: float = math.inf) -> UserState | None:
+        """Returns what is stored of one user.
 
-    def record(self, plays: Sequence[Play]) -> list[bool]:
-        """Records plays, all or none; False where the user's event id was seen before. Creates users."""
+        Args:
+            user_id: whose.
+            deadline_s: when the caller leaves, on the clock of `time.monotonic`; waiting ends then at the latest.
+
+        Returns:
+            The state in read-only arrays, None when the user is unknown.
+
+        Raises:
+            DeadlineExceeded: the deadline passed first; of the store nothing is known by that.
+        """
+
+    def record(self, plays: Sequence[Play], deadline_s: float = math.inf) -> list[bool]:
+        """Records plays, all or none; creates users.
+
+        Args:
+            plays: of any users.
+            deadline_s: as for `get`.
+
+        Returns:
+            Whether each play was new, in order; False where the user's event id was seen before.
+
+        Raises:
+            DeadlineExceeded: the deadline passed first. Where that leaves open whether the plays were taken, the
+                same call again counts nothing twice.
+        """
 
     def load(self, states: Iterable[tuple[str, UserState]]) -> int:
-        """Loads users from prepared data, keeping live plays it does not cover; returns how many."""
+        """Loads users from prepared data, keeping live plays that the data do not cover.
+
+        Args:
+            states: (user id, state) pairs.
+
+        Returns:
+            How many users there were.
+        """
 
     def sample(self, n: int) -> list[UserState]:
-        """Returns the states of at most `n` users, spread over all of them; the same ones while nobody is added."""
+        """Returns the states of some users, the same ones while nobody is added.
+
+        Args:
+            n: how many at most.
+
+        Returns:
+            The states, spread over all users in order of their ids.
+        """
 
     def close(self) -> None:
         """Releases the store, everything written."""
@@ -38,9 +76,14 @@ class UserStore(Protocol):
 def open_users(url: str | None, store: Path, *, sync_s: float = SYNC_S) -> UserStore:
     """Opens the user store at `url`, by default the LMDB one inside the bundle store `store`.
 
-    url: None, `lmdb:PATH`, `redis://[USER:PASSWORD@]HOST[:PORT][/DB]`, or `rediss://…` for the same over TLS.
-    sync_s: at most so long after a write LMDB forces it to disk (0: before the write returns); what a killed
-    process wrote survives in any case.
+    Args:
+        url: None, `lmdb:PATH`, `redis://[USER:PASSWORD@]HOST[:PORT][/DB]`, or `rediss://…` for the same over TLS.
+        store: the bundle store.
+        sync_s: at most so long after a write LMDB forces it to disk (0: before the write returns); what a killed
+            process wrote survives in any case.
+
+    Returns:
+        The store, to be closed.
 
     Raises:
         ConfigError: a URL of no known kind, or a malformed one.

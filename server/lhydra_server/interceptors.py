@@ -17,6 +17,7 @@ from lhydra import logs
 from lhydra.errors import DeadlineExceeded, InvalidRequest, LhydraError, Overloaded, Unsupported
 from lhydra_server.errors import status_of
 from lhydra_server.metrics.worker import Metrics
+from lhydra_server.outage_log import OutageLog
 
 REQUEST_ID = "x-request-id"  # metadata key, of the call and of its trailers
 RETRY_AFTER = "retry-after-ms"  # trailer of a call refused for overload
@@ -27,10 +28,14 @@ Request = TypeVar("Request", bound=Message)
 
 
 class Call:
-    """One call in progress. `notes` become fields of its log line, the rest is counted."""
+    """One call in progress. `notes` become fields of its log line, the rest is counted.
 
-    def __init__(self, context: grpc.ServicerContext, request_id: str) -> None:
+    deadline_s: when its caller leaves, on the clock of `time.monotonic`; infinite without a deadline.
+    """
+
+    def __init__(self, context: grpc.ServicerContext, request_id: str, outages: OutageLog) -> None:
         self.request_id = request_id
+        self.outages = outages
         self.notes: dict[str, object] = {}
         self.stage_us: dict[str, int] = {}
         self.tier = ""
@@ -38,11 +43,11 @@ class Call:
         self.short = False
         self._active = context.is_active
         remaining_s = context.time_remaining()
-        self._deadline_s = math.inf if remaining_s is None else time.monotonic() + remaining_s
+        self.deadline_s = math.inf if remaining_s is None else time.monotonic() + remaining_s
 
     def check(self) -> None:
         """Raises DeadlineExceeded when nobody waits for the answer any more."""
-        if time.monotonic() >= self._deadline_s or not self._active():
+        if time.monotonic() >= self.deadline_s or not self._active():
             raise DeadlineExceeded("the deadline passed before the work was done")
 
 
@@ -51,6 +56,7 @@ class HandlerFactory:
 
     def __init__(self, metrics: Metrics, access_log: logs.AccessLog, pool: "CountingPool") -> None:
         self._metrics, self._access_log, self._pool = metrics, access_log, pool
+        self._outages = OutageLog()
 
     def unary(
         self, name: str, request_type: type[Request], method: Callable[[Request, Call], Message | bytes]
@@ -62,7 +68,7 @@ class HandlerFactory:
 
         def handle(data: bytes, context: grpc.ServicerContext) -> Message | bytes:
             started_ns = time.perf_counter_ns()
-            call = Call(context, _request_id(context.invocation_metadata()))
+            call = Call(context, _request_id(context.invocation_metadata()), self._outages)
             context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
             code, details, reply = grpc.StatusCode.OK, "", None
             try:
@@ -70,8 +76,10 @@ class HandlerFactory:
                 reply = method(_parsed(data, request_type), call)
             except Exception as error:
                 code, details = status_of(error, call.request_id)
-                if code in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE):
-                    known = isinstance(error, LhydraError)  # its line says enough; anything else is our mistake
+                if code is grpc.StatusCode.UNAVAILABLE and isinstance(error, LhydraError):
+                    call.outages.write(f"{name} failed", error, call.request_id)
+                elif code is grpc.StatusCode.INTERNAL:  # a mistake: always told
+                    known = isinstance(error, LhydraError)  # its line says enough
                     _log.error("%s failed: %s", name, error, exc_info=not known, extra={"request_id": call.request_id})
                 elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
                     self._metrics.refused("deadline")

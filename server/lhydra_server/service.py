@@ -1,8 +1,6 @@
 """The methods of the API: translate, call the core, translate back."""
 
 import itertools
-import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,8 +27,6 @@ from lhydra_server.replies import reply
 from lhydra_server.translate import to_plays, to_request
 
 NO_METRICS = NoMetrics()
-LOG_EVERY_S = 1.0  # a store that is down fails every request; the log hears of it so often, the metrics each time
-_log = logging.getLogger(__name__)
 
 
 Asked = tuple[Query, Callable[[], None]]  # and what is called between stages, and may raise
@@ -89,7 +85,7 @@ class RecommenderService:
         self._batcher: Batcher[Asked, Recommendation | Exception] = Batcher(
             self._recommend_many, MAX_BATCH, self._begun
         )
-        self._started_s, self._told_s = time.monotonic(), -math.inf
+        self._started_s = time.monotonic()
         self._count = itertools.count(1)
         self._answered = 0
 
@@ -125,7 +121,7 @@ class RecommenderService:
         """Appends plays to users' histories."""
         plays = to_plays(request)
         try:
-            fresh = self._users.record(plays)
+            fresh = self._users.record(plays, call.deadline_s)
         except UserStoreError:
             self._metrics.user_store_error()
             raise
@@ -191,11 +187,9 @@ class RecommenderService:
     def _look_up(self, user_id: str, call: Call) -> UserState | None:
         """The stored state; a lost store lowers the tier of the answer, no more."""
         try:
-            return self._users.get(user_id)
+            return self._users.get(user_id, call.deadline_s)
         except UserStoreError as error:
             self._metrics.user_store_error()
-            if time.monotonic() - self._told_s >= LOG_EVERY_S:
-                self._told_s = time.monotonic()
-                _log.error("answered without the user store: %s", error, extra={"request_id": call.request_id})
+            call.outages.write("answered without the user store", error, call.request_id)
             call.degraded.append("user_store")
             return None
