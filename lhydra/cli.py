@@ -23,7 +23,14 @@ ORDER = ("demo", "synth", "prepare", "train", "evaluate", "compare", "recommend"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs `lhydra ARGV` and returns its exit code."""
+    """Runs `lhydra ARGV`.
+
+    Args:
+        argv: the words after `lhydra`; by default those of this process.
+
+    Returns:
+        The exit code.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     args, command = _parse(argv)
     logs.configure(args.log_level)

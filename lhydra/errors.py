@@ -30,7 +30,13 @@ class LhydraError(Exception):
 
 
 class InvalidRequest(LhydraError):
-    """A request that can never succeed; `field` is the request field at fault."""
+    """A request that can never succeed.
+
+    Args:
+        field: the request field at fault.
+        found: its value.
+        expected: what would be right.
+    """
 
     def __init__(self, field: str, found: object, expected: str) -> None:
         super().__init__(complain(field, found, expected))
@@ -86,7 +92,12 @@ class UserStoreError(LhydraError):
 
 
 class MissingExtra(LhydraError):
-    """An optional part of Lhydra is not installed."""
+    """An optional part of Lhydra is not installed.
+
+    Args:
+        extra: of the package, which brings it.
+        module: that is missing.
+    """
 
     def __init__(self, extra: str, module: str) -> None:
         super().__init__(f"this command needs {module}; install with: pip install 'lhydra[{extra}]'")
@@ -110,7 +121,16 @@ class DeadlineExceeded(LhydraError):
 
 
 def complain(thing: object, found: object, expected: str) -> str:
-    """Returns the one-line message `thing: found …, expected …`, control characters escaped, never long."""
+    """Returns the one-line message `thing: found …, expected …`.
+
+    Args:
+        thing: what is wrong: a path, a field, a flag.
+        found: its value; cut to 120 characters.
+        expected: what would be right.
+
+    Returns:
+        The line, control characters escaped.
+    """
     text = found if isinstance(found, str) else repr(found)
     if len(text) > 120:
         text = f"{text[:117]}..."

@@ -21,6 +21,10 @@ class timed(ContextDecorator):  # lower case: it reads as a verb where it is use
 
         with timed("retrieve", into=stage_us):
             ...
+
+    Args:
+        name: of the step or stage.
+        into: microseconds by name, added to.
     """
 
     def __init__(self, name: str, into: MutableMapping[str, int] | None = None) -> None:

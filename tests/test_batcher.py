@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from lhydra_server.batcher import GIVE_WAY, Batcher, _Waiting
+from lhydra_server.batcher import MAX_YIELDS, Batcher, _Queued
 from tests.harness import until
 
 
@@ -67,9 +67,9 @@ def in_line(batches: Batcher[int, int], requests: Sequence[int]) -> list[Caller]
     """Callers that wait behind a turn in progress, in this order."""
     callers = []
     for request in requests:
-        before = len(batches._waiting)
+        before = len(batches._queue)
         callers.append(Caller(batches, request))
-        until(lambda: len(batches._waiting) == before + 1)  # noqa: B023
+        until(lambda: len(batches._queue) == before + 1)  # noqa: B023
     return callers
 
 
@@ -107,7 +107,7 @@ def test_those_who_wait_share_the_next_turns_in_order_of_arrival(most: int, wait
     assert begun == [(1, 0), *((len(turn), waiting - turn[-1]) for turn in shared)]
     took_us = [us for turn, us in zip(shared, desk.took_us[1:], strict=True) for _ in turn]
     assert all(caller.took_us >= us for caller, us in zip(callers, took_us, strict=True))  # at least its turn's
-    assert not batches._waiting
+    assert not batches._queue
 
 
 def test_a_turn_is_handed_on_when_it_ends() -> None:
@@ -148,9 +148,9 @@ def test_whoever_takes_a_turn_that_is_not_its_own_is_not_stopped_by_it() -> None
     desk = Desk()
     batches = Batcher(desk.work, 2)
     desk.bad, desk.held = {1}, {3}
-    assert batches._turn.acquire(blocking=False)
+    assert batches._computing.acquire(blocking=False)
     callers = in_line(batches, [1, 2, 3])
-    batches._turn.release()  # between this and waking the first who waits, another comes
+    batches._computing.release()  # between this and waking the first who waits, another comes
     another = Caller(batches, 4)
     assert desk.entered.acquire(timeout=30)
     desk.open.set()
@@ -164,7 +164,7 @@ def test_work_that_answers_too_little_leaves_nobody_waiting() -> None:
     batches: Batcher[int, int] = Batcher(lambda requests: [], 2)
     with pytest.raises(ValueError, match="zip"):
         batches.answer(1)
-    assert not batches._waiting
+    assert not batches._queue
 
 
 class SlowToRelease:
@@ -185,7 +185,7 @@ class SlowToRelease:
 def test_nobody_is_woken_before_the_turn_is_free(most: int) -> None:
     desk = Desk()
     batches = Batcher(desk.work, most)
-    batches._turn = cast(Any, SlowToRelease())
+    batches._computing = cast(Any, SlowToRelease())
     for _ in range(20):  # nobody comes between these who would wake the others
         callers = [Caller(batches, n) for n in range(6)]
         assert [caller.ended().answer for caller in callers] == [n * n for n in range(6)]
@@ -217,7 +217,7 @@ def test_no_request_is_lost_or_mixed_up(most: int) -> None:
     assert not wrong
     assert sorted(request for turn in desk.batches for request in turn) == list(range(n_threads * n_each))
     assert max(map(len, desk.batches)) == most
-    assert not batches._waiting
+    assert not batches._queue
 
 
 def test_calls_on_their_way_come_into_line_before_a_turn_begins(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,11 +230,11 @@ def test_calls_on_their_way_come_into_line_before_a_turn_begins(monkeypatch: pyt
     def give_way() -> None:
         gave_way.append(1)
         if len(gave_way) <= 2:
-            batches._waiting.append(_Waiting(len(gave_way)))
+            batches._queue.append(_Queued(len(gave_way)))
 
-    monkeypatch.setattr("lhydra_server.batcher._give_way", give_way)
+    monkeypatch.setattr("lhydra_server.batcher._yield_processor", give_way)
     assert batches.answer(7)[0] == 7
     assert (sizes, len(gave_way)) == ([3], 2)
     batches.in_flight = lambda: 9  # they never come: nobody is waited for without end
     assert batches.answer(8)[0] == 8
-    assert (sizes, len(gave_way)) == ([3, 1], 2 + GIVE_WAY)
+    assert (sizes, len(gave_way)) == ([3, 1], 2 + MAX_YIELDS)

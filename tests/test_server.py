@@ -33,7 +33,7 @@ from lhydra_client import Play as ClientPlay
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_protos.v1.recommender_pb2_grpc import RecommenderStub
 from lhydra_server import outage_log
-from lhydra_server.app import SERVICE, THREADS, Listener
+from lhydra_server.app import RECOMMENDER_THREADS, SERVICE, Listener
 from lhydra_server.config import FleetStatus, ServeSettings, WorkerSettings
 from lhydra_server.errors import CODES, status_of
 from lhydra_server.metrics.layout import FAMILIES
@@ -79,7 +79,7 @@ class Running:
     @property
     def waiting(self) -> list[Any]:
         """Those in line for their turn."""
-        return list(self.service._batcher._waiting)
+        return list(self.service._batcher._queue)
 
 
 @pytest.fixture
@@ -830,7 +830,7 @@ def test_the_door_is_open_again_after_callers_that_cancel(tmp_path: Path) -> Non
 
 
 def test_the_door_is_open_again_after_a_client_that_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lhydra_server.batcher.GIVE_WAY", 0)  # the first is held alone, though four come at once
+    monkeypatch.setattr("lhydra_server.batcher.MAX_YIELDS", 0)  # the first is held alone, though four come at once
     script = """if True:
         import sys, grpc
         from lhydra_protos.v1 import recommender_pb2 as pb
@@ -858,7 +858,7 @@ def test_the_door_is_open_again_after_a_client_that_died(tmp_path: Path, monkeyp
 def test_a_call_whose_caller_left_while_it_waited_for_a_thread_is_not_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with serve(tmp_path, max_in_flight=THREADS + 2) as running:
+    with serve(tmp_path, max_in_flight=RECOMMENDER_THREADS + 2) as running:
         looked_up: list[str] = []
         get = running.users.get
 
@@ -868,20 +868,20 @@ def test_a_call_whose_caller_left_while_it_waited_for_a_thread_is_not_begun(
 
         monkeypatch.setattr(running.users, "get", noted)
         gate = Gate(running)
-        taken = gate.holds(*[request(k=3)] * THREADS)
+        taken = gate.holds(*[request(k=3)] * RECOMMENDER_THREADS)
         left: list[Any] = [
             running.stub.Recommend.future(request("impatient")),
             running.stub.RecordPlays.future(pb.RecordPlaysRequest(plays=[play("e", "t007", "impatient")])),
         ]
-        until(lambda: running.in_flight == THREADS + 2)
+        until(lambda: running.in_flight == RECOMMENDER_THREADS + 2)
         for call in left:
             call.cancel()
         # on one connection calls come in order: once this one is refused, the server knows of those cancellations
         assert fails(lambda: running.stub.Recommend(request())).code() is Code.RESOURCE_EXHAUSTED
         gate.open.set()
-        assert [ids(call.result()) for call in taken] == [expected_ids(N, 3)] * THREADS
+        assert [ids(call.result()) for call in taken] == [expected_ids(N, 3)] * RECOMMENDER_THREADS
         until(lambda: running.in_flight == 0)
-        assert len(running.recommender.queries) == THREADS
+        assert len(running.recommender.queries) == RECOMMENDER_THREADS
         assert "impatient" not in looked_up
         assert get("impatient") is None  # nor was anything recorded
 

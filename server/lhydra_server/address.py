@@ -16,6 +16,10 @@ class Reservation:
     A shared port can be bound by anybody's second server without an error, so it is first asked for alone.
     The socket that holds it never listens: it takes no connections.
 
+    Args:
+        host: name or address of this machine.
+        port: 0 for any free one.
+
     Raises:
         PortInUse: somebody listens there already, or holds it.
         ConfigError: not an address of this machine, or one that may not be used.
@@ -57,6 +61,9 @@ def stop_listening(port: int) -> None:
 
     gRPC can only stop listening and stop answering in one step, and a call that arrives between that step and
     the client's learning of it fails. So the listening socket is shut beneath it.
+
+    Args:
+        port: of this process.
     """
     for opened in _sockets(port):
         if opened.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
@@ -64,7 +71,14 @@ def stop_listening(port: int) -> None:
 
 
 def count_connections(port: int) -> int:
-    """Returns how many clients are connected to `port` of this process; 0 where the system cannot tell."""
+    """Counts the clients that are connected.
+
+    Args:
+        port: of this process.
+
+    Returns:
+        0 where the system cannot tell.
+    """
     return sum(_is_connected(opened) for opened in _sockets(port))
 
 

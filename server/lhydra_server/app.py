@@ -16,8 +16,8 @@ from lhydra_server.metrics.worker import Metrics, NoMetrics
 from lhydra_server.service import RecommenderService
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Recommender"].full_name
-THREADS = 64  # of calls that wait for a turn together, or for the user store; they sleep
-OTHER_THREADS = 4  # of health and reflection, which must answer while all of those are taken
+RECOMMENDER_THREADS = 64  # of calls that are queued for a batch, or wait for the user store; they sleep
+HEALTH_THREADS = 4  # of health and reflection, which must answer while all of those are taken
 MAX_REQUEST_BYTES = 2**20
 NO_METRICS, ACCESS_LOG = NoMetrics(), AccessLog(name="lhydra_server.calls")
 
@@ -25,10 +25,17 @@ NO_METRICS, ACCESS_LOG = NoMetrics(), AccessLog(name="lhydra_server.calls")
 class Listener:
     """A bound gRPC server. NOT_SERVING until `start`, and again from `drain` on.
 
-    address: HOST:PORT. max_in_flight: calls of the API, running or waiting for a thread; more get RESOURCE_EXHAUSTED
-    at once.
-    connection_age_s: how long a client keeps a connection (± 10 %); at its end gRPC opens another one, to any of
-    the workers, without a call noticing. Raises RuntimeError when the address cannot be bound.
+    Args:
+        service: answers the calls of the API.
+        address: HOST:PORT.
+        max_in_flight: calls of the API, running or waiting for a thread; more get RESOURCE_EXHAUSTED at once.
+        connection_age_s: how long a client keeps a connection (± 10 %); at its end gRPC opens another one, to any of
+            the workers, without a call noticing.
+        metrics: what calls are counted in.
+        access_log: where each call has its line.
+
+    Raises:
+        RuntimeError: the address cannot be bound.
     """
 
     def __init__(
@@ -42,21 +49,21 @@ class Listener:
         access_log: AccessLog = ACCESS_LOG,
     ) -> None:
         self._connection_age_s = connection_age_s
-        pool = CountingPool(min(max_in_flight, THREADS), metrics.in_flight)
-        around = HandlerFactory(metrics, access_log, pool)
+        pool = CountingPool(min(max_in_flight, RECOMMENDER_THREADS), metrics.in_flight)
+        handlers = HandlerFactory(metrics, access_log, pool)
         methods = {
-            "Recommend": around.unary("Recommend", pb.RecommendRequest, service.Recommend),
-            "SimilarTracks": around.unary("SimilarTracks", pb.SimilarTracksRequest, service.SimilarTracks),
-            "RecordPlays": around.unary("RecordPlays", pb.RecordPlaysRequest, service.RecordPlays),
-            "Explain": around.unary("Explain", pb.ExplainRequest, service.Explain),
-            "RecommendMany": around.refused_stream("RecommendMany"),
-            "GetStatus": around.unary("GetStatus", pb.GetStatusRequest, service.GetStatus),
+            "Recommend": handlers.unary("Recommend", pb.RecommendRequest, service.Recommend),
+            "SimilarTracks": handlers.unary("SimilarTracks", pb.SimilarTracksRequest, service.SimilarTracks),
+            "RecordPlays": handlers.unary("RecordPlays", pb.RecordPlaysRequest, service.RecordPlays),
+            "Explain": handlers.unary("Explain", pb.ExplainRequest, service.Explain),
+            "RecommendMany": handlers.refused_stream("RecommendMany"),
+            "GetStatus": handlers.unary("GetStatus", pb.GetStatusRequest, service.GetStatus),
         }
         service.count_calls(lambda: pool.in_flight)
         by_path = {f"/{SERVICE}/{name}": handler for name, handler in methods.items()}
-        refusal = around.overloaded(lambda: service.retry_after_ms(pool.in_flight))
+        refusal = handlers.overloaded(lambda: service.retry_after_ms(pool.in_flight))
         self._server = grpc.server(
-            ThreadPoolExecutor(OTHER_THREADS, "other"),
+            ThreadPoolExecutor(HEALTH_THREADS, "other"),
             handlers=[AdmissionControl(by_path, pool, max_in_flight, refusal)],
             options=[
                 ("grpc.so_reuseport", 1),
@@ -80,8 +87,11 @@ class Listener:
     def drain(self, notice_s: float = 0.0) -> None:
         """Leaves without failing a call; returns when no client is connected any more, or when all had to go.
 
-        Health says NOT_SERVING at once, then there are `notice_s` for whoever watches it, then new connections
-        go to other workers. Those that are here end by age; until then they are answered as before.
+        Health says NOT_SERVING at once. After the notice, new connections go to other workers. Those that are here
+        end by age; until then they are answered as before.
+
+        Args:
+            notice_s: seconds that clients which watch health have to leave by themselves.
         """
         self._health.enter_graceful_shutdown()
         time.sleep(notice_s)
@@ -91,5 +101,9 @@ class Listener:
             time.sleep(0.05)
 
     def stop(self, grace_s: float) -> None:
-        """Takes no more calls and returns when those in progress are answered, after at most `grace_s`."""
+        """Takes no more calls and returns when those in progress are answered.
+
+        Args:
+            grace_s: seconds after which they are cancelled.
+        """
         self._server.stop(grace_s).wait()

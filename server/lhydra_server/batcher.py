@@ -1,13 +1,13 @@
-"""Requests that wait for the processor are answered together, and nobody waits for company.
+"""Requests that wait for the processor are computed together, as one batch; no request waits for a batch to fill.
 
-A worker computes on one core, so one call computes at a time. Whoever comes and finds nobody computing does so at
-once, in its own thread; whoever comes meanwhile waits, and the next turn takes all who wait, up to a limit (flat
-combining: Hendler, Incze, Shavit & Tzafrir 2010). Alone, a request pays nothing for it; under load, what a turn costs
-however many share it is paid once.
+A worker computes on one core, so one batch is computed at a time. The first caller computes immediately in its own
+thread. Callers that come meanwhile queue, and the next batch takes all that are queued, up to a limit (flat combining:
+Hendler, Incze, Shavit & Tzafrir 2010). Alone, a request pays nothing for it; under load, what a batch costs however
+many share it is paid once.
 
-Before a turn begins, calls that have arrived but are not in line yet (their thread is parsing, or answering) get the
-processor: without that, the thread that computes keeps it, and batches of one follow each other. Nothing is slept away:
-when no thread is ready, giving way returns at once.
+Before a batch is taken from the queue, the thread yields the processor to calls that have arrived but are not queued
+yet (their thread is parsing, or answering): without that, the thread that computes keeps it, and batches of one follow
+each other. It does not sleep: when no thread is ready, the yield returns at once.
 """
 
 import ctypes
@@ -21,31 +21,36 @@ from typing import Generic, TypeVar
 
 Request = TypeVar("Request")
 Answer = TypeVar("Answer")
-GIVE_WAY = 20  # times at most before a turn
-SMOOTHING = 0.05  # of the mean time per request
+MAX_YIELDS = 20  # of the processor, before a batch is taken
+MEAN_SMOOTHING = 0.05  # weight of the newest batch in the mean time per request
 
 
-def _closed() -> Lock:
+def _locked() -> Lock:
     lock = Lock()
     lock.acquire()
     return lock
 
 
 @dataclass
-class _Waiting(Generic[Request, Answer]):
+class _Queued(Generic[Request, Answer]):
     request: Request
-    came_ns: int = field(default_factory=time.perf_counter_ns)
+    queued_ns: int = field(default_factory=time.perf_counter_ns)
     answer: Answer | None = None
-    error: Exception | None = None  # what stopped its turn
+    error: Exception | None = None  # what stopped its batch
     done: bool = False
-    door: Lock = field(default_factory=_closed)  # opened when the answer is there, or it may be one's turn
+    sleeping: Lock = field(default_factory=_locked)  # released when it is done, or when its thread may compute
 
 
 class Batcher(Generic[Request, Answer]):
-    """Answers requests by `work`, which gets those of one turn, `most` at most, and returns an answer for each.
+    """Answers requests in batches.
 
-    started: told how many share a turn that begins, and how many wait behind it. The attribute `in_flight`: how many
-    calls there are, in line or on their way there; without it nobody is waited upon.
+    The attribute `in_flight` says how many calls there are, queued or on their way to the queue; by default none, so
+    that no batch waits for any. `mean_us` is what a request takes of a batch, on average.
+
+    Args:
+        work: computes a batch; returns an answer for each request, in their order.
+        most: requests in a batch.
+        started: told the size of each batch before it is computed, and how many requests stay queued.
     """
 
     def __init__(
@@ -56,68 +61,75 @@ class Batcher(Generic[Request, Answer]):
     ) -> None:
         self._work, self._most, self._started = work, most, started
         self.in_flight: Callable[[], int] = lambda: 0
-        self._waiting: deque[_Waiting[Request, Answer]] = deque()
-        self._turn = Lock()
-        self.mean_us = 1000.0  # what a request takes of a turn
+        self._queue: deque[_Queued[Request, Answer]] = deque()
+        self._computing = Lock()
+        self.mean_us = 1000.0
 
     def answer(self, request: Request) -> tuple[Answer, int]:
-        """Returns the answer and for how many microseconds the request waited or was computed; raises what `work` does.
+        """Answers one request; called from any thread.
 
-        Called from any thread.
+        Args:
+            request: what `work` gets.
+
+        Returns:
+            The answer, and for how many microseconds the request was queued or computed.
+
+        Raises:
+            Exception: whatever `work` raised for its batch.
         """
-        mine = _Waiting[Request, Answer](request)
-        self._waiting.append(mine)
-        while not mine.done:
-            if not self._turn.acquire(blocking=False):
-                mine.door.acquire()
+        own = _Queued[Request, Answer](request)
+        self._queue.append(own)
+        while not own.done:
+            if not self._computing.acquire(blocking=False):
+                own.sleeping.acquire()
                 continue
             try:
-                if not mine.done:
-                    self._take_turn(mine)
+                if not own.done:
+                    self._compute_batch(own)
             finally:
-                self._turn.release()
-                with suppress(IndexError):  # nobody waits
-                    _open(self._waiting[0])
-        if mine.error is not None:
-            raise mine.error
-        assert mine.answer is not None
-        return mine.answer, (time.perf_counter_ns() - mine.came_ns) // 1000
+                self._computing.release()
+                with suppress(IndexError):  # the queue is empty
+                    _wake(self._queue[0])
+        if own.error is not None:
+            raise own.error
+        assert own.answer is not None
+        return own.answer, (time.perf_counter_ns() - own.queued_ns) // 1000
 
-    def _take_turn(self, mine: _Waiting[Request, Answer]) -> None:
-        for _ in range(GIVE_WAY):
-            if len(self._waiting) >= min(self.in_flight(), self._most):
+    def _compute_batch(self, own: _Queued[Request, Answer]) -> None:
+        for _ in range(MAX_YIELDS):
+            if len(self._queue) >= min(self.in_flight(), self._most):
                 break
-            _give_way()
-        taken = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._most))]
+            _yield_processor()
+        batch = [self._queue.popleft() for _ in range(min(len(self._queue), self._most))]
         started_ns = time.perf_counter_ns()
         try:
-            self._started(len(taken), len(self._waiting))
-            for waiting, answer in zip(taken, self._work([waiting.request for waiting in taken]), strict=True):
-                waiting.answer = answer
-        except Exception as error:  # everybody's in this turn, which need not be that of whoever takes it
-            for waiting in taken:
-                waiting.error = error
+            self._started(len(batch), len(self._queue))
+            for queued, answer in zip(batch, self._work([queued.request for queued in batch]), strict=True):
+                queued.answer = answer
+        except Exception as error:  # of every request in the batch, which need not hold that of this thread
+            for queued in batch:
+                queued.error = error
         finally:
-            for waiting in taken:
-                waiting.done = True
-                if waiting is not mine:
-                    _open(waiting)
-        took_us = (time.perf_counter_ns() - started_ns) / 1000 / len(taken)
-        self.mean_us += SMOOTHING * (took_us - self.mean_us)
+            for queued in batch:
+                queued.done = True
+                if queued is not own:
+                    _wake(queued)
+        took_us = (time.perf_counter_ns() - started_ns) / 1000 / len(batch)
+        self.mean_us += MEAN_SMOOTHING * (took_us - self.mean_us)
 
 
-def _threads_first() -> Callable[[], object]:
-    """sched_yield through ctypes, which lets go of the interpreter lock meanwhile; `os.sched_yield` keeps it."""
+def _sched_yield() -> Callable[[], object]:
+    """sched_yield through ctypes, which releases the interpreter lock meanwhile; `os.sched_yield` keeps it."""
     try:
-        give_way: Callable[[], object] = ctypes.CDLL(None).sched_yield
+        sched_yield: Callable[[], object] = ctypes.CDLL(None).sched_yield
     except (OSError, AttributeError, TypeError):
         return lambda: time.sleep(0)
-    return give_way
+    return sched_yield
 
 
-_give_way = _threads_first()
+_yield_processor = _sched_yield()
 
 
-def _open(waiting: _Waiting[Request, Answer]) -> None:
-    with suppress(RuntimeError):  # open already
-        waiting.door.release()
+def _wake(queued: _Queued[Request, Answer]) -> None:
+    with suppress(RuntimeError):  # awake already
+        queued.sleeping.release()

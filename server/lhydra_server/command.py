@@ -14,14 +14,28 @@ _NEEDED = ("numpy", "lmdb", "faiss", "onnxruntime", "grpc_health", "grpc_reflect
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments."""
+    """Adds the arguments.
+
+    Args:
+        parser: of the command.
+    """
     parser.add_argument("store", type=Path, metavar="STORE", help="the store made by `lhydra index rebuild`")
     config.add_flags(parser, ServeSettings)
     parser.set_defaults(log_level="info")  # one line per request
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serves; returns the exit code."""
+    """Serves until told to stop.
+
+    Args:
+        args: as parsed.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        MissingExtra: what workers need is not installed.
+    """
     settings = config.resolve("serve", ServeSettings, args)
     for module in _NEEDED:  # workers need them, this process does not: say so before any is started
         if find_spec(module) is None:

@@ -57,6 +57,9 @@ class Message:
         Args:
             line: one line, with or without its end.
 
+        Returns:
+            A message of this class.
+
         Raises:
             LhydraError: a line that a process of another version wrote, or none.
         """
@@ -104,18 +107,24 @@ class FleetStatus(Message):
 
 
 def longest_drain_s(connection_age_s: float) -> float:
-    """Returns how many seconds a worker waits at most for its connections to end.
+    """How long a worker waits at most for its connections to end.
 
     Args:
         connection_age_s: the age that gRPC gives them, 10 % more at most.
+
+    Returns:
+        Seconds.
     """
     return 1.1 * connection_age_s + 1
 
 
 def longest_stop_s(connection_age_s: float) -> float:
-    """Returns after how many seconds a worker that was told to stop has no reason to be there.
+    """After how long a worker that was told to stop has no reason to be there.
 
     Args:
         connection_age_s: of its connections.
+
+    Returns:
+        Seconds.
     """
     return NOTICE_S + longest_drain_s(connection_age_s) + GRACE_S + SPARE_S

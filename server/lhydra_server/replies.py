@@ -21,7 +21,19 @@ def reply(
     degraded: Sequence[str],
     request_id: str,
 ) -> bytes:
-    """Returns a RecommendResponse: the tracks best first, every stage in order."""
+    """Encodes a RecommendResponse: the tracks best first, every stage in order.
+
+    Args:
+        found: the tracks and their scores.
+        parts: of every row of the catalog, its bytes of a reply.
+        stage_us: microseconds by stage; 0 of one that is absent.
+        bundle_id: of the bundle that answered.
+        degraded: what was missing.
+        request_id: of the call.
+
+    Returns:
+        The message as protobuf.
+    """
     tail = [text_field(2, bundle_id.encode()), number_field(3, int(found.tier))]
     tail += [text_field(4, reason.encode()) for reason in degraded]
     tail += [text_field(5, _STAGE_NAMES[stage] + number_field(2, stage_us.get(stage, 0))) for stage in STAGES]
@@ -30,7 +42,17 @@ def reply(
 
 
 def tracks(rows: I64, scores: F32, retrieval_scores: F32, parts: StringColumn) -> bytearray:
-    """Returns RecommendResponse.tracks of `rows`, (n,), with their scores, (n,) each."""
+    """Encodes RecommendResponse.tracks.
+
+    Args:
+        rows: (n,) int64 rows of the catalog.
+        scores: (n,) float32 probabilities of the head.
+        retrieval_scores: (n,) float32.
+        parts: of every row of the catalog, its bytes of a reply.
+
+    Returns:
+        The field, once per row, as protobuf.
+    """
     starts, ends = parts.offsets.take(rows), parts.offsets.take(rows + 1)
     data = parts.data.data  # a memoryview: slices of it cost a fifth of an array's
     joined = bytearray().join([data[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)])

@@ -63,7 +63,14 @@ class Fleet:
 
 
 class Supervisor:
-    """Serves the CURRENT bundle of a store until SIGTERM or SIGINT."""
+    """Serves the CURRENT bundle of a store until SIGTERM or SIGINT.
+
+    Args:
+        store: the folder of bundles.
+        settings: of the command.
+        log_level: of supervisor and workers.
+        command: what starts a worker.
+    """
 
     def __init__(
         self, store: Path, settings: ServeSettings, *, log_level: str = "info", command: Sequence[str] = COMMAND

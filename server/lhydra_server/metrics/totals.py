@@ -24,7 +24,12 @@ OLDER = "older"
 
 
 class Block:
-    """The memory that one worker counts into, as its supervisor sees it. `descriptor` is for the worker to inherit."""
+    """The memory that one worker counts into, as its supervisor sees it. `descriptor` is for the worker to inherit.
+
+    Args:
+        totals: keep the counters when the worker has ended.
+        bundle_id: what the worker serves.
+    """
 
     def __init__(self, totals: "Totals", bundle_id: str) -> None:
         self._totals = totals
@@ -67,14 +72,25 @@ class Totals:
         self._kept: dict[str, list[int]] = {}  # by bundle, what ended workers counted; the last to end is last
 
     def block(self, bundle_id: str) -> Block:
-        """Returns the block of a worker that is about to start."""
+        """Makes the block of a worker that is about to start.
+
+        Args:
+            bundle_id: what it will serve.
+
+        Returns:
+            Zeroed memory that scrapes read from now on.
+        """
         block = Block(self, bundle_id)
         with self._lock:
             self._blocks.append(block)
         return block
 
     def keep(self, block: Block) -> None:
-        """Keeps the counters of a worker that has ended."""
+        """Keeps the counters of a worker that has ended.
+
+        Args:
+            block: of that worker; read no more after this.
+        """
         with self._lock:
             self._blocks.remove(block)
             block.cells[QUEUE] = block.cells[IN_FLIGHT] = 0
@@ -162,6 +178,14 @@ def _age_s(bundle_id: str) -> float | None:
 @contextmanager
 def exposed(totals: Totals, host: str, port: int) -> Iterator[None]:
     """Answers http://HOST:PORT/metrics as long as the context lasts.
+
+    Args:
+        totals: what is shown.
+        host: address to listen on.
+        port: to listen on.
+
+    Yields:
+        Once, when it listens.
 
     Raises:
         PortInUse: somebody listens there already.

@@ -37,7 +37,11 @@ _STORE_ERRORS = _place("lhydra_user_store_errors_total")
 
 
 class Metrics:
-    """What one worker counts; safe to call from several threads. Label values that are not listed count as `other`."""
+    """What one worker counts; safe to call from several threads. Label values that are not listed count as `other`.
+
+    Args:
+        memory: the block, BLOCK_BYTES of it.
+    """
 
     def __init__(self, memory: mmap.mmap) -> None:
         self._cells = memoryview(memory).cast("q")
@@ -45,9 +49,16 @@ class Metrics:
 
     @classmethod
     def open(cls, descriptor: int) -> "Metrics":
-        """Counts into the supervisor's block, an inherited descriptor that is closed here; below 0, nowhere.
+        """Opens the supervisor's block to count into.
 
-        Raises LhydraError when the block is laid out by another version.
+        Args:
+            descriptor: inherited, closed here; below 0 nothing is counted.
+
+        Returns:
+            The worker's side of the block.
+
+        Raises:
+            LhydraError: the block is laid out by another version.
         """
         if descriptor < 0:
             return NoMetrics()
@@ -71,7 +82,17 @@ class Metrics:
         degraded: Sequence[str] = (),
         short: bool = False,
     ) -> None:
-        """Counts a call that was answered; tier, degraded and short are those of a list, if it is one."""
+        """Counts a call that was answered.
+
+        Args:
+            method: of the API.
+            code: of gRPC, by name.
+            took_us: microseconds in the handler.
+            stage_us: microseconds by stage.
+            tier: of the list, if the answer is one.
+            degraded: what the list was made without.
+            short: whether the list is shorter than k.
+        """
         cells = self._cells
         with self._lock:
             cells[_REQUESTS.get((method, code), _REQUESTS_OTHER)] += 1
@@ -90,25 +111,45 @@ class Metrics:
                 cells[_SHORT] += 1
 
     def batch(self, size: int) -> None:
-        """Counts requests that were computed together."""
+        """Counts a batch.
+
+        Args:
+            size: requests computed together.
+        """
         with self._lock:
             self._cells[_BATCH] += size
             self._cells[_BATCH + 1 + bisect_left(BATCH, size)] += 1
 
     def queue(self, n: int) -> None:
-        """Says how many requests wait for the compute turn now."""
+        """Sets the gauge of queued requests.
+
+        Args:
+            n: requests that wait for a batch now.
+        """
         self._cells[QUEUE] = n
 
     def in_flight(self, n: int) -> None:
-        """Says how many calls are being answered now."""
+        """Sets the gauge of calls in flight.
+
+        Args:
+            n: calls being answered now.
+        """
         self._cells[IN_FLIGHT] = n
 
     def refused(self, reason: str) -> None:
-        """Counts a call that was given up; it is recorded as well, with its code."""
+        """Counts a call that was given up; it is recorded as well, with its code.
+
+        Args:
+            reason: one of REFUSED.
+        """
         self._add(_REFUSED.get(reason, _REFUSED_OTHER), 1)
 
     def plays(self, n: int) -> None:
-        """Counts recorded plays."""
+        """Counts recorded plays.
+
+        Args:
+            n: plays that were not known.
+        """
         self._add(_PLAYS, n)
 
     def exact_fallback(self) -> None:
@@ -130,22 +171,6 @@ class NoMetrics(Metrics):
     def __init__(self) -> None:
         pass
 
-    def record(
-        self,
-        method: str,
-        code: str,
-        took_us: int,
-        stage_us: Mapping[str, int],
-        tier: str = "",
-        degraded: Sequence[str] = (),
-        short: bool = False,
-    ) -> None:
-        """Does nothing, as all of these."""
+    def _count_nothing(self, *args: object, **kwargs: object) -> None: ...
 
-    def batch(self, size: int) -> None: ...  # noqa: D102
-
-    def queue(self, n: int) -> None: ...  # noqa: D102
-
-    def in_flight(self, n: int) -> None: ...  # noqa: D102
-
-    def _add(self, place: int, n: int) -> None: ...
+    record = batch = queue = in_flight = _add = _count_nothing
