@@ -862,9 +862,9 @@ def test_a_call_whose_caller_left_while_it_waited_for_a_thread_is_not_begun(
         looked_up: list[str] = []
         get = running.users.get
 
-        def noted(user_id: str) -> UserState | None:
+        def noted(user_id: str, deadline_s: float = math.inf) -> UserState | None:
             looked_up.append(user_id)
-            return get(user_id)
+            return get(user_id, deadline_s)
 
         monkeypatch.setattr(running.users, "get", noted)
         gate = Gate(running)
