@@ -1,7 +1,7 @@
-"""One request: encode, embed, retrieve, rerank, select. The same code answers online and in batch.
+"""The request path: exclude, encode, embed, retrieve, rerank, select. The same code answers online and in batch.
 
-Requests that wait together are answered together: what costs the same for one user as for several, encoding and the
-calls into FAISS, is done once. Nobody's answer depends on who else was there, to the last bit.
+A batch of requests shares encoding and the FAISS search, which cost nearly the same for one user as for several.
+No answer depends on the other requests of the batch, to the last bit.
 """
 
 import time
@@ -25,11 +25,11 @@ from lhydra.scratch import borrowed_mask
 from lhydra.timing import timed
 
 DEFAULT_DEPTH = 300
-MAX_BATCH = min(16, BLAS_QUERIES - 1)  # requests answered together at most
-OVERFETCHED_EXCLUSIONS = 256  # so many tracks are fetched beyond the depth and dropped; more are kept out of the search
-SKIP_WEIGHT = 0.25  # how far skipped tracks push the user's vector away from them
-RETURN_AFTER_S, RETURN_S = 7 * 86_400, 30 * 86_400  # Repeat.DECAY: when a heard track may return, and how fast it does
-FILTER_BYTES = 24 * 2**20  # memory for filters that were asked for lately
+MAX_BATCH = min(16, BLAS_QUERIES - 1)  # requests in one call of recommend_many
+MAX_OVERFETCHED_EXCLUSIONS = 256  # up to so many, excluded tracks are fetched beyond the depth and dropped afterwards
+SKIP_WEIGHT = 0.25  # of the mean vector of skipped tracks, subtracted from the user vector
+REPEAT_AFTER_S, REPEAT_SCALE_S = 7 * 86_400, 30 * 86_400  # Repeat.DECAY: the shortest gap, and the time constant
+FILTER_CACHE_BYTES = 24 * 2**20
 
 
 def _no_check() -> None:
@@ -37,38 +37,40 @@ def _no_check() -> None:
 
 
 @dataclass(eq=False)
-class _Asked:
-    """A request under way."""
+class _Request:
+    """One query and what the stages have computed for it so far; it ends with an answer or an error."""
 
     query: Query
     check: Callable[[], None]
     stage_us: dict[str, int] = field(default_factory=dict)
-    error: Exception | None = None
     tier: Tier = Tier.POPULAR
-    eligible: EligibleSet | None = None  # what the filter lets through, None without one
+    eligible: EligibleSet | None = None  # of the filter, None without one
     excluded: I64 = field(default_factory=lambda: np.empty(0, np.int64))  # rows that must not be returned
     user: EncodedUsers | None = None
-    vector: F32 | None = None
-    found: tuple[I64, F32] | None = None
+    vector: F32 | None = None  # (1, dim)
+    candidates: tuple[I64, F32] | None = None  # rows and cosines
     answer: Recommendation | None = None
+    error: Exception | None = None
 
 
 class Recommender:
     """Answers queries from one bundle; holds no user state. Safe to call from several threads.
 
-    bundle: what to serve; depth: candidates to rerank unless the query says otherwise, 0 for what was measured when
-    the bundle was made (DEFAULT_DEPTH where nothing was).
+    Args:
+        bundle: what to serve.
+        depth: candidates to rerank unless the query says otherwise; 0 for the depth measured when the bundle was made
+            (DEFAULT_DEPTH where none was).
     """
 
     def __init__(self, bundle: Bundle, depth: int = 0) -> None:
         self.bundle = bundle
         self.depth = depth or (bundle.manifest.depth if bundle.manifest else 0) or DEFAULT_DEPTH
         self._tracks = bundle.catalog.tracks
-        self._telling = frozenset(bundle.spec.profile_columns) - {"country"}  # what makes a profile more than a country
-        self._filters = FilterCache(FILTER_BYTES)
-        self._all: EligibleSet | None = None
+        self._segment_columns = frozenset(bundle.spec.profile_columns) - {"country"}  # any of them makes a segment
+        self._filters = FilterCache(FILTER_CACHE_BYTES)
+        self._all_eligible: EligibleSet | None = None
         self._lock = Lock()
-        self.fallbacks = 0  # searches that came up short and were done again, wider; counted roughly under threads
+        self.fallbacks = 0  # searches that came up short and were repeated, wider; counted roughly under threads
 
     @property
     def bundle_id(self) -> str:
@@ -83,7 +85,12 @@ class Recommender:
     def recommend(self, query: Query, check: Callable[[], None] = _no_check) -> Recommendation:
         """Returns exactly k tracks, or all that are eligible, best first by raw logit, ties by track id.
 
-        `check` is called between stages: what it raises (a deadline passed) stops the work.
+        Args:
+            query: what to answer.
+            check: called between stages; what it raises (a deadline passed) stops the work.
+
+        Returns:
+            The answer.
 
         Raises:
             FeatureError: the profile does not fit the features.
@@ -93,13 +100,13 @@ class Recommender:
             raise answer
         return answer
 
-    def recommend_many(self, asked: Sequence[tuple[Query, Callable[[], None]]]) -> list[Recommendation | Exception]:
+    def recommend_many(self, queries: Sequence[tuple[Query, Callable[[], None]]]) -> list[Recommendation | Exception]:
         """Answers up to MAX_BATCH queries; each gets what `recommend` returns or raises, whatever the others get.
 
-        A stage that was gone through together counts for each with its share of the time.
+        The time of a stage that requests share is divided equally among them in `stage_us`.
 
         Args:
-            asked: queries, each with its check, see `recommend`.
+            queries: each with its check, see `recommend`.
 
         Returns:
             An answer or an error for each.
@@ -107,31 +114,47 @@ class Recommender:
         Raises:
             ValueError: more than MAX_BATCH queries.
         """
-        if len(asked) > MAX_BATCH:
-            raise ValueError(complain("queries", len(asked), f"at most {MAX_BATCH} at once"))
-        requests = [_Asked(query, check) for query, check in asked]
+        if len(queries) > MAX_BATCH:
+            raise ValueError(complain("queries", len(queries), f"at most {MAX_BATCH} at once"))
+        requests = [_Request(query, check) for query, check in queries]
         for request in requests:
-            self._try(request, self._admit)
-        self._encode_all(_going(requests))
-        for request in _going(requests):
-            self._try(request, self._embed if request.tier is not Tier.POPULAR else self._popular)
-        self._retrieve_all(_going(requests))
-        for request in _going(requests):
-            self._try(request, self._rerank)
+            self._run_stage(request, self._exclude)
+        self._encode(_unfinished(requests))
+        for request in _unfinished(requests):
+            popular = request.tier is Tier.POPULAR
+            self._run_stage(request, self._select_popular if popular else self._embed)
+        self._retrieve(_unfinished(requests))
+        for request in _unfinished(requests):
+            self._run_stage(request, self._rerank)
         answers = [request.answer or request.error for request in requests]
         return [answer if answer is not None else AssertionError("neither answered nor refused") for answer in answers]
 
     def score(self, state: UserState, rows: I64) -> tuple[F32, F32]:
-        """Returns the head's raw logits and calibrated probabilities for each of `rows`, (n,) float32 each."""
+        """Scores given tracks for a user, without retrieval.
+
+        Args:
+            state: the user.
+            rows: (n,) int64 rows of the catalog.
+
+        Returns:
+            (n,) float32 raw logits of the head and (n,) float32 calibrated probabilities.
+        """
         user = self.encode(state)
         return self.bundle.score(self._user_vector(user, state), user, rows)
 
     def encode(self, state: UserState) -> EncodedUsers:
-        """Returns one encoded user; tracks that this catalog does not hold drop out of the history."""
-        return self._encoded([state])
+        """Encodes one user; tracks that this catalog does not hold drop out of the history.
+
+        Args:
+            state: the user.
+
+        Returns:
+            Encoded users, one of them.
+        """
+        return self._encode_states([state])
 
     def warm_up(self) -> None:
-        """Runs requests of several shapes so that the first real one finds everything loaded."""
+        """Runs requests of several shapes so that the first real one waits for no lazy loading."""
         hashes, names = self.catalog.hashes, self.bundle.spec.profile_columns
         for length in (0, 1, 50):
             history = np.zeros(min(length, len(hashes)), UserState().history.dtype)
@@ -139,93 +162,89 @@ class Recommender:
             state = UserState(dict.fromkeys(names, 1), history)
             self.recommend(Query(k=10, state=state))
             self.recommend_many([(Query(k=10, state=state), _no_check)] * 3)
-        heard = hashes[: OVERFETCHED_EXCLUSIONS + 1]
+        heard = hashes[: MAX_OVERFETCHED_EXCLUSIONS + 1]
         self.recommend(Query(k=10, state=UserState({}, history, heard), repeat=Repeat.EXCLUDE))
 
-    # -- stages ------------------------------------------------------------------------------------------
+    # -- stages, in order --------------------------------------------------------------------------------
 
-    def _try(self, request: _Asked, stage: Callable[[_Asked], None]) -> None:
+    def _run_stage(self, request: _Request, stage: Callable[[_Request], None]) -> None:
+        """Runs a stage for one request, whose error stays its own."""
         try:
             request.check()
             stage(request)
         except Exception as error:
             request.error = error
 
-    def _admit(self, request: _Asked) -> None:
-        """Which rows the request rules out."""
+    def _exclude(self, request: _Request) -> None:
+        """Resolves the filter, the exclusions and the heard tracks to rows."""
         with timed("exclude", request.stage_us):
             query = request.query
             if query.filter:
-                request.eligible = self._filters.get(query.filter, self._eligible)
+                request.eligible = self._filters.get(query.filter, self._filtered)
             excluded = self.catalog.rows(query.exclude)
             if query.repeat is not Repeat.ALLOW:
                 heard = self.catalog.rows(query.state.heard)
                 if query.repeat is Repeat.DECAY:
-                    heard = np.setdiff1d(heard, self._returning(query)[0])
+                    heard = np.setdiff1d(heard, self._repeatable(query)[0])
                 excluded = np.concatenate([excluded, heard]) if len(excluded) else heard
             request.excluded = excluded if excluded.min(initial=0) >= 0 else excluded[excluded >= 0]
 
-    def _encode_all(self, requests: list[_Asked]) -> None:
+    def _encode(self, requests: list[_Request]) -> None:
+        """Encodes the users of all requests at once, and one by one where a profile is refused."""
         if not requests:
             return
         started_ns = time.perf_counter_ns()
         try:
-            users = self._encoded([request.query.state for request in requests])
-        except LhydraError as error:  # somebody's profile: find out whose
+            users = self._encode_states([request.query.state for request in requests])
+        except LhydraError as error:
             for request in requests:
                 if len(requests) == 1:
                     request.error = error
                 else:
-                    self._encode_all([request])
+                    self._encode([request])
             return
         for i, request in enumerate(requests):
             request.user = users if len(requests) == 1 else users.one(i)
             request.tier = self._tier(request.query, request.user)
-        _share("encode", started_ns, requests)
+        _share_time("encode", started_ns, requests)
 
-    def _embed(self, request: _Asked) -> None:
+    def _embed(self, request: _Request) -> None:
         assert request.user is not None
         with timed("embed", request.stage_us):
             request.vector = self._user_vector(request.user, request.query.state)
 
-    def _retrieve_all(self, requests: list[_Asked]) -> None:
-        """Candidates of every request: those without a filter and with little to leave out in one call."""
-        plain = [
-            r for r in requests if r.answer is None and r.eligible is None and len(r.excluded) <= OVERFETCHED_EXCLUSIONS
-        ]
+    def _retrieve(self, requests: list[_Request]) -> None:
+        """Finds candidates: in one search where requests have no filter and few exclusions, else each in its own."""
+        plain = [r for r in requests if r.eligible is None and len(r.excluded) <= MAX_OVERFETCHED_EXCLUSIONS]
         deep = [request for request in plain if self._depth(request.query) > 2 * self.depth]
-        together = [request for request in plain if request not in deep]
-        for group in (
-            together,
-            *([request] for request in deep),
-        ):  # a search is as wide as its widest: deep ones go alone
+        shallow = [request for request in plain if request not in deep]
+        for group in (shallow, *([request] for request in deep)):  # a search is as wide as its deepest request
             if group:
-                self._retrieve_together(group)
+                self._search_together(group)
         for request in requests:
-            if request.answer is None and request.found is None:
-                self._try(request, self._retrieve)
+            if request.candidates is None:
+                self._run_stage(request, self._search_eligible)
 
-    def _retrieve_together(self, requests: list[_Asked]) -> None:
+    def _search_together(self, requests: list[_Request]) -> None:
         started_ns = time.perf_counter_ns()
         vectors = np.concatenate([request.vector for request in requests if request.vector is not None])
         wide = max(self._depth(request.query) + len(request.excluded) for request in requests)
         for request, (rows, cosines) in zip(requests, self.bundle.index.search_many(vectors, wide), strict=True):
-            request.found = self._kept(request, rows, cosines)
-        _share("retrieve", started_ns, requests)
+            request.candidates = self._without_excluded(request, rows, cosines)
+        _share_time("retrieve", started_ns, requests)
 
-    def _retrieve(self, request: _Asked) -> None:
+    def _search_eligible(self, request: _Request) -> None:
         with timed("retrieve", request.stage_us):
             assert request.vector is not None
-            eligible, depth = request.eligible or self._every(), self._depth(request.query)
-            request.found = search_eligible(self.bundle.index, request.vector, depth, eligible, request.excluded)
+            eligible, depth = request.eligible or self._unfiltered(), self._depth(request.query)
+            request.candidates = search_eligible(self.bundle.index, request.vector, depth, eligible, request.excluded)
 
-    def _rerank(self, request: _Asked) -> None:
-        if request.answer is not None:
-            return
-        assert request.found is not None
+    def _rerank(self, request: _Request) -> None:
+        """Scores the candidates by the head and selects the k best."""
+        assert request.candidates is not None
         assert request.user is not None
         assert request.vector is not None
-        rows, cosines = request.found
+        rows, cosines = request.candidates
         query = request.query
         with timed("rerank", request.stage_us):
             logits, scores = self.bundle.score(request.vector, request.user, rows)
@@ -233,7 +252,7 @@ class Recommender:
         with timed("select", request.stage_us):
             key = logits
             if query.repeat is Repeat.DECAY:
-                key = scores = self._decayed(query, rows, scores)
+                key = scores = self._decayed_scores(query, rows, scores)
             best = best_first(rows, key, query.k)
             request.answer = Recommendation(
                 rows.take(best),
@@ -246,8 +265,8 @@ class Recommender:
                 request.stage_us,
             )
 
-    def _popular(self, request: _Asked) -> None:
-        """The most played tracks, of the user's country where it is known; their score is the share of listeners."""
+    def _select_popular(self, request: _Request) -> None:
+        """Answers with the most played tracks, first of the user's country; the score is the share of listeners."""
         with timed("select", request.stage_us):
             excluded = np.zeros(len(self.catalog), np.bool_)
             excluded[request.excluded] = True
@@ -258,7 +277,7 @@ class Recommender:
             rows, share = self.catalog.chart(request.query.state.profile.get("country"))
             kept = np.flatnonzero(~excluded.take(rows))[:k]
             rows, share = rows[kept], share[kept]
-            if len(rows) < k:  # then those of everywhere
+            if len(rows) < k:  # filled up from the worldwide chart
                 excluded[rows] = True
                 wide = min(k + int(np.count_nonzero(excluded)), len(excluded))
                 others = self.catalog.popular[:wide].astype(np.int64)
@@ -269,9 +288,9 @@ class Recommender:
         nothing = np.zeros(len(rows), np.float32)
         request.answer = Recommendation(rows, share, share, nothing, rows, nothing, Tier.POPULAR, request.stage_us)
 
-    # -- parts -------------------------------------------------------------------------------------------
+    # -- parts of stages ---------------------------------------------------------------------------------
 
-    def _encoded(self, states: Sequence[UserState]) -> EncodedUsers:
+    def _encode_states(self, states: Sequence[UserState]) -> EncodedUsers:
         histories = [state.history for state in states]
         history = np.concatenate(histories) if len(histories) > 1 else histories[0]
         lengths = np.array([len(one) for one in histories])
@@ -288,7 +307,7 @@ class Recommender:
         )
 
     def _user_vector(self, user: EncodedUsers, state: UserState) -> F32:
-        """(1, dim) the user tower's vector, pushed away from what was skipped (Rocchio 1971: negative feedback)."""
+        """Returns the user vector, (1, dim), moved away from skipped tracks (negative feedback: Rocchio 1971)."""
         vector = self.bundle.user_tower.embed(user, self.catalog.history)
         if len(state.skipped):
             rows = self.catalog.rows(state.skipped)
@@ -301,13 +320,13 @@ class Recommender:
         if len(user.histories.rows):
             return Tier.PERSONAL if query.known else Tier.HISTORY
         profile = query.state.profile
-        return Tier.SEGMENT if any(profile.get(name) is not None for name in self._telling) else Tier.POPULAR
+        return Tier.SEGMENT if any(profile.get(name) is not None for name in self._segment_columns) else Tier.POPULAR
 
     def _depth(self, query: Query) -> int:
         return max(query.depth or self.depth, query.k)
 
-    def _kept(self, request: _Asked, rows: I64, cosines: F32) -> tuple[I64, F32] | None:
-        """The first `depth` candidates not excluded; None when an approximate index came up short."""
+    def _without_excluded(self, request: _Request, rows: I64, cosines: F32) -> tuple[I64, F32] | None:
+        """Returns the first `depth` candidates not excluded; None when an approximate index came up short."""
         depth = self._depth(request.query)
         excluded = request.excluded
         if len(excluded):
@@ -316,52 +335,54 @@ class Recommender:
                 kept = ~marked.take(rows)
                 marked[excluded] = False
             rows, cosines = rows[kept], cosines[kept]
-        if len(rows) < depth and len(rows) < self.catalog.n_eligible - len(
-            np.setdiff1d(excluded, self.catalog.removed)
-        ):
-            self.fallbacks += 1
-            return None
+        if len(rows) < depth:
+            available = self.catalog.n_eligible - len(np.setdiff1d(excluded, self.catalog.removed))
+            if len(rows) < available:
+                self.fallbacks += 1
+                return None
         return rows[:depth], cosines[:depth]
 
-    def _eligible(self, conditions: tuple[Condition, ...]) -> EligibleSet:
-        """What a filter lets through."""
+    def _filtered(self, conditions: tuple[Condition, ...]) -> EligibleSet:
         mask = self.bundle.filters.mask(conditions)
         return eligible_set(self.bundle.index, mask, self.catalog.vectors)
 
-    def _every(self) -> EligibleSet:
-        """All that may be returned to somebody."""
-        with self._lock:  # several threads may come first: one of them computes
-            if self._all is None:
+    def _unfiltered(self) -> EligibleSet:
+        with self._lock:  # one of several threads computes it
+            if self._all_eligible is None:
                 mask = np.ones(len(self.catalog), np.bool_)
                 mask[self.catalog.removed] = False
-                self._all = eligible_set(self.bundle.index, mask, self.catalog.vectors)
-            return self._all
+                self._all_eligible = eligible_set(self.bundle.index, mask, self.catalog.vectors)
+            return self._all_eligible
 
-    def _returning(self, query: Query) -> tuple[I64, npt.NDArray[np.float64]]:
-        """Rows of heard tracks that may return, and their probability: 1 - exp(-days since the last play / 30)."""
+    def _repeatable(self, query: Query) -> tuple[I64, npt.NDArray[np.float64]]:
+        """Returns rows of heard tracks that Repeat.DECAY lets return, and the probability that they are wanted again.
+
+        The probability is 1 - exp(-days since the last play / 30).
+        """
         history = query.state.history
         gap = np.maximum(query.now - history["time"], 0)
-        back = (history["time"] > 0) & (gap >= RETURN_AFTER_S)
-        rows = self.catalog.rows(history["track"][back])
-        chance = -np.expm1(-gap[back] / RETURN_S)
+        returns = (history["time"] > 0) & (gap >= REPEAT_AFTER_S)
+        rows = self.catalog.rows(history["track"][returns])
+        chance = -np.expm1(-gap[returns] / REPEAT_SCALE_S)
         return rows[rows >= 0], chance[rows >= 0]
 
-    def _decayed(self, query: Query, rows: I64, scores: F32) -> F32:
-        """The scores (n,) of `rows`, those of heard tracks times the probability that they are wanted again."""
-        returning, chance = self._returning(query)
-        if not len(returning):
+    def _decayed_scores(self, query: Query, rows: I64, scores: F32) -> F32:
+        """Returns the scores (n,), those of heard tracks times the probability that they are wanted again."""
+        repeatable, chance = self._repeatable(query)
+        if not len(repeatable):
             return scores
-        order = np.argsort(returning)
-        returning, chance = returning[order], chance[order]
-        at = np.minimum(np.searchsorted(returning, rows), len(returning) - 1)
-        return np.where(returning[at] == rows, scores * chance[at], scores).astype(np.float32)
+        order = np.argsort(repeatable)
+        repeatable, chance = repeatable[order], chance[order]
+        at = np.minimum(np.searchsorted(repeatable, rows), len(repeatable) - 1)
+        return np.where(repeatable[at] == rows, scores * chance[at], scores).astype(np.float32)
 
 
-def _going(requests: list[_Asked]) -> list[_Asked]:
-    return [request for request in requests if request.error is None]
+def _unfinished(requests: list[_Request]) -> list[_Request]:
+    return [request for request in requests if request.answer is None and request.error is None]
 
 
-def _share(stage: str, started_ns: int, requests: list[_Asked]) -> None:
+def _share_time(stage: str, started_ns: int, requests: list[_Request]) -> None:
+    """Adds an equal part of the time since `started_ns` to the stage of each request."""
     took_us = (time.perf_counter_ns() - started_ns) // 1000 // len(requests)
     for request in requests:
         request.stage_us[stage] = request.stage_us.get(stage, 0) + took_us

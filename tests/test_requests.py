@@ -38,7 +38,7 @@ from lhydra.domain import (
     track_hashes,
 )
 from lhydra.errors import DeadlineExceeded, FeatureError, InvalidRequest
-from lhydra.recommender import RETURN_AFTER_S, RETURN_S, Recommender
+from lhydra.recommender import REPEAT_AFTER_S, REPEAT_SCALE_S, Recommender
 
 DAY = 86_400
 RECIPES = ("flat", "IVF8,SQ8", "HNSW4", "IVF4,PQ8x4fs")
@@ -60,7 +60,7 @@ def recommender(request: pytest.FixtureRequest, bundle: Bundle) -> Iterator[Reco
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(filtered, "BRUTE_FORCE_TRACKS", 30)
         patch.setattr(filtered, "MAX_BRUTE_FORCE_TRACKS", 30)
-        patch.setattr(recommenders, "OVERFETCHED_EXCLUSIONS", 20)
+        patch.setattr(recommenders, "MAX_OVERFETCHED_EXCLUSIONS", 20)
         yield Recommender(dataclasses.replace(bundle, index=Index.build(bundle.catalog.vectors, request.param)))
 
 
@@ -147,7 +147,7 @@ def test_a_filter_that_does_not_fit_is_refused_by_name(bundle: Bundle) -> None:
 
 
 def test_filters_are_kept_within_a_bound_and_asked_for_once(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recommenders, "FILTER_BYTES", 3 * len(bundle.catalog))
+    monkeypatch.setattr(recommenders, "FILTER_CACHE_BYTES", 3 * len(bundle.catalog))
     asked: list[object] = []
     filters = bundle.filters
 
@@ -173,7 +173,7 @@ def test_filters_with_long_lists_of_values_are_kept_within_the_bound(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Memory of everything that is kept, the conditions as well as the masks."""
-    monkeypatch.setattr(recommenders, "FILTER_BYTES", 500_000)
+    monkeypatch.setattr(recommenders, "FILTER_CACHE_BYTES", 500_000)
     recommender = Recommender(bundle)
     recommender.recommend(Query(5, filter=(Condition("artist", none_of=("x",)),)))
     tracemalloc.start()
@@ -349,13 +349,13 @@ def test_heard_tracks_return_after_a_time_by_their_probability(bundle: Bundle, s
     found = recommender.recommend(query)
     free = recommender.recommend(dataclasses.replace(query, repeat=Repeat.ALLOW))
     score = dict(zip(free.rows.tolist(), free.scores.tolist(), strict=True))
-    back = {row for row, gap in zip(bundle.catalog.rows(heard).tolist(), gaps, strict=True) if gap >= RETURN_AFTER_S}
+    back = {row for row, gap in zip(bundle.catalog.rows(heard).tolist(), gaps, strict=True) if gap >= REPEAT_AFTER_S}
     never = set(bundle.catalog.rows(state.heard).tolist()) - back
     assert len(back) == 3
     assert set(found.rows.tolist()) == set(range(n)) - never - set(bundle.catalog.removed.tolist())
     for row, got in zip(found.rows.tolist(), found.scores.tolist(), strict=True):
         gap = next((gap for r, gap in zip(bundle.catalog.rows(heard).tolist(), gaps, strict=True) if r == row), None)
-        chance = 1.0 if gap is None else 1 - np.exp(-gap / RETURN_S)
+        chance = 1.0 if gap is None else 1 - np.exp(-gap / REPEAT_SCALE_S)
         assert got == pytest.approx(score[row] * chance, rel=1e-5)
     assert (np.diff(found.scores) <= 0).all()
 

@@ -25,7 +25,10 @@ from lhydra.domain import F16, F32, I64
 from lhydra.errors import BundleCorrupt, ConfigError, complain
 
 FLAT = "flat"
-BLAS_QUERIES = 20  # from so many on FAISS may multiply matrices, which rounds otherwise than one query (1.15 does not)
+# The number of queries in one call from which FAISS may multiply matrices (BLAS), which rounds otherwise than one
+# query. `faiss.cvar.distance_compute_blas_threshold` was 20 in older versions and is 128,000 in 1.15.1. The bound stays
+# at 20, so that answers are equal to the bit under either; batches are smaller anyway.
+BLAS_QUERIES = 20
 I32 = npt.NDArray[np.int32]
 DEFAULT_POINT = OperatingPoint()
 
