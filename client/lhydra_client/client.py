@@ -44,11 +44,13 @@ CHANNEL_OPTIONS = (
 class Client:
     """A blocking client; safe to share between threads. Close it, or use it as a context manager.
 
-    address: HOST:PORT, or a gRPC URI such as unix:PATH.
-    timeout_s: deadline of a call, retries included, unless the call names its own.
-    channel: a channel to use instead of opening one; the caller closes it, and it brings its own retry policy.
+    Args:
+        address: HOST:PORT, or a gRPC URI such as unix:PATH.
+        timeout_s: deadline of a call in seconds, retries included, unless the call names its own.
+        channel: used instead of opening one; its owner closes it and gives it a retry policy.
 
-    Every method raises a ClientError (see `errors`).
+    Raises:
+        InvalidRequest: the address or the deadline is not one.
     """
 
     def __init__(
@@ -79,11 +81,24 @@ class Client:
     ) -> Recommendations:
         """Returns the best k tracks for a user, or all that are eligible.
 
-        exclude: ids of tracks never to return. history (oldest first) and profile: for an unknown user.
-        filter: which tracks are eligible, by what the catalogue knows of them.
-        repeat: what becomes of heard tracks: "exclude" (the default) never returns them, "allow" treats them like
-        any other, "decay" lets them return after a time. allow_repeats: short for repeat="allow".
-        depth: candidates to rerank, 0 for the server's default.
+        Args:
+            user_id: the listener; an unknown one gets an answer too.
+            k: how many tracks, from 1 to the server's `max_k`.
+            exclude: ids of tracks never to return.
+            history: track ids or entries, oldest first; used for a user of whom the server has no plays.
+            profile: text or numbers by column, such as {"age": 31}; fills columns that the server lacks.
+            filter: which tracks are eligible, by columns of the catalog.
+            allow_repeats: short for repeat="allow".
+            repeat: "exclude" (the default) never returns heard tracks, "allow" treats them like any other, "decay"
+                lets them return after a time.
+            depth: candidates to rerank; 0 for the server's default.
+            timeout_s: deadline of this call in seconds, retries included; None for the client's.
+
+        Returns:
+            The tracks, best first, and how they were made.
+
+        Raises:
+            ClientError: one of its subclasses; `Overloaded` says when to try again.
         """
         request = requests.recommend_request(
             user_id,
@@ -101,25 +116,71 @@ class Client:
     def similar(
         self, track_ids: Iterable[str], k: int = 10, *, exclude: Iterable[str] = (), timeout_s: float | None = None
     ) -> Recommendations:
-        """Returns the k tracks most similar to the given ones."""
+        """Returns the k tracks most similar to the given ones.
+
+        Args:
+            track_ids: the tracks to compare with.
+            k: how many tracks.
+            exclude: ids of tracks never to return.
+            timeout_s: deadline of this call in seconds, retries included; None for the client's.
+
+        Returns:
+            The tracks, most similar first.
+
+        Raises:
+            ClientError: one of its subclasses; `Unsupported` by a server that does not answer the method yet.
+        """
         request = requests.similar_request(track_ids, k, exclude=exclude)
         return results.recommendations(self._call(self._stub.SimilarTracks, request, timeout_s))
 
     def explain(self, user_id: str, track_id: str, *, timeout_s: float | None = None) -> Explanation:
-        """Returns why a track is in a user's list, or why it is not."""
+        """Explains why a track is in a user's list, or why it is not.
+
+        Args:
+            user_id: the listener.
+            track_id: the track to explain.
+            timeout_s: deadline of this call in seconds, retries included; None for the client's.
+
+        Returns:
+            The track's rank and score, or the stage that removed it.
+
+        Raises:
+            ClientError: one of its subclasses; `Unsupported` by a server that does not answer the method yet.
+        """
         request = requests.explain_request(user_id, track_id)
         return results.explanation(self._call(self._stub.Explain, request, timeout_s))
 
     def record_plays(self, plays: Iterable[Play], *, timeout_s: float | None = None) -> Recorded:
-        """Appends plays to users' histories; all are checked before any is recorded.
+        """Appends plays to users' histories; the server checks all of them before it records any.
 
-        After a Timeout the plays may or may not be recorded: hand in the same objects again, they count once.
+        After a Timeout the plays may or may not be recorded. Send the same objects again: they count once.
+
+        Args:
+            plays: 1 to 1,000 plays of any users.
+            timeout_s: deadline of this call in seconds, retries included; None for the client's.
+
+        Returns:
+            How many were recorded, and how many had been recorded before.
+
+        Raises:
+            ClientError: one of its subclasses; after `Timeout` and `Unavailable` the same plays are worth sending
+                again.
         """
         request = requests.record_plays_request(plays)
         return results.recorded(self._call(self._stub.RecordPlays, request, timeout_s))
 
     def status(self, *, timeout_s: float | None = None) -> Status:
-        """Returns what is being served, and how the server is."""
+        """Returns what is being served, and how the server is.
+
+        Args:
+            timeout_s: deadline of this call in seconds, retries included; None for the client's.
+
+        Returns:
+            The bundle, the limits and the counters of the worker that answered.
+
+        Raises:
+            ClientError: one of its subclasses.
+        """
         return results.status(self._call(self._stub.GetStatus, pb.GetStatusRequest(), timeout_s))
 
     def close(self) -> None:
@@ -146,9 +207,15 @@ class Client:
 
 
 class AsyncClient:
-    """The same client for asyncio: make it inside the running loop; close it, or use `async with`.
+    """The client for asyncio, with the methods of `Client`. Make it in the running loop; close it, or use `async with`.
 
-    Arguments, methods and errors are those of `Client`.
+    Args:
+        address: HOST:PORT, or a gRPC URI such as unix:PATH.
+        timeout_s: deadline of a call in seconds, retries included, unless the call names its own.
+        channel: used instead of opening one; its owner closes it and gives it a retry policy.
+
+    Raises:
+        InvalidRequest: the address or the deadline is not one.
     """
 
     def __init__(
@@ -177,7 +244,27 @@ class AsyncClient:
         depth: int = 0,
         timeout_s: float | None = None,
     ) -> Recommendations:
-        """As `Client.recommend`."""
+        """Returns the best k tracks for a user, or all that are eligible.
+
+        Args:
+            user_id: the listener; an unknown one gets an answer too.
+            k: how many tracks, from 1 to the server's `max_k`.
+            exclude: ids of tracks never to return.
+            history: track ids or entries, oldest first; used for a user of whom the server has no plays.
+            profile: text or numbers by column, such as {"age": 31}; fills columns that the server lacks.
+            filter: which tracks are eligible, by columns of the catalog.
+            allow_repeats: short for repeat="allow".
+            repeat: "exclude" (the default) never returns heard tracks, "allow" treats them like any other, "decay"
+                lets them return after a time.
+            depth: candidates to rerank; 0 for the server's default.
+            timeout_s: deadline of this call in seconds, retries included; None for the client's.
+
+        Returns:
+            The tracks, best first, and how they were made.
+
+        Raises:
+            ClientError: one of its subclasses; `Overloaded` says when to try again.
+        """
         request = requests.recommend_request(
             user_id,
             k,
@@ -194,22 +281,71 @@ class AsyncClient:
     async def similar(
         self, track_ids: Iterable[str], k: int = 10, *, exclude: Iterable[str] = (), timeout_s: float | None = None
     ) -> Recommendations:
-        """As `Client.similar`."""
+        """Returns the k tracks most similar to the given ones.
+
+        Args:
+            track_ids: the tracks to compare with.
+            k: how many tracks.
+            exclude: ids of tracks never to return.
+            timeout_s: deadline of this call in seconds, retries included; None for the client's.
+
+        Returns:
+            The tracks, most similar first.
+
+        Raises:
+            ClientError: one of its subclasses; `Unsupported` by a server that does not answer the method yet.
+        """
         request = requests.similar_request(track_ids, k, exclude=exclude)
         return results.recommendations(await self._call(self._stub.SimilarTracks, request, timeout_s))
 
     async def explain(self, user_id: str, track_id: str, *, timeout_s: float | None = None) -> Explanation:
-        """As `Client.explain`."""
+        """Explains why a track is in a user's list, or why it is not.
+
+        Args:
+            user_id: the listener.
+            track_id: the track to explain.
+            timeout_s: deadline of this call in seconds, retries included; None for the client's.
+
+        Returns:
+            The track's rank and score, or the stage that removed it.
+
+        Raises:
+            ClientError: one of its subclasses; `Unsupported` by a server that does not answer the method yet.
+        """
         request = requests.explain_request(user_id, track_id)
         return results.explanation(await self._call(self._stub.Explain, request, timeout_s))
 
     async def record_plays(self, plays: Iterable[Play], *, timeout_s: float | None = None) -> Recorded:
-        """As `Client.record_plays`."""
+        """Appends plays to users' histories; the server checks all of them before it records any.
+
+        After a Timeout the plays may or may not be recorded. Send the same objects again: they count once.
+
+        Args:
+            plays: 1 to 1,000 plays of any users.
+            timeout_s: deadline of this call in seconds, retries included; None for the client's.
+
+        Returns:
+            How many were recorded, and how many had been recorded before.
+
+        Raises:
+            ClientError: one of its subclasses; after `Timeout` and `Unavailable` the same plays are worth sending
+                again.
+        """
         request = requests.record_plays_request(plays)
         return results.recorded(await self._call(self._stub.RecordPlays, request, timeout_s))
 
     async def status(self, *, timeout_s: float | None = None) -> Status:
-        """As `Client.status`."""
+        """Returns what is being served, and how the server is.
+
+        Args:
+            timeout_s: deadline of this call in seconds, retries included; None for the client's.
+
+        Returns:
+            The bundle, the limits and the counters of the worker that answered.
+
+        Raises:
+            ClientError: one of its subclasses.
+        """
         return results.status(await self._call(self._stub.GetStatus, pb.GetStatusRequest(), timeout_s))
 
     async def close(self) -> None:

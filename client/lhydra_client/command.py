@@ -20,7 +20,11 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the actions of `lhydra query`."""
+    """Adds the actions of `lhydra query`.
+
+    Args:
+        parser: of the command.
+    """
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
@@ -78,7 +82,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs one action; an error of the client becomes one line on stderr and exit code 1."""
+    """Runs one action and prints the answer; an error of the client becomes one line on stderr.
+
+    Args:
+        args: as parsed.
+
+    Returns:
+        The exit code: 1 after an error of the client.
+    """
     from lhydra_client.client import Client
     from lhydra_client.errors import ClientError
 

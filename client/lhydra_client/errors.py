@@ -21,8 +21,10 @@ _MILLISECONDS = re.compile(r"[0-9]{1,9}")
 class ClientError(Exception):
     """Base of all errors of the client; its text is one line.
 
-    code: name of the gRPC status code, such as "UNAVAILABLE".
-    request_id: the server's id of the call, "" when no server saw it.
+    Args:
+        message: cut to 400 characters, control characters escaped.
+        code: name of the gRPC status code, such as "UNAVAILABLE".
+        request_id: the server's id of the call, "" when no server saw it.
     """
 
     def __init__(self, message: str, *, code: str, request_id: str = "") -> None:
@@ -32,7 +34,13 @@ class ClientError(Exception):
 
 
 class InvalidRequest(ClientError):
-    """The request can never succeed; the message names the field."""
+    """The request can never succeed; the message names the field.
+
+    Args:
+        message: `field: found …, expected …`.
+        code: name of the gRPC status code.
+        request_id: the server's id of the call, "" when no server saw it.
+    """
 
     def __init__(self, message: str, *, code: str = "INVALID_ARGUMENT", request_id: str = "") -> None:
         super().__init__(message, code=code, request_id=request_id)
@@ -45,8 +53,13 @@ class Unsupported(ClientError):
 class Overloaded(ClientError):
     """The server is too busy and refused at once.
 
-    retry_after_ms: milliseconds after which the server expects to have answered those before, None where it did
-    not say. Wait that long, and a random part of it more.
+    Wait `retry_after_ms`, and a random part of it more, before the call is sent again.
+
+    Args:
+        message: what the server said.
+        code: name of the gRPC status code.
+        request_id: the server's id of the call, "" when no server saw it.
+        retry_after_ms: milliseconds until the calls in flight should be answered, None where the server did not say.
     """
 
     def __init__(self, message: str, *, code: str, request_id: str = "", retry_after_ms: int | None = None) -> None:
@@ -87,7 +100,16 @@ ERRORS: dict[grpc.StatusCode, type[ClientError]] = {
 
 
 def from_rpc(error: grpc.RpcError, server: str, timeout_s: float) -> ClientError:
-    """Returns the client's error for `error` of a call to `server` with the deadline `timeout_s`."""
+    """Returns the client's error for a call that failed.
+
+    Args:
+        error: as gRPC raised it.
+        server: the address, for the message.
+        timeout_s: deadline of the call in seconds, for the message.
+
+    Returns:
+        The error, to be raised.
+    """
     code = error.code()
     details = error.details() or "no details"
     trailers = dict(cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ()))
@@ -116,6 +138,13 @@ def from_rpc(error: grpc.RpcError, server: str, timeout_s: float) -> ClientError
 
 
 def one_line(text: str) -> str:
-    """Returns `text` as one printable line of at most 400 characters."""
+    """Returns a text as one printable line.
+
+    Args:
+        text: cut to 400 characters.
+
+    Returns:
+        The line, control characters escaped.
+    """
     text = text if len(text) <= 400 else f"{text[:397]}..."
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

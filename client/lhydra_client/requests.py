@@ -28,7 +28,13 @@ INT64 = (-(2**63), 2**63 - 1)
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
-    """One track of a history: plays, and the Unix seconds of the last one (0 when unknown)."""
+    """One track of a history.
+
+    Args:
+        track_id: the track.
+        count: plays.
+        timestamp_s: Unix seconds of the last play, 0 when unknown.
+    """
 
     track_id: str
     count: float = 1.0
@@ -37,10 +43,18 @@ class HistoryEntry:
 
 @dataclass(frozen=True, slots=True)
 class Play:
-    """One play to record; timestamp_s 0 means now.
+    """One play to record.
 
-    The event id is made with the object, so recording the same object again, after a timeout for example,
-    counts once.
+    The event id is made with the object, so the same object recorded again, for example after a timeout, counts once.
+
+    Args:
+        user_id: the listener.
+        track_id: the track; the bundle being served need not hold it.
+        timestamp_s: Unix seconds of the play, 0 for now.
+        count: plays that this one stands for.
+        completed: whether the track was played to its end, None when unknown.
+        skipped: whether the track was skipped, None when unknown.
+        event_id: unique per play, at most 128 characters.
     """
 
     user_id: str
@@ -56,8 +70,13 @@ class Play:
 class Condition:
     """What one column of the catalogue must say of a track; all that is set must hold.
 
-    any_of, all_of, none_of: exact values, of which the track has at least one, every one, none.
-    min, max: bounds of a column of numbers, both included; None for no bound.
+    Args:
+        column: name of a column that can be filtered on.
+        any_of: exact values, of which the track has at least one.
+        all_of: exact values, of which the track has every one.
+        none_of: exact values, of which the track has none.
+        min: lower bound of a column of numbers, included; None for no bound.
+        max: upper bound, included; None for no bound.
     """
 
     column: str
@@ -72,8 +91,13 @@ class Condition:
 class Filter:
     """Which tracks are eligible; all that is set must hold.
 
-    genres, artists: exact names, of which the track has at least one. min_year, max_year: both included.
-    explicit: only tracks with this value. conditions: on any column, every one of them holds.
+    Args:
+        genres: exact names, of which the track has at least one.
+        artists: exact names, of which the track has at least one.
+        min_year: the first year, included; None for no bound.
+        max_year: the last year, included; None for no bound.
+        explicit: only tracks with this value; None for any track.
+        conditions: on any columns; every one of them holds.
     """
 
     genres: Collection[str] = ()
@@ -96,7 +120,25 @@ def recommend_request(
     repeat: Repeat | None = None,
     depth: int = 0,
 ) -> pb.RecommendRequest:
-    """Returns the message. Raises InvalidRequest for a value that the wire cannot express."""
+    """Makes the request of `Client.recommend`.
+
+    Args:
+        user_id: the listener.
+        k: how many tracks.
+        exclude: ids of tracks never to return.
+        history: track ids or entries, oldest first.
+        profile: text or numbers by column; None is left out.
+        filter: which tracks are eligible.
+        allow_repeats: short for repeat="allow".
+        repeat: what becomes of heard tracks; None for the server's default.
+        depth: candidates to rerank; 0 for the server's default.
+
+    Returns:
+        The message.
+
+    Raises:
+        InvalidRequest: a value that the wire cannot express; names the field.
+    """
     request = pb.RecommendRequest(
         user_id=_text("user_id", user_id),
         k=_whole("k", k, *UINT32),
@@ -131,7 +173,19 @@ def recommend_request(
 
 
 def similar_request(track_ids: Iterable[str], k: int, *, exclude: Iterable[str] = ()) -> pb.SimilarTracksRequest:
-    """Returns the message. Raises InvalidRequest for a value that the wire cannot express."""
+    """Makes the request of `Client.similar`.
+
+    Args:
+        track_ids: the tracks to compare with.
+        k: how many tracks.
+        exclude: ids of tracks never to return.
+
+    Returns:
+        The message.
+
+    Raises:
+        InvalidRequest: a value that the wire cannot express; names the field.
+    """
     return pb.SimilarTracksRequest(
         track_ids=_texts("track_ids", track_ids),
         k=_whole("k", k, *UINT32),
@@ -140,12 +194,33 @@ def similar_request(track_ids: Iterable[str], k: int, *, exclude: Iterable[str] 
 
 
 def explain_request(user_id: str, track_id: str) -> pb.ExplainRequest:
-    """Returns the message. Raises InvalidRequest for a value that the wire cannot express."""
+    """Makes the request of `Client.explain`.
+
+    Args:
+        user_id: the listener.
+        track_id: the track to explain.
+
+    Returns:
+        The message.
+
+    Raises:
+        InvalidRequest: a value that the wire cannot express; names the field.
+    """
     return pb.ExplainRequest(user_id=_text("user_id", user_id), track_id=_text("track_id", track_id))
 
 
 def record_plays_request(plays: Iterable[Play]) -> pb.RecordPlaysRequest:
-    """Returns the message. Raises InvalidRequest for a value that the wire cannot express."""
+    """Makes the request of `Client.record_plays`.
+
+    Args:
+        plays: of any users.
+
+    Returns:
+        The message.
+
+    Raises:
+        InvalidRequest: a value that the wire cannot express; names the field.
+    """
     request = pb.RecordPlaysRequest()
     for position, play in enumerate(_listed("plays", plays)):
         name = f"plays[{position}]"
@@ -164,7 +239,17 @@ def record_plays_request(plays: Iterable[Play]) -> pb.RecordPlaysRequest:
 
 
 def deadline(timeout_s: float) -> float:
-    """Returns `timeout_s` in seconds. Raises InvalidRequest unless it is above 0 and at most a day."""
+    """Checks a deadline.
+
+    Args:
+        timeout_s: seconds.
+
+    Returns:
+        The seconds as a float.
+
+    Raises:
+        InvalidRequest: not a number above 0 and at most 86,400 (a day).
+    """
     seconds = _number("timeout_s", timeout_s)
     if not 0 < seconds <= 86_400:  # gRPC takes far larger numbers for a deadline that has passed
         raise InvalidRequest(f"timeout_s: found {seconds:g}, expected above 0 and at most 86400 seconds")
@@ -172,7 +257,17 @@ def deadline(timeout_s: float) -> float:
 
 
 def target(address: str) -> str:
-    """Returns `address` as gRPC takes it. Raises InvalidRequest unless it is HOST:PORT or a URI such as unix:PATH."""
+    """Checks the address of a server.
+
+    Args:
+        address: HOST:PORT, or a gRPC URI such as unix:PATH.
+
+    Returns:
+        The address, unchanged.
+
+    Raises:
+        InvalidRequest: neither of the two.
+    """
     host, _, port = _text("address", address).rpartition(":")
     if address.startswith(("unix:", "dns:", "ipv4:", "ipv6:")):
         return address

@@ -10,9 +10,12 @@ from lhydra_protos.v1 import recommender_pb2 as pb
 class Track:
     """One recommended track.
 
-    score: calibrated probability of a play; for tier "popular" the share of listeners.
-    retrieval_score: cosine of user and track vector, -1 to 1; 0 for tier "popular".
-    title, artist: "" where the catalogue has none.
+    Attributes:
+        track_id: the track.
+        score: calibrated probability of a play; for tier "popular" the share of listeners.
+        retrieval_score: cosine of user and track vector, -1 to 1; 0 for tier "popular".
+        title: "" where the catalog has none.
+        artist: "" where the catalog has none.
     """
 
     track_id: str
@@ -26,8 +29,13 @@ class Track:
 class Recommendations:
     """An answer: tracks, best first, and how it was made.
 
-    tier: personal, history, segment or popular. degraded: why the answer is less than it could be.
-    stages_us: microseconds the server spent per stage.
+    Attributes:
+        tracks: best first; fewer than k where no more are eligible.
+        bundle_id: the bundle that answered.
+        tier: "personal", "history", "segment" or "popular".
+        degraded: reasons why the answer is less than it could be, such as "user_store"; empty when it is whole.
+        stages_us: microseconds that the server spent, by stage.
+        request_id: finds the call in the server's log.
     """
 
     tracks: tuple[Track, ...]
@@ -40,7 +48,13 @@ class Recommendations:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """What became of recorded plays; tracks unknown to the bundle are recorded too."""
+    """What became of recorded plays.
+
+    Attributes:
+        recorded: plays that were new.
+        duplicates: plays whose event id had been recorded before.
+        unknown_tracks: new plays of tracks that the bundle being served does not hold; they are recorded too.
+    """
 
     recorded: int
     duplicates: int
@@ -49,7 +63,18 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a track is in a user's list (rank from 1), or which stage removed it (rank 0)."""
+    """Why a track is in a user's list, or which stage removed it.
+
+    Attributes:
+        bundle_id: the bundle that answered.
+        tier: as in `Recommendations`.
+        recommended: whether the track is in the list.
+        rank: place in the list, from 1; 0 when not ranked.
+        stopped_at: the stage that removed the track; "" when recommended.
+        score: as in `Track`.
+        retrieval_score: as in `Track`.
+        reasons: one sentence each.
+    """
 
     bundle_id: str
     tier: str
@@ -63,9 +88,22 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What is being served; uptime and requests are those of the worker that answered.
+    """What is being served, and how the server is.
 
-    swap_error: why the store's current bundle is not the one being served; "" when it is.
+    Attributes:
+        bundle_id: the bundle that answers.
+        model_id: the model in it.
+        lhydra_version: of the server.
+        tracks: in the bundle.
+        dim: of user and track vectors.
+        index_recipe: how the index was built.
+        default_depth: candidates to rerank where a request names no depth.
+        max_k: the largest k that a request may ask for.
+        workers: processes that serve now.
+        uptime_s: seconds since the worker that answered was started.
+        current_bundle_id: the bundle that the store calls CURRENT.
+        swap_error: why CURRENT is not being served; "" when it is.
+        requests: answered by the worker that answered this one.
     """
 
     bundle_id: str
@@ -84,7 +122,14 @@ class Status:
 
 
 def recommendations(reply: pb.RecommendResponse) -> Recommendations:
-    """Returns `reply` as plain values."""
+    """Turns a reply into plain values.
+
+    Args:
+        reply: to Recommend or SimilarTracks.
+
+    Returns:
+        The tracks, best first, and how they were made.
+    """
     tracks = tuple(Track(t.track_id, t.score, t.retrieval_score, t.title, t.artist) for t in reply.tracks)
     return Recommendations(
         tracks=tracks,
@@ -97,12 +142,26 @@ def recommendations(reply: pb.RecommendResponse) -> Recommendations:
 
 
 def recorded(reply: pb.RecordPlaysResponse) -> Recorded:
-    """Returns `reply` as plain values."""
+    """Turns a reply into plain values.
+
+    Args:
+        reply: to RecordPlays.
+
+    Returns:
+        How many plays were recorded.
+    """
     return Recorded(reply.recorded, reply.duplicates, reply.unknown_tracks)
 
 
 def explanation(reply: pb.ExplainResponse) -> Explanation:
-    """Returns `reply` as plain values."""
+    """Turns a reply into plain values.
+
+    Args:
+        reply: to Explain.
+
+    Returns:
+        The explanation.
+    """
     return Explanation(
         bundle_id=reply.bundle_id,
         tier=tier_name(reply.tier),
@@ -116,11 +175,25 @@ def explanation(reply: pb.ExplainResponse) -> Explanation:
 
 
 def status(reply: pb.GetStatusResponse) -> Status:
-    """Returns `reply` as plain values; Status has the fields of the message."""
+    """Turns a reply into plain values; Status has the fields of the message.
+
+    Args:
+        reply: to GetStatus.
+
+    Returns:
+        The status.
+    """
     return Status(*(getattr(reply, field.name) for field in fields(Status)))
 
 
 def tier_name(tier: int) -> str:
-    """Returns the word for a tier of the wire; a tier newer than this client is named by its number."""
+    """Returns the word for a tier.
+
+    Args:
+        tier: its number in the API.
+
+    Returns:
+        Such as "personal"; "tier 9" for one newer than this client.
+    """
     known = pb.Tier.DESCRIPTOR.values_by_number
     return known[tier].name.removeprefix("TIER_").lower() if tier in known else f"tier {tier}"

@@ -7,8 +7,14 @@ from collections.abc import Sequence
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), widest: int = 40) -> str:
     """Returns the rows under the header, two spaces apart.
 
-    right: positions of the columns that are aligned on the right. widest: terminal cells of the widest column;
-    the last column, which people copy, is never cut.
+    Args:
+        header: a title per column.
+        rows: a text per column.
+        right: positions of the columns that are aligned on the right.
+        widest: terminal cells of the widest column; the last column, which people copy, is never cut.
+
+    Returns:
+        The lines, without a line end after the last.
     """
     lines = [[*(clip(clean(cell), widest) for cell in line[:-1]), clean(line[-1])] for line in (header, *rows)]
     widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
@@ -22,18 +28,40 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequen
 
 
 def clean(text: str) -> str:
-    """Returns `text` on one line and without control, format and direction characters: they could move the cursor."""
+    """Removes what could move the cursor: control, format and direction characters.
+
+    Args:
+        text: of any source.
+
+    Returns:
+        The text on one line, a space for each whitespace character.
+    """
     spaced = "".join(" " if c.isspace() else c for c in text)
     return "".join(c for c in spaced if unicodedata.category(c) not in ("Cc", "Cf", "Cs"))
 
 
 def width(text: str) -> int:
-    """Returns how many terminal cells `text` takes: wide East Asian characters and emoji two, accents none."""
+    """Returns how many terminal cells a text takes.
+
+    Args:
+        text: without control characters.
+
+    Returns:
+        Cells: wide East Asian characters and emoji count two, accents none.
+    """
     return sum(_cells(c) for c in text)
 
 
 def clip(text: str, most: int) -> str:
-    """Returns `text` in at most `most` cells, the end replaced by an ellipsis where it is longer."""
+    """Cuts a text to a width.
+
+    Args:
+        text: without control characters.
+        most: terminal cells.
+
+    Returns:
+        The text, its end replaced by an ellipsis where it is longer.
+    """
     if width(text) <= most:
         return text
     kept, used = [], 1  # the ellipsis

@@ -14,7 +14,14 @@ _NO_SCORES = bytes((SCORE_TAG, 0, 0, 0, 0, RETRIEVAL_SCORE_TAG, 0, 0, 0, 0))
 
 @lru_cache(maxsize=4096)
 def varint(number: int) -> bytes:
-    """Returns `number`, not negative, as protobuf's variable-length integer."""
+    """Encodes a protobuf varint.
+
+    Args:
+        number: not negative.
+
+    Returns:
+        Seven bits a byte, lowest first.
+    """
     out = bytearray()
     while number > 0x7F:
         out.append(0x80 | number & 0x7F)
@@ -24,16 +31,41 @@ def varint(number: int) -> bytes:
 
 
 def text_field(number: int, text: bytes) -> bytes:
-    """Returns a field of UTF-8 text or of an encoded message; nothing for an empty text, which is the default."""
+    """Encodes a length-delimited field.
+
+    Args:
+        number: of the field.
+        text: UTF-8, or an encoded message.
+
+    Returns:
+        The field; nothing for an empty text, which is the default.
+    """
     return varint(number << 3 | 2) + varint(len(text)) + text if text else b""
 
 
 def number_field(number: int, value: int) -> bytes:
-    """Returns a field of an integer or enum, not negative; nothing for 0, which is the default."""
+    """Encodes a varint field.
+
+    Args:
+        number: of the field.
+        value: an integer or enum, not negative.
+
+    Returns:
+        The field; nothing for 0, which is the default.
+    """
     return varint(number << 3) + varint(value) if value else b""
 
 
 def track_part(track_id: bytes, title: bytes, artist: bytes) -> bytes:
-    """Returns the part for a track, its texts in UTF-8: an element of RecommendResponse.tracks with scores of 0."""
+    """Encodes an element of RecommendResponse.tracks, its scores 0.
+
+    Args:
+        track_id: UTF-8.
+        title: UTF-8; empty where the catalog has none.
+        artist: UTF-8; empty where the catalog has none.
+
+    Returns:
+        The part; its last SCORES bytes are the scores.
+    """
     track = text_field(1, track_id) + text_field(4, title) + text_field(5, artist) + _NO_SCORES
     return b"\x0a" + varint(len(track)) + track
