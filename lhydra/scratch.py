@@ -1,7 +1,7 @@
-"""Scratch arrays that are lent to the thread that computes, so that no request allocates what is as long as a catalog.
+"""Pools of scratch arrays, so that no request allocates an array as long as the catalog.
 
-One pool for each dtype. An array is lent to one thread at a time, so there are as many as ever compute at once, not as
-many as threads.
+There is one pool for each dtype. An array is lent to one thread at a time, so a pool grows with the threads that
+compute at once, not with all threads.
 """
 
 from collections import deque
@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-_KEPT = 4  # arrays kept in each pool
-_pools: dict[type[Any], deque[npt.NDArray[Any]]] = {np.bool_: deque(maxlen=_KEPT), np.int16: deque(maxlen=_KEPT)}
+_POOL_SIZE = 4  # arrays kept of each dtype
+_pools: dict[type[Any], deque[npt.NDArray[Any]]] = {
+    np.bool_: deque(maxlen=_POOL_SIZE),
+    np.int16: deque(maxlen=_POOL_SIZE),
+}
 
 
 @contextmanager
@@ -26,7 +29,7 @@ def _borrowed(n: int, dtype: type[Any]) -> Iterator[npt.NDArray[Any]]:
     if len(array) < n:
         array = np.zeros(n, dtype)
     yield array[:n]
-    pool.append(array)  # not after an error: something in it may still be set
+    pool.append(array)  # an error skips this line: the array may not be cleared
 
 
 def borrowed_mask(n: int) -> AbstractContextManager[npt.NDArray[np.bool_]]:
@@ -42,7 +45,7 @@ def borrowed_mask(n: int) -> AbstractContextManager[npt.NDArray[np.bool_]]:
 
 
 def borrowed_places(n: int) -> AbstractContextManager[npt.NDArray[np.int16]]:
-    """Lends an array that may hold anything.
+    """Lends an array of arbitrary contents.
 
     Args:
         n: length.

@@ -14,7 +14,17 @@ BLOCK_ROWS = 65_536
 
 
 def mapped(path: Path) -> npt.NDArray[Any]:
-    """Returns the array in a .npy file, mapped unless it is small. Raises BundleCorrupt when it is not one."""
+    """Opens the array in a .npy file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The array, mapped from 4 KiB on, read below.
+
+    Raises:
+        BundleCorrupt: it is not a .npy file.
+    """
     try:
         array = (
             np.load(path, allow_pickle=False) if path.stat().st_size < 4096 else np.load(path, "r", allow_pickle=False)
@@ -25,9 +35,12 @@ def mapped(path: Path) -> npt.NDArray[Any]:
 
 
 class GrowingArrays:
-    """Arrays that grow on disk, `<name>.npy` in `folder`: appended to in blocks, never in memory as a whole.
+    """Arrays appended to in blocks on disk, never held in memory as a whole.
 
-    Written with plain writes: a mapping would count as memory of the process until the end.
+    They are written with plain writes: a mapping would count as memory of the process until the end.
+
+    Args:
+        folder: where each `<name>.npy` is written.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -42,11 +55,16 @@ class GrowingArrays:
         for file, shape, dtype in self._open.values():
             with file:
                 if error[0] is None:
-                    file.seek(0)  # the header leaves room for any length: it is written again in its place
+                    file.seek(0)  # the header has room for any length and is overwritten
                     _write_header(file, shape, dtype)
 
     def append(self, name: str, block: npt.NDArray[Any]) -> None:
-        """Appends `block` (m, ...) to the array `name`; the first block decides the rest of its shape and its type."""
+        """Appends a block to an array; the first block fixes its dtype and the shape of an entry.
+
+        Args:
+            name: of the array.
+            block: (m, ...).
+        """
         if name not in self._open:
             created = (self._folder / f"{name}.npy").open("wb")
             self._open[name] = created, (0, *block.shape[1:]), block.dtype
@@ -56,7 +74,12 @@ class GrowingArrays:
         self._open[name] = file, (shape[0] + len(block), *shape[1:]), dtype
 
     def append_lengths(self, name: str, lengths: I64) -> None:
-        """Appends the lengths (m,) of parts to an array of offsets, which begins with 0."""
+        """Appends segments to an array of offsets, which begins with 0.
+
+        Args:
+            name: of the array.
+            lengths: (m,) int64 of the segments.
+        """
         if name not in self._ends:
             self._ends[name] = 0
             self.append(name, np.zeros(1, np.int64))
@@ -71,7 +94,15 @@ def _write_header(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any])
 
 
 def blocks(path: Path, rows: int = BLOCK_ROWS) -> Iterator[npt.NDArray[Any]]:
-    """Yields the array in a .npy file, `rows` at a time, without mapping it."""
+    """Reads the array in a .npy file block by block, without mapping it.
+
+    Args:
+        path: the file.
+        rows: in a block.
+
+    Yields:
+        (rows, ...) in turn, the last one shorter.
+    """
     with path.open("rb") as file:
         np.lib.format.read_magic(file)
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)

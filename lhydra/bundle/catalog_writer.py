@@ -1,4 +1,4 @@
-"""How the catalog of a bundle is written: shards put together in order, popularity, charts, the table of hashes."""
+"""Writes the catalog of a bundle: shards joined in order, popularity, charts, the hash table."""
 
 import tempfile
 from collections.abc import Callable, Iterable
@@ -22,7 +22,16 @@ from lhydra.timing import timed
 
 
 def write_hashes(folder: Path, hashes: Hashes, names: StringColumn) -> None:
-    """Writes the table from track hash to row; hashes: (n,) by row. Raises DataError when two ids share a hash."""
+    """Writes the table from track hash to row.
+
+    Args:
+        folder: of the catalog.
+        hashes: (n,) uint64 by row.
+        names: the n track ids, for the error.
+
+    Raises:
+        DataError: two track ids share a hash.
+    """
     order = np.argsort(hashes)
     ordered = hashes[order]
     same = np.flatnonzero(ordered[1:] == ordered[:-1])
@@ -35,7 +44,7 @@ def write_hashes(folder: Path, hashes: Hashes, names: StringColumn) -> None:
     np.save(folder / "hash_rows.npy", order.astype(np.int32))
 
 
-CHART_USERS = 20  # train users of a country, for it to have a chart of its own
+CHART_USERS = 20  # train users that a country needs for a chart of its own
 
 
 @timed("embed.catalog")
@@ -46,9 +55,17 @@ def write_catalog(
     run: Run = map,
     on_rows: Callable[[int], None] = lambda rows: None,
 ) -> Catalog:
-    """Writes the catalog of the dataset's tracks into `folder` and returns it opened.
+    """Writes the catalog of a dataset's tracks.
 
-    run: who embeds the shards. on_rows: told how many tracks are embedded after each shard.
+    Args:
+        model: embeds the tracks.
+        dataset: the tracks and plays.
+        folder: where the files are written.
+        run: runs the embedding of shards, see `Run`.
+        on_rows: called after each shard with the number of tracks embedded so far.
+
+    Returns:
+        The catalog, opened.
 
     Raises:
         ModelError: the item tower gave a vector that is not of unit norm.
@@ -98,7 +115,7 @@ def _write_popularity(dataset: Dataset, folder: Path) -> None:
 
 
 def _write_charts(dataset: Dataset, folder: Path) -> None:
-    """What each country plays most: of those with enough train users, where the data has countries."""
+    """Writes the chart of each country with enough train users; none where the data has no countries."""
     columns, plays = dataset.user_columns(), dataset.plays
     chart_rows, chart_share = np.empty((0, CHART), np.int32), np.empty((0, CHART), np.float32)
     names: list[str] = []
@@ -126,17 +143,40 @@ def _write_charts(dataset: Dataset, folder: Path) -> None:
 
 
 def train_users(dataset: Dataset) -> int:
-    """Returns how many users have train plays."""
+    """Counts the users with train plays.
+
+    Args:
+        dataset: the plays.
+
+    Returns:
+        The number.
+    """
     return len(np.unique(dataset.plays.user[dataset.plays.fold == TRAIN]))
 
 
 def popularity(listeners: I64) -> F32:
-    """Returns the head's popularity feature from listener counts: log-scaled to [0, 1], (n,) float32."""
+    """Computes the head's popularity feature.
+
+    Args:
+        listeners: (n,) integers, how many users played each track.
+
+    Returns:
+        (n,) float32, log-scaled to [0, 1].
+    """
     return np.asarray(np.log1p(listeners) / np.log1p(max(listeners.max(initial=1), 1)), np.float32)
 
 
 def unpublished_bundle(model: Model, dataset: Dataset, folder: Path) -> Bundle:
-    """Returns a bundle of `model` over the dataset's tracks with an exact index, its catalog written to `folder`."""
+    """Makes a bundle with an exact index that is never published, for evaluation.
+
+    Args:
+        model: of the bundle.
+        dataset: its tracks.
+        folder: where the catalog is written.
+
+    Returns:
+        The bundle.
+    """
     catalog = write_catalog(model, dataset, folder)
     index = Index.build(catalog.vectors, "flat")
     return Bundle(model.model_id, model.spec, catalog, model.user_tower, model.head, index)

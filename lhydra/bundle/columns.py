@@ -1,12 +1,12 @@
-"""Filters: which tracks of a bundle a request allows, by the columns that describe them.
+"""Filters: the tracks of a bundle that satisfy conditions on the columns that describe them.
 
     filters.json                      how many tracks there are, and the columns with their kinds
     filter<i>_words.npy               categorical, multi: the values there are, ascending by their bytes
     filter<i>_rows.npy                    and the rows that have each, value after value, ascending
     filter<i>.npy                     numeric, year: a number per row, NaN where it is not known
 
-<i> is the place of the column among the names, in order. Asking for a value costs what its rows cost: the files are
-mapped, and nothing is read of values that nobody asks for. Written by `lhydra.bundle.columns_writer`.
+<i> is the position of the column among the sorted names. The files are mapped, so a value costs what its rows cost, and
+values that nobody filters by are not read. Written by `lhydra.bundle.columns_writer`.
 """
 
 import math
@@ -31,12 +31,27 @@ _PARTS |= {"multi": _PARTS["categorical"], "year": _PARTS["numeric"]}
 
 
 def normalised(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
-    """Returns the conditions, which hold together, such that the same ones are equal in any order."""
+    """Returns conditions in normal form: equal for the same conditions in any order.
+
+    Args:
+        conditions: joined by and.
+
+    Returns:
+        The distinct conditions, sorted.
+    """
     return tuple(sorted(dict.fromkeys(conditions), key=_order))
 
 
 def check(conditions: Iterable[Condition], names: Mapping[str, str]) -> None:
-    """Raises InvalidRequest, naming the field, when columns of these names and kinds cannot answer the conditions."""
+    """Checks that columns can answer conditions.
+
+    Args:
+        conditions: of a request.
+        names: kind by column name.
+
+    Raises:
+        InvalidRequest: they cannot; it names the field.
+    """
     for condition in conditions:
         if condition.column not in names:
             some = ", ".join(sorted(names)) or "this bundle has none"
@@ -63,14 +78,22 @@ def check(conditions: Iterable[Condition], names: Mapping[str, str]) -> None:
 
 @dataclass(frozen=True)
 class Words:
-    """A column of values: value i of w, ascending by its bytes, is had by rows[offsets[i]:offsets[i + 1]]."""
+    """A column of values as an inverted list: rows[offsets[i]:offsets[i + 1]] have value i, ascending by its bytes."""
 
     texts: StringColumn  # (w,)
     offsets: I64  # (w + 1,)
     rows: npt.NDArray[np.int32]
 
     def having(self, n: int, values: Iterable[str]) -> Mask:
-        """Whether each of `n` rows has one of the values, (n,)."""
+        """Finds the rows that have one of some values.
+
+        Args:
+            n: rows of the column.
+            values: the values.
+
+        Returns:
+            (n,) bool.
+        """
         found = np.zeros(n, bool)
         for value in values:
             i, known = self.texts.place(value)
@@ -87,7 +110,15 @@ class Numbers:
     values: npt.NDArray[Any]  # (n,) float32 or float64, NaN where unknown
 
     def having(self, n: int, values: Iterable[str]) -> Mask:
-        """Whether each of `n` rows has one of the numbers written out in `values`, (n,)."""
+        """Finds the rows that have one of some numbers.
+
+        Args:
+            n: rows of the column.
+            values: numbers as texts, which have passed `check`.
+
+        Returns:
+            (n,) bool.
+        """
         found = np.zeros(n, bool)
         for value in values:
             number = _number(value)
@@ -96,7 +127,15 @@ class Numbers:
         return found
 
     def within(self, low: float, high: float) -> Mask:
-        """Whether each number is from low to high, both inclusive, (n,)."""
+        """Finds the rows whose number lies in a range.
+
+        Args:
+            low: smallest, inclusive.
+            high: largest, inclusive.
+
+        Returns:
+            (n,) bool, False where the number is unknown.
+        """
         kept = self.values.dtype.type
         with np.errstate(over="ignore"):  # beyond what the type holds: infinite, which no number reaches
             first, last = kept(low), kept(high)
@@ -118,7 +157,14 @@ class FilterColumns:
     columns: Mapping[str, Words | Numbers]
 
     def mask(self, conditions: Iterable[Condition]) -> Mask:
-        """Returns which rows satisfy all `conditions`, (n,) bool; without any, all do. They have passed `check`."""
+        """Finds the rows that satisfy all conditions.
+
+        Args:
+            conditions: any number, which have passed `check`.
+
+        Returns:
+            (n,) bool.
+        """
         allowed = np.ones(self.n, bool)
         for condition in conditions:
             column = self.columns[condition.column]
@@ -136,7 +182,17 @@ class FilterColumns:
 
     @classmethod
     def open(cls, folder: Path) -> "FilterColumns":
-        """Maps the columns in `folder`. Raises BundleCorrupt when its files do not fit together."""
+        """Maps columns.
+
+        Args:
+            folder: where their files lie.
+
+        Returns:
+            The columns.
+
+        Raises:
+            BundleCorrupt: the files do not fit together.
+        """
         n, names = _read(folder)
         columns: dict[str, Words | Numbers] = {}
         for i, (name, kind) in enumerate(names.items()):
@@ -157,7 +213,17 @@ class FilterColumns:
 
 
 def file_names(folder: Path) -> list[str]:
-    """Returns the names of the files that hold the columns in `folder`. Raises BundleCorrupt without filters.json."""
+    """Lists the files that hold columns.
+
+    Args:
+        folder: where they lie.
+
+    Returns:
+        The names.
+
+    Raises:
+        BundleCorrupt: filters.json is missing or says something else.
+    """
     _, names = _read(folder)
     parts = (f"filter{i}{part}.npy" for i, kind in enumerate(names.values()) for part in _PARTS[kind])
     return ["filters.json", *parts]
@@ -178,7 +244,7 @@ def _order(condition: Condition) -> tuple[Any, ...]:
 
 
 def _read(folder: Path) -> tuple[int, dict[str, str]]:
-    """The number of tracks, and the names of the columns, in order, with their kinds."""
+    """Returns the number of tracks, and the kind of each column by name, sorted."""
     path = folder / "filters.json"
     said = files.read_json(path, BundleCorrupt, "the columns of a bundle")
     try:
@@ -190,4 +256,4 @@ def _read(folder: Path) -> tuple[int, dict[str, str]]:
         raise BundleCorrupt(complain(path, str(error), "the columns of a bundle")) from None
 
 
-NO_COLUMNS = FilterColumns(0, {}, {})  # of tracks that nobody filters
+NO_COLUMNS = FilterColumns(0, {}, {})  # of a bundle without filters

@@ -1,7 +1,7 @@
-"""How the columns that `lhydra.bundle.columns` reads are written: from a table of tracks, or with tracks inserted.
+"""Writes the columns that `lhydra.bundle.columns` reads: from a table of tracks, or with tracks inserted.
 
-Both give the same bytes for the same tracks. A column is written on its own: what is in memory at a time is the rows
-of one column, four bytes each, and its distinct values.
+Both give the same bytes for the same tracks. Columns are written one after another: memory holds the rows of one
+column, four bytes each, and its distinct values.
 """
 
 import json
@@ -27,9 +27,15 @@ BATCH = 1 << 17  # tracks read at a time
 
 @timed("filters.write")
 def write_columns(folder: Path, tracks: Path, kinds: Mapping[str, str]) -> list[str]:
-    """Writes the columns of a Parquet table of tracks into `folder`; returns the names of the files.
+    """Writes the columns of a table of tracks.
 
-    kinds: the columns of the table and their kinds; text cannot be filtered on, and is left out.
+    Args:
+        folder: where the files are written.
+        tracks: Parquet file.
+        kinds: kind by column of the table; text cannot be filtered on, and is left out.
+
+    Returns:
+        The names of the files.
     """
     with pq.ParquetFile(tracks, pre_buffer=False) as file:
         n = file.metadata.num_rows
@@ -49,10 +55,16 @@ def write_columns(folder: Path, tracks: Path, kinds: Mapping[str, str]) -> list[
 
 @timed("filters.insert")
 def insert_columns(old: Path, folder: Path, tracks: pa.Table, at: I64) -> list[str]:
-    """Writes the columns in `old` into `folder` with `tracks`, m rows, inserted; returns the names of the files.
+    """Writes columns with tracks inserted.
 
-    at: (m,) ascending, the row of `old` that each track comes before. A column that `tracks` lacks is not known of
-    them.
+    Args:
+        old: folder of the columns to insert into.
+        folder: where the files are written.
+        tracks: m rows; a column that they lack is unknown for all of them.
+        at: (m,) int64, ascending, the row of `old` that each track comes before.
+
+    Returns:
+        The names of the files.
     """
     was = FilterColumns.open(old)
     rows = np.arange(was.n)
@@ -69,7 +81,7 @@ def insert_columns(old: Path, folder: Path, tracks: pa.Table, at: I64) -> list[s
 
 
 def _group(batches: Iterable[pa.Array], folder: Path) -> Words:
-    """The rows of a column by value. Values are numbered as they come, and anew once all of them are known."""
+    """Groups the rows of a column by value: values are numbered in order of arrival, and by bytes at the end."""
     known = pa.array([], pa.large_string())  # distinct values so far
     waiting: list[pa.Array] = []  # those of batches that are not yet among them
     codes: list[I32] = []  # of each batch: by its own numbers, the place of each value in `known`
@@ -94,7 +106,7 @@ def _group(batches: Iterable[pa.Array], folder: Path) -> Words:
             encoded.indices.to_numpy().astype(np.int32, copy=False).tofile(spilled)
             (rows + start).astype(np.int32).tofile(spilled)
             start += len(batch)
-            if sum(map(len, waiting)) >= max(len(known), BATCH):  # seldom enough that its cost is one pass, not many
+            if sum(map(len, waiting)) >= max(len(known), BATCH):  # so rarely that the cost is one pass, not many
                 learn()
         learn()
         order = pc.sort_indices(known).to_numpy()  # by bytes
@@ -114,7 +126,7 @@ def _group(batches: Iterable[pa.Array], folder: Path) -> Words:
 
 
 def _by_code(entries: Callable[[], Iterator[tuple[I64, I32]]], offsets: I64) -> I32:
-    """The rows of the entries, those of a code together and in the order they come in."""
+    """Returns the rows of the entries grouped by code, in order of arrival within a code."""
     out = np.empty(offsets[-1], np.int32)
     free = offsets[:-1].copy()
     for codes, rows in entries():
@@ -128,7 +140,7 @@ def _by_code(entries: Callable[[], Iterator[tuple[I64, I32]]], offsets: I64) -> 
 
 
 def _joined(old: Words, new: Words, own: I32) -> Words:
-    """Both columns in one; `own`: (m,) the rows that those of `new` become, none of which is in `old`."""
+    """Merges two columns; row i of `new` becomes own[i], which is not in `old`."""
     words = [new.texts.data[a:b].tobytes() for a, b in zip(new.texts.offsets, new.texts.offsets[1:], strict=False)]
     places = np.array([old.texts.place(word) for word in words], np.int64).reshape(-1, 2)
     at, known = places[:, 0], places[:, 1] > 0
@@ -150,14 +162,14 @@ def _joined(old: Words, new: Words, own: I32) -> Words:
 
 
 def _inserted(texts: StringColumn, at: I64, words: list[bytes]) -> StringColumn:
-    """`texts` with `words`, ascending, each before the text `at`."""
+    """Returns `texts` with `words`, ascending, each inserted before the text `at`."""
     lengths = np.array([len(word) for word in words], np.int64)
     data = np.insert(texts.data, np.repeat(texts.offsets[at], lengths), np.frombuffer(b"".join(words), np.uint8))
     return StringColumn(data, _offsets(np.insert(np.diff(texts.offsets), at, lengths)))
 
 
 def _values(batch: pa.Array) -> tuple[pa.Array, I64]:
-    """The texts in a batch of a column, missing ones left out, and the row of each in the batch."""
+    """Returns the texts in a batch of a column without the missing ones, and the row of each in the batch."""
     rows = np.arange(len(batch))
     if pa.types.is_list(batch.type) or pa.types.is_large_list(batch.type):
         lengths = pc.list_value_length(batch).fill_null(0).to_numpy()
@@ -172,7 +184,7 @@ def _numbers(batch: pa.Array) -> npt.NDArray[np.float64]:
 
 
 def _texts(array: pa.Array) -> StringColumn:
-    """An array of large_string, as it lies in memory."""
+    """Views an array of large_string without copying its bytes."""
     if not len(array):
         return StringColumn.of(())
     _, offsets, data = array.buffers()
@@ -200,7 +212,7 @@ def _save_words(folder: Path, i: int, words: Words) -> None:
 
 
 def _save_numbers(folder: Path, i: int, numbers: npt.NDArray[np.float64]) -> None:
-    """In half the width where nothing is lost: years and lengths are whole numbers."""
+    """Writes numbers as float32 where nothing is lost, as with years and durations, else as float64."""
     with np.errstate(over="ignore"):
         half = numbers.astype(np.float32)
     np.save(folder / f"filter{i}.npy", half if np.array_equal(half, numbers, equal_nan=True) else numbers)

@@ -1,4 +1,4 @@
-"""Exact search by brute force, and the one order of every list: best first, ties by row. The oracle of all tests."""
+"""Exact brute-force search, and the order of every list: best first, ties by row. Tests compare against it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,31 +12,65 @@ BLOCK_ROWS = 65_536
 
 
 def best_first(rows: I64, scores: F32, k: int) -> I64:
-    """Returns where the k best of `rows` are, (min(k, n),) best first, ties by row; scores: (n,), without NaN."""
+    """Returns the positions of the k best, best first, ties by row.
+
+    Args:
+        rows: (n,) int64.
+        scores: (n,) float32, without NaN.
+        k: how many at most.
+
+    Returns:
+        (min(k, n),) int64 positions in `rows`.
+    """
     order = np.argsort(-scores)
     ordered = scores.take(order)
-    if (ordered[1:] == ordered[:-1]).any():  # seldom, and sorting by two keys takes three times as long
+    if (ordered[1:] == ordered[:-1]).any():  # rare, and sorting by two keys takes three times as long
         order = np.lexsort((rows, -scores))
     return order[:k]
 
 
 def in_order(rows: I64, scores: F32, k: int) -> tuple[I64, F32]:
-    """Returns the k best of `rows` and their scores, (min(k, n),) each, best first, ties by row."""
+    """Returns the k best rows and their scores, best first, ties by row.
+
+    Args:
+        rows: (n,) int64.
+        scores: (n,) float32, without NaN.
+        k: how many at most.
+
+    Returns:
+        (min(k, n),) int64 rows and float32 scores.
+    """
     order = best_first(rows, scores, k)
     return rows.take(order), scores.take(order)
 
 
 def best_of(rows: I64, scores: F32, k: int) -> tuple[I64, F32]:
-    """The k best of `rows`, ties by row; k is at most how many there are."""
+    """Returns what `in_order` does, faster where k is far below n.
+
+    Args:
+        rows: (n,) int64.
+        scores: (n,) float32, without NaN.
+        k: how many, from 1 to n.
+
+    Returns:
+        (k,) int64 rows and float32 scores, best first, ties by row.
+    """
     bound = np.partition(scores, len(scores) - k)[len(scores) - k]
     near = np.flatnonzero(scores >= bound)  # more than k when the last place is shared
     return in_order(rows.take(near), scores.take(near), k)
 
 
 def nearest(vectors: F16 | F32, vector: F32, k: int, excluded: I64) -> tuple[I64, F32]:
-    """Exact search by brute force: at most k rows (m,) and inner products (m,), best first, ties by row.
+    """Searches exactly by brute force: the reference of tests, and the fallback of indexes that cannot be filtered.
 
-    excluded: rows that must not be returned. The oracle of tests and the way out when an index falls short.
+    Args:
+        vectors: (n, dim) float16 or float32.
+        vector: (dim,) or (1, dim) float32.
+        k: how many at most.
+        excluded: distinct int64 rows that must not be returned.
+
+    Returns:
+        (m,) int64 rows and float32 inner products, best first, ties by row.
     """
     query, starts = vector.reshape(-1), range(0, len(vectors), BLOCK_ROWS)
     scores = np.concatenate(
@@ -51,10 +85,16 @@ def nearest(vectors: F16 | F32, vector: F32, k: int, excluded: I64) -> tuple[I64
 
 
 def nearest_of_many(blocks: Sequence[F32] | Any, queries: F32, k: int, excluded: I64) -> tuple[I64, F32]:
-    """Exact search for many queries over vectors that come block by block: (q, k) rows, best first, -1 padded.
+    """Searches exactly for many queries over vectors that are read block by block.
 
-    blocks: yields (m, dim) arrays that together are the (n, dim) vectors. queries: (q, dim). excluded: (m,) rows,
-    ascending, that are not returned.
+    Args:
+        blocks: (m, dim) arrays that together are the (n, dim) vectors.
+        queries: (q, dim) float32.
+        k: how many for each.
+        excluded: int64 rows, ascending, that must not be returned.
+
+    Returns:
+        (q, k) int64 rows, best first, padded with -1; (q, k) float32 inner products.
     """
     found = faiss.ResultHeap(len(queries), k, keep_max=True)
     start = 0

@@ -1,7 +1,7 @@
 """The exported networks: item tower, user tower and head as ONNX graphs. The only file that imports onnxruntime.
 
-ONNX Runtime accepts ids of -1 and not-a-number inputs without a word, so what goes in comes from
-`lhydra.features.spec`, which never makes them, and what comes out is checked to be finite.
+ONNX Runtime silently accepts ids of -1 and NaN inputs, so inputs come from `lhydra.features.spec`, which never makes
+them, and outputs are checked to be finite.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ HEAD_INPUTS = (
     "popularity",
     "colisten",
 )
-HALVES = frozenset(("history", "vectors", "track_dense"))  # a bundle keeps these as float16: the graphs widen them
+FLOAT16_INPUTS = frozenset(("history", "vectors", "track_dense"))  # float16 in the bundle; the graphs widen them
 HEAD_OUTPUTS = ("logit", "probability")
 
 
@@ -41,11 +41,11 @@ class _Graph:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.enable_cpu_mem_arena = False  # one large batch would keep its memory for good
+        options.enable_cpu_mem_arena = False  # the arena would never release the memory of one large batch
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises types of its own for every kind of bad file
+        except Exception as error:  # onnxruntime has an exception type for every kind of bad file
             raise ModelError(complain(path, " ".join(str(error).split()), "an ONNX graph")) from None
         self._path = path
         self._outputs = outputs
@@ -64,13 +64,25 @@ class _Graph:
 
 
 class ItemTower:
-    """Encoded tracks -> retrieval vectors and history vectors."""
+    """Encoded tracks -> retrieval vectors and history vectors.
+
+    Args:
+        path: ONNX file.
+        threads: for one run.
+    """
 
     def __init__(self, path: Path, threads: int = 1) -> None:
         self._graph = _Graph(path, ITEM_OUTPUTS, threads)
 
     def embed(self, tracks: Encoded) -> tuple[F32, F32]:
-        """Returns retrieval vectors (n, dim), unit norm, and history vectors (n, dim)."""
+        """Embeds tracks.
+
+        Args:
+            tracks: n encoded tracks.
+
+        Returns:
+            (n, dim) float32 retrieval vectors of unit norm, and (n, dim) float32 history vectors.
+        """
         vector, history = self._graph.run({"dense": tracks.dense, "ids": tracks.ids, "bags": tracks.bags})
         return vector, history
 
@@ -78,7 +90,9 @@ class ItemTower:
 class UserTower:
     """Encoded users and the history vectors of what they played -> user vectors.
 
-    path: where the graph lies; its model or bundle is the folder around it.
+    Args:
+        path: ONNX file in the folder of its model or bundle.
+        threads: for one run.
     """
 
     def __init__(self, path: Path, threads: int = 1) -> None:
@@ -86,22 +100,38 @@ class UserTower:
         self._graph = _Graph(path, USER_OUTPUTS, threads)
 
     def embed(self, users: EncodedUsers, history: F16 | F32) -> F32:
-        """Returns user vectors (n, dim), unit norm.
+        """Embeds users.
 
-        history: (n tracks, dim) history vectors of the tracks that `users.histories.rows` points into, as halves or
-        to be rounded to them: that is what the graph takes.
+        Args:
+            users: n encoded users.
+            history: (tracks, dim) float16 history vectors that `users.histories.rows` points into; float32 is rounded.
+
+        Returns:
+            (n, dim) float32, unit norm.
         """
         rows, entry, mask = users.padded()
         gathered = history.take(rows, 0) if len(history) else np.zeros((*rows.shape, history.shape[1]), np.float16)
         return self.run(users.dense, users.ids, gathered, entry, mask)
 
     def run(self, *inputs: npt.NDArray[Any]) -> F32:
-        """Runs the graph on raw inputs in the order of USER_INPUTS."""
+        """Runs the graph on raw inputs.
+
+        Args:
+            inputs: in the order of USER_INPUTS.
+
+        Returns:
+            (n, dim) float32, unit norm.
+        """
         return self._graph.run(_halved(USER_INPUTS, inputs))[0]
 
 
 class Head:
-    """The prediction head for one user and n tracks."""
+    """The prediction head for one user and n tracks.
+
+    Args:
+        path: ONNX file.
+        threads: for one run.
+    """
 
     def __init__(self, path: Path, threads: int = 1) -> None:
         self._graph = _Graph(path, HEAD_OUTPUTS, threads)
@@ -109,24 +139,40 @@ class Head:
     def score(
         self, vector: F32, user: EncodedUsers, vectors: F16, dense: F16, ids: I64, popularity: F32, item_item: F32
     ) -> tuple[F32, F32]:
-        """Returns raw logits (n,) and calibrated probabilities (n,).
+        """Scores tracks for one user.
 
-        vector: (1, dim) of the one encoded `user`; vectors (n, dim) and dense (n, dt) as halves, ids (n, ct),
-        popularity (n,) and co-listening scores (n, 2) of the tracks.
+        Args:
+            vector: (1, dim) float32 of the user.
+            user: one encoded user.
+            vectors: (n, dim) float16 retrieval vectors of the tracks.
+            dense: (n, dt) float16 features of the tracks.
+            ids: (n, ct) ids of the tracks.
+            popularity: (n,) float32.
+            item_item: (n, 2) float32 co-listening scores.
+
+        Returns:
+            (n,) float32 raw logits and (n,) float32 calibrated probabilities.
         """
         tracks = (vectors, dense, ids, popularity, item_item)
         logit, probability = self.run(vector, user.dense, user.ids, *(part[None] for part in tracks))
         return logit[0], probability[0]
 
     def run(self, *inputs: npt.NDArray[Any]) -> tuple[F32, F32]:
-        """Runs the graph on raw inputs in the order of HEAD_INPUTS; logits and probabilities (B, N)."""
+        """Runs the graph on raw inputs.
+
+        Args:
+            inputs: in the order of HEAD_INPUTS, of B users and N tracks each.
+
+        Returns:
+            (B, N) float32 logits and (B, N) float32 probabilities.
+        """
         logit, probability = self._graph.run(_halved(HEAD_INPUTS, inputs))
         return logit, probability
 
 
 def _halved(names: tuple[str, ...], inputs: tuple[npt.NDArray[Any], ...]) -> dict[str, npt.NDArray[Any]]:
-    """Inputs by name, those of a catalog as halves: rounded once, wherever they come from."""
+    """Returns inputs by name, FLOAT16_INPUTS rounded to float16, so that every caller rounds alike."""
     return {
-        name: part.astype(np.float16) if name in HALVES and part.dtype != np.float16 else part
+        name: part.astype(np.float16) if name in FLOAT16_INPUTS and part.dtype != np.float16 else part
         for name, part in zip(names, inputs, strict=True)
     }

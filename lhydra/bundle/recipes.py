@@ -1,4 +1,4 @@
-"""What a recipe asks for, and how an operating point is said to FAISS: with each search, never by a change."""
+"""Index recipes, and operating points as FAISS search parameters: passed with each search, never set on the index."""
 
 from typing import Any
 
@@ -56,10 +56,13 @@ def parameters(index: Any, point: OperatingPoint) -> Any:
 
 
 def transforms(index: Any) -> bool:
-    """Returns whether an index multiplies queries by a matrix (OPQ, PCA), which rounds several otherwise than one.
+    """Tells whether an index multiplies queries by a matrix (OPQ, PCA), which rounds several otherwise than one.
 
     Args:
         index: faiss.Index.
+
+    Returns:
+        True where it does.
     """
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexRefine):
@@ -86,7 +89,7 @@ def lists_of(recipe: str) -> int:
 
 
 def sample_rows(n: int, recipe: str, seed: int) -> I64:
-    """Returns the rows that an index learns from: 48 a list, 65,536 at least, all if fewer.
+    """Draws the rows that an index is trained on: 48 a list, 65,536 at least, all if fewer.
 
     Args:
         n: how many tracks there are.

@@ -1,4 +1,4 @@
-"""A column of texts as one array of bytes and one of offsets: mapped like any other array, decoded where asked for."""
+"""A column of texts as one array of bytes and one of offsets: mapped like any other array, decoded on access."""
 
 import bisect
 import itertools
@@ -68,7 +68,7 @@ class StringColumn:
         return StringColumn(self.data[offsets[0] : offsets[-1]], offsets - offsets[0])
 
     def raw(self) -> list[bytes]:
-        """Returns all texts as they lie there, in UTF-8."""
+        """Returns all texts, undecoded UTF-8."""
         data, ends = self.data.tobytes(), self.offsets.tolist()
         return [data[start:end] for start, end in itertools.pairwise(ends)]
 

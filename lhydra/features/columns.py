@@ -1,7 +1,9 @@
-"""Raw columns as arrays: numbers and texts however they were written, missing ones as NaN and ""."""
+"""Raw columns as arrays, missing numbers NaN and missing texts "", and the fitted encodings of single columns."""
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,17 @@ Columns = Mapping[str, Sequence[Any] | npt.NDArray[Any]]  # equal lengths; one r
 
 
 def length_of(columns: Columns) -> int:
-    """Returns how many rows the columns have. Raises FeatureError when they disagree."""
+    """Returns how many rows the columns have.
+
+    Args:
+        columns: raw columns.
+
+    Returns:
+        Their common length, 1 without columns.
+
+    Raises:
+        FeatureError: the lengths differ.
+    """
     lengths = {len(column) for column in columns.values()}
     if len(lengths) > 1:
         raise FeatureError(complain("columns", f"lengths {sorted(lengths)}", "one length"))
@@ -22,7 +34,19 @@ def length_of(columns: Columns) -> int:
 
 
 def numbers_of(name: str, columns: Columns, n: int) -> npt.NDArray[np.float64]:
-    """(n,) float64 of a number column, NaN where missing. Raises FeatureError on an infinite number."""
+    """Reads a number column.
+
+    Args:
+        name: of the column.
+        columns: raw columns; the named one may be missing.
+        n: their length.
+
+    Returns:
+        (n,) float64, NaN where missing.
+
+    Raises:
+        FeatureError: a number is infinite.
+    """
     column = columns.get(name)
     if column is None:
         return np.full(n, np.nan)
@@ -36,7 +60,18 @@ def numbers_of(name: str, columns: Columns, n: int) -> npt.NDArray[np.float64]:
 
 
 def finite(name: str, value: Any) -> float:
-    """The number in one cell, NaN where there is none. Raises FeatureError on an infinite number."""
+    """Reads the number in one cell.
+
+    Args:
+        name: of the column, for the error.
+        value: the cell.
+
+    Returns:
+        The number, NaN where there is none.
+
+    Raises:
+        FeatureError: the number is infinite.
+    """
     number = number_of(value)
     if math.isinf(number):
         raise FeatureError(complain(name, "an infinite number", "finite numbers"))
@@ -44,7 +79,14 @@ def finite(name: str, value: Any) -> float:
 
 
 def number_of(value: Any) -> float:
-    """Returns the number that a cell holds or spells, NaN where it is none."""
+    """Parses a cell as a number.
+
+    Args:
+        value: a number, a text that spells one, or anything else.
+
+    Returns:
+        The number, NaN where it is none; a text that spells infinity is none.
+    """
     if value is None:
         return math.nan
     try:
@@ -55,15 +97,106 @@ def number_of(value: Any) -> float:
 
 
 def text_of(value: Any) -> str:
-    """Returns the text of a cell, "" where there is none."""
+    """Returns the text of a cell.
+
+    Args:
+        value: anything; None is missing.
+
+    Returns:
+        The text, "" where it is missing.
+    """
     return value if isinstance(value, str) else "" if value is None else str(value)
 
 
 def stacked(columns: list[npt.NDArray[Any]], n: int, dtype: Any) -> npt.NDArray[Any]:
-    """Returns `columns`, each (n,), side by side: (n, c), also where there are none."""
+    """Stacks columns side by side.
+
+    Args:
+        columns: c arrays (n,), possibly none.
+        n: rows.
+        dtype: of the result.
+
+    Returns:
+        (n, c).
+    """
     return np.stack(columns, 1).astype(dtype) if columns else np.zeros((n, 0), dtype)
 
 
 def joined(bags: list[I64], n: int) -> I64:
-    """Returns the bags, each (n, w), side by side, also where there are none."""
+    """Joins bags side by side.
+
+    Args:
+        bags: arrays (n, w) int64, possibly none.
+        n: rows.
+
+    Returns:
+        (n, sum of w) int64.
+    """
     return np.concatenate(bags, 1) if bags else np.zeros((n, 0), np.int64)
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number column: scaled to (x - mean) / std; `log` takes log1p first (durations)."""
+
+    name: str
+    mean: float
+    std: float
+    log: bool = False
+
+    def scaled(self, columns: Columns, n: int) -> npt.NDArray[np.float64]:
+        """Scales the column and clips it at 5 deviations.
+
+        Args:
+            columns: raw columns.
+            n: their length.
+
+        Returns:
+            (n,) float64, 0 where it is missing.
+        """
+        values = numbers_of(self.name, columns, n)
+        values = np.log1p(np.maximum(values, 0)) if self.log else values
+        return np.asarray(np.nan_to_num(np.clip((values - self.mean) / self.std, -5, 5), nan=0.0))
+
+
+@dataclass(frozen=True)
+class Category:
+    """A column of one value per row; value i of `values` is encoded as i + 1, anything else as 0."""
+
+    name: str
+    values: tuple[str, ...]
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Encoded number by value."""
+        return {value: number for number, value in enumerate(self.values, 1)}
+
+    def numbered(self, columns: Columns, n: int) -> I64:
+        """Encodes the column as numbers.
+
+        Args:
+            columns: raw columns.
+            n: their length.
+
+        Returns:
+            (n,) int64, 0 where it is missing or not among the values.
+        """
+        column = columns.get(self.name)
+        if column is None:
+            return np.zeros(n, np.int64)
+        return np.fromiter((self.index.get(text_of(value), 0) for value in column), np.int64, n)
+
+
+@dataclass(frozen=True)
+class Bag:
+    """A column of several values per row, at most `width` of them kept; numbered after those of earlier bags."""
+
+    name: str
+    values: tuple[str, ...]
+    width: int
+    first: int  # number of the first value
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Encoded number by value."""
+        return {value: number for number, value in enumerate(self.values, self.first)}

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lhydra.features.columns import Columns, numbers_of, text_of
-from lhydra.features.spec import Bag, Category, FeatureSpec, Number
+from lhydra.features.columns import Bag, Category, Columns, Number, numbers_of, text_of
+from lhydra.features.spec import FeatureSpec
 
 
 def fit_features(
@@ -18,10 +18,17 @@ def fit_features(
     user_kinds: Mapping[str, str],
     trained: npt.NDArray[np.bool_],
 ) -> FeatureSpec:
-    """Returns the features fitted on these columns.
+    """Fits the features on raw columns.
 
-    tracks holds `track_id` and the columns of `track_kinds` (name -> numeric | categorical | multi | year |
-    text); users likewise. trained: (n tracks,) bool, tracks with train plays: only they get an id of their own.
+    Args:
+        tracks: `track_id` and the columns of `track_kinds`.
+        users: the columns of `user_kinds`.
+        track_kinds: kind by column name: numeric, categorical, multi, year or text.
+        user_kinds: likewise.
+        trained: (n tracks,) bool, tracks with train plays; only they get an id of their own.
+
+    Returns:
+        The fitted features.
     """
     numbers, categories, bags = [], [_track_ids(tracks, trained)], []
     years = [0.0]
@@ -70,7 +77,7 @@ def _track_ids(tracks: Columns, trained: npt.NDArray[np.bool_]) -> Category:
 
 
 def _frequent(values: Iterable[Any], at_least: int, at_most: int) -> tuple[str, ...]:
-    """Values that occur often enough, most frequent first, ties in text order."""
+    """Returns values that occur often enough, most frequent first, ties in text order."""
     counts = Counter(text_of(value) for value in values)
     counts.pop("", None)
     ranked = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))

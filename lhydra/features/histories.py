@@ -1,6 +1,6 @@
-"""Histories of many users back to back, what is computed per segment, and how entries are encoded and padded.
+"""Histories of many users in one ragged array: computations per segment, encoding and padding of the entries.
 
-Every function treats each user's segment by itself, so an answer does not depend on who else is in the batch.
+Every function treats each user's segment by itself, so an answer does not depend on the rest of the batch.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from lhydra.domain import F32, I64
 
 MAX_GAP_DAYS = 3 * 365.0
 POSITION_SCALE = 7  # log1p of a position, divided by this, is a feature between 0 and about 1.1
-HISTORY_FEATURES = ("count", "gap", "position")  # per history entry, what its weight may depend on
+HISTORY_FEATURES = ("count", "gap", "position")  # of each history entry; the user tower weighs it by them
 COUNT, GAP, POSITION = range(3)  # their columns
 
 
@@ -32,7 +32,16 @@ class Histories:
 
     @classmethod
     def one(cls, rows: I64, counts: F32, times: I64) -> "Histories":
-        """Returns the histories of a single user."""
+        """Returns the histories of a single user.
+
+        Args:
+            rows: (m,) int64.
+            counts: (m,) float32.
+            times: (m,) int64.
+
+        Returns:
+            Histories of one user.
+        """
         return cls(np.array([0, len(rows)], np.int64), rows, counts, times)
 
 
@@ -46,7 +55,14 @@ class EncodedUsers:
     entry: F32
 
     def take(self, chosen: I64) -> "EncodedUsers":
-        """Returns the users at `chosen`, (m,) int64, in that order."""
+        """Returns some of the users.
+
+        Args:
+            chosen: (m,) int64 positions.
+
+        Returns:
+            The m users in that order, copied.
+        """
         h = self.histories
         starts, ends = h.offsets[chosen], h.offsets[chosen + 1]
         at = spans(starts, ends)
@@ -54,7 +70,14 @@ class EncodedUsers:
         return EncodedUsers(self.dense[chosen], self.ids[chosen], histories, self.entry[at])
 
     def one(self, i: int) -> "EncodedUsers":
-        """Returns user i alone, in views."""
+        """Returns one user alone.
+
+        Args:
+            i: its position.
+
+        Returns:
+            The user, in views of these arrays.
+        """
         h = self.histories
         at = slice(h.offsets[i], h.offsets[i + 1])
         histories = Histories.one(h.rows[at], h.counts[at], h.times[at])
@@ -76,27 +99,56 @@ class EncodedUsers:
 
 
 def spans(starts: I64, ends: I64) -> I64:
-    """Returns the concatenation of arange(starts[i], ends[i])."""
+    """Concatenates ranges.
+
+    Args:
+        starts: (n,) int64.
+        ends: (n,) int64, none below its start.
+
+    Returns:
+        (m,) int64, arange(starts[i], ends[i]) for each i in turn.
+    """
     lengths = ends - starts
     before = np.cumsum(lengths) - lengths
     return np.asarray(np.arange(lengths.sum()) - np.repeat(before - starts, lengths), np.int64)
 
 
 def offsets_of(lengths: I64) -> I64:
-    """Returns the offsets (n + 1,) of segments of these lengths."""
+    """Returns the offsets of segments.
+
+    Args:
+        lengths: (n,) integers.
+
+    Returns:
+        (n + 1,) int64, beginning with 0.
+    """
     return np.asarray(np.concatenate([[0], np.cumsum(lengths)]), np.int64)
 
 
 def play_weights(counts: F32) -> F32:
-    """Returns what plays weigh, (m,) float32: the log of their count, so that a favourite does not drown the rest."""
+    """Returns the weight of plays: log1p of their count, so that a favourite does not drown the rest.
+
+    Args:
+        counts: (m,) float32.
+
+    Returns:
+        (m,) float32.
+    """
     return np.asarray(np.log1p(counts), np.float32)
 
 
 def relative_weights(weight: F32, offsets: I64, total: F32 | None = None) -> F32:
-    """Returns `weight` (m,) against the mean of its segment, within 0.05 and 20.
+    """Returns weights relative to the mean of their segment, clipped to 0.05 and 20.
 
-    What teachers, co-listening scores and an untrained user tower weigh a play by. total: (n,) the sums of `weight`
-    over the segments, where they are known already.
+    Teachers, co-listening scores and an untrained user tower weigh a play by this.
+
+    Args:
+        weight: (m,) float32.
+        offsets: (n + 1,) int64 of the segments.
+        total: (n,) float32 sums of `weight` over the segments, computed where None.
+
+    Returns:
+        (m,) float32.
     """
     lengths = np.diff(offsets)
     total = sums(weight, offsets) if total is None else total
@@ -105,9 +157,15 @@ def relative_weights(weight: F32, offsets: I64, total: F32 | None = None) -> F32
 
 
 def entry_features(histories: Histories, relative: F32) -> tuple[F32, npt.NDArray[np.float64]]:
-    """Returns the features of every entry, (m, 3), and how many days each user's known plays span, (n,).
+    """Computes the HISTORY_FEATURES of every entry.
 
-    The three: log of the `relative` weight (m,), how long before the newest play, how far from the end.
+    Args:
+        histories: of n users, m entries in all.
+        relative: (m,) float32 from `relative_weights`.
+
+    Returns:
+        (m, 3) float32: log of the relative weight, scaled gap to the newest play, scaled distance from the end; and
+        (n,) float64, how many days each user's dated plays span.
     """
     offsets, times = histories.offsets, histories.times
     entry = np.zeros((len(relative), len(HISTORY_FEATURES)), np.float32)
@@ -151,12 +209,28 @@ def positions_of(entry: F32) -> F32:
 
 
 def sums(values: F32, offsets: I64) -> F32:
-    """Sums of `values` (m, ...) over each segment; 0 for an empty one. Independent of the other segments."""
+    """Sums values over each segment, independently of the other segments.
+
+    Args:
+        values: (m, ...) float32.
+        offsets: (n + 1,) int64 of the segments.
+
+    Returns:
+        (n, ...) float32, 0 for an empty segment.
+    """
     return np.asarray(_per_segment(np.add, values, offsets), np.float32)
 
 
 def maxima(values: npt.NDArray[Any], offsets: I64) -> npt.NDArray[Any]:
-    """Largest of `values` (m,) in each segment; 0 for an empty one."""
+    """Returns the largest value of each segment.
+
+    Args:
+        values: (m,).
+        offsets: (n + 1,) int64 of the segments.
+
+    Returns:
+        (n,) in the dtype of `values`, 0 for an empty segment.
+    """
     return _per_segment(np.maximum, values, offsets)
 
 

@@ -53,7 +53,7 @@ def scores(
     with borrowed_mask(len(neighbours)) as is_played, borrowed_places(len(neighbours)) as place:
         is_played[played], place[played] = True, np.arange(len(played))
         hits = np.flatnonzero(is_played.take(near, mode="clip"))  # few: most neighbours of a candidate were not played
-        at = place.take(near.take(hits))  # clip, above, leaves out a check
+        at = place.take(near.take(hits))  # mode="clip" above skips the bounds check
         is_played[played] = False
     owner, column = np.divmod(hits, neighbours.shape[1])
     weight = weights.ravel().take(candidates.take(owner).astype(np.intp) * weights.shape[1] + column).astype(np.float32)

@@ -21,7 +21,18 @@ import numpy.typing as npt
 
 from lhydra.domain import F32, I64, Value
 from lhydra.errors import FeatureError, complain
-from lhydra.features.columns import Columns, finite, joined, length_of, numbers_of, stacked, text_of
+from lhydra.features.columns import (
+    Bag,
+    Category,
+    Columns,
+    Number,
+    finite,
+    joined,
+    length_of,
+    numbers_of,
+    stacked,
+    text_of,
+)
 from lhydra.features.histories import (
     MAX_GAP_DAYS,
     EncodedUsers,
@@ -38,57 +49,6 @@ AGE_BOUNDS = (18.0, 25.0, 35.0, 45.0, 55.0, 65.0)  # age group g holds AGE_BOUND
 MAX_GENRES = 255  # the most frequent; the others count as unknown where genres are crossed and averaged
 # Listening-pattern columns of a user, after the preference profile (one column per track number).
 PATTERNS = ("tracks", "plays", "intensity", "genre_diversity", "genre_focus", "artist_diversity", "hours", "spread")
-
-
-@dataclass(frozen=True)
-class Number:
-    """A number column: scaled to (x - mean) / std; `log` takes log1p first (durations)."""
-
-    name: str
-    mean: float
-    std: float
-    log: bool = False
-
-    def scaled(self, columns: Columns, n: int) -> npt.NDArray[np.float64]:
-        """Returns the column scaled and cut at 5 deviations, (n,) float64, 0 where it is missing."""
-        values = numbers_of(self.name, columns, n)
-        values = np.log1p(np.maximum(values, 0)) if self.log else values
-        return np.asarray(np.nan_to_num(np.clip((values - self.mean) / self.std, -5, 5), nan=0.0))
-
-
-@dataclass(frozen=True)
-class Category:
-    """A column of one value per row; value i of `values` is encoded as i + 1, anything else as 0."""
-
-    name: str
-    values: tuple[str, ...]
-
-    @cached_property
-    def index(self) -> dict[str, int]:
-        """Encoded number by value."""
-        return {value: number for number, value in enumerate(self.values, 1)}
-
-    def numbered(self, columns: Columns, n: int) -> I64:
-        """Returns the encoded numbers of the column, (n,) int64, 0 where it is missing or not among the values."""
-        column = columns.get(self.name)
-        if column is None:
-            return np.zeros(n, np.int64)
-        return np.fromiter((self.index.get(text_of(value), 0) for value in column), np.int64, n)
-
-
-@dataclass(frozen=True)
-class Bag:
-    """A column of several values per row, at most `width` of them kept; numbered after those of earlier bags."""
-
-    name: str
-    values: tuple[str, ...]
-    width: int
-    first: int  # number of the first value
-
-    @cached_property
-    def index(self) -> dict[str, int]:
-        """Encoded number by value."""
-        return {value: number for number, value in enumerate(self.values, self.first)}
 
 
 @dataclass(frozen=True)
@@ -168,7 +128,13 @@ class FeatureSpec:
     # -- encoding ---------------------------------------------------------------------------------------
 
     def encode_tracks(self, columns: Columns) -> Encoded:
-        """Returns encoded tracks from raw columns of equal length; missing columns are missing features.
+        """Encodes tracks; missing columns are missing features.
+
+        Args:
+            columns: raw columns of n tracks.
+
+        Returns:
+            n encoded tracks.
 
         Raises:
             FeatureError: columns of unequal length, or an infinite number.
@@ -196,7 +162,13 @@ class FeatureSpec:
         return Encoded(stacked(dense, n, np.float32), stacked(ids, n, np.int64), joined(bags, n))
 
     def encode_profiles(self, columns: Columns) -> Encoded:
-        """Returns the part of encoded users that does not depend on the history; bags are empty.
+        """Encodes the part of users that does not depend on the history.
+
+        Args:
+            columns: raw profile columns of n users.
+
+        Returns:
+            n encoded profiles; bags are empty.
 
         Raises:
             FeatureError: columns of unequal length, or an infinite number.
@@ -207,9 +179,15 @@ class FeatureSpec:
         return self.encode_profile_rows([dict(zip(names, row, strict=True)) for row in rows] if names else [{}] * n)
 
     def encode_profile_rows(self, profiles: Sequence[Mapping[str, Value]]) -> Encoded:
-        """Returns what `encode_profiles` does for profiles by row; columns that are no features count for nothing.
+        """Encodes profiles given by row, equal to `encode_profiles`.
 
-        In plain Python: for the row of a request that is several times faster than arrays are.
+        Plain Python: for the one row of a request it is several times faster than arrays.
+
+        Args:
+            profiles: n of them, value by column; columns that are no features are ignored.
+
+        Returns:
+            n encoded profiles; bags are empty.
 
         Raises:
             FeatureError: an infinite number.
@@ -230,9 +208,15 @@ class FeatureSpec:
         return Encoded(dense, ids, np.zeros((len(profiles), 0), np.int64))
 
     def encode_users(self, profiles: Encoded, histories: Histories, tracks: Encoded) -> EncodedUsers:
-        """Returns encoded users: their profiles plus everything computed from the histories given.
+        """Encodes users: their profiles plus everything computed from the given histories.
 
-        profiles: (n,) from `encode_profiles`. tracks: the encoded tracks that `histories.rows` points into.
+        Args:
+            profiles: n of them, from `encode_profiles`.
+            histories: of the n users.
+            tracks: the encoded tracks that `histories.rows` points into.
+
+        Returns:
+            n encoded users.
         """
         n, offsets = len(profiles), histories.offsets
         lengths = np.diff(offsets)
@@ -277,7 +261,17 @@ class FeatureSpec:
 
     @classmethod
     def from_json(cls, text: str) -> "FeatureSpec":
-        """Returns what `to_json` wrote. Raises FeatureError on anything else."""
+        """Parses what `to_json` wrote.
+
+        Args:
+            text: of features.json.
+
+        Returns:
+            The features.
+
+        Raises:
+            FeatureError: it is anything else.
+        """
         try:
             raw = json.loads(text)
             if raw.pop("format") != FORMAT:
@@ -298,7 +292,7 @@ class FeatureSpec:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the JSON: what model and bundle compare."""
+        """SHA-256 of the JSON, by which model and bundle are compared."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     # -- parts --------------------------------------------------------------------------------------------
@@ -331,9 +325,9 @@ class FeatureSpec:
         return out
 
     def _shares(self, column: str, track_ids: I64, owner: I64, weight: F32, total: F32) -> npt.NDArray[np.float64]:
-        """(n, size) share of each user's listening by value of an id column; column 0 (unknown) is left empty.
+        """Returns (n, size) shares of each user's listening by value of an id column; column 0 (unknown) is 0.
 
-        track_ids (m, ct), owner (m,) and weight (m,) by history entry; total (n,).
+        `track_ids` (m, ct), `owner` (m,) and `weight` (m,) are by history entry, `total` (n,) by user.
         """
         n = len(total)
         if column not in self._track_id_column:
@@ -345,7 +339,7 @@ class FeatureSpec:
         return np.asarray(flat / total[:, None])
 
     def _distinct(self, column: str, track_ids: I64, owner: I64, n: int) -> I64:
-        """(n,) how many different known values of an id column each user's history holds."""
+        """Returns (n,) how many different known values of an id column each user's history holds."""
         if column not in self._track_id_column:
             return np.zeros(n, np.int64)
         at = self._track_id_column[column]
@@ -358,7 +352,7 @@ class FeatureSpec:
         return np.bincount(pairs[pairs % size > 0] // size, minlength=n)
 
     def _hours(self, counts: F32, track_dense: F32) -> F32:
-        """(m,) hours of each history entry; four minutes stand for a track whose duration is not a feature."""
+        """Returns (m,) hours of each history entry, at four minutes a play where duration is not a feature."""
         if "duration_ms" not in self.track_dense:
             return np.asarray(counts / 15, np.float32)
         at = self.track_dense.index("duration_ms")
@@ -368,5 +362,5 @@ class FeatureSpec:
 
 
 def _top(shares: npt.NDArray[np.float64]) -> I64:
-    """(n, 1) the column with the largest share, 0 when all are 0."""
+    """Returns (n, 1) the column with the largest share, 0 when all are 0."""
     return np.asarray(shares.argmax(1)[:, None], np.int64)
