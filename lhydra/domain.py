@@ -103,7 +103,14 @@ class Condition:
             object.__setattr__(self, name, tuple(sorted(set(getattr(self, name)))))
 
     def at(self, part: str) -> str:
-        """Returns what the request calls `part`, one of the names of this class."""
+        """Returns the name of a field in the request, for errors.
+
+        Args:
+            part: the name of the field in this class.
+
+        Returns:
+            The path of the field, as `filter.conditions[0].min`.
+        """
         return self.where + part if self.where.endswith(".") else self.where
 
 
@@ -205,6 +212,14 @@ def make_history(tracks: Hashes, counts: Sequence[float] | F32, times: Sequence[
 
 
 def merge_history(a: History, b: History) -> History:
-    """Returns the history of the plays in both, as `make_history` would from all of them."""
+    """Returns the history of the plays in both, as `make_history` would from all of them.
+
+    Args:
+        a: (n,) HISTORY_DTYPE.
+        b: (m,) HISTORY_DTYPE.
+
+    Returns:
+        At most MAX_HISTORY entries in `history_order`.
+    """
     both = np.concatenate([a, b])
     return make_history(both["track"], both["count"], both["time"])

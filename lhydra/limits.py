@@ -20,25 +20,62 @@ CLOCK_SKEW_S = 86_400  # a timestamp may be ahead of our clock by so much
 
 
 def check_user_id(field: str, user_id: str) -> None:
-    """Raises InvalidRequest for a user id that is empty, longer than MAX_ID_CHARS or holds control characters."""
+    """Checks a user id.
+
+    Args:
+        field: the name of the field, for the error.
+        user_id: its value.
+
+    Raises:
+        InvalidRequest: the id is empty, longer than MAX_ID_CHARS or holds control characters.
+    """
     check_length(field, user_id, MAX_ID_CHARS)
     if not user_id.isprintable() and any(unicodedata.category(c).startswith("C") for c in user_id):
         raise InvalidRequest(field, user_id, "no control characters")
 
 
 def check_length(field: str, text: str, longest: int) -> None:
-    """Raises InvalidRequest unless `text` has 1 to `longest` characters."""
+    """Checks the length of a text.
+
+    Args:
+        field: the name of the field, for the error.
+        text: its value.
+        longest: how many characters it may have.
+
+    Raises:
+        InvalidRequest: the text is empty or longer.
+    """
     if not 1 <= len(text) <= longest:
         raise InvalidRequest(field, f"{len(text)} characters", f"1 to {longest} characters")
 
 
 def check_range(field: str, value: int, low: int, high: int, unit: str = "") -> None:
-    """Raises InvalidRequest unless low <= value <= high."""
+    """Checks that a number lies in a range.
+
+    Args:
+        field: the name of the field, for the error.
+        value: its value, or how many entries it has.
+        low: the least value allowed.
+        high: the largest value allowed.
+        unit: what is counted, for the error.
+
+    Raises:
+        InvalidRequest: `value` is below `low` or above `high`.
+    """
     if not low <= value <= high:
         raise InvalidRequest(field, f"{value} {unit}".rstrip(), f"{low} to {high} {unit}".rstrip())
 
 
 def check_time(field: str, timestamp_s: int, now: int) -> None:
-    """Raises InvalidRequest unless `timestamp_s` lies between 1970 and CLOCK_SKEW_S after `now`, Unix seconds."""
+    """Checks a timestamp.
+
+    Args:
+        field: the name of the field, for the error.
+        timestamp_s: its value, Unix seconds.
+        now: Unix seconds.
+
+    Raises:
+        InvalidRequest: the timestamp is negative or more than CLOCK_SKEW_S after `now`.
+    """
     if not 0 <= timestamp_s <= now + CLOCK_SKEW_S:
         raise InvalidRequest(field, timestamp_s, "Unix seconds, not negative and at most a day ahead")

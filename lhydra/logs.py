@@ -126,7 +126,7 @@ def configure(level: str = "info", *, as_json: bool = False, stream: TextIO | No
     handler = logging.StreamHandler(stream or sys.stderr)
     human = logging.Formatter("%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S")
     handler.setFormatter(JsonFormatter() if as_json else human)
-    logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # tells of every CPU it is not
+    logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # logs a line for every CPU type that it is not
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

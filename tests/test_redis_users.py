@@ -25,7 +25,7 @@ from lhydra.domain import UserState
 from lhydra.errors import ConfigError, DeadlineExceeded, LhydraError, MissingExtra, UserStoreError
 from lhydra.users import redis_store
 from lhydra.users.breaker import FAILURES, LONGEST_REST_S, REST_S
-from lhydra.users.connections import MOST, Address, Connections
+from lhydra.users.connections import MAX_CONNECTIONS, Address, Connections
 from lhydra.users.redis_store import RedisUsers
 from lhydra.users.store import UserStore, open_users, redacted
 from tests.harness import free_port
@@ -454,7 +454,7 @@ def test_a_restart_between_two_requests_is_not_noticed(own: RedisServer, opened:
 def test_many_threads_share_few_connections(server: RedisServer, opened: Callable[..., RedisUsers]) -> None:
     users = opened(server.url)
     users.record([play("e0")])
-    n = 2 * MOST
+    n = 2 * MAX_CONNECTIONS
     start = threading.Barrier(n)
 
     def read(_: int) -> int:
@@ -463,7 +463,7 @@ def test_many_threads_share_few_connections(server: RedisServer, opened: Callabl
 
     with ThreadPoolExecutor(n) as pool:
         assert sum(pool.map(read, range(n))) == 20 * n
-    assert 1 <= users._connections.n_open <= MOST
+    assert 1 <= users._connections.n_open <= MAX_CONNECTIONS
     users.close()
     users.close()
     assert users._connections.n_open == 0

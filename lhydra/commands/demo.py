@@ -1,4 +1,4 @@
-"""`lhydra demo [DIR]`: the whole road once, by the same commands that a user types."""
+"""`lhydra demo [DIR]`: the whole pipeline once, by the same commands that a user types."""
 
 import argparse
 import contextlib
@@ -36,13 +36,29 @@ class DemoSettings(config.Settings):
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `lhydra demo`."""
+    """Adds the arguments of `lhydra demo`.
+
+    Args:
+        parser: of the command.
+    """
     parser.add_argument("dir", nargs="?", type=Path, default=Path("demo"), metavar="DIR", help="default: demo")
     config.add_flags(parser, DemoSettings)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs every step, shows one listener's history and recommendations, and what to try next; returns 0."""
+    """Runs every step, shows one listener's history and recommendations, and what to try next.
+
+    Args:
+        args: of the command line.
+
+    Returns:
+        0.
+
+    Raises:
+        MissingExtra: a package that some step needs is not installed.
+        ConfigError: the folder is neither empty nor of an earlier demo.
+        LhydraError: a step failed.
+    """
     settings = config.resolve("demo", DemoSettings, args)
     for module in NEEDED:
         if importlib.util.find_spec(module) is None:

@@ -61,7 +61,11 @@ example
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `lhydra prepare`."""
+    """Adds the arguments of `lhydra prepare`.
+
+    Args:
+        parser: of the command.
+    """
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
     parser.add_argument("source", type=Path, metavar="SOURCE", help="a CSV or Parquet file, or a folder of them")
@@ -71,7 +75,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs `lhydra prepare`."""
+    """Runs `lhydra prepare`.
+
+    Args:
+        args: of the command line.
+
+    Returns:
+        0.
+    """
     settings = config.resolve("prepare", PrepareSettings, args)
     from lhydra.data.prepare import prepare
     from lhydra.data.schema import DeclaredColumns

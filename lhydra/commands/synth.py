@@ -24,13 +24,24 @@ class SynthSettings(Settings):
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `lhydra synth`."""
+    """Adds the arguments of `lhydra synth`.
+
+    Args:
+        parser: of the command.
+    """
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write (a world made before is replaced)")
     add_flags(parser, SynthSettings)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the world and says what to do with it."""
+    """Writes the world and prints what to do with it.
+
+    Args:
+        args: of the command line.
+
+    Returns:
+        0.
+    """
     from lhydra.data.synth import write_world
 
     settings = resolve("synth", SynthSettings, args)

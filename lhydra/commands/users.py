@@ -34,14 +34,21 @@ class UsersSettings(Settings):
 
 @dataclass
 class Counts:
-    """What went by."""
+    """Totals over the users loaded."""
 
     users: int = 0
     history_entries: int = 0
     heard_tracks: int = 0
 
     def of(self, states: Iterable[tuple[str, "UserState"]]) -> Iterator[tuple[str, "UserState"]]:
-        """Yields `states`, counting them."""
+        """Passes users on and counts them.
+
+        Args:
+            states: (user id, state) pairs.
+
+        Yields:
+            The same pairs.
+        """
         for user_id, state in states:
             self.users += 1
             self.history_entries += len(state.history)
@@ -50,7 +57,11 @@ class Counts:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds `users load`."""
+    """Adds `users load`.
+
+    Args:
+        parser: of the command.
+    """
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     text = "load profiles and histories; plays recorded live that the dataset does not hold yet are kept"
     load = actions.add_parser("load", help=text, description=text)
@@ -59,7 +70,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Loads the users; servers on the same store may be running, and see each user as soon as it is written."""
+    """Loads the users; servers on the same store may be running, and see each user as soon as it is written.
+
+    Args:
+        args: of the command line.
+
+    Returns:
+        0.
+
+    Raises:
+        ConfigError: neither `--store` nor `--users` is given, or `--store` is a file.
+    """
     settings = resolve("users", UsersSettings, args)
     if settings.store is None and settings.users is None:
         raise ConfigError(complain("--store", "nothing", "the folder of a store, new or old"))

@@ -1,7 +1,7 @@
-"""A circuit breaker: after some failures in a row nothing is tried for a while, so that nobody waits in vain.
+"""A circuit breaker: after FAILURES in a row it refuses attempts for a while, so that callers do not wait in vain.
 
-Closed, everything is tried. Open, everything is refused at once. After a rest one attempt at a time may find out
-(half open): if it is answered the breaker closes, if not it rests twice as long as before, up to a limit.
+Closed, it allows every attempt. Open, it refuses every attempt at once. After REST_S it is half open: it allows one
+attempt at a time. An answer closes it; a failure opens it for twice as long as before, LONGEST_REST_S at most.
 """
 
 import logging
@@ -13,21 +13,23 @@ from typing import Literal
 
 from lhydra.errors import DeadlineExceeded
 
-FAILURES = 3
-REST_S = 1.0
-LONGEST_REST_S = 4.0  # what has come back is found within so long; until then one caller in 4 s pays for the attempt
+FAILURES = 3  # in a row, that open the breaker
+REST_S = 1.0  # the first time open
+LONGEST_REST_S = 4.0  # a recovered server is found within so long; until then one caller in 4 s pays for the attempt
 _log = logging.getLogger(__name__)
 
 
 class BreakerOpen(Exception):
-    """Nothing was tried: the last attempts failed."""
+    """The breaker refused the attempt: the last ones failed."""
 
 
 class Breaker:
-    """Guards attempts to reach one thing, from any thread.
+    """Guards attempts to reach one server, from any thread.
 
-    name: of the thing, for the log. counts: the exceptions that mean it was not reached; any other one means that
-    it answered. clock: seconds that never go back.
+    Args:
+        name: of the server, for the log.
+        counts: the exceptions that mean it was not reached; any other one means that it answered.
+        clock: monotonic, in seconds.
     """
 
     def __init__(
@@ -41,7 +43,7 @@ class Breaker:
 
     @property
     def state(self) -> Literal["closed", "open", "half open"]:
-        """Whether attempts are made, refused, or the next one (or the one on its way) is to find out."""
+        """closed: attempts are allowed; open: refused; half open: the next one, or the one in flight, decides."""
         with self._lock:
             if self._closed:
                 return "closed"
@@ -49,7 +51,11 @@ class Breaker:
 
     @contextmanager
     def attempt(self) -> Iterator[None]:
-        """One attempt: the block. Raises BreakerOpen at once, without running it, where none may be made."""
+        """Runs the block as one attempt, and counts its outcome. DeadlineExceeded counts as neither.
+
+        Raises:
+            BreakerOpen: at once, in place of the block, while no attempt is allowed.
+        """
         probing = self._enter()
         try:
             yield
@@ -83,13 +89,13 @@ class Breaker:
                 _log.warning("%s out of reach, not tried for a while", self._name)
             elif probing:
                 self._probing, self._rest_s = False, min(2 * self._rest_s, LONGEST_REST_S)
-            else:  # it began before the breaker opened: nothing new
+            else:  # it began before the breaker opened, and changes nothing
                 return
             self._resting_until = self._clock() + self._rest_s
 
     def _abandoned(self, probing: bool) -> None:
         with self._lock:
-            if probing and not self._closed:  # the next caller finds out
+            if probing and not self._closed:  # the next caller makes the attempt
                 self._probing = False
 
     def _answered(self, probing: bool) -> None:

@@ -1,7 +1,7 @@
-"""Connections to one Redis server, few and bounded in time: taking one never takes longer than its user has.
+"""A connection pool for one Redis server: taking a connection never takes longer than the caller's budget.
 
-The client library's own pool waits for names to be resolved, for TLS and for logins as long as those take. Here a
-connection is made by a thread of its own; a caller who cannot wait for it leaves, and a later one finds it ready.
+The client library's own pool waits for name resolution, TLS and login as long as those take. Here a background
+thread makes each connection; a caller whose budget ends leaves, and a later one finds the connection ready.
 """
 
 import threading
@@ -16,14 +16,14 @@ import redis
 
 from lhydra.errors import ConfigError, complain
 
-MOST = 32  # open connections of one process
+MAX_CONNECTIONS = 32  # open, of one process
 CONNECT_S = 1.0  # for each step of making one, in the background
-EXPECTED = "redis://[USER:PASSWORD@]HOST[:PORT][/DB]"
+ADDRESS_FORM = "redis://[USER:PASSWORD@]HOST[:PORT][/DB]"
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a Redis server is; its text leaves out who logs in, and can be shown."""
+    """The address of a Redis server; its text leaves out user and password, and can be shown."""
 
     host: str
     port: int = 6379
@@ -34,20 +34,30 @@ class Address:
 
     @classmethod
     def parse(cls, url: str) -> "Address":
-        """Returns the address that a `redis://` or `rediss://` URL names. Raises ConfigError, never showing it."""
+        """Returns the address that a URL names.
+
+        Args:
+            url: `redis://…`, or `rediss://…` for TLS.
+
+        Returns:
+            The address; port 6379 and database 0 by default.
+
+        Raises:
+            ConfigError: the URL is malformed; the message does not show it.
+        """
         try:
             parts = urlsplit(url)
             host, port, db = parts.hostname or "", parts.port or 6379, parts.path.strip("/") or "0"
             host.encode("idna")
         except ValueError:
-            raise ConfigError(complain("--users", "a malformed address of a Redis server", EXPECTED)) from None
+            raise ConfigError(complain("--users", "a malformed address of a Redis server", ADDRESS_FORM)) from None
         found = [
             *(["no host"] if not host else []),
             *(["a database that is no number"] if not (db.isascii() and db.isdigit()) else []),
             *(["options behind the database"] if parts.query or parts.fragment else []),
         ]
         if found:
-            raise ConfigError(complain("--users", f"{found[0]} in the address of a Redis server", EXPECTED))
+            raise ConfigError(complain("--users", f"{found[0]} in the address of a Redis server", ADDRESS_FORM))
         user, password = (unquote(text) if text else None for text in (parts.username, parts.password))
         return cls(host, port, int(db), parts.scheme == "rediss", user, password)
 
@@ -57,7 +67,11 @@ class Address:
 
 
 class Connections:
-    """At most MOST connections, kept open for the next user; safe to use from several threads."""
+    """At most MAX_CONNECTIONS connections, kept open for the next caller; safe to use from several threads.
+
+    Args:
+        address: of the server.
+    """
 
     def __init__(self, address: Address) -> None:
         self._address = address
@@ -72,7 +86,7 @@ class Connections:
             return self._open
 
     def prepare(self) -> None:
-        """Starts making a connection, for whoever comes next."""
+        """Starts making a connection in the background, for the first caller."""
         with self._changed:
             self._open += 1
         nobody: Future[redis.Connection] = Future()
@@ -81,12 +95,16 @@ class Connections:
 
     @contextmanager
     def use(self, budget_s: float) -> Iterator[redis.Connection]:
-        """A connection for the block, closed when it raises.
+        """Lends a connection to the block; closes it if the block raises.
 
-        budget_s: so long for taking it, and for every step on it that the taking left time for.
+        Args:
+            budget_s: seconds for taking it; what is left of them limits each step on it.
+
+        Yields:
+            The connection.
 
         Raises:
-            redis.RedisError: none in time, or what the connection says.
+            redis.RedisError: no connection in time, or the server refuses it.
         """
         deadline = time.monotonic() + budget_s
         connection = self._take(deadline)
@@ -99,7 +117,7 @@ class Connections:
         self._give_back(connection)
 
     def close(self) -> None:
-        """Closes what is idle now, and the others when they come back."""
+        """Closes the idle connections now, and the others when they come back."""
         with self._changed:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -109,7 +127,9 @@ class Connections:
     def _take(self, deadline: float) -> redis.Connection:
         while True:
             with self._changed:
-                if not self._changed.wait_for(lambda: self._idle or self._open < MOST, deadline - time.monotonic()):
+                if not self._changed.wait_for(
+                    lambda: self._idle or self._open < MAX_CONNECTIONS, deadline - time.monotonic()
+                ):
                     raise redis.TimeoutError("all connections in use")
                 found = self._idle.pop() if self._idle else None
                 self._open += found is None
@@ -127,7 +147,7 @@ class Connections:
         except TimeoutError:
             if made.cancel():
                 raise redis.TimeoutError("no connection in time") from None
-            return made.result()  # it came in the same moment
+            return made.result()  # it was made in the same moment
 
     def _dial(self, made: "Future[redis.Connection]") -> None:
         threading.Thread(target=self._connect, args=(made,), name="users-connect", daemon=True).start()
@@ -147,7 +167,7 @@ class Connections:
             self._give_back(connection)
 
     def _new(self) -> redis.Connection:
-        """A connection yet to be made. What the server says is read as bytes; nothing is tried twice."""
+        """A connection object, not connected yet. Answers are bytes; nothing is retried."""
         address = self._address
         kind = redis.SSLConnection if address.tls else redis.Connection
         return kind(
@@ -183,12 +203,12 @@ def limit(connection: redis.Connection, wait_s: float) -> None:
         connection: one that is in use.
         wait_s: seconds, a millisecond at least.
     """
-    # Only the socket takes another limit for each use; it is private, by this name in every version.
+    # Only the socket takes another timeout for each use; it is private, by this name in every version.
     connection._sock.settimeout(max(wait_s, 0.001))  # type: ignore[attr-defined]
 
 
 def _is_stale(connection: redis.Connection) -> bool:
-    """Whether there is something to read: an end, or what nobody asked for."""
+    """Whether an idle connection has something to read: its end, or an answer that no command waits for."""
     try:
         return connection.can_read()
     except redis.RedisError:

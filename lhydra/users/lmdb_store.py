@@ -23,7 +23,15 @@ _log = logging.getLogger(__name__)
 
 
 class LmdbUsers:
-    """A user store in one LMDB environment, shared by the processes of a machine. Open it once per process."""
+    """A user store in one LMDB environment, shared by the processes of a machine. Open it once per process.
+
+    Args:
+        path: the folder of the environment, created when absent.
+        sync_s: seconds after a write at most until it is forced to disk; 0: before the write returns.
+
+    Raises:
+        UserStoreError: the folder cannot be opened.
+    """
 
     def __init__(self, path: Path, *, sync_s: float = SYNC_S) -> None:
         self.path = path
@@ -47,7 +55,15 @@ class LmdbUsers:
             self._syncer.start()
 
     def get(self, user_id: str, deadline_s: float = math.inf) -> UserState | None:
-        """See `UserStore.get`. Readers wait for nobody, so the deadline does not matter."""
+        """See `UserStore.get`. LMDB readers never block, so the deadline has no effect.
+
+        Args:
+            user_id: whose.
+            deadline_s: without effect.
+
+        Returns:
+            The state, None when the user is unknown.
+        """
         try:
             with self._env.begin() as txn:
                 packed: bytes | None = txn.get(user_key(user_id))
@@ -56,7 +72,15 @@ class LmdbUsers:
         return None if packed is None else unpack(packed, user_id).state
 
     def record(self, plays: Sequence[Play], deadline_s: float = math.inf) -> list[bool]:
-        """See `UserStore.record`. LMDB's write lock cannot be given up on: a late turn is used to write nothing."""
+        """See `UserStore.record`. LMDB's write lock has no timeout: taken after the deadline, it writes nothing.
+
+        Args:
+            plays: of any users.
+            deadline_s: on the clock of `time.monotonic`.
+
+        Returns:
+            Whether each play was new, in order.
+        """
         positions_of: dict[str, list[int]] = {}
         for position, play in enumerate(plays):
             positions_of.setdefault(play.user_id, []).append(position)
@@ -71,7 +95,14 @@ class LmdbUsers:
         return fresh
 
     def load(self, states: Iterable[tuple[str, UserState]]) -> int:
-        """See `UserStore.load`."""
+        """See `UserStore.load`. Writes _LOAD_CHUNK users at a time: an error leaves those before it loaded.
+
+        Args:
+            states: (user id, state) pairs.
+
+        Returns:
+            How many users there were.
+        """
         remaining, n_users = iter(states), 0
         while chunk := list(itertools.islice(remaining, _LOAD_CHUNK)):  # built before the lock is taken
             with self._writing() as txn:
@@ -81,7 +112,14 @@ class LmdbUsers:
         return n_users
 
     def sample(self, n: int) -> list[UserState]:
-        """See `UserStore.sample`."""
+        """See `UserStore.sample`.
+
+        Args:
+            n: how many at most.
+
+        Returns:
+            The states, spread over all users in order of their keys.
+        """
         try:
             with self._env.begin() as txn, txn.cursor() as cursor:
                 step = max(1, self._env.stat()["entries"] // max(1, n))

@@ -1,4 +1,4 @@
-"""What a user store keeps of one user: the record, the laws by which it changes, and its packed form.
+"""What a user store keeps of one user: the record, the rules by which it changes, and its packed form.
 
 Packed, so that a request costs one read and no parsing of lists, and every kind of store can hold it:
 
@@ -57,6 +57,12 @@ class UserRecord:
 
         A skipped play is heard, but does not enter the history: it is no sign of liking. Its track counts as
         skipped until a play of it arrives that was not.
+
+        Args:
+            plays: of this user, in order of arrival.
+
+        Returns:
+            The new record, and for each play whether its event id was new.
         """
         seen, fresh = set(self.events.tolist()), []
         events = track_hashes(play.event_id for play in plays)  # the hash of track ids serves events too
@@ -83,7 +89,13 @@ class UserRecord:
 
         A live play is covered when the loaded history holds its track with a last play at least as late: it
         is in the loaded count already. The others are added to the loaded history. Heard only ever grows, and
-        skips stay: prepared data knows of none.
+        skips stay: prepared data has none.
+
+        Args:
+            loaded: the user's state in the prepared data.
+
+        Returns:
+            The new record.
         """
         live, history = self.live, loaded.history
         if len(live) and len(history):
@@ -97,7 +109,11 @@ class UserRecord:
         return UserRecord(UserState(loaded.profile, history, heard, self.state.skipped), live, self.events)
 
     def pack(self) -> bytes:
-        """Returns the record as bytes. Raises UserStoreError for a profile that is not text and finite numbers."""
+        """Returns the record as bytes.
+
+        Raises:
+            UserStoreError: the profile holds something else than text and finite numbers.
+        """
         state = self.state
         try:
             profile = json.dumps(dict(state.profile), ensure_ascii=False, allow_nan=False).encode()
@@ -112,7 +128,14 @@ class UserRecord:
 
 
 def unpack(packed: bytes, user_id: str) -> UserRecord:
-    """Returns what `pack` packed, in this version or an earlier one; its arrays are read-only views of `packed`.
+    """Returns the record that `pack` packed, in this version or an earlier one.
+
+    Args:
+        packed: the stored value.
+        user_id: whose, for the error.
+
+    Returns:
+        The record; its arrays are read-only views of `packed`.
 
     Raises:
         UserStoreError: another format, or bytes that are not what was written; names the user by tag.
@@ -155,11 +178,25 @@ def _value_of(user_id: str) -> str:
 
 
 def user_tag(user_id: str) -> str:
-    """Returns the eight hex digits that stand for a user in logs and messages."""
+    """Returns the tag of a user for logs and messages, which must not name users.
+
+    Args:
+        user_id: whose.
+
+    Returns:
+        Eight hex digits: BLAKE2b of the id.
+    """
     return hashlib.blake2b(user_id.encode(), digest_size=4).hexdigest()
 
 
 def user_key(user_id: str) -> bytes:
-    """Returns the key of a user's record. LMDB's end at 511 bytes: a longer id goes by its digest."""
+    """Returns the key of a user's record. LMDB keys end at 511 bytes: a longer id is hashed.
+
+    Args:
+        user_id: whose.
+
+    Returns:
+        `u` and the id, or `h` and the 32-byte BLAKE2b of an id over 500 bytes.
+    """
     name = user_id.encode()
     return b"u" + name if len(name) <= 500 else b"h" + hashlib.blake2b(name, digest_size=32).digest()

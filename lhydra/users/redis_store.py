@@ -1,6 +1,6 @@
 """The user store on Redis, for servers on several machines: the records that LMDB would hold, one value per user.
 
-A request waits for it a few hundredths of a second at most, and not at all while it is out of reach.
+A request waits READ_S for it at most, and not at all while the circuit breaker is open.
 """
 
 import itertools
@@ -38,7 +38,11 @@ class RedisUsers:
     """A user store in one database of a Redis server, shared by any number of machines.
 
     Opening it asks nothing of the server: one that cannot be reached, now or later, makes every method raise
-    UserStoreError within its time; after some failures in a row at once, until the server has been found again.
+    UserStoreError within its time; after some failures in a row at once, until the server answers again.
+
+    Args:
+        address: of the server.
+        clock: monotonic, in seconds, for the circuit breaker.
     """
 
     def __init__(self, address: Address, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -48,7 +52,15 @@ class RedisUsers:
         self._connections.prepare()
 
     def get(self, user_id: str, deadline_s: float = math.inf) -> UserState | None:
-        """See `UserStore.get`: one round trip, within READ_S."""
+        """See `UserStore.get`: one round trip, within READ_S.
+
+        Args:
+            user_id: whose.
+            deadline_s: on the clock of `time.monotonic`.
+
+        Returns:
+            The state, None when the user is unknown.
+        """
         with self._connection(READ_S, deadline_s) as connection:
             (packed,) = _ask(connection, ("GET", _key(user_id)))
         return None if packed is None else unpack(packed, user_id).state
@@ -56,9 +68,16 @@ class RedisUsers:
     def record(self, plays: Sequence[Play], deadline_s: float = math.inf) -> list[bool]:
         """See `UserStore.record`.
 
-        Others may record for the same users meanwhile, from any machine: Redis takes the plays only if the
-        records they were added to are still the stored ones, else they are added to the newer ones, for at most
-        CONTENDED_S. Where an error leaves open whether they were taken, the same call again counts nothing twice.
+        Optimistic locking: Redis takes the plays only if the records that they were added to are still the stored
+        ones; else the call reads again and retries, for at most CONTENDED_S. Where an error leaves open whether the
+        plays were taken, the same call again counts nothing twice.
+
+        Args:
+            plays: of any users.
+            deadline_s: on the clock of `time.monotonic`.
+
+        Returns:
+            Whether each play was new, in order.
         """
         positions_of: dict[str, list[int]] = {}
         for position, play in enumerate(plays):
@@ -74,7 +93,14 @@ class RedisUsers:
         return fresh
 
     def load(self, states: Iterable[tuple[str, UserState]]) -> int:
-        """See `UserStore.load`. Some hundred users at a time: an error leaves those before it loaded."""
+        """See `UserStore.load`. Writes _LOAD_CHUNK users at a time: an error leaves those before it loaded.
+
+        Args:
+            states: (user id, state) pairs.
+
+        Returns:
+            How many users there were.
+        """
         with self._connection(BULK_S) as connection:
             _ask(connection, ("PING",))  # the first users may take long to come: better to know at once
         remaining, n_users = iter(states), 0
@@ -88,7 +114,14 @@ class RedisUsers:
         return n_users
 
     def sample(self, n: int) -> list[UserState]:
-        """See `UserStore.sample`. Goes through every key of the database, and holds those of all users in memory."""
+        """See `UserStore.sample`. Scans every key of the database, and holds those of all users in memory.
+
+        Args:
+            n: how many at most.
+
+        Returns:
+            The states, spread over all users in order of their keys.
+        """
         with self._connection(BULK_S) as connection:
             keys: set[bytes] = set()
             cursor = b"0"
@@ -104,7 +137,7 @@ class RedisUsers:
         return [unpack(value, "sampled").state for value in packed if value is not None]
 
     def close(self) -> None:
-        """Closes the connections. What was written is the server's to keep."""
+        """Closes the connections; the server makes its data durable by its own settings."""
         self._connections.close()
 
     def _change(
@@ -112,9 +145,9 @@ class RedisUsers:
     ) -> dict[str, list[bool]]:
         """Changes the records of users, all or none; returns what the changes say of each.
 
-        Attempted anew while others write the same users between reading and writing, until `contended_s` or the
-        caller's time has passed. What was changed stays so where the stored value did: a big call is not starved by
-        small ones. budget_s: for each round trip.
+        Retries while others write the same users between reading and writing, until `contended_s` or the caller's
+        deadline has passed. A retry computes only the records whose stored value changed, so that small calls do not
+        starve a big one. budget_s: seconds for each round trip.
         """
         if not changes:
             return {}

@@ -109,6 +109,13 @@ def open_users(url: str | None, store: Path, *, sync_s: float = SYNC_S) -> UserS
 
 
 def redacted(url: str) -> str:
-    """Returns the address of a user store as it may be shown: without user and password."""
+    """Returns the address of a user store without user and password, as it may be shown.
+
+    Args:
+        url: of any kind that `open_users` takes.
+
+    Returns:
+        The same URL, without what stands before `@`.
+    """
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl() if "@" in parts.netloc else url
