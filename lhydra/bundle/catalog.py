@@ -1,7 +1,7 @@
 """The catalog of a bundle: everything about its tracks, by row, as flat files that are mapped, never copied.
 
-Rows are in track-id order, so that ties by row are ties by track id. `ARRAYS` says how each array lies on disk:
-opening, checking, writing and adding tracks go by it.
+Rows are in track-id order, so that ties by row are ties by track id. `ARRAYS` says how each array lies on disk;
+opening, checking, writing and adding tracks follow it.
 """
 
 from dataclasses import dataclass
@@ -19,8 +19,7 @@ from lhydra.features.spec import Encoded
 
 I32 = npt.NDArray[np.int32]
 CHART = 1_000  # tracks in the chart of a country
-BUCKET_LOOKUP_FROM = 512  # hashes to look up, from which on buckets are faster than a binary search
-
+BUCKET_LOOKUP_FROM = 512  # hashes in one lookup from which on buckets are faster than a binary search
 
 PER_ROW, REORDERED, OWN_LENGTH = "per row", "reordered", "own length"
 TEXT = "text"
@@ -30,9 +29,12 @@ TEXT = "text"
 class CatalogArray:
     """How one array of the catalog lies on disk.
 
-    name: the attribute of `Catalog`. dtype: NumPy's name of it, or TEXT for a StringColumn.
-    extent: PER_ROW where entry i belongs to row i, REORDERED where there is one entry a row in another order, else
-    OWN_LENGTH. stem: the file is `<stem>.npy`, and `<stem>_offsets.npy` for texts.
+    Args:
+        name: the attribute of `Catalog`.
+        dtype: NumPy's name of it, or TEXT for a StringColumn.
+        extent: PER_ROW where entry i belongs to row i, REORDERED where there is one entry a row in another order,
+            else OWN_LENGTH.
+        stem: the file is `<stem>.npy`, and `<stem>_offsets.npy` for texts.
     """
 
     name: str
@@ -104,7 +106,7 @@ class Catalog:
 
     @property
     def n_eligible(self) -> int:
-        """How many tracks may be returned to somebody: all but the removed."""
+        """How many tracks may be returned: all but the removed."""
         return len(self) - len(self.removed)
 
     @property
@@ -132,7 +134,7 @@ class Catalog:
         at = self.hash_starts.take((hashes >> np.uint64(hash_shift(n))).astype(np.intp)).astype(np.intp)
         found = self.hashes.take(at, mode="clip")
         behind = np.flatnonzero(found < hashes)
-        while len(behind):  # within a bucket of one or two
+        while len(behind):  # a bucket holds one or two
             at[behind] += 1
             found[behind] = self.hashes.take(at[behind], mode="clip")
             behind = behind[(found[behind] < hashes[behind]) & (at[behind] < n)]

@@ -1,8 +1,8 @@
-"""Search among the tracks that may be returned: under a filter, or with much to leave out.
+"""Filtered search: among eligible tracks, or with many exclusions.
 
-The planner counts: few eligible tracks are compared one by one. An inverted file visits only lists with eligible
+The planner counts eligible tracks: few are searched by brute force. An inverted file visits only lists with eligible
 tracks, nearest first, until it has compared FILTERED_SEARCH_FACTOR times as many tracks as without a filter: where few
-of the near tracks are eligible it looks further. Other indexes are not asked: nothing bounds what a graph misses.
+of the near tracks are eligible, it visits more lists. Graph indexes are bypassed, since nothing bounds what they miss.
 """
 
 from dataclasses import dataclass
@@ -17,21 +17,25 @@ from lhydra.bundle.index import Index
 from lhydra.domain import F16, F32, I64
 from lhydra.scratch import borrowed_mask
 
-# So many eligible tracks, or one in 32 of all up to the second number, are compared one by one.
+# Up to so many eligible tracks, or one in 32 of all up to the second number, are searched by brute force.
 BRUTE_FORCE_TRACKS, MAX_BRUTE_FORCE_TRACKS = 8_192, 32_768
-# So many times as many tracks are compared under a filter: measured to miss no more than without one.
+# Tracks compared under a filter, relative to a search without one: measured to miss no more than without one.
 FILTERED_SEARCH_FACTOR = 2
-HEARD_SEARCH_FACTOR = 1.5  # and where only what one listener has heard is left out
+HEARD_SEARCH_FACTOR = 1.5  # the same where only the tracks heard by one listener are excluded
 
 
 @dataclass(frozen=True)
 class EligibleSet:
-    """The tracks that may be returned, made ready for searching by `eligible_set`: worth keeping for a filter.
+    """The tracks that may be returned, prepared for searching by `eligible_set`; `FilterCache` keeps them.
 
-    count: how many. mask: (n,) by row. bits: the same by position, eight to a byte, lowest bit first.
-    in_list: (lists,) how many lie in each inverted list, None where there are none.
-    rows, vectors: of all of them, (count,) and (count, dim), where they are few; else None.
-    every: (n, dim) vectors of all tracks, mapped.
+    Args:
+        count: how many.
+        mask: (n,) bool by row.
+        bits: the same by position, eight to a byte, lowest bit first.
+        in_list: (lists,) how many lie in each inverted list, None without lists.
+        rows: (count,) int64 of all of them where they are few, else None.
+        vectors: (count, dim) float32 of `rows`, or None.
+        all_vectors: (n, dim) of all tracks, mapped.
     """
 
     count: int
@@ -40,7 +44,7 @@ class EligibleSet:
     in_list: I64 | None
     rows: I64 | None
     vectors: F32 | None
-    every: F16 | F32
+    all_vectors: F16 | F32
 
     @property
     def nbytes(self) -> int:
@@ -50,7 +54,7 @@ class EligibleSet:
 
 
 def eligible_set(index: Index, mask: npt.NDArray[np.bool_], vectors: F16 | F32) -> EligibleSet:
-    """Makes a set of tracks ready for `search_eligible`; the removed are left out.
+    """Prepares a set of tracks for `search_eligible`; removed tracks are left out.
 
     Args:
         index: what will be searched.
@@ -101,7 +105,7 @@ def search_eligible(index: Index, vector: F32, k: int, eligible: EligibleSet, ex
 def _search(
     index: Index, query: F32, k: int, eligible: EligibleSet, excluded: I64, is_excluded: npt.NDArray[np.bool_]
 ) -> tuple[I64, F32]:
-    """The same, with `is_excluded`, (n,), True at the excluded rows."""
+    """Searches as `search_eligible` does; `is_excluded`, (n,), is True at the excluded rows."""
     left = eligible.count - int(np.count_nonzero(eligible.mask & is_excluded)) if len(excluded) else eligible.count
     k = min(k, left)
     if k < 1:
@@ -112,7 +116,7 @@ def _search(
         scores[is_excluded.take(eligible.rows)] = -np.inf
         return best_of(eligible.rows, scores, k)
     if index.inverted is None and not index.exact:
-        return nearest(eligible.every, query, k, np.flatnonzero(~eligible.mask | is_excluded))
+        return nearest(eligible.all_vectors, query, k, np.flatnonzero(~eligible.mask | is_excluded))
     bits, gone = eligible.bits, None
     if len(excluded):
         if index.rows is None:
@@ -142,7 +146,7 @@ def _search(
 def _exactly(index: Index, query: F32, k: int, left: int, selector: Any) -> tuple[F32, I64]:
     stubless: Any = faiss
     params, wide = stubless.SearchParameters(sel=selector), k + 1
-    while True:  # when the last place is shared, all who share it are found: rows decide
+    while True:  # until all ties of the last place are fetched, which rows then order
         wide = min(wide, left)
         scores, positions = (part[0] for part in index.faiss_index.search(query, wide, params=params))
         if wide == left or scores[-1] != scores[k - 1]:

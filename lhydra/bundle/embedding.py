@@ -1,8 +1,8 @@
-"""From a model and a dataset's tracks to the files of a catalog, shard by shard in bounded memory. No torch.
+"""Embeds a dataset's tracks by a model, shard by shard in bounded memory. No torch.
 
-A shard is some rows of the tracks table, embedded by `embed_shard` into one file; whoever runs it returns that
-file's path. Shards depend on nothing but their own rows, so they can be run by `map`, by a pool of processes, or by
-another engine; `write_catalog` puts their files together in order.
+A shard is some rows of the tracks table; `embed_shard` embeds it into one file and returns the path. Shards depend on
+nothing but their own rows, so `map`, a pool of processes or another engine can run them; `write_catalog` joins their
+files in order.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,12 +25,12 @@ from lhydra.features.spec import FeatureSpec
 
 SHARD = 65_536  # tracks in a file
 BLOCK = 16_384  # tracks embedded at a time
-MAX_NORM_ERROR = 1e-3  # of a retrieval vector's norm from 1
+MAX_NORM_ERROR = 1e-3  # largest distance of a retrieval vector's norm from 1
 Work = TypeVar("Work")
 
 
 class Run(Protocol):
-    """How work is run: the paths of what `work` wrote, one per task and in their order. `map` is one such."""
+    """A parallel map, such as `map` itself: yields the path that `work` wrote for each task, in order."""
 
     def __call__(self, work: Callable[[Work], Path], tasks: Iterable[Work], /) -> Iterable[Path]:
         """Runs `work` on every task."""
@@ -86,7 +86,7 @@ def embed(
     """
     n = tracks.num_rows
     parts: dict[str, list[npt.NDArray[Any]]] = {"vectors": [], "history": [], "dense": [], "ids": []}
-    for start in range(0, max(n, 1), BLOCK):  # nothing has its shapes, too
+    for start in range(0, max(n, 1), BLOCK):  # one empty block gives no tracks their shapes
         encoded = spec.encode_tracks(columns_of(tracks.slice(start, BLOCK)))
         vectors, history = tower.embed(encoded)
         if (off := norm_error(vectors)) > MAX_NORM_ERROR:
@@ -124,6 +124,6 @@ def norm_error(vectors: F16 | F32) -> float:
 
 @lru_cache(maxsize=1)
 def _opened(model: Path, model_id: str) -> tuple[FeatureSpec, ItemTower]:
-    """What embeds; the model was checked by whoever made the shards."""
+    """Opens spec and tower; the caller that made the shards has checked the model."""
     spec = FeatureSpec.from_json((model / "features.json").read_text(encoding="utf-8"))
     return spec, ItemTower(model / "item_tower.onnx")

@@ -1,4 +1,4 @@
-"""The filters asked for last, ready for searching: a least-recently-used cache bounded by the memory it holds."""
+"""A least-recently-used cache of eligible sets by filter, bounded by the memory it holds."""
 
 import sys
 from collections import OrderedDict
@@ -13,7 +13,7 @@ ENTRY_BYTES, CONDITION_BYTES = 1024, 256  # Python objects of an entry and of ea
 
 
 class FilterCache:
-    """Keeps the eligible sets of the filters asked for last. Safe to call from several threads.
+    """Keeps the eligible sets of the filters used last. Safe to call from several threads.
 
     The newest entry stays even where it alone is larger than the capacity.
 

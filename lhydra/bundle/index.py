@@ -1,9 +1,9 @@
 """Nearest tracks by inner product: a FAISS index, its operating point, and the map from its positions to rows.
 
-Recipes: `flat` is exact; any other text is a FAISS factory string (`IVF4096,SQ8`, `HNSW32`, …), approximate. How
-hard an approximate index looks is its operating point, which a rebuild finds by measuring. FAISS numbers vectors
-by the order in which they were added, its positions; the map from positions to rows of the catalog lets an index
-be added to and be removed from without being built again.
+Recipes: `flat` is exact; any other text is a FAISS factory string (`IVF4096,SQ8`, `HNSW32`, …), approximate. The
+search effort of an approximate index is its operating point, which a rebuild measures. FAISS numbers vectors in
+the order in which they were added: their positions. The map from positions to rows of the catalog lets tracks be
+added and removed without building the index again.
 
 FAISS checks shapes with `assert` and answers NaN queries with nothing, so queries are checked here.
 """
@@ -39,9 +39,12 @@ class Index:
 
     Several may share one FAISS index, each with its own point: a search passes it on and changes nothing.
 
-    recipe: `flat` or a FAISS factory string. point: how hard to look.
-    rows: (positions,) row of each position, -1 where the track was removed; None where position and row are one.
-    vectors: (n, dim) exact vectors by row, for operating points that refine.
+    Args:
+        recipe: `flat` or a FAISS factory string.
+        point: the operating point.
+        faiss_index: what is searched.
+        rows: (positions,) row of each position, -1 where the track was removed; None where they are the same.
+        vectors: (n, dim) exact vectors by row, for operating points that refine.
     """
 
     recipe: str
@@ -100,14 +103,16 @@ class Index:
         wanted, total = k * refine, int(self.faiss_index.ntotal)
         wide = wanted + 1
         if self.removed:
-            wide += 16 + 2 * wanted * self.removed // total  # twice the share of the removed: seldom asked again
+            wide += (
+                16 + 2 * wanted * self.removed // total
+            )  # twice the share of the removed, so a second search is rare
         while True:
             wide = min(wide, total)
-            scores, rows = self._found(query, wide)
+            scores, rows = self._found_rows(query, wide)
             if len(rows) >= k and not (self.exact and len(rows) > k and scores[-1] == scores[k - 1]):
-                break  # when the last place is shared, an exact search sees all who share it: rows decide
+                break  # an exact search fetches all ties of the last place, which rows then order
             if wide == total or (not self.exact and len(rows) + self.removed < wide):
-                break  # there is no more, or no more at this effort
+                break  # all is fetched, or all that this effort finds
             wide *= 2
         if refine > 1:
             assert self.vectors is not None
@@ -115,7 +120,7 @@ class Index:
         return in_order(rows, scores, k)
 
     def search_many(self, vectors: F32, k: int) -> list[tuple[I64, F32]]:
-        """Returns what `search` does for each vector, to the last bit; in one call of FAISS where that can be.
+        """Returns what `search` does for each vector, to the last bit; in one FAISS call where the index allows it.
 
         Args:
             vectors: (b, dim) float32, b below BLAS_QUERIES.
@@ -131,7 +136,7 @@ class Index:
             raise ValueError(complain("query vectors", len(vectors), f"fewer than {BLAS_QUERIES} in one call"))
         if self.exact or self.rows is not None or self.vectors is not None or k >= len(self) or self._one_by_one:
             return [self.search(vector, k) for vector in vectors]
-        scores, rows = self._asked(self.checked(vectors), k + 1)  # as wide as one query is asked
+        scores, rows = self._search_faiss(self.checked(vectors), k + 1)  # as wide as `search` for one query
         found = []
         for i in range(len(vectors)):
             there = rows[i] >= 0 if rows[i, -1] < 0 else slice(None)
@@ -176,13 +181,13 @@ class Index:
     def _parameters(self) -> Any:
         return parameters(self.faiss_index, self.point)
 
-    def _asked(self, queries: F32, k: int) -> tuple[F32, I64]:
+    def _search_faiss(self, queries: F32, k: int) -> tuple[F32, I64]:
         scores, positions = self.faiss_index.search(queries, k, params=self._parameters)
         return scores, positions
 
-    def _found(self, query: F32, wide: int) -> tuple[F32, I64]:
-        """What FAISS finds for one query, the removed left out."""
-        scores, positions = self._asked(query, wide)
+    def _found_rows(self, query: F32, wide: int) -> tuple[F32, I64]:
+        """Returns the inner products and rows that FAISS finds for one query, without removed tracks."""
+        scores, positions = self._search_faiss(query, wide)
         scores, rows = scores[0], positions[0]
         if self.rows is not None:
             rows = np.where(rows >= 0, self.rows[rows], -1).astype(np.int64)
@@ -192,7 +197,7 @@ class Index:
         return scores, rows
 
     def at(self, point: OperatingPoint) -> "Index":
-        """Returns an index that looks as hard as `point` says, over the same FAISS index.
+        """Returns an index with another operating point over the same FAISS index.
 
         Args:
             point: the operating point.
@@ -230,7 +235,7 @@ class Index:
         Args:
             dim: width of the vectors.
             recipe: `flat` or a FAISS factory string.
-            sample: (m, dim) vectors, for recipes that learn from them.
+            sample: (m, dim) vectors, for recipes that are trained on them.
             n: how many tracks it is for.
 
         Returns:
@@ -259,7 +264,7 @@ class Index:
         Args:
             vectors: (n, dim), unit norm, finite.
             recipe: `flat` or a FAISS factory string.
-            seed: of the sample that it learns from.
+            seed: of the training sample.
 
         Returns:
             The index.
@@ -297,7 +302,7 @@ class Index:
     def mergeable(self) -> bool:
         """Whether parts built on their own can be merged: plain inverted files can.
 
-        Packed codes (`PQ…fs`) lie in blocks across tracks: FAISS dies of merging those.
+        Packed codes (`PQ…fs`) lie in blocks across tracks: merging them crashes FAISS.
         """
         index = faiss.downcast_index(self.faiss_index)
         if not isinstance(index, faiss.IndexIVF):
@@ -337,7 +342,7 @@ class Index:
         """
         stubless: Any = faiss
         try:
-            with path.open("wb") as file:  # FAISS's own writer only prints that the disk was full when it closed
+            with path.open("wb") as file:  # on a full disk FAISS's own writer only prints an error when it closes
                 faiss.write_index(self.faiss_index, stubless.PyCallbackIOWriter(file.write, 1 << 20))
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from None
@@ -349,8 +354,8 @@ class Index:
         Args:
             path: the file.
             recipe: what it was built by.
-            point: how hard to look.
-            mapped: whether the file is mapped: not where the index is to be added to.
+            point: the operating point.
+            mapped: whether the file is mapped; False for an index that will be added to.
 
         Returns:
             The index.
@@ -366,7 +371,7 @@ class Index:
 
 
 def one_thread() -> None:
-    """Keeps the calling thread's FAISS to one core: a server's worker, a process of a pool, a latency measured."""
+    """Limits FAISS in the calling thread to one core: for server workers, pool processes and latency measurements."""
     faiss.omp_set_num_threads(1)
 
 

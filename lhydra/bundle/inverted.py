@@ -1,4 +1,4 @@
-"""A plain inverted file (`IVF…,Flat`, `IVF…,SQ8`), searched list by list: what filtered search needs to know of one."""
+"""A plain inverted file (`IVF…,Flat`, `IVF…,SQ8`), searched list by list for filtered search."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,9 +13,11 @@ from lhydra.domain import F32, I64
 
 @dataclass(frozen=True)
 class InvertedFile:
-    """An inverted file whose lists are arrays of FAISS's own.
+    """An inverted file whose lists are FAISS arrays.
 
-    index: faiss.IndexIVF. nprobe: how many lists a search without a filter visits.
+    Args:
+        index: faiss.IndexIVF.
+        nprobe: lists that a search without a filter visits.
     """
 
     index: Any
@@ -77,7 +79,7 @@ class InvertedFile:
             lists = np.ascontiguousarray(order[:n], np.int64)
             near_lists, scores, positions = near.take(lists), np.empty(k, np.float32), np.empty(k, np.int64)
             arrays = [faiss.swig_ptr(array) for array in (lists, near_lists, scores, positions)]
-            params = stubless.SearchParametersIVF(sel=selector, nprobe=n)  # FAISS's Python wrapper passes none on
+            params = stubless.SearchParametersIVF(sel=selector, nprobe=n)  # the Python wrapper drops parameters
             self.index.search_preassigned_c(1, faiss.swig_ptr(query), k, *arrays, False, params)
             if positions[-1] >= 0 or n == len(order):
                 found = positions >= 0

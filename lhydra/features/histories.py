@@ -21,8 +21,11 @@ COUNT, GAP, POSITION = range(3)  # their columns
 class Histories:
     """Histories of n users back to back: entry j of user i lies at offsets[i] + j; newest last.
 
-    offsets: (n + 1,) int64; rows: (m,) int64 positions in the encoded tracks; counts: (m,) float32;
-    times: (m,) int64 Unix seconds, 0 unknown.
+    Args:
+        offsets: (n + 1,) int64.
+        rows: (m,) int64 positions in the encoded tracks.
+        counts: (m,) float32 plays.
+        times: (m,) int64 Unix seconds of the last play, 0 unknown.
     """
 
     offsets: I64
