@@ -19,7 +19,7 @@ from lhydra.domain import (
     track_hashes,
 )
 from lhydra_protos.v1.wire import track_part
-from lhydra_server.service import Asked, Served
+from lhydra_server.service import QueryAndCheck, Served
 
 HALF = np.float32(0.5)
 
@@ -61,7 +61,7 @@ class FakeRecommender:
     queries: list[Query] = field(default_factory=list)
     between: Callable[[Callable[[], None]], None] = lambda check: None
 
-    def recommend_many(self, asked: Sequence[Asked]) -> list[Recommendation | Exception]:
+    def recommend_many(self, asked: Sequence[QueryAndCheck]) -> list[Recommendation | Exception]:
         answers: list[Recommendation | Exception] = []
         for query, check in asked:
             try:

@@ -23,7 +23,7 @@ from lhydra.bundle.columns_writer import insert_columns, write_columns
 from lhydra.domain import Condition
 from lhydra.errors import BundleCorrupt, InvalidRequest
 from lhydra_protos.v1 import recommender_pb2 as pb
-from lhydra_server.filters import MAX_CONDITIONS, MAX_VALUES, SPELLINGS, to_conditions
+from lhydra_server.filters import BOOLEAN_SPELLINGS, MAX_CONDITIONS, MAX_VALUES, to_conditions
 
 KINDS = {"name": "text", "mood/π": "categorical", "tags": "multi", "loudness": "numeric", "year": "year"}
 TYPES = [pa.string(), pa.string(), pa.list_(pa.string()), pa.float64(), pa.float64()]
@@ -321,7 +321,7 @@ def test_years_the_wrong_way_round_are_refused() -> None:
         (pb.Filter(min_year=0), [Condition("year", min=0)]),
         (pb.Filter(max_year=1999), [Condition("year", max=1999)]),
         (pb.Filter(min_year=1990, max_year=1999), [Condition("year", min=1990, max=1999)]),
-        (pb.Filter(explicit=False), [Condition("explicit", any_of=SPELLINGS[False])]),
+        (pb.Filter(explicit=False), [Condition("explicit", any_of=BOOLEAN_SPELLINGS[False])]),
         (
             pb.Filter(artists=["a"], conditions=[pb.Condition(column="tags", all_of=["y", "x"], none_of=["z"])]),
             [Condition("artist", any_of=("a",)), Condition("tags", all_of=("x", "y"), none_of=("z",))],

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lhydra.bundle.strings import StringColumn
 from lhydra.domain import STAGES, Recommendation, Tier
 from lhydra_protos.v1 import recommender_pb2 as pb
-from lhydra_protos.v1.wire import SCORES, number_field, text_field, track_part, varint
+from lhydra_protos.v1.wire import SCORE_BYTES, number_field, text_field, track_part, varint
 from lhydra_server.replies import reply
 
 TIERS = {
@@ -75,8 +75,8 @@ def test_a_part_is_a_track_whose_scores_are_its_last_bytes(track: Track, score: 
         ),
     )
     filled = bytearray(track.part)
-    filled[-SCORES + 1 : -SCORES + 5] = np.float32(score).tobytes()
-    filled[-SCORES + 6 :] = np.float32(retrieval_score).tobytes()
+    filled[-SCORE_BYTES + 1 : -SCORE_BYTES + 5] = np.float32(score).tobytes()
+    filled[-SCORE_BYTES + 6 :] = np.float32(retrieval_score).tobytes()
     same(bytes(filled), pb.RecommendResponse(tracks=[scored(track, score, retrieval_score)]))
 
 

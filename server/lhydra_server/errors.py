@@ -28,7 +28,15 @@ CODES: dict[type[errors.LhydraError], StatusCode] = {
 
 
 def status_of(error: Exception, request_id: str) -> tuple[StatusCode, str]:
-    """Returns the status code and text that a caller sees; of what went wrong inside, only the request id leaves."""
+    """Returns the status that a caller sees; an internal error shows no more than the request id.
+
+    Args:
+        error: what ended the call.
+        request_id: of the call.
+
+    Returns:
+        The status code and its text.
+    """
     code = CODES.get(type(error), StatusCode.INTERNAL) if isinstance(error, errors.LhydraError) else StatusCode.INTERNAL
     if code is StatusCode.INTERNAL:
         return code, f"internal error, request id {request_id}"

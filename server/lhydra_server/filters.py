@@ -10,16 +10,22 @@ from lhydra_protos.v1 import recommender_pb2 as pb
 MAX_CONDITIONS = 64
 MAX_VALUES = 1_000  # in all conditions together
 MAX_VALUE_CHARS = 256
-SPELLINGS = {  # what people write in a column of yes and no
+BOOLEAN_SPELLINGS = {  # what people write in a column of yes and no
     True: ("true", "True", "TRUE", "t", "T", "yes", "Yes", "YES", "y", "Y", "1", "1.0"),
     False: ("false", "False", "FALSE", "f", "F", "no", "No", "NO", "n", "N", "0", "0.0"),
 }
 
 
 def to_conditions(wanted: pb.Filter, names: Mapping[str, str], genre: str | None) -> tuple[Condition, ...]:
-    """Returns the conditions that together say what `wanted` says, normalised; none for an empty filter.
+    """Returns a filter as conditions that hold together.
 
-    names: the columns of the bundle and their kinds, `FilterColumns.names`. genre: the one that `genres` is about.
+    Args:
+        wanted: as it came.
+        names: the columns of the bundle and their kinds, `FilterColumns.names`.
+        genre: the column that `genres` is about; None where the bundle has none.
+
+    Returns:
+        The conditions, normalised; none for an empty filter.
 
     Raises:
         InvalidRequest: a limit is passed, or the bundle has no such column or cannot answer; names the field.
@@ -48,7 +54,7 @@ def to_conditions(wanted: pb.Filter, names: Mapping[str, str], genre: str | None
         conditions.append(Condition("year", min=low, max=high, where=where))
     if wanted.HasField("explicit"):
         numbers = names.get("explicit") in NUMBERS
-        spelled = (str(int(wanted.explicit)),) if numbers else SPELLINGS[wanted.explicit]
+        spelled = (str(int(wanted.explicit)),) if numbers else BOOLEAN_SPELLINGS[wanted.explicit]
         conditions.append(Condition("explicit", any_of=spelled, where="filter.explicit"))
     check(conditions, names)
     return normalised(conditions)

@@ -19,18 +19,24 @@ from lhydra_server.errors import status_of
 from lhydra_server.metrics.worker import Metrics
 from lhydra_server.outage_log import OutageLog
 
-REQUEST_ID = "x-request-id"  # metadata key, of the call and of its trailers
-RETRY_AFTER = "retry-after-ms"  # trailer of a call refused for overload
-_SANE_ID = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
+REQUEST_ID_KEY = "x-request-id"  # metadata key, of the call and of its trailers
+RETRY_AFTER_KEY = "retry-after-ms"  # trailer of a call refused for overload
+_VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
 _log = logging.getLogger(__name__)
 
 Request = TypeVar("Request", bound=Message)
 
 
 class Call:
-    """One call in progress. `notes` become fields of its log line, the rest is counted.
+    """One call in progress: its caller, and what a method leaves for its log line and the metrics.
 
-    deadline_s: when its caller leaves, on the clock of `time.monotonic`; infinite without a deadline.
+    The attribute `notes` becomes fields of the log line, the rest is counted. `deadline_s` is when the caller leaves,
+    on the clock of `time.monotonic`; infinite without a deadline.
+
+    Args:
+        context: of gRPC.
+        request_id: the caller's, or a new one.
+        outages: where a failing user store is logged.
     """
 
     def __init__(self, context: grpc.ServicerContext, request_id: str, outages: OutageLog) -> None:
@@ -46,13 +52,23 @@ class Call:
         self.deadline_s = math.inf if remaining_s is None else time.monotonic() + remaining_s
 
     def check(self) -> None:
-        """Raises DeadlineExceeded when nobody waits for the answer any more."""
+        """Ends the work on a call whose caller has left.
+
+        Raises:
+            DeadlineExceeded: the deadline has passed, or the caller has cancelled or is gone.
+        """
         if time.monotonic() >= self.deadline_s or not self._active():
             raise DeadlineExceeded("the deadline passed before the work was done")
 
 
 class HandlerFactory:
-    """Makes gRPC handlers of methods that may raise any LhydraError. pool: where unary methods run."""
+    """Makes gRPC handlers of methods that may raise any LhydraError.
+
+    Args:
+        metrics: what calls are counted in.
+        access_log: where each call has its line.
+        pool: the threads that unary methods run in.
+    """
 
     def __init__(self, metrics: Metrics, access_log: logs.AccessLog, pool: "CountingPool") -> None:
         self._metrics, self._access_log, self._pool = metrics, access_log, pool
@@ -61,15 +77,23 @@ class HandlerFactory:
     def unary(
         self, name: str, request_type: type[Request], method: Callable[[Request, Call], Message | bytes]
     ) -> "grpc.RpcMethodHandler[Any, Any]":
-        """Returns the handler of a unary method, whose reply may be bytes already.
+        """Makes the handler of a unary method.
 
-        Bytes are parsed here and not by gRPC, which would answer INTERNAL to what is a bad request.
+        The handler parses the request itself: gRPC would answer INTERNAL to bytes that cannot be parsed.
+
+        Args:
+            name: of the method, in metrics and logs.
+            request_type: what the bytes of a request are parsed as.
+            method: answers a parsed request, with a message or its bytes.
+
+        Returns:
+            The handler.
         """
 
         def handle(data: bytes, context: grpc.ServicerContext) -> Message | bytes:
             started_ns = time.perf_counter_ns()
             call = Call(context, _request_id(context.invocation_metadata()), self._outages)
-            context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+            context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
             code, details, reply = grpc.StatusCode.OK, "", None
             try:
                 call.check()  # it may have waited for a thread for longer than its caller does
@@ -94,7 +118,14 @@ class HandlerFactory:
         return grpc.unary_unary_rpc_method_handler(handle, response_serializer=_serialized)
 
     def refused_stream(self, name: str) -> "grpc.RpcMethodHandler[Any, Any]":
-        """Returns the handler of a streaming method that this version does not answer."""
+        """Makes the handler of a streaming method that this version does not answer.
+
+        Args:
+            name: of the method, in metrics and logs.
+
+        Returns:
+            The handler, which refuses with UNIMPLEMENTED.
+        """
 
         def handle(requests: Iterable[bytes], context: grpc.ServicerContext) -> None:
             self._refuse(name, Unsupported(f"{name}: this version does not answer it"), context)
@@ -102,17 +133,23 @@ class HandlerFactory:
         return grpc.stream_stream_rpc_method_handler(handle)
 
     def overloaded(self, retry_after_ms: Callable[[], int]) -> "grpc.RpcMethodHandler[Any, Any]":
-        """Returns the handler of unary calls that come while too many are in flight: a refusal, at once.
+        """Makes the handler of unary calls that come while too many are in flight: it refuses them at once.
 
-        It has a thread of its own: those of the others are what there is too little of. It takes the request for a
-        stream, which gRPC hands over before there is a message: one that never comes holds nobody up.
+        The handler has a thread of its own, because the call threads may all be taken. It reads the request as a
+        stream, which gRPC hands over before the message has come: a message that never comes blocks no thread.
+
+        Args:
+            retry_after_ms: returns the milliseconds that the refused caller should wait.
+
+        Returns:
+            The handler, which refuses with RESOURCE_EXHAUSTED.
         """
 
         def refuse(requests: Iterable[bytes], context: grpc.ServicerContext) -> None:
             after_ms = retry_after_ms()
             self._metrics.refused("overload")
             error = Overloaded(f"too many requests in flight, retry in {after_ms} ms")
-            self._refuse("overload", error, context, ((RETRY_AFTER, str(after_ms)),))
+            self._refuse("overload", error, context, ((RETRY_AFTER_KEY, str(after_ms)),))
 
         refuse.experimental_thread_pool = ThreadPoolExecutor(1, "refuse")  # type: ignore[attr-defined]
         return grpc.stream_unary_rpc_method_handler(refuse)
@@ -125,7 +162,7 @@ class HandlerFactory:
         trailers: tuple[tuple[str, str], ...] = (),
     ) -> None:
         request_id = _request_id(context.invocation_metadata())
-        context.set_trailing_metadata(((REQUEST_ID, request_id), *trailers))
+        context.set_trailing_metadata(((REQUEST_ID_KEY, request_id), *trailers))
         code, details = status_of(error, request_id)
         self._metrics.record(name, code.name, 0, {})
         self._access_log.write(name, code.name, request_id, 0, {})
@@ -133,30 +170,46 @@ class HandlerFactory:
 
 
 class AdmissionControl(grpc.GenericRpcHandler):
-    """Lets calls of the API in, as long as there are fewer than `most` in flight.
+    """Admits calls of the API while fewer than a limit are in flight, and refuses the others.
 
-    methods: handlers by their path. pool: where they run. refusal: the handler of those that find it full.
+    Args:
+        methods: handlers by path, such as "/lhydra.v1.Recommender/Recommend".
+        pool: counts the calls in flight.
+        max_in_flight: calls that run or wait for a thread.
+        refusal: the handler of a call above the limit.
     """
 
     def __init__(
         self,
         methods: "Mapping[str, grpc.RpcMethodHandler[Any, Any]]",
         pool: "CountingPool",
-        most: int,
+        max_in_flight: int,
         refusal: "grpc.RpcMethodHandler[Any, Any]",
     ) -> None:
-        self._methods, self._pool, self._most, self._refusal = methods, pool, most, refusal
+        self._methods, self._pool, self._max_in_flight, self._refusal = methods, pool, max_in_flight, refusal
 
     def service(self, details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any] | None":
-        """Returns the handler of a call that has come; runs in the one thread that gRPC receives calls in."""
+        """Picks the handler of a new call; runs in the one thread in which gRPC receives calls.
+
+        Args:
+            details: path and metadata of the call.
+
+        Returns:
+            The handler of the method or of the refusal, None for a path that is not of the API.
+        """
         handler = self._methods.get(details.method)
-        if handler is None or self._pool.in_flight < self._most or handler.request_streaming:
+        if handler is None or self._pool.in_flight < self._max_in_flight or handler.request_streaming:
             return handler
         return self._refusal
 
 
 class CountingPool(ThreadPoolExecutor):
-    """Threads for calls: knows how many calls run or wait for one. changed: told when that is another number."""
+    """Threads for calls, with a count of the calls in flight: those that run and those that wait for a thread.
+
+    Args:
+        threads: how many.
+        changed: called with the new count at every change, one call at a time.
+    """
 
     def __init__(self, threads: int, changed: Callable[[int], None]) -> None:
         super().__init__(threads, "call")
@@ -164,7 +217,16 @@ class CountingPool(ThreadPoolExecutor):
         self._changed, self._count = changed, Lock()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
-        """Runs a call when there is a thread for it."""
+        """Queues a call for the next free thread and counts it until it is done.
+
+        Args:
+            fn: the call.
+            args: of `fn`.
+            kwargs: of `fn`.
+
+        Returns:
+            The future of its result.
+        """
         self._add(1)
         future = super().submit(fn, *args, **kwargs)
         future.add_done_callback(lambda _: self._add(-1))
@@ -191,8 +253,8 @@ def _parsed(data: bytes, request_type: type[Request]) -> Request:
 
 
 def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
-    """The caller's request id when it is one that logs can hold, else a new one."""
+    """Returns the caller's request id where logs can hold it, else a new one."""
     for key, value in metadata:
-        if key == REQUEST_ID and isinstance(value, str) and _SANE_ID.fullmatch(value):
+        if key == REQUEST_ID_KEY and isinstance(value, str) and _VALID_REQUEST_ID.fullmatch(value):
             return value
     return os.urandom(16).hex()

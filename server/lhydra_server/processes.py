@@ -47,14 +47,14 @@ class WorkerProcess:
         self._block = block
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._orders, self._reports = self._process.stdin, self._process.stdout
-        os.set_blocking(self._orders.fileno(), False)  # a stuck worker must not stop its supervisor
-        os.set_blocking(self._reports.fileno(), False)
+        self._stdin, self._stdout = self._process.stdin, self._process.stdout
+        os.set_blocking(self._stdin.fileno(), False)  # a stuck worker must not stop its supervisor
+        os.set_blocking(self._stdout.fileno(), False)
         self._started_s = time.monotonic()
         self._stopped_s: float | None = None
-        self._told = FleetStatus()
+        self._sent_status = FleetStatus()
         self.pid = self._process.pid
-        self.report: int | None = self._reports.fileno()
+        self.report: int | None = self._stdout.fileno()
         self.ready = self.ended = False
         self.error = self.model_id = ""
         self._write(settings)
@@ -65,7 +65,7 @@ class WorkerProcess:
         return time.monotonic() - self._started_s
 
     def look(self) -> None:
-        """Takes in what happened since the last look."""
+        """Reads the report where one has come, and notes the end of the process."""
         code = self._process.poll()  # before the report is read: what it wrote last must not be missed
         if self.report is not None:
             try:
@@ -85,8 +85,8 @@ class WorkerProcess:
             self.ended, self.ready, self.report = True, False, None
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
             self.error = self.error or f"worker {self.pid} ended with {how}"
-            self._orders.close()
-            self._reports.close()
+            self._stdin.close()
+            self._stdout.close()
             if self._block is not None:
                 self._block.end()
 
@@ -107,8 +107,8 @@ class WorkerProcess:
         Args:
             status: how the fleet is.
         """
-        if status != self._told and not self.ended and self._write(status):
-            self._told = status
+        if status != self._sent_status and not self.ended and self._write(status):
+            self._sent_status = status
 
     def stop(self) -> None:
         """Tells the worker to drain and end."""
@@ -131,7 +131,7 @@ class WorkerProcess:
 
     def _write(self, message: Message) -> bool:
         try:
-            os.write(self._orders.fileno(), message.to_json().encode() + b"\n")
+            os.write(self._stdin.fileno(), message.to_json().encode() + b"\n")
         except (BrokenPipeError, BlockingIOError):
             return False
         return True

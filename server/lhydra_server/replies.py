@@ -6,9 +6,9 @@ import numpy as np
 
 from lhydra.bundle.strings import StringColumn
 from lhydra.domain import F32, I64, STAGES, Recommendation
-from lhydra_protos.v1.wire import SCORES, number_field, text_field
+from lhydra_protos.v1.wire import SCORE_BYTES, number_field, text_field
 
-_SCORE, _RETRIEVAL_SCORE = np.arange(1, 5), np.arange(6, 10)  # where the floats are among the last SCORES bytes
+_SCORE, _RETRIEVAL_SCORE = np.arange(1, 5), np.arange(6, 10)  # where the floats are among the last SCORE_BYTES bytes
 _STAGE_NAMES = {stage: text_field(1, stage.encode()) for stage in STAGES}
 
 
@@ -57,7 +57,7 @@ def tracks(rows: I64, scores: F32, retrieval_scores: F32, parts: StringColumn) -
     data = parts.data.data  # a memoryview: slices of it cost a fifth of an array's
     joined = bytearray().join([data[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)])
     if len(rows):
-        at = (np.cumsum(ends - starts) - SCORES)[:, None]
+        at = (np.cumsum(ends - starts) - SCORE_BYTES)[:, None]
         out = np.frombuffer(joined, np.uint8)
         out[at + _SCORE] = np.ascontiguousarray(scores, "<f4").view(np.uint8).reshape(-1, 4)
         out[at + _RETRIEVAL_SCORE] = np.ascontiguousarray(retrieval_scores, "<f4").view(np.uint8).reshape(-1, 4)

@@ -29,7 +29,7 @@ from lhydra_server.translate import to_plays, to_request
 NO_METRICS = NoMetrics()
 
 
-Asked = tuple[Query, Callable[[], None]]  # and what is called between stages, and may raise
+QueryAndCheck = tuple[Query, Callable[[], None]]  # the check runs between stages; its error ends the query
 
 
 class Recommends(Protocol):
@@ -38,8 +38,15 @@ class Recommends(Protocol):
     depth: int
     fallbacks: int  # searches that had to be done again, ever
 
-    def recommend_many(self, asked: Sequence[Asked]) -> list[Recommendation | Exception]:
-        """Returns the answer to each query, or what stopped it."""
+    def recommend_many(self, queries: Sequence[QueryAndCheck], /) -> list[Recommendation | Exception]:
+        """Answers a batch of queries.
+
+        Args:
+            queries: at most MAX_BATCH.
+
+        Returns:
+            The answer to each query, or the error that ended it, in order.
+        """
 
 
 class Tracks(Protocol):
@@ -48,7 +55,14 @@ class Tracks(Protocol):
     def __len__(self) -> int: ...
 
     def rows(self, hashes: Hashes) -> I64:
-        """Returns the row of each track hash, -1 where unknown."""
+        """Returns the rows of tracks.
+
+        Args:
+            hashes: (n,) uint64 hashes of track ids, in any order.
+
+        Returns:
+            (n,) int64 rows of the catalog, -1 where unknown.
+        """
 
 
 @dataclass(frozen=True)
@@ -69,7 +83,12 @@ class Served:
 class RecommenderService:
     """Answers the calls of one worker; safe to call from several threads.
 
-    fleet: says what only the supervisor knows, asked anew for every GetStatus.
+    Args:
+        served: the opened bundle.
+        users: the user store.
+        max_k: the largest k that a request may ask for.
+        fleet: returns what only the supervisor knows; called for every GetStatus.
+        metrics: what batches, plays and errors of the store are counted in.
     """
 
     def __init__(
@@ -82,21 +101,34 @@ class RecommenderService:
         metrics: Metrics = NO_METRICS,
     ) -> None:
         self._served, self._users, self._max_k, self._fleet, self._metrics = served, users, max_k, fleet, metrics
-        self._batcher: Batcher[Asked, Recommendation | Exception] = Batcher(
-            self._recommend_many, MAX_BATCH, self._begun
+        self._batcher: Batcher[QueryAndCheck, Recommendation | Exception] = Batcher(
+            self._recommend_many, MAX_BATCH, self._count_batch
         )
         self._started_s = time.monotonic()
         self._count = itertools.count(1)
         self._answered = 0
 
     def Recommend(self, request: pb.RecommendRequest, call: Call) -> bytes:
-        """Tracks for a user, best first: a RecommendResponse."""
+        """Answers with the best tracks for a user.
+
+        Args:
+            request: as it came.
+            call: the call in progress.
+
+        Returns:
+            A RecommendResponse as protobuf.
+
+        Raises:
+            InvalidRequest: the request can never be answered; names the field.
+            Unsupported: the request asks for what this version does not answer.
+            DeadlineExceeded: the caller left before the answer was computed.
+        """
         served, stage_us = self._served, call.stage_us
         call.notes |= {"bundle": served.bundle_id, "user": user_tag(request.user_id), "stage_us": stage_us}
         now = int(time.time())
-        said = to_request(request, self._max_k, served.filters.names, served.genre, now)
+        parsed = to_request(request, self._max_k, served.filters.names, served.genre, now)
         with timed("lookup", stage_us):
-            query = to_query(said, self._look_up(request.user_id, call), now)
+            query = to_query(parsed, self._look_up(request.user_id, call), now)
         call.check()
         found, took_us = self._batcher.answer((query, call.check))
         if isinstance(found, FeatureError) and request.profile.columns:
@@ -118,7 +150,20 @@ class RecommenderService:
         )
 
     def RecordPlays(self, request: pb.RecordPlaysRequest, call: Call) -> pb.RecordPlaysResponse:
-        """Appends plays to users' histories."""
+        """Appends plays to users' histories.
+
+        Args:
+            request: as it came.
+            call: the call in progress.
+
+        Returns:
+            The numbers of plays that were new, seen before, and new but of tracks that the bundle does not hold.
+
+        Raises:
+            InvalidRequest: a play passes a limit; nothing is recorded.
+            UserStoreError: the store does not answer.
+            DeadlineExceeded: the deadline passed; the plays may or may not be recorded.
+        """
         plays = to_plays(request)
         try:
             fresh = self._users.record(plays, call.deadline_s)
@@ -137,7 +182,15 @@ class RecommenderService:
         )
 
     def GetStatus(self, request: pb.GetStatusRequest, call: Call) -> pb.GetStatusResponse:
-        """What is being served, and how the server is."""
+        """Answers what is being served, and how the server is.
+
+        Args:
+            request: empty.
+            call: the call in progress.
+
+        Returns:
+            The bundle, the limits, and the counters of this worker.
+        """
         served, fleet = self._served, self._fleet()
         self._answered = next(self._count)
         return pb.GetStatusResponse(
@@ -157,35 +210,68 @@ class RecommenderService:
         )
 
     def SimilarTracks(self, request: pb.SimilarTracksRequest, call: Call) -> pb.RecommendResponse:
-        """Tracks similar to given ones."""
+        """Refuses: this version does not answer SimilarTracks.
+
+        Args:
+            request: as it came.
+            call: the call in progress.
+
+        Returns:
+            Nothing yet.
+
+        Raises:
+            Unsupported: always.
+        """
         raise Unsupported("SimilarTracks: this version does not answer it")
 
     def Explain(self, request: pb.ExplainRequest, call: Call) -> pb.ExplainResponse:
-        """Why a track is in a user's list, or why it is not."""
+        """Refuses: this version does not answer Explain.
+
+        Args:
+            request: as it came.
+            call: the call in progress.
+
+        Returns:
+            Nothing yet.
+
+        Raises:
+            Unsupported: always.
+        """
         raise Unsupported("Explain: this version does not answer it")
 
     def count_calls(self, in_flight: Callable[[], int]) -> None:
-        """Lets batches know how many calls are being answered, by whoever lets them in."""
+        """Tells the batcher how many calls are in flight, so that it yields the processor to those not queued yet.
+
+        Args:
+            in_flight: returns the calls that run or wait for a thread.
+        """
         self._batcher.in_flight = in_flight
 
     def retry_after_ms(self, in_flight: int) -> int:
-        """Returns when it is worth trying again, with so many calls in flight: when they will have been answered."""
+        """Estimates when the calls in flight will have been answered.
+
+        Args:
+            in_flight: how many calls.
+
+        Returns:
+            Milliseconds, at least 1.
+        """
         return max(1, round(in_flight * self._batcher.mean_us / 1000))
 
-    def _recommend_many(self, asked: Sequence[Asked]) -> list[Recommendation | Exception]:
+    def _recommend_many(self, queries: Sequence[QueryAndCheck]) -> list[Recommendation | Exception]:
         recommender = self._served.recommender
         before = recommender.fallbacks
-        answers = recommender.recommend_many(asked)
+        answers = recommender.recommend_many(queries)
         for _ in range(recommender.fallbacks - before):
             self._metrics.exact_fallback()
         return answers
 
-    def _begun(self, size: int, behind: int) -> None:
+    def _count_batch(self, size: int, still_queued: int) -> None:
         self._metrics.batch(size)
-        self._metrics.queue(behind)
+        self._metrics.queue(still_queued)
 
     def _look_up(self, user_id: str, call: Call) -> UserState | None:
-        """The stored state; a lost store lowers the tier of the answer, no more."""
+        """Returns the stored state, None for an unknown user; without a store the answer only loses in tier."""
         try:
             return self._users.get(user_id, call.deadline_s)
         except UserStoreError as error:

@@ -32,13 +32,16 @@ def to_request(
         genre: the column that holds genres.
         now: Unix seconds.
 
+    Returns:
+        The request; its filter as conditions that the columns can answer.
+
     Raises:
         InvalidRequest: it can never be answered; names the field.
         Unsupported: it asks for what this version does not answer; names the field.
     """
     if request.repeat_policy not in pb.RepeatPolicy.values():
         raise InvalidRequest("repeat_policy", request.repeat_policy, "a known policy")
-    said = Request(
+    parsed = Request(
         request.user_id,
         request.k,
         request.exclude_track_ids,
@@ -47,15 +50,23 @@ def to_request(
         request.depth,
         Repeat(request.repeat_policy or Repeat.EXCLUDE),
     )
-    check(said, max_k, now)
+    check(parsed, max_k, now)
     for field, is_set in (("diversity", request.diversity.ByteSize() > 0), ("explain", request.explain)):
         if is_set:
             raise Unsupported(f"{field}: this version does not answer it")
-    return replace(said, filter=to_conditions(request.filter, columns, genre)) if request.HasField("filter") else said
+    if not request.HasField("filter"):
+        return parsed
+    return replace(parsed, filter=to_conditions(request.filter, columns, genre))
 
 
 def to_plays(request: pb.RecordPlaysRequest) -> list[Play]:
-    """Returns the plays, all checked; those without a time are of now.
+    """Returns the plays of a request, all checked.
+
+    Args:
+        request: as it came.
+
+    Returns:
+        The plays in order; a play without a time is of now, one without a count counts 1.
 
     Raises:
         InvalidRequest: a limit is passed; names the field of the first play at fault.

@@ -1,13 +1,13 @@
 """Replies as bytes: what protobuf would write for a RecommendResponse, from parts that are ready beforehand.
 
 Building a hundred messages in Python costs ten times what joining their bytes does. A part is one element of
-RecommendResponse.tracks with everything but its scores; those are its last SCORES bytes, written into a copy.
+RecommendResponse.tracks with everything but its scores; those are its last SCORE_BYTES bytes, written into a copy.
 Fields may come in any order (https://protobuf.dev/programming-guides/encoding/#order).
 """
 
 from functools import lru_cache
 
-SCORES = 10  # score and retrieval_score: a tag of one byte and a float of four, each
+SCORE_BYTES = 10  # score and retrieval_score: a tag of one byte and a float of four, each
 SCORE_TAG, RETRIEVAL_SCORE_TAG = 0x15, 0x1D  # fields 2 and 3, fixed 32 bits
 _NO_SCORES = bytes((SCORE_TAG, 0, 0, 0, 0, RETRIEVAL_SCORE_TAG, 0, 0, 0, 0))
 
@@ -65,7 +65,7 @@ def track_part(track_id: bytes, title: bytes, artist: bytes) -> bytes:
         artist: UTF-8; empty where the catalog has none.
 
     Returns:
-        The part; its last SCORES bytes are the scores.
+        The part; its last SCORE_BYTES bytes are the scores.
     """
     track = text_field(1, track_id) + text_field(4, title) + text_field(5, artist) + _NO_SCORES
     return b"\x0a" + varint(len(track)) + track
