@@ -222,7 +222,7 @@ def file_names(folder: Path) -> list[str]:
         The names.
 
     Raises:
-        BundleCorrupt: filters.json is missing or says something else.
+        BundleCorrupt: filters.json is missing or malformed.
     """
     _, names = _read(folder)
     parts = (f"filter{i}{part}.npy" for i, kind in enumerate(names.values()) for part in _PARTS[kind])

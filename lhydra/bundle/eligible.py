@@ -2,7 +2,7 @@
 
 The planner counts eligible tracks: few are searched by brute force. An inverted file visits only lists with eligible
 tracks, nearest first, until it has compared FILTERED_SEARCH_FACTOR times as many tracks as without a filter: where few
-of the near tracks are eligible, it visits more lists. Graph indexes are bypassed, since nothing bounds what they miss.
+of the near tracks are eligible, it visits more lists. Other indexes are bypassed: nothing bounds what a graph misses.
 """
 
 from dataclasses import dataclass
