@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from lhydra import config, files
+from lhydra import config
 from lhydra.errors import ConfigError, LhydraError, MissingExtra, complain
 
 HELP = "synthetic world -> prepare -> train -> rebuild -> users load -> serve -> query, in about a minute"
@@ -166,6 +166,8 @@ def _listener(dataset: Path) -> tuple[str, list[tuple[str, str]]]:
 
 def _claim(folder: Path) -> None:
     """Makes an empty folder, replacing an earlier demo. Raises ConfigError when `folder` is something else."""
+    from lhydra import files  # brings numpy, which `--help` must not import
+
     if folder.exists():
         if not (folder / MARK).is_file() and (not folder.is_dir() or any(folder.iterdir())):
             raise ConfigError(complain(folder, "something else", "a new folder, or one of an earlier `lhydra demo`"))

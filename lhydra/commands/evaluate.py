@@ -14,7 +14,6 @@ from lhydra import config
 from lhydra.config import Requirement
 from lhydra.console import print_table
 from lhydra.errors import ConfigError, DataError, MissingExtra, complain
-from lhydra.files import write_text
 
 if TYPE_CHECKING:
     from lhydra.bundle.bundle import Bundle
@@ -142,6 +141,8 @@ def run(args: argparse.Namespace) -> int:
             document["summary"].insert(1, "the model learned from the valid fold too (--refit), the baselines did not")
         show(bundle.bundle_id, document)
     if args.json is not None:
+        from lhydra.files import write_text  # brings numpy, which `--help` must not import
+
         write_text(args.json, json.dumps(document, indent=2, allow_nan=False) + "\n")
         print(f"\nwrote {args.json}: every number, for `lhydra compare`")
     if args.report is not None:
