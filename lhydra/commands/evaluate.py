@@ -140,9 +140,9 @@ def run(args: argparse.Namespace) -> int:
         if refitted and baselines:
             document["summary"].insert(1, "the model learned from the valid fold too (--refit), the baselines did not")
         show(bundle.bundle_id, document)
-    if args.json is not None:
-        from lhydra.files import write_text  # brings numpy, which `--help` must not import
+    from lhydra.files import write_text  # brings numpy, which `--help` must not import
 
+    if args.json is not None:
         write_text(args.json, json.dumps(document, indent=2, allow_nan=False) + "\n")
         print(f"\nwrote {args.json}: every number, for `lhydra compare`")
     if args.report is not None:
