@@ -18,7 +18,7 @@ from lhydra.evaluation.beyond import K, beyond_accuracy, inter_user_overlap, int
 from lhydra.evaluation.evaluate import evaluate
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.evaluation.run import Run, as_rows, ask, find_targets
-from tests.test_evaluate import FakeCatalog, FakeRecommender, names, random_plays, write_dataset
+from tests.test_evaluate import FakeCatalog, FakeRecommender, left_out, names, random_plays, write_dataset
 
 World = tuple[Dataset, FakeRecommender, Run]
 N_USERS, N_TRACKS = 60, 90
@@ -204,7 +204,7 @@ def test_the_head_alone_and_each_depth_against_brute_force(world: World) -> None
     overlap: dict[int, list[float]] = {}
     for n, query, found in zip(chosen, recommender.queries, lists, strict=True):
         retrieval, logits = recommender.scores(query.state)
-        free = np.flatnonzero(~np.isin(recommender.catalog.hashes, query.exclude))
+        free = np.flatnonzero(~np.isin(recommender.catalog.hashes, left_out(query)))
         everything = free[np.lexsort((free, -logits[free]))]
         assert found.tolist() == everything[:20].tolist()
         wanted = run.wanted[run.targets.of(int(n))]

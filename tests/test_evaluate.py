@@ -24,7 +24,7 @@ from lhydra import console
 from lhydra.bundle.bundle import Bundle
 from lhydra.cli import main
 from lhydra.data.dataset import TEST, TRAIN, VALID, Dataset, DatasetInfo
-from lhydra.domain import F32, I64, Hashes, Query, Recommendation, Tier, UserState, track_hashes
+from lhydra.domain import F32, I64, Hashes, Query, Recommendation, Repeat, Tier, UserState, track_hashes
 from lhydra.errors import DataError
 from lhydra.evaluation.classification import classify
 from lhydra.evaluation.evaluate import evaluate, protocol_hash
@@ -59,6 +59,11 @@ def random_plays(seed: int, n_users: int, n_tracks: int, per_user: int = 15) -> 
     pairs = rng.choice(n_users * n_tracks, n_users * per_user, replace=False)
     folds = rng.choice(3, len(pairs), p=[0.6, 0.2, 0.2])
     return [(int(pair) // n_tracks, int(pair) % n_tracks, int(fold)) for pair, fold in zip(pairs, folds, strict=True)]
+
+
+def left_out(query: Query) -> Hashes:
+    """The tracks that may not be returned: excluded, or heard where that counts."""
+    return query.exclude if query.repeat is Repeat.ALLOW else np.union1d(query.exclude, query.state.heard)
 
 
 class FakeCatalog:
@@ -98,7 +103,7 @@ class FakeRecommender:
     def recommend(self, query: Query) -> Recommendation:
         self.queries.append(query)
         retrieval, logits = self.scores(query.state)
-        eligible = np.flatnonzero(~np.isin(self.catalog.hashes, query.exclude))
+        eligible = np.flatnonzero(~np.isin(self.catalog.hashes, left_out(query)))
         candidates = eligible[np.argsort(-retrieval[eligible])][: max(query.k, query.depth or self.depth)]
         rows = candidates[np.argsort(-logits[candidates])][: query.k]
         scores = self.score(query.state, rows)[1]
@@ -240,7 +245,7 @@ def test_the_recommender_sees_nothing_of_the_predicted_fold(
     for query, user in zip(recommender.queries, users * 2, strict=True):  # as served, then deeper
         own = plays.where(plays.user == user)
         assert set(query.state.history["track"]) == set(hashes[own.track[own.fold <= fed]])
-        assert set(query.exclude) == set(hashes[own.track[own.fold <= heard]])
+        assert set(left_out(query)) == set(hashes[own.track[own.fold <= heard]])
         assert query.known
 
 

@@ -219,7 +219,7 @@ def test_the_shared_tool_scores_the_file_as_evaluate_does(
         (["--k", "0"], "--k: found 0, expected 1 to 1000"),
         (["--k", "1000000000"], "--k: found 1000000000, expected 1 to 1000"),
         (["--k", "many"], "--k: found many, expected a whole number"),
-        (["--depth", "-1"], "--depth: found -1, expected 0 or more"),
+        (["--depth", "-1"], "--depth: found -1, expected 0 to 10000"),
     ],
 )
 def test_bad_flags_are_one_line(
