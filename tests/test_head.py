@@ -18,6 +18,7 @@ from lhydra.features import item_item
 from lhydra.features.histories import Histories, offsets_of
 from lhydra.training import head as heads
 from lhydra.training import teachers
+from lhydra.training.calibration import calibrate
 from lhydra.training.data import Targets, TrainingData, load, select
 from lhydra.training.export import export
 from lhydra.training.head import FOLDS, RETRIEVAL_ORDER, STRENGTHS, UNMEASURED_STRENGTH, Examples, Fitted
@@ -25,7 +26,7 @@ from lhydra.training.model import Head, Network
 from lhydra.training.step import Tensors, embed_users
 from lhydra.training.teachers import Table, Teachers
 from lhydra.training.train import Run, _new
-from lhydra.training.validate import calibrate, embed_tracks
+from lhydra.training.validate import embed_tracks
 from tests.conftest import TINY_TRAINING
 
 CONFIG = replace(TINY_TRAINING, head_epochs=2, depth=60)

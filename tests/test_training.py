@@ -29,12 +29,12 @@ from lhydra.features.histories import spans
 from lhydra.features.spec import Encoded
 from lhydra.training import export as exporting
 from lhydra.training import teachers
+from lhydra.training.calibration import platt
 from lhydra.training.data import TrainingData, hide, load, select, targets
 from lhydra.training.losses import log_q, softmax_loss
 from lhydra.training.model import Dropout, Network
 from lhydra.training.step import Tensors
 from lhydra.training.train import Run, _epoch, _fold, _new, _schedule, train
-from lhydra.training.validate import platt
 from tests.conftest import TINY_TRAINING
 from tests.harness import free_port
 

@@ -22,13 +22,14 @@ from lhydra.timing import timed
 from lhydra.training import checkpoint, ranks
 from lhydra.training import head as heads
 from lhydra.training import teachers as teaching
+from lhydra.training.calibration import calibrate
 from lhydra.training.config import TrainSettings
 from lhydra.training.data import TrainingData, load
 from lhydra.training.export import export
 from lhydra.training.model import Network, Shape
 from lhydra.training.step import Tensors, losses, tensor
 from lhydra.training.teachers import Teachers
-from lhydra.training.validate import calibrate, sample, validate
+from lhydra.training.validate import sample, validate
 
 TEMPERATURES = (0.07, 0.1, 0.15)  # tried, by short runs, when the setting is 0
 UNMEASURED_TEMPERATURE = 0.1  # where there is no validation fold to tune on
