@@ -18,14 +18,13 @@ from lhydra.features import item_item
 from lhydra.features.histories import Histories, offsets_of
 from lhydra.training import head as heads
 from lhydra.training import teachers
-from lhydra.training.calibration import calibrate
 from lhydra.training.data import Targets, TrainingData, load, select
 from lhydra.training.export import export
 from lhydra.training.head import FOLDS, RETRIEVAL_ORDER, STRENGTHS, UNMEASURED_STRENGTH, Examples, Fitted
 from lhydra.training.model import Head, Network
 from lhydra.training.step import Tensors, embed_users
 from lhydra.training.teachers import Table, Teachers
-from lhydra.training.train import Run, _new
+from lhydra.training.train import Run, _new, train
 from lhydra.training.validate import embed_tracks
 from tests.conftest import TINY_TRAINING
 
@@ -275,6 +274,41 @@ def test_labels_of_held_users_do_not_change_how_they_are_ranked(
     assert not torch.equal(first[1][0][1].gate.weight, second[1][0][1].gate.weight)
 
 
+def test_the_calibration_is_fitted_on_logits_of_heads_that_never_saw_the_user(
+    tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Platt 1999, section 2.1: fitted on the logits of what the model has learnt, a sigmoid is too sure of itself."""
+    learnt: list[np.ndarray] = []  # user vectors (E, D) of the examples
+    asked: list[
+        tuple[set[int], np.ndarray]
+    ] = []  # users that the head was fitted on; vector (D,) of the user it scored
+
+    def remembering(real: Callable[..., Any], users_at: int) -> Callable[..., Any]:
+        def called(head: Head, *rest: Any) -> Any:
+            seen: set[int] = head.__dict__.setdefault("fitted_on", set())  # copies of a head keep it
+            seen |= set(rest[users_at].tolist())
+            learnt[:] = [next(part for part in rest if isinstance(part, Examples)).user.numpy()]
+            return real(head, *rest)
+
+        return called
+
+    def forward(head: Head, user: Tensor, *rest: Tensor) -> Any:
+        asked.append((set(head.__dict__.get("fitted_on", ())), user[0].detach().numpy()))
+        return real_forward(head, user, *rest)
+
+    real_forward = Head.forward
+    monkeypatch.setattr(heads, "_fit_gate", remembering(heads._fit_gate, 1))
+    monkeypatch.setattr(heads, "_deep_epoch", remembering(heads._deep_epoch, 4))
+    monkeypatch.setattr(Head, "forward", forward)
+    monkeypatch.setattr("lhydra.training.train.export", lambda *args: {})  # whose proofs run the head, too
+    train(tiny_dataset, tmp_path, replace(CONFIG, epochs=1))
+    assert len(asked) == len(learnt[0])
+    for fitted_on, vector in asked:
+        user = int(np.square(learnt[0] - vector).sum(1).argmin())
+        assert fitted_on, "a head that nobody was fitted on"
+        assert user not in fitted_on
+
+
 def fresh(state: dict[str, Tensor], network: Network) -> Head:
     """The head as it was, whatever has been fitted since."""
     network.head.load_state_dict({k.removeprefix("head."): v for k, v in state.items() if k.startswith("head.")})
@@ -372,7 +406,6 @@ def test_served_scores_are_those_of_training(
         fit(network, data, fitted_teachers.table)
     network.head.strength.fill_(0.5)
     torch.nn.init.normal_(network.head.out.weight)
-    calibrate(network, data, Tensors.of(data), fitted_teachers.table, data.valid, 0)
     network.eval()
     export(network, data, fitted_teachers.table, tmp_path, {"parents": {}, "quality": {}})
     (tmp_path / "catalog").mkdir()

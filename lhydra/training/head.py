@@ -9,6 +9,7 @@ stays. Without validation plays, hidden train plays stand in for them.
 """
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from lhydra.evaluation.metrics import rank_metrics
 from lhydra.features import item_item
 from lhydra.features.histories import Histories
 from lhydra.timing import timed
+from lhydra.training.calibration import fit_calibration
 from lhydra.training.config import TrainSettings
 from lhydra.training.data import Targets, TrainingData, hide, select
 from lhydra.training.losses import lambda_loss
@@ -35,6 +37,7 @@ BATCH = 32
 GATE_STEPS, GATE_BATCH, GATE_RATE, GATE_DECAY = 60, 512, 0.1, 0.01
 GATE_START = (0.0, 0.0, 4.0, 0.0)  # beside the scaled cosine: popularity, co-listening of all and recent plays
 STRENGTHS = (0.25, 0.5, 1.0)
+LISTED = 20  # tracks of a list that is measured
 RETRIEVAL_ORDER = -1.0  # stands for the retrieval order among the strengths
 UNMEASURED_STRENGTH = 0.25
 
@@ -72,6 +75,44 @@ class Fitted:
     cascade: dict[str, float]
 
 
+@dataclass(frozen=True)
+class _Trainer:
+    """Fits copies of `start`, one after the other, from the random streams of the whole fitting."""
+
+    start: Head
+    examples: Examples
+    vectors: Tensor  # (n, D) of all tracks
+    tensors: Tensors
+    config: TrainSettings
+    rng: np.random.Generator
+
+    def stages(self, users: I64, epochs: int) -> Iterator[Head]:
+        """Yields one new head, fitted on the examples `users`: first its gate, then every epoch of its deep part."""
+        head, config = copy.deepcopy(self.start), self.config
+        _fit_gate(head, self.examples, users, self.rng)
+        yield head
+        deep = [p for name, p in head.named_parameters() if not name.startswith("gate") and name != "scale"]
+        optimizer = torch.optim.AdamW(deep, lr=config.head_learning_rate, weight_decay=config.head_weight_decay)
+        for epoch in range(epochs):
+            for group in optimizer.param_groups:
+                group["lr"] = config.head_learning_rate * (1 - epoch / max(config.head_epochs, 1))
+            _deep_epoch(head, optimizer, self.examples, self.vectors, self.tensors, users, self.rng)
+            yield head
+
+
+@dataclass(frozen=True)
+class _CrossFit:
+    """What heads gave for the users that they were not fitted on.
+
+    part: (E,) of each user. heads: by part, one per epoch, the first with its gate alone. lists: (E, 20) rows by
+    (epoch, strength), -1 where a list ends.
+    """
+
+    part: I64
+    heads: dict[int, list[Head]]
+    lists: dict[tuple[int, float], I64]
+
+
 @timed("train.head")
 def fit(
     network: Network,
@@ -81,72 +122,83 @@ def fit(
     config: TrainSettings,
     report: Report = lambda line: None,
 ) -> Fitted:
-    """Trains the head in place, telling `report` about every part of the cross-fitting, and returns how."""
+    """Trains the head and its calibration in place, and returns how.
+
+    Args:
+        network: towers that are finished, and a head that nobody has fitted.
+        data: what the towers were trained on, and the validation plays.
+        tensors: the tracks of `data`.
+        table: the co-listening table that the head's signals come from.
+        config: settings of the training.
+        report: told about every part of the cross-fitting.
+
+    Returns:
+        The settings that cross-fitting chose. The calibration is fitted on the logits of the cross-fitted heads, and
+        stays as it was where there were too few validation users for any.
+    """
     rng = np.random.default_rng([config.seed, 5])
     torch.manual_seed(config.seed * 1_000_003)
-    shape = copy.deepcopy(network.head)
-    if len(data.valid.users):
-        targets = sample(data.valid, config.seed, USERS)
-        shown = select(data.train, targets.users)
-    else:
-        users = np.flatnonzero(np.diff(data.train.offsets) > 0)
-        users = np.sort(rng.permutation(users)[:USERS])
-        shown, hidden = hide(data, users, rng, config.keep, config.cold, config.longest_history)
-        order = np.lexsort((hidden.rows, np.repeat(np.arange(len(users)), np.diff(hidden.offsets))))
-        targets = Targets(users, hidden.offsets, hidden.rows[order])
+    targets, shown = _held_out(data, config, rng)
     examples = gather(network, data, tensors, table, targets, shown, config.depth, rng)
-    vectors = embed_tracks(network, tensors)[0]
-
-    rows, nothing = (part[:, : examples.retrieved].numpy() for part in (examples.rows, examples.excluded))
-
-    def trained(users: I64, epochs: int, watch: I64 | None = None) -> tuple[Head, list[dict[float, list[I64]]]]:
-        head = copy.deepcopy(shape)
-        _fit_gate(head, examples, users, rng)
-        seen: list[dict[float, list[I64]]] = []
-        if watch is not None:
-            bare = [np.where(out, -1, found)[:20] for found, out in zip(rows[watch], nothing[watch], strict=True)]
-            seen.append({RETRIEVAL_ORDER: bare} | _ranked(head, examples, vectors, tensors, watch, (0.0,)))
-        optimizer = torch.optim.AdamW(
-            [p for name, p in head.named_parameters() if not name.startswith("gate") and name != "scale"],
-            lr=config.head_learning_rate,
-            weight_decay=config.head_weight_decay,
-        )
-        for epoch in range(epochs):
-            for group in optimizer.param_groups:
-                group["lr"] = config.head_learning_rate * (1 - epoch / max(config.head_epochs, 1))
-            _deep_epoch(head, optimizer, examples, vectors, tensors, users, rng)
-            if watch is not None:
-                seen.append(_ranked(head, examples, vectors, tensors, watch, STRENGTHS))
-        return head, seen
-
-    everybody = np.arange(len(examples))
+    start = copy.deepcopy(network.head)
+    trainer = _Trainer(start, examples, embed_tracks(network, tensors)[0], tensors, config, rng)
+    crossed = _cross_fit(trainer, report) if len(data.valid.users) >= FOLDS else None
     fitted = Fitted(min(1, config.head_epochs), UNMEASURED_STRENGTH, {})
-    if len(data.valid.users) >= FOLDS:
-        fold = rng.integers(0, FOLDS, len(examples))
-        lists: dict[tuple[int, float], I64] = {}
-        for part in range(FOLDS):
-            held = everybody[fold == part]
-            report({"head_part": part + 1, "parts": FOLDS})
-            if not len(held) or len(held) == len(everybody):
-                continue
-            for epoch, found in enumerate(trained(everybody[fold != part], config.head_epochs, held)[1]):
-                for strength, ranked in found.items():
-                    whole = lists.setdefault((epoch, strength), np.full((len(examples), 20), -1, np.int64))
-                    whole[held, : len(ranked[0])] = np.stack(ranked)
+    if crossed:
         means = {
             key: rank_metrics(found, targets.offsets, targets.rows, data.n_tracks).means()
-            for key, found in lists.items()
+            for key, found in crossed.lists.items()
         }
-        if means:
-            (epochs, strength), best = max(means.items(), key=lambda item: (item[1]["ndcg@10"], -item[0][0]))
-            fitted = Fitted(epochs, strength, {name: round(best[name], 6) for name in SHOWN})
+        (epochs, strength), best = max(means.items(), key=lambda item: (item[1]["ndcg@10"], -item[0][0]))
+        fitted = Fitted(epochs, strength, {name: round(best[name], 6) for name in SHOWN})
     if fitted.strength == RETRIEVAL_ORDER:
-        network.head = shape
+        network.head = start
         fitted = replace(fitted, strength=0.0)
+        unseen = [start] * len(examples)
     else:
-        network.head = trained(everybody, fitted.epochs)[0]
-    network.head.strength.fill_(fitted.strength)
+        *_, network.head = trainer.stages(np.arange(len(examples)), fitted.epochs)
+        unseen = [crossed.heads[part][fitted.epochs] for part in crossed.part] if crossed else []
+    for head in (network.head, *unseen):
+        head.strength.fill_(fitted.strength)
+    if unseen:
+        calibration = fit_calibration(network, data, tensors, table, targets, unseen, config.seed)
+        network.head.calibration.copy_(torch.tensor(calibration))
     return fitted
+
+
+def _held_out(data: TrainingData, config: TrainSettings, rng: np.random.Generator) -> tuple[Targets, Histories]:
+    """What the head learns to rank, and the histories that it is shown: the validation fold, or hidden train plays."""
+    if len(data.valid.users):
+        targets = sample(data.valid, config.seed, USERS)
+        return targets, select(data.train, targets.users)
+    users = np.flatnonzero(np.diff(data.train.offsets) > 0)
+    users = np.sort(rng.permutation(users)[:USERS])
+    shown, hidden = hide(data, users, rng, config.keep, config.cold, config.longest_history)
+    order = np.lexsort((hidden.rows, np.repeat(np.arange(len(users)), np.diff(hidden.offsets))))
+    return Targets(users, hidden.offsets, hidden.rows[order]), shown
+
+
+def _cross_fit(trainer: _Trainer, report: Report) -> _CrossFit | None:
+    """Fits a head on all users but each part in turn, and ranks that part's; None where one part has all users."""
+    examples, everybody = trainer.examples, np.arange(len(trainer.examples))
+    fold = trainer.rng.integers(0, FOLDS, len(examples))
+    if len(np.unique(fold)) == 1:
+        return None
+    best = np.where(examples.excluded, -1, examples.rows)[:, : min(LISTED, examples.retrieved)]
+    crossed = _CrossFit(fold, {}, {(0, RETRIEVAL_ORDER): best})
+    for part in range(FOLDS):
+        held = everybody[fold == part]
+        report({"head_part": part + 1, "parts": FOLDS})
+        if not len(held):
+            continue
+        crossed.heads[part] = []
+        for epoch, head in enumerate(trainer.stages(everybody[fold != part], trainer.config.head_epochs)):
+            crossed.heads[part].append(copy.deepcopy(head))
+            strengths = STRENGTHS if epoch else (0.0,)
+            for strength, ranked in _ranked(head, examples, trainer.vectors, trainer.tensors, held, strengths).items():
+                whole = crossed.lists.setdefault((epoch, strength), np.full((len(examples), LISTED), -1, np.int64))
+                whole[held, : len(ranked[0])] = np.stack(ranked)
+    return crossed
 
 
 @torch.no_grad()
@@ -259,7 +311,7 @@ def _deep_epoch(
 def _ranked(
     head: Head, examples: Examples, vectors: Tensor, tensors: Tensors, users: I64, strengths: tuple[float, ...]
 ) -> dict[float, list[I64]]:
-    """The best 20 of the retrieved candidates of each of `users`, by strength of the deep part."""
+    """The best LISTED of the retrieved candidates of each of `users`, by strength of the deep part."""
     head.eval()
     found: dict[float, list[I64]] = {strength: [] for strength in strengths}
     for start in range(0, len(users), 128):
@@ -268,7 +320,7 @@ def _ranked(
         out, rows = examples.excluded[at].clone(), examples.rows[at]
         out[:, examples.retrieved :] = True
         for strength, lists in found.items():
-            logits, order = (base + strength * deep).masked_fill(out, float("-inf")).topk(min(20, out.shape[1]), 1)
+            logits, order = (base + strength * deep).masked_fill(out, float("-inf")).topk(min(LISTED, out.shape[1]), 1)
             lists.extend(rows.gather(1, order).masked_fill(logits == float("-inf"), -1).numpy())
     return found
 

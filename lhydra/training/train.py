@@ -22,7 +22,6 @@ from lhydra.timing import timed
 from lhydra.training import checkpoint, ranks
 from lhydra.training import head as heads
 from lhydra.training import teachers as teaching
-from lhydra.training.calibration import calibrate
 from lhydra.training.config import TrainSettings
 from lhydra.training.data import TrainingData, load
 from lhydra.training.export import export
@@ -148,7 +147,6 @@ def _train(
     if rank == 0:
         best = checkpoint.load(out / "checkpoint" / "best.safetensors", network)["best"] or {}
         fitted = heads.fit(network, data, run.tensors, teachers.table, config, report)
-        calibrate(network, data, run.tensors, teachers.table, sample(data.valid, config.seed, heads.USERS), config.seed)
     ranks.same(network.state_dict().values())
     fitted, best = ranks.agreed((fitted, best))
     quality = best and best | {"cascade": fitted.cascade}
