@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 from lhydra import console
 from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.model import ModelInfo
 from lhydra.cli import main
 from lhydra.data.dataset import TEST, TRAIN, VALID, Dataset, DatasetInfo
 from lhydra.domain import F32, I64, Hashes, Query, Recommendation, Repeat, Tier, UserState, track_hashes
@@ -154,7 +155,8 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Fake:
 
         monkeypatch.setattr("lhydra.bundle.bundle.Bundle.open", bundle)
         monkeypatch.setattr(
-            "lhydra.bundle.model.Model.open", lambda path: SimpleNamespace(name=path.name, info=MODEL_INFO)
+            "lhydra.bundle.model.Model.open",
+            lambda path: SimpleNamespace(name=path.name, info=ModelInfo(fitted_on=MODEL_INFO["fitted_on"])),
         )
         monkeypatch.setattr("lhydra.bundle.catalog_writer.unpublished_bundle", unpublished)
         monkeypatch.setattr("lhydra.recommender.Recommender", served)

@@ -11,7 +11,7 @@ import pytest
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.embedding import embed
 from lhydra.bundle.manifest import Manifest, current_bundle_id
-from lhydra.bundle.model import Model
+from lhydra.bundle.model import REFITTED, Model
 from lhydra.bundle.networks import ItemTower
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset
@@ -23,7 +23,7 @@ from lhydra.evaluation.metrics import rank_metrics
 from lhydra.evaluation.run import find_targets
 from lhydra.features.spec import Encoded
 from lhydra.recommender import Recommender
-from lhydra_index_builder import build, gate
+from lhydra_index_builder import gate
 from lhydra_index_builder import store as stores
 from lhydra_index_builder.build import held_out, rebuild
 from lhydra_index_builder.config import RebuildSettings
@@ -297,7 +297,7 @@ def test_a_model_that_learned_from_the_validation_plays_is_not_judged_by_them(
 ) -> None:
     refitted = tmp_path / "refitted"
     shutil.copytree(tiny_model, refitted)
-    document = json.loads((refitted / "model.json").read_text()) | {"fitted_on": build.REFITTED}
+    document = json.loads((refitted / "model.json").read_text()) | {"fitted_on": REFITTED}
     (refitted / "model.json").write_text(json.dumps(document))
     built = rebuild(refitted, tiny_dataset, store, CONFIG)
     checks = {check["name"]: check["verdict"] for check in built.manifest.gate["checks"]}

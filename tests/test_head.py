@@ -1,5 +1,6 @@
 """The head: what it is fitted on, that held users stay held, and when it leaves the retrieval order alone."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,16 +12,16 @@ import torch
 from torch import Tensor
 
 from lhydra.bundle import catalog_writer
-from lhydra.bundle.model import Model
+from lhydra.bundle.model import Model, ModelInfo
 from lhydra.data.dataset import Dataset
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.features import item_item
 from lhydra.features.histories import Histories, offsets_of
+from lhydra.training import calibration, teachers
 from lhydra.training import head as heads
-from lhydra.training import teachers
 from lhydra.training.data import Targets, TrainingData, load, select
 from lhydra.training.export import export
-from lhydra.training.head import FOLDS, RETRIEVAL_ORDER, STRENGTHS, UNMEASURED_STRENGTH, Examples, Fitted
+from lhydra.training.head import CROSS_FIT_PARTS, RETRIEVAL_ORDER, STRENGTHS, UNMEASURED_STRENGTH, Examples, Fitted
 from lhydra.training.model import Head, Network
 from lhydra.training.step import Tensors, embed_users
 from lhydra.training.teachers import Table, Teachers
@@ -115,7 +116,7 @@ def test_candidates_are_the_nearest_unheard_tracks_and_some_random_ones(
     users = embed_users(network, encoded, torch.from_numpy(history)).numpy()
     popularity = catalog_writer.popularity(data.listeners)
     assert found.retrieved == CONFIG.depth
-    assert found.rows.shape == found.labels.shape == (len(data.valid.users), CONFIG.depth + heads.RANDOM)
+    assert found.rows.shape == found.labels.shape == (len(data.valid.users), CONFIG.depth + heads.RANDOM_TRACKS)
     for i, user in enumerate(data.valid.users):
         heard = data.train.rows[data.train.offsets[user] : data.train.offsets[user + 1]]
         wanted = data.valid.rows[data.valid.offsets[i] : data.valid.offsets[i + 1]]
@@ -185,7 +186,7 @@ def test_hidden_train_plays_stand_in_for_a_missing_validation_fold(
         assert {*wanted.tolist(), *own.tolist()} <= set(heard.tolist())
 
 
-@pytest.mark.parametrize("users", [1, FOLDS - 1, FOLDS])
+@pytest.mark.parametrize("users", [1, CROSS_FIT_PARTS - 1, CROSS_FIT_PARTS])
 def test_very_few_validation_users_are_enough(
     users: int, network: Network, data: TrainingData, fitted_teachers: Teachers
 ) -> None:
@@ -209,7 +210,7 @@ def test_held_users_are_ranked_by_a_head_that_never_saw_them(
     runs = watched.runs()
     assert len({id(run[0][1]) for run in runs}) == len(runs)  # a new head each time
     *folds, last = runs
-    assert len(folds) == FOLDS
+    assert len(folds) == CROSS_FIT_PARTS
     assert [kind for kind, *_ in last] == ["gate"] + ["deep"] * found.epochs
     held_by_fold: list[int] = []
     for run in folds:
@@ -232,7 +233,7 @@ def test_the_reported_cascade_is_that_of_the_held_users(
     found = fit(network, planted, fitted_teachers.table)
     assert found.strength != 0 or found.epochs == 0
     lists = np.full((len(data.valid.users), 20), -1, np.int64)
-    for run in watched.runs()[:FOLDS]:
+    for run in watched.runs()[:CROSS_FIT_PARTS]:
         _, _, held, by_strength = [call for call in run if call[0] == "ranked"][found.epochs]
         for user, rows in zip(held, by_strength[found.strength], strict=True):
             lists[user, : len(rows)] = rows
@@ -279,34 +280,74 @@ def test_the_calibration_is_fitted_on_logits_of_heads_that_never_saw_the_user(
 ) -> None:
     """Platt 1999, section 2.1: fitted on the logits of what the model has learnt, a sigmoid is too sure of itself."""
     learnt: list[np.ndarray] = []  # user vectors (E, D) of the examples
-    asked: list[
-        tuple[set[int], np.ndarray]
-    ] = []  # users that the head was fitted on; vector (D,) of the user it scored
+    asked: dict[frozenset[int], dict[int, np.ndarray]] = {}  # logits (m,) by users that a head was fitted on, and user
+    calibrated: list[np.ndarray] = []
 
     def remembering(real: Callable[..., Any], users_at: int) -> Callable[..., Any]:
         def called(head: Head, *rest: Any) -> Any:
             seen: set[int] = head.__dict__.setdefault("fitted_on", set())  # copies of a head keep it
-            seen |= set(rest[users_at].tolist())
+            head.__dict__["fitted_on"] = seen | set(rest[users_at].tolist())
             learnt[:] = [next(part for part in rest if isinstance(part, Examples)).user.numpy()]
             return real(head, *rest)
 
         return called
 
     def forward(head: Head, user: Tensor, *rest: Tensor) -> Any:
-        asked.append((set(head.__dict__.get("fitted_on", ())), user[0].detach().numpy()))
-        return real_forward(head, user, *rest)
+        found = real_forward(head, user, *rest)
+        whose = int(np.square(learnt[0] - user[0].detach().numpy()).sum(1).argmin())
+        asked.setdefault(frozenset(head.__dict__["fitted_on"]), {})[whose] = found[0][0].numpy()
+        return found
 
-    real_forward = Head.forward
+    def platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+        calibrated.append(logits)
+        return real_platt(logits, labels)
+
+    real_forward, real_platt = Head.forward, calibration.platt
     monkeypatch.setattr(heads, "_fit_gate", remembering(heads._fit_gate, 1))
     monkeypatch.setattr(heads, "_deep_epoch", remembering(heads._deep_epoch, 4))
+    monkeypatch.setattr(calibration, "platt", platt)
     monkeypatch.setattr(Head, "forward", forward)
-    monkeypatch.setattr("lhydra.training.train.export", lambda *args: {})  # whose proofs run the head, too
+    monkeypatch.setattr("lhydra.training.train.export", lambda *args: ModelInfo())  # whose proofs run the head, too
     train(tiny_dataset, tmp_path, replace(CONFIG, epochs=1))
-    assert len(asked) == len(learnt[0])
-    for fitted_on, vector in asked:
-        user = int(np.square(learnt[0] - vector).sum(1).argmin())
-        assert fitted_on, "a head that nobody was fitted on"
-        assert user not in fitted_on
+    (given,) = calibrated
+    everybody = range(len(learnt[0]))
+    sizes = [len(asked[frozenset(everybody)][user]) // 2 for user in everybody]  # plays, and as many random tracks
+    owner = np.tile(np.repeat(everybody, sizes), 2)
+    covered: list[int] = []
+    for fitted_on, by_user in asked.items():
+        held = sorted(set(everybody) - fitted_on)
+        if not held:
+            continue
+        theirs = np.concatenate([by_user[user].reshape(2, -1) for user in held], 1).ravel()
+        mine = given[np.isin(owner, held)]
+        slope, shift = np.polyfit(theirs, mine, 1)
+        assert slope > 0
+        np.testing.assert_allclose(slope * theirs + shift, mine, atol=1e-3)  # theirs, in the final head's scale
+        covered += held
+    assert sorted(covered) == list(everybody)
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (0.5, -3.0), (4.0, 2.0)])
+def test_a_head_of_another_scale_calibrates_alike(
+    scale: float, shift: float, network: Network, data: TrainingData, fitted_teachers: Teachers
+) -> None:
+    """A pairwise loss leaves each head a constant of its own: what it gives is brought to the final head's scale."""
+    tensors, targets = Tensors.of(data), data.valid
+    part = np.arange(len(targets.users)) % CROSS_FIT_PARTS
+    others = {number: copy.deepcopy(network.head) for number in range(CROSS_FIT_PARTS)}
+
+    def fitted() -> tuple[float, float]:
+        table = fitted_teachers.table
+        return calibration.fit_calibration(network, data, tensors, table, targets, others, part, 0)
+
+    alike = fitted()
+    with torch.no_grad():
+        others[0].scale.mul_(scale)
+        others[0].gate.weight.mul_(scale)
+        others[0].gate.bias.mul_(scale)
+        others[0].out.weight.mul_(scale)
+    others[0].register_forward_hook(lambda head, args, found: (found[0] + shift, found[1]))
+    assert fitted() == pytest.approx(alike, rel=1e-3)
 
 
 def fresh(state: dict[str, Tensor], network: Network) -> Head:
@@ -352,7 +393,7 @@ def test_what_was_not_retrieved_is_never_ranked(network: Network, data: Training
     retrieved = [set(rows.tolist()) for rows in examples.rows[:, : examples.retrieved]]
     fit(network, planted, table)
     ranked = [call for call in watched.calls if call[0] == "ranked"]
-    assert len(ranked) == FOLDS * (1 + CONFIG.head_epochs)
+    assert len(ranked) == CROSS_FIT_PARTS * (1 + CONFIG.head_epochs)
     for _, _, held, by_strength in ranked:
         for lists in by_strength.values():
             for user, rows in zip(held, lists, strict=True):
@@ -407,7 +448,7 @@ def test_served_scores_are_those_of_training(
     network.head.strength.fill_(0.5)
     torch.nn.init.normal_(network.head.out.weight)
     network.eval()
-    export(network, data, fitted_teachers.table, tmp_path, {"parents": {}, "quality": {}})
+    export(network, data, fitted_teachers.table, tmp_path, ModelInfo())
     (tmp_path / "catalog").mkdir()
     bundle = catalog_writer.unpublished_bundle(Model.open(tmp_path), tiny_dataset, tmp_path / "catalog")
     examples = gathered(network, data, fitted_teachers.table)

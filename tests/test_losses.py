@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lhydra.training.losses import CUTOFF, distillation_loss, lambda_loss, log_q, softmax_loss
+from lhydra.training.losses import RANK_CUTOFF, distillation_loss, lambda_loss, log_q, softmax_loss
 
 
 def slow(logits: list[list[float]], targets: list[list[bool]], excluded: list[list[bool]]) -> float:
@@ -166,7 +166,7 @@ def test_a_user_who_has_heard_everything_leaves_distillation_finite() -> None:
 
 
 def gain_at(rank: int) -> float:
-    return 1 / math.log2(1 + rank) if rank <= CUTOFF else 0.0
+    return 1 / math.log2(1 + rank) if rank <= RANK_CUTOFF else 0.0
 
 
 def slow_lambda(
@@ -178,7 +178,7 @@ def slow_lambda(
         left = [i for i, gone in enumerate(out) if not gone]
         order = sorted(left, key=lambda i, row=row: (-row[i], i))  # type: ignore[misc]
         rank = {i: place for place, i in enumerate(order, 1)}
-        ideal = sum(gain_at(place) for place in range(1, min(max(n, 1), CUTOFF) + 1))
+        ideal = sum(gain_at(place) for place in range(1, min(max(n, 1), RANK_CUTOFF) + 1))
         for i in left:
             for j in left:
                 if hits[i] and not hits[j]:
@@ -190,7 +190,10 @@ def slow_lambda(
 @st.composite
 def rankings(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Users with ties, excluded places, no positive at all, and targets that are no candidates."""
-    n, width = draw(st.integers(1, 4)), draw(st.one_of(st.integers(1, 8), st.integers(CUTOFF - 1, CUTOFF + 9)))
+    n, width = (
+        draw(st.integers(1, 4)),
+        draw(st.one_of(st.integers(1, 8), st.integers(RANK_CUTOFF - 1, RANK_CUTOFF + 9))),
+    )
     rng = np.random.default_rng(draw(st.integers(0, 2**16)))
     logits = rng.normal(size=(n, width)) * draw(st.sampled_from([0, 1, 5]))
     if draw(st.booleans()):
@@ -229,7 +232,7 @@ def test_excluded_places_do_not_matter_to_the_lambda_loss(
 
 def test_what_matters_most_is_at_the_top() -> None:
     """The same two tracks the wrong way round: a lot at the top, less further down, nothing below the cut-off."""
-    width = CUTOFF + 10
+    width = RANK_CUTOFF + 10
     logits = -torch.arange(width, dtype=torch.float64)[None]
     nothing = torch.zeros(1, width, dtype=torch.bool)
 
@@ -241,6 +244,6 @@ def test_what_matters_most_is_at_the_top() -> None:
         return float(grad[0, place - 1])
 
     pulls = [pull(place) for place in range(1, width)]
-    assert pulls[: CUTOFF - 1] == sorted(pulls[: CUTOFF - 1], reverse=True)
+    assert pulls[: RANK_CUTOFF - 1] == sorted(pulls[: RANK_CUTOFF - 1], reverse=True)
     assert pulls[0] > 2 * pulls[3] > 0
-    assert pulls[CUTOFF + 2] == 0
+    assert pulls[RANK_CUTOFF + 2] == 0

@@ -41,12 +41,12 @@ def plays(data: TrainingData, listeners: np.ndarray) -> sp.csr_matrix:
 
 
 @pytest.fixture(scope="module")
-def reports() -> list[dict[str, Any]]:
+def reports() -> list[Any]:
     return []
 
 
 @pytest.fixture(scope="module")
-def fitted(data: TrainingData, reports: list[dict[str, Any]]) -> Teachers:
+def fitted(data: TrainingData, reports: list[Any]) -> Teachers:
     return teachers.fit(data, TINY_TRAINING.dim, 0, reports.append)
 
 
@@ -64,8 +64,8 @@ def neighbours_of(table: Table, track: int) -> list[int]:
 def test_weights_solve_the_normal_equations(
     plays: sp.csr_matrix, dense: int, constant: float, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(teachers, "DENSE", dense)
-    monkeypatch.setattr(teachers, "WIDTH", 40)
+    monkeypatch.setattr(teachers, "MAX_DENSE_TRACKS", dense)
+    monkeypatch.setattr(teachers, "NEIGHBOURS", 40)
     (table,) = teachers._Grams.of(plays).tables([(constant, share)])
     together = plays.astype(np.float64).toarray()
     for track in range(0, plays.shape[1], 7):
@@ -83,12 +83,14 @@ def test_weights_solve_the_normal_equations(
 def test_neighbours_are_the_nearest_by_shrunk_cosine(
     plays: sp.csr_matrix, dense: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(teachers, "DENSE", dense)
-    monkeypatch.setattr(teachers, "WIDTH", 12)
+    monkeypatch.setattr(teachers, "MAX_DENSE_TRACKS", dense)
+    monkeypatch.setattr(teachers, "NEIGHBOURS", 12)
     (table,) = teachers._Grams.of(plays).tables([(50.0, 0.5)])
     x = plays.astype(np.float64).toarray()
     gram = x.T @ x
-    cosine = gram / np.sqrt(np.outer(np.diag(gram) + teachers.SHRINK, np.diag(gram) + teachers.SHRINK))
+    cosine = gram / np.sqrt(
+        np.outer(np.diag(gram) + teachers.COSINE_SHRINKAGE, np.diag(gram) + teachers.COSINE_SHRINKAGE)
+    )
     np.fill_diagonal(cosine, 0)
     assert table.neighbours.shape == (plays.shape[1], 12)
     for track in range(plays.shape[1]):
@@ -288,22 +290,20 @@ def test_a_play_that_is_not_shown_changes_no_score(data: TrainingData, listeners
 # -- tuning -----------------------------------------------------------------------------------------------
 
 
-def test_settings_are_chosen_on_the_validation_fold(
-    fitted: Teachers, reports: list[dict[str, Any]], data: TrainingData
-) -> None:
+def test_settings_are_chosen_on_the_validation_fold(fitted: Teachers, reports: list[Any], data: TrainingData) -> None:
     for name in ("ials", "co-listening"):
-        tried = [line for line in reports if line["teacher"] == name]
-        widths = {(min(width, TINY_TRAINING.dim - 1), *rest) for width, *rest in teachers.FACTORS}
-        assert len(tried) == len({"ials": widths, "co-listening": teachers.RIDGES}[name])
-        best = max(tried, key=lambda line: line["ndcg@10"])
-        assert fitted.chosen[name] == list(best["setting"])
+        tried = [line for line in reports if line.teacher == name]
+        widths = {(min(width, TINY_TRAINING.dim - 1), *rest) for width, *rest in teachers.IALS_SETTINGS}
+        assert len(tried) == len({"ials": widths, "co-listening": teachers.TABLE_PENALTIES}[name])
+        best = max(tried, key=lambda line: line.ndcg)
+        assert {"ials": fitted.ials, "co-listening": fitted.penalty}[name] == best.setting
     # what is reported is the NDCG of the chosen table on the validation plays, train plays left out
     shown = select(data.train, data.valid.users)
     block = teachers.matrix(shown, data.n_tracks)
     scores = (block @ fitted.table.matrix).toarray()
     scores[block.nonzero()] = -np.inf
     lists = np.argsort(-scores, 1)[:, :20]
-    best = max(line["ndcg@10"] for line in reports if line["teacher"] == "co-listening")
+    best = max(line.ndcg for line in reports if line.teacher == "co-listening")
     found = rank_metrics(lists, data.valid.offsets, data.valid.rows, data.n_tracks).means()["ndcg@10"]
     assert found == pytest.approx(best, abs=1e-3)  # but for ties
 
@@ -317,16 +317,16 @@ def test_the_validation_fold_decides(data: TrainingData) -> None:
             for i in range(len(data.valid.users))
         ]
     )
-    reports: list[dict[str, Any]] = []
+    reports: list[Any] = []
     teachers.fit(replace(data, valid=replace(data.valid, rows=other)), TINY_TRAINING.dim, 0, reports.append)
-    assert max(line["ndcg@10"] for line in reports if "ndcg@10" in line) < 0.06  # nothing predicts random plays
+    assert max(line.ndcg for line in reports) < 0.06  # nothing predicts random plays
 
 
 def test_the_same_seed_gives_the_same_teachers(data: TrainingData, fitted: Teachers) -> None:
     again = teachers.fit(data, TINY_TRAINING.dim, 0)
     np.testing.assert_array_equal(again.table.weights, fitted.table.weights)
     np.testing.assert_array_equal(again.factors.item, fitted.factors.item)
-    assert (again.mix, again.chosen) == (fitted.mix, fitted.chosen)
+    assert (again.mix, again.ials, again.penalty) == (fitted.mix, fitted.ials, fitted.penalty)
 
 
 SMALL: dict[str, list[tuple[str, str, str]]] = {

@@ -22,6 +22,7 @@ from lhydra.data.prepare import prepare
 from lhydra.data.settings import PrepareSettings
 from lhydra.features.histories import HISTORY_FEATURES
 from lhydra.training.config import TrainSettings
+from lhydra.training.progress import EpochDone, HeadFitted, Progress, TeacherTried
 from lhydra.training.train import train
 
 CONFIG = TrainSettings(epochs=8, dim=32, hidden=32, temperature=0.15, threads=1, head_epochs=1, depth=60)
@@ -130,16 +131,16 @@ def test_ctrl_c_ends_in_one_line_and_leaves_what_resume_needs(cut: Path, tiny_da
     assert not (model / "model.json").exists()
     kept = epochs_done(model)
     assert kept > done
-    resumed: list[dict[str, Any]] = []
+    resumed: list[Progress] = []
 
-    def one_more(line: dict[str, Any]) -> None:
-        if "teacher" not in line:
+    def one_more(line: Progress) -> None:
+        if not isinstance(line, TeacherTried):
             resumed.append(line)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         train(tiny_dataset, model, CONFIG, resume=True, report=one_more)
-    assert resumed[0].get("head_epochs") or resumed[0]["epoch"] == kept + 1
+    assert isinstance(resumed[0], HeadFitted) or (isinstance(resumed[0], EpochDone) and resumed[0].epoch == kept + 1)
 
 
 def as_prepared_otherwise(dataset: Dataset, folder: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
-from lhydra.bundle.model import Model
+from lhydra.bundle.model import PARTS, Model, ModelInfo
 from lhydra.cli import main
 from lhydra.data.dataset import TEST, TRAIN, VALID, Dataset
 from lhydra.data.prepare import prepare
@@ -33,6 +34,7 @@ from lhydra.training.calibration import platt
 from lhydra.training.data import TrainingData, hide, load, select, targets
 from lhydra.training.losses import log_q, softmax_loss
 from lhydra.training.model import Dropout, Network
+from lhydra.training.progress import EpochDone, Progress, TemperatureTried
 from lhydra.training.step import Tensors
 from lhydra.training.train import Run, _epoch, _fold, _new, _schedule, train
 from tests.conftest import TINY_TRAINING
@@ -252,8 +254,8 @@ def test_resume_gives_the_same_result_as_an_uninterrupted_run(tiny_dataset: Data
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(tiny_dataset, whole, QUICK)
 
-    def interrupt(line: dict[str, Any]) -> None:
-        if line.get("epoch") == 2:
+    def interrupt(line: Progress) -> None:
+        if isinstance(line, EpochDone) and line.epoch == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -288,7 +290,7 @@ def test_patience_ends_the_run_and_the_best_epoch_is_kept(tiny_dataset: Dataset,
     done = lines(tmp_path)
     assert len(done) < 9
     best = max(range(len(done)), key=lambda i: (done[i]["retrieval"]["ndcg@10"], -i)) + 1
-    assert info["quality"]["epoch"] == best == len(done) - 1
+    assert info.quality["epoch"] == best == len(done) - 1
 
 
 def test_the_schedule_warms_up_and_comes_down() -> None:
@@ -303,7 +305,7 @@ def test_the_schedule_warms_up_and_comes_down() -> None:
 def test_the_sampled_softmax_learns_too(tiny_dataset: Dataset, tmp_path: Path) -> None:
     sampled = replace(QUICK, epochs=4, full_softmax=1, uniform_negatives=100)
     info = train(tiny_dataset, tmp_path, sampled)
-    assert info["quality"]["retrieval"]["recall@20"] > 2 * 20 / 400  # twice what a random list finds
+    assert info.quality["retrieval"]["recall@20"] > 2 * 20 / 400  # twice what a random list finds
 
 
 def test_a_loss_that_is_not_finite_ends_in_one_line(
@@ -317,13 +319,11 @@ def test_a_loss_that_is_not_finite_ends_in_one_line(
 
 
 def test_the_temperature_is_tuned_when_it_is_zero(tiny_dataset: Dataset, tmp_path: Path) -> None:
-    reported: list[dict[str, Any]] = []
+    reported: list[Progress] = []
     train(tiny_dataset, tmp_path, replace(QUICK, epochs=1, temperature=0.0), report=reported.append)
-    tried = {
-        line["tried_temperature"]: line["retrieval"]["ndcg@10"] for line in reported if "tried_temperature" in line
-    }
-    (epoch,) = [line for line in reported if "epoch" in line and "took_s" in line]
-    assert epoch["temperature"] == max(tried, key=lambda t: tried[t])
+    tried = {line.temperature: line.retrieval["ndcg@10"] for line in reported if isinstance(line, TemperatureTried)}
+    (epoch,) = [line for line in reported if isinstance(line, EpochDone)]
+    assert epoch.temperature == max(tried, key=lambda t: tried[t])
 
 
 def test_ids_alone_and_no_held_out_plays_are_enough(tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ def test_ids_alone_and_no_held_out_plays_are_enough(tmp_path: Path) -> None:
     (tmp_path / "plays.csv").write_text("user_id,track_id\n" + rows)
     prepare(tmp_path / "plays.csv", tmp_path / "dataset", PrepareSettings(valid=0, test=0))
     info = train(Dataset.open(tmp_path / "dataset"), tmp_path / "model", replace(QUICK, epochs=1))
-    assert info["quality"] == {}
+    assert info.quality == {}
     assert Model.open(tmp_path / "model").dim == 32
 
 
@@ -376,7 +376,7 @@ def test_a_model_is_the_old_one_until_the_new_one_is_whole(
     assert Model.open(out).model_id == before
     monkeypatch.undo()
     info = train(tiny_dataset, out, replace(QUICK, epochs=1), resume=True)
-    assert Model.open(out).model_id == info["model_id"] != before
+    assert Model.open(out).model_id == info.model_id != before
     assert (out / "notes.txt").read_text() == "mine"
     assert {path.name for path in (out / "checkpoint").iterdir()} == {"best.safetensors", "last.safetensors"}
     assert os.listdir(tmp_path) == ["model"]
@@ -399,6 +399,26 @@ def test_a_damaged_model_is_refused_by_name(name: str, tiny_model: Path, tmp_pat
             (folder / name).write_bytes(damaged)
         with pytest.raises(ModelError, match=name.replace(".", r"\.")):
             Model.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"dim": "128"}, "found dim '128', expected dim of type int"),
+        ({"quality": []}, "found quality [], expected quality of type dict"),
+        ({"model_id": ""}, "found no model_id, expected a folder made by `lhydra train`"),
+        ({"format": 2}, "found format 2, expected format 3"),
+    ],
+)
+def test_a_model_json_with_a_part_of_another_kind_is_refused_in_one_line(
+    change: dict[str, Any], found: str, tmp_path: Path
+) -> None:
+    whole = ModelInfo(model_id="m", dim=8, features="f", files={name: {} for name in PARTS})
+    (tmp_path / "model.json").write_text(whole.to_json())
+    assert ModelInfo.read(tmp_path) == whole
+    (tmp_path / "model.json").write_text(json.dumps(json.loads(whole.to_json()) | change))
+    with pytest.raises(ModelError, match=f"^{re.escape(f'{tmp_path}/model.json: {found}')}$"):
+        ModelInfo.read(tmp_path)
 
 
 def test_what_is_no_place_for_a_model_is_refused(
@@ -436,20 +456,20 @@ def test_folds_part_train_and_validation_plays(tiny_dataset: Dataset) -> None:
 
 
 def test_folds_are_reported_and_kept(tiny_dataset: Dataset, tmp_path: Path) -> None:
-    told: list[dict[str, Any]] = []
+    told: list[Progress] = []
     info = train(tiny_dataset, tmp_path, replace(QUICK, epochs=1), folds=2, report=told.append)
-    assert len(info["folds"]) == 2
-    assert info["folds"][0] != info["folds"][1]
-    for fold in info["folds"]:
+    assert len(info.folds) == 2
+    assert info.folds[0] != info.folds[1]
+    for fold in info.folds:
         assert 0 < fold["retrieval"]["ndcg@10"] < 1
-    assert {line.get("fold") for line in told} == {0, 1, None}
-    assert Model.open(tmp_path).info["folds"] == info["folds"]
+    assert {line.fold for line in told} == {0, 1, None}
+    assert Model.open(tmp_path).info.folds == info.folds
 
 
 def test_refit_learns_the_validation_plays_and_keeps_the_head(tiny_dataset: Dataset, tmp_path: Path) -> None:
     info = train(tiny_dataset, tmp_path / "refit", QUICK, refit=True)
     train(tiny_dataset, tmp_path / "plain", QUICK)
-    assert info["fitted_on"] == "train and valid"
+    assert info.fitted_on == "train and valid"
     models = {name: Model.open(tmp_path / name) for name in ("refit", "plain")}
     known = {name: set(model.spec.track_categories[0].values) for name, model in models.items()}
     plays, ids = tiny_dataset.plays, np.array(tiny_dataset.track_ids)
@@ -481,8 +501,8 @@ def test_refit_goes_on_from_what_was_learnt(
     """With no further epoch the towers are those of the model before, for tracks without an id, too."""
     once = replace(QUICK, epochs=1, head_epochs=0)
 
-    def still(run: Run, network: Network, optimizer: Any, epoch: int, *rest: Any) -> dict[str, float]:
-        return {} if epoch > once.epochs else _epoch(run, network, optimizer, epoch, *rest)
+    def still(run: Run, network: Network, optimizer: Any, epoch: int, *rest: Any) -> tuple[float, float]:
+        return (0.0, 0.0) if epoch > once.epochs else _epoch(run, network, optimizer, epoch, *rest)
 
     monkeypatch.setattr("lhydra.training.train._epoch", still)
     vectors, known = {}, {}
@@ -507,5 +527,5 @@ def test_two_processes_learn_as_well_as_one(tiny_dataset: Dataset, tiny_model: P
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("best epoch") == 1
     assert len(lines(tmp_path / "model")) == 4
-    one, two = (Model.open(path).info["quality"]["retrieval"]["ndcg@10"] for path in (tiny_model, tmp_path / "model"))
+    one, two = (Model.open(path).info.quality["retrieval"]["ndcg@10"] for path in (tiny_model, tmp_path / "model"))
     assert two == pytest.approx(one, rel=0.25)

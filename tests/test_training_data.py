@@ -14,7 +14,7 @@ from lhydra.data.dataset import TRAIN, VALID, AsOf, Dataset, user_states
 from lhydra.domain import I64, MAX_HISTORY, Play, UserState
 from lhydra.evaluation import mistakes
 from lhydra.features.histories import Histories, offsets_of, spans
-from lhydra.training.data import NEXT, Targets, TrainingData, hide, load, select, targets
+from lhydra.training.data import NEXT_PLAYS, Targets, TrainingData, hide, load, select, targets
 from lhydra.users.record import UserRecord
 from lhydra.users.store import UserStore, open_users
 from tests.test_evaluate import write_dataset
@@ -176,7 +176,7 @@ def test_half_of_the_users_are_cut_in_time(timely: TrainingData, users: I64) -> 
         assert wanted
         assert not set(shown) & set(wanted)
         at = len(shown)
-        if shown == own[:at] and wanted == own[at : at + NEXT]:
+        if shown == own[:at] and wanted == own[at : at + NEXT_PLAYS]:
             cut += 1
         else:
             assert sorted(shown + wanted) == sorted(own)
@@ -188,7 +188,7 @@ def test_a_cut_is_as_likely_after_any_play(timely: TrainingData, users: I64) -> 
     length, many = len(of(timely.train, longest)), np.full(4_000, longest)
     seen, hidden = hide(timely, many, np.random.default_rng(1), keep=0.8, cold=0.0, longest=10**9)
     is_cut = np.array(
-        [of(hidden, i) == of(timely.train, longest)[n : n + NEXT] for i, n in enumerate(np.diff(seen.offsets))]
+        [of(hidden, i) == of(timely.train, longest)[n : n + NEXT_PLAYS] for i, n in enumerate(np.diff(seen.offsets))]
     )
     places = np.diff(seen.offsets)[is_cut] / length
     assert abs(places.mean() - 0.5) < 0.03

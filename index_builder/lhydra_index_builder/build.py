@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -29,7 +28,7 @@ from lhydra.bundle.embedding import SHARD
 from lhydra.bundle.exact import nearest_of_many
 from lhydra.bundle.index import FLAT, Index, use_threads
 from lhydra.bundle.manifest import Manifest, current_bundle_id
-from lhydra.bundle.model import GRAPHS, Model
+from lhydra.bundle.model import GRAPHS, REFITTED, Model, Quality
 from lhydra.console import progress
 from lhydra.data.dataset import VALID, AsOf, Dataset, user_states
 from lhydra.domain import F32, I64
@@ -45,7 +44,6 @@ from lhydra_index_builder.index_parts import VectorFile
 from lhydra_index_builder.sweep import NEIGHBOURS, MeasuredPoint, Truth
 
 GOLDEN_USERS, GOLDEN_TRACKS = 8, 64
-REFITTED = "train and valid"  # what model.json says of a model made with --refit
 TIMES = ("p50_us", "p99_us", "build_s")  # of the curve: what differs between two builds of the same content
 Log = Callable[[str], None]  # told what happens, a line at a time
 DrawUsers = Callable[[Bundle | None], gate.UserSample]  # CURRENT -> whom the gate asks
@@ -113,7 +111,7 @@ def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildSetti
             catalog = Catalog.open(folder)
         unindexed = Index.empty(model.dim, FLAT, np.empty((0, model.dim), np.float32), 0)
         bundle = Bundle("", model.spec, catalog, model.user_tower, model.head, unindexed)
-        as_of, targets = held_out(dataset, str(model.info.get("fitted_on", "train")))
+        as_of, targets = held_out(dataset, model.info.fitted_on)
 
         log("measuring how many candidates the head needs")
         cascade = depths.measure(Recommender(bundle), dataset, as_of, targets, threads=threads, seed=config.seed)
@@ -156,7 +154,7 @@ def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildSetti
             index=recipe.document(choice, config.recall, len(truth.queries)),
             depth=depth,
             cascade=cascade,
-            quality=_quality(model.info),
+            quality=_quality(model.info.quality),
             changes={"base": "", "added": 0, "removed": len(removed), "due": ""},
             gate={},
             columns=columns,
@@ -164,7 +162,7 @@ def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildSetti
                 "dataset": dataset.info.source,
                 "split": dataset.info.split,
                 "model": model.model_id,
-                "fitted_on": model.info.get("fitted_on", "train"),
+                "fitted_on": model.info.fitted_on,
                 "bundle": "",
             },
             content="",
@@ -364,8 +362,6 @@ def join_users(users: Sequence[EncodedUsers]) -> EncodedUsers:
     return EncodedUsers(dense, ids, histories, entry)
 
 
-def _quality(info: dict[str, Any]) -> dict[str, float]:
-    quality = info.get("quality") or {}
-    return {
-        f"{stage} {name}": value for stage in ("retrieval", "cascade") for name, value in quality.get(stage, {}).items()
-    }
+def _quality(quality: Quality) -> dict[str, float]:
+    stages = {"retrieval": quality.get("retrieval", {}), "cascade": quality.get("cascade", {})}
+    return {f"{stage} {name}": value for stage, metrics in stages.items() for name, value in metrics.items()}

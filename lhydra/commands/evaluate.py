@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 HELP = "measure ranking quality on the held-out plays of a dataset, over the full catalogue, beside baselines"
 EXTRA = "index"  # with baselines or a report: eval
 MAX_K = 1000
-REFITTED = "train and valid"  # what model.json and manifest.json say of a model made with --refit
 NAMES = {"recall": "Recall", "ndcg": "NDCG", "map": "MAP", "hr": "HitRate", "coverage": "Coverage"}
 BASELINES = ("popular", "itemknn", "ials", "ease")
 HEAD_NAMES = {
@@ -121,6 +120,8 @@ def run(args: argparse.Namespace) -> int:
         check_installed("plotly", "jinja2")
     dataset, training = Dataset.open(args.dataset), training_log(args.model)
     with opened(args.model, args.store, dataset) as (bundle, names):
+        from lhydra.bundle.model import REFITTED
+
         refitted = names.get("fitted_on") == REFITTED
         if refitted and settings.as_of == "valid":
             found = f"valid, from which {args.model or args.store} has learned (--refit)"
@@ -192,7 +193,7 @@ def opened(model: Path | None, store: Path | None, dataset: "Dataset") -> Iterat
         with tempfile.TemporaryDirectory(prefix="lhydra-") as folder:
             made = Model.open(model)
             bundle = unpublished_bundle(made, dataset, Path(folder))
-            fitted_on = made.info.get("fitted_on")
+            fitted_on = made.info.fitted_on
             yield bundle, {"model": str(model), "bundle_id": None, "model_id": bundle.bundle_id, "fitted_on": fitted_on}
 
 

@@ -1,21 +1,27 @@
 """The calibration of the head's logits: Platt scaling, fitted on cross-fitted logits.
 
-A sigmoid fitted on the logits of users that the head has learnt is too sure of itself (Platt 1999, section 2.1). So
-each user's logits come from a head that was fitted on others, and the logits of all are pooled, as Platt does it.
+A sigmoid fitted on the logits of users that the head has learnt may be too sure of itself, so each user's logits come
+from a head that was fitted on others (Platt 1999, section 2.1). Heads are not pooled as they are: the loss is pairwise
+and blind to a constant, and a head fitted on fewer users takes fewer steps and keeps a smaller scale. So the logits of
+each are first brought to the final head's scale, by least squares on users that both have learnt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lhydra.domain import I64
 from lhydra.features import item_item
 from lhydra.training.data import Targets, TrainingData, select
 from lhydra.training.model import Head, Network
 from lhydra.training.step import Tensors, embed_users, tensor
 from lhydra.training.teachers import Table
 from lhydra.training.validate import embed_tracks
+
+F64 = npt.NDArray[np.float64]
 
 
 @torch.no_grad()
@@ -25,27 +31,53 @@ def fit_calibration(
     tensors: Tensors,
     table: Table,
     targets: Targets,
-    heads: Sequence[Head],
+    heads: Mapping[int, Head],
+    part: I64,
     seed: int,
 ) -> tuple[float, float]:
-    """Returns (a, b) of sigmoid(a * logit + b), fitted on the plays `targets` and as many random tracks.
+    """Fits sigmoid(a * logit + b) of the finished head on the plays `targets` and as many random tracks.
 
     Args:
-        network: towers that are finished. Its own head is not asked, and its calibration is what is returned where
-            every user has heard the whole catalogue: there is nothing to tell plays from.
+        network: towers and head that are finished.
         data: train plays, profiles and tracks.
         tensors: the tracks of `data`.
         table: the co-listening table that the head's signals come from.
         targets: of E users. For each play one uniformly random track is drawn that the user has not heard.
-        heads: E heads, of each user one that was not fitted on that user.
+        heads: by part, a head that was fitted on the users of all other parts.
+        part: (E,) of each user.
         seed: of the random tracks.
+
+    Returns:
+        (a, b), a > 0; as they are in the network's head where every user has heard the whole catalogue: there is
+        nothing to tell plays from.
     """
     network.eval()
+    asked = [network.head, *(head.eval() for head in heads.values())]
+    logits, sizes = [], []
+    for pairs in _pairs(network, data, tensors, table, targets, seed):
+        logits.append(torch.stack([head(*pairs)[0][0].reshape(2, -1) for head in asked]))  # (heads, 2, m)
+        sizes.append(logits[-1].shape[2])
+    final, *others = torch.cat(logits, 2).double().numpy()  # (2, pairs) each: of plays, of random tracks
+    owner = np.repeat(part, sizes)
+    if not len(owner):
+        a, b = network.head.calibration.tolist()
+        return a, b
+    unseen = final.copy()
+    for number, logit in zip(heads, others, strict=True):
+        held = owner == number
+        slope, shift = _line(logit[:, ~held].ravel(), final[:, ~held].ravel())
+        unseen[:, held] = slope * logit[:, held] + shift
+    return platt(unseen.ravel(), np.arange(unseen.size) < len(owner))
+
+
+def _pairs(
+    network: Network, data: TrainingData, tensors: Tensors, table: Table, targets: Targets, seed: int
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yields, of each user of `targets`, the head's inputs for up to m plays and then as many random tracks."""
     rng = np.random.default_rng([seed, 1])
     vectors, history = embed_tracks(network, tensors)
     popularity = tensors.popularity(tensors.listeners)
-    logits: list[Tensor] = []
-    for i, (user, head) in enumerate(zip(targets.users, heads, strict=True)):
+    for i, user in enumerate(targets.users):
         wanted = targets.rows[targets.offsets[i] : targets.offsets[i + 1]]
         heard = data.train.rows[data.train.offsets[user] : data.train.offsets[user + 1]]
         free = np.setdiff1d(rng.integers(0, data.n_tracks, 4 * len(wanted) + 16), np.union1d(heard, wanted))
@@ -54,7 +86,7 @@ def fit_calibration(
         chosen = tensor(rows)[None]
         encoded = data.spec.encode_users(data.profiles[[user]], select(data.train, np.array([user])), data.tracks)
         together = item_item.scores(table.neighbours, table.weights, encoded.histories.rows, encoded.entry, rows)
-        logit, _ = head.eval()(
+        yield (
             embed_users(network, encoded, history),
             tensor(encoded.dense),
             tensor(encoded.ids),
@@ -64,16 +96,27 @@ def fit_calibration(
             popularity[chosen],
             tensor(together)[None],
         )
-        logits.append(logit[0].reshape(2, -1))
-    positive, negative = torch.cat(logits, 1).double().numpy()
-    if not len(positive):
-        a, b = network.head.calibration.tolist()
-        return a, b
-    return platt(np.concatenate([positive, negative]), np.arange(2 * len(positive)) < len(positive))
+
+
+def _line(x: F64, y: F64) -> tuple[float, float]:
+    """(slope, shift) of the least-squares line from x to y; the shift alone where x is constant."""
+    spread = float(x.std()) if len(x) else 0.0
+    if spread < 1e-9:
+        return 1.0, float(y.mean() - x.mean()) if len(x) else 0.0
+    slope = float(((x - x.mean()) * (y - y.mean())).mean()) / spread**2
+    return slope, float(y.mean()) - slope * float(x.mean())
 
 
 def platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Returns (a, b), a > 0, of the logistic regression sigmoid(a * logit + b), by Newton's method."""
+    """Fits the logistic regression sigmoid(a * logit + b) by Newton's method.
+
+    Args:
+        logits: (n,) float64.
+        labels: (n,) bool.
+
+    Returns:
+        (a, b), a > 0 whatever the labels say: the order of the logits stays.
+    """
     mean, scale = float(logits.mean()), float(logits.std()) or 1.0
     x = np.stack([(logits - mean) / scale, np.ones(len(logits))], 1)
     weights = np.array([1.0, 0.0])

@@ -1,8 +1,8 @@
 """Checkpoints: one safetensors file with network, optimizer and training state; no pickle, replaced atomically."""
 
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -10,25 +10,59 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lhydra import files
+from lhydra.bundle.model import Parents, Quality
 from lhydra.errors import ModelError, complain
 from lhydra.training.model import Network
 
 
-def save(path: Path, network: Network, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Writes everything that `load` needs to continue exactly here; `state` is plain data."""
+@dataclass(frozen=True)
+class State:
+    """Where the training of the towers stands, beside their tensors.
+
+    best: epoch and retrieval metrics of the best epoch so far, None before the first and without a validation fold.
+    """
+
+    config: dict[str, float]  # fields of `TrainSettings`
+    parents: Parents
+    temperature: float
+    epoch: int = 0  # finished
+    best: Quality | None = None
+
+
+def save(path: Path, network: Network, optimizer: torch.optim.Optimizer, state: State) -> None:
+    """Writes everything that `load` needs to continue exactly here.
+
+    Args:
+        path: file to replace.
+        network: all of its parameters and buffers are written.
+        optimizer: its moments and steps are written.
+        state: written as JSON into the file's metadata.
+    """
     tensors: dict[str, Tensor] = {f"network.{name}": value for name, value in network.state_dict().items()}
     for number, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
     copies = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
     with files.replacing_file(path) as new:
-        save_file(copies, new, metadata={"state": json.dumps(state)})
+        save_file(copies, new, metadata={"state": json.dumps(asdict(state))})
 
 
-def load(path: Path, network: Network, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
-    """Fills network and optimizer from `path` and returns the state. Raises ModelError when it does not fit."""
+def load(path: Path, network: Network, optimizer: torch.optim.Optimizer | None = None) -> State:
+    """Fills network and optimizer from a checkpoint.
+
+    Args:
+        path: file that `save` wrote.
+        network: of the same shape.
+        optimizer: of the same parameters; None where training does not go on.
+
+    Returns:
+        Where the training stood.
+
+    Raises:
+        ModelError: there is no such file, or it does not fit.
+    """
     try:
         with safe_open(path, "pt") as file:
-            state: dict[str, Any] = json.loads((file.metadata() or {})["state"])
+            state = State(**json.loads((file.metadata() or {})["state"]))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         network.load_state_dict(_below("network.", tensors))
         if optimizer is not None:
@@ -40,7 +74,7 @@ def load(path: Path, network: Network, optimizer: torch.optim.Optimizer | None =
             optimizer.load_state_dict(whole)
     except FileNotFoundError:
         raise ModelError(complain(path, "no such file", "a checkpoint to resume from")) from None
-    except (OSError, SafetensorError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         found = " ".join(str(error).split())
         raise ModelError(complain(path, found, "a checkpoint of this dataset and configuration")) from None
     return state

@@ -10,6 +10,7 @@ from typing import Any
 from lhydra import config
 from lhydra.errors import ConfigError, complain
 from lhydra.training.config import TrainSettings
+from lhydra.training.progress import EpochDone, Progress, unreported
 
 HELP = "train towers and head on a dataset and export the model"
 EXTRA = "train"
@@ -39,18 +40,18 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(complain("--folds", str(args.folds), "at least 2, or 0 for none"))
     dataset = Dataset.open(args.dataset)
     rank = int(os.environ.get("RANK", "0"))  # under torchrun one process speaks for all
-    with _Progress(settings.epochs) as progress:
-        report = progress.report if rank == 0 else lambda line: None
+    with _Display(settings.epochs) as shown:
+        report = shown.report if rank == 0 else unreported
         options = {"resume": args.resume, "refit": args.refit, "folds": args.folds}
         info = train(dataset, args.model, settings, report=report, **options)
     if rank:
         return 0
-    for name in ("retrieval", "cascade") if info.get("folds") else ():
-        values = [fold[name]["ndcg@10"] for fold in info["folds"] if fold[name]]
-        if values:
+    for name in ("retrieval", "cascade"):
+        measured = [fold["retrieval"] if name == "retrieval" else fold["cascade"] for fold in info.folds]
+        if values := [metrics["ndcg@10"] for metrics in measured if metrics]:
             mean, spread = statistics.mean(values), statistics.pstdev(values)
             print(f"{len(values)} random folds: {name} NDCG@10 {mean:.4f} ± {spread:.4f}")
-    best = info["quality"]
+    best = info.quality
     if best.get("cascade"):
         print(
             f"best epoch {best['epoch']}: validation NDCG@10 {best['cascade']['ndcg@10']:.4f} "
@@ -58,12 +59,12 @@ def run(args: argparse.Namespace) -> int:
         )
     else:
         print("no validation plays: trained the whole schedule, nothing was tuned or calibrated")
-    print(f"model {info['model_id']} in {args.model}")
+    print(f"model {info.model_id} in {args.model}")
     print(f"next: lhydra index rebuild --model {args.model} --data {args.dataset} --store STORE")
     return 0
 
 
-class _Progress:
+class _Display:
     """One line per epoch; on a terminal a bar below them with the time left."""
 
     def __init__(self, epochs: int) -> None:
@@ -76,7 +77,7 @@ class _Progress:
             self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self._task = self._bar.add_task("training", total=epochs)
 
-    def __enter__(self) -> "_Progress":
+    def __enter__(self) -> "_Display":
         if self._bar:
             self._bar.start()
         return self
@@ -85,32 +86,15 @@ class _Progress:
         if self._bar:
             self._bar.stop()
 
-    def report(self, line: dict[str, Any]) -> None:
-        """Shows what an epoch, a short run of the temperature search, a teacher or the head gave."""
-        if "teacher" in line:
-            text = f"teacher {line['teacher']} {', '.join(f'{value:g}' for value in line['setting'])}"
-            text += f": NDCG@10 {line['ndcg@10']:.4f}" if line.get("ndcg@10") else ""
-        elif "tried_temperature" in line:
-            text = f"temperature {line['tried_temperature']:.2f}: retrieval NDCG@10 {line['retrieval']['ndcg@10']:.4f}"
-        elif "refit" in line:
-            text = f"refit {line['refit']}/{line['epochs']}  loss {line['retrieval_loss']:.4f}  {line['took_s']:.1f} s"
-        elif "head_part" in line:
-            text = f"head: cross-fitted on part {line['head_part']} of {line['parts']}"
-        elif "head_epochs" in line:
-            text = f"head: {line['head_epochs']} epochs, strength {line['strength']:g}"
-            if line.get("cascade"):
-                text += f"  NDCG@10 {line['cascade']['ndcg@10']:.4f}  Recall@20 {line['cascade']['recall@20']:.4f}"
-        else:
-            loss = f"{line['retrieval_loss']:.4f} + {line['distillation_loss']:.4f}"
-            text = f"epoch {line['epoch']:>3}/{line['epochs']}  loss {loss}"
-            if "retrieval" in line:
-                text += f"  NDCG@10 {line['retrieval']['ndcg@10']:.4f}  Recall@20 {line['retrieval']['recall@20']:.4f}"
-            text += f"  {line['took_s']:.1f} s" + ("  best" if line["best"] else "")
-            if self._bar:
-                self._bar.update(self._task, completed=line["epoch"])
-        if "fold" in line:
-            text = f"fold {line['fold'] + 1}: {text}"
+    def report(self, progress: Progress) -> None:
+        """Shows one line.
+
+        Args:
+            progress: what an epoch, a short run of the temperature search, a teacher or the head gave.
+        """
         if self._bar:
-            self._bar.console.print(text, highlight=False)
+            if isinstance(progress, EpochDone):
+                self._bar.update(self._task, completed=progress.epoch)
+            self._bar.console.print(str(progress), highlight=False)
         else:
-            print(text, file=sys.stderr, flush=True)
+            print(progress, file=sys.stderr, flush=True)

@@ -13,7 +13,7 @@ from lhydra.features.histories import Histories, offsets_of, spans
 from lhydra.features.spec import Encoded, FeatureSpec
 from lhydra.timing import timed
 
-NEXT = 5  # plays to predict after a cut in time
+NEXT_PLAYS = 5  # plays to predict after a cut in time
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def hide(
         cut = np.floor(rng.random(len(users)) * lengths)[owner]
         timely = (rng.random(len(users)) < 0.5)[owner]
         seen = np.where(timely & (chance[owner] > 0), place < cut, seen)
-        wanted = np.where(timely, (place >= cut) & (place < cut + NEXT), wanted) & ~seen
+        wanted = np.where(timely, (place >= cut) & (place < cut + NEXT_PLAYS), wanted) & ~seen
     hidden = Targets(users, *_rows_of(data, users, wanted, owner))
     seen &= rng.random(len(owner)) < (longest / np.maximum(lengths, 1))[owner]
     return select(data.train, users, seen), hidden

@@ -2,10 +2,10 @@
 
 import contextlib
 import io
-import json
 import logging
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from lhydra import __version__, files
-from lhydra.bundle.model import FORMAT, PARTS, TABLE
+from lhydra.bundle.model import PARTS, TABLE, ModelInfo
 from lhydra.bundle.networks import (
+    HALVES,
     HEAD_INPUTS,
     HEAD_OUTPUTS,
     ITEM_INPUTS,
@@ -44,11 +45,23 @@ OPSET = 20
 
 
 @timed("train.export")
-def export(network: Network, data: TrainingData, table: Table, out: Path, info: dict[str, Any]) -> dict[str, Any]:
-    """Writes features.json, the three graphs, the co-listening table and model.json; returns what model.json says.
+def export(network: Network, data: TrainingData, table: Table, out: Path, info: ModelInfo) -> ModelInfo:
+    """Writes features.json, the three graphs, the co-listening table and model.json, checked in a staging folder first.
 
-    The folder `out` is replaced as a whole and at the end; its other files, checkpoints say, stay. Raises ModelError
-    when a graph disagrees with torch.
+    The folder `out` is replaced as a whole and at the end; its other files, checkpoints say, stay.
+
+    Args:
+        network: what was trained.
+        data: the tracks and users whose real inputs prove the graphs.
+        table: the co-listening table.
+        out: the model folder.
+        info: what training knows; ids, times, format and files are filled in here.
+
+    Returns:
+        What model.json says.
+
+    Raises:
+        ModelError: a graph disagrees with torch; then `out` holds what it held before.
     """
     network.eval()
     with files.replacing_folder(out.resolve()) as folder:
@@ -57,19 +70,18 @@ def export(network: Network, data: TrainingData, table: Table, out: Path, info: 
         _graphs(network, data, folder)
         _prove(network, data, folder)
         now = datetime.now(UTC)
-        document = {
-            "format": FORMAT,
-            "model_id": files.new_id(now),
-            "created": now.isoformat(timespec="seconds"),
-            "lhydra_version": __version__,
-            "dim": network.head.of_track.in_features,
-            "features": data.spec.fingerprint,
-            "files": files.seal(folder, list(PARTS)),
-            **info,
-        }
-        files.write_text(folder / "model.json", json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        info = replace(
+            info,
+            model_id=files.new_id(now),
+            created=now.isoformat(timespec="seconds"),
+            lhydra_version=__version__,
+            dim=network.head.of_track.in_features,
+            features=data.spec.fingerprint,
+            files=files.seal(folder, list(PARTS)),
+        )
+        files.write_text(folder / "model.json", info.to_json())
         files.link_missing(out, folder)
-    return document
+    return info
 
 
 def _write_table(table: Table, numbers: I64, folder: Path) -> None:
@@ -90,7 +102,8 @@ def _graphs(network: Network, data: TrainingData, folder: Path) -> None:
     _export(network.item_tower, item, ITEM_INPUTS, ITEM_OUTPUTS, [{0: tracks}] * 3, folder / "item_tower.onnx")
     shapes = [{0: batch}, {0: batch}, *[{0: batch, 1: history}] * 3]
     _export(network.user_tower, user, USER_INPUTS, USER_OUTPUTS, shapes, folder / "user_tower.onnx")
-    shapes = [{0: batch}] * 3 + [{0: batch, 1: tracks}] * 5
+    per_user = ("user", "user_dense", "user_ids")
+    shapes = [{0: batch} if name in per_user else {0: batch, 1: tracks} for name in HEAD_INPUTS]
     _export(network.head, head, HEAD_INPUTS, HEAD_OUTPUTS, shapes, folder / "head.onnx")
 
 
@@ -166,15 +179,21 @@ def _examples(network: Network, data: TrainingData, users: int, tracks: int) -> 
     user = (
         tensor(encoded.dense),
         tensor(encoded.ids),
-        history.reshape(*played.shape, -1).half(),
+        history.reshape(*played.shape, -1),
         tensor(entry),
         tensor(mask),
     )
-    spread = [part.expand(users, *part.shape) for part in (vectors.half(), item[0].half(), item[1])]
+    user_inputs = _halved(USER_INPUTS, user)
+    spread = [part.expand(users, *part.shape) for part in (vectors, item[0], item[1])]
     popularity = tensors.popularity(tensors.listeners)[at].expand(users, tracks)
     together = torch.rand(users, tracks, len(CHANNELS))
-    head = (network.user_tower(*user), user[0], user[1], *spread, popularity, together)
-    return item, user, tuple(part.contiguous() for part in head)
+    head = (network.user_tower(*user_inputs), user[0], user[1], *spread, popularity, together)
+    return item, user_inputs, _halved(HEAD_INPUTS, tuple(part.contiguous() for part in head))
+
+
+def _halved(names: tuple[str, ...], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The inputs as the graphs are fed: those named in HALVES as float16."""
+    return tuple(part.half() if name in HALVES else part for name, part in zip(names, inputs, strict=True))
 
 
 @contextlib.contextmanager

@@ -26,18 +26,19 @@ from lhydra.training.config import TrainSettings
 from lhydra.training.data import Targets, TrainingData, hide, select
 from lhydra.training.losses import lambda_loss
 from lhydra.training.model import Head, Network
+from lhydra.training.progress import HeadPart, Report, unreported
 from lhydra.training.step import Tensors, embed_users, tensor
-from lhydra.training.teachers import Report, Table
-from lhydra.training.validate import SHOWN, embed_tracks, sample
+from lhydra.training.teachers import Table
+from lhydra.training.validate import REPORTED_METRICS, embed_tracks, sample
 
-USERS = 5_000  # the head is fitted on, drawn at random from more
-RANDOM = 16  # tracks beside the retrieved candidates
-FOLDS = 3
-BATCH = 32
+MAX_HEAD_USERS = 5_000  # the head is fitted on, drawn at random from more
+RANDOM_TRACKS = 16  # tracks beside the retrieved candidates
+CROSS_FIT_PARTS = 3
+DEEP_BATCH = 32
 GATE_STEPS, GATE_BATCH, GATE_RATE, GATE_DECAY = 60, 512, 0.1, 0.01
 GATE_START = (0.0, 0.0, 4.0, 0.0)  # beside the scaled cosine: popularity, co-listening of all and recent plays
 STRENGTHS = (0.25, 0.5, 1.0)
-LISTED = 20  # tracks of a list that is measured
+LIST_LENGTH = 20  # tracks of a list that is measured
 RETRIEVAL_ORDER = -1.0  # stands for the retrieval order among the strengths
 UNMEASURED_STRENGTH = 0.25
 
@@ -120,7 +121,7 @@ def fit(
     tensors: Tensors,
     table: Table,
     config: TrainSettings,
-    report: Report = lambda line: None,
+    report: Report = unreported,
 ) -> Fitted:
     """Trains the head and its calibration in place, and returns how.
 
@@ -142,7 +143,7 @@ def fit(
     examples = gather(network, data, tensors, table, targets, shown, config.depth, rng)
     start = copy.deepcopy(network.head)
     trainer = _Trainer(start, examples, embed_tracks(network, tensors)[0], tensors, config, rng)
-    crossed = _cross_fit(trainer, report) if len(data.valid.users) >= FOLDS else None
+    crossed = _cross_fit(trainer, report) if len(data.valid.users) >= CROSS_FIT_PARTS else None
     fitted = Fitted(min(1, config.head_epochs), UNMEASURED_STRENGTH, {})
     if crossed:
         means = {
@@ -150,18 +151,19 @@ def fit(
             for key, found in crossed.lists.items()
         }
         (epochs, strength), best = max(means.items(), key=lambda item: (item[1]["ndcg@10"], -item[0][0]))
-        fitted = Fitted(epochs, strength, {name: round(best[name], 6) for name in SHOWN})
+        fitted = Fitted(epochs, strength, {name: round(best[name], 6) for name in REPORTED_METRICS})
     if fitted.strength == RETRIEVAL_ORDER:
         network.head = start
         fitted = replace(fitted, strength=0.0)
-        unseen = [start] * len(examples)
+        unseen, part = {0: start}, np.zeros(len(examples), np.int64)
     else:
         *_, network.head = trainer.stages(np.arange(len(examples)), fitted.epochs)
-        unseen = [crossed.heads[part][fitted.epochs] for part in crossed.part] if crossed else []
-    for head in (network.head, *unseen):
+        unseen = {number: stages[fitted.epochs] for number, stages in crossed.heads.items()} if crossed else {}
+        part = crossed.part if crossed else np.empty(0, np.int64)
+    for head in (network.head, *unseen.values()):
         head.strength.fill_(fitted.strength)
     if unseen:
-        calibration = fit_calibration(network, data, tensors, table, targets, unseen, config.seed)
+        calibration = fit_calibration(network, data, tensors, table, targets, unseen, part, config.seed)
         network.head.calibration.copy_(torch.tensor(calibration))
     return fitted
 
@@ -169,10 +171,10 @@ def fit(
 def _held_out(data: TrainingData, config: TrainSettings, rng: np.random.Generator) -> tuple[Targets, Histories]:
     """What the head learns to rank, and the histories that it is shown: the validation fold, or hidden train plays."""
     if len(data.valid.users):
-        targets = sample(data.valid, config.seed, USERS)
+        targets = sample(data.valid, config.seed, MAX_HEAD_USERS)
         return targets, select(data.train, targets.users)
     users = np.flatnonzero(np.diff(data.train.offsets) > 0)
-    users = np.sort(rng.permutation(users)[:USERS])
+    users = np.sort(rng.permutation(users)[:MAX_HEAD_USERS])
     shown, hidden = hide(data, users, rng, config.keep, config.cold, config.longest_history)
     order = np.lexsort((hidden.rows, np.repeat(np.arange(len(users)), np.diff(hidden.offsets))))
     return Targets(users, hidden.offsets, hidden.rows[order]), shown
@@ -181,14 +183,14 @@ def _held_out(data: TrainingData, config: TrainSettings, rng: np.random.Generato
 def _cross_fit(trainer: _Trainer, report: Report) -> _CrossFit | None:
     """Fits a head on all users but each part in turn, and ranks that part's; None where one part has all users."""
     examples, everybody = trainer.examples, np.arange(len(trainer.examples))
-    fold = trainer.rng.integers(0, FOLDS, len(examples))
+    fold = trainer.rng.integers(0, CROSS_FIT_PARTS, len(examples))
     if len(np.unique(fold)) == 1:
         return None
-    best = np.where(examples.excluded, -1, examples.rows)[:, : min(LISTED, examples.retrieved)]
+    best = np.where(examples.excluded, -1, examples.rows)[:, : min(LIST_LENGTH, examples.retrieved)]
     crossed = _CrossFit(fold, {}, {(0, RETRIEVAL_ORDER): best})
-    for part in range(FOLDS):
+    for part in range(CROSS_FIT_PARTS):
         held = everybody[fold == part]
-        report({"head_part": part + 1, "parts": FOLDS})
+        report(HeadPart(part=part + 1, parts=CROSS_FIT_PARTS))
         if not len(held):
             continue
         crossed.heads[part] = []
@@ -196,7 +198,7 @@ def _cross_fit(trainer: _Trainer, report: Report) -> _CrossFit | None:
             crossed.heads[part].append(copy.deepcopy(head))
             strengths = STRENGTHS if epoch else (0.0,)
             for strength, ranked in _ranked(head, examples, trainer.vectors, trainer.tensors, held, strengths).items():
-                whole = crossed.lists.setdefault((epoch, strength), np.full((len(examples), LISTED), -1, np.int64))
+                whole = crossed.lists.setdefault((epoch, strength), np.full((len(examples), LIST_LENGTH), -1, np.int64))
                 whole[held, : len(ranked[0])] = np.stack(ranked)
     return crossed
 
@@ -224,7 +226,7 @@ def gather(
             for start in range(0, len(targets.users), 256)
         ]
     )
-    width = depth + RANDOM
+    width = depth + RANDOM_TRACKS
     rows = np.zeros((len(user), width), np.int64)
     labels, excluded = np.zeros(rows.shape, np.bool_), np.ones(rows.shape, np.bool_)
     together = np.zeros((*rows.shape, len(item_item.CHANNELS)), np.float32)
@@ -233,7 +235,7 @@ def gather(
         wanted = targets.rows[targets.offsets[i] : targets.offsets[i + 1]]
         own = slice(shown.offsets[i], shown.offsets[i + 1])
         found = lists[i][real[i]]
-        drawn = np.unique(rng.integers(0, n, RANDOM))
+        drawn = np.unique(rng.integers(0, n, RANDOM_TRACKS))
         extra = drawn[~np.isin(drawn, np.concatenate([found, wanted, shown.rows[own]]))]
         rows[i, : len(found)] = found
         rows[i, depth : depth + len(extra)] = extra
@@ -296,8 +298,8 @@ def _deep_epoch(
 ) -> None:
     head.train()
     order = rng.permutation(users)
-    for start in range(0, len(order), BATCH):
-        at = tensor(order[start : start + BATCH])
+    for start in range(0, len(order), DEEP_BATCH):
+        at = tensor(order[start : start + DEEP_BATCH])
         base, deep = _parts(head, examples, vectors, tensors, at)
         optimizer.zero_grad(set_to_none=True)
         logits = base.detach() + deep
@@ -311,7 +313,7 @@ def _deep_epoch(
 def _ranked(
     head: Head, examples: Examples, vectors: Tensor, tensors: Tensors, users: I64, strengths: tuple[float, ...]
 ) -> dict[float, list[I64]]:
-    """The best LISTED of the retrieved candidates of each of `users`, by strength of the deep part."""
+    """The best LIST_LENGTH of the retrieved candidates of each of `users`, by strength of the deep part."""
     head.eval()
     found: dict[float, list[I64]] = {strength: [] for strength in strengths}
     for start in range(0, len(users), 128):
@@ -320,7 +322,9 @@ def _ranked(
         out, rows = examples.excluded[at].clone(), examples.rows[at]
         out[:, examples.retrieved :] = True
         for strength, lists in found.items():
-            logits, order = (base + strength * deep).masked_fill(out, float("-inf")).topk(min(LISTED, out.shape[1]), 1)
+            logits, order = (
+                (base + strength * deep).masked_fill(out, float("-inf")).topk(min(LIST_LENGTH, out.shape[1]), 1)
+            )
             lists.extend(rows.gather(1, order).masked_fill(logits == float("-inf"), -1).numpy())
     return found
 

@@ -4,14 +4,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CUTOFF = 30  # last rank that the head's loss looks at
+RANK_CUTOFF = 30  # last rank that the head's loss looks at
 
 
 def softmax_loss(logits: Tensor, targets: Tensor, excluded: Tensor) -> Tensor:
     """Mean over users of the mean over their targets of -log softmax(logits)[target].
 
-    logits: (B, R) float; targets: (B, R) bool; excluded: (B, R) bool, taken out of the denominator (what a user
-    has heard is never a candidate). Users without targets count nothing.
+    Args:
+        logits: (B, R) float.
+        targets: (B, R) bool. Users without any count nothing.
+        excluded: (B, R) bool, taken out of the denominator: what a user has heard is never a candidate.
+
+    Returns:
+        () float.
     """
     log_share = torch.log_softmax(logits.masked_fill(excluded, float("-inf")), 1)
     wanted = targets.sum(1)
@@ -22,7 +27,13 @@ def softmax_loss(logits: Tensor, targets: Tensor, excluded: Tensor) -> Tensor:
 def distillation_loss(logits: Tensor, teacher: Tensor, excluded: Tensor) -> Tensor:
     """Mean over users of the cross-entropy of softmax(logits) against softmax(teacher) (Hinton et al. 2015).
 
-    logits, teacher: (B, R) float; excluded: (B, R) bool, taken out of both.
+    Args:
+        logits: (B, R) float.
+        teacher: (B, R) float logits.
+        excluded: (B, R) bool, taken out of both.
+
+    Returns:
+        () float.
     """
     lowest = -1e4  # finite: a share of 0 times a log share of it is 0
     share = torch.softmax(teacher.masked_fill(excluded, lowest), 1)
@@ -32,13 +43,21 @@ def distillation_loss(logits: Tensor, teacher: Tensor, excluded: Tensor) -> Tens
 def lambda_loss(logits: Tensor, labels: Tensor, excluded: Tensor, wanted: Tensor) -> Tensor:
     """Mean over users of the pairwise logistic loss weighted by what swapping the pair does to NDCG.
 
-    LambdaRank (Burges 2010) as a loss (LambdaLoss, Wang et al. 2018), with gains down to rank CUTOFF. logits: (B, N)
-    float; labels, excluded: (B, N) bool; wanted: (B,) targets of each user, of which some may be no candidates.
+    LambdaRank (Burges 2010) as a loss (LambdaLoss, Wang et al. 2018), with gains down to rank RANK_CUTOFF.
+
+    Args:
+        logits: (B, N) float.
+        labels: (B, N) bool, the candidates that are targets.
+        excluded: (B, N) bool, places that hold no candidate.
+        wanted: (B,) int64 targets of each user, of which some may be no candidates.
+
+    Returns:
+        () float.
     """
     scores = logits.masked_fill(excluded, -1e4)
     rank = scores.detach().argsort(dim=1, descending=True, stable=True).argsort(dim=1) + 1
-    gain = torch.where(rank <= CUTOFF, 1 / torch.log2(1.0 + rank), 0.0)  # (B, N)
-    ideal = torch.cumsum(1 / torch.log2(torch.arange(2.0, CUTOFF + 2)), 0)[wanted.clamp(1, CUTOFF) - 1]
+    gain = torch.where(rank <= RANK_CUTOFF, 1 / torch.log2(1.0 + rank), 0.0)  # (B, N)
+    ideal = torch.cumsum(1 / torch.log2(torch.arange(2.0, RANK_CUTOFF + 2)), 0)[wanted.clamp(1, RANK_CUTOFF) - 1]
     most = int(labels.sum(1).max().clamp(min=1))
     real, places = labels.int().topk(most, 1)  # (B, P) the positives
     swap = (gain.gather(1, places).unsqueeze(2) - gain.unsqueeze(1)).abs()  # (B, P, N)
@@ -50,7 +69,15 @@ def lambda_loss(logits: Tensor, labels: Tensor, excluded: Tensor, wanted: Tensor
 def log_q(share: Tensor, n_targets: int, uniform: float) -> Tensor:
     """Log of the chance that each track is in play in a step: the logQ correction (Yi et al. 2019, equation 5).
 
-    share: (R,) each track's share of all train plays. A track comes into a step as one of `n_targets` targets, drawn
-    in proportion to its plays, or as a uniform negative, of which each track expects `uniform`; it counts once.
+    A track comes into a step as one of the targets, drawn in proportion to its plays, or as a uniform negative; it
+    counts once.
+
+    Args:
+        share: (R,) float, each track's share of all train plays.
+        n_targets: targets in the step.
+        uniform: how often a track is expected among the uniform negatives.
+
+    Returns:
+        (R,) float, to subtract from the logits.
     """
     return torch.log(-torch.expm1(-(share * n_targets + uniform)))

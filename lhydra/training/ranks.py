@@ -5,15 +5,21 @@ Alone, every function here does nothing. Rank 0 validates, writes and reports; t
 
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+T = TypeVar("T")
+
 
 def start() -> tuple[int, int]:
-    """Joins the group that torchrun started, if it did; returns (rank, processes)."""
+    """Joins the group that torchrun started, if it did.
+
+    Returns:
+        (rank, processes); (0, 1) alone.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         dist.init_process_group("gloo")
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -28,14 +34,25 @@ def end() -> None:
 
 @torch.no_grad()
 def same(tensors: Iterable[Tensor]) -> None:
-    """Gives every process what rank 0 holds."""
+    """Gives every process what rank 0 holds.
+
+    Args:
+        tensors: of the same shapes in every process; filled in place.
+    """
     if dist.is_initialized():
         for tensor in tensors:
             dist.broadcast(tensor, 0)
 
 
-def agreed(value: Any) -> Any:
-    """Returns rank 0's value, plain data, in every process."""
+def agreed(value: T) -> T:
+    """Broadcasts an object.
+
+    Args:
+        value: rank 0's is kept; it must pickle.
+
+    Returns:
+        Rank 0's value, in every process.
+    """
     if not dist.is_initialized():
         return value
     box = [value]
@@ -44,7 +61,11 @@ def agreed(value: Any) -> Any:
 
 
 def average_gradients(parameters: Iterable[Tensor]) -> None:
-    """Replaces every gradient by its mean over the processes; one without a gradient counts as 0."""
+    """Replaces every gradient by its mean over the processes; one without a gradient counts as 0.
+
+    Args:
+        parameters: the same ones in the same order in every process.
+    """
     if not dist.is_initialized():
         return
     given = list(parameters)

@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,22 +28,22 @@ from lhydra.features.histories import Histories, offsets_of, play_weights, relat
 from lhydra.timing import timed
 from lhydra.training.data import Targets, TrainingData, select
 from lhydra.training.losses import softmax_loss
+from lhydra.training.progress import Report, TeacherTried, unreported
 
 # (width, reg, alpha) tried
-FACTORS = ((32, 20.0, 4.0), (64, 20.0, 4.0), (64, 40.0, 10.0), (128, 60.0, 8.0), (128, 40.0, 40.0))
-RIDGES = ((50.0, 0.5), (300.0, 0.0))  # (constant, share of the track's own weight) tried
-WIDTH, WIDTH_LARGE = 128, 64  # neighbours per track, up to and beyond LARGE tracks
-LARGE = 50_000
-DENSE = 6_000  # tracks whose co-listening is kept as one matrix
-MANY_PLAYS = 2_000_000  # beyond, the first setting of each grid but one is taken unmeasured
+IALS_SETTINGS = ((32, 20.0, 4.0), (64, 20.0, 4.0), (64, 40.0, 10.0), (128, 60.0, 8.0), (128, 40.0, 40.0))
+TABLE_PENALTIES = ((50.0, 0.5), (300.0, 0.0))  # (constant, share of the track's own weight) tried
+NEIGHBOURS, NEIGHBOURS_LARGE = 128, 64  # neighbours per track, up to and beyond LARGE_CATALOGUE tracks
+LARGE_CATALOGUE = 50_000
+MAX_DENSE_TRACKS = 6_000  # tracks whose co-listening is kept as one matrix
+MAX_TUNED_PLAYS = 2_000_000  # beyond, the first setting of each grid but one is taken unmeasured
 TUNING_USERS, TUNING_TRACKS = 1_000, 10_000
-SHARES, SCALES = (0.0, 0.25, 0.5, 0.75), (8.0, 12.0, 16.0, 24.0)  # of the mixture
-SHARPER = 1.75  # than the likelihood says: the top of the teachers' lists is what is worth learning
+MIX_SHARES, MIX_SCALES = (0.0, 0.25, 0.5, 0.75), (8.0, 12.0, 16.0, 24.0)  # of the mixture
+SHARPENING = 1.75  # than the likelihood says: the top of the teachers' lists is what is worth learning
 UNMEASURED_MIX = (8.0, 8.0)
-SHRINK = 20.0  # of the cosine that neighbours are chosen by
-BLOCK = 256  # tracks regressed at a time
-LONGEST = 500  # plays of a user that the table is fitted on, drawn at random from more
-Report = Callable[[dict[str, Any]], None]
+COSINE_SHRINKAGE = 20.0  # of the cosine that neighbours are chosen by
+TRACKS_PER_BLOCK = 256  # tracks regressed at a time
+MAX_PLAYS_PER_USER = 500  # plays of a user that the table is fitted on, drawn at random from more
 
 
 @dataclass(frozen=True)
@@ -102,14 +101,15 @@ class Teachers:
     """The fitted teachers of a dataset of n tracks.
 
     mix: weights of table and factors in the teacher's logits. start: what the towers start as, see `Factors.start`.
-    chosen: what was tuned, for the record.
+    ials, penalty: the settings of factors and table, of IALS_SETTINGS and TABLE_PENALTIES.
     """
 
     table: Table
     factors: Factors
     mix: tuple[float, float]
     start: tuple[F32, F32, F32]
-    chosen: dict[str, Any]
+    ials: tuple[float, ...]
+    penalty: tuple[float, ...]
 
     def logits(self, seen: Histories, rows: I64 | None = None) -> Tensor:
         """Returns the teacher's logits (B, R) for users who played `seen`, of the tracks `rows`, all by default."""
@@ -133,13 +133,19 @@ def matrix(histories: Histories, n_tracks: int) -> sp.csr_matrix:
 
 
 @timed("train.teachers")
-def fit(
-    data: TrainingData, dim: int, seed: int, report: Report = lambda line: None, like: Teachers | None = None
-) -> Teachers:
-    """Returns the teachers of the train fold, their settings chosen by NDCG@10 on the validation fold.
+def fit(data: TrainingData, dim: int, seed: int, report: Report = unreported, like: Teachers | None = None) -> Teachers:
+    """Fits both teachers on the train fold, their settings chosen by NDCG@10 on the validation fold.
 
-    dim: of the vectors that are to start from the factors, which are narrower. like: teachers whose settings and
-    mixture to take, instead of choosing.
+    Args:
+        data: train plays to fit on, validation plays to choose by.
+        dim: of the vectors that are to start from the factors, which are narrower.
+        seed: of everything random.
+        report: told about every setting.
+        like: teachers whose settings and mixture to take, instead of choosing.
+
+    Returns:
+        The teachers. Without validation plays, and beyond MAX_TUNED_PLAYS train plays, one setting of each is taken
+        unmeasured.
     """
     with threadpool_limits(limits=1, user_api="blas"):  # many small systems: threads would only wait for each other
         return _fit(data, dim, seed, report, like)
@@ -150,45 +156,49 @@ def _fit(data: TrainingData, dim: int, seed: int, report: Report, like: Teachers
     train = select(data.train, users)
     plays = matrix(train, data.n_tracks)
     valid = _sample(data.valid, seed)
-    tuned = like is None and len(valid.users) > 0 and plays.nnz <= MANY_PLAYS
-    grid = FACTORS if tuned else FACTORS[2:3] if like is None else (tuple(like.chosen["ials"]),)
-    settings = tuple(dict.fromkeys((min(width, dim - 1), reg, alpha) for width, reg, alpha in grid))
-    ridges = RIDGES if tuned else RIDGES[:1] if like is None else (tuple(like.chosen["co-listening"]),)
     shown = select(data.train, valid.users)
+    tuned = like is None and len(valid.users) > 0 and plays.nnz <= MAX_TUNED_PLAYS
+    grid: Sequence[tuple[float, ...]] = IALS_SETTINGS if tuned else IALS_SETTINGS[2:3] if like is None else (like.ials,)
+    penalties: Sequence[tuple[float, ...]] = TABLE_PENALTIES if tuned else TABLE_PENALTIES[:1]
+    if like is not None:
+        penalties = (like.penalty,)
 
     def measured(scores: Callable[[sp.csr_matrix], F32]) -> float:
-        found = np.full((len(valid.users), 20), -1, np.int64)
-        for start in range(0, len(found), 256):
-            some = Histories(*_slice(shown, start, start + 256))
-            block = matrix(some, data.n_tracks)
-            score = scores(block)
-            score[block.nonzero()] = -np.inf
-            best = np.argsort(-score, 1, kind="stable")[:, :20] if score.shape[1] <= 20 else _top(score, 20)
-            found[start : start + 256, : best.shape[1]] = best
-        return rank_metrics(found, valid.offsets, valid.rows, data.n_tracks).means()["ndcg@10"]
+        return _ndcg(scores, shown, valid, data.n_tracks) if tuned else 0.0
 
     tried: list[tuple[float, Factors, tuple[float, ...]]] = []
-    for width, reg, alpha in settings:
+    for width, reg, alpha in dict.fromkeys((min(int(width), dim - 1), reg, alpha) for width, reg, alpha in grid):
         factors = _factors(plays, width, reg, alpha, seed)
-        quality = measured(lambda block, f=factors: _mapped(f, block) @ f.item.T) if tuned else 0.0  # type: ignore[misc]
+        quality = measured(lambda block, f=factors: _mapped(f, block) @ f.item.T)  # type: ignore[misc]
         tried.append((quality, factors, (width, reg, alpha)))
-        report({"teacher": "ials", "setting": (width, reg, alpha), "ndcg@10": quality})
-    _, factors, factor_setting = max(tried, key=lambda one: one[0])
+        report(TeacherTried(teacher="ials", setting=(width, reg, alpha), ndcg=quality))
+    _, factors, ials = max(tried, key=lambda one: one[0])
 
-    thin = _thinned(train, np.random.default_rng([seed, 2]), data.n_tracks)
-    grams = _Grams.of(thin)
+    grams = _Grams.of(_thinned(train, np.random.default_rng([seed, 2]), data.n_tracks))
     tables: list[tuple[float, Table, tuple[float, ...]]] = []
-    for ridge, table in zip(ridges, grams.tables(ridges), strict=True):
-        quality = measured(lambda block, t=table: (block @ t.matrix).toarray()) if tuned else 0.0  # type: ignore[misc]
-        tables.append((quality, table, ridge))
-        report({"teacher": "co-listening", "setting": ridge, "ndcg@10": quality})
-    _, table, table_setting = max(tables, key=lambda one: one[0])
+    for penalty, table in zip(penalties, grams.tables(penalties), strict=True):
+        quality = measured(lambda block, t=table: (block @ t.matrix).toarray())  # type: ignore[misc]
+        tables.append((quality, table, penalty))
+        report(TeacherTried(teacher="co-listening", setting=penalty, ndcg=quality))
+    _, table, penalty = max(tables, key=lambda one: one[0])
+
     mix = UNMEASURED_MIX if like is None else like.mix
     if len(valid.users) and like is None:
         mix = _mixture(table, factors, shown, valid, seed)
-    report({"teacher": "mixture", "setting": mix})
-    chosen = {"ials": list(factor_setting), "co-listening": list(table_setting), "mix": [round(m, 4) for m in mix]}
-    return Teachers(table, factors, mix, factors.start(plays), chosen)
+    report(TeacherTried(teacher="mixture", setting=mix))
+    return Teachers(table, factors, mix, factors.start(plays), ials, penalty)
+
+
+def _ndcg(scores: Callable[[sp.csr_matrix], F32], shown: Histories, valid: Targets, n_tracks: int) -> float:
+    """NDCG@10 of the plays `valid` of users who played `shown`; scores: from plays (B, n) to tracks (B, n)."""
+    found = np.full((len(valid.users), 20), -1, np.int64)
+    for start in range(0, len(found), 256):
+        block = matrix(Histories(*_slice(shown, start, start + 256)), n_tracks)
+        score = scores(block)
+        score[block.nonzero()] = -np.inf
+        best = np.argsort(-score, 1, kind="stable")[:, :20] if score.shape[1] <= 20 else _top(score, 20)
+        found[start : start + 256, : best.shape[1]] = best
+    return rank_metrics(found, valid.offsets, valid.rows, n_tracks).means()["ndcg@10"]
 
 
 def _mapped(factors: Factors, plays: sp.csr_matrix) -> F32:
@@ -225,19 +235,19 @@ class _Grams:
     own: F32  # (n,) weight of each track
     with_track: F32  # (n, width)
     plays: sp.csc_matrix
-    dense: F32 | None  # (n, n) of at most DENSE tracks
+    dense: F32 | None  # (n, n) of at most MAX_DENSE_TRACKS tracks
 
     @classmethod
     def of(cls, plays: sp.csr_matrix) -> "_Grams":
         n = plays.shape[1]
-        width = max(min(WIDTH if n <= LARGE else WIDTH_LARGE, n - 1), 0)
+        width = max(min(NEIGHBOURS if n <= LARGE_CATALOGUE else NEIGHBOURS_LARGE, n - 1), 0)
         own = np.asarray(plays.multiply(plays).sum(0), np.float32).ravel()
-        scale = 1 / np.sqrt(own + SHRINK)
+        scale = 1 / np.sqrt(own + COSINE_SHRINKAGE)
         by_track = plays.tocsc()
         neighbours, with_track = np.zeros((n, width), np.int32), np.zeros((n, width), np.float32)
-        dense = np.empty((n, n), np.float32) if n <= DENSE else None
-        for start in range(0, n if width else 0, BLOCK):
-            end = min(start + BLOCK, n)
+        dense = np.empty((n, n), np.float32) if n <= MAX_DENSE_TRACKS else None
+        for start in range(0, n if width else 0, TRACKS_PER_BLOCK):
+            end = min(start + TRACKS_PER_BLOCK, n)
             together = (by_track[:, start:end].T @ plays).tocsr()  # (block, n)
             if dense is not None:
                 dense[start:end] = together.toarray()
@@ -253,16 +263,16 @@ class _Grams:
                 with_track[start + i, : len(rows)] = weight[order]
         return cls(neighbours, own, with_track, by_track, dense)
 
-    def tables(self, ridges: Sequence[tuple[float, float]]) -> list[Table]:
+    def tables(self, penalties: Sequence[tuple[float, ...]]) -> list[Table]:
         """Returns the ridge regression of every track on its neighbours, for each (constant, share) of the penalty."""
         n, width = self.neighbours.shape
-        weights = np.zeros((len(ridges), n, width), np.float32)
+        weights = np.zeros((len(penalties), n, width), np.float32)
         diagonal = np.arange(width)
-        for start in range(0, n if width else 0, BLOCK):
-            at = slice(start, min(start + BLOCK, n))
+        for start in range(0, n if width else 0, TRACKS_PER_BLOCK):
+            at = slice(start, min(start + TRACKS_PER_BLOCK, n))
             near, right = self.neighbours[at], self.with_track[at, :, None]
             left = self._between(near, right[:, :, 0] > 0)
-            for found, (constant, share) in zip(weights, ridges, strict=True):
+            for found, (constant, share) in zip(weights, penalties, strict=True):
                 left[:, diagonal, diagonal] = (constant + (1 + share) * self.own)[near]
                 found[at] = np.linalg.solve(left, right)[:, :, 0]
         return [Table.of(self.neighbours, np.where(self.with_track > 0, found, 0)) for found in weights]
@@ -280,9 +290,9 @@ class _Grams:
 
 
 def _thinned(train: Histories, rng: np.random.Generator, n_tracks: int) -> sp.csr_matrix:
-    """Plays (users, n), of a user with more than LONGEST a random choice."""
+    """Plays (users, n), of a user with more than MAX_PLAYS_PER_USER a random choice."""
     lengths = np.diff(train.offsets)
-    keep = rng.random(len(train.rows)) < np.repeat(LONGEST / np.maximum(lengths, 1), lengths)
+    keep = rng.random(len(train.rows)) < np.repeat(MAX_PLAYS_PER_USER / np.maximum(lengths, 1), lengths)
     return matrix(select(train, np.arange(len(lengths)), keep), n_tracks)
 
 
@@ -304,14 +314,14 @@ def _mixture(table: Table, factors: Factors, shown: Histories, valid: Targets, s
     player = np.repeat(np.arange(len(valid.users)), np.diff(shown.offsets))
     together[player[known], at[known]] = factored[player[known], at[known]] = -1e3
     by_share: dict[float, float] = {}
-    for share in SHARES:
+    for share in MIX_SHARES:
         best = _top(share * together + (1 - share) * factored, min(20, len(rows) - 1))
         by_share[share] = rank_metrics(best, valid.offsets, targets, len(rows)).means()["ndcg@10"]
     share = max(by_share, key=lambda value: by_share[value])
     mixed = torch.from_numpy(share * together + (1 - share) * factored)
     labels, nothing = torch.from_numpy(wanted), torch.zeros(wanted.shape, dtype=torch.bool)
-    scale = min(SCALES, key=lambda value: softmax_loss(value * mixed, labels, nothing).item())
-    scale *= SHARPER
+    scale = min(MIX_SCALES, key=lambda value: softmax_loss(value * mixed, labels, nothing).item())
+    scale *= SHARPENING
     return scale * share, scale * (1 - share)
 
 

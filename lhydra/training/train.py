@@ -5,15 +5,14 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from lhydra import files
+from lhydra.bundle.model import FITTED, REFITTED, Chosen, ModelInfo, Parents, Quality
 from lhydra.data.dataset import TEST, TRAIN, VALID, Dataset, Plays
 from lhydra.domain import I64
 from lhydra.errors import ModelError, complain
@@ -22,18 +21,20 @@ from lhydra.timing import timed
 from lhydra.training import checkpoint, ranks
 from lhydra.training import head as heads
 from lhydra.training import teachers as teaching
+from lhydra.training.checkpoint import State
 from lhydra.training.config import TrainSettings
 from lhydra.training.data import TrainingData, load
 from lhydra.training.export import export
 from lhydra.training.model import Network, Shape
+from lhydra.training.progress import EpochDone, HeadFitted, Progress, RefitDone, Report, TemperatureTried, unreported
 from lhydra.training.step import Tensors, losses, tensor
 from lhydra.training.teachers import Teachers
 from lhydra.training.validate import sample, validate
 
 TEMPERATURES = (0.07, 0.1, 0.15)  # tried, by short runs, when the setting is 0
 UNMEASURED_TEMPERATURE = 0.1  # where there is no validation fold to tune on
-REFIT, REFIT_RATE = 0.25, 0.2  # of the epochs and of the peak learning rate
-Report = Callable[[dict[str, Any]], None]  # told about every epoch and everything tried
+REFIT_EPOCHS, REFIT_RATE = 0.25, 0.2  # shares of the epochs and of the peak learning rate
+WARM_UP, LAST_RATE = 0.02, 0.02  # shares of the schedule and of the peak learning rate
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,24 @@ def train(
     resume: bool = False,
     refit: bool = False,
     folds: int = 0,
-    report: Report = lambda line: None,
-) -> dict[str, Any]:
-    """Trains on `dataset` and writes the model folder `out`; returns what model.json says.
+    report: Report = unreported,
+) -> ModelInfo:
+    """Trains on `dataset` and writes a model folder. Under torchrun only rank 0 writes.
 
-    With `resume` it continues from the last whole epoch in `out`, to the same result as an uninterrupted run:
-    every epoch draws from random streams of its own. With `refit` the finished towers go on for a quarter of the
-    epochs with the validation plays among the train plays; the head stays. With `folds` the train and validation
-    plays are first cut into that many parts at random, and each is validated on by a model of the others; what they
-    gave is kept in model.json. Under torchrun only rank 0 writes, and only its return value means anything.
+    Args:
+        dataset: with plays in the train fold.
+        out: the model folder, new or made by a training before.
+        config: settings of the training.
+        resume: continue from the last whole epoch in `out`, to the same result as an uninterrupted run: every epoch
+            draws from random streams of its own.
+        refit: let the finished towers go on for a quarter of the epochs with the validation plays among the train
+            plays; the head stays.
+        folds: first cut the train and validation plays into that many parts at random, and validate on each a model
+            of the others; 0 for none.
+        report: told about every epoch and everything tried.
+
+    Returns:
+        What model.json says; under torchrun only rank 0's means anything.
 
     Raises:
         DataError: nothing to train on.
@@ -82,32 +92,42 @@ def train(
     if rank == 0:
         _claim(out, resume)
     torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 2) // 2 // processes))
-    parents = {"dataset": dataset.info.source, "split": dataset.info.split}
-    crossed = []
-    for part in range(folds):
-        plays = _fold(dataset.plays, part, folds, config.seed)
-        folder = out / "folds" / str(part)
-        if rank == 0:
-            shutil.rmtree(folder, ignore_errors=True)
-            (folder / "checkpoint").mkdir(parents=True)
-        trained = _train(load(dataset, plays), folder, config, parents, False, _of_fold(report, part))
-        crossed.append({name: trained.quality.get(name, {}) for name in ("retrieval", "cascade")})
+    parents = Parents(dataset=dataset.info.source, split=dataset.info.split)
+    crossed = tuple(_train_fold(dataset, part, folds, out, config, parents, report) for part in range(folds))
     if rank == 0:
         shutil.rmtree(out / "folds", ignore_errors=True)
     trained = _train(load(dataset), out, config, parents, resume, report)
     if refit:
         trained = _refit(trained, load(dataset, upto=VALID), report)
-    info: dict[str, Any] = {
-        "parents": parents,
-        "config": asdict(config),
-        "chosen": trained.chosen,
-        "quality": trained.quality,
-    }
-    info |= {"fitted_on": "train and valid" if refit else "train"} | ({"folds": crossed} if folds else {})
+    info = ModelInfo(
+        parents=parents,
+        config=asdict(config),
+        chosen=trained.chosen,
+        quality=trained.quality,
+        fitted_on=REFITTED if refit else FITTED,
+        folds=crossed,
+    )
     ranks.end()  # not where something was raised: torchrun ends the others then
     if rank:
         return info
     return export(trained.network, trained.run.data, trained.run.teachers.table, out, info)
+
+
+def _train_fold(
+    dataset: Dataset, part: int, folds: int, out: Path, config: TrainSettings, parents: Parents, report: Report
+) -> Quality:
+    """Trains on all parts of the train and validation plays but one, and returns the validation on that one."""
+    folder = out / "folds" / str(part)
+    if ranks.start()[0] == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "checkpoint").mkdir(parents=True)
+
+    def of_fold(progress: Progress) -> None:
+        report(replace(progress, fold=part))
+
+    data = load(dataset, _fold(dataset.plays, part, folds, config.seed))
+    quality = _train(data, folder, config, parents, False, of_fold).quality
+    return Quality(retrieval=quality.get("retrieval", {}), cascade=quality.get("cascade", {}))
 
 
 @dataclass(frozen=True)
@@ -116,47 +136,56 @@ class Trained:
 
     network: Network
     run: Run
-    temperature: float
-    quality: dict[str, Any]
-    chosen: dict[str, Any]
+    quality: Quality
+    chosen: Chosen
 
 
 def _train(
-    data: TrainingData, out: Path, config: TrainSettings, parents: dict[str, Any], resume: bool, report: Report
+    data: TrainingData, out: Path, config: TrainSettings, parents: Parents, resume: bool, report: Report
 ) -> Trained:
+    """Fits teachers, towers and head on `data`; checkpoints and metrics.jsonl go to `out`."""
     users = np.flatnonzero(np.diff(data.train.offsets) > 0)
     batch_size = config.batch_size or int(np.clip(len(users) // 15, 64, 256))
     rank, processes = ranks.start()
     teachers = teaching.fit(data, config.dim, config.seed, report)
     run = Run(data, Tensors.of(data), teachers, config, users, batch_size, rank, processes)
-    last = out / "checkpoint" / "last.safetensors"
-    state: dict[str, Any] = {"epoch": 0, "best": None, "config": asdict(config), "parents": parents}
     network, optimizer = _new(run)
     if resume:
-        found = checkpoint.load(last, network, optimizer)
-        for name in ("config", "parents"):
-            if found[name] != json.loads(json.dumps(state[name])):
-                differs = next((k for k in state[name] if found[name].get(k) != state[name][k]), name)
-                raise ModelError(complain(last, f"another {differs}", f"a run with the same {name}"))
-        state = found
+        state = _resume(out / "checkpoint" / "last.safetensors", network, optimizer, config, parents)
     else:
-        state["temperature"] = config.temperature or _tune_temperature(run, report)
+        state = State(asdict(config), parents, config.temperature or _tune_temperature(run, report))
     _fit(run, network, optimizer, state, out, report)
-    best: dict[str, Any] = {}
+    best: Quality | None = None
     fitted = heads.Fitted(0, 0.0, {})
     if rank == 0:
-        best = checkpoint.load(out / "checkpoint" / "best.safetensors", network)["best"] or {}
+        best = checkpoint.load(out / "checkpoint" / "best.safetensors", network).best
         fitted = heads.fit(network, data, run.tensors, teachers.table, config, report)
     ranks.same(network.state_dict().values())
     fitted, best = ranks.agreed((fitted, best))
-    quality = best and best | {"cascade": fitted.cascade}
-    report({"head_epochs": fitted.epochs, "strength": fitted.strength, **quality})
-    chosen = teachers.chosen | {
-        "temperature": state["temperature"],
+    quality = Quality(**best, cascade=fitted.cascade) if best else Quality()
+    report(HeadFitted(epochs=fitted.epochs, strength=fitted.strength, cascade=fitted.cascade))
+    chosen: Chosen = {
+        "ials": list(teachers.ials),
+        "co-listening": list(teachers.penalty),
+        "mix": [round(weight, 4) for weight in teachers.mix],
+        "temperature": state.temperature,
         "head epochs": fitted.epochs,
         "head strength": fitted.strength,
     }
-    return Trained(network, run, state["temperature"], quality, chosen)
+    return Trained(network, run, quality, chosen)
+
+
+def _resume(
+    path: Path, network: Network, optimizer: torch.optim.Optimizer, config: TrainSettings, parents: Parents
+) -> State:
+    """Fills network and optimizer from the checkpoint of a run with the same settings and dataset."""
+    state = checkpoint.load(path, network, optimizer)
+    for name, found, wanted in (("config", state.config, asdict(config)), ("parents", state.parents, dict(parents))):
+        wanted = json.loads(json.dumps(wanted))
+        if found != wanted:
+            differs = next((key for key in wanted if found.get(key) != wanted[key]), name)
+            raise ModelError(complain(path, f"another {differs}", f"a run with the same {name}"))
+    return state
 
 
 def _refit(trained: Trained, data: TrainingData, report: Report) -> Trained:
@@ -175,12 +204,13 @@ def _refit(trained: Trained, data: TrainingData, report: Report) -> Trained:
         else:
             grown[name] = value
     network.load_state_dict(grown)
-    more = max(1, round(config.epochs * REFIT))
+    more = max(1, round(config.epochs * REFIT_EPOCHS))
     for number in range(1, more + 1):
         started = time.monotonic()
-        mean = _epoch(run, network, optimizer, config.epochs + number, config.epochs, trained.temperature, REFIT_RATE)
+        temperature = trained.chosen["temperature"]
+        loss, _ = _epoch(run, network, optimizer, config.epochs + number, config.epochs, temperature, REFIT_RATE)
         took_s = round(time.monotonic() - started, 2)
-        report({"refit": number, "epochs": more, "took_s": took_s, **mean})
+        report(RefitDone(epoch=number, epochs=more, retrieval_loss=loss, took_s=took_s))
     return replace(trained, network=network, run=run)
 
 
@@ -191,41 +221,43 @@ def _fold(plays: Plays, part: int, folds: int, seed: int) -> Plays:
     return replace(plays, fold=fold)
 
 
-def _of_fold(report: Report, part: int) -> Report:
-    return lambda line: report(line | {"fold": part})
-
-
-def _fit(
-    run: Run, network: Network, optimizer: torch.optim.Optimizer, state: dict[str, Any], out: Path, report: Report
-) -> None:
-    """Trains from state["epoch"] until the end of the schedule or of patience; keeps last and best checkpoints."""
+def _fit(run: Run, network: Network, optimizer: torch.optim.Optimizer, state: State, out: Path, report: Report) -> None:
+    """Trains from `state` until the end of the schedule or of patience; keeps last and best checkpoints."""
     config, folder, writes = run.config, out / "checkpoint", run.rank == 0
     targets = sample(run.data.valid, config.seed)
     if writes:
-        _keep_lines(out / "metrics.jsonl", state["epoch"])
-    while state["epoch"] < config.epochs and not _patience_over(state, config):
+        _keep_lines(out / "metrics.jsonl", state.epoch)
+    while state.epoch < config.epochs and not _patience_over(state, config):
         started = time.monotonic()
-        epoch = state["epoch"] + 1
-        mean = _epoch(run, network, optimizer, epoch, config.epochs, state["temperature"])
-        line = {"epoch": epoch, "temperature": state["temperature"], **mean}
+        epoch = state.epoch + 1
+        retrieval_loss, distillation_loss = _epoch(run, network, optimizer, epoch, config.epochs, state.temperature)
         measured: dict[str, float] | None = None
         if len(targets.users):
             measured = ranks.agreed(validate(network, run.data, run.tensors, targets) if writes else None)
-            line |= {"retrieval": measured}
         took_s = time.monotonic() - started
-        line |= {"took_s": round(took_s, 2), "plays_per_s": round(len(run.data.train.rows) / took_s)}
-        best = state["best"]
+        best = state.best
         better = measured is None or best is None or measured["ndcg@10"] > best["retrieval"]["ndcg@10"]
-        state["epoch"] = epoch
         if better:
-            state["best"] = {"epoch": epoch, "retrieval": measured} if measured else None
+            best = Quality(epoch=epoch, retrieval=measured) if measured else None
+        state = replace(state, epoch=epoch, best=best)
+        done = EpochDone(
+            epoch=epoch,
+            temperature=state.temperature,
+            retrieval_loss=retrieval_loss,
+            distillation_loss=distillation_loss,
+            retrieval=measured,
+            took_s=round(took_s, 2),
+            plays_per_s=round(len(run.data.train.rows) / took_s),
+            epochs=config.epochs,
+            best=better,
+        )
         if writes:  # the line first: a line without its checkpoint is cut off again, a checkpoint needs its line
             with (out / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(json.dumps(done.metrics()) + "\n")
             if better:
                 checkpoint.save(folder / "best.safetensors", network, optimizer, state)
             checkpoint.save(folder / "last.safetensors", network, optimizer, state)
-        report(line | {"epochs": config.epochs, "best": bool(better)})
+        report(done)
 
 
 def _epoch(
@@ -236,10 +268,11 @@ def _epoch(
     epochs: int,
     temperature: float,
     rate: float | None = None,
-) -> dict[str, float]:
-    """One pass over the users; returns the mean losses. Random streams depend on seed, epoch and rank only.
+) -> tuple[float, float]:
+    """Makes one pass over the users; returns the mean retrieval and distillation loss.
 
-    rate: a share of the peak learning rate to keep to, instead of the schedule.
+    Random streams depend on seed, epoch and rank only. rate: a share of the peak learning rate to keep to, instead of
+    the schedule.
     """
     config = run.config
     torch.manual_seed((config.seed * 1_000_003 + epoch) * 64 + run.rank)
@@ -264,13 +297,14 @@ def _epoch(
         torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], config.clip_norm)
         optimizer.step()
         sums += [part.item() for part in pair]
-    return {"retrieval_loss": round(sums[0] / run.steps, 5), "distillation_loss": round(sums[1] / run.steps, 5)}
+    return round(sums[0] / run.steps, 5), round(sums[1] / run.steps, 5)
 
 
 def _schedule(done: float) -> float:
-    """Share of the peak learning rate after a share `done` of the schedule: linear warm-up, then cosine to 2 %."""
-    warm = 0.02
-    return max(done / warm, 0.02) if done < warm else 0.02 + 0.49 * (1 + math.cos(math.pi * done))
+    """Share of the peak learning rate after a share `done` of the schedule: linear warm-up, then half a cosine."""
+    if done < WARM_UP:
+        return max(done / WARM_UP, LAST_RATE)
+    return LAST_RATE + (1 - LAST_RATE) / 2 * (1 + math.cos(math.pi * done))
 
 
 @timed("train.temperature")
@@ -286,8 +320,9 @@ def _tune_temperature(run: Run, report: Report) -> float:
         for epoch in range(1, epochs + 1):
             _epoch(run, network, optimizer, epoch, epochs, temperature)
         measured = ranks.agreed(validate(network, run.data, run.tensors, targets) if run.rank == 0 else None)
+        assert measured is not None
         found[temperature] = measured["ndcg@10"]
-        report({"tried_temperature": temperature, "retrieval": measured})
+        report(TemperatureTried(temperature=temperature, retrieval=measured))
     return max(found, key=lambda temperature: found[temperature])
 
 
@@ -306,8 +341,8 @@ def _new(run: Run) -> tuple[Network, torch.optim.Optimizer]:
     return network, torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
 
 
-def _patience_over(state: dict[str, Any], config: TrainSettings) -> bool:
-    return state["best"] is not None and state["epoch"] - state["best"]["epoch"] >= config.patience
+def _patience_over(state: State, config: TrainSettings) -> bool:
+    return state.best is not None and state.epoch - state.best["epoch"] >= config.patience
 
 
 def _claim(out: Path, resume: bool) -> None:

@@ -11,12 +11,12 @@ from lhydra.training.data import Targets, TrainingData, select
 from lhydra.training.model import Network
 from lhydra.training.step import Tensors, embed_users, tensor
 
-MAX_USERS = 1_000  # validated in an epoch; a fixed random choice of more
-BLOCK = 16_384
-SHOWN = ("ndcg@10", "recall@20")
+MAX_VALIDATED_USERS = 1_000  # validated in an epoch; a fixed random choice of more
+TRACKS_PER_BLOCK = 16_384
+REPORTED_METRICS = ("ndcg@10", "recall@20")
 
 
-def sample(targets: Targets, seed: int, at_most: int = MAX_USERS) -> Targets:
+def sample(targets: Targets, seed: int, at_most: int = MAX_VALIDATED_USERS) -> Targets:
     """Returns the targets of at most that many users, the same for the same seed."""
     if len(targets.users) <= at_most:
         return targets
@@ -43,7 +43,7 @@ def validate(network: Network, data: TrainingData, tensors: Tensors, targets: Ta
         found.append(rows.masked_fill(best < -1.5, -1).numpy())  # a catalogue smaller than depth runs out
     network.train()
     mean = rank_metrics(np.concatenate(found), targets.offsets, targets.rows, data.n_tracks).means()
-    return {name: round(mean[name], 6) for name in SHOWN}
+    return {name: round(mean[name], 6) for name in REPORTED_METRICS}
 
 
 @torch.no_grad()
@@ -51,7 +51,7 @@ def embed_tracks(network: Network, tensors: Tensors) -> tuple[Tensor, Tensor]:
     """Returns retrieval and history vectors of all tracks, in evaluation mode."""
     blocks = [
         network.item_tower(tensors.dense[at], tensors.ids[at], tensors.bags[at])
-        for at in (slice(start, start + BLOCK) for start in range(0, len(tensors.ids), BLOCK))
+        for at in (slice(start, start + TRACKS_PER_BLOCK) for start in range(0, len(tensors.ids), TRACKS_PER_BLOCK))
     ]
     vectors, history = zip(*blocks, strict=True)
     return torch.cat(vectors), torch.cat(history)

@@ -46,7 +46,7 @@ def main() -> int:
         prepare(Path("world"), Path("dataset"), PrepareSettings(valid=0))
         dataset = Dataset.open(Path("dataset"))
         info = train(dataset, Path("model"), TrainSettings(epochs=6, dim=8, hidden=8, temperature=0.15, threads=1))
-        if not info["chosen"]["head strength"] > 0:
+        if not (info.chosen and info.chosen["head strength"] > 0):
             raise SystemExit("the head counts for nothing: its answers would prove little")
         made = rebuild(Path("model"), dataset, Path("store"), RebuildSettings())
         shutil.copytree(Path("store") / made.bundle_id, bundle)
