@@ -17,7 +17,11 @@ EXTRA = "train"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `lhydra train`."""
+    """Adds the arguments of `lhydra train`.
+
+    Args:
+        parser: of the subcommand.
+    """
     parser.add_argument("dataset", type=Path, metavar="DATASET", help="folder made by `lhydra prepare`")
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder to write")
     parser.add_argument("--resume", action="store_true", help="continue the run whose checkpoint is in MODEL")
@@ -31,7 +35,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains, reporting every epoch; returns 0."""
+    """Trains, reporting every epoch.
+
+    Args:
+        args: of `configure`.
+
+    Returns:
+        0.
+
+    Raises:
+        ConfigError: a setting is out of range.
+    """
     settings = config.resolve("train", TrainSettings, args)
     from lhydra.data.dataset import Dataset
     from lhydra.training.train import train

@@ -45,10 +45,15 @@ class TrainingData:
 
 @timed("train.load")
 def load(dataset: Dataset, plays: Plays | None = None, upto: int = TRAIN) -> TrainingData:
-    """Returns the training arrays of `dataset`, features fitted on its train fold.
+    """Encodes a dataset once, features fitted on its train fold.
 
-    plays: other folds than the dataset's own. upto: VALID takes the validation plays for train plays too; then
-    nothing is left to validate on.
+    Args:
+        dataset: what to load.
+        plays: other folds than the dataset's own.
+        upto: VALID takes the validation plays for train plays too; then nothing is left to validate on.
+
+    Returns:
+        The training arrays.
 
     Raises:
         DataError: there are no train plays.
@@ -102,7 +107,15 @@ def _in_order(plays: Plays, n_users: int) -> bool:
 
 
 def targets(dataset: Dataset, fold: int) -> Targets:
-    """Returns, per user with any, the tracks of `fold` that the user has not heard in an earlier fold."""
+    """Finds what is to be predicted in a fold.
+
+    Args:
+        dataset: its tracks table gives the rows.
+        fold: VALID or TEST.
+
+    Returns:
+        Per user with any, the tracks of the fold that the user has not heard in an earlier one.
+    """
     return _targets(dataset.plays, len(dataset.track_ids), fold)
 
 
@@ -114,9 +127,15 @@ def _targets(plays: Plays, n: int, fold: int) -> Targets:
 
 
 def select(histories: Histories, users: I64, keep: npt.NDArray[np.bool_] | None = None) -> Histories:
-    """Returns the histories of `users`, at most MAX_HISTORY newest each, of the entries where `keep` (m,) is true.
+    """Selects histories, whole or in part.
 
-    `keep` runs over the concatenated entries of `users`, oldest first.
+    Args:
+        histories: of all users.
+        users: (n,) int64 positions.
+        keep: (m,) bool over the concatenated entries of `users`, oldest first; None keeps the MAX_HISTORY newest.
+
+    Returns:
+        Histories of the n users.
     """
     starts, ends = histories.offsets[users], histories.offsets[users + 1]
     if keep is None:
@@ -141,6 +160,17 @@ def hide(
 
     Where the task is to predict what comes next (`data.in_order`), half of the users are cut in time instead: what
     lies before a random play is seen, that play and the next few are to be predicted, the rest is left out.
+
+    Args:
+        data: whose train plays are split.
+        users: (B,) int64 positions, each with at least one train play.
+        rng: of everything drawn.
+        keep: chance that a play is seen.
+        cold: share of users of whom nothing is seen.
+        longest: plays of a history that are seen, at most about.
+
+    Returns:
+        The histories seen, and the plays to predict.
     """
     lengths = data.train.offsets[users + 1] - data.train.offsets[users]
     owner = np.repeat(np.arange(len(users)), lengths)

@@ -214,7 +214,21 @@ def gather(
     depth: int,
     rng: np.random.Generator,
 ) -> Examples:
-    """Returns the candidates of the users of `targets`, who are shown the histories `shown`."""
+    """Retrieves the candidates that the head learns to rank.
+
+    Args:
+        network: towers that are finished; left in evaluation mode.
+        data: profiles and tracks.
+        tensors: the tracks of `data`.
+        table: the co-listening table that the signals come from.
+        targets: what E users are to be recommended.
+        shown: the histories that the E users are encoded from, none of their targets among them.
+        depth: tracks retrieved for each user.
+        rng: of the random tracks.
+
+    Returns:
+        E users with depth + RANDOM_TRACKS candidates each.
+    """
     network.eval()
     vectors, history = embed_tracks(network, tensors)
     n, depth = data.n_tracks, min(depth, data.n_tracks)

@@ -5,8 +5,7 @@ losses only, so the index sees plain cosine. Two-tower retrieval after Yi et al.
 neural modeling) with a history encoder in place of a user table; factorised crosses after Rendle 2010 (FM).
 """
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +44,17 @@ class Shape:
 
     @classmethod
     def of(cls, spec: FeatureSpec, dim: int, hidden: int, dropout: float) -> "Shape":
-        """Returns the shape that fits `spec`."""
+        """Makes the shape that fits a feature spec.
+
+        Args:
+            spec: its columns decide the widths of the inputs.
+            dim: of the vectors.
+            hidden: width of the hidden layers; half of it in the head.
+            dropout: chance of a zero in the dense layers.
+
+        Returns:
+            The shape.
+        """
         return cls(
             dim,
             hidden,
@@ -58,10 +67,6 @@ class Shape:
             (spec.preference.start, spec.preference.stop),
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns plain data."""
-        return asdict(self)
-
 
 def _width(size: int) -> int:
     """Embedding width of an id column with `size` values."""
@@ -73,14 +78,25 @@ def _embeddings(columns: tuple[tuple[str, int], ...]) -> nn.ModuleList:
 
 
 class Dropout(nn.Module):
-    """Dropout (Srivastava et al. 2014) from uniform numbers, several times faster on a CPU than nn.Dropout's."""
+    """Dropout (Srivastava et al. 2014) from uniform numbers, several times faster on a CPU than nn.Dropout's.
+
+    Args:
+        chance: of a zero, 0 to 1.
+    """
 
     def __init__(self, chance: float) -> None:
         super().__init__()
         self.chance = chance
 
     def forward(self, x: Tensor) -> Tensor:
-        """x of any shape; unchanged in evaluation mode."""
+        """Drops out.
+
+        Args:
+            x: float, of any shape.
+
+        Returns:
+            The same shape; x itself in evaluation mode.
+        """
         if not self.training or self.chance == 0:
             return x
         return x * ((torch.rand_like(x) >= self.chance) / (1 - self.chance))
@@ -101,7 +117,11 @@ def _silence(layers: nn.Sequential) -> None:
 
 
 class ItemTower(nn.Module):
-    """Track features -> retrieval vector (N, D) of unit norm and history vector (N, D)."""
+    """Track features -> retrieval vector (N, D) of unit norm and history vector (N, D).
+
+    Args:
+        shape: of the network.
+    """
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -121,7 +141,16 @@ class ItemTower(nn.Module):
             nn.init.normal_(table.weight, std=shape.dim**-0.5)  # row 0 stands for tracks unknown to training
 
     def forward(self, dense: Tensor, ids: Tensor, bags: Tensor) -> tuple[Tensor, Tensor]:
-        """dense (N, dt), ids (N, ct) with track_id first, bags (N, w)."""
+        """Embeds tracks.
+
+        Args:
+            dense: (N, dt) float32.
+            ids: (N, ct) int64, track_id first.
+            bags: (N, w) int64, 0 where a bag ends.
+
+        Returns:
+            (N, D) float32 retrieval vectors of unit norm, and (N, D) float32 history vectors.
+        """
         retrieval, history = self.retrieval_id(ids[:, 0]), self.history_id(ids[:, 0])  # (N, D)
         if self.use_content:
             parts = [dense, *(table(ids[:, i]) for i, table in enumerate(self.ids, 1))]
@@ -136,8 +165,12 @@ class ItemTower(nn.Module):
     def start_from(self, numbers: Tensor, item: Tensor, history: Tensor) -> None:
         """Makes the ids stand for factors, such that cosines order tracks as the products user . item do.
 
-        numbers: (n,) of the track ids, 0 for tracks without one; item, history: (n, f), f < D. One more column
-        fills every item vector up to the longest (Bachrach et al. 2014); what is left starts as noise.
+        One more column fills every item vector up to the longest (Bachrach et al. 2014); what is left starts as noise.
+
+        Args:
+            numbers: (n,) int64 of the track ids, 0 for tracks without one.
+            item: (n, f) float32 item factors, f < D.
+            history: (n, f) float32, whose sums are user factors.
         """
         norm, width = item.norm(dim=1), item.shape[1]
         longest = norm.max().clamp(min=1e-6) * 1.001
@@ -151,7 +184,12 @@ class ItemTower(nn.Module):
 
 
 class UserTower(nn.Module):
-    """Profile, aggregates and history -> user vector (B, D) of unit norm. Holds no table of users or tracks."""
+    """Profile, aggregates and history -> user vector (B, D) of unit norm. Holds no table of users or tracks.
+
+    Args:
+        shape: of the network.
+        entry_features: columns of an entry of a history.
+    """
 
     def __init__(self, shape: Shape, entry_features: int) -> None:
         super().__init__()
@@ -165,7 +203,18 @@ class UserTower(nn.Module):
             self.weigh.weight[0, 0] = 1.0  # plays weigh as the log of their count until training says otherwise
 
     def forward(self, dense: Tensor, ids: Tensor, history: Tensor, entry: Tensor, mask: Tensor) -> Tensor:
-        """dense (B, du), ids (B, cu), history (B, H, D), entry (B, H, e), mask (B, H)."""
+        """Embeds users.
+
+        Args:
+            dense: (B, du) float32 columns.
+            ids: (B, cu) int64 columns.
+            history: (B, H, D) float16 or float32 history vectors.
+            entry: (B, H, e) float32 count, gap and position of each play.
+            mask: (B, H) float32, 0 where a history ends.
+
+        Returns:
+            (B, D) float32 of unit norm.
+        """
         history = history.float()  # a bundle keeps it as halves
         weight = torch.exp(self.weigh(entry).squeeze(-1).clamp(-4.0, 4.0)) * mask  # (B, H)
         size = (weight * weight).sum(1, keepdim=True).clamp(min=1e-6).sqrt()  # sqrt(n) when all weigh 1
@@ -181,6 +230,9 @@ class Head(nn.Module):
     so are the crosses: W (a * b) = (W diag(a)) b. The user's part is computed once and becomes a matrix that every
     track's own row is multiplied by; only |preference - track| is made per pair.
     It starts as the retrieval order: a scaled cosine, plus weighted signals, plus what the deep part learns.
+
+    Args:
+        shape: of the network.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -229,7 +281,21 @@ class Head(nn.Module):
         popularity: Tensor,
         item_item: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """user (B, D), user_dense (B, du), user_ids (B, cu); vectors (B, N, D), the others (B, N, .) or (B, N)."""
+        """Scores N tracks for each of B users.
+
+        Args:
+            user: (B, D) float32 user vectors.
+            user_dense: (B, du) float32.
+            user_ids: (B, cu) int64.
+            vectors: (B, N, D) float16 or float32 retrieval vectors.
+            track_dense: (B, N, dt) float16 or float32.
+            track_ids: (B, N, ct) int64.
+            popularity: (B, N) float32.
+            item_item: (B, N, 2) float32 co-listening scores.
+
+        Returns:
+            (B, N) float32 logits, and (B, N) float32 calibrated probabilities.
+        """
         base, extra = self.parts(user, user_dense, user_ids, vectors, track_dense, track_ids, popularity, item_item)
         logit = base + self.strength * extra
         return logit, torch.sigmoid(self.calibration[0] * logit + self.calibration[1])
@@ -245,7 +311,21 @@ class Head(nn.Module):
         popularity: Tensor,
         item_item: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """The raw logit in two parts (B, N) each: the weighted signals, and what the deep part adds to them."""
+        """Computes the raw logit in two parts.
+
+        Args:
+            user: as in `forward`, and so are the others.
+            user_dense: (B, du).
+            user_ids: (B, cu).
+            vectors: (B, N, D).
+            track_dense: (B, N, dt).
+            track_ids: (B, N, ct).
+            popularity: (B, N).
+            item_item: (B, N, 2).
+
+        Returns:
+            (B, N) float32 each: the weighted signals, and what the deep part adds to them at strength 1.
+        """
         vectors, track_dense = vectors.float(), track_dense.float()  # a bundle keeps them as halves
         of_ids = [table(user_ids[:, i]) for i, table in enumerate(self.user_ids)]
         prefers = user_dense[:, self.preference[0] : self.preference[1]]  # (B, dt)
@@ -275,13 +355,26 @@ class Head(nn.Module):
         return self.weighted(user_dense, signals), deep
 
     def weighted(self, user_dense: Tensor, signals: Tensor) -> Tensor:
-        """The linear part of the logit (B, N): each of `signals` (B, N, SIGNALS) by the user's own weight for it."""
+        """Computes the linear part of the logit: each signal by the user's own weight for it.
+
+        Args:
+            user_dense: (B, du) float32.
+            signals: (B, N, SIGNALS) float32: cosine, popularity, co-listening.
+
+        Returns:
+            (B, N) float32.
+        """
         weights: Tensor = self.gate(user_dense)  # (B, SIGNALS)
         return self.scale * signals[:, :, 0] + (signals @ weights.unsqueeze(2)).squeeze(2)
 
 
 class Network(nn.Module):
-    """The three parts, trained together and exported apart."""
+    """The three parts, trained together and exported apart.
+
+    Args:
+        shape: of the network.
+        entry_features: columns of an entry of a history.
+    """
 
     def __init__(self, shape: Shape, entry_features: int) -> None:
         super().__init__()
@@ -293,8 +386,11 @@ class Network(nn.Module):
     def start_from(self, numbers: Tensor, item: Tensor, history: Tensor, user: Tensor) -> None:
         """Starts the towers as a factor model: users are history sums, the ids of tracks stand for their factors.
 
-        numbers: (n,) of the track ids, 0 for tracks without one; item, history: (n, f); user: (f,) the mean user,
-        whom users without a history start as.
+        Args:
+            numbers: (n,) int64 of the track ids, 0 for tracks without one.
+            item: (n, f) float32 item factors.
+            history: (n, f) float32, whose sums are user factors.
+            user: (f,) float32, the mean user, whom users without a history start as.
         """
         self.item_tower.start_from(numbers, item, history)
         last = self.user_tower.profile[-1]

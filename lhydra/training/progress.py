@@ -121,4 +121,8 @@ Report = Callable[[Progress], None]
 
 
 def unreported(progress: Progress) -> None:
-    """Takes what a training reports where nobody watches."""
+    """Takes what a training reports where nobody watches.
+
+    Args:
+        progress: dropped.
+    """

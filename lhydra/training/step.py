@@ -32,19 +32,40 @@ class Tensors:
 
     @classmethod
     def of(cls, data: TrainingData) -> "Tensors":
-        """Returns the tensors of `data`."""
+        """Makes the tensors of `data`.
+
+        Args:
+            data: its arrays are shared where they can be.
+
+        Returns:
+            The tensors.
+        """
         tracks, listeners = data.tracks, tensor(data.listeners).float()
         return cls(
             tensor(tracks.dense), tensor(tracks.ids), tensor(tracks.bags), listeners, listeners / listeners.sum()
         )
 
     def popularity(self, listeners: Tensor) -> Tensor:
-        """The head's popularity feature, as `lhydra.bundle.embedding.popularity` gives it."""
+        """The head's popularity feature, as `lhydra.bundle.catalog_writer.popularity` gives it.
+
+        Args:
+            listeners: (m,) float32, of any tracks.
+
+        Returns:
+            (m,) float32, 1 for the track with the most listeners.
+        """
         return torch.log1p(listeners) / torch.log1p(self.listeners.max().clamp(min=1))
 
 
 def tensor(array: npt.NDArray[Any]) -> Tensor:
-    """Returns a tensor that shares the array's memory where it can."""
+    """Wraps an array.
+
+    Args:
+        array: of any shape and dtype.
+
+    Returns:
+        A tensor that shares its memory where it can.
+    """
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
@@ -58,7 +79,21 @@ def losses(
     config: TrainSettings,
     temperature: float,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the towers' two losses for a batch of users: towards the hidden plays, and towards the teachers."""
+    """Computes the towers' two losses for a batch of users.
+
+    Args:
+        network: in training mode.
+        data: whose train plays are hidden in part.
+        tensors: the tracks of `data`.
+        teachers: fitted on `data`.
+        users: (B,) int64, ascending positions.
+        rng: of what is hidden and of the negatives; dropout and hidden ids draw from torch's stream.
+        config: settings of the training.
+        temperature: of the softmax.
+
+    Returns:
+        () float each: towards the hidden plays, and towards the teachers (0 when their weight is).
+    """
     seen, targets = hide(data, users, rng, config.keep, config.cold, config.longest_history)
     full = data.n_tracks <= config.full_softmax
     rows = np.arange(data.n_tracks) if full else _in_play(data, seen, targets, rng, config)
@@ -83,9 +118,16 @@ def losses(
 
 
 def embed_users(network: Network, users: EncodedUsers, history: Tensor, rows: I64 | None = None) -> Tensor:
-    """Returns user vectors (B, D), padding the histories in groups of like length.
+    """Embeds users, padding their histories in groups of like length.
 
-    history: (R, D) history vectors of the tracks `rows` (ascending); of all tracks when rows is None.
+    Args:
+        network: its user tower is asked.
+        users: B encoded users.
+        history: (R, D) float32 history vectors.
+        rows: (R,) int64, ascending tracks of `history`; None for all tracks.
+
+    Returns:
+        (B, D) float32 user vectors of unit norm.
     """
     lengths = np.diff(users.histories.offsets)
     order = np.argsort(lengths, kind="stable")

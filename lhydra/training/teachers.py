@@ -1,4 +1,6 @@
-"""Two closed-form recommenders, fitted on the train fold in seconds: what the towers start from and learn from.
+"""Teachers for knowledge distillation (Hinton et al. 2015): two closed-form recommenders, fitted in seconds.
+
+The towers start from them and learn from them, beside the plays. Both are fitted on the train fold.
 
 - `Factors`: iALS (Hu, Koren & Volinsky 2008; regularised and tuned as in Rendle et al. 2021), through `implicit`.
   Its item factors, and a linear map from history sums to user factors, are what the towers start as.
@@ -56,7 +58,14 @@ class Factors:
     user_map: F32
 
     def users(self, plays: sp.csr_matrix) -> F32:
-        """Returns the user factors (B, f) for `plays` (B, n), by their exact least-squares solution."""
+        """Solves for user factors exactly (Hu, Koren & Volinsky 2008, equation 4).
+
+        Args:
+            plays: (B, n) weights.
+
+        Returns:
+            (B, f) float32.
+        """
         item, gram = torch.from_numpy(self.item), torch.from_numpy(self.gram)
         left, right = gram.repeat(plays.shape[0], 1, 1), torch.zeros(plays.shape[0], len(gram))
         for i, (start, end) in enumerate(pairwise(plays.indptr)):
@@ -67,9 +76,14 @@ class Factors:
         return np.asarray(torch.cholesky_solve(right[:, :, None], torch.linalg.cholesky(left))[:, :, 0].numpy())
 
     def start(self, plays: sp.csr_matrix) -> tuple[F32, F32, F32]:
-        """Returns what the towers start from: item (n, f), history (n, f) and the mean user (f,) of `plays`.
+        """Makes what the towers start from.
 
-        Weighted history sums are user vectors of about unit length.
+        Args:
+            plays: (B, n) weights, of all users.
+
+        Returns:
+            Item vectors (n, f), history vectors (n, f) whose weighted sums are user vectors of about unit length, and
+            the mean user (f,); float32 each.
         """
         history = self.item @ self.user_map
         size = np.sqrt(np.maximum(np.asarray(plays.multiply(plays).sum(1)), 1e-9))
@@ -89,7 +103,15 @@ class Table:
 
     @classmethod
     def of(cls, neighbours: npt.NDArray[np.int32], weights: F32) -> "Table":
-        """Returns the table of these neighbours."""
+        """Makes a table.
+
+        Args:
+            neighbours: (n, width) int32 rows.
+            weights: (n, width) float32, rounded to float16 as the bundle keeps them.
+
+        Returns:
+            The table.
+        """
         n, width = neighbours.shape
         weights = weights.astype(np.float16).astype(np.float32)  # as the bundle keeps them
         to = np.repeat(np.arange(n), width)
@@ -112,13 +134,31 @@ class Teachers:
     penalty: tuple[float, ...]
 
     def logits(self, seen: Histories, rows: I64 | None = None) -> Tensor:
-        """Returns the teacher's logits (B, R) for users who played `seen`, of the tracks `rows`, all by default."""
+        """Scores tracks for users.
+
+        Args:
+            seen: what B users have played.
+            rows: (R,) int64 tracks; None for all.
+
+        Returns:
+            (B, R) float32 logits of the mixture.
+        """
         together, factored = parts(self.table, self.factors, seen, rows)
         return torch.from_numpy(self.mix[0] * together + self.mix[1] * factored)
 
 
 def parts(table: Table, factors: Factors, seen: Histories, rows: I64 | None = None) -> tuple[F32, F32]:
-    """Returns the scores of table and factors, (B, R) each."""
+    """Scores tracks for users by each of the two.
+
+    Args:
+        table: the co-listening table.
+        factors: iALS.
+        seen: what B users have played.
+        rows: (R,) int64 tracks; None for all.
+
+    Returns:
+        (B, R) float32 scores of the table, and of the factors.
+    """
     plays = matrix(seen, len(factors.item))
     together = plays @ table.matrix
     if rows is None:
@@ -127,7 +167,15 @@ def parts(table: Table, factors: Factors, seen: Histories, rows: I64 | None = No
 
 
 def matrix(histories: Histories, n_tracks: int) -> sp.csr_matrix:
-    """Returns plays (B, n) by their relative weights."""
+    """Makes a sparse matrix of plays.
+
+    Args:
+        histories: of B users.
+        n_tracks: columns.
+
+    Returns:
+        (B, n) float32 relative weights of the plays.
+    """
     weight, n = relative_weights(play_weights(histories.counts), histories.offsets), len(histories.offsets) - 1
     return sp.csr_matrix((weight, histories.rows, histories.offsets), shape=(n, n_tracks))
 

@@ -17,7 +17,16 @@ REPORTED_METRICS = ("ndcg@10", "recall@20")
 
 
 def sample(targets: Targets, seed: int, at_most: int = MAX_VALIDATED_USERS) -> Targets:
-    """Returns the targets of at most that many users, the same for the same seed."""
+    """Draws users.
+
+    Args:
+        targets: of n users.
+        seed: the same one draws the same users.
+        at_most: how many users.
+
+    Returns:
+        Targets of min(n, at_most) users, in their order.
+    """
     if len(targets.users) <= at_most:
         return targets
     chosen = np.sort(np.random.default_rng(seed).permutation(len(targets.users))[:at_most])
@@ -27,7 +36,17 @@ def sample(targets: Targets, seed: int, at_most: int = MAX_VALIDATED_USERS) -> T
 
 @torch.no_grad()
 def validate(network: Network, data: TrainingData, tensors: Tensors, targets: Targets) -> dict[str, float]:
-    """Ranks the whole catalogue by cosine for the users of `targets`, their train tracks left out, and measures."""
+    """Ranks the whole catalogue by cosine for the users of `targets`, their train tracks left out, and measures.
+
+    Args:
+        network: left in training mode.
+        data: train plays and profiles.
+        tensors: the tracks of `data`.
+        targets: validation plays.
+
+    Returns:
+        REPORTED_METRICS by name.
+    """
     network.eval()
     vectors, history = embed_tracks(network, tensors)
     found: list[I64] = []
@@ -48,7 +67,15 @@ def validate(network: Network, data: TrainingData, tensors: Tensors, targets: Ta
 
 @torch.no_grad()
 def embed_tracks(network: Network, tensors: Tensors) -> tuple[Tensor, Tensor]:
-    """Returns retrieval and history vectors of all tracks, in evaluation mode."""
+    """Embeds all tracks, in blocks.
+
+    Args:
+        network: in evaluation mode.
+        tensors: of n tracks.
+
+    Returns:
+        (n, D) float32 retrieval vectors of unit norm, and (n, D) float32 history vectors.
+    """
     blocks = [
         network.item_tower(tensors.dense[at], tensors.ids[at], tensors.bags[at])
         for at in (slice(start, start + TRACKS_PER_BLOCK) for start in range(0, len(tensors.ids), TRACKS_PER_BLOCK))
