@@ -19,7 +19,7 @@ from torch.export import Dim
 from lhydra import __version__, files
 from lhydra.bundle.model import PARTS, TABLE, ModelInfo
 from lhydra.bundle.networks import (
-    HALVES,
+    FLOAT16_INPUTS,
     HEAD_INPUTS,
     HEAD_OUTPUTS,
     ITEM_INPUTS,
@@ -192,8 +192,8 @@ def _examples(network: Network, data: TrainingData, users: int, tracks: int) -> 
 
 
 def _halved(names: tuple[str, ...], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The inputs as the graphs are fed: those named in HALVES as float16."""
-    return tuple(part.half() if name in HALVES else part for name, part in zip(names, inputs, strict=True))
+    """The inputs as the graphs are fed: those named in FLOAT16_INPUTS as float16."""
+    return tuple(part.half() if name in FLOAT16_INPUTS else part for name, part in zip(names, inputs, strict=True))
 
 
 @contextlib.contextmanager
