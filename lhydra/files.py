@@ -15,14 +15,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 
 from lhydra.errors import LhydraError, complain
 
-FileInfo = dict[str, Any]  # {"sha256": hex, "bytes": int}
+
+class FileInfo(TypedDict):
+    """How a file was sealed."""
+
+    sha256: str  # hex
+    bytes: int
 
 
 def new_id(now: datetime) -> str:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.exact import nearest
 from lhydra.bundle.index import Index
+from lhydra.bundle.manifest import Cascade, DepthPoint
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.evaluation import cascade
 from lhydra.evaluation.metrics import rank_metrics
@@ -27,7 +28,7 @@ def recommender(tiny_store: Path) -> Recommender:
     return Recommender(Bundle.open(tiny_store))
 
 
-def curve(*ndcg: float, full: float = 0.2) -> dict[str, object]:
+def curve(*ndcg: float, full: float = 0.2) -> Cascade:
     points = zip(depths.DEPTHS, ndcg, strict=False)
     return {"k": 10, "users": 9, "ndcg": full, "curve": [{"depth": d, "ndcg": x, "agreement": 0.5} for d, x in points]}
 
@@ -42,7 +43,8 @@ def test_the_smallest_depth_from_which_on_little_is_lost() -> None:
 
 
 def test_either_measure_may_acquit_a_depth() -> None:
-    measured = {"ndcg": 0.2, "curve": [{"depth": 100, "ndcg": 0.18, "agreement": 0.995}]}
+    points: list[DepthPoint] = [{"depth": 100, "ndcg": 0.18, "agreement": 0.995}]
+    measured: Cascade = {**curve(), "curve": points}
     assert loss_at(measured, 100) == pytest.approx(0.005)  # few users, unlucky: the list is the head's
     assert choose(measured) == 100
 
@@ -54,7 +56,8 @@ def test_the_loss_between_and_beyond_the_measured_depths() -> None:
     assert loss_at(measured, 150) == pytest.approx(0.05)
     assert loss_at(measured, 5000) == pytest.approx(0)
     assert loss_at(measured, 7) == pytest.approx(0.1)  # the best there is to say
-    no_hits = {**curve(0, 0, 0, full=0.0), "curve": [{"depth": 100, "ndcg": 0.0, "agreement": 0.97}]}
+    no_hits = curve(0, 0, 0, full=0.0)
+    no_hits["curve"] = [{"depth": 100, "ndcg": 0.0, "agreement": 0.97}]
     assert loss_at(no_hits, 100) == pytest.approx(0.03)
 
 

@@ -413,7 +413,7 @@ def test_a_damaged_model_is_refused_by_name(name: str, tiny_model: Path, tmp_pat
 def test_a_model_json_with_a_part_of_another_kind_is_refused_in_one_line(
     change: dict[str, Any], found: str, tmp_path: Path
 ) -> None:
-    whole = ModelInfo(model_id="m", dim=8, features="f", files={name: {} for name in PARTS})
+    whole = ModelInfo(model_id="m", dim=8, features="f", files={name: {"sha256": "", "bytes": 0} for name in PARTS})
     (tmp_path / "model.json").write_text(whole.to_json())
     assert ModelInfo.read(tmp_path) == whole
     (tmp_path / "model.json").write_text(json.dumps(json.loads(whole.to_json()) | change))

@@ -5,11 +5,11 @@ exact retrieval is what reranking so many can find; the order is the head's eith
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
 from lhydra.bundle.exact import nearest
+from lhydra.bundle.manifest import Cascade, DepthPoint
 from lhydra.data.dataset import AsOf, Dataset, user_states
 from lhydra.domain import I64, UserState
 from lhydra.evaluation.bootstrap import F64
@@ -27,7 +27,7 @@ FEWEST_USERS, MOST_USERS = 20, 500
 @timed("rebuild.depth")
 def measure(
     recommender: Recommender, dataset: Dataset, as_of: AsOf, targets: Targets | None, *, threads: int, seed: int
-) -> dict[str, Any]:
+) -> Cascade:
     """Measures by depth what is lost against the head over the whole catalogue.
 
     Besides NDCG@10 on what users went on to play there is always the agreement: NDCG@10 with the head's own list for
@@ -53,7 +53,7 @@ def measure(
         users = np.sort(np.random.default_rng(seed).permutation(len(dataset.user_ids))[:most])
     found = lists(recommender, [state for _, state in user_states(dataset, as_of, positions=users)], threads)
     agreement = {depth: agreements(found.full, own) for depth, own in found.by_depth.items()}
-    curve = [{"depth": depth, "agreement": _mean(own)} for depth, own in agreement.items()]
+    curve: list[DepthPoint] = [{"depth": depth, "agreement": _mean(own)} for depth, own in agreement.items()]
     full = None
     if targets is not None:
         rows = as_rows(recommender.catalog.rows(dataset.hashes), n)[targets.tracks]
@@ -64,7 +64,7 @@ def measure(
     return {"k": K, "users": len(users), "ndcg": full, "curve": curve}
 
 
-def choose(cascade: dict[str, Any]) -> int:
+def choose(cascade: Cascade) -> int:
     """Chooses how many candidates to rerank.
 
     Args:
@@ -81,7 +81,7 @@ def choose(cascade: dict[str, Any]) -> int:
     return int(chosen)
 
 
-def loss_at(cascade: dict[str, Any], depth: int) -> float:
+def loss_at(cascade: Cascade, depth: int) -> float:
     """Computes the share of the head's NDCG@10 that is lost at a depth.
 
     On what users went on to play or on the head's own list, whichever is less: of few users the first is mostly
@@ -147,7 +147,7 @@ def _mean(values: F64) -> float:
     return round(float(np.nanmean(values)), 6) if not np.isnan(values).all() else 1.0
 
 
-def table(cascade: dict[str, Any], depth: int) -> tuple[list[str], list[list[str]]]:
+def table(cascade: Cascade, depth: int) -> tuple[list[str], list[list[str]]]:
     """Writes the curve for people.
 
     Args:

@@ -6,13 +6,14 @@ A check has one of three verdicts: passed, refused, skipped (there is nothing to
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 
 from lhydra.bundle.arrays import blocks
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.embedding import MAX_NORM_ERROR, norm_error
+from lhydra.bundle.manifest import Gate, GateCheck
 from lhydra.data.dataset import AsOf, Dataset, user_states
 from lhydra.domain import I64, Hashes, Query, Recommendation, Repeat, UserState, no_hashes
 from lhydra.errors import LhydraError
@@ -133,7 +134,7 @@ def verdict(checks: Iterable[Check], force: bool) -> str:
     return (FORCED if force else REFUSED) if refused else PASSED
 
 
-def document(checks: Sequence[Check], against: str, verdict: str) -> dict[str, Any]:
+def document(checks: Sequence[Check], against: str, verdict: str) -> Gate:
     """Returns `gate` of the manifest.
 
     Args:
@@ -144,7 +145,7 @@ def document(checks: Sequence[Check], against: str, verdict: str) -> dict[str, A
     Returns:
         JSON values.
     """
-    return {"verdict": verdict, "against": against, "checks": [asdict(check) for check in checks]}
+    return {"verdict": verdict, "against": against, "checks": [cast(GateCheck, asdict(check)) for check in checks]}
 
 
 def served_lists(recommender: Recommender, states: Sequence[UserState]) -> I64:

@@ -17,12 +17,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 
 from lhydra.bundle.embedding import Run
 from lhydra.bundle.index import FLAT, Index
+from lhydra.bundle.manifest import CurvePoint, IndexChoice
 from lhydra.errors import ConfigError, complain
 from lhydra_index_builder.index_parts import VectorFile, build
 from lhydra_index_builder.sweep import MeasuredPoint, Truth, exact_latency, search_cost, sweep
@@ -157,7 +158,7 @@ def table(curve: Sequence[MeasuredPoint], chosen: MeasuredPoint) -> tuple[list[s
     return header, rows
 
 
-def document(choice: Choice, target: float, users: int) -> dict[str, Any]:
+def document(choice: Choice, target: float, users: int) -> IndexChoice:
     """Returns `index` of the manifest.
 
     Args:
@@ -168,4 +169,9 @@ def document(choice: Choice, target: float, users: int) -> dict[str, Any]:
     Returns:
         JSON values.
     """
-    return {"target": target, "users": users, "reached": choice.reached, "curve": [vars(at) for at in choice.curve]}
+    return {
+        "target": target,
+        "users": users,
+        "reached": choice.reached,
+        "curve": [cast(CurvePoint, vars(at)) for at in choice.curve],
+    }

@@ -8,7 +8,7 @@ import numpy as np
 
 from lhydra.bundle.exact import nearest_of_many
 from lhydra.bundle.index import FLAT, Index, one_thread
-from lhydra.bundle.manifest import OperatingPoint
+from lhydra.bundle.manifest import OperatingPoint, Recall
 from lhydra.bundle.recipes import lists_of
 from lhydra.domain import F32, I64
 from lhydra_index_builder.index_parts import VectorFile
@@ -48,7 +48,7 @@ class MeasuredPoint:
         return OperatingPoint(self.effort, self.refine)
 
     @property
-    def recall(self) -> dict[str, float]:
+    def recall(self) -> Recall:
         """What `recall` of the manifest says of it."""
         return {"coverage": self.coverage, "recall@10": self.recall_10, "recall@100": self.recall_100}
 

@@ -4,12 +4,14 @@ import json
 import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, get_type_hints
 
 from lhydra import files
 from lhydra.errors import BundleCorrupt, BundleMismatch, BundleMissing, complain
+from lhydra.typed import checked
 
 FORMAT = 4
+REMEDY = "rebuild, or roll back to another bundle"
 BUNDLE_ID = re.compile(r"[0-9]{8}T[0-9]{6}-[0-9a-f]{8}")
 
 
@@ -25,6 +27,95 @@ class OperatingPoint:
     refine: int = 1
 
 
+class PointEntry(TypedDict):
+    """The fields of an `OperatingPoint`."""
+
+    effort: int
+    refine: int
+
+
+Recall = TypedDict("Recall", {"coverage": float, "recall@10": float, "recall@100": float}, total=False)
+
+
+class CurvePoint(TypedDict, total=False):
+    """What an index finds at one operating point; times are of one query on one core."""
+
+    recipe: str
+    effort: int
+    refine: int
+    coverage: float
+    least: float
+    recall_10: float
+    recall_100: float
+    p50_us: float
+    p99_us: float
+    bytes_per_track: float
+    build_s: float
+
+
+class IndexChoice(TypedDict, total=False):
+    """What was measured to choose recipe and operating point."""
+
+    target: float
+    users: int
+    reached: bool
+    curve: list[CurvePoint]
+
+
+class DepthPoint(TypedDict):
+    """What the cascade finds at one depth."""
+
+    depth: int
+    agreement: float
+    ndcg: NotRequired[float]
+
+
+class Cascade(TypedDict, total=False):
+    """What was measured to choose the depth; `ndcg` is null where no plays were held out."""
+
+    k: int
+    users: int
+    ndcg: float | None
+    curve: list[DepthPoint]
+
+
+class Changes(TypedDict):
+    """What happened since the last full build."""
+
+    base: str  # its id, "" for this one
+    added: int
+    removed: int
+    due: str  # why to rebuild, or ""
+
+
+class GateCheck(TypedDict):
+    """One check of the gate; found and limit are null where nothing was measured."""
+
+    name: str
+    verdict: str
+    found: float | None
+    limit: float | None
+    note: str
+
+
+class Gate(TypedDict, total=False):
+    """What the gate said."""
+
+    verdict: str  # passed, refused, forced; "" before it was asked
+    against: str  # a bundle id, or ""
+    checks: list[GateCheck]
+
+
+class Parents(TypedDict):
+    """What a bundle was made from."""
+
+    dataset: str
+    split: dict[str, Any]
+    model: str
+    fitted_on: str
+    bundle: str
+
+
 @dataclass(frozen=True)
 class Manifest:
     """What manifest.json says."""
@@ -38,16 +129,16 @@ class Manifest:
     n_users: int  # users with train plays, behind every share of listeners
     features: str  # fingerprint of the feature spec
     recipe: str  # `flat` or a FAISS factory string
-    point: dict[str, int]  # the operating point: fields of `lhydra.bundle.index.Point`
-    recall: dict[str, float]  # there, against exact search: `recall@10`, `recall@100`, `coverage`
-    index: dict[str, Any]  # what was measured to choose recipe and point: target, users, curve
+    point: PointEntry
+    recall: Recall  # there, against exact search
+    index: IndexChoice
     depth: int  # candidates to rerank
-    cascade: dict[str, Any]  # what was measured to choose it: the loss of the cascade by depth
+    cascade: Cascade
     quality: dict[str, float]  # of the model, on the validation fold
-    changes: dict[str, Any]  # since the last full build: base (its id), added, removed, due (why to rebuild, or "")
-    gate: dict[str, Any]  # verdict (passed, refused, forced), against (a bundle id or ""), checks
+    changes: Changes
+    gate: Gate
     columns: dict[str, str]  # track columns and their kinds, for tracks that are added
-    parents: dict[str, Any]  # what it was made from: dataset, split, model, fitted_on, bundle
+    parents: Parents
     content: str  # the same for the same content: SHA-256 of everything but names, times and the gate
     files: dict[str, files.FileInfo]
     format: int = FORMAT
@@ -58,20 +149,43 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":
-        """Reads the manifest of the bundle in `folder`. Raises BundleError when it is not a known one."""
-        raw = files.read_json(folder / "manifest.json", BundleCorrupt, "a bundle made by `lhydra index rebuild`")
+        """Reads manifest.json.
+
+        Args:
+            folder: of the bundle.
+
+        Returns:
+            The manifest, every part of it checked.
+
+        Raises:
+            BundleMismatch: another format.
+            BundleCorrupt: no manifest, or a part that is missing or of another type.
+        """
+        path = folder / "manifest.json"
+        raw = files.read_json(path, BundleCorrupt, "a bundle made by `lhydra index rebuild`")
         if raw.get("format") != FORMAT:
-            found = f"format {raw.get('format')!r}"
-            raise BundleMismatch(complain(folder / "manifest.json", found, f"format {FORMAT}"))
-        wanted = {field.name for field in fields(cls)}
-        if set(raw) != wanted:
-            wrong = ", ".join(sorted(set(raw) ^ wanted))
-            raise BundleCorrupt(complain(folder / "manifest.json", f"keys that differ: {wrong}", "a whole manifest"))
+            raise BundleMismatch(complain(path, f"format {raw.get('format')!r}", f"format {FORMAT}"))
+        checked(raw, _JSON, path, BundleCorrupt, REMEDY)
+        if unknown := set(raw) - {field.name for field in fields(cls)}:
+            raise BundleCorrupt(complain(f"{path}: {min(unknown)}", "a key", f"none of this name; {REMEDY}"))
         return cls(**raw)
 
 
+_JSON = TypedDict("_JSON", get_type_hints(Manifest))  # type: ignore[misc]  # the same fields, as JSON
+
+
 def current_bundle_id(store: Path) -> str:
-    """Returns the id in store/CURRENT. Raises BundleMissing when there is none."""
+    """Returns the id in store/CURRENT.
+
+    Args:
+        store: the store.
+
+    Returns:
+        The id of a bundle.
+
+    Raises:
+        BundleMissing: no store, no CURRENT, or one that names no bundle.
+    """
     store = Path(store)
     expected = "a store that `lhydra index rebuild` has published to"
     if not store.is_dir():
