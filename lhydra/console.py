@@ -11,7 +11,16 @@ _REPORT_EVERY_S = 5.0
 
 
 def with_progress(items: Iterable[T], total: int, label: str) -> Iterator[T]:
-    """Yields `items`; shows where the loop is like `progress`."""
+    """Yields `items`; shows where the loop is like `progress`.
+
+    Args:
+        items: what is looped over.
+        total: how many there are.
+        label: what people read.
+
+    Yields:
+        Each item.
+    """
     with progress(total, label) as show:
         for done, item in enumerate(items, 1):
             yield item
@@ -23,6 +32,13 @@ def progress(total: int, label: str) -> Iterator[Callable[[int], None]]:
     """Gives a function to be told how much of `total` is done.
 
     A bar with rate and time left on a terminal, else a plain line every few seconds, both on stderr.
+
+    Args:
+        total: how much there is to do.
+        label: what people read.
+
+    Yields:
+        A function that takes how much is done.
     """
     if sys.stderr.isatty():
         from rich.console import Console

@@ -31,12 +31,27 @@ class FileInfo(TypedDict):
 
 
 def new_id(now: datetime) -> str:
-    """Returns a name for a model or bundle made `now` (UTC); names sort by time, to the millisecond."""
+    """Returns a name for a model or bundle made `now` (UTC); names sort by time, to the millisecond.
+
+    Args:
+        now: when it is made.
+
+    Returns:
+        The name.
+    """
     return f"{now.astimezone(UTC):%Y%m%dT%H%M%S}-{now.microsecond // 1000:03x}{secrets.token_hex(3)[:5]}"
 
 
 def seal(folder: Path, names: list[str]) -> dict[str, FileInfo]:
-    """Returns size and SHA-256 of each named file of `folder`."""
+    """Returns size and SHA-256 of each named file of `folder`.
+
+    Args:
+        folder: where the files lie.
+        names: of the files.
+
+    Returns:
+        What was found, by name.
+    """
     return {
         name: {"sha256": found, "bytes": (folder / name).stat().st_size}
         for name, found in zip(names, sha256_of(folder / name for name in names), strict=True)
@@ -44,19 +59,42 @@ def seal(folder: Path, names: list[str]) -> dict[str, FileInfo]:
 
 
 def sha256(path: Path) -> str:
-    """Returns the SHA-256 of a file as hex."""
+    """Returns the SHA-256 of a file as hex.
+
+    Args:
+        path: the file.
+
+    Returns:
+        64 hex digits.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sha256_of(paths: Iterable[Path]) -> list[str]:
-    """Returns the SHA-256 of each file as hex, several at a time."""
+    """Returns the SHA-256 of each file as hex, several at a time.
+
+    Args:
+        paths: the files.
+
+    Returns:
+        64 hex digits each, in the order given.
+    """
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # hashing holds no lock
         return list(pool.map(sha256, paths))
 
 
 def check(folder: Path, files: dict[str, FileInfo], error: type[LhydraError]) -> None:
-    """Raises `error` naming the first file that differs from what was sealed."""
+    """Checks that files are what was sealed.
+
+    Args:
+        folder: where the files lie.
+        files: what was sealed, by name.
+        error: the class to raise.
+
+    Raises:
+        LhydraError: the first file that is missing or differs, as an `error`.
+    """
     for name, info in files.items():
         path = folder / name
         if not path.is_file():
@@ -70,7 +108,19 @@ def check(folder: Path, files: dict[str, FileInfo], error: type[LhydraError]) ->
 
 
 def read_json(path: Path, error: type[LhydraError], expected: str) -> dict[str, Any]:
-    """Returns the JSON object in `path`; raises `error` when there is none."""
+    """Returns the JSON object in `path`.
+
+    Args:
+        path: the file.
+        error: the class to raise.
+        expected: what the folder should be, for the message.
+
+    Returns:
+        The object, its parts unchecked.
+
+    Raises:
+        LhydraError: there is no JSON object, as an `error`.
+    """
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -220,7 +270,11 @@ def _settle(scratch: Path, target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flushes a file or folder to disk."""
+    """Flushes a file or folder to disk.
+
+    Args:
+        path: the file or folder.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -229,7 +283,15 @@ def sync(path: Path) -> None:
 
 
 def copy(source: Path, target: Path) -> None:
-    """Copies a file's content. Raises OSError, of `target` where that cannot be written whole."""
+    """Copies a file's content.
+
+    Args:
+        source: the file to read.
+        target: the file to write.
+
+    Raises:
+        OSError: of `target`, where that cannot be written whole.
+    """
     try:
         shutil.copyfile(source, target)
     except OSError as error:  # Python names the source first, when it is the target's disk that is full
@@ -237,7 +299,12 @@ def copy(source: Path, target: Path) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """Makes `target` the same file as `source`, which is never rewritten; a copy where the system cannot."""
+    """Makes `target` the same file as `source`, which is never rewritten; a copy where the system cannot.
+
+    Args:
+        source: the file there is.
+        target: its other name.
+    """
     try:
         os.link(source, target)
     except OSError:
@@ -263,7 +330,12 @@ def link_missing(source: Path, target: Path) -> None:
 
 
 def write_npz(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Writes arrays like `numpy.savez`, but the same arrays are the same bytes: no time is written."""
+    """Writes arrays like `numpy.savez`, but the same arrays are the same bytes: no time is written.
+
+    Args:
+        path: the archive to write.
+        arrays: by name.
+    """
     with zipfile.ZipFile(path, "w") as archive:
         for name, array in arrays.items():
             with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
@@ -271,7 +343,11 @@ def write_npz(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
 
 
 class Lease:
-    """Says that a file is in use for as long as this object lives, and its process: a shared lock on it."""
+    """Says that a file is in use for as long as this object lives, and its process: a shared lock on it.
+
+    Args:
+        path: the file.
+    """
 
     def __init__(self, path: Path) -> None:
         descriptor = os.open(path, os.O_RDONLY)
@@ -280,7 +356,14 @@ class Lease:
 
 
 def in_use(path: Path) -> bool:
-    """Whether somebody holds a `Lease` on the file."""
+    """Whether somebody holds a `Lease` on the file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        True while another open lease holds it.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -49,7 +49,11 @@ class Golden:
     logits: F32  # (n, m)
 
     def save(self, path: Path) -> None:
-        """Writes golden.npz."""
+        """Writes golden.npz.
+
+        Args:
+            path: the file.
+        """
         users, histories = self.users, self.users.histories
         arrays: dict[str, Any] = {
             "dense": users.dense,
@@ -67,7 +71,17 @@ class Golden:
 
     @classmethod
     def open(cls, path: Path) -> "Golden":
-        """Reads golden.npz. Raises BundleCorrupt when it is not one."""
+        """Reads golden.npz.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The golden users.
+
+        Raises:
+            BundleCorrupt: it is not golden.npz.
+        """
         try:
             with np.load(path, allow_pickle=False) as z:
                 histories = Histories(z["offsets"], z["history"], z["counts"], z["times"])
@@ -96,6 +110,13 @@ class Bundle:
     def open(cls, store: Path, bundle_id: str | None = None) -> "Bundle":
         """Opens a bundle of `store`, CURRENT by default, checks every file and re-runs the golden users.
 
+        Args:
+            store: where bundles are published.
+            bundle_id: which one.
+
+        Returns:
+            The bundle, checked.
+
         Raises:
             BundleMissing: no such bundle, or a store without CURRENT.
             BundleCorrupt: a file is missing or differs from the manifest.
@@ -109,7 +130,18 @@ class Bundle:
 
     @classmethod
     def open_folder(cls, folder: Path) -> "Bundle":
-        """Opens the bundle in `folder`, published or still staged."""
+        """Opens the bundle in `folder`, published or still staged.
+
+        Args:
+            folder: of the bundle.
+
+        Returns:
+            The bundle, checked.
+
+        Raises:
+            BundleCorrupt: a file is missing or differs from the manifest.
+            BundleMismatch: unknown format, parts that disagree, or other answers than when it was made.
+        """
         manifest = Manifest.read(folder)
         lease = files.Lease(folder / "manifest.json")
         if missing := {*PARTS, "golden.npz", *catalogs.file_names(), *filters.file_names(folder)} - set(manifest.files):
@@ -138,7 +170,15 @@ class Bundle:
         return bundle
 
     def golden(self, users: EncodedUsers, rows: I64) -> Golden:
-        """Returns what these users and tracks give now."""
+        """Returns what these users and tracks give now.
+
+        Args:
+            users: encoded, n of them.
+            rows: (m,) int64 tracks to score for each.
+
+        Returns:
+            Vectors (n, dim) and logits (n, m), with what they were computed from.
+        """
         vectors = self.user_tower.embed(users, self.catalog.history)
         logits = []
         for i in range(len(vectors)):
@@ -146,7 +186,16 @@ class Bundle:
         return Golden(users, vectors, rows, np.stack(logits))
 
     def score(self, vector: F32, user: EncodedUsers, rows: I64) -> tuple[F32, F32]:
-        """Returns the head's logits (n,) and calibrated probabilities (n,) of `rows` for one encoded user."""
+        """Scores tracks for one encoded user by the head.
+
+        Args:
+            vector: (1, dim) float32 of the user.
+            user: the one encoded user.
+            rows: (n,) int64 of the catalog.
+
+        Returns:
+            Logits and calibrated probabilities, (n,) float32 each.
+        """
         tracks = self.catalog
         rows_of = tracks.item_rows  # item row 0, the unknown, counts nothing
         played, asked = rows_of.take(user.histories.rows), rows_of.take(rows)
@@ -170,7 +219,16 @@ class Bundle:
 def open_index(folder: Path, manifest: Manifest, catalog: Catalog) -> Index:
     """Returns the index in `folder` at its operating point; what was removed from the catalog is not found by it.
 
-    Raises BundleCorrupt when its files cannot be read.
+    Args:
+        folder: of the bundle.
+        manifest: its recipe and operating point.
+        catalog: its tracks, and which were removed.
+
+    Returns:
+        The index, mapped.
+
+    Raises:
+        BundleCorrupt: its files cannot be read.
     """
     try:
         rows = np.load(folder / "index_rows.npy", "r", allow_pickle=False)  # of each position; nothing: they are one

@@ -56,7 +56,17 @@ class DatasetInfo:
 
     @classmethod
     def from_json(cls, text: str) -> "DatasetInfo":
-        """Returns what `to_json` wrote. Raises ValueError, KeyError or TypeError on anything else."""
+        """Returns what `to_json` wrote.
+
+        Args:
+            text: of dataset.json.
+
+        Returns:
+            What it says.
+
+        Raises:
+            ValueError: it is not what `to_json` writes; KeyError and TypeError likewise.
+        """
         raw = json.loads(text)
         if raw["format"] != FORMAT:
             raise ValueError(f"format {raw['format']!r}, expected {FORMAT}")
@@ -79,7 +89,14 @@ class Plays:
         return len(self.user)
 
     def where(self, mask: npt.NDArray[np.bool_]) -> "Plays":
-        """Returns the plays selected by `mask`, (n,) bool."""
+        """Selects plays.
+
+        Args:
+            mask: (n,) bool.
+
+        Returns:
+            The plays where it is True.
+        """
         return Plays(self.user[mask], self.track[mask], self.count[mask], self.time[mask], self.fold[mask])
 
 
@@ -92,7 +109,17 @@ class Dataset:
 
     @classmethod
     def open(cls, path: Path) -> "Dataset":
-        """Opens the dataset at `path`. Raises DataError when it is not one."""
+        """Opens the dataset at `path`.
+
+        Args:
+            path: the folder.
+
+        Returns:
+            The dataset, its tables not read yet.
+
+        Raises:
+            DataError: it is not a dataset.
+        """
         path = Path(path)
         expected = "a folder made by `lhydra prepare`"
         if not path.exists():
@@ -153,7 +180,14 @@ class Dataset:
         return found
 
     def profiles(self, positions: I64 | None = None) -> Iterator[dict[str, Any]]:
-        """Yields users' declared profile columns (missing values left out), in table order or at `positions`."""
+        """Yields users' declared profile columns; missing values are left out.
+
+        Args:
+            positions: (m,) int64 in the users table; all users in table order by default.
+
+        Yields:
+            Values by column.
+        """
         names = [column.name for column in self.info.user_columns]
         table = self.users if positions is None else self.users.take(pa.array(positions))
         for batch in table.select(names).to_batches(max_chunksize=4096) if names else ():
@@ -163,15 +197,41 @@ class Dataset:
             yield from ({} for _ in range(table.num_rows))
 
     def track_columns(self, start: int = 0, length: int | None = None) -> dict[str, Any]:
-        """Returns tracks `start` to `start + length` as `FeatureSpec.encode_tracks` takes them."""
+        """Returns some tracks as `FeatureSpec.encode_tracks` takes them.
+
+        Args:
+            start: the first track.
+            length: how many; all behind it by default.
+
+        Returns:
+            Values by column.
+        """
         return self.columns_of(self.tracks.slice(start, length))
 
     def columns_of(self, tracks: pa.Table) -> dict[str, Any]:
-        """Returns rows of the tracks table as `FeatureSpec.encode_tracks` takes them."""
+        """Returns rows of the tracks table as `FeatureSpec.encode_tracks` takes them.
+
+        Args:
+            tracks: rows of the tracks table.
+
+        Returns:
+            Values by column.
+        """
         return track_columns(tracks, self.info.track_columns)
 
     def track_rows(self, start: int, stop: int) -> pa.Table:
-        """Reads tracks `start` to `stop` alone, with all their columns: as much of the file as holds them."""
+        """Reads some tracks alone, with all their columns: as much of the file as holds them.
+
+        Args:
+            start: the first track.
+            stop: the one after the last.
+
+        Returns:
+            The rows.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
         try:
             with pq.ParquetFile(self.path / "tracks.parquet") as file:
                 sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
@@ -196,7 +256,15 @@ class Dataset:
 
 
 def track_columns(table: pa.Table, columns: tuple[Column, ...]) -> dict[str, Any]:
-    """Returns a tracks table as `FeatureSpec.encode_tracks` takes it."""
+    """Returns a tracks table as `FeatureSpec.encode_tracks` takes it.
+
+    Args:
+        table: rows of tracks.parquet.
+        columns: the declared columns that it has.
+
+    Returns:
+        Values by column, track_id included.
+    """
     return _columns(table, columns, "track_id")
 
 
@@ -213,9 +281,14 @@ def _columns(table: pa.Table, columns: tuple[Column, ...], key: str) -> dict[str
 def user_states(dataset: Dataset, as_of: AsOf, *, positions: I64 | None = None) -> Iterator[tuple[str, UserState]]:
     """Yields (user id, state) as of a moment; the one place where histories and heard sets are built from plays.
 
-    as_of: `test`: history = train, heard = train and valid; `valid`: both = train; `refit`, for a model that learned
-    from both: both = train and valid; `now`: both = everything.
-    positions: positions in the users table to yield, in that order; all users by default.
+    Args:
+        dataset: whose plays count.
+        as_of: `test`: history = train, heard = train and valid; `valid`: both = train; `refit`, for a model that
+            learned from both: both = train and valid; `now`: both = everything.
+        positions: (m,) int64 in the users table, to yield in that order; all users by default.
+
+    Yields:
+        User id and state.
     """
     history_folds = {"test": TRAIN, "valid": TRAIN, "refit": VALID, "now": TEST}[as_of]
     heard_folds = {"test": VALID, "valid": TRAIN, "refit": VALID, "now": TEST}[as_of]

@@ -29,7 +29,14 @@ class PlayBlock:
 
 
 def blocks(world: World) -> list[slice]:
-    """Returns the users of each block: at most BLOCK_USERS, and at most BLOCK_PLAYS rows unless one user has more."""
+    """Returns the users of each block: at most BLOCK_USERS, and at most BLOCK_PLAYS rows unless one user has more.
+
+    Args:
+        world: whose users.
+
+    Returns:
+        Slices of users, in order.
+    """
     ends = np.cumsum(world.audience.plays)
     found, start = [], 0
     while start < len(ends):
@@ -42,7 +49,16 @@ def blocks(world: World) -> list[slice]:
 
 
 def draw_plays(world: World, users: slice, rng: np.random.Generator) -> PlayBlock:
-    """Returns the plays of a block of users: what they like at the time, among what is released by then."""
+    """Returns the plays of a block of users: what they like at the time, among what is released by then.
+
+    Args:
+        world: tastes, tracks and their releases.
+        users: the block.
+        rng: the random stream of the block.
+
+    Returns:
+        The plays, by user.
+    """
     audience = world.audience
     counts = audience.plays[users]
     n, local = int(counts.sum()), np.repeat(np.arange(len(counts)), counts)

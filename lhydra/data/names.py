@@ -69,7 +69,15 @@ _TITLES: tuple[Pattern, ...] = (
 
 
 def artist_names(n: int, rng: np.random.Generator) -> pa.StringArray:
-    """Returns `n` distinct artist names; past some 20,000 they are numbered ("The Velvet Harbour 2")."""
+    """Returns `n` distinct artist names; past some 20,000 they are numbered ("The Velvet Harbour 2").
+
+    Args:
+        n: how many.
+        rng: the random stream.
+
+    Returns:
+        The names.
+    """
     space = _space(_ARTISTS)
     names = pa.array([_phrase(_ARTISTS, int(number)) for number in rng.permutation(space)[:n]], pa.string())
     if n <= space:
@@ -80,7 +88,15 @@ def artist_names(n: int, rng: np.random.Generator) -> pa.StringArray:
 
 
 def track_titles(n: int, rng: np.random.Generator) -> npt.NDArray[np.int32]:
-    """Returns the titles of `n` tracks as positions in `every_title()`; as in life, two tracks may share one."""
+    """Returns the titles of `n` tracks as positions in `every_title()`; as in life, two tracks may share one.
+
+    Args:
+        n: how many.
+        rng: the random stream.
+
+    Returns:
+        (n,) int32 positions.
+    """
     return rng.integers(_space(_TITLES), size=n).astype(np.int32)
 
 

@@ -39,7 +39,17 @@ def prepare(
 ) -> DatasetInfo:
     """Writes the dataset of `source` to the folder `out` and returns what its dataset.json says.
 
-    An `out` that is a dataset already is replaced, as a whole and at the end. `say` hears each step begin.
+    An `out` that is a dataset already is replaced, as a whole and at the end.
+
+    Args:
+        source: a file or folder.
+        out: the folder to write.
+        settings: how to split, and what to refuse.
+        columns: what is declared beyond the known columns.
+        say: hears each step begin.
+
+    Returns:
+        What dataset.json says.
 
     Raises:
         DataError: a source that cannot be used, bad rows with `strict`, or an `out` that is something else.

@@ -45,12 +45,29 @@ class Report:
     faults: list[str] = field(default_factory=list)  # what --strict refuses
 
     def drop(self, table: Table, reason: str, count: int, places: str, *, fault: bool = True) -> None:
-        """Notes that `count` rows of `table`, the first of them at `places`, are left out."""
+        """Notes rows that are left out.
+
+        Args:
+            table: where they are.
+            reason: why.
+            count: how many.
+            places: the first of them, for people.
+            fault: whether they count as bad rows.
+        """
         self.dropped[reason] = self.dropped.get(reason, 0) + count
         self.note(table, reason, count, places, "dropped", fault=fault)
 
     def note(self, table: Table, reason: str, count: int, places: str, fate: str, *, fault: bool) -> None:
-        """Notes that `count` rows of `table`, the first of them at `places`, are wrong."""
+        """Notes rows that are wrong.
+
+        Args:
+            table: where they are.
+            reason: why.
+            count: how many.
+            places: the first of them, for people.
+            fate: what becomes of them.
+            fault: whether they count as bad rows.
+        """
         places += ", ..." if count > 3 else ""
         rows = f"{count:,} row{'s' if count > 1 else ''}"
         self.warnings.append(f"{table.path.name}: {rows} {fate}: {reason} ({places})")
@@ -59,13 +76,22 @@ class Report:
 
 
 def configure(con: duckdb.DuckDBPyConnection) -> None:
-    """Prepares a connection for the queries of this module."""
+    """Prepares a connection for the queries of this module.
+
+    Args:
+        con: the connection.
+    """
     con.execute("SET TimeZone = 'UTC'")  # a time without an offset is UTC, on every machine
     con.execute(_MACROS)
 
 
 def check_plays(con: duckdb.DuckDBPyConnection, source: Source, report: Report) -> None:
     """Creates `good_plays`, the rows of `raw_plays` without a fault, as they are; notes the others.
+
+    Args:
+        con: the connection that holds the tables.
+        source: where the rows come from.
+        report: takes notes of what is left out.
 
     Raises:
         DataError: no row is left, no timestamp can be read, or all are milliseconds.
@@ -117,6 +143,16 @@ def describe(
     """Creates the table `side`: position, id and v<i> per column; returns by v<i> those that hold anything.
 
     An id with several rows keeps the first; rows that say something else are noted (for tracks, as faults).
+
+    Args:
+        con: the connection that holds the tables.
+        source: where the rows come from.
+        side: which table.
+        columns: to read.
+        report: takes notes of rows that contradict.
+
+    Returns:
+        The columns that hold anything, by their names in the table.
     """
     table = source.tracks if side == "tracks" else source.users
     key = f"{side[:-1]}_id"
@@ -155,6 +191,10 @@ def describe(
 def make_events(con: duckdb.DuckDBPyConnection, plays: Table) -> None:
     """Creates `events` from the good plays: user, track (positions), count, time (0 unknown), fold (or NULL).
 
+    Args:
+        con: the connection that holds the tables.
+        plays: the table of plays.
+
     Raises:
         DataError: all plays are of one user.
     """
@@ -175,7 +215,15 @@ def make_events(con: duckdb.DuckDBPyConnection, plays: Table) -> None:
 
 
 def check_split_values(con: duckdb.DuckDBPyConnection, plays: Table) -> None:
-    """Raises DataError when the column split holds anything but train, valid and test."""
+    """Checks the column that names the fold of each play.
+
+    Args:
+        con: the connection that holds the tables.
+        plays: the table of plays.
+
+    Raises:
+        DataError: the column split holds anything but train, valid and test.
+    """
     split = plays.sql("split")
     bad = con.execute(
         f"""SELECT arg_min(coalesce({split}, ''), rowid), min(rowid, 1) FROM raw_plays

@@ -51,6 +51,12 @@ class DeclaredColumns:
     def from_config(cls, path: Path | None) -> "DeclaredColumns":
         """Returns what the section `columns` of a YAML file declares, nothing without a file.
 
+        Args:
+            path: the YAML file.
+
+        Returns:
+            The columns of both tables.
+
         Raises:
             ConfigError: an unknown key or kind, or a name that Lhydra keeps for itself.
         """
@@ -84,7 +90,14 @@ def _declared(where: str, entries: Any) -> tuple[Column, ...]:
 
 
 def leaks(name: str) -> bool:
-    """Whether the user column `name` is a source aggregate, computed over plays that evaluation hides."""
+    """Whether the user column `name` is a source aggregate, computed over plays that evaluation hides.
+
+    Args:
+        name: of a user column.
+
+    Returns:
+        True for a name that aggregates of listening go by.
+    """
     return name.startswith("avg_") or name in ("top_genre", "genre_diversity", "monthly_hours")
 
 
@@ -92,6 +105,14 @@ def used_columns(names: Iterable[str], known: Mapping[str, Kind], declared: Sequ
     """Returns the columns of a table to use: those of `known` that it has, in that order, then the declared.
 
     A declaration changes the kind of a known column.
+
+    Args:
+        names: of the columns that the table has.
+        known: kinds of the columns that Lhydra knows, by name.
+        declared: columns that a configuration declares.
+
+    Returns:
+        The columns, known ones first.
     """
     kinds = {name: kind for name, kind in known.items() if name in set(names)}
     kinds |= {column.name: column.kind for column in declared}
@@ -99,7 +120,15 @@ def used_columns(names: Iterable[str], known: Mapping[str, Kind], declared: Sequ
 
 
 def yaml_lines(tracks: Sequence[Column], users: Sequence[Column]) -> list[str]:
-    """Returns the YAML lines that declare these columns."""
+    """Returns the YAML lines that declare these columns.
+
+    Args:
+        tracks: columns of tracks.
+        users: columns of users.
+
+    Returns:
+        The lines, without line ends.
+    """
     lines = ["columns:"]
     for side, columns in (("tracks", tracks), ("users", users)):
         lines += [f"  {side}:"] * bool(columns)

@@ -44,15 +44,36 @@ class Table:
     rows: int = 0  # once loaded
 
     def sql(self, name: str) -> str:
-        """Returns the SQL name of the column `name`."""
+        """Returns the SQL name of the column `name`.
+
+        Args:
+            name: of the column, as the file has it.
+
+        Returns:
+            The name, quoted.
+        """
         return f"c{self.names.index(name)}"
 
     def is_list(self, name: str) -> bool:
-        """Whether the column `name` holds lists (Parquet only)."""
+        """Whether the column `name` holds lists (Parquet only).
+
+        Args:
+            name: of the column.
+
+        Returns:
+            True for a list column of Parquet.
+        """
         return bool(self.types) and _is_list(self.types[self.names.index(name)])
 
     def places(self, rows: Sequence[int]) -> str:
-        """Returns where rows (0-based) are in the file, once loaded: `lines 3, 17`, or `row 4` in Parquet."""
+        """Returns where rows (0-based) are in the file, once loaded: `lines 3, 17`, or `row 4` in Parquet.
+
+        Args:
+            rows: positions from 0.
+
+        Returns:
+            The words.
+        """
         word = "row" if self.types else "line"
         if self.types:
             numbers = [row + 1 for row in rows]
@@ -87,6 +108,12 @@ class Source:
 def open_source(path: Path) -> Source:
     """Returns the source at `path`: a flat file, or a folder with plays.*, tracks.* and users.*.
 
+    Args:
+        path: the file or folder.
+
+    Returns:
+        Its tables, opened as far as their headers.
+
     Raises:
         DataError: a file is missing, ambiguous, empty, unreadable, or has no column for an id.
     """
@@ -119,8 +146,18 @@ def load(
 ) -> Table:
     """Creates the DuckDB table `name` of the columns `wanted`; returns `table` with its rows counted.
 
-    All is text; lists stay lists. The rowid is the row's position in the file. `folder` is where a CSV
-    that DuckDB refuses is rewritten.
+    All is text; lists stay lists. The rowid is the row's position in the file.
+
+    Args:
+        con: the connection that holds the tables.
+        table: the file.
+        name: of the table to create.
+        wanted: columns to read.
+        folder: where a CSV that DuckDB refuses is rewritten.
+        limit: rows to read at most; 0 for all.
+
+    Returns:
+        The table with its rows counted.
 
     Raises:
         DataError: the file cannot be read as what it claims to be, or has no row.
@@ -161,7 +198,18 @@ def load(
 
 
 def find(folder: Path, stem: str) -> Path | None:
-    """Returns the one file of the folder that holds the table `stem`, None when there is none."""
+    """Returns the one file of the folder that holds the table `stem`, None when there is none.
+
+    Args:
+        folder: where to look.
+        stem: the name without its ending.
+
+    Returns:
+        The path.
+
+    Raises:
+        DataError: several files could be meant.
+    """
     found = [folder / (stem + extension) for extension in EXTENSIONS if (folder / (stem + extension)).is_file()]
     if len(found) > 1:
         raise DataError(complain(folder, " and ".join(file.name for file in found), f"one {stem} file"))
@@ -169,7 +217,18 @@ def find(folder: Path, stem: str) -> Path | None:
 
 
 def open_table(path: Path, required: Sequence[str]) -> Table:
-    """Returns the file at `path`, opened and checked as far as its header. Raises DataError when it is not a table."""
+    """Returns the file at `path`, opened and checked as far as its header.
+
+    Args:
+        path: the file.
+        required: columns that it must have.
+
+    Returns:
+        The table, its rows not read yet.
+
+    Raises:
+        DataError: it is not a table, or lacks a required column.
+    """
     lower = path.name.lower()
     if not lower.endswith(EXTENSIONS):
         raise DataError(complain(path, f"a {path.suffix or 'nameless'} file", "a .csv, .csv.gz or .parquet file"))

@@ -22,8 +22,18 @@ MIN_PLAYS = 3
 def random(user: Positions, track: Positions, valid: float, test: float, seed: int) -> Fold:
     """Returns a random fold per play, (n,) int8; of a user's n plays, n·valid and n·test are held out.
 
-    user, track: (n,) int32, each pair once, in any order. The fold of a pair depends on the set of pairs and
+    The fold of a pair depends on the set of pairs and
     the seed only, not on their order. Fractions are rounded down, but to at least one play unless 0.
+
+    Args:
+        user: (n,) int32, in any order.
+        track: (n,) int32; each pair of user and track occurs once.
+        valid: share of plays for validation.
+        test: share of plays for test.
+        seed: of the draw.
+
+    Returns:
+        (n,) int8 folds.
     """
     by_ids = np.lexsort((track, user))
     keys = np.empty(len(user), np.uint64)
@@ -42,7 +52,13 @@ def random(user: Positions, track: Positions, valid: float, test: float, seed: i
 def leave_last(user: Positions, track: Positions, time: I64) -> Fold:
     """Returns a fold per play, (n,) int8: each user's last is test, the one before valid, the others train.
 
-    user, track: (n,) int32, each pair once, in any order; time: (n,) int64. Equal times go by track.
+    Args:
+        user: (n,) int32, in any order.
+        track: (n,) int32; each pair of user and track occurs once.
+        time: (n,) int64 seconds; equal times go by track.
+
+    Returns:
+        (n,) int8 folds.
     """
     order = np.lexsort((track, time, user))
     counts, place = _per_user(user[order])
@@ -53,9 +69,17 @@ def leave_last(user: Positions, track: Positions, time: I64) -> Fold:
 
 
 def temporal_cuts(time: I64, valid: float, test: float) -> tuple[int, int]:
-    """Returns (last second of train, last second of valid) for events at `time`, (n,) int64, n >= 1.
+    """Returns where train and valid end in time.
 
     Events of the same second stay together, in the earlier fold.
+
+    Args:
+        time: (n,) int64 seconds of events, n >= 1.
+        valid: share of events for validation.
+        test: share of events for test.
+
+    Returns:
+        Last second of train, last second of valid.
     """
     n = len(time)
     train_end = min(max(_nearest(n * (1 - valid - test)), 1), n) - 1
@@ -65,7 +89,18 @@ def temporal_cuts(time: I64, valid: float, test: float) -> tuple[int, int]:
 
 
 def split_hash(user: Positions, track: Positions, fold: Fold, user_ids: pa.Array, track_ids: pa.Array) -> str:
-    """Returns the sha256 of all (user id, track id, fold), sorted; plays (n,), ids in position order."""
+    """Returns the SHA-256 of all (user id, track id, fold), sorted.
+
+    Args:
+        user: (n,) int32 positions.
+        track: (n,) int32 positions.
+        fold: (n,) int8.
+        user_ids: in order of position.
+        track_ids: in order of position.
+
+    Returns:
+        64 hex digits.
+    """
     key = (user.astype(np.uint64) << np.uint64(33)) | (track.astype(np.uint64) << np.uint64(2))
     order = np.argsort(key | fold.astype(np.uint64))
     digest = hashlib.sha256()

@@ -89,7 +89,14 @@ def write_world(
     """Writes the world of these sizes to the folder `out`, which appears whole or not at all.
 
     The same arguments give the same bytes. A world written there before is replaced.
-    on_plays: told how many rows of plays are written so far, after each block.
+
+    Args:
+        out: the folder.
+        users: how many.
+        tracks: how many.
+        plays: how many.
+        seed: of the world.
+        on_plays: told how many rows of plays are written so far, after each block.
 
     Raises:
         ConfigError: sizes or a seed that make no world.

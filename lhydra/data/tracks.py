@@ -22,6 +22,13 @@ def read_tracks(path: Path, columns: Sequence[Column]) -> tuple[pa.Table, list[s
     The table holds track_id, in order of its bytes and distinct, and those of `columns` that the file has, converted
     like `lhydra prepare` converts them.
 
+    Args:
+        path: the file or folder.
+        columns: to read.
+
+    Returns:
+        The table, and messages.
+
     Raises:
         DataError: no such file, not what it claims to be, no track_id, or no usable row.
     """

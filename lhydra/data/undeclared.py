@@ -26,7 +26,17 @@ _SAMPLE = 10_000  # rows that the suggested kind and table are read from
 def column_warnings(
     con: duckdb.DuckDBPyConnection, source: Source, declared: DeclaredColumns, folder: Path
 ) -> list[str]:
-    """Returns what to say of columns: aggregates that leak, names kept by Lhydra, what nobody declared."""
+    """Returns what to say of columns: aggregates that leak, names kept by Lhydra, what nobody declared.
+
+    Args:
+        con: the connection that holds the tables.
+        source: the files.
+        declared: columns that a configuration declares.
+        folder: for temporary files.
+
+    Returns:
+        A message each.
+    """
     tables = [table for table in (source.plays, source.tracks, source.users) if table is not None]
     every = list(dict.fromkeys(name for table in tables for name in table.names))
     used = {column.name for column in (*declared.tracks, *declared.users)}

@@ -55,7 +55,16 @@ class Shelf:
     def of(
         cls, group: npt.NDArray[np.integer], day: npt.NDArray[np.integer], weight: npt.NDArray[np.float64]
     ) -> "Shelf":
-        """Returns the shelf of all tracks; group, release day and weight (n,) each."""
+        """Returns the shelf of all tracks; group, release day and weight (n,) each.
+
+        Args:
+            group: (n,) of each track.
+            day: (n,) of release.
+            weight: (n,) float64, how often it is drawn.
+
+        Returns:
+            The shelf.
+        """
         key = group.astype(np.int64) * (DAYS + 1) + day
         order = np.argsort(key, kind="stable").astype(np.int32)
         mass = np.zeros(len(order) + 1)
@@ -65,7 +74,14 @@ class Shelf:
     def draw(self, group: I64, after: I64 | int, day: I64, r: npt.NDArray[np.float64]) -> I64:
         """Returns a track of each `group` released in (after, day], taken by weight; -1 where there is none.
 
-        group, day: (n,) int64; after: days, -1 for any; r: (n,) uniform in [0, 1).
+        Args:
+            group: (n,) int64.
+            after: days, -1 for any.
+            day: (n,) int64.
+            r: (n,) uniform in [0, 1).
+
+        Returns:
+            (n,) int64 tracks.
         """
         low = np.searchsorted(self.key, group * (DAYS + 1) + after, side="right")
         high = np.searchsorted(self.key, group * (DAYS + 1) + day, side="right")
@@ -125,7 +141,14 @@ class World:
     by_release: Shelf  # one group, uniform weights: what noisy users draw from
 
     def taste(self, users: slice) -> npt.NDArray[np.float64]:
-        """Returns the probability of each cell, (users, EPOCHS, CELLS) float64, rows summing to 1."""
+        """Returns the probability of each cell.
+
+        Args:
+            users: which.
+
+        Returns:
+            (users, EPOCHS, CELLS) float64, rows summing to 1.
+        """
         audience = self.audience
         angle = (DRIFT * np.arange(EPOCHS) / (EPOCHS - 1)).astype(np.float32)
         turn = np.stack([np.cos(angle), np.sin(angle)])
@@ -140,7 +163,14 @@ class World:
         return np.asarray(chance)
 
     def demographic_taste(self, users: slice) -> npt.NDArray[np.float64]:
-        """Returns the part of the style logits that age, gender and country explain, (users, styles)."""
+        """Returns the part of the style logits that age, gender and country explain, (users, styles).
+
+        Args:
+            users: which.
+
+        Returns:
+            (users, styles) float64.
+        """
         audience = self.audience
         loved_at = np.clip(2024 - STYLE_YEAR + 18, 16, 68)  # the age of those who were 18 in its year
         age = -0.5 * ((audience.age[users][:, None] - loved_at) / 14) ** 2
@@ -149,12 +179,30 @@ class World:
 
 
 def generator(seed: int, *stage: int) -> np.random.Generator:
-    """Returns the random stream of one stage of the world `seed`."""
+    """Returns the random stream of one stage of the world `seed`.
+
+    Args:
+        seed: of the world.
+        stage: numbers of the stage.
+
+    Returns:
+        A generator that depends on these alone.
+    """
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=stage)))
 
 
 def make_world(users: int, tracks: int, plays: int, seed: int) -> World:
-    """Returns the world of these sizes; `plays` >= `users` >= 1, `tracks` >= 1, `seed` >= 0 (not checked here)."""
+    """Returns the world of these sizes.
+
+    Args:
+        users: how many, at least 1.
+        tracks: how many, at least 1.
+        plays: how many, at least as many as users.
+        seed: 0 or more.
+
+    Returns:
+        The world; sizes are not checked here.
+    """
     rng = generator(seed, 0)
     genre_vectors = rng.normal(size=(len(GENRES), LATENT))
     style_vectors = 0.75 * genre_vectors[STYLE_GENRE] + 0.65 * rng.normal(size=(len(STYLES), LATENT))
