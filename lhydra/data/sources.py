@@ -205,7 +205,7 @@ def find(folder: Path, stem: str) -> Path | None:
         stem: the name without its ending.
 
     Returns:
-        The path.
+        The path; None when there is none.
 
     Raises:
         DataError: several files could be meant.

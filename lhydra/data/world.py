@@ -81,7 +81,7 @@ class Shelf:
             r: (n,) uniform in [0, 1).
 
         Returns:
-            (n,) int64 tracks.
+            (n,) int32 tracks, -1 where there is none.
         """
         low = np.searchsorted(self.key, group * (DAYS + 1) + after, side="right")
         high = np.searchsorted(self.key, group * (DAYS + 1) + day, side="right")
