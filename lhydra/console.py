@@ -28,14 +28,16 @@ def with_progress(items: Iterable[T], total: int, label: str) -> Iterator[T]:
 
 
 @contextmanager
-def progress(total: int, label: str) -> Iterator[Callable[[int], None]]:
+def progress(total: int, label: str, *, lines: bool = True) -> Iterator[Callable[[int], None]]:
     """Gives a function to be told how much of `total` is done.
 
-    A bar with rate and time left on a terminal, else a plain line every few seconds, both on stderr.
+    A bar with rate and time left on a terminal, else a plain line every few seconds, both on stderr. What is printed
+    meanwhile stands above the bar.
 
     Args:
         total: how much there is to do.
         label: what people read.
+        lines: whether there are lines where there is no terminal; a caller who prints its own needs none.
 
     Yields:
         A function that takes how much is done.
@@ -55,6 +57,9 @@ def progress(total: int, label: str) -> Iterator[Callable[[int], None]]:
 
             yield move
         return
+    if not lines:
+        yield lambda done: None
+        return
     started = time.monotonic()
     due = started + _REPORT_EVERY_S
 
@@ -68,6 +73,30 @@ def progress(total: int, label: str) -> Iterator[Callable[[int], None]]:
             due = now + _REPORT_EVERY_S
 
     yield tell
+
+
+@contextmanager
+def step_display(*, lines: bool = True) -> Iterator[Callable[[str], None]]:
+    """Gives a function to be told which step is under way, for work whose length nobody knows.
+
+    A spinner with the step on a terminal, else a plain line each, both on stderr.
+
+    Args:
+        lines: whether there are lines where there is no terminal.
+
+    Yields:
+        A function that takes what the step is.
+    """
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.text import Text
+
+        with Console(stderr=True).status("starting") as status:
+            yield lambda step: status.update(Text(step))
+    elif lines:
+        yield lambda step: print(step, file=sys.stderr, flush=True)
+    else:
+        yield lambda step: None
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], title: str | None = None) -> None:

@@ -1,11 +1,11 @@
-"""Tables: aligned lines in a pipe, folded to its width on a terminal."""
+"""Tables and progress: plain lines in a pipe, folded tables, bars and spinners on a terminal."""
 
 import re
 import sys
 
 import pytest
 
-from lhydra.console import print_table
+from lhydra.console import print_table, progress, step_display
 
 HEADER = ["check", "", "found", "limit"]
 ROWS = [["unit norm", "passed", "0.0001", "0.0010"], ["[red]overlap:smile:", "refused", "undefined", "-"]]
@@ -32,3 +32,29 @@ def test_a_terminal_gets_lines_of_its_width(
     lines = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out).splitlines()
     assert max(map(len, lines)) <= 60
     assert sum(line.count("word") for line in lines) == 30
+
+
+def test_a_pipe_gets_a_line_per_step_or_none(capsys: pytest.CaptureFixture[str]) -> None:
+    for lines in (True, False):
+        with step_display(lines=lines) as show:
+            show("reading [plays]")
+            show("splitting")
+    with progress(3, "training", lines=False) as move:
+        move(3)
+    assert capsys.readouterr().err == "reading [plays]\nsplitting\n"
+
+
+def test_a_terminal_shows_the_step_and_leaves_no_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    with step_display() as show:
+        show("reading [plays]")
+    with progress(3, "training") as move:
+        print("epoch 1", file=sys.stderr)
+        move(1)
+    said = capsys.readouterr().err
+    assert "reading [plays]" in said  # no markup: it is shown as it is
+    assert "epoch 1" in said
+    assert said.count("\n") < 12

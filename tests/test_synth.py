@@ -624,7 +624,7 @@ def test_command_says_what_it_wrote_and_what_comes_next(tmp_path: Path, capsys: 
     said = capsys.readouterr()
     assert f"wrote {out}: 60 users, 90 tracks, 700 plays (seed 5, " in said.out
     assert said.out.splitlines()[-1] == f"next: lhydra prepare {out} DATASET"
-    assert said.err == "plays: 700 of 700\n"
+    assert said.err == ""  # a line every few seconds, and it took less
     write(tmp_path / "same", SMALL)
     assert hashes(out) == hashes(tmp_path / "same")
 

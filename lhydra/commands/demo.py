@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from lhydra import config
+from lhydra.console import step_display
 from lhydra.errors import ConfigError, LhydraError, MissingExtra, complain
 
 HELP = "synthetic world -> prepare -> train -> rebuild -> users load -> serve -> query, in about a minute"
@@ -96,23 +97,15 @@ def _step(number: int, what: str, command: list[object], show: str = "") -> None
     words = [str(word) for word in command]
     print(f"[{number}/6] {what}\n$ lhydra {' '.join(words)}", flush=True)
     started = time.monotonic()
-    with _popen(words, stderr=subprocess.STDOUT) as process:
+    with step_display(lines=False) as display, _popen(words, stderr=subprocess.STDOUT) as process:
         kept = []
         for line in _lines(process.stdout):
             kept.append(line)
             if show and line.startswith(show):
-                _live(line)
+                display(line)
     if process.returncode:
-        _live("")
         raise LhydraError(f"step {number} failed: {kept[-1] if kept else f'exit code {process.returncode}'}")
-    _live("")
     print(f"      {time.monotonic() - started:.1f} s", flush=True)
-
-
-def _live(line: str) -> None:
-    """Shows a line that the next one overwrites; nothing where stdout is not a terminal."""
-    if sys.stdout.isatty():
-        print(f"\r\033[K{'      ' + line[:100] if line else ''}", end="", flush=True)
 
 
 def _lhydra(words: list[str]) -> None:

@@ -1,15 +1,13 @@
 """`lhydra prepare`: a listening log in, a dataset out."""
 
 import argparse
-import contextlib
-import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lhydra import config
+from lhydra.console import step_display
 from lhydra.data.settings import PrepareSettings
 
 if TYPE_CHECKING:
@@ -89,25 +87,13 @@ def run(args: argparse.Namespace) -> int:
 
     columns = DeclaredColumns.from_config(args.config)
     start = time.perf_counter()
-    with _progress() as say:
-        info = prepare(args.source, args.dataset, settings, columns, say)
+    with step_display() as show:
+        info = prepare(args.source, args.dataset, settings, columns, lambda step: show(f"{step} ..."))
     if args.json:
         print(info.to_json(), end="")
     else:
         print(_summary(info, args.dataset, time.perf_counter() - start))
     return 0
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """Yields what shows the current step: a spinner on a terminal, else a line each on stderr."""
-    if not sys.stderr.isatty():
-        yield lambda step: print(f"{step} ...", file=sys.stderr)
-        return
-    from rich.console import Console
-
-    with Console(stderr=True).status("starting") as status:
-        yield lambda step: status.update(f"{step} ...")
 
 
 def _summary(info: "DatasetInfo", dataset: Path, took_s: float) -> str:

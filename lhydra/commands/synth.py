@@ -1,13 +1,11 @@
 """`lhydra synth`: writes the synthetic listening world, a source for `lhydra prepare`."""
 
 import argparse
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lhydra.config import Settings, add_flags, resolve, setting
+from lhydra.console import progress
 
 HELP = "write a synthetic listening world with learnable taste, as a source for `lhydra prepare`"
 EXTRA = "data"
@@ -45,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     from lhydra.data.synth import write_world
 
     settings = resolve("synth", SynthSettings, args)
-    with _progress(settings.plays) as on_plays:
+    with progress(settings.plays, "plays") as on_plays:
         write_world(args.out, **asdict(settings), on_plays=on_plays)
     size_mb = sum(file.stat().st_size for file in args.out.iterdir()) / 1e6
     print(
@@ -54,26 +52,3 @@ def run(args: argparse.Namespace) -> int:
     )
     print(f"next: lhydra prepare {args.out} DATASET")
     return 0
-
-
-@contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Gives a function that shows how many plays are written: a bar on a terminal, else a line per fifth."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("plays"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task("plays", total=total)
-            yield lambda written: bar.update(task, completed=written)
-        return
-    shown = 0
-
-    def show(written: int) -> None:
-        nonlocal shown
-        if written * 5 // total > shown:
-            shown = written * 5 // total
-            print(f"plays: {written:,} of {total:,}", file=sys.stderr)
-
-    yield show

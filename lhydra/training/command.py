@@ -5,9 +5,9 @@ import os
 import statistics
 import sys
 from pathlib import Path
-from typing import Any
 
 from lhydra import config
+from lhydra.console import progress
 from lhydra.errors import ConfigError, complain
 from lhydra.training.config import TrainSettings
 from lhydra.training.progress import EpochDone, Progress, unreported
@@ -54,10 +54,15 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(complain("--folds", str(args.folds), "at least 2, or 0 for none"))
     dataset = Dataset.open(args.dataset)
     rank = int(os.environ.get("RANK", "0"))  # under torchrun one process speaks for all
-    with _Display(settings.epochs) as shown:
-        report = shown.report if rank == 0 else unreported
+    with progress(settings.epochs, "training", lines=False) as show:
+
+        def report(done: Progress) -> None:
+            if isinstance(done, EpochDone):
+                show(done.epoch)
+            print(done, file=sys.stderr, flush=True)
+
         options = {"resume": args.resume, "refit": args.refit, "folds": args.folds}
-        info = train(dataset, args.model, settings, report=report, **options)
+        info = train(dataset, args.model, settings, report=report if rank == 0 else unreported, **options)
     if rank:
         return 0
     for name in ("retrieval", "cascade"):
@@ -76,39 +81,3 @@ def run(args: argparse.Namespace) -> int:
     print(f"model {info.model_id} in {args.model}")
     print(f"next: lhydra index rebuild --model {args.model} --data {args.dataset} --store STORE")
     return 0
-
-
-class _Display:
-    """One line per epoch; on a terminal a bar below them with the time left."""
-
-    def __init__(self, epochs: int) -> None:
-        self._bar: Any = None
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-            columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task("training", total=epochs)
-
-    def __enter__(self) -> "_Display":
-        if self._bar:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def report(self, progress: Progress) -> None:
-        """Shows one line.
-
-        Args:
-            progress: what an epoch, a short run of the temperature search, a teacher or the head gave.
-        """
-        if self._bar:
-            if isinstance(progress, EpochDone):
-                self._bar.update(self._task, completed=progress.epoch)
-            self._bar.console.print(str(progress), highlight=False)
-        else:
-            print(progress, file=sys.stderr, flush=True)
