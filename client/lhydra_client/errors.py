@@ -112,7 +112,8 @@ def from_rpc(error: grpc.RpcError, server: str, timeout_s: float) -> ClientError
     """
     code = error.code()
     details = error.details() or "no details"
-    trailers = dict(cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ()))
+    pairs = cast("Iterable[tuple[str, str | bytes]]", error.trailing_metadata() or ())
+    trailers = {key: value for key, value in pairs}  # noqa: C416  # not dict(): aio's Metadata of grpcio 1.76 is no mapping
     request_id = str(trailers.get("x-request-id", ""))
     kind = ERRORS.get(code, ServerError)
     if kind is Overloaded and "larger than max" in details:
