@@ -3,7 +3,7 @@
 Standard library only: `lhydra serve` reads its settings before anything heavy is imported.
 """
 
-import unicodedata
+import re
 
 from lhydra.errors import InvalidRequest
 
@@ -11,27 +11,47 @@ MAX_K = 10_000  # the largest k that a server may be told to allow
 DEFAULT_MAX_K = 1_000  # the largest k that it allows unless told
 MAX_DEPTH = 10_000  # candidates to rerank
 MAX_ID_CHARS = 256  # of a user or track id
+CONTROL = r"[\x00-\x1f\x7f-\x9f]"  # what no id holds, as `re` and DuckDB read it: Unicode's Cc, a set that never grows
 MAX_EVENT_CHARS = 128
 MAX_EXCLUDED = 10_000  # tracks that a request excludes
 MAX_ENTRIES = 10_000  # history entries that a request brings
 MAX_COUNT = 1e9  # plays of one history entry; sums of them stay finite in float32
 MAX_PLAYS = 1_000  # recorded by one call
 CLOCK_SKEW_S = 86_400  # a timestamp may be ahead of our clock by so much
+_holds_control = re.compile(CONTROL).search
 
 
-def check_user_id(field: str, user_id: str) -> None:
-    """Checks a user id.
+def check_id(field: str, text: str) -> None:
+    """Checks the id of a user or track: the one rule for every door, whatever tables of Unicode a machine has.
 
     Args:
         field: the name of the field, for the error.
-        user_id: its value.
+        text: its value.
 
     Raises:
-        InvalidRequest: the id is empty, longer than MAX_ID_CHARS or holds control characters.
+        InvalidRequest: the id is empty, longer than MAX_ID_CHARS, holds control characters, or is no UTF-8 text.
     """
-    check_length(field, user_id, MAX_ID_CHARS)
-    if not user_id.isprintable() and any(unicodedata.category(c).startswith("C") for c in user_id):
-        raise InvalidRequest(field, user_id, "no control characters")
+    check_length(field, text, MAX_ID_CHARS)
+    if _holds_control(text):
+        raise InvalidRequest(field, text, "no control characters")
+    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+        raise InvalidRequest(field, text, "text that is UTF-8")
+
+
+def is_id(text: str) -> bool:
+    """Says whether a text can be the id of a user or track.
+
+    Args:
+        text: the text.
+
+    Returns:
+        Whether `check_id` takes it.
+    """
+    try:
+        check_id("", text)
+    except InvalidRequest:
+        return False
+    return True
 
 
 def check_length(field: str, text: str, longest: int) -> None:

@@ -28,11 +28,9 @@ from lhydra.limits import (
     MAX_DEPTH,
     MAX_ENTRIES,
     MAX_EXCLUDED,
-    MAX_ID_CHARS,
-    check_length,
+    check_id,
     check_range,
     check_time,
-    check_user_id,
 )
 
 
@@ -85,13 +83,13 @@ def check(
     Raises:
         InvalidRequest: a limit is passed; names the field.
     """
-    check_user_id("user_id", request.user_id)
+    check_id("user_id", request.user_id)
     check_range("k", request.k, 1, max_k)
     check_range("depth", request.depth, 0, MAX_DEPTH)
     check_range("exclude_track_ids", len(request.exclude_track_ids), 0, MAX_EXCLUDED, "entries")
     check_range(history, len(request.history), 0, MAX_ENTRIES, "entries")
     for i, entry in enumerate(request.history):
-        check_length(f"{history}[{i}].track_id", entry.track_id, MAX_ID_CHARS)
+        check_id(f"{history}[{i}].track_id", entry.track_id)
         check_time(f"{history}[{i}].timestamp_s", entry.timestamp_s, now)
         if not 0 <= entry.count <= MAX_COUNT:
             expected = f"a finite number, not negative, at most {MAX_COUNT:.0e}"

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from lhydra.config import Settings, add_flags, resolve, setting
 from lhydra.errors import ConfigError, complain
+from lhydra.limits import MAX_ID_CHARS, is_id
 
 if TYPE_CHECKING:
     from lhydra.data.dataset import AsOf
@@ -39,17 +41,21 @@ class Counts:
     users: int = 0
     history_entries: int = 0
     heard_tracks: int = 0
+    left_out: int = 0
 
     def of(self, states: Iterable[tuple[str, "UserState"]]) -> Iterator[tuple[str, "UserState"]]:
-        """Passes users on and counts them.
+        """Passes users on and counts them; leaves out those whose id no request can name.
 
         Args:
             states: (user id, state) pairs.
 
         Yields:
-            The same pairs.
+            The pairs whose id is one.
         """
         for user_id, state in states:
+            if not is_id(user_id):
+                self.left_out += 1
+                continue
             self.users += 1
             self.history_entries += len(state.history)
             self.heard_tracks += len(state.heard)
@@ -104,6 +110,9 @@ def run(args: argparse.Namespace) -> int:
             users.load(with_progress(states, n_users, "users"))
     finally:
         users.close()
+    if counts.left_out:  # a dataset of before `prepare` refused them
+        what = f"ids of more than {MAX_ID_CHARS} characters or with control characters: no request can name them"
+        print(f"warning: {counts.left_out:,} users left out: {what}", file=sys.stderr)
     where = redacted(settings.users) if settings.users else f"lmdb:{store}/users.lmdb"
     if settings.json:
         print(json.dumps({"users_store": where, "as_of": settings.as_of, **vars(counts)}))

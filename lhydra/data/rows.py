@@ -11,16 +11,18 @@ from typing import Literal
 import duckdb
 
 from lhydra.data.dataset import Column
-from lhydra.data.schema import MAX_ID
 from lhydra.data.sources import Source, Table
 from lhydra.errors import DataError, complain
+from lhydra.limits import CONTROL, MAX_ID_CHARS
 
 MAX_COUNT = 1e12  # plays in one row: far above any real count, and sums of them still fit float32
 _TIME_LIMIT = 100_000_000_000  # seconds, year 5138: a number above it is taken for milliseconds
 NOT_A_TIME = "timestamp is neither Unix seconds nor ISO 8601"
 MILLISECONDS = "timestamp looks like milliseconds, not seconds"
 NO_PLAY = "playcount is 0, which is no play"
+NOT_AN_ID = f"is longer than {MAX_ID_CHARS} characters or holds control characters"
 _MACROS = f"""
+CREATE MACRO no_id(x) AS length(x) > {MAX_ID_CHARS} OR regexp_matches(x, '{CONTROL}');
 CREATE MACRO blank(x) AS x IS NULL OR trim(x) = '';
 CREATE MACRO number(x) AS CASE WHEN abs(TRY_CAST(x AS DOUBLE)) <= 3.4e38 THEN TRY_CAST(x AS DOUBLE) END;
 CREATE MACRO year_of(x) AS CASE WHEN regexp_matches(x, '^ *[0-9]{{4}}-') THEN left(trim(x), 4) ELSE x END;
@@ -99,6 +101,7 @@ def check_plays(con: duckdb.DuckDBPyConnection, source: Source, report: Report) 
     plays = source.plays
     cells = [f"{plays.sql('user_id')} AS user", f"{plays.sql('track_id')} AS track"]
     cases = [("coalesce(user, '') = ''", "empty user_id"), ("coalesce(track, '') = ''", "empty track_id")]
+    cases += [(f"no_id({side})", f"{side}_id {NOT_AN_ID}") for side in ("user", "track")]
     if "playcount" in plays.names:
         cells.append(f"TRY_CAST({plays.sql('playcount')} AS DOUBLE) AS count")
         cases += [
@@ -248,13 +251,14 @@ def _check_times(con: duckdb.DuckDBPyConnection, plays: Table) -> None:
 
 
 def _keep_named(con: duckdb.DuckDBPyConnection, table: Table, side: Side, report: Report) -> None:
-    """Creates the view `good_<side>` of the rows that have an id; notes the others."""
+    """Creates the view `good_<side>` of the rows that have a good id; notes the others."""
     key = f"{side[:-1]}_id"
-    empty = f"coalesce({table.sql(key)}, '') = ''"
-    con.execute(f"CREATE VIEW good_{side} AS SELECT rowid AS row, * FROM raw_{side} WHERE NOT ({empty})")
-    bad, rows = con.execute(f"SELECT count(*), min(rowid, 3) FROM raw_{side} WHERE {empty}").fetchall()[0]
-    if bad:
-        report.drop(table, f"empty {key}", bad, table.places(rows))
+    empty, unusable = f"coalesce({table.sql(key)}, '') = ''", f"coalesce(no_id({table.sql(key)}), false)"
+    con.execute(f"CREATE VIEW good_{side} AS SELECT rowid AS row, * FROM raw_{side} WHERE NOT ({empty} OR {unusable})")
+    for test, reason in ((empty, f"empty {key}"), (unusable, f"{key} {NOT_AN_ID}")):
+        bad, rows = con.execute(f"SELECT count(*), min(rowid, 3) FROM raw_{side} WHERE {test}").fetchall()[0]
+        if bad:
+            report.drop(table, reason, bad, table.places(rows))
 
 
 def _value(con: duckdb.DuckDBPyConnection, table: Table, column: Column, rows: str) -> str:
@@ -330,15 +334,9 @@ def _note_conflicts(
 
 
 def _filled(con: duckdb.DuckDBPyConnection, side: Side, columns: Sequence[Column], report: Report) -> dict[str, Column]:
-    """Returns the columns with at least one value by SQL name; looks at the ids on the way."""
+    """Returns the columns with at least one value by SQL name."""
     counts = "".join(f", count(v{i})" for i in range(len(columns)))
-    unusable = f"length(id) > {MAX_ID} OR regexp_matches(id, '[\\x00-\\x1f\\x7f-\\x9f]')"
-    bad, *filled = con.execute(f"SELECT count(*) FILTER ({unusable}){counts} FROM {side}").fetchall()[0]
-    if bad:
-        report.warnings.append(
-            f"{bad:,} {side[:-1]} ids are longer than {MAX_ID} characters or hold control characters:"
-            " the server refuses requests that name them"
-        )
+    _, *filled = con.execute(f"SELECT count(*){counts} FROM {side}").fetchall()[0]
     for column, count in zip(columns, filled, strict=True):
         if not count:
             report.warnings.append(f"{side}: {column.name}: every cell is missing, left out")

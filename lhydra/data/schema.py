@@ -37,7 +37,6 @@ USER_COLUMNS: Mapping[str, Kind] = {
 IGNORED = ("spotify_id", "spotify_preview_url")  # known, and no feature
 RESERVED = ("train_plays", "train_listeners", "train_tracks", "train_top_genre")  # Lhydra's own aggregates
 DECLARABLE = tuple(kind for kind in get_args(Kind) if kind != "text")
-MAX_ID = 256  # characters of an id that the server answers for
 
 
 @dataclass(frozen=True)

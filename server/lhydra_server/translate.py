@@ -8,12 +8,11 @@ from lhydra.domain import Play, Repeat, Value
 from lhydra.errors import InvalidRequest, Unsupported
 from lhydra.limits import (
     MAX_EVENT_CHARS,
-    MAX_ID_CHARS,
     MAX_PLAYS,
+    check_id,
     check_length,
     check_range,
     check_time,
-    check_user_id,
 )
 from lhydra.queries import Request, check
 from lhydra_protos.v1 import recommender_pb2 as pb
@@ -75,8 +74,8 @@ def to_plays(request: pb.RecordPlaysRequest) -> list[Play]:
     now = int(time.time())
     for i, play in enumerate(request.plays):
         check_length(f"plays[{i}].event_id", play.event_id, MAX_EVENT_CHARS)
-        check_user_id(f"plays[{i}].user_id", play.user_id)
-        check_length(f"plays[{i}].track_id", play.track_id, MAX_ID_CHARS)
+        check_id(f"plays[{i}].user_id", play.user_id)
+        check_id(f"plays[{i}].track_id", play.track_id)
         check_time(f"plays[{i}].timestamp_s", play.timestamp_s, now)
     return [_to_play(play, now) for play in request.plays]
 
