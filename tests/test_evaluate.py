@@ -38,7 +38,7 @@ Play = tuple[int, int, int]  # user, track, fold
 def write_dataset(path: Path, user_ids: Sequence[str], track_ids: Sequence[str], plays: Sequence[Play]) -> Dataset:
     path.mkdir()
     counts = {"tracks": len(track_ids), "users": len(user_ids), "plays": len(plays)}
-    info = DatasetInfo("test", (), (), counts, {"protocol": "column", "hash": "0"}, timed=False)
+    info = DatasetInfo("test", (), (), counts, SPLIT, timed=False)
     (path / "dataset.json").write_text(info.to_json())
     pq.write_table(pa.table({"user_id": pa.array(user_ids, pa.string())}), path / "users.parquet")
     pq.write_table(pa.table({"track_id": pa.array(track_ids, pa.string())}), path / "tracks.parquet")
@@ -133,6 +133,11 @@ Fake = Callable[[FakeRecommender], None]
 
 
 MODEL_INFO = {"fitted_on": "train"}  # of a model.json
+SPLIT = {"protocol": "column", "hash": "0"}  # of every dataset here, and so of the model
+
+
+def model_info() -> ModelInfo:
+    return ModelInfo(fitted_on=MODEL_INFO["fitted_on"], parents={"dataset": "test", "split": SPLIT})
 
 
 @pytest.fixture
@@ -143,7 +148,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Fake:
         def bundle(store: Path, bundle_id: str | None = None) -> SimpleNamespace:
             recommender.bundle_id = bundle_id or recommender.bundle_id
             return SimpleNamespace(
-                bundle_id=recommender.bundle_id, manifest=SimpleNamespace(model_id="model-1", parents={})
+                bundle_id=recommender.bundle_id, manifest=SimpleNamespace(model_id="model-1", parents={"split": SPLIT})
             )
 
         def unpublished(model: SimpleNamespace, dataset: Dataset, folder: Path) -> SimpleNamespace:
@@ -156,7 +161,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> Fake:
         monkeypatch.setattr("lhydra.bundle.bundle.Bundle.open", bundle)
         monkeypatch.setattr(
             "lhydra.bundle.model.Model.open",
-            lambda path: SimpleNamespace(name=path.name, info=ModelInfo(fitted_on=MODEL_INFO["fitted_on"])),
+            lambda path: SimpleNamespace(name=path.name, info=model_info()),
         )
         monkeypatch.setattr("lhydra.bundle.catalog_writer.unpublished_bundle", unpublished)
         monkeypatch.setattr("lhydra.recommender.Recommender", served)

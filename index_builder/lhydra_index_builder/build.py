@@ -7,7 +7,6 @@ gate, store.set_current, store.retain. `add` and `remove` (in `changes`) share e
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,15 +29,14 @@ from lhydra.bundle.index import FLAT, Index, use_threads
 from lhydra.bundle.manifest import Manifest, current_bundle_id
 from lhydra.bundle.model import GRAPHS, REFITTED, Model, Quality
 from lhydra.console import progress
-from lhydra.data.dataset import VALID, AsOf, Dataset, user_states
+from lhydra.data.dataset import AsOf, Dataset, user_states
 from lhydra.domain import F32, I64
-from lhydra.errors import BundleError, BundleRefused, DataError
-from lhydra.evaluation.run import Targets, find_targets
+from lhydra.errors import BundleError, BundleRefused
 from lhydra.features.histories import EncodedUsers, Histories, offsets_of
 from lhydra.recommender import Recommender
 from lhydra.timing import timed
 from lhydra_index_builder import depth as depths
-from lhydra_index_builder import gate, plan, pool, recipe, replies, store
+from lhydra_index_builder import gate, held_out, plan, pool, recipe, replies, store
 from lhydra_index_builder.config import RebuildSettings
 from lhydra_index_builder.index_parts import VectorFile
 from lhydra_index_builder.sweep import NEIGHBOURS, MeasuredPoint, Truth
@@ -46,7 +44,7 @@ from lhydra_index_builder.sweep import NEIGHBOURS, MeasuredPoint, Truth
 GOLDEN_USERS, GOLDEN_TRACKS = 8, 64
 TIMES = ("p50_us", "p99_us", "build_s")  # of the curve: what differs between two builds of the same content
 Log = Callable[[str], None]  # told what happens, a line at a time
-DrawUsers = Callable[[Bundle | None], gate.UserSample]  # CURRENT -> whom the gate asks
+DrawUsers = Callable[[Bundle | None], held_out.UserSample]  # CURRENT -> whom the gate asks
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildSetti
             catalog = Catalog.open(folder)
         unindexed = Index.empty(model.dim, FLAT, np.empty((0, model.dim), np.float32), 0)
         bundle = Bundle("", model.spec, catalog, model.user_tower, model.head, unindexed)
-        as_of, targets = held_out(dataset, model.info.fitted_on)
+        as_of, targets = held_out.for_depth(dataset, model.info.fitted_on)
 
         log("measuring how many candidates the head needs")
         cascade = depths.measure(Recommender(bundle), dataset, as_of, targets, threads=threads, seed=config.seed)
@@ -169,10 +167,13 @@ def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildSetti
             files={},
         )
 
-        def draw(current: Bundle | None) -> gate.UserSample:
-            theirs = current.manifest.parents["fitted_on"] if current and current.manifest else ""
-            unseen = None if theirs == REFITTED else targets
-            return gate.draw_users(dataset, as_of, unseen, config.gate_users, config.seed)
+        def draw(current: Bundle | None) -> held_out.UserSample:
+            fitted = {"the new model": model.info.parents["split"] if model.info.parents else {}}
+            if current and current.manifest:
+                fitted["the model of CURRENT"] = current.manifest.parents["split"]
+            judged, why_none = held_out.for_gate(dataset, fitted)
+            seen: AsOf = "refit" if model.info.fitted_on == REFITTED else "test"
+            return held_out.draw_users(dataset, seen, judged, config.gate_users, config.seed, why_none)
 
         return finish(folder, path, manifest, draw, config, log)
 
@@ -256,25 +257,6 @@ def _still_removed(path: Path, catalog: Catalog) -> I64:
     hashes[rows_of] = ordered
     rows = catalog.rows(hashes[removed])
     return np.sort(rows[rows >= 0])
-
-
-def held_out(dataset: Dataset, fitted_on: str) -> tuple[AsOf, Targets | None]:
-    """Returns as of when users are asked, and what they went on to play that the model has not learned from.
-
-    Args:
-        dataset: whose users.
-        fitted_on: what model.json says of the plays that the model was fitted on.
-
-    Returns:
-        The time, and the held-out plays, None where there are none.
-    """
-    if fitted_on == REFITTED:
-        return "refit", None
-    targets = None
-    if (dataset.plays.fold == VALID).any():
-        with suppress(DataError):  # nobody played anything new
-            targets = find_targets(dataset, "valid")
-    return "valid", targets
 
 
 def content(manifest: Manifest) -> str:

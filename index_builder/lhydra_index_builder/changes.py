@@ -37,9 +37,10 @@ from lhydra.features.histories import offsets_of
 from lhydra.recommender import Recommender
 from lhydra.timing import timed
 from lhydra.users.store import open_users
-from lhydra_index_builder import gate, plan, store, sweep
+from lhydra_index_builder import plan, store, sweep
 from lhydra_index_builder.build import Built, Log, finish, no_log
 from lhydra_index_builder.config import RebuildSettings
+from lhydra_index_builder.held_out import UserSample
 from lhydra_index_builder.replies import REPLIES, packed
 
 MAX_CHANGED_SHARE = 0.05  # of the tracks of the last full build: beyond it a rebuild is due
@@ -75,7 +76,7 @@ class CurrentBundle:
         assert bundle.manifest is not None  # opened from a store
         return cls(bundle, bundle.manifest, path / bundle.bundle_id, some_users(path, users, config.gate_users))
 
-    def draw_users(self, current: Bundle | None) -> gate.UserSample:
+    def draw_users(self, current: Bundle | None) -> UserSample:
         """Returns the users whose lists the gate compares.
 
         Args:
@@ -84,7 +85,7 @@ class CurrentBundle:
         Returns:
             The users, nothing of them held out.
         """
-        return gate.UserSample(self.states)
+        return UserSample(self.states)
 
 
 def some_users(path: Path, users: str | None, n: int) -> list[UserState]:

@@ -14,18 +14,18 @@ from lhydra.bundle.arrays import blocks
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.embedding import MAX_NORM_ERROR, norm_error
 from lhydra.bundle.manifest import Gate, GateCheck
-from lhydra.data.dataset import AsOf, Dataset, user_states
 from lhydra.domain import I64, Hashes, Query, Recommendation, Repeat, UserState, no_hashes
 from lhydra.errors import LhydraError
 from lhydra.evaluation.beyond import inter_user_overlap
 from lhydra.evaluation.bootstrap import F64, difference
 from lhydra.evaluation.metrics import rank_metrics
-from lhydra.evaluation.run import Targets, as_rows
+from lhydra.evaluation.run import as_rows
 from lhydra.queries import known_user
 from lhydra.recommender import Recommender
 from lhydra.timing import timed
 from lhydra_index_builder.config import RebuildSettings
 from lhydra_index_builder.depth import loss_at
+from lhydra_index_builder.held_out import HeldOut, UserSample
 from lhydra_index_builder.store import REFUSED
 
 TOP_K = 10
@@ -47,44 +47,6 @@ class Check:
     def line(self) -> str:
         """What a refusal says."""
         return f"{self.name}: found {self.found:.4g}, limit {self.limit:.4g} ({self.note})"
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """What users went on to play: `targets` counts in the tracks of a dataset, whose `hashes` are (tracks,)."""
-
-    targets: Targets
-    hashes: Hashes
-
-
-@dataclass(frozen=True)
-class UserSample:
-    """Users whose lists the gate asks for, with what they went on to play where that was held out."""
-
-    states: Sequence[UserState]
-    held_out: HeldOut | None = None
-
-
-def draw_users(dataset: Dataset, as_of: AsOf, targets: Targets | None, n: int, seed: int) -> UserSample:
-    """Returns users of a dataset drawn at random, those with targets where there are any.
-
-    Args:
-        dataset: whose users.
-        as_of: how much of their plays they have played.
-        targets: what was held out, None where nothing was.
-        n: users at most.
-        seed: of the drawing.
-
-    Returns:
-        The users, in the dataset's order.
-    """
-    if targets is not None:
-        targets = targets.sample(n, seed)
-        users = targets.users
-    else:
-        users = np.sort(np.random.default_rng(seed).permutation(len(dataset.user_ids))[:n])
-    held_out = HeldOut(targets, dataset.hashes) if targets is not None else None
-    return UserSample([state for _, state in user_states(dataset, as_of, positions=users)], held_out)
 
 
 @timed("gate")
@@ -113,7 +75,7 @@ def check(
         served = Recommender(current)
         theirs = served_lists(served, users.states)
         checks += [
-            quality(recommender, lists, served, theirs, users.held_out, limits),
+            quality(recommender, lists, served, theirs, users, limits),
             catalogue(new, current, limits),
             changed(new, lists, current, theirs, limits),
         ]
@@ -245,7 +207,7 @@ def quality(
     ours: I64,
     current: Recommender,
     theirs: I64,
-    held_out: HeldOut | None,
+    users: UserSample,
     limits: RebuildSettings,
 ) -> Check:
     """NDCG@10 on what users went on to play, paired with CURRENT's; refused when surely worse, and by enough.
@@ -255,15 +217,15 @@ def quality(
         ours: (n, TOP_K) what it serves.
         current: serves CURRENT.
         theirs: (n, TOP_K) what that serves to the same users.
-        held_out: what these users went on to play.
+        users: these users, and what they went on to play.
         limits: what the gate lets through.
 
     Returns:
         The check; found: the share of CURRENT's NDCG@10 that is lost.
     """
-    if held_out is None:
-        return Check("quality", SKIPPED, None, None, "no plays held out that neither model has learned from")
-    a, b = (_ndcg(recommender, found, held_out) for recommender, found in ((current, theirs), (new, ours)))
+    if users.held_out is None:
+        return Check("quality", SKIPPED, None, None, users.why_none)
+    a, b = (_ndcg(recommender, found, users.held_out) for recommender, found in ((current, theirs), (new, ours)))
     paired = difference(a, b, 0)
     low, high = paired["low"], paired["high"]
     before, after = float(a.mean()), float(b.mean())

@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: a setting out of range, or settings that do not go together.
     """
     from lhydra.data.dataset import Dataset
-    from lhydra.evaluation.evaluate import evaluate
+    from lhydra.evaluation.evaluate import evaluate, told
     from lhydra.recommender import Recommender
 
     settings = config.resolve("evaluate", EvaluateSettings, args)
@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     if args.report is not None:
         check_installed("plotly", "jinja2")
     dataset, training = Dataset.open(args.dataset), training_log(args.model)
-    with opened(args.model, args.store, dataset) as (bundle, names):
+    with opened(args.model, args.store, dataset) as (bundle, names, fitted):
         from lhydra.bundle.model import REFITTED
 
         refitted = names.get("fitted_on") == REFITTED
@@ -135,11 +135,15 @@ def run(args: argparse.Namespace) -> int:
             seed=settings.seed,
             baselines=baselines,
             analyses=args.json is not None or args.report is not None,
+            fitted=fitted,
         )
         document["protocol"] = {"dataset": str(args.dataset), **names, **document["protocol"]}
         document["training"] = training
         if refitted and baselines:
-            document["summary"].insert(1, "the model learned from the valid fold too (--refit), the baselines did not")
+            document["summary"].insert(
+                1 + len(told(document["protocol"])),
+                "the model learned from the valid fold too (--refit), the baselines did not",
+            )
         show(bundle.bundle_id, document)
     from lhydra.files import write_text  # brings numpy, which `--help` must not import
 
@@ -169,7 +173,9 @@ def check_installed(*modules: str) -> None:
 
 
 @contextmanager
-def opened(model: Path | None, store: Path | None, dataset: "Dataset") -> Iterator[tuple["Bundle", "Source"]]:
+def opened(
+    model: Path | None, store: Path | None, dataset: "Dataset"
+) -> Iterator[tuple["Bundle", "Source", dict[str, Any]]]:
     """Opens what to evaluate; a model is searched exactly over the dataset's tracks.
 
     Args:
@@ -178,7 +184,7 @@ def opened(model: Path | None, store: Path | None, dataset: "Dataset") -> Iterat
         dataset: whose tracks a model is searched over.
 
     Yields:
-        The bundle, and its names for the protocol.
+        The bundle, its names for the protocol, and the split that its model was fitted under, {} where it is unknown.
     """
     from lhydra.bundle.bundle import Bundle
     from lhydra.bundle.catalog_writer import unpublished_bundle
@@ -187,14 +193,16 @@ def opened(model: Path | None, store: Path | None, dataset: "Dataset") -> Iterat
     if store is not None:
         bundle = Bundle.open(store)
         model_id = bundle.manifest.model_id if bundle.manifest else None
-        fitted_on = bundle.manifest.parents.get("fitted_on") if bundle.manifest else None
-        yield bundle, {"store": str(store), "bundle_id": bundle.bundle_id, "model_id": model_id, "fitted_on": fitted_on}
+        parents: dict[str, Any] = {**bundle.manifest.parents} if bundle.manifest else {}
+        named: Source = {"store": str(store), "bundle_id": bundle.bundle_id, "model_id": model_id}
+        yield bundle, {**named, "fitted_on": parents.get("fitted_on")}, parents.get("split", {})
     elif model is not None:
         with tempfile.TemporaryDirectory(prefix="lhydra-") as folder:
             made = Model.open(model)
             bundle = unpublished_bundle(made, dataset, Path(folder))
-            fitted_on = made.info.fitted_on
-            yield bundle, {"model": str(model), "bundle_id": None, "model_id": bundle.bundle_id, "fitted_on": fitted_on}
+            named = {"model": str(model), "bundle_id": None, "model_id": bundle.bundle_id}
+            split = made.info.parents["split"] if made.info.parents else {}
+            yield bundle, {**named, "fitted_on": made.info.fitted_on}, split
 
 
 def list_lengths(text: str) -> tuple[int, ...]:

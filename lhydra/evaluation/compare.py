@@ -59,6 +59,7 @@ def compare(a: Document, b: Document, names: tuple[str, str], seed: int = 0) -> 
     Raises:
         DataError: the two measured different things.
     """
+    check_seen(a, b, names)
     check_protocols(a, b, names)
     stages: dict[str, dict[str, PairedChange]] = {}
     for stage in (stage for stage in a["per_user"]["stages"] if stage in b["per_user"]["stages"]):
@@ -94,6 +95,24 @@ def compare(a: Document, b: Document, names: tuple[str, str], seed: int = 0) -> 
         "metrics": metrics,
         "cohorts": cohorts,
     }
+
+
+def check_seen(a: Document, b: Document, names: tuple[str, str]) -> None:
+    """Checks that no model may have learned from what it was asked for.
+
+    Args:
+        a: a document.
+        b: another.
+        names: what to call them in a complaint.
+
+    Raises:
+        DataError: one may have.
+    """
+    for document, name in zip((a, b), names, strict=True):
+        seen = document["protocol"].get("seen")
+        if seen and seen["targets"]:
+            found = f"{seen['targets']:,} of {seen['of']:,} targets that its model may have learned from"
+            raise DataError(complain(name, f"{found} ({seen['why']})", "none"))
 
 
 def check_protocols(a: Document, b: Document, names: tuple[str, str]) -> None:

@@ -44,6 +44,14 @@ class Source(TypedDict):
     fitted_on: NotRequired[str | None]
 
 
+class Seen(TypedDict):
+    """Of so many targets, how many the model may have learned from, and why; 0 and "" where surely none."""
+
+    targets: int
+    of: int
+    why: str
+
+
 class Protocol(Source):
     """What was measured and how; two documents with the same `hash` can be compared."""
 
@@ -57,6 +65,7 @@ class Protocol(Source):
     ranked: str
     targets: str
     negatives: str
+    seen: NotRequired[Seen]
     lhydra_version: str
     hash: str
 

@@ -6,7 +6,7 @@ two documents can be compared is in `protocol.hash`.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -36,6 +36,7 @@ from lhydra.evaluation.leaks import find_leaks
 from lhydra.evaluation.lists import Recommends
 from lhydra.evaluation.metrics import MRR_DEPTH, RankMetrics
 from lhydra.evaluation.run import Moment, Run, as_rows, ask, find_targets, some_users
+from lhydra.evaluation.unseen import unseen
 from lhydra.timing import timed
 
 PAIRED = (NDCG, RECALL)  # kept by user: what intervals of differences are made of
@@ -54,6 +55,7 @@ def evaluate(
     seed: int = 0,
     baselines: Sequence[str] = (),
     analyses: bool = False,
+    fitted: Mapping[str, Any] | None = None,
 ) -> Document:
     """Evaluates a recommender on the users with targets.
 
@@ -66,6 +68,8 @@ def evaluate(
         seed: of the draw, the negatives and the intervals.
         baselines: which of `baselines.NAMES` to measure beside it.
         analyses: with the mistakes and the importance of features, which take as long as the rest.
+        fitted: `split` of the dataset that the recommender's model was fitted on, to tell whether it may have learned
+            from targets; None: nothing is said of that.
 
     Returns:
         The document; `protocol` does not yet say what was evaluated on which dataset.
@@ -106,6 +110,9 @@ def evaluate(
         "hash": "",
     }
     protocol["hash"] = protocol_hash(dataset, protocol)
+    if fitted is not None:
+        found = unseen(dataset, targets, fitted, as_of)
+        protocol["seen"] = {"targets": int((~found.mask).sum()), "of": len(found.mask), "why": found.why}
     document: Document = {
         "format": FORMAT,
         "protocol": protocol,
@@ -274,9 +281,9 @@ def summary(document: Document) -> list[str]:
         document: all else of it.
 
     Returns:
-        The verdict beside the best baseline, then everything that raises doubt.
+        What makes the figures worthless, the verdict beside the best baseline, then everything that raises doubt.
     """
-    ranking, lines = document["ranking"], [verdict(document)]
+    ranking, lines = document["ranking"], [*told(document["protocol"]), verdict(document)]
     for name, one in document["baselines"].items():
         if one["skipped"]:
             lines.append(f"baseline {name} skipped: {one['skipped']}")
@@ -304,8 +311,24 @@ def summary(document: Document) -> list[str]:
     return lines
 
 
+def told(protocol: Protocol) -> list[str]:
+    """Says that the model may have learned from what it is asked for.
+
+    Args:
+        protocol: of a document.
+
+    Returns:
+        A line, or none.
+    """
+    seen = protocol.get("seen")
+    if not seen or not seen["targets"]:
+        return []
+    share = f"{seen['targets']:,} of {seen['of']:,} targets"
+    return [f"NOT A FAIR MEASURE: the model may have learned from {share}: {seen['why']}"]
+
+
 def verdict(document: Document) -> str:
-    """Writes the first line: does the cascade beat the best baseline, by how much, and how sure is that.
+    """Writes the verdict: does the cascade beat the best baseline, by how much, and how sure is that.
 
     Args:
         document: its `ranking` and `paired`.
@@ -322,6 +345,8 @@ def verdict(document: Document) -> str:
     change, low, high = (found["difference"] or 0.0, found["low"] or 0.0, found["high"] or 0.0)
     if change == 0:
         return f"{own} is level with {beside}"
+    if told(document["protocol"]):
+        return f"{own}; {beside}, which has not learned from them: no verdict"
     word = "beats" if change > 0 else "LOSES to"
     certain = "" if low > 0 or high < 0 else ", not certain"
     span = f"95 % interval {low:+.4f} to {high:+.4f}"

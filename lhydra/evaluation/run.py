@@ -58,6 +58,20 @@ class Targets:
         drawn = np.random.default_rng(seed).permutation(len(self.users))[:n]
         return self.take(np.sort(drawn))
 
+    def only(self, mask: npt.NDArray[np.bool_]) -> "Targets":
+        """Keeps some of the targets.
+
+        Args:
+            mask: (m,) bool by target.
+
+        Returns:
+            Those, of the users who have any.
+        """
+        sizes = np.add.reduceat(mask, self.offsets[:-1], dtype=np.int64) if len(self) else np.empty(0, np.int64)
+        kept = sizes > 0
+        offsets = np.concatenate([[0], np.cumsum(sizes[kept])]).astype(np.int64)
+        return Targets(self.users[kept], offsets, self.tracks[mask], self.heard_before)
+
     def take(self, chosen: I64) -> "Targets":
         """Takes some of the users.
 

@@ -18,7 +18,7 @@ from lhydra.limits import MAX_K
 from lhydra.queries import Request, check, known_user, to_query
 from lhydra.recommender import Recommender
 from lhydra.users.store import open_users
-from lhydra_index_builder import gate
+from lhydra_index_builder import held_out
 from lhydra_index_builder.changes import some_users
 
 SEED = 0
@@ -68,7 +68,7 @@ def of_dataset(folder: Path, n: int, k: int) -> Asked:
     Returns:
         The queries.
     """
-    states = gate.draw_users(Dataset.open(folder), "now", None, n, SEED).states
+    states = held_out.draw_users(Dataset.open(folder), "now", None, n, SEED).states
     return Asked([known_user(state, k) for state in states], f"users of {folder}")
 
 

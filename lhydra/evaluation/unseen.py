@@ -1,0 +1,101 @@
+"""Which targets a model has certainly not learned from: told by the split that it was fitted under."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lhydra.data.dataset import Dataset
+from lhydra.domain import I64
+from lhydra.evaluation.run import Moment, Targets
+
+_DRAWN_PER_PAIR = 2  # the first rule by which a random split draws the fold of a pair, whatever else is in the log
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """mask: (m,) bool by target, True where the model has certainly not learned from it; why: what of the others."""
+
+    mask: npt.NDArray[np.bool_]
+    why: str
+
+
+def unseen(dataset: Dataset, targets: Targets, fitted: Mapping[str, Any], as_of: Moment) -> Unseen:
+    """Finds the targets that a model has certainly not learned from.
+
+    A model fitted under the split of the dataset has seen none of them, and neither has one whose random split drew
+    them for test too. Of any other model only the time of its newest play is known: it has not seen pairs of user and
+    track that were played later alone.
+
+    Args:
+        dataset: whose plays the targets are.
+        targets: of the fold `as_of`.
+        fitted: `split` of the dataset that the model was fitted on, as model.json and manifest.json keep it.
+        as_of: `test`: what towers and head may not have learned from; `valid`: what the towers may not.
+
+    Returns:
+        The targets; why is "" where all are unseen.
+    """
+    ours = dataset.info.split
+    if ("hash" in fitted and fitted["hash"] == ours["hash"]) or _drawn_apart(ours, fitted, as_of):
+        return Unseen(np.ones(len(targets.tracks), np.bool_), "")
+    nothing = np.zeros(len(targets.tracks), np.bool_)
+    if not fitted:
+        return Unseen(nothing, "the model does not say what it was fitted on; train it again")
+    why = f"the model was fitted under another split ({describe(fitted)}; this dataset: {describe(ours)})"
+    if "newest" not in fitted:
+        return Unseen(nothing, f"{why}, which does not say how far it goes; prepare and train again")
+    newest = max(fitted["newest"]["train"], fitted["newest"]["valid"] if as_of == "test" else 0)
+    if not newest:
+        return Unseen(nothing, f"{why}, whose plays have no times; train a model on this dataset")
+    later = first_played(dataset, targets) > newest
+    if later.all():
+        return Unseen(later, "")
+    date = datetime.fromtimestamp(newest, UTC).isoformat(timespec="seconds").removesuffix("+00:00")
+    return Unseen(later, f"{why}, on plays up to {date}; train a model on this dataset, or evaluate on later plays")
+
+
+def _drawn_apart(ours: Mapping[str, Any], fitted: Mapping[str, Any], as_of: Moment) -> bool:
+    """Whether two random splits draw every pair alike, and the model's holds out at least what ours does."""
+    if any(split.get("protocol") != "random" or split.get("rule", 0) < _DRAWN_PER_PAIR for split in (ours, fitted)):
+        return False
+    if any(ours[name] != fitted[name] for name in ("rule", "seed")):
+        return False
+    held_out = [split["test"] + (split["valid"] if as_of == "valid" else 0) for split in (ours, fitted)]
+    return bool(held_out[0] <= held_out[1])
+
+
+def first_played(dataset: Dataset, targets: Targets) -> I64:
+    """Finds when each target was first played.
+
+    Args:
+        dataset: whose plays the targets are.
+        targets: pairs of user and track.
+
+    Returns:
+        (m,) Unix seconds; 0 where a play of the pair has no time.
+    """
+    plays, n_tracks = dataset.plays, dataset.n_tracks
+    wanted = np.repeat(targets.users, np.diff(targets.offsets)) * n_tracks + targets.tracks  # ascending
+    keys = plays.user.astype(np.int64) * n_tracks + plays.track
+    place = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
+    of_target = wanted[place] == keys
+    first = np.full(len(wanted), np.iinfo(np.int64).max)
+    np.minimum.at(first, place[of_target], plays.time[of_target])
+    return first
+
+
+def describe(split: Mapping[str, Any]) -> str:
+    """Names a split in a few words.
+
+    Args:
+        split: of dataset.json.
+
+    Returns:
+        Its protocol, the seed of a random one, and the first digits of its hash.
+    """
+    seed = f", seed {split.get('seed')}" if split.get("protocol") == "random" else ""
+    return f"{split.get('protocol')}{seed}, {str(split.get('hash'))[:8]}"

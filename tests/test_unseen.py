@@ -1,0 +1,198 @@
+"""What a model has seen: told by its split, by every command that judges it; end to end with two seeds of a split."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lhydra.bundle.manifest import Manifest, current_bundle_id
+from lhydra.cli import main
+from lhydra.data.dataset import TEST, TRAIN, VALID, Dataset, DatasetInfo
+from lhydra.evaluation.run import find_targets
+from lhydra.evaluation.unseen import unseen
+from lhydra_index_builder import held_out
+
+Row = tuple[int, int, int, int]  # user, track, time, fold
+Printed = pytest.CaptureFixture[str]
+RANDOM = {"protocol": "random", "rule": 2, "seed": 0, "valid": 0.1, "test": 0.1, "hash": "ours"}
+OTHER = {"protocol": "temporal", "seed": 0, "valid": 0.1, "test": 0.1, "hash": "theirs"}
+
+
+def dataset_of(path: Path, rows: list[Row], split: dict[str, Any]) -> Dataset:
+    """A dataset of 4 users and 6 tracks with these plays."""
+    path.mkdir()
+    counts = {"tracks": 6, "users": 4, "plays": len(rows)}
+    info = DatasetInfo("test", (), (), counts, split, timed=True)
+    (path / "dataset.json").write_text(info.to_json())
+    pq.write_table(pa.table({"user_id": [f"u{n}" for n in range(4)]}), path / "users.parquet")
+    pq.write_table(pa.table({"track_id": [f"t{n}" for n in range(6)]}), path / "tracks.parquet")
+    user, track, time, fold = np.array(sorted(rows, key=lambda row: (row[0], row[2], row[1])), np.int64).T
+    columns = {
+        "user": user.astype(np.int32),
+        "track": track.astype(np.int32),
+        "count": np.ones(len(rows), np.float32),
+        "time": time,
+        "fold": fold.astype(np.int8),
+    }
+    pq.write_table(pa.table(columns), path / "plays.parquet")
+    return Dataset.open(path)
+
+
+plays = st.lists(
+    st.tuples(st.integers(0, 3), st.integers(0, 5), st.integers(0, 9), st.sampled_from([TRAIN, VALID, TEST])),
+    min_size=1,
+    unique_by=lambda row: (row[0], row[1], row[3]),
+)
+
+
+@settings(deadline=None)  # the machine may be busy
+@given(plays, st.integers(0, 9), st.integers(0, 9), st.sampled_from(["test", "valid"]))
+def test_of_another_split_only_what_was_first_played_later_is_unseen(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[Row], train: int, valid: int, as_of: Any
+) -> None:
+    rows = [*rows, (0, 0, 5, VALID), (0, 1, 5, TEST)]
+    rows = list({(row[0], row[1], row[3]): row for row in rows}.values())
+    fold = {"test": TEST, "valid": VALID}[as_of]
+    earlier = {(user, track) for user, track, _, own in rows if own < fold}
+    expected = sorted({(user, track) for user, track, _, own in rows if own == fold} - earlier)
+    if not expected:
+        return
+    dataset = dataset_of(tmp_path_factory.mktemp("d") / "d", rows, RANDOM)
+    targets = find_targets(dataset, as_of)
+    newest = max(train, valid) if as_of == "test" else train
+    first = {pair: min(time for user, track, time, _ in rows if (user, track) == pair) for pair in expected}
+    found = unseen(dataset, targets, OTHER | {"newest": {"train": train, "valid": valid}}, as_of)
+    assert found.mask.tolist() == [bool(newest) and first[pair] > newest for pair in expected]
+    assert (found.why == "") == bool(found.mask.all())
+    left = targets.only(found.mask)
+    pairs = [(int(user), int(track)) for n, user in enumerate(left.users) for track in left.tracks[left.of(n)]]
+    assert pairs == [pair for pair, kept in zip(expected, found.mask, strict=True) if kept]
+
+
+@pytest.mark.parametrize(
+    ("ours", "fitted", "as_of", "why"),
+    [
+        (RANDOM, RANDOM, "test", ""),
+        (RANDOM, RANDOM | {"hash": "theirs"}, "test", ""),  # drawn per pair: more plays move nobody
+        (RANDOM, RANDOM | {"hash": "theirs", "test": 0.2}, "test", ""),  # which holds ours out too
+        (RANDOM, RANDOM | {"hash": "theirs", "valid": 0.0}, "test", ""),
+        (RANDOM, RANDOM | {"hash": "theirs", "valid": 0.0}, "valid", "another split"),
+        (RANDOM, RANDOM | {"hash": "theirs", "test": 0.05}, "test", "another split"),
+        (
+            RANDOM,
+            RANDOM | {"hash": "theirs", "seed": 1},
+            "test",
+            "random, seed 1, theirs; this dataset: random, seed 0",
+        ),
+        (RANDOM, RANDOM | {"hash": "theirs", "rule": 3}, "test", "another split"),
+        (OTHER, OTHER, "test", ""),
+        (OTHER, OTHER | {"hash": "x"}, "test", "does not say how far it goes; prepare and train again"),
+        (OTHER, OTHER | {"hash": "x", "newest": {"train": 0, "valid": 0}}, "test", "whose plays have no times"),
+        (OTHER, OTHER | {"hash": "x", "newest": {"train": 9, "valid": 0}}, "test", "up to 1970-01-01T00:00:09; train"),
+        (OTHER, {}, "test", "does not say what it was fitted on"),
+    ],
+)
+def test_two_splits_fit_together_or_it_is_said_why_not(
+    tmp_path: Path, ours: dict[str, Any], fitted: dict[str, Any], as_of: Any, why: str
+) -> None:
+    dataset = dataset_of(tmp_path / "d", [(0, 0, 1, TRAIN), (0, 1, 2, VALID), (0, 2, 3, TEST)], ours)
+    found = unseen(dataset, find_targets(dataset, as_of), fitted, as_of)
+    assert why in found.why
+    assert found.mask.all() == (not why)
+    if "rule" in ours:  # the draw of an earlier Lhydra: any play moved everybody
+        old = {name: value for name, value in fitted.items() if name != "rule"}
+        found = unseen(dataset, find_targets(dataset, as_of), old, as_of)
+        assert found.mask.all() == (fitted == ours)
+
+
+def test_the_gate_judges_by_what_is_new_to_both_or_says_why_not(tmp_path: Path, monkeypatch: Any) -> None:
+    rows = [(user, 0, 1, TRAIN) for user in range(4)] + [(user, 1, user + 1, TEST) for user in range(4)]
+    dataset = dataset_of(tmp_path / "d", rows, OTHER)
+    monkeypatch.setattr(held_out, "MIN_USERS", 2)
+    for newest, users in ((1, [1, 2, 3]), (2, [2, 3])):
+        older = OTHER | {"hash": "older", "newest": {"train": 1, "valid": newest}}
+        found, why = held_out.for_gate(dataset, {"new": OTHER, "current": older})
+        assert (found.users.tolist() if found else [], why) == (users, "")
+        found, why = held_out.for_gate(dataset, {"new": older, "current": OTHER})
+        assert (found.users.tolist() if found else [], why) == (users, "")
+    older = OTHER | {"hash": "older", "newest": {"train": 3, "valid": 0}}
+    found, why = held_out.for_gate(dataset, {"new": OTHER, "current": older})
+    assert found is None
+    assert why.startswith(
+        "1 users with test plays that neither model has learned from, of 2 needed. current: the model"
+    )
+    found, why = held_out.for_gate(dataset_of(tmp_path / "e", rows[:4], OTHER), {"new": OTHER})
+    assert (found, why) == (None, "the test fold holds nothing that is new to its users")
+
+
+# -- from end to end ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A world split twice at random, by seed 0 and 1, a model trained on each, and the first one published."""
+    at = tmp_path_factory.mktemp("two")
+    sizes = ["--users", "300", "--tracks", "400", "--plays", "12000", "--seed", "0"]
+    assert main(["synth", str(at / "w"), *sizes]) == 0
+    for seed in "01":
+        data, model = str(at / f"ds{seed}"), str(at / f"m{seed}")
+        assert main(["prepare", str(at / "w"), data, "--split", "random", "--seed", seed]) == 0
+        assert main(["train", data, model, "--epochs", "2", "--head-epochs", "1", "--threads", "1"]) == 0
+    rebuild = ["--model", str(at / "m0"), "--data", str(at / "ds0"), "--store", str(at / "store")]
+    assert main(["index", "rebuild", *rebuild, *FEW]) == 0
+    return at
+
+
+FEW = ["--recall-users", "20", "--depth", "100", "--max-changed-lists", "1"]
+
+
+@pytest.fixture
+def evaluated(two: Path, capsys: Printed, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[str], Path]]:
+    """Evaluates: the lines that are printed, and the document."""
+    monkeypatch.setattr("lhydra.evaluation.mistakes.analyse", lambda *_: None)  # long, and not looked at here
+    monkeypatch.setattr("lhydra.evaluation.importance.measure", lambda *_: None)
+
+    def evaluate(data: str, *what: str) -> tuple[list[str], Path]:
+        out = two / f"{data}-{'-'.join(what).replace('/', '_')}.json"
+        capsys.readouterr()
+        assert main(["evaluate", str(two / data), *what, "--baselines", "popular", "--json", str(out)]) == 0
+        return capsys.readouterr().out.splitlines(), out
+
+    return evaluate
+
+
+def test_a_model_of_another_seed_is_told_refused_and_not_judged_by(
+    two: Path, evaluated: Callable[..., tuple[list[str], Path]], capsys: Printed
+) -> None:
+    honest, a = evaluated("ds1", "--model", str(two / "m1"))
+    assert honest[0].startswith("cascade NDCG@10")
+    assert "the best baseline popular" in honest[0]
+    assert json.loads(a.read_text())["protocol"]["seen"]["targets"] == 0
+    for what in ("--model", str(two / "m0")), ("--store", str(two / "store")):
+        told, b = evaluated("ds1", *what)
+        seen = json.loads(b.read_text())["protocol"]["seen"]
+        assert told[0].startswith(f"NOT A FAIR MEASURE: the model may have learned from {seen['targets']}")
+        assert 0 < seen["targets"] <= seen["of"] == json.loads(a.read_text())["protocol"]["seen"]["of"]
+        assert "random, seed 0" in told[0]
+        assert "no verdict" in told[1]
+        assert not any("beats" in line for line in told)
+        for pair in ([str(a), str(b)], [str(b), str(a)]):
+            assert main(["compare", *pair]) == 1
+            captured = capsys.readouterr()
+            assert (captured.out, captured.err.count("\n")) == ("", 1)
+            assert f"{seen['targets']} of {seen['of']} targets that its model may have learned from" in captured.err
+    rebuild = ["--model", str(two / "m1"), "--data", str(two / "ds1"), "--store", str(two / "store"), *FEW]
+    assert main(["index", "rebuild", *rebuild]) == 0
+    checks = {
+        one["name"]: one for one in Manifest.read(two / "store" / current_bundle_id(two / "store")).gate["checks"]
+    }
+    quality = checks["quality"]
+    assert quality["verdict"] == "skipped"
+    assert "the model of CURRENT: the model was fitted under another split (random, seed 0" in quality["note"]
