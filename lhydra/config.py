@@ -3,14 +3,17 @@
 Order of precedence: default < YAML file (a section per command) < environment `LHYDRA_<SECTION>_<KEY>` < flag.
 Every unknown key is an error that names the nearest known one. What values a field takes is declared with it, in
 `setting`, and checked in one place, `_check`: with the origin of the value when settings are resolved, with the name
-of the field when they are made in code. Only the standard library is imported until a YAML file is really given:
-pydantic-settings brings 213 modules and eight times the import time, before `lhydra --help` prints a line.
+of the field when they are made in code. A value in the file is the text that stands there, as in the environment and
+on the command line: YAML's own rules would make the user `010` the number 8. Only the standard library is imported
+until a YAML file is really given: pydantic-settings brings 213 modules and eight times the import time, before
+`lhydra --help` prints a line.
 """
 
 import argparse
 import dataclasses
 import difflib
 import os
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -21,6 +24,12 @@ from lhydra.errors import ConfigError, complain
 
 S = TypeVar("S", bound="Settings")
 SECTIONS = ("columns", "synth", "prepare", "train", "evaluate", "recommend", "users", "index", "serve", "demo")
+
+
+class Null(str):
+    """A value of a YAML file that is nothing (empty, `~` or `null`, without quotes), and the text that says so."""
+
+    __slots__ = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +103,7 @@ def _limits_text(low: float | None, above: float | None, high: float | None, bel
 def _check(field: "dataclasses.Field[Any]", value: Any, origin: str) -> None:
     must = field.metadata.get("must")
     if must is not None and not (value is None and field.default is None) and not must.holds(value):
-        raise ConfigError(complain(origin, "nothing" if value == "" else str(value), must.text))
+        raise ConfigError(complain(origin, shown(value), must.text))
 
 
 def add_flags(
@@ -176,26 +185,69 @@ def read_section(path: Path, section: str) -> dict[str, Any]:
     Raises:
         ConfigError: the file cannot be read, or is not a mapping of known sections to mappings.
     """
+    document = _read_yaml(path)
+    if isinstance(document, Null):
+        return {}
+    if not isinstance(document, dict):
+        raise ConfigError(complain(path, shown(document), "a mapping with a section per command"))
+    for name in document:
+        if name not in SECTIONS:
+            raise ConfigError(f"{path}: {unknown(str(name), SECTIONS)}")
+    chosen = document.get(section, {})
+    if isinstance(chosen, Null):
+        return {}
+    if not isinstance(chosen, dict):
+        raise ConfigError(complain(f"{path}: {section}", shown(chosen), "a mapping"))
+    return {str(key): value for key, value in chosen.items()}
+
+
+def _read_yaml(path: Path) -> Any:
+    """Returns what a YAML file holds, every scalar as the text that stands there; nothing is Null."""
     import yaml  # only where a file is given: `lhydra query` runs without PyYAML
 
+    def text(loader: Any, node: Any) -> str:
+        return str(loader.construct_scalar(node))
+
+    class Loader(yaml.SafeLoader):
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node, seen = super().compose_mapping_node(anchor), set()
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+                if key.value in seen:
+                    where = f"{path}: line {key.start_mark.line + 1}"
+                    raise ConfigError(complain(where, f"the key '{key.value}' again", "each key once"))
+                seen.add(key.value)
+            return node
+
+    kept = [f"tag:yaml.org,2002:{name}" for name in ("null", "merge")]
+    Loader.yaml_implicit_resolvers = {
+        first: [rule for rule in rules if rule[0] in kept]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    for name in ("bool", "int", "float", "timestamp", "binary"):  # where the file says so itself: `!!int 010`
+        Loader.add_constructor(f"tag:yaml.org,2002:{name}", text)
+    Loader.add_constructor(kept[0], lambda loader, node: Null(text(loader, node)))
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), Loader)  # a SafeLoader
     except FileNotFoundError:
         raise ConfigError(complain(path, "no such file", "a YAML file")) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(complain(path, " ".join(str(error).split()), "a YAML file")) from None
-    document = {} if document is None else document
-    if not isinstance(document, dict):
-        raise ConfigError(complain(path, type(document).__name__, "a mapping with a section per command"))
-    for name in document:
-        if name not in SECTIONS:
-            raise ConfigError(f"{path}: {unknown(str(name), SECTIONS)}")
-    chosen = document.get(section)
-    if chosen is None:
-        return {}
-    if not isinstance(chosen, dict):
-        raise ConfigError(complain(f"{path}: {section}", type(chosen).__name__, "a mapping"))
-    return {str(key): value for key, value in chosen.items()}
+    except (RecursionError, TypeError, ValueError) as error:  # nested too deeply; a key that is no text
+        raise ConfigError(complain(path, str(error), "a YAML file")) from None
+
+
+def shown(value: object) -> str:
+    """Returns a value as a message shows it.
+
+    Args:
+        value: of a setting, or a part of a YAML file.
+
+    Returns:
+        The value, or what kind of thing it is.
+    """
+    if value is None or value == "":
+        return "nothing"
+    return "a list" if isinstance(value, list) else "a mapping" if isinstance(value, dict) else str(value)
 
 
 def unknown(key: str, known: typing.Iterable[str]) -> str:
@@ -225,25 +277,33 @@ def _plain_type(settings: type[Settings], name: str) -> tuple[type, bool]:
 def _converted(settings: type[Settings], name: str, value: Any, origin: str) -> Any:
     kind, optional = _plain_type(settings, name)
     field = next(field for field in dataclasses.fields(settings) if field.name == name)
-    if value is None and optional:
+    if optional and (value is None or isinstance(value, Null)):
         return None
     if kind is bool:
         if isinstance(value, bool):
             return value
-        if str(value).lower() in ("true", "1", "yes", "false", "0", "no"):
-            return str(value).lower() in ("true", "1", "yes")
-        raise ConfigError(complain(origin, str(value), "true or false"))
+        if (word := str(value).lower()) in (*_YES, *_NO):
+            return word in _YES
+        raise ConfigError(complain(origin, shown(value), "true or false"))
     try:
-        if isinstance(value, (bool, list, dict)) or (kind is int and isinstance(value, float)):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, str | int | float | Path)
+            or (isinstance(value, Null) and not value)
+        ):
             raise ValueError
-        converted = kind(value)
+        converted = kind(_INFINITE.sub(r"\1", str(value).lower()) if kind is float else str(value))
         if kind is float and converted != converted:
             raise ValueError
     except (TypeError, ValueError):
         wanted = {int: "a whole number", float: "a number", str: "text", Path: "a path"}.get(kind, kind.__name__)
-        raise ConfigError(complain(origin, str(value), wanted)) from None
+        raise ConfigError(complain(origin, shown(value), wanted)) from None
     _check(field, converted, origin)
     return converted
+
+
+_YES, _NO = ("true", "yes", "on", "y", "1"), ("false", "no", "off", "n", "0")
+_INFINITE = re.compile(r"^([-+]?)\.(?=inf$|nan$)")  # YAML's `.inf`
 
 
 def _shown(default: object) -> str:

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lhydra.config import Requirement, Settings, add_flags, resolve, setting
+from lhydra.data.schema import DeclaredColumns
 from lhydra.errors import ConfigError
 
 
@@ -63,15 +64,28 @@ def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(tmp_path:
         ({"recommend": {"rat": 1}}, "recommend.rat: unknown key 'rat', the nearest known key is 'rate'"),
         ({"recommend": {"k": "ten"}}, "recommend.k: found ten, expected a whole number"),
         ({"recommend": {"k": 1.5}}, "recommend.k: found 1.5, expected a whole number"),
-        ({"recommend": {"k": True}}, "recommend.k: found True, expected a whole number"),
-        ({"recommend": {"k": None}}, "recommend.k: found None, expected a whole number"),
-        ({"recommend": {"rate": float("nan")}}, "recommend.rate: found nan, expected a number"),
-        ({"recommend": {"name": [1]}}, "recommend.name: found [1], expected text"),
+        ({"recommend": {"k": True}}, "recommend.k: found true, expected a whole number"),
+        ({"recommend": {"k": None}}, "recommend.k: found null, expected a whole number"),
+        ({"recommend": {"rate": float("nan")}}, "recommend.rate: found .nan, expected a number"),
+        ({"recommend": {"name": [1]}}, "recommend.name: found a list, expected text"),
         ({"recommend": {"strict": "perhaps"}}, "recommend.strict: found perhaps, expected true or false"),
         ({"recommend": {"stage": "first"}}, "recommend.stage: found first, expected one of final, retrieval"),
-        ({"recommend": [1]}, "recommend: found list, expected a mapping"),
-        ([1], "found list, expected a mapping with a section per command"),
+        ({"recommend": [1]}, "recommend: found a list, expected a mapping"),
+        ([1], "found a list, expected a mapping with a section per command"),
         ("a: [", "expected a YAML file"),
+        ("[" * 5000, "expected a YAML file"),
+        ("recommend: {k: }", "recommend.k: found nothing, expected a whole number"),
+        ("recommend: {k: 0x10}", "recommend.k: found 0x10, expected a whole number"),
+        ("recommend: {k: 12:30:00}", "recommend.k: found 12:30:00, expected a whole number"),
+        ("recommend: {rate: 2020-01-01}", "recommend.rate: found 2020-01-01, expected a number"),
+        ("recommend: {stage: }", "recommend.stage: found nothing, expected text"),
+        ("recommend: {name: !!set {a, b}}", "recommend.name: found "),
+        ("recommend: &a {k: *a}", "recommend.k: found a mapping, expected a whole number"),
+        ("recommend:\n  k: 1\n  k: 2\n", "line 3: found the key 'k' again, expected each key once"),
+        ("recommend: {}\nserve: {}\nrecommend: {k: 1}\n", "line 3: found the key 'recommend' again"),
+        ("recommend: {k: 1}\ncolumns: {tracks: {a: {kind: year, kind: year}}}", "line 2: found the key 'kind' again"),
+        ("? [a]\n: 1", "expected a YAML file"),
+        ("!!python/object:os.system {}", "expected a YAML file"),
     ],
 )
 def test_a_wrong_file_is_refused_by_name(document: Any, message: str, tmp_path: Path) -> None:
@@ -104,6 +118,64 @@ def test_a_flag_of_the_wrong_type_is_refused() -> None:
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("1", True), ("YES", True), ("no", False), ("0", False)])
 def test_booleans_read_as_people_write_them(text: str, value: bool) -> None:
     assert resolved(environ={"LHYDRA_RECOMMEND_STRICT": text}).strict is value
+
+
+@pytest.mark.parametrize(
+    "text", ["010", "007", "1.0", "1_000", "1e3", "yes", "on", "True", "2020-01-01", "12:30:00", "0x1F", "~x", "=", "<"]
+)
+def test_text_in_a_file_is_the_text_that_stands_there(text: str, tmp_path: Path) -> None:
+    for spelled in (text, f"'{text}'", f'"{text}"', f"!!str {text}"):
+        assert resolved("--config", written(tmp_path, f"recommend: {{name: {spelled}, where: {spelled}}}")) == Asked(
+            name=text, where=Path(text)
+        )
+    path = tmp_path / "columns.yaml"
+    path.write_text(f"columns: {{tracks: {{{text}: {{kind: numeric}}}}}}")
+    assert [column.name for column in DeclaredColumns.from_config(path).tracks] == [text]
+
+
+@dataclass(frozen=True)
+class Named(Settings):
+    users: str = setting("all", "whose")
+    name: str | None = setting("none", "of what")
+
+
+@pytest.mark.parametrize(
+    ("spelled", "users", "name"),
+    [("null", "null", None), ("~", "~", None), ("NULL", "NULL", None), ("'null'", "null", "null"), ("'~'", "~", "~")],
+)
+def test_null_is_nothing_only_where_there_may_be_nothing(
+    spelled: str, users: str, name: str | None, tmp_path: Path
+) -> None:
+    path = written(tmp_path, f"recommend:\n  users: {spelled}\n  name: {spelled}\n")
+    made = resolve("recommend", Named, argparse.Namespace(config=Path(path)), {})
+    assert made == Named(users, name)
+    with pytest.raises(ConfigError, match=r"recommend\.users: found nothing, expected text"):
+        resolve("recommend", Named, argparse.Namespace(config=Path(written(tmp_path, "recommend: {users: }"))), {})
+
+
+@pytest.mark.parametrize(("text", "value"), [("010", 10), ("1_000", 1000), ("+5", 5), ("'7'", 7), ("!!int 010", 10)])
+def test_whole_numbers_in_a_file_are_decimal(text: str, value: int, tmp_path: Path) -> None:
+    assert resolved("--config", written(tmp_path, f"recommend: {{k: {text}}}")).k == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-3", 1e-3), ("1E+3", 1e3), ("5", 5.0), ("-.5", -0.5), (".inf", 1e999), ("-.Inf", -1e999)]
+)
+def test_numbers_in_a_file_are_read_as_people_write_them(text: str, value: float, tmp_path: Path) -> None:
+    assert resolved("--config", written(tmp_path, f"recommend: {{rate: {text}}}")).rate == value
+
+
+@pytest.mark.parametrize("words", [("true", "false"), ("yes", "no"), ("on", "off"), ("y", "n"), ("1", "0")])
+def test_booleans_in_a_file_take_every_spelling(words: tuple[str, str], tmp_path: Path) -> None:
+    for word, value in zip(words, (True, False), strict=True):
+        for spelled in (word, word.upper(), f"'{word.title()}'"):
+            assert resolved("--config", written(tmp_path, f"recommend: {{strict: {spelled}}}")).strict is value
+            assert resolved(environ={"LHYDRA_RECOMMEND_STRICT": spelled.strip("'")}).strict is value
+
+
+def test_a_mapping_may_be_written_once_and_merged(tmp_path: Path) -> None:
+    path = written(tmp_path, "serve: &base {k: 3, name: 010}\nrecommend:\n  <<: *base\n  k: 4\n")
+    assert resolved("--config", path) == Asked(k=4, name="010")
 
 
 def test_a_boolean_flag_can_take_back_what_the_file_says(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from lhydra.config import read_section, unknown
+from lhydra.config import Null, read_section, shown, unknown
 from lhydra.data.dataset import Column, Kind
 from lhydra.errors import ConfigError, complain
 
@@ -69,19 +69,19 @@ class DeclaredColumns:
 
 def _declared(where: str, entries: Any) -> tuple[Column, ...]:
     example = "a mapping like {mood: {kind: categorical}}"
-    if entries is None:
+    if isinstance(entries, Null):
         return ()
     if not isinstance(entries, dict):
-        raise ConfigError(complain(where, entries, example))
+        raise ConfigError(complain(where, shown(entries), example))
     columns = []
     for name, entry in entries.items():
         if not (isinstance(name, str) and isinstance(entry, dict) and entry):
-            raise ConfigError(complain(f"{where}.{name}", entry, example))
+            raise ConfigError(complain(f"{where}.{name}", shown(entry), example))
         for key in entry:
             if key != "kind":
                 raise ConfigError(f"{where}.{name}.{key}: {unknown(str(key), ['kind'])}")
         if entry["kind"] not in DECLARABLE:
-            raise ConfigError(complain(f"{where}.{name}.kind", str(entry["kind"]), "one of " + ", ".join(DECLARABLE)))
+            raise ConfigError(complain(f"{where}.{name}.kind", shown(entry["kind"]), "one of " + ", ".join(DECLARABLE)))
         if name in (*RESERVED, "user_id", "track_id"):
             raise ConfigError(complain(f"{where}.{name}", "a name that Lhydra keeps for itself", "another column"))
         columns.append(Column(name, entry["kind"]))
