@@ -93,8 +93,9 @@ def information(a: Ints, b: Ints) -> float:
 
 
 def draw_all(made: world.World, seed: int) -> tuple[Ints, Ints, Ints]:
+    duration_ms = np.full(len(made.catalog.style), 220_000, np.int32)
     drawn = [
-        listening.draw_plays(made, block, world.generator(seed, 5, number))
+        listening.draw_plays(made, block, world.generator(seed, 5, number), duration_ms)
         for number, block in enumerate(listening.blocks(made))
     ]
     parts = ((block.user, block.track, block.time) for block in drawn)
@@ -135,8 +136,8 @@ def test_same_arguments_give_the_same_bytes_whatever_threads_or_hash_seed(tmp_pa
 @pytest.mark.parametrize(
     ("sizes", "expected"),
     [
-        ({"users": 60, "tracks": 90, "plays": 700, "seed": 5}, "2c2689401e0c6452"),
-        ({"users": 3, "tracks": 5, "plays": 40, "seed": 1}, "0256fcc12d7f4c4b"),
+        ({"users": 60, "tracks": 90, "plays": 700, "seed": 5}, "b9d991569d478842"),
+        ({"users": 3, "tracks": 5, "plays": 40, "seed": 1}, "02d4035bbbbb3ff4"),
     ],
 )
 def test_a_world_stays_what_it_was(sizes: dict[str, int], expected: str, tmp_path: Path) -> None:
@@ -163,15 +164,18 @@ def test_a_block_is_the_same_drawn_alone_and_is_one_row_group(tmp_path: Path, mo
     write(tmp_path / "w", SMALL, on_plays=seen.append)
     file = pq.ParquetFile(tmp_path / "w" / "plays.parquet")
     made = world.make_world(**SMALL)
+    duration_ms = pq.read_table(tmp_path / "w" / "tracks.parquet")["duration_ms"].to_numpy().astype(np.int32)
     blocks = listening.blocks(made)
     assert file.metadata.num_row_groups == len(blocks) > 3
     assert seen == np.cumsum([file.metadata.row_group(k).num_rows for k in range(len(blocks))]).tolist()
     for number in reversed(range(len(blocks))):
-        drawn = listening.draw_plays(made, blocks[number], world.generator(SMALL["seed"], 5, number))
+        drawn = listening.draw_plays(made, blocks[number], world.generator(SMALL["seed"], 5, number), duration_ms)
         group = file.read_row_group(number)
         assert group["timestamp"].to_pylist() == drawn.time.tolist()
         assert group["track_id"].to_pylist() == [f"T{track:07d}" for track in drawn.track]
         assert group["user_id"].to_pylist() == [f"U{user:06d}" for user in drawn.user]
+        for name in ("session", "skipped", "completed", "ms_played"):
+            assert group[name].to_pylist() == getattr(drawn, name).tolist()
 
 
 def test_tracks_do_not_depend_on_the_size_of_their_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +229,10 @@ def test_blocks_cover_all_users_once_within_both_limits(plays: list[int]) -> Non
 def test_schema_and_ranges(demo_folder: Path, log: Log) -> None:
     schema = pq.read_schema(demo_folder / "plays.parquet")
     kinds = {name: str(schema.field(name).type) for name in schema.names}
-    assert kinds == {"user_id": "string", "track_id": "string", "playcount": "int32", "timestamp": "int64"}
+    assert kinds == {
+        **{"user_id": "string", "track_id": "string", "playcount": "int32", "timestamp": "int64", "session": "int32"},
+        **{"skipped": "bool", "completed": "bool", "ms_played": "int32"},
+    }
     assert list(log.users) == ["user_id", "age", "gender", "region", "country"]
     assert list(log.tracks) == [
         *("track_id", "name", "artist", "genre", "tags", "year", "duration_ms", "danceability", "energy", "key"),
@@ -419,7 +426,7 @@ def test_taste_drifts(log: Log, made: world.World, monkeypatch: pytest.MonkeyPat
     assert near - far > 0.15
     monkeypatch.setattr(world, "DRIFT", 0.0)
     near, far = likeness(*draw_all(made, 0), made)
-    assert near - far < 0.06
+    assert near - far < 0.09  # what returns is recent rather than old
 
 
 def test_noisy_users_follow_nothing(log: Log) -> None:
@@ -440,6 +447,87 @@ def test_plays_repeat(log: Log) -> None:
     assert 0.2 < 1 - distinct / len(log.user) < 0.7
     assert 0.1 < (log.count > 1).mean() < 0.4
     assert 5 < log.count.max() <= 201
+
+
+@pytest.mark.parametrize(
+    "sizes", [DEMO, SMALL, {"users": 1, "tracks": 5, "plays": 3_000, "seed": 2}], ids=["demo", "small", "one user"]
+)
+def test_sessions_are_those_that_pauses_tell(sizes: dict[str, int], tmp_path: Path) -> None:
+    write(tmp_path / "w", sizes)
+    plays = pq.read_table(tmp_path / "w" / "plays.parquet").to_pandas()
+    same = plays["user_id"].eq(plays["user_id"].shift())
+    pause = plays["timestamp"].diff()[same]
+    step = plays["session"].diff()[same]
+    assert set(step) <= {0, 1}
+    assert (plays["session"][~same] == 0).all()
+    assert (pause[step == 0] < listening.PAUSE).all()
+    assert (pause[step == 0] >= 0).all()
+    assert (pause[step == 1] > listening.PAUSE).all()
+    assert plays["timestamp"].between(world.START, world.START + world.DAYS * 86_400 - 1).all()
+
+
+def test_a_log_too_dense_for_the_window_is_played_faster(tmp_path: Path) -> None:
+    write(tmp_path / "w", {"users": 1, "tracks": 5, "plays": 200_000, "seed": 2})
+    time = pq.read_table(tmp_path / "w" / "plays.parquet")["timestamp"].to_numpy()
+    assert (np.diff(time) >= 0).all()
+    assert world.START <= time[0] < time[-1] < world.START + world.DAYS * 86_400
+
+
+def test_a_session_keeps_to_a_theme(log: Log, made: world.World, demo_folder: Path) -> None:
+    session = pq.read_table(demo_folder / "plays.parquet")["session"].to_numpy()
+    cell = made.catalog.cell[log.track]
+    follows = (np.diff(log.user) == 0) & ~np.isin(log.user[1:], np.flatnonzero(made.audience.noisy))
+    within = follows & (np.diff(session) == 0)
+    across = follows & (np.diff(session) == 1)
+    alike = cell[1:] == cell[:-1]
+    assert alike[within].mean() > 1.2 * alike[across].mean()
+
+
+def test_what_returns_follows_a_power_law_of_age(made: world.World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decay found by maximum likelihood, over what each return could have been instead, is the planted one."""
+    log_ages, starts, chosen = [np.empty(0)], [0], [0]
+    plain = listening._repeated
+
+    def watched(wanted: Any, time: Ints, local: Ints, first: Ints, r: Any) -> Ints:
+        source = plain(wanted, time, local, first, r)
+        rows = np.flatnonzero(source < np.arange(len(source)))
+        for row in rows[:: max(1, len(rows) // 2_000)]:
+            old = np.arange(max(first[local[row]], row - listening.MEMORY), row)
+            old = old[time[old] <= time[row] - listening.YOUNGEST_RETURN]
+            assert source[row] in old
+            log_ages.append(np.log(time[row] - time[old]))
+            chosen.append(starts[-1] + int(source[row] - old[0]))
+            starts.append(starts[-1] + len(old))
+        return source
+
+    monkeypatch.setattr(listening, "_repeated", watched)
+    draw_all(made, 0)
+    ages, at = np.concatenate(log_ages), np.array(starts[:-1])
+
+    def likelihood(decay: float) -> float:
+        return float((-decay * ages[chosen[1:]] - np.log(np.add.reduceat(np.exp(-decay * ages), at))).mean())
+
+    decays = np.arange(0.5, 1.5, 0.02)
+    assert decays[np.argmax([likelihood(decay) for decay in decays])] == pytest.approx(listening.RETURN_DECAY, abs=0.06)
+
+
+def test_skips_depend_on_where_a_play_came_from(log: Log, made: world.World, demo_folder: Path) -> None:
+    plays = pq.read_table(demo_folder / "plays.parquet")
+    skipped, completed, played = (plays[name].to_numpy() for name in ("skipped", "completed", "ms_played"))
+    duration = np.array(log.tracks["duration_ms"])[log.track]
+    noisy = made.audience.noisy[log.user]
+    assert skipped[noisy].mean() == pytest.approx(log.truth["skips"]["noise"], abs=0.02)
+    again = np.zeros(len(played), bool)
+    known: set[tuple[int, int]] = set()
+    for row, pair in enumerate(zip(log.user.tolist(), log.track.tolist(), strict=True)):
+        again[row] = pair in known
+        known.add(pair)
+    assert skipped[~noisy & ~again].mean() > 1.3 * skipped[~noisy & again].mean()
+    assert not (skipped & completed).any()
+    assert ((played == duration) == completed).all()
+    assert (played[skipped] <= np.minimum(30_000, duration[skipped] / 2)).all()
+    assert (played[~skipped] >= duration[~skipped] // 2).all()
+    assert played.min() > 0
 
 
 def test_new_releases_are_played_more_while_they_are_new(log: Log, made: world.World) -> None:

@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0.
     """
+    from lhydra.data import listening
     from lhydra.data.synth import write_world
 
     settings = resolve("synth", SynthSettings, args)
@@ -49,6 +50,10 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"wrote {args.out}: {settings.users:,} users, {settings.tracks:,} tracks, {settings.plays:,} plays "
         f"(seed {settings.seed}, {size_mb:.1f} MB); what it hides is in {args.out / 'world.json'}"
+    )
+    print(
+        f"planted: sessions of {listening.SESSION_PLAYS} plays, returns with chance age^-{listening.RETURN_DECAY},"
+        " skips, taste that drifts, favourite artists, new tracks and users"
     )
     print(f"next: lhydra prepare {args.out} DATASET")
     return 0

@@ -27,13 +27,22 @@ from lhydra.domain import I64
 from lhydra.errors import ConfigError, DataError, complain
 from lhydra.timing import timed
 
-FORMAT = 1
+FORMAT = 2
 FILES = {"plays.parquet", "tracks.parquet", "users.parquet", "world.json"}
 MOST = {"users": 10**7, "tracks": 10**7, "plays": 10**9}  # beyond, more memory than a machine has
 MISSING = {"genre": 0.04, "tags": 0.03, "year": 0.03, "age": 0.04, "gender": 0.02}
 BLOCK_TRACKS = 1 << 16  # rows of a block of tracks
 _PLAYS_SCHEMA = pa.schema(
-    [("user_id", pa.string()), ("track_id", pa.string()), ("playcount", pa.int32()), ("timestamp", pa.int64())]
+    [
+        ("user_id", pa.string()),
+        ("track_id", pa.string()),
+        ("playcount", pa.int32()),
+        ("timestamp", pa.int64()),
+        ("session", pa.int32()),
+        ("skipped", pa.bool_()),
+        ("completed", pa.bool_()),
+        ("ms_played", pa.int32()),
+    ]
 )
 _OLDEST = 1940  # year of a track
 _DECADES = range(_OLDEST, 2030, 10)
@@ -114,12 +123,15 @@ def write_world(
             with timed("synth.tables"):
                 _write_blocks(_track_blocks(made, generator(seed, 3)), folder / "tracks.parquet")
                 pq.write_table(_user_table(made, generator(seed, 4)), folder / "users.parquet")
+            duration_ms = pq.read_table(folder / "tracks.parquet", columns=["duration_ms"])["duration_ms"].to_numpy()
+            duration_ms = duration_ms.astype(np.int32)
             with timed("synth.plays"), pq.ParquetWriter(folder / "plays.parquet", _PLAYS_SCHEMA) as writer:
                 written = 0
                 for number, block in enumerate(listening.blocks(made)):
-                    drawn = listening.draw_plays(made, block, generator(seed, 5, number))
-                    ids = [_user_ids(drawn.user), _track_ids(drawn.track)]
-                    table = pa.table([*ids, drawn.count, drawn.time], schema=_PLAYS_SCHEMA)
+                    drawn = listening.draw_plays(made, block, generator(seed, 5, number), duration_ms)
+                    columns = [_user_ids(drawn.user), _track_ids(drawn.track), drawn.count, drawn.time]
+                    columns += [drawn.session, drawn.skipped, drawn.completed, drawn.ms_played]
+                    table = pa.table(columns, schema=_PLAYS_SCHEMA)
                     writer.write_table(table, row_group_size=len(table))
                     written += len(table)
                     on_plays(written)
@@ -184,6 +196,9 @@ def _describe(made: World, sizes: dict[str, int]) -> Iterator[str]:
         "counts": {"new_tracks": len(new_tracks), "new_users": len(new_users), "noisy_users": len(noisy)},
         "popularity": {"zipf": world.ZIPF, "shift": world.ZIPF_SHIFT},
         "plays_from": {"repeat": listening.REPEAT, "loyalty": listening.LOYAL, "new_release": listening.FRESH},
+        "sessions": {"mean_plays": listening.SESSION_PLAYS, "pause_s": listening.PAUSE, "theme": listening.THEME},
+        "returns": {"decay": listening.RETURN_DECAY, "youngest_s": listening.YOUNGEST_RETURN},
+        "skips": {**listening.SKIPPED, "stopped": listening.STOPPED},
         "strengths": {"personal": world.PERSONAL, "age": world.AGE, "place": world.PLACE, "mood": world.MOOD},
         "latent_dims": world.LATENT,
         "drift_degrees": round(float(np.degrees(world.DRIFT)), 4),
