@@ -60,7 +60,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     Bundle.open(args.store)
     left = sorted(path.name for path in args.store.iterdir() if path.name.startswith(".") and path.name != ".lock")
     good = sum(not one["wrong"] for one in kills)
-    print(f"{good} of {args.times} last-good loads; the next rebuild left {', '.join(left) or 'nothing'} behind")
     document = {
         "benchmark": "kill",
         "command": f"python -m benchmarks.kill MODEL DATASET STORE --times {args.times} --seed {args.seed}",
@@ -78,6 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     if args.out:
         args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    print(f"{good} of {args.times} last-good loads; the next rebuild left {', '.join(left) or 'nothing'} behind")
     return 0 if good == args.times and not left else 1
 
 

@@ -88,11 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "machine": machine(),
         "versions": versions(),
     }
+    if args.out:
+        args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     print(f"{manifest.recipe} {manifest.point}, depth {manifest.depth}, {len(targets):,} users of the test fold")
     for name, value in means.items():
         print(f"  {name:<21} NDCG@10 {value:.4f}" + (f"  served loses {lost[name]:+.2%}" if name in lost else ""))
-    if args.out:
-        args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return 0
 
 

@@ -54,10 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     systems = compared(values)
     document = {"machine": machine(), "versions": versions(), "runs": len(args.runs), "systems": systems}
-    for system, row in systems.items():
-        print(f"{system:10}", *(f"{name} {_words(row[name])}" for name in METRICS), sep="  ")
     if args.out:
         args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    for system, row in systems.items():
+        print(f"{system:10}", *(f"{name} {_words(row[name])}" for name in METRICS), sep="  ")
     return 0
 
 

@@ -91,9 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "results": rows,
         "growth": growth([row for row in rows if row["tracks"] >= 100_000]),
     }
-    print(f"growth exponents from 100 k on: {document['growth']}")
     if args.out:
         args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    print(f"growth exponents from 100 k on: {document['growth']}")
     return 0
 
 

@@ -87,9 +87,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         name: dict(zip(QUANTILES, np.percentile(us, list(QUANTILES.values())).tolist(), strict=True))
         for name, us in taken.items()
     }
-    for name, row in stages.items():
-        print(f"{name:9} p50 {row['p50']:7.0f} us   p99 {row['p99']:7.0f} us")
-    print(f"{cpu_us:.0f} us of CPU a request")
     document = {
         "machine": machine(),
         "versions": versions(),
@@ -103,6 +100,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     if args.out:
         args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    for name, row in stages.items():
+        print(f"{name:9} p50 {row['p50']:7.0f} us   p99 {row['p99']:7.0f} us")
+    print(f"{cpu_us:.0f} us of CPU a request")
     return 0
 
 

@@ -9,7 +9,6 @@ or failed (one line on stderr), 2 usage, 130 interrupted.
 import argparse
 import importlib
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
@@ -17,6 +16,7 @@ from types import ModuleType
 
 from lhydra import __version__, logs
 from lhydra.errors import LhydraError, MissingExtra
+from lhydra.lines import let_go
 
 GROUP = "lhydra.commands"
 ORDER = ("demo", "synth", "prepare", "train", "evaluate", "compare", "recommend", "users", "index", "serve", "query")
@@ -35,15 +35,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, command = _parse(argv)
     logs.configure(args.log_level)
     try:
-        return _run(command, args)
+        code = _run(command, args)
+        sys.stdout.flush()  # here, where a reader who has gone is known: at exit it would be a traceback
+        return code
     except LhydraError as error:
         print(f"lhydra {args.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"lhydra {args.command}: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # `lhydra … | head`: point stdout elsewhere so that the exit flush stays silent
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `lhydra … | head`
+        let_go(sys.stdout)
         return 1
     except (OSError, MemoryError) as error:
         logging.getLogger(__name__).debug("unexpected", exc_info=True)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
+from lhydra.lines import say
+
 T = TypeVar("T")
 _REPORT_EVERY_S = 5.0
 
@@ -69,7 +71,7 @@ def progress(total: int, label: str, *, lines: bool = True) -> Iterator[Callable
         if now >= due and done:
             rate = done / (now - started)
             left = f"{rate:,.0f}/s, {(total - done) / rate:,.0f} s left"
-            print(f"{label}: {done:,} of {total:,}, {left}", file=sys.stderr, flush=True)
+            say(f"{label}: {done:,} of {total:,}, {left}", sys.stderr)
             due = now + _REPORT_EVERY_S
 
     yield tell
@@ -94,7 +96,7 @@ def step_display(*, lines: bool = True) -> Iterator[Callable[[str], None]]:
         with Console(stderr=True).status("starting") as status:
             yield lambda step: status.update(Text(step))
     elif lines:
-        yield lambda step: print(step, file=sys.stderr, flush=True)
+        yield lambda step: say(step, sys.stderr)
     else:
         yield lambda step: None
 

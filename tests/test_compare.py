@@ -1,6 +1,9 @@
 """`lhydra compare`: paired differences, and the refusal to compare what was not measured alike."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,3 +134,17 @@ def test_what_is_no_evaluation_is_one_line(
     assert (captured.out, captured.err.count("\n")) == ("", 1)
     assert captured.err.startswith("lhydra compare: ")
     assert message in captured.err
+
+
+def test_a_reader_who_goes_away_costs_no_file_and_no_traceback(
+    documents: tuple[dict[str, Any], dict[str, Any]], tmp_path: Path
+) -> None:
+    a, b = (write(tmp_path / name, document) for name, document in zip(NAMES, documents, strict=True))
+    out = tmp_path / "c.json"
+    read, end = os.pipe()
+    os.close(read)  # as `| true` does before the first line is written
+    words = [sys.executable, "-m", "lhydra.cli", "compare", a, b, "--json", str(out)]
+    ran = subprocess.run(words, stdout=end, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(end)
+    assert ran.stderr == ""
+    assert json.loads(out.read_text())["stages"]

@@ -1,11 +1,13 @@
 """Tables and progress: plain lines in a pipe, folded tables, bars and spinners on a terminal."""
 
+import os
 import re
 import sys
 
 import pytest
 
 from lhydra.console import print_table, progress, step_display
+from lhydra.lines import say
 
 HEADER = ["check", "", "found", "limit"]
 ROWS = [["unit norm", "passed", "0.0001", "0.0010"], ["[red]overlap:smile:", "refused", "undefined", "-"]]
@@ -58,3 +60,13 @@ def test_a_terminal_shows_the_step_and_leaves_no_line(
     assert "reading [plays]" in said  # no markup: it is shown as it is
     assert "epoch 1" in said
     assert said.count("\n") < 12
+
+
+def test_work_goes_on_where_nobody_reads_its_lines_any_longer() -> None:
+    read, end = os.pipe()
+    with os.fdopen(end, "w") as stream:
+        say("first", stream)
+        assert os.read(read, 99) == b"first\n"
+        os.close(read)
+        say("second", stream)
+        say("third", stream)

@@ -5,6 +5,7 @@ Also the small dataset and the deterministic recommender that `test_recommend` u
 
 import importlib.util
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -349,6 +350,24 @@ def test_prints_every_stage_and_writes_every_number(
     assert "one uniformly random unheard track per test play, seed 4" in printed
     assert printed.index("Secondary") > printed.index("Ranking")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset", "e.json"]
+
+
+def test_files_are_written_before_anybody_can_stop_reading(
+    world: tuple[Dataset, FakeRecommender], installed: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, recommender = world
+    installed(recommender)
+    monkeypatch.setattr("lhydra.evaluation.report.page.render", lambda document: "<html>")
+    read, end = os.pipe()
+    os.close(read)
+    with os.fdopen(end, "w", buffering=1) as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        files = [tmp_path / "e.json", tmp_path / "e.html"]
+        flags = ["--baselines", "none", "--json", str(files[0]), "--report", str(files[1])]
+        assert main(["evaluate", str(dataset.path), "--store", "s", *flags]) == 1
+        monkeypatch.undo()
+    assert json.loads(files[0].read_text())["ranking"]
+    assert files[1].read_text() == "<html>"
 
 
 class Ranked(FakeRecommender):

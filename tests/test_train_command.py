@@ -21,6 +21,7 @@ from lhydra.data.dataset import Dataset
 from lhydra.data.prepare import prepare
 from lhydra.data.settings import PrepareSettings
 from lhydra.features.histories import HISTORY_FEATURES
+from lhydra.training.command import outcome
 from lhydra.training.config import TrainSettings
 from lhydra.training.progress import EpochDone, HeadFitted, Progress, TeacherTried
 from lhydra.training.train import train
@@ -203,3 +204,20 @@ def test_a_graph_tells_nothing_of_the_machine_that_made_it(name: str, tiny_model
     graph = (tiny_model / name).read_bytes()
     assert b".py" not in graph
     assert str(Path(__file__).resolve().parents[1]).encode() not in graph
+
+
+@pytest.mark.parametrize(
+    ("users", "said"),
+    [(2, "of one or two users"), (3, "(retrieval alone")],
+)
+def test_what_was_validated_is_said_as_it_is(
+    users: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert outcome({}).startswith("no validation plays new to their users")
+    rows = [f"u{i % 9},t{(i * 7) % 13},train" for i in range(40)]
+    rows += [f"u{user},t{20 + user},valid" for user in range(users)]
+    (tmp_path / "plays.csv").write_text("user_id,track_id,split\n" + "\n".join(rows) + "\n")
+    assert main(["prepare", str(tmp_path / "plays.csv"), str(tmp_path / "dataset")]) == 0
+    flags = ["--epochs", "1", "--head-epochs", "1", "--dim", "8", "--hidden", "8", "--threads", "1"]
+    assert main(["train", str(tmp_path / "dataset"), str(tmp_path / "model"), *flags]) == 0
+    assert said in capsys.readouterr().out

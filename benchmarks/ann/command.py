@@ -36,6 +36,7 @@ from benchmarks.machine import core_scaling, machine, versions
 from lhydra.bundle.bundle import Bundle
 from lhydra.data.dataset import Dataset
 from lhydra.errors import LhydraError
+from lhydra.lines import say
 from lhydra_index_builder.sweep import NEIGHBOURS
 
 SPIN_S = 1.0
@@ -74,10 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     near = np.einsum("ud,umd->um", truth.queries, vectors[truth.nearest]).mean(0)
-    print(
+    say(
         f"{len(vectors):,} tracks of {vectors.shape[1]} numbers, {len(truth.queries)} users; inner product with the"
-        f" nearest {near[0]:.2f}, with the last of the nearest {NEIGHBOURS} {near[-1]:.2f}",
-        flush=True,
+        f" nearest {near[0]:.2f}, with the last of the nearest {NEIGHBOURS} {near[-1]:.2f}"
     )
     entrants = own_entrants(bundle, vectors, half_of(truth, 0))
     skipped: dict[str, str] = {}
@@ -91,8 +91,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     for row in rows:
         row["to_ours"] = ratios(row, rows[0])
     spinners["after"] = core_scaling(SPIN_S)
-    print(report(rows))
-    print(f"two spinning processes do x{spinners['before']:.2f} (before) and x{spinners['after']:.2f} (after) of one")
     document = {
         "benchmark": "ann",
         "command": f"python -m benchmarks.ann STORE DATASET --queries {args.queries} --repeats {args.repeats}"
@@ -114,4 +112,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    say(report(rows))
+    say(f"two spinning processes do x{spinners['before']:.2f} (before) and x{spinners['after']:.2f} (after) of one")
     return 0

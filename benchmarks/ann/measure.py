@@ -22,6 +22,7 @@ from lhydra.bundle.manifest import OperatingPoint
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import F32, I64
 from lhydra.errors import ConfigError, complain
+from lhydra.lines import say
 from lhydra.recommender import Recommender
 from lhydra_index_builder.build import join_users
 from lhydra_index_builder.sweep import NEIGHBOURS, REFINE_FACTORS, Truth, efforts
@@ -203,7 +204,7 @@ def own_entrants(bundle: Bundle, vectors: F32, truth: Truth) -> list[Entrant]:
         Entrant(name, manifest.recipe, built, effort, tuned, build_s, None) for name, (effort, tuned) in chosen.items()
     ]
     for each in entrants:
-        print(f"{each.name}: {label(each)}, coverage {each.tuned:.4f}", flush=True)
+        say(f"{each.name}: {label(each)}, coverage {each.tuned:.4f}")
     return entrants
 
 
@@ -222,7 +223,7 @@ def load(name: str, library: Library, skipped: dict[str, str]) -> Any:
         return importlib.import_module(library.module)
     except (ImportError, OSError) as error:
         skipped[name] = f"{library.package} does not import: {' '.join(str(error).split())}"
-        print(f"{name}: skipped, {skipped[name]}", flush=True)
+        say(f"{name}: skipped, {skipped[name]}")
         return None
 
 
@@ -249,7 +250,7 @@ def entrant_of(name: str, library: Library, module: Any, vectors: F32, truth: Tr
     candidates = least(built.series, lambda effort: covered(built.with_effort(effort), truth), TARGET)
     effort, tuned = fastest(built, candidates, truth.queries)
     entrant = Entrant(name, name, built, effort, tuned, round(wall, 1), round(cpu, 1))
-    print(f"{name}: built in {wall:.1f} s ({cpu:.1f} s CPU); {label(entrant)}, coverage {tuned:.4f}", flush=True)
+    say(f"{name}: built in {wall:.1f} s ({cpu:.1f} s CPU); {label(entrant)}, coverage {tuned:.4f}")
     return entrant
 
 

@@ -23,6 +23,7 @@ from benchmarks.latency.settings import Settings, parse_settings
 from benchmarks.machine import MIN_CORE_SCALING, core_scaling, machine, noise_line, versions
 from lhydra.errors import LhydraError
 from lhydra.files import write_text
+from lhydra.lines import say
 from lhydra_client import Client, ClientError
 from lhydra_client.results import Status
 
@@ -44,22 +45,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (LhydraError, ClientError, OSError, subprocess.SubprocessError) as error:
         print(f"latency: {error}", file=sys.stderr)
         return 1
-    print("\n" + tables(document, settings.concurrency))
-    if settings.spin_s:
-        print(noise_line(document["spinning"]["before"], document["spinning"]["after"]))
     settings.json.parent.mkdir(parents=True, exist_ok=True)
-    write_text(settings.json, json.dumps(document, indent=2) + "\n")
-    print(f"\nwritten: {settings.json}")
+    write_text(settings.json, json.dumps(document, indent=2) + "\n")  # before whoever reads the tables may stop reading
     if settings.plot:
         from benchmarks.latency.plot import write_plot
 
         write_plot(settings.plot, document)
-        print(f"written: {settings.plot}")
+    say("\n" + tables(document, settings.concurrency))
+    if settings.spin_s:
+        say(noise_line(document["spinning"]["before"], document["spinning"]["after"]))
+    say(f"\nwritten: {settings.json}")
+    if settings.plot:
+        say(f"written: {settings.plot}")
     worse = False
     if baseline is not None:
         verdicts = verdict.compare(baseline, document)
-        print(f"\n{verdict.report(verdicts, baseline, document)}")
-        print("\n".join(verdict.differences(baseline, document)))
+        say(f"\n{verdict.report(verdicts, baseline, document)}")
+        say("\n".join(verdict.differences(baseline, document)))
         worse = any(found.word == verdict.WORSE for found in verdicts.values())
     runs = document["runs"]
     failed = bool(document["faults"]) or any(modes.failures(run) for run in runs)
@@ -103,12 +105,11 @@ def _measured(settings: Settings, argv: Sequence[str], baseline: Document | None
 
 
 def _introduce(settings: Settings, status: Status, machine: Mapping[str, Any], origin: str) -> None:
-    print(
+    say(
         f"Recommend(k={settings.k}) · bundle {status.bundle_id} · {status.tracks} tracks, {status.workers} workers,"
         f" depth {status.default_depth} · closed loop by {settings.closed_by} · {settings.repeats} repeats\n"
         f"{machine['cores']} cores, {machine['processor']}, {machine['memory_gib']} GiB,"
-        f" load {machine['load_before']} before\nusers: {origin}\n",
-        flush=True,
+        f" load {machine['load_before']} before\nusers: {origin}\n"
     )
 
 

@@ -21,6 +21,7 @@ from benchmarks.latency.own_server import (
 from benchmarks.latency.peers import PEERS, Peer
 from benchmarks.latency.peers.settings import PeerSettings
 from benchmarks.latency.settings import Settings
+from lhydra.lines import say
 
 OURS = "lhydra"
 
@@ -63,7 +64,7 @@ def contestants(settings: Settings, stack: ExitStack) -> Iterator[Contestant]:
         if find_spec(PEERS[name].needs):
             yield Contestant(name, partial(_start_peer, PEERS[name], settings), http1=True)
         else:
-            print(f"{name}: left out, {PEERS[name].needs} is not installed", flush=True)
+            say(f"{name}: left out, {PEERS[name].needs} is not installed")
 
 
 def _start_peer(peer: Peer, settings: Settings) -> AbstractContextManager[RunningServer]:

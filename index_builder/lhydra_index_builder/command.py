@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lhydra import config
 from lhydra.console import print_table
 from lhydra.errors import BundleMissing, complain
+from lhydra.lines import say
 from lhydra_index_builder.config import GATE, RebuildSettings
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def _remove(args: argparse.Namespace) -> int:
 
 def _log(args: argparse.Namespace) -> "Log":
     """Where lines on the way go: stdout, or nowhere when that is for JSON."""
-    return (lambda line: None) if args.json else (lambda line: print(line, flush=True))
+    return (lambda line: None) if args.json else say
 
 
 def _report(args: argparse.Namespace, built: "Built") -> None:

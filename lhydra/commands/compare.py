@@ -46,9 +46,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(complain("--json", str(args.json), "a file in a folder that exists"))
     a, b = read_document(args.a), read_document(args.b)
     found = compare(a, b, (str(args.a), str(args.b)))
-    show(found, (args.a, args.b))
-    if args.json is not None:
+    if args.json is not None:  # before anything is printed: whoever reads that may stop reading
         write_text(args.json, json.dumps(found, indent=2, allow_nan=False) + "\n")
+    show(found, (args.a, args.b))
     return 0
 
 

@@ -16,6 +16,7 @@ from typing import IO
 from lhydra import config
 from lhydra.console import step_display
 from lhydra.errors import ConfigError, LhydraError, MissingExtra, complain
+from lhydra.lines import say
 
 HELP = "synthetic world -> prepare -> train -> rebuild -> users load -> serve -> query, in about a minute"
 EXTRA = "all"
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         print(f"\n{user_id} listened most recently to")
         for title, artist in history:
             print(f"      {title} - {artist}")
-        print(f"\n$ lhydra query recommend {user_id} --k {settings.k}", flush=True)
+        say(f"\n$ lhydra query recommend {user_id} --k {settings.k}")
         _lhydra(["query", "recommend", user_id, "--k", str(settings.k), "--address", address])
     print(f"\nDone in {time.monotonic() - started:.0f} s. Everything is in {folder}/. Three commands to try next:")
     print(f"  lhydra serve {store}                    # then, in another terminal:")
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
 def _step(number: int, what: str, command: list[object], show: str = "") -> None:
     """Runs one `lhydra` command; keeps its output to itself unless it fails, but for lines that begin with `show`."""
     words = [str(word) for word in command]
-    print(f"[{number}/6] {what}\n$ lhydra {' '.join(words)}", flush=True)
+    say(f"[{number}/6] {what}\n$ lhydra {' '.join(words)}")
     started = time.monotonic()
     with step_display(lines=False) as display, _popen(words, stderr=subprocess.STDOUT) as process:
         kept = []
@@ -105,7 +106,7 @@ def _step(number: int, what: str, command: list[object], show: str = "") -> None
                 display(line)
     if process.returncode:
         raise LhydraError(f"step {number} failed: {kept[-1] if kept else f'exit code {process.returncode}'}")
-    print(f"      {time.monotonic() - started:.1f} s", flush=True)
+    say(f"      {time.monotonic() - started:.1f} s")
 
 
 def _lhydra(words: list[str]) -> None:
@@ -128,7 +129,7 @@ def _lines(stream: IO[str] | None) -> Iterator[str]:
 @contextlib.contextmanager
 def _serving(store: Path) -> Iterator[str]:
     """Serves the store on a free port and gives the address; stops the server at the end."""
-    print(f"[6/6] serve and ask\n$ lhydra serve {store} --port 0 --workers 1", flush=True)
+    say(f"[6/6] serve and ask\n$ lhydra serve {store} --port 0 --workers 1")
     with _popen(["serve", str(store), "--port", "0", "--workers", "1", "--log-level", "warning"]) as server:
         try:
             ready = next(_lines(server.stdout), "")

@@ -144,17 +144,19 @@ def run(args: argparse.Namespace) -> int:
                 1 + len(told(document["protocol"])),
                 "the model learned from the valid fold too (--refit), the baselines did not",
             )
-        show(bundle.bundle_id, document)
     from lhydra.files import write_text  # brings numpy, which `--help` must not import
 
+    written = []  # before anything is printed: whoever reads that may stop reading
     if args.json is not None:
         write_text(args.json, json.dumps(document, indent=2, allow_nan=False) + "\n")
-        print(f"\nwrote {args.json}: every number, for `lhydra compare`")
+        written.append(f"wrote {args.json}: every number, for `lhydra compare`")
     if args.report is not None:
         from lhydra.evaluation.report.page import render
 
         write_text(args.report, render(document))
-        print(f"wrote {args.report}: open it in a browser")
+        written.append(f"wrote {args.report}: open it in a browser")
+    show(bundle.bundle_id, document)
+    print(*("", *written) if written else (), sep="\n", end="\n" if written else "")
     return 0
 
 

@@ -5,12 +5,17 @@ import os
 import statistics
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lhydra import config
 from lhydra.console import progress
 from lhydra.errors import ConfigError, complain
+from lhydra.lines import say
 from lhydra.training.config import TrainSettings
 from lhydra.training.progress import EpochDone, Progress, unreported
+
+if TYPE_CHECKING:
+    from lhydra.bundle.model import Quality
 
 HELP = "train towers and head on a dataset and export the model"
 EXTRA = "train"
@@ -59,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         def report(done: Progress) -> None:
             if isinstance(done, EpochDone):
                 show(done.epoch)
-            print(done, file=sys.stderr, flush=True)
+            say(done, sys.stderr)
 
         options = {"resume": args.resume, "refit": args.refit, "folds": args.folds}
         info = train(dataset, args.model, settings, report=report if rank == 0 else unreported, **options)
@@ -70,14 +75,30 @@ def run(args: argparse.Namespace) -> int:
         if values := [metrics["ndcg@10"] for metrics in measured if metrics]:
             mean, spread = statistics.mean(values), statistics.pstdev(values)
             print(f"{len(values)} random folds: {name} NDCG@10 {mean:.4f} ± {spread:.4f}")
-    best = info.quality
-    if best.get("cascade"):
-        print(
-            f"best epoch {best['epoch']}: validation NDCG@10 {best['cascade']['ndcg@10']:.4f} "
-            f"(retrieval alone {best['retrieval']['ndcg@10']:.4f}); the head was fitted on that fold, cross-fitted"
-        )
-    else:
-        print("no validation plays: trained the whole schedule, nothing was tuned or calibrated")
+    print(outcome(info.quality))
     print(f"model {info.model_id} in {args.model}")
     print(f"next: lhydra index rebuild --model {args.model} --data {args.dataset} --store STORE")
     return 0
+
+
+def outcome(quality: "Quality") -> str:
+    """Says what was measured on the validation fold, and what could not be.
+
+    Args:
+        quality: of the trained model.
+
+    Returns:
+        A line.
+    """
+    if not quality.get("retrieval"):
+        return "no validation plays new to their users: trained the whole schedule, nothing was tuned or calibrated"
+    epoch, retrieval = quality["epoch"], quality["retrieval"]["ndcg@10"]
+    if not quality.get("cascade"):
+        return (
+            f"best epoch {epoch}: validation NDCG@10 of retrieval {retrieval:.4f}, of one or two users; the head was "
+            "fitted on them, neither cross-fitted nor calibrated: that takes three users with validation plays"
+        )
+    return (
+        f"best epoch {epoch}: validation NDCG@10 {quality['cascade']['ndcg@10']:.4f} "
+        f"(retrieval alone {retrieval:.4f}); the head was fitted on that fold, cross-fitted"
+    )

@@ -180,12 +180,12 @@ def _held_out(data: TrainingData, config: TrainSettings, rng: np.random.Generato
     return Targets(users, hidden.offsets, hidden.rows[order]), shown
 
 
-def _cross_fit(trainer: _Trainer, report: Report) -> _CrossFit | None:
-    """Fits a head on all users but each part in turn, and ranks that part's; None where one part has all users."""
+def _cross_fit(trainer: _Trainer, report: Report) -> _CrossFit:
+    """Fits a head on all users but each part in turn, and ranks that part's."""
     examples, everybody = trainer.examples, np.arange(len(trainer.examples))
     fold = trainer.rng.integers(0, CROSS_FIT_PARTS, len(examples))
-    if len(np.unique(fold)) == 1:
-        return None
+    if len(np.unique(fold)) == 1:  # three users in one part, by chance
+        fold = np.arange(len(examples)) % CROSS_FIT_PARTS
     best = np.where(examples.excluded, -1, examples.rows)[:, : min(LIST_LENGTH, examples.retrieved)]
     crossed = _CrossFit(fold, {}, {(0, RETRIEVAL_ORDER): best})
     for part in range(CROSS_FIT_PARTS):

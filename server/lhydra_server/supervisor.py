@@ -17,6 +17,7 @@ from types import FrameType
 
 from lhydra.bundle.manifest import current_bundle_id
 from lhydra.errors import LhydraError
+from lhydra.lines import say
 from lhydra_server.address import Reservation
 from lhydra_server.config import FleetStatus, ServeSettings, WorkerSettings, longest_stop_s
 from lhydra_server.metrics.totals import Totals, exposed
@@ -161,9 +162,9 @@ class Supervisor:
             took_ms = round((time.monotonic() - fleet.started_s) * 1e3)
             if self._serving is None:
                 host, port = self._settings.host, self._address.rpartition(":")[2]
-                print(f"serving bundle {fleet.bundle_id} on {host}:{port} with {self._n_workers} workers", flush=True)
+                say(f"serving bundle {fleet.bundle_id} on {host}:{port} with {self._n_workers} workers")
                 if self._settings.metrics_port:
-                    print(f"metrics on http://{host}:{self._settings.metrics_port}/metrics", flush=True)
+                    say(f"metrics on http://{host}:{self._settings.metrics_port}/metrics")
             else:
                 self._dismiss(self._serving.workers)
             _log.info("serving", extra={"bundle": fleet.bundle_id, "workers": self._n_workers, "took_ms": took_ms})
