@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from types import ModuleType
+from typing import Any, NoReturn
 
 from lhydra import __version__, logs
 from lhydra.errors import LhydraError, MissingExtra
@@ -53,6 +54,42 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says how a value that looks like a flag is given."""
+
+    _words: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses, and remembers the words.
+
+        Args:
+            args: the words.
+            namespace: to fill.
+
+        Returns:
+            The namespace and the words that are left.
+        """
+        self._words = args or ()
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the process with usage and one line.
+
+        Args:
+            message: what is wrong.
+        """
+        if message.endswith("expected one argument"):
+            flag = message.removeprefix("argument ").partition(":")[0].split("/")[-1].strip()
+            message += f"; one that begins with a dash is written {flag}=-VALUE"
+            if f"{flag}-file" in self._option_string_actions:
+                message += f", or stands in a file: {flag}-file FILE"
+        known = self._option_string_actions
+        odd = [word for word in self._words if word.startswith("-") and word.partition("=")[0] not in known]
+        if odd and "--" not in odd and message.startswith(("unrecognized arguments: -", "the following arguments")):
+            message += f"; {odd[-1]} is no flag: a word that begins with a dash comes last, after --"
+        super().error(message)
+
+
 def _reason(error: OSError | MemoryError) -> str:
     if isinstance(error, MemoryError):
         return str(error) or "out of memory"
@@ -75,7 +112,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, ModuleType]:
     found = {entry.name: entry.value for entry in entry_points(group=GROUP)}
     common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)  # taken anywhere on the line
     common.add_argument("--log-level", choices=logs.LEVELS, help="default: warning, info for serve")
-    parser = argparse.ArgumentParser(prog="lhydra", description="Lhydra, a music recommender.", parents=[common])
+    parser = _Parser(prog="lhydra", description="Lhydra, a music recommender.", parents=[common])
     parser.add_argument("--version", action="version", version=f"lhydra {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     known = [name for name in ORDER if name in found] + sorted(set(found) - set(ORDER))

@@ -57,7 +57,7 @@ def test_the_file_holds_the_answers(
     dataset, recommender = world
     installed(recommender)
     out = tmp_path / f"recs{suffix}"
-    out.write_text("older")
+    lists.write_lists(recommender, dataset, out, k=1, stage="final", as_of="now", positions=np.arange(3))
     assert main(["recommend", str(dataset.path), "s", "--out", str(out), "--k", "7", "--stage", stage]) == 0
     assert read(out) == expected_rows(world, 7, stage=stage)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset", out.name]
@@ -215,6 +215,7 @@ def test_the_shared_tool_scores_the_file_as_evaluate_does(
     [
         (["--users", "u001,nobody"], "--users: found 'nobody', expected ids of the 30 users of "),
         (["--users", "a,b,c,d,e"], "--users: found 'a', 'b', 'c' and 2 more, expected ids of the 30 users of "),
+        (["--users=-K7x"], "--users: found '-K7x', expected ids of the 30 users of "),
         (["--users", ""], "--users: found '', expected ids of the 30 users of "),
         (["--k", "0"], "--k: found 0, expected 1 to 1000"),
         (["--k", "1000000000"], "--k: found 1000000000, expected 1 to 1000"),
@@ -295,3 +296,96 @@ def test_a_store_without_current_or_that_bundle_is_one_line(
     assert captured.err.startswith(f"lhydra recommend: {tmp_path / 'store'}")
     assert captured.err.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset", "store"]
+
+
+ODD_IDS = ("-K7x", "a,b", "all", " b", "b ", "a\u2028c", "\ufeffd", "007", "--users", '"q"')
+
+
+def test_users_of_a_file_are_any_ids_in_its_order(tmp_path: Path, installed: Fake) -> None:
+    dataset = write_dataset(tmp_path / "d", sorted(ODD_IDS, key=str.encode), names("t", 9), [(0, 0, TRAIN)])
+    installed(FakeRecommender(FakeCatalog(dataset.track_ids)))
+    listed, out = tmp_path / "ids.txt", tmp_path / "recs.csv"
+    for end in ("\n", "\r\n"):
+        asked = [*ODD_IDS[::-1], ODD_IDS[0]]
+        listed.write_bytes((end.join(asked) + end + end).encode())
+        arguments = ["recommend", str(dataset.path), "s", "--out", str(out), "--users-file", str(listed), "--k", "1"]
+        assert main(arguments) == 0
+        assert [row[0] for row in read(out)] == list(ODD_IDS[::-1])
+        listed.write_bytes(b"\xef\xbb\xbf" + end.join(asked).encode())
+        assert main(arguments) == 0
+        assert [row[0] for row in read(out)] == list(ODD_IDS[::-1])
+    assert main([*arguments[:5], "--users=-K7x"]) == 0
+    assert {row[0] for row in read(out)} == {"-K7x"}
+
+
+@pytest.mark.parametrize(
+    ("content", "more", "message"),
+    [
+        (b"", [], "--users-file {file}: found no ids, expected an id per line"),
+        (b"\n\r\n", [], "--users-file {file}: found no ids, expected an id per line"),
+        (b"u001\nna\xefve\n", [], "--users-file {file}: found no UTF-8 in line 2, expected an id per line, in UTF-8"),
+        (b"u001\nu1\n", [], "--users-file {file}: found 'u1', expected ids of the 30 users of "),
+        (b"u001,u002\n", [], "--users-file {file}: found 'u001,u002', expected ids of the 30 users of "),
+        (b"u001\n", ["--users", "u002"], "--users-file: found --users as well, expected one of them"),
+        (b"u001\n", ["--users", "all"], "--users-file: found --users as well, expected one of them"),
+        (None, [], "No such file or directory: {file}"),
+    ],
+)
+def test_a_wrong_file_of_users_is_one_line(
+    world: World,
+    installed: Fake,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    content: bytes | None,
+    more: list[str],
+    message: str,
+) -> None:
+    installed(world[1])
+    listed, out = tmp_path / "ids.txt", tmp_path / "recs.csv"
+    if content is not None:
+        listed.write_bytes(content)
+    arguments = ["recommend", str(world[0].path), "s", "--out", str(out), "--users-file", str(listed), *more]
+    assert main(arguments) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("lhydra recommend: " + message.format(file=listed))
+    assert captured.err.count("\n") == 1
+    assert not out.exists()
+
+
+def test_a_user_that_looks_like_a_flag_leads_to_the_way_that_works(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["recommend", "d", "s", "--out", "a.csv", "--users", "-K7x"])
+    assert "written --users=-VALUE, or stands in a file: --users-file FILE" in capsys.readouterr().err
+    for words in (["query", "recommend", "-K7x"], ["index", "remove", "--store", "s", "-K7x"]):
+        with pytest.raises(SystemExit):
+            main(words)
+        assert "-K7x is no flag: a word that begins with a dash comes last, after --" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".csv.gz"])
+def test_only_lists_are_replaced_unless_told(
+    world: World, installed: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    dataset, recommender = world
+    installed(recommender)
+    out = tmp_path / f"mine{suffix}"
+    arguments = ["recommend", str(dataset.path), "s", "--out", str(out), "--k", "2"]
+    plays = pq.read_table(dataset.path / "plays.parquet")
+    if suffix == ".parquet":
+        pq.write_table(plays, out)
+    else:
+        content = b"user_id,track_id\na,b\n"
+        out.write_bytes(gzip.compress(content) if suffix == ".csv.gz" else content)
+    for content in (out.read_bytes(), b"no table at all", b"\x1f\x8b broken"):
+        out.write_bytes(content)
+        assert main(arguments) == 1
+        assert out.read_bytes() == content
+        error = capsys.readouterr().err
+        assert error.startswith(f"lhydra recommend: --out: found {out}, which holds something else, expected ")
+        assert error.count("\n") == 1
+    assert main([*arguments, "--overwrite"]) == 0
+    assert read(out) == expected_rows(world, 2)
+    out.write_bytes(b"")
+    for _ in range(2):  # an empty file is nobody's, lists are its own
+        assert main(arguments) == 0
+        assert read(out) == expected_rows(world, 2)

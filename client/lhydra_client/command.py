@@ -39,9 +39,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     recommend = action("recommend", "Tracks for a user, best first.")
     recommend.add_argument("user", metavar="USER")
     recommend.add_argument("--k", type=int, default=10, help="how many tracks (default: 10)")
-    recommend.add_argument("--exclude", type=_ids, default=[], metavar="ID,...", help="tracks never to return")
     recommend.add_argument(
-        "--history", type=_ids, default=[], metavar="ID,...", help="plays, oldest first, for an unknown user"
+        "--exclude", type=_ids, action="extend", default=[], metavar="ID,...", help="tracks never to return"
+    )
+    recommend.add_argument(
+        "--history",
+        type=_ids,
+        action="extend",
+        default=[],
+        metavar="ID,...",
+        help="plays, oldest first, for an unknown user",
     )
     recommend.add_argument(
         "--profile", type=_column, nargs="+", action="extend", default=[], metavar="NAME=VALUE",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lhydra import config
+from lhydra.commands.ids import read_ids
 from lhydra.console import print_table
 from lhydra.errors import BundleMissing, complain
 from lhydra.lines import say
@@ -75,9 +76,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _rebuild(args: argparse.Namespace) -> int:
     settings = config.resolve("index", RebuildSettings, args)
+    from lhydra.bundle.manifest import check_place
     from lhydra.data.dataset import Dataset
     from lhydra_index_builder.build import rebuild
 
+    check_place(args.store)
     built = rebuild(args.model, Dataset.open(args.data), args.store, settings, _log(args))
     if settings.explain and not args.json:
         _explain(built)
@@ -104,7 +107,7 @@ def _remove(args: argparse.Namespace) -> int:
 
     ids = list(args.ids)
     if args.ids_from is not None:
-        ids += [line.rstrip("\r\n") for line in args.ids_from.read_text(encoding="utf-8").splitlines() if line]
+        ids += read_ids(args.ids_from, "--from")
     built, removed = remove(ids, args.store, settings, args.users, _log(args))
     _report(args, built)
     if not args.json:

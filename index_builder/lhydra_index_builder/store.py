@@ -19,7 +19,7 @@ from pathlib import Path
 
 from lhydra import files
 from lhydra.bundle.bundle import Bundle
-from lhydra.bundle.manifest import BUNDLE_ID, Manifest, current_bundle_id
+from lhydra.bundle.manifest import BUNDLE_ID, Manifest, check_place, current_bundle_id
 from lhydra.errors import BundleError, BundleMissing, BundleRefused, StoreLocked, complain
 
 STAGING, TRASH, LOCK = ".staging-", ".trash-", ".lock"
@@ -54,12 +54,11 @@ def building(store: Path, what: str) -> Iterator[Path]:
         The folder.
 
     Raises:
-        BundleMissing: `store` is a file.
+        BundleMissing: `store` is a file, or a folder of something else.
         StoreLocked: another process is building.
         OSError: something cannot be written, for want of space say; it names the store where it would name no file.
     """
-    if store.exists() and not store.is_dir():
-        raise BundleMissing(complain(store, "a file", "a folder for bundles"))
+    check_place(store)
     store.mkdir(parents=True, exist_ok=True)
     with _naming_store(store), _locked(store, what):
         for path in (*store.glob(f"{STAGING}*"), *store.glob(f"{TRASH}*")):

@@ -174,6 +174,31 @@ class Manifest:
 _JSON = TypedDict("_JSON", get_type_hints(Manifest))  # type: ignore[misc]  # the same fields, as JSON
 
 
+_OTHERS = {"dataset.json": "a dataset", "model.json": "a model", "manifest.json": "a bundle", "world.json": "a world"}
+_OWN = ("CURRENT", ".lock", "users.lmdb")  # a store of which nothing is published yet has one of the last two
+
+
+def check_place(store: Path) -> None:
+    """Checks that a folder may be written to as a store: it is one, or free.
+
+    Args:
+        store: the folder; it need not exist.
+
+    Raises:
+        BundleMissing: it is a file, or holds something else.
+    """
+    if not store.exists():
+        return
+    expected = "a store, an empty folder or a free path"
+    if not store.is_dir():
+        raise BundleMissing(complain(store, "a file", expected))
+    names = sorted(path.name for path in store.iterdir())
+    if other := next((what for name, what in _OTHERS.items() if name in names), None):
+        raise BundleMissing(complain(store, other, expected))
+    if names and not any(name in _OWN or BUNDLE_ID.fullmatch(name) for name in names):
+        raise BundleMissing(complain(store, f"a folder with other things in it ({names[0]})", expected))
+
+
 def current_bundle_id(store: Path) -> str:
     """Returns the id in store/CURRENT.
 

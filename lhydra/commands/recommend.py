@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from lhydra import config
+from lhydra.commands.ids import read_ids
 from lhydra.errors import ConfigError, complain
 from lhydra.limits import DEFAULT_MAX_K, MAX_DEPTH
 
@@ -21,7 +22,8 @@ EXTRA = "index"
 class RecommendSettings(config.Settings):
     """How the lists are made."""
 
-    users: str = config.setting("all", "user ids, separated by commas, or `all`")
+    users: str = config.setting("all", "user ids, separated by commas, or `all`; for others see --users-file")
+    users_file: Path | None = config.setting(None, "a file with any user ids, one per line, instead of --users")
     k: int = config.setting(10, "tracks per user", low=1, high=DEFAULT_MAX_K)
     stage: str = config.setting("final", "the reranked list, or what retrieval alone finds", ("final", "retrieval"))
     as_of: str = config.setting(
@@ -32,6 +34,7 @@ class RecommendSettings(config.Settings):
     )
     include_heard: bool = config.setting(False, "also recommend what the user has heard")
     bundle: str | None = config.setting(None, "bundle of the store, instead of the current one")
+    overwrite: bool = config.setting(False, "replace FILE even if it is no list of recommendations")
     depth: int = config.setting(0, "candidates to rerank, 0 for the server's default", low=0, high=MAX_DEPTH)
 
 
@@ -57,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         0.
 
     Raises:
-        ConfigError: a setting out of range.
+        ConfigError: a setting out of range, or both `--users` and `--users-file`.
     """
     from lhydra.bundle.bundle import Bundle
     from lhydra.data.dataset import Dataset
@@ -66,9 +69,11 @@ def run(args: argparse.Namespace) -> int:
     from lhydra.timing import timed
 
     settings = config.resolve("recommend", RecommendSettings, args)
-    lists.check_destination(args.out)
+    if settings.users_file is not None and (settings.users != "all" or hasattr(args, "users")):
+        raise ConfigError(complain("--users-file", "--users as well", "one of them"))
+    lists.check_destination(args.out, overwrite=settings.overwrite)
     dataset = Dataset.open(args.dataset)
-    positions = chosen_users(dataset, settings.users)
+    positions = chosen_users(dataset, settings.users, settings.users_file)
     recommender = Recommender(Bundle.open(args.store, settings.bundle), settings.depth)
 
     with timed("recommend"):
@@ -88,27 +93,31 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def chosen_users(dataset: "Dataset", users: str) -> "I64":
-    """Reads `--users`.
+def chosen_users(dataset: "Dataset", users: str, file: Path | None = None) -> "I64":
+    """Reads `--users` or `--users-file`.
 
     Args:
         dataset: knows the users.
         users: ids separated by commas, or `all`.
+        file: with an id per line, in place of `users`.
 
     Returns:
         (n,) int64 positions of the distinct users, in the order named.
 
     Raises:
-        ConfigError: one is unknown.
+        ConfigError: one is unknown, or the file is no list of ids.
     """
     import numpy as np
 
-    if users == "all":
+    if file is None and users == "all":
         return np.arange(len(dataset.user_ids))
     places = {user_id: position for position, user_id in enumerate(dataset.user_ids)}
-    asked = list(dict.fromkeys(users.split(",")))
+    asked = list(dict.fromkeys(users.split(","))) if file is None else read_ids(file, "--users-file")
     unknown = [user_id for user_id in asked if user_id not in places]
     if unknown:
         found = ", ".join(map(repr, unknown[:3])) + (f" and {len(unknown) - 3} more" if len(unknown) > 3 else "")
-        raise ConfigError(complain("--users", found, f"ids of the {len(places):,} users of {dataset.path}, or all"))
+        what = f"ids of the {len(places):,} users of {dataset.path}"
+        if file is not None:
+            raise ConfigError(complain(f"--users-file {file}", found, what))
+        raise ConfigError(complain("--users", found, f"{what}, or all; ids with a comma: --users-file FILE"))
     return np.array([places[user_id] for user_id in asked], np.int64)

@@ -90,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
     settings = resolve("users", UsersSettings, args)
     if settings.store is None and settings.users is None:
         raise ConfigError(complain("--store", "nothing", "the folder of a store, new or old"))
+    from lhydra.bundle.manifest import check_place
     from lhydra.console import with_progress
     from lhydra.data.dataset import Dataset, user_states
     from lhydra.timing import timed
@@ -99,6 +100,7 @@ def run(args: argparse.Namespace) -> int:
     n_users, counts = len(dataset.user_ids), Counts()
     store = Path(settings.store or ".")
     if settings.users is None:
+        check_place(store)
         try:
             store.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -117,14 +118,15 @@ def recommend_users(
         yield user_id, state, recommender.recommend(known_user(state, k, include_heard=include_heard))
 
 
-def check_destination(out: Path) -> None:
-    """Checks that `write_lists` can write a file.
+def check_destination(out: Path, *, overwrite: bool = False) -> None:
+    """Checks that `write_lists` can write a file, and that nothing but lists is lost by it.
 
     Args:
         out: its path.
+        overwrite: whether another file there may be replaced.
 
     Raises:
-        ConfigError: another ending than SUFFIXES, no such folder, or a folder of that name.
+        ConfigError: another ending than SUFFIXES, no such folder, a folder of that name, or a file that is no lists.
     """
     if not out.name.lower().endswith(SUFFIXES):
         raise ConfigError(complain("--out", out.name, "a name that ends in " + ", ".join(SUFFIXES)))
@@ -132,6 +134,23 @@ def check_destination(out: Path) -> None:
         raise ConfigError(complain("--out", f"no folder {out.parent}", "a file in a folder that exists"))
     if out.is_dir():
         raise ConfigError(complain("--out", f"the folder {out}", "a file"))
+    if out.exists() and not overwrite and not _holds_lists(out):
+        expected = "a free path or lists of `lhydra recommend` to replace; --overwrite replaces any file"
+        raise ConfigError(complain("--out", f"{out}, which holds something else", expected))
+
+
+def _holds_lists(path: Path) -> bool:
+    """Whether a file is what `write_lists` writes, or empty."""
+    name = path.name.lower()
+    try:
+        if path.stat().st_size == 0:
+            return True
+        if name.endswith(".parquet"):
+            return bool(pq.read_schema(path).names == COLUMNS.names)
+        with gzip.open(path) if name.endswith(".gz") else path.open("rb") as file:
+            return file.readline(100).rstrip(b"\r\n") == ",".join(COLUMNS.names).encode()
+    except (OSError, EOFError, zlib.error, pa.ArrowException):
+        return False
 
 
 def write_lists(

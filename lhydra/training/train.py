@@ -351,6 +351,8 @@ def _claim(out: Path, resume: bool) -> None:
     expected = "a new folder, or one made by `lhydra train`"
     if out.exists() and not out.is_dir():
         raise ModelError(complain(out, "a file", expected))
+    if (out / "dataset.json").exists():
+        raise ModelError(complain(out, "a dataset", expected))
     ours = (out / "model.json").exists() or (out / "checkpoint").is_dir()
     if out.is_dir() and any(out.iterdir()) and not ours:
         raise ModelError(complain(out, "a folder with other files", expected))

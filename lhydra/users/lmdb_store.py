@@ -30,11 +30,14 @@ class LmdbUsers:
         sync_s: seconds after a write at most until it is forced to disk; 0: before the write returns.
 
     Raises:
-        UserStoreError: the folder cannot be opened.
+        UserStoreError: the folder cannot be opened, or holds something else.
     """
 
     def __init__(self, path: Path, *, sync_s: float = SYNC_S) -> None:
         self.path = path
+        if path.is_dir() and any(path.iterdir()) and not (path / "data.mdb").exists():
+            expected = "an LMDB folder, an empty one or a free path"
+            raise UserStoreError(complain(path, "a folder with other things in it", expected))
         try:
             self._env = lmdb.open(
                 str(path),
