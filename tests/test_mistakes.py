@@ -13,6 +13,7 @@ from lhydra.domain import I64, Hashes, track_hashes
 from lhydra.evaluation import mistakes
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.evaluation.run import Run, as_rows, find_targets
+from lhydra.evaluation.ties import none_yet
 from tests.test_leaks import world
 
 
@@ -73,6 +74,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, Catalog, Ru
         metrics=metrics,
         labels=nothing > 0,
         probabilities=nothing,
+        ties=none_yet(n),
     )
     return dataset, catalog, run
 

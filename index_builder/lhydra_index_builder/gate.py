@@ -20,6 +20,8 @@ from lhydra.evaluation.beyond import inter_user_overlap
 from lhydra.evaluation.bootstrap import F64, difference
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.evaluation.run import as_rows
+from lhydra.evaluation.ties import none_yet
+from lhydra.evaluation.ties import note as note_ties
 from lhydra.queries import known_user
 from lhydra.recommender import Recommender
 from lhydra.timing import timed
@@ -230,12 +232,28 @@ def quality(
     low, high = paired["low"], paired["high"]
     before, after = float(a.mean()), float(b.mean())
     lost = 1 - after / before if before else 0.0
-    surely = high is not None and high < 0
+    ties = sum(_tie_width(recommender, users.states, users.held_out) for recommender in (current, new))
+    surely = high is not None and high < 0 and ties <= abs(after - before)
     bad = surely and lost > limits.max_quality_loss
     note = (
         f"NDCG@10 lost; {before:.4f} before, {after:.4f} now, 95 % interval of the difference {low:+.4f} to {high:+.4f}"
     )
+    if ties > abs(after - before):
+        note += ", not certain: ties"
     return Check("quality", REFUSED if bad else PASSED, lost, limits.max_quality_loss, note)
+
+
+def _tie_width(recommender: Recommender, states: Sequence[UserState], held_out: HeldOut) -> float:
+    """How far the order of equal scores could move the mean NDCG@10."""
+    targets, found = held_out.targets, none_yet(len(states))
+    rows = as_rows(recommender.catalog.rows(held_out.hashes), len(recommender.catalog))[targets.tracks]
+    for n, state in enumerate(states):
+        note_ties(
+            found, n, recommender, state, recommender.recommend(known_user(state, TOP_K + 1)), rows[targets.of(n)]
+        )
+    wanted = np.concatenate([np.sort(rows[targets.of(n)]) for n in range(len(states))])
+    lowest, highest = found.ndcg(targets.offsets, wanted, len(recommender.catalog))
+    return highest - lowest
 
 
 def _ndcg(recommender: Recommender, lists: I64, held_out: HeldOut) -> F64:

@@ -103,7 +103,8 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: a setting out of range, or settings that do not go together.
     """
     from lhydra.data.dataset import Dataset
-    from lhydra.evaluation.evaluate import evaluate, told
+    from lhydra.evaluation.evaluate import evaluate
+    from lhydra.evaluation.summary import told
     from lhydra.recommender import Recommender
 
     settings = config.resolve("evaluate", EvaluateSettings, args)

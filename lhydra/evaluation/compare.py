@@ -7,6 +7,7 @@ import numpy as np
 from lhydra.errors import DataError, complain
 from lhydra.evaluation.bootstrap import F64, difference
 from lhydra.evaluation.document import NDCG, RECALL, Document, Protocol
+from lhydra.evaluation.summary import tie_width
 
 METRICS = (NDCG, RECALL)
 DECIDES = ("as_of", "split", "users", "seed", "ks", "targets", "ranked", "mrr_depth")  # in the order they are named
@@ -90,7 +91,7 @@ def compare(a: Document, b: Document, names: tuple[str, str], seed: int = 0) -> 
         "format": 1,
         "a": a["protocol"],
         "b": b["protocol"],
-        "summary": [verdict(stages["cascade"]["ndcg@10"])],
+        "summary": [verdict(stages["cascade"]["ndcg@10"], sum(map(tie_width, (a, b))))],
         "stages": stages,
         "metrics": metrics,
         "cohorts": cohorts,
@@ -136,11 +137,12 @@ def check_protocols(a: Document, b: Document, names: tuple[str, str]) -> None:
     raise DataError(complain(names[1], found, f"the protocol of {names[0]}: {expected}"))
 
 
-def verdict(found: PairedChange) -> str:
+def verdict(found: PairedChange, ties: float = 0.0) -> str:
     """Writes the first line: which of the two has the better served lists, and how sure that is.
 
     Args:
         found: NDCG@10 of the cascade.
+        ties: how far the order of equal scores could move the two figures together.
 
     Returns:
         The line.
@@ -150,6 +152,8 @@ def verdict(found: PairedChange) -> str:
         return f"B and A rank alike: cascade NDCG@10 {a:.4f}"
     word = "is better than" if change > 0 else "is WORSE than"
     certain = "" if low > 0 or high < 0 else "; not certain"
+    if ties > abs(change):
+        certain = "; not certain: ties"
     span = f"95 % interval {low:+.4f} to {high:+.4f}"
     return f"B, cascade NDCG@10 {b:.4f}, {word} A {a:.4f} by {abs(change):.4f} ({span}{certain})"
 

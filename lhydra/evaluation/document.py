@@ -52,6 +52,15 @@ class Seen(TypedDict):
     why: str
 
 
+class TieRange(TypedDict):
+    """The share of the lists with equal scores at place k and k + 1; NDCG@k by the order of equal scores."""
+
+    k: int
+    lists: float
+    lowest: float
+    highest: float
+
+
 class Protocol(Source):
     """What was measured and how; two documents with the same `hash` can be compared."""
 
@@ -285,6 +294,7 @@ class Document(TypedDict):
     protocol: Protocol
     summary: list[str]
     counts: Counts
+    ties: NotRequired[TieRange]
     ranking: dict[str, dict[str, Interval]]
     baselines: dict[str, BaselineFacts]
     paired: dict[str, Paired]

@@ -31,17 +31,19 @@ from lhydra.evaluation.document import (
     Interval,
     PerUser,
     Protocol,
+    TieRange,
 )
 from lhydra.evaluation.leaks import find_leaks
 from lhydra.evaluation.lists import Recommends
 from lhydra.evaluation.metrics import MRR_DEPTH, RankMetrics
 from lhydra.evaluation.run import Moment, Run, as_rows, ask, find_targets, some_users
+from lhydra.evaluation.summary import summary
+from lhydra.evaluation.ties import K as TIES_AT
 from lhydra.evaluation.unseen import unseen
 from lhydra.timing import timed
 
 PAIRED = (NDCG, RECALL)  # kept by user: what intervals of differences are made of
 _IMPORTANCE_USERS = 300
-_FEW_USERS = 50
 
 
 @timed("evaluate")
@@ -118,6 +120,7 @@ def evaluate(
         "protocol": protocol,
         "summary": [],
         "counts": count(run, loss["users"]),
+        "ties": tie_range(run),
         "ranking": {stage: summarise(found, seed) for stage, found in run.metrics.items()},
         "baselines": {name: one.to_json() for name, one in measured.items()},
         "paired": {
@@ -199,6 +202,19 @@ def summarise(found: RankMetrics, seed: int) -> dict[str, Interval]:
     return dict(zip(found.per_user, measured, strict=True)) | whole
 
 
+def tie_range(run: Run) -> TieRange:
+    """Tells what the served figure owes to the order of equal scores.
+
+    Args:
+        run: of all users.
+
+    Returns:
+        `ties` of the document.
+    """
+    lowest, highest = run.ties.ndcg(run.targets.offsets, run.wanted, run.catalogue_size)
+    return {"k": TIES_AT, "lists": float(run.ties.at_cut.mean()), "lowest": lowest, "highest": highest}
+
+
 def paired_difference(run: Run, a: str, b: str, metric: str, seed: int) -> Difference:
     """Compares two stages over the same users.
 
@@ -272,86 +288,3 @@ def protocol_hash(dataset: Dataset, protocol: Protocol) -> str:
     values = cast(dict[str, Any], protocol)
     decides = [FORMAT, dataset.info.counts, *(values[name] for name in names)]
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def summary(document: Document) -> list[str]:
-    """Writes the lines to read first.
-
-    Args:
-        document: all else of it.
-
-    Returns:
-        What makes the figures worthless, the verdict beside the best baseline, then everything that raises doubt.
-    """
-    ranking, lines = document["ranking"], [*told(document["protocol"]), verdict(document)]
-    for name, one in document["baselines"].items():
-        if one["skipped"]:
-            lines.append(f"baseline {name} skipped: {one['skipped']}")
-    if document["counts"]["users"] < _FEW_USERS:
-        lines.append(f"only {document['counts']['users']} users: hardly anything here is certain")
-    if document["protocol"]["as_of"] == "valid":
-        lines.append("the head was fitted on the valid fold, which chose all settings too: conclude from --as-of test")
-    served, retrieved = (ranking[stage][NDCG]["mean"] for stage in ("cascade", "retrieval"))
-    if served is not None and retrieved is not None and served < retrieved:
-        lines.append(
-            f"the head makes the lists worse: NDCG@10 {_short(retrieved)} of retrieval, {_short(served)} after it"
-        )
-    curve, depth = document["cascade_loss"]["curve"], document["counts"]["reranked"]
-    at = [point for point in curve if point["depth"] <= depth]
-    if at and at[-1]["overlap"] is not None and at[-1]["overlap"] < 0.8:
-        lines.append(
-            f"retrieval lets {at[-1]['overlap']:.0%} of the head's own top 10 through at depth {at[-1]['depth']}"
-        )
-    lines += document["beyond_accuracy"]["alarms"]
-    lines += [
-        f"{leak['verdict']}: {leak['check']}: {leak['found']}"
-        for leak in document["leaks"]
-        if leak["verdict"] == "leak"
-    ]
-    return lines
-
-
-def told(protocol: Protocol) -> list[str]:
-    """Says that the model may have learned from what it is asked for.
-
-    Args:
-        protocol: of a document.
-
-    Returns:
-        A line, or none.
-    """
-    seen = protocol.get("seen")
-    if not seen or not seen["targets"]:
-        return []
-    share = f"{seen['targets']:,} of {seen['of']:,} targets"
-    return [f"NOT A FAIR MEASURE: the model may have learned from {share}: {seen['why']}"]
-
-
-def verdict(document: Document) -> str:
-    """Writes the verdict: does the cascade beat the best baseline, by how much, and how sure is that.
-
-    Args:
-        document: its `ranking` and `paired`.
-
-    Returns:
-        The line.
-    """
-    means = {stage: found[NDCG]["mean"] or 0.0 for stage, found in document["ranking"].items()}
-    own = f"cascade NDCG@10 {_short(means['cascade'])}"
-    if not document["paired"]:
-        return f"{own}; measured without baselines"
-    best = max(document["paired"], key=lambda name: means[name])
-    found, beside = document["paired"][best][NDCG], f"the best baseline {best} {_short(means[best])}"
-    change, low, high = (found["difference"] or 0.0, found["low"] or 0.0, found["high"] or 0.0)
-    if change == 0:
-        return f"{own} is level with {beside}"
-    if told(document["protocol"]):
-        return f"{own}; {beside}, which has not learned from them: no verdict"
-    word = "beats" if change > 0 else "LOSES to"
-    certain = "" if low > 0 or high < 0 else ", not certain"
-    span = f"95 % interval {low:+.4f} to {high:+.4f}"
-    return f"{own} {word} {beside} by {_short(abs(change))} ({span}{certain})"
-
-
-def _short(value: float) -> str:
-    return f"{value:.4f}"

@@ -13,6 +13,7 @@ from lhydra.domain import F32, I64
 from lhydra.errors import DataError, complain
 from lhydra.evaluation.lists import Recommends, recommend_users
 from lhydra.evaluation.metrics import MRR_DEPTH, RankMetrics, rank_metrics
+from lhydra.evaluation.ties import Ties, none_yet, note
 
 Moment = Literal["test", "valid"]
 FOLD = {"test": TEST, "valid": VALID}
@@ -98,6 +99,7 @@ class Run:
     tiers: (n,) int8 values of `Tier`.
     metrics: stage -> its metrics by user; a user whose list was not asked for (head alone, a sample) has NaN.
     labels, probabilities: (pairs,) what the head says of the targets and of one drawn negative each.
+    ties: of the cascade, the users' lists in other orders of equal scores.
     """
 
     as_of: Moment
@@ -111,6 +113,7 @@ class Run:
     metrics: dict[str, RankMetrics]
     labels: npt.NDArray[np.bool_]
     probabilities: F32
+    ties: Ties
 
 
 def find_targets(dataset: Dataset, as_of: Moment) -> Targets:
@@ -201,12 +204,14 @@ def ask(
     lists = {stage: np.full((n, k), -1, np.int64) for stage in ("cascade", "retrieval")}
     candidates, tiers = [], np.zeros(n, np.int8)
     labels, probabilities = [np.empty(0, np.bool_)], [np.empty(0, np.float32)]
+    ties = none_yet(n)
     answers = recommend_users(recommender, dataset, as_of, k, positions=targets.users)
     for place, (_, state, answer) in enumerate(with_progress(answers, n, "evaluating users")):
         lists["cascade"][place, : len(answer.rows)] = answer.rows
         lists["retrieval"][place, : len(answer.candidates[:k])] = answer.candidates[:k]
         candidates.append(answer.candidates.astype(np.int32))
         tiers[place] = answer.tier
+        note(ties, place, recommender, state, answer, rows[targets.tracks[targets.of(place)]])
         positive, negative = rows[targets.tracks[targets.of(place)]], negatives[targets.of(place)]
         negative = rows[negative[(positive >= 0) & (negative >= 0)]]
         positive = positive[positive >= 0]
@@ -229,6 +234,7 @@ def ask(
         },
         labels=np.concatenate(labels),
         probabilities=np.concatenate(probabilities),
+        ties=ties,
     )
 
 

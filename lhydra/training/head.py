@@ -29,7 +29,7 @@ from lhydra.training.model import Head, Network
 from lhydra.training.progress import HeadPart, Report, unreported
 from lhydra.training.step import Tensors, embed_users, tensor
 from lhydra.training.teachers import Table
-from lhydra.training.validate import REPORTED_METRICS, embed_tracks, sample
+from lhydra.training.validate import REPORTED_METRICS, best_first, embed_tracks, sample
 
 MAX_HEAD_USERS = 5_000  # the head is fitted on, drawn at random from more
 RANDOM_TRACKS = 16  # tracks beside the retrieved candidates
@@ -281,7 +281,7 @@ def _retrieve(user: Tensor, vectors: Tensor, shown: Histories, depth: int) -> tu
         offsets = shown.offsets[start : start + len(cosines) + 1]
         owner = np.repeat(np.arange(len(cosines)), np.diff(offsets))
         cosines[tensor(owner), tensor(shown.rows[offsets[0] : offsets[-1]])] = -2.0
-        best, found = cosines.topk(depth, 1)
+        best, found = best_first(cosines, depth)
         rows.append(found.numpy())
         real.append((best > -1.5).numpy())
     return np.concatenate(rows), np.concatenate(real)
@@ -333,12 +333,12 @@ def _ranked(
     for start in range(0, len(users), 128):
         at = tensor(users[start : start + 128])
         base, deep = _parts(head, examples, vectors, tensors, at, with_deep=strengths != (0.0,))
-        out, rows = examples.excluded[at].clone(), examples.rows[at]
+        out = examples.excluded[at].clone()
         out[:, examples.retrieved :] = True
+        rows, by_row = examples.rows[at].sort(1)  # the order of equal logits
         for strength, lists in found.items():
-            logits, order = (
-                (base + strength * deep).masked_fill(out, float("-inf")).topk(min(LIST_LENGTH, out.shape[1]), 1)
-            )
+            logits = (base + strength * deep).masked_fill(out, float("-inf")).gather(1, by_row)
+            logits, order = best_first(logits, min(LIST_LENGTH, out.shape[1]))
             lists.extend(rows.gather(1, order).masked_fill(logits == float("-inf"), -1).numpy())
     return found
 

@@ -387,6 +387,9 @@ def _slice(histories: Histories, start: int, end: int) -> tuple[I64, I64, F32, I
 
 
 def _top(score: F32, k: int) -> I64:
-    """The k best columns of each row, best first."""
-    some = np.argpartition(-score, k, 1)[:, :k]
+    """The k best columns of each row, best first, equal scores in the order of the columns."""
+    some = np.sort(np.argpartition(-score, k, 1)[:, :k], 1)
+    least = np.take_along_axis(score, some, 1).min(1, keepdims=True)
+    for row in np.flatnonzero((score >= least).sum(1) > k):  # more share the last score than there is room for
+        some[row] = np.sort(np.argsort(-score[row], kind="stable")[:k])
     return np.take_along_axis(some, np.argsort(-np.take_along_axis(score, some, 1), 1, kind="stable"), 1)

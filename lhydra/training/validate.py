@@ -58,11 +58,29 @@ def validate(network: Network, data: TrainingData, tensors: Tensors, targets: Ta
         cosines = embed_users(network, encoded, history) @ vectors.T
         owner = np.repeat(np.arange(len(users)), heard[1] - heard[0])
         cosines[tensor(owner), tensor(data.train.rows[spans(*heard)])] = -2.0
-        best, rows = cosines.topk(depth, 1)
+        best, rows = best_first(cosines, depth)
         found.append(rows.masked_fill(best < -1.5, -1).numpy())  # a catalogue smaller than depth runs out
     network.train()
     mean = rank_metrics(np.concatenate(found), targets.offsets, targets.rows, data.n_tracks).means()
     return {name: round(mean[name], 6) for name in REPORTED_METRICS}
+
+
+def best_first(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Finds the k best columns of each row, equal scores in the order of the columns, as lists are served.
+
+    Args:
+        scores: (B, n), n >= k.
+        k: how many.
+
+    Returns:
+        (B, k) scores, best first, and (B, k) columns.
+    """
+    best, columns = scores.topk(k, 1)  # any of equal scores, in any order
+    tied = (best[:, 1:] == best[:, :-1]).any(1) | ((scores >= best[:, -1:]).sum(1) > k)
+    if tied.any():
+        whole = scores[tied].sort(dim=1, descending=True, stable=True)
+        best[tied], columns[tied] = whole.values[:, :k], whole.indices[:, :k]
+    return best, columns
 
 
 @torch.no_grad()
