@@ -451,11 +451,11 @@ def test_a_track_twice(tmp_path: Path) -> None:
     assert made(tmp_path / "in", tmp_path / "out", strict=True).info.dropped == {}
     write(tmp_path / "in/tracks.csv", [*tracks, same, tracks[2] | {"name": "other"}, tracks[3] | {"year": ""}])
     dataset = made(tmp_path / "in", tmp_path / "out")
-    assert dataset.info.dropped == {"track_id again with different data": 2}
+    assert dataset.info.dropped == {"track_id again with different data": 1}
     assert dataset.tracks["name"].to_pylist() == ["N"] * 5
     assert dataset.info.counts["plays"] == 20
     message = refusal(tmp_path / "in", tmp_path / "none", strict=True)
-    assert "tracks.csv: 2 rows: track_id again with different data (lines 8, 9)" in message
+    assert "tracks.csv: 1 row: track_id again with different data (line 8)" in message
 
 
 def test_flat_rows_that_disagree(tmp_path: Path) -> None:
@@ -506,7 +506,8 @@ def test_sources_that_cannot_be_used(tmp_path: Path) -> None:
     assert "PrepareSettings.seed" in refusal(source, out, seed=-1)
     write(tmp_path / "in/plays.csv", rows)
     write(tmp_path / "in/tracks.csv", [{"track_id": "other"}])
-    assert "20 rows dropped: track_id is not in tracks.csv" in refusal(tmp_path / "in", out)
+    message = refusal(tmp_path / "in", out)
+    assert "tracks.csv: found track_id 'other', and plays.csv has 't0': no track of the plays is in it" in message
 
 
 def test_the_target_is_a_dataset_or_free(tmp_path: Path) -> None:
@@ -516,7 +517,14 @@ def test_the_target_is_a_dataset_or_free(tmp_path: Path) -> None:
     out.unlink()
     out.mkdir()
     assert made(source, out).info.counts["plays"] == 20
-    (out / "extra").write_text("of the old dataset")
+    (out / "model").mkdir()
+    assert "found a folder that also holds model" in refusal(source, out)
+    assert (out / "model").is_dir()
+    (out / "model").rmdir()
+    (out / "baselines").mkdir()
+    (out / "baselines/notes.txt").touch()
+    assert "found a folder that also holds baselines" in refusal(source, out)
+    (out / "baselines/notes.txt").rename(out / "baselines/pop-0.npz")
     write(source, log(users=2))
     assert made(source, out).info.counts["plays"] == 10
     assert sorted(path.name for path in out.iterdir()) == [
@@ -530,7 +538,7 @@ def test_the_target_is_a_dataset_or_free(tmp_path: Path) -> None:
     assert "the source" in refusal(inside, out)
     assert inside.exists()
     (out / "dataset.json").unlink()
-    assert "found a folder with other things in it" in refusal(source, out)
+    assert "found a folder that also holds raw" in refusal(source, out)
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "elsewhere")
     made(source, link)
@@ -581,7 +589,7 @@ def test_declared_but_absent_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"columns\.tracks\.mood: found no such column in .*plays\.csv"):
         prepare(source, tmp_path / "out", columns=declared)
     write(tmp_path / "in/plays.csv", log())
-    with pytest.raises(DataError, match=r"columns\.tracks\.mood: found no tracks file"):
+    with pytest.raises(DataError, match=r"columns\.tracks\.mood: found no such column in .*plays\.csv"):
         prepare(tmp_path / "in", tmp_path / "out", columns=declared)
 
 
@@ -596,7 +604,7 @@ def test_undeclared_flat_columns_name_their_table(tmp_path: Path) -> None:
         | {
             "plan": f"p{row['user_id']}",
             "device": f"d{i % 3}",
-            "Age": "1",
+            "Speed": "1",
             "train_plays": 3,
             "top_genre": "x",
             "": i,
@@ -615,14 +623,14 @@ def test_undeclared_flat_columns_name_their_table(tmp_path: Path) -> None:
         '    "my mood": {kind: categorical}',
         "    bpm: {kind: numeric}",
         "    labels: {kind: multi}",
-        "    Age: {kind: numeric}",
+        "    Speed: {kind: numeric}",
         "  users:",
         "    plan: {kind: categorical}",
     ]
     config = tmp_path / "lhydra.yaml"
     config.write_text("\n".join(lines[1:]))
     dataset = made(source, tmp_path / "out", declared=DeclaredColumns.from_config(config))
-    assert [column.name for column in dataset.info.track_columns] == ["my mood", "bpm", "labels", "Age"]
+    assert [column.name for column in dataset.info.track_columns] == ["my mood", "bpm", "labels", "Speed"]
     assert dataset.tracks["labels"].to_pylist()[0] == ["a", "t0"]
     assert dataset.users["plan"].to_pylist()[0] == "pu0"
 

@@ -124,8 +124,8 @@ def test_parquet_types_arrive_as_text(tmp_path: Path) -> None:
         {
             "user_id": pa.array(["007", "1.0"]).dictionary_encode(),
             "track_id": pa.array([2**63, 5], pa.uint64()),
-            "Age": [0.1, None],
-            "age": pa.array([True, False]),
+            "Mood": [0.1, None],
+            "mood": pa.array([True, False]),
             'od"d': [["a", None], []],
             "timestamp": pa.array([1_600_000_000_999, None], pa.timestamp("ms", "Europe/Paris")),
         }

@@ -22,12 +22,13 @@ SOURCE is one of
   a folder       plays.csv, tracks.csv and users.csv (or .csv.gz, .parquet); users and tracks
                  may be left out
 
-Only user_id and track_id are required; every other column may be missing. Known by name:
+Only user_id and track_id are required; every other column may be missing. Known by name, in any
+case:
   plays    user_id  track_id  playcount (1)  timestamp (Unix seconds or ISO 8601, UTC)
            split (train, valid or test)
-  tracks   track_id  name  artist  album  genre  main_genre  tags (a|b or a, b)  explicit  year
-           duration_ms  danceability  energy  key  loudness  mode  speechiness  acousticness
-           instrumentalness  liveness  valence  tempo  time_signature
+  tracks   track_id  name  artist  album  genre  main_genre  explicit  year
+           tags (a|b, a;b, a, b or a list)  duration_ms  danceability  energy  key  loudness
+           mode  speechiness  acousticness  instrumentalness  liveness  valence  tempo  time_signature
   users    user_id  age  gender  region  country  occupation
 
 Ids are text and stay exactly as they are ('007', '1.0', 'NA'). An empty cell is a missing value.
@@ -50,7 +51,7 @@ Splits
 Bad rows (empty ids, playcounts that are negative or no number, tracks twice with different data,
 tracks missing from the tracks file, unreadable times) are counted and dropped; --strict refuses
 them. A file that is not what it claims to be is always refused. DATASET is written as a whole at
-the end; one that exists already is replaced.
+the end; one that exists already is replaced, unless its folder holds other things.
 
 example
   lhydra prepare listening/ dataset/ --split temporal

@@ -14,9 +14,11 @@ import pyarrow.parquet as pq
 from lhydra import __version__, files
 from lhydra.data import rows, split
 from lhydra.data.dataset import TEST, TRAIN, VALID, Column, DatasetInfo, Kind, Plays
+from lhydra.data.report import Report
 from lhydra.data.schema import PLAY_COLUMNS, TRACK_COLUMNS, USER_COLUMNS, DeclaredColumns, used_columns
 from lhydra.data.settings import PrepareSettings
-from lhydra.data.sources import Source, Table, load, open_source
+from lhydra.data.sources import Source, load, open_source
+from lhydra.data.table import Table
 from lhydra.data.undeclared import column_warnings
 from lhydra.errors import DataError, complain
 from lhydra.timing import timed
@@ -27,6 +29,8 @@ _FOLDS = {"train": TRAIN, "valid": VALID, "test": TEST}
 _FETCH = 1 << 19  # rows of a table handed over at once
 _ROW_GROUP = 1 << 20
 _TRACK_ROW_GROUP = 1 << 16  # small, so that a catalogue far larger than its plays can be read piece by piece
+_FILES = ("dataset.json", "tracks.parquet", "users.parquet", "plays.parquet", "events.parquet")
+_CACHE = "baselines"  # what `lhydra evaluate` keeps beside them, and computes again
 Say = Callable[[str], None]
 
 
@@ -58,6 +62,7 @@ def prepare(
     opened = open_source(source)
     files.recover(out)
     _check_target(source, out)
+    columns = columns.resolved(opened.tracks.names, opened.users.names)
     with files.replacing_folder(out) as folder:
         try:
             info = _build(opened, folder, settings, columns, say)
@@ -79,6 +84,9 @@ def _build(source: Source, folder: Path, settings: PrepareSettings, columns: Dec
         "tracks": _choose("tracks", source.tracks, TRACK_COLUMNS, columns.tracks),
         "users": _choose("users", source.users, USER_COLUMNS, columns.users),
     }
+    for name in source.plays.names:
+        if name in PLAY_COLUMNS:
+            source.plays.check(name)
     config: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": _MEMORY,
         "threads": _THREADS,
@@ -86,7 +94,7 @@ def _build(source: Source, folder: Path, settings: PrepareSettings, columns: Dec
     }
     with duckdb.connect(config=config) as con:
         rows.configure(con)
-        report = rows.Report()
+        report = Report(warnings=list(source.notes))
         say("reading")
         source = _load(con, source, used, work)
         say("checking")
@@ -119,16 +127,16 @@ def _build(source: Source, folder: Path, settings: PrepareSettings, columns: Dec
     return info
 
 
-def _choose(
-    side: rows.Side, table: Table | None, known: Mapping[str, Kind], declared: Sequence[Column]
-) -> tuple[Column, ...]:
-    """Returns the columns to use; a declared one that the source lacks is refused."""
-    names = table.names if table is not None else ()
+def _choose(side: rows.Side, table: Table, known: Mapping[str, Kind], declared: Sequence[Column]) -> tuple[Column, ...]:
+    """Returns the columns to use; a declared one that the source lacks is refused, and a type that cannot be used."""
     for column in declared:
-        if column.name not in names:
-            found = f"no such column in {table.path}" if table is not None else f"no {side} file"
+        if column.name not in table.names:
+            found = f"no such column in {table.path}"
             raise DataError(complain(f"columns.{side}.{column.name}", found, "a column of the source"))
-    return used_columns(names, known, declared)
+    used = used_columns(table.names, known, declared)
+    for column in used:
+        table.check(column.name, lists=column.kind == "multi")
+    return used
 
 
 @timed("prepare.read")
@@ -137,15 +145,11 @@ def _load(
 ) -> Source:
     """Loads every file of the source into DuckDB and returns it with its rows counted."""
     wanted = {side: {f"{side[:-1]}_id", *(column.name for column in used[side])} for side in used}
-    if source.flat:
-        plays = load(con, source.plays, "raw_plays", {*PLAY_COLUMNS, *wanted["tracks"], *wanted["users"]}, work)
-        return replace(source, plays=plays, tracks=plays, users=plays)
-    return replace(
-        source,
-        plays=load(con, source.plays, "raw_plays", PLAY_COLUMNS, work),
-        tracks=source.tracks and load(con, source.tracks, "raw_tracks", wanted["tracks"], work),
-        users=source.users and load(con, source.users, "raw_users", wanted["users"], work),
-    )
+    own = {side: table for side in wanted if (table := source.beside_plays(side))}
+    with_plays = {name for side in wanted if side not in own for name in wanted[side]}
+    plays = load(con, source.plays, "raw_plays", {*PLAY_COLUMNS, *with_plays}, work)
+    loaded = {side: load(con, table, f"raw_{side}", wanted[side], work) for side, table in own.items()}
+    return replace(source, plays=plays, tracks=loaded.get("tracks", plays), users=loaded.get("users", plays))
 
 
 @timed("prepare.check")
@@ -154,7 +158,7 @@ def _check(
     source: Source,
     used: Mapping[rows.Side, Sequence[Column]],
     settings: PrepareSettings,
-    report: rows.Report,
+    report: Report,
 ) -> tuple[dict[str, Column], dict[str, Column]]:
     """Makes the tables `tracks`, `users`, `events`; returns the columns of the first two."""
     if "split" in source.plays.names and settings.split in (None, "column"):
@@ -164,7 +168,7 @@ def _check(
     users = rows.describe(con, source, "users", used["users"], report)
     if settings.strict and report.faults:
         raise DataError(f"{source.path}: found {'; '.join(report.faults)}, expected no bad row (strict)")
-    rows.make_events(con, source.plays)
+    rows.make_events(con, source.plays, report)
     done = "SELECT table_name FROM duckdb_tables() WHERE table_name NOT IN ('tracks', 'users', 'events')"
     for (table,) in con.execute(done).fetchall():
         con.execute(f"DROP TABLE {table}")  # memory and disk for what comes
@@ -173,7 +177,7 @@ def _check(
 
 @timed("prepare.split")
 def _split(
-    con: duckdb.DuckDBPyConnection, table: Table, settings: PrepareSettings, report: rows.Report
+    con: duckdb.DuckDBPyConnection, table: Table, settings: PrepareSettings, report: Report
 ) -> tuple[str, Plays]:
     """Divides `events` and adds up the plays of each user, track and fold; returns (protocol, plays)."""
     unknown, known, whole = con.execute(
@@ -211,7 +215,7 @@ def _split(
     elif protocol == "leave-last":
         plays = replace(plays, fold=split.leave_last(plays.user, plays.track, plays.time))
     if not (plays.fold == TRAIN).any():
-        raise DataError(complain(table.path, "no play in the train fold", "at least one"))
+        raise report.left(table.path, "no play in the train fold", "at least one")
     return protocol, plays
 
 
@@ -302,8 +306,16 @@ def _check_target(source: Path, out: Path) -> None:
     """Refuses an `out` that is neither free nor a dataset, or that holds the source."""
     if source.resolve().is_relative_to(out):
         raise DataError(complain(out, f"the source {source} in it", "another folder for the dataset"))
-    if out.is_dir() and (not any(out.iterdir()) or (out / "dataset.json").is_file()):
+    expected = "a free path, an empty folder, or a dataset and nothing else"
+    if not out.exists():
         return
-    if out.exists():
-        found = "a folder with other things in it" if out.is_dir() else "a file"
-        raise DataError(complain(out, found, "a free path, an empty folder or a dataset to replace"))
+    if not out.is_dir():
+        raise DataError(complain(out, "a file", expected))
+    others = sorted(entry.name for entry in out.iterdir() if entry.name not in (*_FILES, _CACHE))
+    cache = out / _CACHE
+    if cache.exists() and not (cache.is_dir() and all(kept.suffix == ".npz" for kept in cache.iterdir())):
+        others.append(_CACHE)
+    if others:
+        raise DataError(complain(out, f"a folder that also holds {others[0]}", f"{expected}; move it away first"))
+    if any(out.iterdir()) and not (out / "dataset.json").is_file():
+        raise DataError(complain(out, "a folder without the dataset.json of a dataset", expected))

@@ -5,76 +5,28 @@ Out: `tracks`, `users` (position, id, v0, v1, ... in id order) and `events` (use
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Literal
 
 import duckdb
 
+from lhydra.data import lists, times
 from lhydra.data.dataset import Column
-from lhydra.data.sources import Source, Table
+from lhydra.data.report import Report
+from lhydra.data.sources import Source
+from lhydra.data.table import Table
 from lhydra.errors import DataError, complain
 from lhydra.limits import CONTROL, MAX_ID_CHARS
 
 MAX_COUNT = 1e12  # plays in one row: far above any real count, and sums of them still fit float32
-_TIME_LIMIT = 100_000_000_000  # seconds, year 5138: a number above it is taken for milliseconds
 NOT_A_TIME = "timestamp is neither Unix seconds nor ISO 8601"
+A_YEAR = "timestamp is a year alone, which is no time"
 MILLISECONDS = "timestamp looks like milliseconds, not seconds"
 NO_PLAY = "playcount is 0, which is no play"
 NOT_AN_ID = f"is longer than {MAX_ID_CHARS} characters or holds control characters"
 _MACROS = f"""
 CREATE MACRO no_id(x) AS length(x) > {MAX_ID_CHARS} OR regexp_matches(x, '{CONTROL}');
-CREATE MACRO blank(x) AS x IS NULL OR trim(x) = '';
-CREATE MACRO number(x) AS CASE WHEN abs(TRY_CAST(x AS DOUBLE)) <= 3.4e38 THEN TRY_CAST(x AS DOUBLE) END;
-CREATE MACRO year_of(x) AS CASE WHEN regexp_matches(x, '^ *[0-9]{{4}}-') THEN left(trim(x), 4) ELSE x END;
-CREATE MACRO calendar_year(x) AS
-    CASE WHEN number(year_of(x)) BETWEEN 1000 AND 2999 THEN number(year_of(x)) END;
-CREATE MACRO seconds(x) AS CASE
-    WHEN NOT contains(x, '.') AND TRY_CAST(x AS BIGINT) BETWEEN 0 AND {_TIME_LIMIT - 1}
-    THEN TRY_CAST(x AS BIGINT)
-    WHEN blank(x) THEN 0
-    WHEN regexp_matches(x, '^ *[0-9]{{4}}-') THEN epoch_us(TRY_CAST(x AS TIMESTAMPTZ)) // 1000000
-    WHEN abs(number(x)) < {_TIME_LIMIT} THEN TRY_CAST(floor(number(x)) AS BIGINT) END;
 """
 Side = Literal["tracks", "users"]
-
-
-@dataclass
-class Report:
-    """What was found wrong, collected over all checks."""
-
-    dropped: dict[str, int] = field(default_factory=dict)  # rows by reason
-    warnings: list[str] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)  # what --strict refuses
-
-    def drop(self, table: Table, reason: str, count: int, places: str, *, fault: bool = True) -> None:
-        """Notes rows that are left out.
-
-        Args:
-            table: where they are.
-            reason: why.
-            count: how many.
-            places: the first of them, for people.
-            fault: whether they count as bad rows.
-        """
-        self.dropped[reason] = self.dropped.get(reason, 0) + count
-        self.note(table, reason, count, places, "dropped", fault=fault)
-
-    def note(self, table: Table, reason: str, count: int, places: str, fate: str, *, fault: bool) -> None:
-        """Notes rows that are wrong.
-
-        Args:
-            table: where they are.
-            reason: why.
-            count: how many.
-            places: the first of them, for people.
-            fate: what becomes of them.
-            fault: whether they count as bad rows.
-        """
-        places += ", ..." if count > 3 else ""
-        rows = f"{count:,} row{'s' if count > 1 else ''}"
-        self.warnings.append(f"{table.path.name}: {rows} {fate}: {reason} ({places})")
-        if fault:
-            self.faults.append(f"{table.path.name}: {rows}: {reason} ({places})")
 
 
 def configure(con: duckdb.DuckDBPyConnection) -> None:
@@ -83,7 +35,8 @@ def configure(con: duckdb.DuckDBPyConnection) -> None:
     Args:
         con: the connection.
     """
-    con.execute("SET TimeZone = 'UTC'")  # a time without an offset is UTC, on every machine
+    times.configure(con)
+    lists.configure(con)
     con.execute(_MACROS)
 
 
@@ -103,7 +56,7 @@ def check_plays(con: duckdb.DuckDBPyConnection, source: Source, report: Report) 
     cases = [("coalesce(user, '') = ''", "empty user_id"), ("coalesce(track, '') = ''", "empty track_id")]
     cases += [(f"no_id({side})", f"{side}_id {NOT_AN_ID}") for side in ("user", "track")]
     if "playcount" in plays.names:
-        cells.append(f"TRY_CAST({plays.sql('playcount')} AS DOUBLE) AS count")
+        cells.append(f"real_number({plays.sql('playcount')}) AS count")
         cases += [
             ("count IS NULL", "playcount is not a number"),
             ("NOT isfinite(count)", "playcount is NaN or infinite"),
@@ -111,15 +64,22 @@ def check_plays(con: duckdb.DuckDBPyConnection, source: Source, report: Report) 
             (f"count > {MAX_COUNT}", "playcount is above 1e12"),
         ]
     if "timestamp" in plays.names:
-        cells += [f"{plays.sql('timestamp')} AS given", f"seconds({plays.sql('timestamp')}) AS time"]
+        cell = plays.sql("timestamp")
+        if said := times.decide_dates(con, "raw_plays", cell, typed=plays.is_time("timestamp")):
+            report.warnings.append(f"{plays.path.name}: timestamp: {said}")
+        cells += [f"{cell} AS given", f"seconds({cell}) AS time"]
         cases += [
-            (f"time IS NULL AND number(given) >= {_TIME_LIMIT}", MILLISECONDS),
+            ("time IS NULL AND is_bare_year(given)", A_YEAR),
+            ("time IS NULL AND is_milliseconds(given)", MILLISECONDS),
             ("coalesce(time, -1) < 0", NOT_A_TIME),
         ]
-    if source.tracks and not source.flat:
-        key = source.tracks.sql("track_id")
-        known = f"SELECT {key} FROM raw_tracks WHERE {key} IS NOT NULL"
-        cases.append((f"track NOT IN ({known})", f"track_id is not in {source.tracks.path.name}"))
+    matches: list[str] = []
+    if tracks := source.beside_plays("tracks"):
+        known = f"SELECT {tracks.sql('track_id')} FROM raw_tracks WHERE {tracks.sql('track_id')} IS NOT NULL"
+        cases.append((f"track NOT IN ({known})", f"track_id is not in {tracks.path.name}"))
+    for side in ("tracks", "users"):
+        if table := source.beside_plays(side):
+            matches.append(_match(con, plays, table, side))
     if "playcount" in plays.names:
         cases.append(("CAST(count AS FLOAT) = 0", NO_PLAY))
     reason = " ".join(f"WHEN {test} THEN {i}" for i, (test, _) in enumerate(cases))
@@ -132,12 +92,13 @@ def check_plays(con: duckdb.DuckDBPyConnection, source: Source, report: Report) 
             WHERE rowid NOT IN (SELECT row FROM bad)"""
     )
     found = con.execute("SELECT i, count(*), min(row, 3) FROM bad GROUP BY i ORDER BY i").fetchall()
-    if {cases[i][1] for i, _, _ in found} & {MILLISECONDS, NOT_A_TIME}:
+    if {cases[i][1] for i, _, _ in found} & {MILLISECONDS, NOT_A_TIME, A_YEAR}:
         _check_times(con, plays)
     for i, bad, rows in found:
         report.drop(plays, cases[i][1], bad, plays.places(rows), fault=cases[i][1] != NO_PLAY)
+    report.warnings += matches
     if sum(bad for _, bad, _ in found) == plays.rows:
-        raise DataError(f"{plays.path}: found no usable row ({'; '.join(report.warnings)}), expected a play")
+        raise DataError(f"{plays.path}: found no usable row ({'; '.join(report.drops)}), expected a play")
 
 
 def describe(
@@ -158,31 +119,34 @@ def describe(
         The columns that hold anything, by their names in the table.
     """
     table = source.tracks if side == "tracks" else source.users
+    own_file = source.beside_plays(side) is not None
     key = f"{side[:-1]}_id"
     from_plays = f"SELECT DISTINCT {source.plays.sql(key)} AS id FROM good_plays"
     ids = from_plays
-    if table is not None and not source.flat:
+    if own_file:
         own = f"SELECT DISTINCT {table.sql(key)} AS id FROM good_{side}"
         ids = own if side == "tracks" else f"{own} UNION {from_plays}"
         _keep_named(con, table, side, report)
-    rows = "good_plays" if source.flat else f"good_{side}"
-    values = []
-    if table is not None:
-        id_column = table.sql(key)
-        again = con.execute(f"SELECT count(*) > count(DISTINCT {id_column}) FROM {rows}").fetchall()[0][0]
-        if again:
-            con.execute(
-                f"""CREATE TABLE first_{side} AS SELECT * FROM {rows}
-                    WHERE row IN (SELECT min(row) FROM {rows} GROUP BY {id_column})"""
-            )
-        else:  # the usual case: nothing to choose, nothing to copy
-            con.execute(f"CREATE VIEW first_{side} AS SELECT * FROM {rows}")
-        values = [_value(con, table, column, f"first_{side}") for column in columns]
-        _note_bad_cells(con, table, side, columns, values, report)
-        if again:
-            _note_conflicts(con, table, side, rows, columns, values, report)
+    rows = f"good_{side}" if own_file else "good_plays"
+    id_column = table.sql(key)
+    values = [_value(con, table, column, rows, report) for column in columns]
+    again = bool(columns) and con.execute(f"SELECT count(*) > count(DISTINCT {id_column}) FROM {rows}").fetchall()[0][0]
+    if again:  # of each column the first cell that says something
+        cells = [(table.sql(column.name), value.format("r")) for column, value in zip(columns, values, strict=True)]
+        firsts = "".join(
+            f", arg_min(r.{cell}, row) FILTER (WHERE {value} IS NOT NULL) AS {cell}" for cell, value in cells
+        )
+        con.execute(
+            f"""CREATE TABLE first_{side} AS SELECT {id_column}, min(row) AS row{firsts}
+                FROM {rows} r GROUP BY {id_column}"""
+        )
+    elif columns:  # the usual case: nothing to choose, nothing to copy
+        con.execute(f"CREATE VIEW first_{side} AS SELECT * FROM {rows}")
+    _note_bad_cells(con, table, rows, columns, values, report)
+    if again:
+        _note_conflicts(con, table, side, rows, columns, values, report)
     shown = "".join(f", {value.format('f')} AS v{i}" for i, value in enumerate(values))
-    join = f"LEFT JOIN first_{side} f ON f.{table.sql(key)} = ids.id" if table is not None else ""
+    join = f"LEFT JOIN first_{side} f ON f.{id_column} = ids.id" if columns else ""
     con.execute(
         f"""CREATE TABLE {side} AS
             SELECT CAST(row_number() OVER (ORDER BY ids.id) - 1 AS INTEGER) AS position, ids.id{shown}
@@ -191,12 +155,13 @@ def describe(
     return _filled(con, side, columns, report)
 
 
-def make_events(con: duckdb.DuckDBPyConnection, plays: Table) -> None:
+def make_events(con: duckdb.DuckDBPyConnection, plays: Table, report: Report) -> None:
     """Creates `events` from the good plays: user, track (positions), count, time (0 unknown), fold (or NULL).
 
     Args:
         con: the connection that holds the tables.
         plays: the table of plays.
+        report: what was dropped before, and takes notes of plays that are there twice.
 
     Raises:
         DataError: all plays are of one user.
@@ -214,7 +179,51 @@ def make_events(con: duckdb.DuckDBPyConnection, plays: Table) -> None:
     )
     (users,) = con.execute("SELECT count(DISTINCT user) FROM events").fetchall()[0]
     if users < 2:
-        raise DataError(complain(plays.path, "plays of 1 user", "plays of at least 2 users"))
+        raise report.left(plays.path, "plays of 1 user", "plays of at least 2 users")
+    if "timestamp" in plays.names:
+        _note_twice(con, plays, report)
+
+
+def _note_twice(con: duckdb.DuckDBPyConnection, plays: Table, report: Report) -> None:
+    """Notes plays of the same user and track in the same second; they count as they stand."""
+    same = (
+        "SELECT user, track, time, count(*) - 1 AS more FROM events WHERE time > 0 GROUP BY 1, 2, 3 HAVING count(*) > 1"
+    )
+    (again,) = con.execute(f"SELECT coalesce(CAST(sum(more) AS BIGINT), 0) FROM ({same})").fetchall()[0]
+    if not again:
+        return
+    user, track, time = plays.sql("user_id"), plays.sql("track_id"), f"seconds({plays.sql('timestamp')})"
+    (rows,) = con.execute(
+        f"""SELECT min(row, 3) FROM (
+            SELECT p.row, row_number() OVER (PARTITION BY e.user, e.track, e.time ORDER BY p.row) AS n
+            FROM good_plays p JOIN users u ON u.id = p.{user} JOIN tracks t ON t.id = p.{track}
+            JOIN ({same}) e ON e.user = u.position AND e.track = t.position AND e.time = {time}) WHERE n > 1"""
+    ).fetchall()[0]
+    reason = "same user, track and second as an earlier row"
+    report.note(plays, reason, again, plays.places(rows), "again, counted as plays of their own", fault=False)
+
+
+def _match(con: duckdb.DuckDBPyConnection, plays: Table, table: Table, side: str) -> str:
+    """Returns how many tracks or users of the plays have a row in their table; refuses a table that fits none."""
+    key = f"{side[:-1]}_id"
+    own = f"SELECT DISTINCT {table.sql(key)} AS id FROM raw_{side} WHERE coalesce({table.sql(key)}, '') <> ''"
+    played = f"SELECT DISTINCT {plays.sql(key)} AS id FROM raw_plays WHERE coalesce({plays.sql(key)}, '') <> ''"
+    both, in_plays, in_table, of_plays, of_table = con.execute(
+        f"""SELECT count(*) FILTER (o.id = p.id), count(p.id), count(o.id), min(p.id), min(o.id)
+            FROM ({own}) o FULL JOIN ({played}) p ON o.id = p.id"""
+    ).fetchall()[0]
+    if in_plays and in_table and not both:
+        found = f"{key} {of_table!r}, and {plays.path.name} has {of_plays!r}: no {side[:-1]} of the plays is in it"
+        raise DataError(f"{table.path}: found {found}, expected the same ids in both files")
+    more = f"; {in_table - both:,} more rows are of {side} that no play names" if in_table > both else ""
+    return (
+        f"{table.path.name}: {both:,} of {in_plays:,} {side} in the plays have a row ({_percent(both, in_plays)}){more}"
+    )
+
+
+def _percent(part: int, whole: int) -> str:
+    share = 100 * part / max(whole, 1)
+    return "100%" if part == whole else f"{min(share, 99.9):.1f}%"
 
 
 def check_split_values(con: duckdb.DuckDBPyConnection, plays: Table) -> None:
@@ -240,14 +249,18 @@ def check_split_values(con: duckdb.DuckDBPyConnection, plays: Table) -> None:
 def _check_times(con: duckdb.DuckDBPyConnection, plays: Table) -> None:
     """Raises DataError when no timestamp at all can be read: then the column is at fault, not its rows."""
     cell = plays.sql("timestamp")
-    good, in_seconds, example = con.execute(
-        f"""SELECT count(*) FILTER (seconds({cell}) >= 0),
-            count(*) FILTER (coalesce(number({cell}), 0) < {_TIME_LIMIT}),
-            arg_min({cell}, rowid) FROM raw_plays WHERE NOT blank({cell})"""
+    good, others, not_years, example = con.execute(
+        f"""SELECT count(*) FILTER (seconds({cell}) >= 0), count(*) FILTER (NOT is_milliseconds({cell})),
+            count(*) FILTER (NOT is_bare_year({cell})), arg_min({cell}, rowid)
+            FROM raw_plays WHERE NOT blank({cell})"""
     ).fetchall()[0]
     if not good:
-        hint = ", which looks like milliseconds" if not in_seconds else ""
-        raise DataError(complain(f"{plays.path}: timestamp", f"{example!r}{hint}", "Unix seconds or ISO 8601"))
+        hint = "" if others else ", which looks like milliseconds"
+        expected = "Unix seconds or ISO 8601"
+        if not not_years:
+            hint = ", a year alone"
+            expected += "; give full dates such as 2020-06-30, or name the column otherwise to go without times"
+        raise DataError(complain(f"{plays.path}: timestamp", f"{example!r}{hint}", expected))
 
 
 def _keep_named(con: duckdb.DuckDBPyConnection, table: Table, side: Side, report: Report) -> None:
@@ -261,17 +274,17 @@ def _keep_named(con: duckdb.DuckDBPyConnection, table: Table, side: Side, report
             report.drop(table, reason, bad, table.places(rows))
 
 
-def _value(con: duckdb.DuckDBPyConnection, table: Table, column: Column, rows: str) -> str:
+def _value(con: duckdb.DuckDBPyConnection, table: Table, column: Column, rows: str, report: Report) -> str:
     """Returns the SQL of the converted column, with {0} for the alias of its row; NULL is missing."""
     cell = "{0}." + table.sql(column.name)
     if column.kind == "multi":
         pieces = cell
         if not table.is_list(column.name):
-            bar = con.execute(f"SELECT count(*) FROM {rows} WHERE contains({table.sql(column.name)}, '|')").fetchall()
-            pieces = f"string_split({cell}, '{'|' if bar[0][0] else ','}')"
-        return f"nullif([trim(x) FOR x IN {pieces} IF coalesce(trim(x), '') <> ''], [])"
-    if table.is_list(column.name):
-        raise DataError(complain(f"{table.path}: {column.name}", f"lists for kind {column.kind}", "kind: multi"))
+            mark, said = lists.separator(con, rows, table.sql(column.name))
+            if said:
+                report.warnings.append(f"{table.path.name}: {column.name}: {said}")
+            pieces = f"list_pieces({cell})" if mark == "[]" else f"string_split({cell}, '{mark}')"
+        return f"nullif([bare(x) FOR x IN {pieces} IF NOT blank(x)], [])"
     if column.kind == "numeric":
         return f"number({cell})"
     if column.kind == "year":
@@ -282,7 +295,7 @@ def _value(con: duckdb.DuckDBPyConnection, table: Table, column: Column, rows: s
 def _note_bad_cells(
     con: duckdb.DuckDBPyConnection,
     table: Table,
-    side: Side,
+    rows: str,
     columns: Sequence[Column],
     values: Sequence[str],
     report: Report,
@@ -292,7 +305,7 @@ def _note_bad_cells(
             continue
         cell = table.sql(column.name)
         bad, example, row = con.execute(
-            f"""SELECT count(*), arg_min({cell}, row), min(row, 1) FROM first_{side} f
+            f"""SELECT count(*), arg_min({cell}, row), min(row, 1) FROM {rows} f
                 WHERE NOT blank({cell}) AND {value.format("f")} IS NULL"""
         ).fetchall()[0]
         if bad:
@@ -313,7 +326,7 @@ def _note_conflicts(
     report: Report,
 ) -> None:
     differs = " OR ".join(
-        f"(r.{cell} IS DISTINCT FROM f.{cell} AND {value.format('r')} IS DISTINCT FROM {value.format('f')})"
+        f"(r.{cell} IS DISTINCT FROM f.{cell} AND {value.format('r')} <> {value.format('f')})"
         for cell, value in zip((table.sql(column.name) for column in columns), values, strict=True)
     )
     if not differs:

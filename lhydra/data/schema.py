@@ -1,8 +1,10 @@
 """The columns Lhydra knows by name, what kind they are, and the extra ones a configuration declares."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
 
@@ -36,6 +38,29 @@ USER_COLUMNS: Mapping[str, Kind] = {
 }
 IGNORED = ("spotify_id", "spotify_preview_url")  # known, and no feature
 RESERVED = ("train_plays", "train_listeners", "train_tracks", "train_top_genre")  # Lhydra's own aggregates
+_NEAR: Mapping[str, tuple[str, ...]] = {  # names that other programs use, without case and punctuation
+    "user_id": ("user", "uid", "username", "listener", "listenerid", "member", "memberid", "account", "accountid"),
+    "track_id": ("track", "tid", "item", "itemid", "iid", "song", "songid", "movieid", "recordingid", "trackuri"),
+    "playcount": ("weight", "count", "counts", "plays", "nplays", "listens", "listencount", "scrobbles", "frequency"),
+    "timestamp": (
+        *("ts", "uts", "time", "date", "datetime", "epoch", "unixtime", "playedat", "listenedat", "createdat"),
+        *("eventtime", "starttime", "endtime", "utctime", "playdate", "timestampms", "timestamps"),
+    ),
+    "split": ("fold", "subset", "partition"),
+    "session": ("sessionid",),
+    "skipped": ("skip", "isskipped", "wasskipped"),
+    "ms_played": ("playedms", "playtime", "listeningtime", "listenedms"),
+    "name": ("title", "trackname", "tracktitle", "songname"),
+    "artist": ("artistid", "artistname", "artists", "performer"),
+    "album": ("albumid", "albumname", "albumtitle", "release"),
+    "genre": ("genres", "genreid", "genrename"),
+    "tags": ("tag", "taglist"),
+    "year": ("releaseyear", "releasedate"),
+    "duration_ms": ("duration", "length", "lengthms"),
+    "gender": ("sex",),
+    "country": ("countrycode", "countryname"),
+    "occupation": ("job", "profession"),
+}
 DECLARABLE = tuple(kind for kind in get_args(Kind) if kind != "text")
 
 
@@ -66,6 +91,25 @@ class DeclaredColumns:
         declared = {side: _declared(f"{path}: columns.{side}", entries) for side, entries in section.items()}
         return cls(**declared)
 
+    def resolved(self, tracks: Sequence[str], users: Sequence[str]) -> "DeclaredColumns":
+        """Returns the declarations by the names that the tables go by, where they differ in case only.
+
+        Args:
+            tracks: names of the columns of tracks.
+            users: names of the columns of users.
+
+        Returns:
+            The same declarations; a column that is not there keeps its name.
+        """
+
+        def find(column: Column, names: Sequence[str]) -> Column:
+            known = canonical(column.name)
+            return replace(column, name=known) if column.name not in names and known in names else column
+
+        return DeclaredColumns(
+            tuple(find(column, tracks) for column in self.tracks), tuple(find(column, users) for column in self.users)
+        )
+
 
 def _declared(where: str, entries: Any) -> tuple[Column, ...]:
     example = "a mapping like {mood: {kind: categorical}}"
@@ -88,6 +132,44 @@ def _declared(where: str, entries: Any) -> tuple[Column, ...]:
     return tuple(columns)
 
 
+def canonical(name: str) -> str:
+    """Returns the known name that `name` is but for case and surrounding space, else the name without the space.
+
+    Args:
+        name: of a column, as a file has it.
+
+    Returns:
+        The name to go by.
+    """
+    return _FOLDED.get(name.strip().casefold(), name.strip())
+
+
+def near(name: str) -> str | None:
+    """Returns the known name that a column may be meant to have; it is proposed to people, never assumed.
+
+    Args:
+        name: of a column that is not known.
+
+    Returns:
+        The known name, None when it is near none.
+    """
+    bare = _bare(name)
+    if bare in _BY_BARE_NAME or len(bare) < 5:
+        return _BY_BARE_NAME.get(bare)
+    close = get_close_matches(bare, _BY_BARE_NAME, 1, 0.85)
+    return _BY_BARE_NAME[close[0]] if close else None
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[\W_]", "", name.casefold())
+
+
+_KNOWN = (*PLAY_COLUMNS, *TRACK_COLUMNS, *USER_COLUMNS)
+_FOLDED = {name.casefold(): name for name in (*_KNOWN, *IGNORED, *RESERVED)}
+_BY_BARE_NAME = {other: name for name, others in _NEAR.items() if name in _KNOWN for other in others}
+_BY_BARE_NAME |= {_bare(name): name for name in _KNOWN}
+
+
 def leaks(name: str) -> bool:
     """Whether the user column `name` is a source aggregate, computed over plays that evaluation hides.
 
@@ -97,6 +179,7 @@ def leaks(name: str) -> bool:
     Returns:
         True for a name that aggregates of listening go by.
     """
+    name = name.casefold()
     return name.startswith("avg_") or name in ("top_genre", "genre_diversity", "monthly_hours")
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from lhydra.data import rows
 from lhydra.data.dataset import Column
+from lhydra.data.report import Report
 from lhydra.data.sources import Source, find, load, open_table
 from lhydra.errors import DataError, complain
 from lhydra.timing import timed
@@ -40,9 +41,11 @@ def read_tracks(path: Path, columns: Sequence[Column]) -> tuple[pa.Table, list[s
         rows.configure(con)
         table = open_table(file, ("track_id",))
         known = [column for column in columns if column.name in table.names]
+        for column in known:
+            table.check(column.name, lists=column.kind == "multi")
         table = load(con, table, "raw_tracks", {"track_id", *(column.name for column in known)}, Path(work))
-        report = rows.Report()
-        source = Source(file, replace(table), table, None)  # only its tracks are looked at
+        report = Report()
+        source = Source(file, replace(table), table, table)  # only its tracks are looked at
         found = rows.describe(con, source, "tracks", known, report)
         shown = ", ".join(["id", *found])
         tracks = con.sql(f"SELECT {shown} FROM tracks ORDER BY position").to_arrow_table()

@@ -8,6 +8,7 @@ from typing import Any
 import duckdb
 
 from lhydra.data.dataset import Column, Kind
+from lhydra.data.lists import read_list
 from lhydra.data.schema import (
     IGNORED,
     PLAY_COLUMNS,
@@ -16,9 +17,11 @@ from lhydra.data.schema import (
     USER_COLUMNS,
     DeclaredColumns,
     leaks,
+    near,
     yaml_lines,
 )
-from lhydra.data.sources import Source, Table, load
+from lhydra.data.sources import Source, load
+from lhydra.data.table import Table
 
 _SAMPLE = 10_000  # rows that the suggested kind and table are read from
 
@@ -37,10 +40,10 @@ def column_warnings(
     Returns:
         A message each.
     """
-    tables = [table for table in (source.plays, source.tracks, source.users) if table is not None]
+    tables = list(dict.fromkeys((source.plays, source.tracks, source.users)))
     every = list(dict.fromkeys(name for table in tables for name in table.names))
     used = {column.name for column in (*declared.tracks, *declared.users)}
-    aggregates = [name for name in (source.users.names if source.users else ()) if leaks(name)]
+    aggregates = [name for name in source.users.names if leaks(name)]
     warnings = []
     if kept := [name for name in every if name in RESERVED]:
         warnings.append(f"not used: {', '.join(kept)} (Lhydra computes columns of these names itself)")
@@ -52,23 +55,36 @@ def column_warnings(
         warnings.append(f"not used: {', '.join(ignored)} (for people, no features)")
     suggested: dict[str, list[Column]] = {"tracks": [], "users": []}
     lost: list[str] = []
-    if source.flat:
-        known = {*PLAY_COLUMNS, *TRACK_COLUMNS, *USER_COLUMNS, *aggregates, *used}
-        for name, (kind, side) in _look(con, source.plays, known, folder).items():
-            if side is None:
+    proposed: list[str] = []
+    own = {
+        "tracks": {"track_id", *TRACK_COLUMNS, *(column.name for column in declared.tracks)},
+        "users": {"user_id", *USER_COLUMNS, *aggregates, *(column.name for column in declared.users)},
+    }
+    for table in tables:
+        sides = [side for side, of in (("tracks", source.tracks), ("users", source.users)) if of is table]
+        known = {name for side in sides for name in own[side]} | set(PLAY_COLUMNS if table is source.plays else ())
+        within = [*known, *(PLAY_COLUMNS if table is source.plays else ())]
+        unknown = [name for name in table.names if name and name not in {*known, *IGNORED, *RESERVED}]
+        for name in unknown:
+            meant = near(name)
+            if meant and meant in within and meant not in table.names:
+                proposed.append(f"{name} ({meant}?)")
+        of_plays = [name for name in unknown if name in PLAY_COLUMNS or near(name) in PLAY_COLUMNS]
+        of_plays += [name for name in unknown if table is source.plays and name in (*TRACK_COLUMNS, *USER_COLUMNS)]
+        unreadable = [name for name in unknown if not table.readable(name)]
+        warnings += [f"not used: {name} (a column of {table.kind(name)})" for name in unreadable]
+        lost += [name for name in of_plays if name not in unreadable]
+        rest = {*known, *of_plays, *unreadable}
+        if not sides:
+            lost += _others(table, rest)
+            continue
+        for name, (kind, side) in _look(con, table, rest, folder).items():
+            if side not in sides and table is source.plays:
                 lost.append(name)
             else:
-                suggested[side].append(Column(name, kind))
-    else:
-        lost = _others(source.plays, set(PLAY_COLUMNS))
-        names = {column.name for column in declared.tracks}
-        if source.tracks is not None:
-            looked = _look(con, source.tracks, {"track_id", *TRACK_COLUMNS, *names}, folder)
-            suggested["tracks"] = [Column(name, kind) for name, (kind, _) in looked.items()]
-        names = {column.name for column in declared.users}
-        if source.users is not None:
-            looked = _look(con, source.users, {"user_id", *USER_COLUMNS, *aggregates, *names}, folder)
-            suggested["users"] = [Column(name, kind) for name, (kind, _) in looked.items()]
+                suggested[sides[0] if len(sides) == 1 else str(side)].append(Column(name, kind))
+    if proposed:
+        warnings.append(f"not used: {', '.join(proposed)}: rename a column to the name in brackets to use it as such")
     if lost:
         warnings.append(f"not used: {', '.join(lost)} (describe single plays, neither tracks nor users)")
     if any(suggested.values()):
@@ -117,4 +133,5 @@ def _kind(cells: Sequence[Any]) -> Kind:
 
     if cells and all(is_number(cell) for cell in cells):
         return "numeric"
-    return "multi" if any("|" in cell for cell in cells) else "categorical"
+    listed = sum(read_list(cell) is not None for cell in cells)
+    return "multi" if 2 * listed > len(cells) or any("|" in cell for cell in cells) else "categorical"

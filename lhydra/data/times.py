@@ -1,0 +1,91 @@
+"""What a cell says as a number and as a time: SQL macros with a grammar of their own.
+
+DuckDB's casts also take underscores, hexadecimal digits, zone names and whatever a later version adds; here each
+spelling is decided on, and `docs/data-format.md` lists them.
+"""
+
+import duckdb
+
+_TIME_LIMIT = 100_000_000_000  # seconds, year 5138: a number above it is taken for milliseconds
+_DIGITS = r"[+-]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][+-]?[0-9]+)?"
+_ZONE = r"( ?([Zz]|UTC|[+-][0-9]{2}(:?[0-9]{2})?))?"
+_ISO = rf"[0-9]{{4}}-[0-9]{{1,2}}-[0-9]{{1,2}}([Tt ][0-9]{{1,2}}:[0-9]{{2}}(:[0-9]{{2}}([.,][0-9]+)?)?{_ZONE})?"
+_PLAIN = r"[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})?)?"
+_SMALL = 100_000_000  # below it a number of seconds lies in the first years after 1970
+_MACROS = rf"""
+CREATE MACRO bare(x) AS trim(x, ' ' || chr(9) || chr(10) || chr(11) || chr(12) || chr(13) || chr(160));
+CREATE MACRO blank(x) AS x IS NULL OR bare(x) = '';
+CREATE MACRO real_number(x) AS
+    CASE WHEN regexp_full_match(bare(x), '{_DIGITS}|[+-]?(?i:nan|inf|infinity)') THEN TRY_CAST(bare(x) AS DOUBLE) END;
+CREATE MACRO number(x) AS CASE WHEN abs(real_number(x)) <= 3.4e38 THEN real_number(x) END;
+CREATE MACRO year_of(x) AS CASE WHEN regexp_matches(bare(x), '^[0-9]{{4}}-') THEN left(bare(x), 4) ELSE x END;
+CREATE MACRO calendar_year(x) AS
+    CASE WHEN number(year_of(x)) BETWEEN 1000 AND 2999 THEN number(year_of(x)) END;
+CREATE MACRO floored(v, unit) AS (v - CASE WHEN v < 0 THEN unit - 1 ELSE 0 END) // unit;
+CREATE MACRO with_dates() AS true;
+CREATE MACRO is_date(v) AS v BETWEEN 19000000 AND 20999999 AND v = floor(v);
+CREATE MACRO is_year(v) AS v BETWEEN 1900 AND 2099 AND v = floor(v);
+CREATE MACRO basic(v, form) AS floored(epoch_us(try_strptime(CAST(CAST(v AS BIGINT) AS VARCHAR), form)), 1000000);
+CREATE MACRO seconds_of_number(v) AS CASE
+    WHEN with_dates() AND is_date(v) THEN basic(v, '%Y%m%d')
+    WHEN with_dates() AND is_year(v) THEN NULL
+    WHEN abs(v) < {_TIME_LIMIT} THEN CAST(floor(v) AS BIGINT)
+    WHEN v BETWEEN 19000101000000 AND 20991231235959 AND v = floor(v) THEN basic(v, '%Y%m%d%H%M%S') END;
+CREATE MACRO extended(x) AS regexp_replace(regexp_replace(regexp_replace(x,
+    '^([0-9]{{4}})([0-9]{{2}})([0-9]{{2}})([Tt ]|$)', '\1-\2-\3\4'),
+    '^([0-9-]+[Tt ][0-9]{{2}})([0-9]{{2}})', '\1:\2'),
+    '^([0-9-]+[Tt ][0-9]{{2}}:[0-9]{{2}})([0-9]{{2}})', '\1:\2');
+CREATE MACRO plain_zone(x) AS regexp_replace(regexp_replace(upper(x), ' ?(Z|UTC)$', '+00'), ' ([+-])', '\1');
+CREATE MACRO seconds_of_text(x) AS CASE WHEN regexp_full_match(x, '{_ISO}')
+    THEN floored(epoch_us(TRY_CAST(plain_zone(regexp_replace(x, '[.,][0-9]+', '')) AS TIMESTAMPTZ)), 1000000) END;
+CREATE MACRO seconds(x) AS CASE
+    WHEN regexp_full_match(x, '[0-9]{{9,11}}') THEN CAST(x AS BIGINT)
+    WHEN blank(x) THEN 0
+    WHEN regexp_full_match(x, '{_PLAIN}') THEN floored(epoch_us(TRY_CAST(x AS TIMESTAMPTZ)), 1000000)
+    WHEN number(x) IS NOT NULL THEN seconds_of_number(number(x))
+    ELSE seconds_of_text(extended(bare(x))) END;
+CREATE MACRO is_milliseconds(x) AS coalesce(seconds(x) IS NULL AND number(x) >= {_TIME_LIMIT}, false);
+CREATE MACRO is_bare_year(x) AS with_dates() AND coalesce(is_year(number(x)), false);
+"""
+
+
+def configure(con: duckdb.DuckDBPyConnection) -> None:
+    """Gives a connection the macros of cells: `blank`, `number`, `calendar_year`, `seconds` and their kin.
+
+    Args:
+        con: the connection.
+    """
+    con.execute("SET TimeZone = 'UTC'")  # a time without an offset is UTC, on every machine
+    con.execute(_MACROS)
+
+
+def decide_dates(con: duckdb.DuckDBPyConnection, table: str, cell: str, *, typed: bool) -> str:
+    """Decides for a column of times whether `20200101` is a date and `2020` a year, or both are seconds of 1970.
+
+    They are seconds where most small numbers of the column look like neither.
+
+    Args:
+        con: the connection; its macro `seconds` follows the decision.
+        table: that holds the column.
+        cell: the SQL name of the column.
+        typed: whether the file has real times, of which nothing needs guessing.
+
+    Returns:
+        What to say of it, '' where no such number is met.
+    """
+    if typed:
+        con.execute("CREATE OR REPLACE MACRO with_dates() AS false")
+        return ""
+    dates, years, others, example = con.execute(
+        f"""SELECT count(*) FILTER (is_date(v)), count(*) FILTER (is_year(v)),
+            count(*) FILTER (NOT is_date(v) AND NOT is_year(v)), arg_min(x, r) FILTER (is_date(v) OR is_year(v))
+            FROM (SELECT {cell} AS x, number({cell}) AS v, rowid AS r FROM {table}
+                WHERE TRY_CAST({cell} AS DOUBLE) < {_SMALL}) WHERE v > 0"""
+    ).fetchall()[0]
+    if others > dates + years:
+        con.execute("CREATE OR REPLACE MACRO with_dates() AS false")
+        if dates + years:
+            return f"{dates + years:,} like {example!r} are read as seconds of 1970, as most small numbers here are"
+    elif dates:
+        return f"{dates:,} of 8 digits are read as dates (YYYYMMDD), not as seconds of 1970"
+    return ""
