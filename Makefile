@@ -19,15 +19,16 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/python protos/generate.py --check
 
+# Two processes, each with whole files of tests: most of the time is training, which keeps to one core.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Browser, proxy and API fuzz: there is nothing of the kind yet, so nothing can fail.
 e2e: $(STAMP)
 
 # The tests against the lowest supported numpy, grpcio, protobuf and onnxruntime. By hand, and before a release.
 test-lowest: $(LOWEST)/.installed
-	$(LOWEST)/bin/python -m pytest
+	$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile
 
 bench: $(STAMP)
 	@test -d demo/store || $(BIN)/lhydra demo

@@ -1,8 +1,13 @@
 """What many tests share: one tiny world, trained for real once per session, published, its users loaded."""
 
+import fcntl
+import shutil
 from pathlib import Path
+from typing import Any
 
+import onnx
 import pytest
+import torch
 
 from lhydra.bundle import catalog_writer
 from lhydra.bundle.bundle import Bundle
@@ -11,6 +16,7 @@ from lhydra.data.dataset import Dataset, user_states
 from lhydra.data.prepare import prepare
 from lhydra.data.settings import PrepareSettings
 from lhydra.data.synth import write_world
+from lhydra.training import export as exporting
 from lhydra.training.config import TrainSettings
 from lhydra.training.train import train
 from lhydra.users.store import open_users
@@ -30,10 +36,18 @@ def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny_dataset: Dataset) -> Path:
-    """A model trained on the tiny dataset for a few epochs."""
+def tiny_model(tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A model trained on the tiny dataset for a few epochs: once per run, then copied to each of pytest's processes."""
     folder = tiny_dataset.path.parent / "model"
-    train(tiny_dataset, folder, TINY_TRAINING)
+    if worker_id == "master":
+        train(tiny_dataset, folder, TINY_TRAINING)
+        return folder
+    shared = tmp_path_factory.getbasetemp().parent / "tiny-model"
+    with shared.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "model.json").exists():
+            train(tiny_dataset, shared, TINY_TRAINING)
+    shutil.copytree(shared, folder)
     return folder
 
 
@@ -53,3 +67,35 @@ def tiny_store(tiny_dataset: Dataset, tiny_model: Path) -> Path:
 def tiny_bundle(tiny_dataset: Dataset, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """The tiny model over the tiny dataset's tracks, never published."""
     return catalog_writer.unpublished_bundle(Model.open(tiny_model), tiny_dataset, tmp_path_factory.mktemp("catalog"))
+
+
+@pytest.fixture
+def quick_export(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Traces graphs with the older exporter of torch, which takes half a second a model instead of twenty.
+
+    It is for tests of training whose subject is not the graphs: training still proves them equal to torch. The tiny
+    model, the demo and the real data sets are exported as for users.
+    """
+
+    def traced(
+        module: torch.nn.Module,
+        example: tuple[torch.Tensor, ...],
+        inputs: tuple[str, ...],
+        outputs: tuple[str, ...],
+        shapes: list[dict[int, Any]],
+    ) -> onnx.ModelProto:
+        axes = {name: {i: dim.__name__ for i, dim in own.items()} for name, own in zip(inputs, shapes, strict=True)}
+        graph = tmp_path_factory.mktemp("graph") / "traced.onnx"
+        torch.onnx.export(
+            module,
+            example,
+            graph,
+            dynamo=False,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_axes=axes,
+            opset_version=exporting.OPSET,
+        )
+        return onnx.load(str(graph))
+
+    monkeypatch.setattr(exporting, "_traced", traced)

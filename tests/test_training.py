@@ -40,7 +40,8 @@ from lhydra.training.train import Run, _epoch, _fold, _new, _schedule, train
 from tests.conftest import TINY_TRAINING
 from tests.harness import free_port
 
-QUICK = replace(TINY_TRAINING, epochs=3)
+QUICK = replace(TINY_TRAINING, epochs=3, head_epochs=1)
+pytestmark = pytest.mark.usefixtures("quick_export")
 
 
 @pytest.fixture(scope="module")

@@ -115,26 +115,36 @@ def _export(
     shapes: list[dict[int, Any]],
     path: Path,
 ) -> None:
-    # Columns that a data set lacks make inputs of width 0: only dimensions that vary are declared dynamic.
     with _quiet():
-        program = torch.onnx.export(
-            module,
-            example,
-            dynamo=True,
-            input_names=list(inputs),
-            output_names=list(outputs),
-            dynamic_shapes=tuple(shapes),
-            opset_version=OPSET,
-        )
-        assert program is not None
-        program.save(str(path))  # one file, weights inside
-    model = onnx.load(str(path))
+        model = _traced(module, example, inputs, outputs, shapes)
     if any(node.op_type == "Dropout" for node in model.graph.node):
         raise ModelError(complain(path.name, "a Dropout node", "a graph in evaluation mode"))
     for part in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
         part.ClearField("metadata_props")  # stack traces, with the paths of this machine
         part.ClearField("doc_string")
     onnx.save(model, str(path))
+
+
+def _traced(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    shapes: list[dict[int, Any]],
+) -> onnx.ModelProto:
+    """Returns the graph of a module; tracing and optimising it takes seconds, whatever the size of the module."""
+    # Columns that a data set lacks make inputs of width 0: only dimensions that vary are declared dynamic.
+    program = torch.onnx.export(
+        module,
+        example,
+        dynamo=True,
+        input_names=list(inputs),
+        output_names=list(outputs),
+        dynamic_shapes=tuple(shapes),
+        opset_version=OPSET,
+    )
+    assert program is not None
+    return program.model_proto
 
 
 @torch.no_grad()
