@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 from lhydra.bundle.manifest import Manifest, current_bundle_id
 from lhydra.cli import main
 from lhydra.data.dataset import TEST, TRAIN, VALID, Dataset, DatasetInfo
+from lhydra.data.prepare import prepare
+from lhydra.data.settings import PrepareSettings
 from lhydra.evaluation.run import find_targets
 from lhydra.evaluation.unseen import unseen
 from lhydra_index_builder import held_out
@@ -130,6 +133,42 @@ def test_the_gate_judges_by_what_is_new_to_both_or_says_why_not(tmp_path: Path, 
     )
     found, why = held_out.for_gate(dataset_of(tmp_path / "e", rows[:4], OTHER), {"new": OTHER})
     assert (found, why) == (None, "the test fold holds nothing that is new to its users")
+
+
+@pytest.mark.parametrize("rule", ["temporal", "leave-last", "random"])
+def test_a_later_dataset_is_new_to_an_earlier_model_and_not_the_other_way(tmp_path: Path, rule: str) -> None:
+    """A log of 400 seconds, a play in each, and the same log when it was 200 seconds old."""
+    rng = np.random.default_rng(3)
+    lines = [f"u{rng.integers(6)},t{rng.integers(300)},{1_600_000_000 + second}" for second in range(400)]
+    for name, length in (("early", 200), ("late", 400)):
+        (tmp_path / f"{name}.csv").write_text("user_id,track_id,timestamp\n" + "\n".join(lines[:length]) + "\n")
+        prepare(tmp_path / f"{name}.csv", tmp_path / name, PrepareSettings(split=rule))
+    early, late = (Dataset.open(tmp_path / name) for name in ("early", "late"))
+    targets = find_targets(late, "test")
+    newest = max(early.info.split["newest"].values())
+    plays = late.plays
+    last = {(user, track): time for user, track, time in zip(plays.user, plays.track, plays.time, strict=True)}
+    found = unseen(late, targets, early.info.split, "test")
+    pairs = [(user, track) for n, user in enumerate(targets.users) for track in targets.tracks[targets.of(n)]]
+    wrong = [pair for pair, kept in zip(pairs, found.mask, strict=True) if kept and last[pair] <= newest]
+    assert wrong == []
+    assert found.mask.any()
+    if rule == "temporal":
+        assert found.mask.all()
+        assert found.why == ""
+    back = unseen(early, find_targets(early, "test"), late.info.split, "test")
+    assert not back.mask.any()
+    assert "on plays up to" in back.why
+
+
+def test_of_several_plays_only_the_last_is_known(tmp_path: Path) -> None:
+    split = OTHER | {"cuts": {"train": 3, "valid": 6}}
+    dataset = dataset_of(tmp_path / "d", [(0, 0, 1, TRAIN), (0, 1, 9, TEST), (0, 2, 9, TEST)], split)
+    vars(dataset)["plays"] = replace(dataset.plays, count=np.array([1, 2, 1], np.float32))
+    targets = find_targets(dataset, "test")
+    for newest, mask in ((6, [True, True]), (7, [False, True])):
+        fitted = OTHER | {"hash": "x", "newest": {"train": newest, "valid": 0}}
+        assert unseen(dataset, targets, fitted, "test").mask.tolist() == mask
 
 
 # -- from end to end ------------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ def _build(source: Source, folder: Path, settings: PrepareSettings, columns: Dec
         say("checking")
         tracks, users = _check(con, source, used, settings, report)
         say("splitting")
-        protocol, plays = _split(con, source.plays, settings, report)
+        protocol, plays, cuts = _split(con, source.plays, settings, report)
         report.warnings += column_warnings(con, source, columns, work)
         say("writing")
         n_tracks, n_users, named = _write(con, folder, tracks, users, plays)
@@ -117,6 +117,8 @@ def _build(source: Source, folder: Path, settings: PrepareSettings, columns: Dec
             "valid": settings.valid,
             "test": settings.test,
             "hash": named,
+            "newest": {name: int(plays.time[plays.fold == _FOLDS[name]].max(initial=0)) for name in ("train", "valid")},
+            **({"cuts": cuts} if cuts else {}),
         },
         timed=bool((plays.time > 0).any()),
         dropped=report.dropped,
@@ -178,8 +180,8 @@ def _check(
 @timed("prepare.split")
 def _split(
     con: duckdb.DuckDBPyConnection, table: Table, settings: PrepareSettings, report: Report
-) -> tuple[str, Plays]:
-    """Divides `events` and adds up the plays of each user, track and fold; returns (protocol, plays)."""
+) -> tuple[str, Plays, dict[str, int]]:
+    """Divides `events` and adds up the plays of each user, track and fold; returns (protocol, plays, last seconds)."""
     unknown, known, whole = con.execute(
         """SELECT count(*) FILTER (time = 0), count(*) FILTER (time > 0), bool_and(count = floor(count))
             FROM events"""
@@ -193,12 +195,13 @@ def _split(
         if unknown:
             where = "are in the train fold" if protocol == "temporal" else "count as the oldest"
             report.warnings.append(f"{unknown:,} plays without a timestamp {where}")
-    fold = "0"
+    fold, cuts = "0", dict[str, int]()
     if protocol == "column":
         fold = "fold"
     elif protocol == "temporal":
         times = np.asarray(con.execute("SELECT time FROM events WHERE time > 0").fetchnumpy()["time"], np.int64)
         last_train, last_valid = split.temporal_cuts(times, settings.valid, settings.test)
+        cuts = {"train": last_train, "valid": last_valid}
         small = f"SELECT user FROM events GROUP BY user HAVING count(DISTINCT track) < {split.MIN_PLAYS}"
         fold = f"""CASE WHEN time <= {last_train} OR user IN ({small}) THEN {TRAIN}
             WHEN time <= {last_valid} THEN {VALID} ELSE {TEST} END"""
@@ -216,7 +219,7 @@ def _split(
         plays = replace(plays, fold=split.leave_last(plays.user, plays.track, plays.time))
     if not (plays.fold == TRAIN).any():
         raise report.left(table.path, "no play in the train fold", "at least one")
-    return protocol, plays
+    return protocol, plays, cuts
 
 
 @timed("prepare.write")

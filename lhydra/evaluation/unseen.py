@@ -51,7 +51,7 @@ def unseen(dataset: Dataset, targets: Targets, fitted: Mapping[str, Any], as_of:
     newest = max(fitted["newest"]["train"], fitted["newest"]["valid"] if as_of == "test" else 0)
     if not newest:
         return Unseen(nothing, f"{why}, whose plays have no times; train a model on this dataset")
-    later = first_played(dataset, targets) > newest
+    later = first_played(dataset, targets, as_of) > newest
     if later.all():
         return Unseen(later, "")
     date = datetime.fromtimestamp(newest, UTC).isoformat(timespec="seconds").removesuffix("+00:00")
@@ -68,15 +68,17 @@ def _drawn_apart(ours: Mapping[str, Any], fitted: Mapping[str, Any], as_of: Mome
     return bool(held_out[0] <= held_out[1])
 
 
-def first_played(dataset: Dataset, targets: Targets) -> I64:
-    """Finds when each target was first played.
+def first_played(dataset: Dataset, targets: Targets, as_of: Moment) -> I64:
+    """Finds before when no target was played. Of several plays of a pair only the last one's time is kept.
 
     Args:
         dataset: whose plays the targets are.
         targets: pairs of user and track.
+        as_of: the fold of the targets.
 
     Returns:
-        (m,) Unix seconds; 0 where a play of the pair has no time.
+        (m,) Unix seconds: of the play, where it is one; of several plays the beginning of the fold, where it has one; 0
+        where nothing is known.
     """
     plays, n_tracks = dataset.plays, dataset.n_tracks
     wanted = np.repeat(targets.users, np.diff(targets.offsets)) * n_tracks + targets.tracks  # ascending
@@ -84,7 +86,9 @@ def first_played(dataset: Dataset, targets: Targets) -> I64:
     place = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
     of_target = wanted[place] == keys
     first = np.full(len(wanted), np.iinfo(np.int64).max)
-    np.minimum.at(first, place[of_target], plays.time[of_target])
+    cuts = dataset.info.split.get("cuts")
+    start = cuts["valid" if as_of == "test" else "train"] + 1 if cuts else 0
+    np.minimum.at(first, place[of_target], np.where(plays.count <= 1, plays.time, start)[of_target])
     return first
 
 
