@@ -18,7 +18,7 @@ MAX_ENTRIES = 10_000  # history entries that a request brings
 MAX_COUNT = 1e9  # plays of one history entry; sums of them stay finite in float32
 MAX_PLAYS = 1_000  # recorded by one call
 CLOCK_SKEW_S = 86_400  # a timestamp may be ahead of our clock by so much
-_holds_control = re.compile(CONTROL).search
+_holds_control, _holds_surrogate = re.compile(CONTROL).search, re.compile(r"[\ud800-\udfff]").search
 
 
 def check_id(field: str, text: str) -> None:
@@ -34,7 +34,7 @@ def check_id(field: str, text: str) -> None:
     check_length(field, text, MAX_ID_CHARS)
     if _holds_control(text):
         raise InvalidRequest(field, text, "no control characters")
-    if not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text):
+    if _holds_surrogate(text):
         raise InvalidRequest(field, text, "text that is UTF-8")
 
 

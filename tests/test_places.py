@@ -106,3 +106,46 @@ def test_training_never_writes_into_a_dataset(dataset: Path, capsys: pytest.Capt
         error = refusal(capsys, "train", dataset, dataset)
         assert error.endswith(f"{dataset}: found a dataset, expected a new folder, or one made by `lhydra train`")
         assert content(dataset) == before
+
+
+# What is written to a file that is something else
+
+
+EVALUATION = Path(__file__).parent / "golden" / "evaluation_v1.json"
+MINE = {
+    "notes.json": b'{"name": "package"}',
+    "list.json": b"[1, 2]",
+    "broken.json": b'{"protocol": 1, "ranking": ',
+    "deep.json": b"[" * 100_000,
+    "page.html": b"<!DOCTYPE html>\n<html><head><title>Mine</title></head></html>",
+    "binary": bytes(range(256)),
+}
+
+
+@pytest.mark.parametrize("name", MINE)
+def test_results_never_replace_what_is_none(
+    dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    mine = tmp_path / name
+    mine.write_bytes(MINE[name])
+    a = EVALUATION
+    for words in (
+        ("evaluate", dataset, "--store", "s", "--json", mine),
+        ("evaluate", dataset, "--store", "s", "--report", mine),
+        ("compare", a, a, "--json", mine),
+    ):
+        error = refusal(capsys, *words)
+        assert f"{words[-2]}: found {mine}, which holds something else, expected a free path, or an earlier" in error
+        assert mine.read_bytes() == MINE[name]
+
+
+def test_a_comparison_never_replaces_an_evaluation_but_an_earlier_comparison(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, out = tmp_path / "a.json", tmp_path / "out.json"
+    a.write_bytes(EVALUATION.read_bytes())
+    assert "which holds something else" in refusal(capsys, "compare", a, a, "--json", a)
+    assert a.read_bytes() == EVALUATION.read_bytes()
+    out.write_bytes(b"")
+    for _ in range(2):
+        assert main(["compare", str(a), str(a), "--json", str(out)]) == 0

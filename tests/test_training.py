@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx.numpy_helper
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -281,8 +283,41 @@ def test_resume_refuses_another_configuration(tiny_dataset: Dataset, tiny_model:
     shutil.copytree(tiny_model, tmp_path / "model")
     with pytest.raises(ModelError, match=r"last\.safetensors: found"):
         train(tiny_dataset, tmp_path / "model", replace(TINY_TRAINING, seed=9), resume=True)
-    with pytest.raises(ModelError, match="checkpoint of this dataset and configuration"):
+    with pytest.raises(ModelError, match="found another dim, expected a run with the same config"):
         train(tiny_dataset, tmp_path / "model", replace(TINY_TRAINING, dim=16), resume=True)
+
+
+def test_resume_refuses_changed_data_before_anything_is_fitted(
+    tiny_dataset: Dataset, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, data = tmp_path / "model", tmp_path / "data"
+    shutil.copytree(tiny_model, model)
+    before = {path: path.read_bytes() for path in model.rglob("*") if path.is_file()}
+
+    def too_late(*_: object) -> None:
+        raise AssertionError("refused too late")
+
+    monkeypatch.setattr("lhydra.training.train.load", too_late)
+    monkeypatch.setattr("lhydra.training.train._train_fold", too_late)
+    for table, column in (("plays", "count"), ("tracks", "duration_ms"), ("users", "age"), ("dataset", "split")):
+        shutil.rmtree(data, ignore_errors=True)
+        shutil.copytree(tiny_dataset.path, data)
+        if table == "dataset":
+            document = json.loads((data / "dataset.json").read_text())
+            document["split"]["hash"] = "0"
+            (data / "dataset.json").write_text(json.dumps(document))
+        else:
+            rows = pq.read_table(data / f"{table}.parquet")
+            changed = pa.array(np.asarray(rows[column]) + 1, rows[column].type)
+            pq.write_table(rows.set_column(rows.column_names.index(column), column, changed), data / f"{table}.parquet")
+        with pytest.raises(ModelError, match=r"last\.safetensors: found (another split|other data than in )"):
+            train(Dataset.open(data), model, TINY_TRAINING, resume=True, folds=2)
+        assert {path: path.read_bytes() for path in model.rglob("*") if path.is_file()} == before
+    with pytest.raises(AssertionError, match="too late"):
+        train(tiny_dataset, model, TINY_TRAINING, resume=True)
+    (model / "checkpoint" / "last.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ModelError, match=r"last\.safetensors: found .*, expected a checkpoint of a run"):
+        train(tiny_dataset, model, TINY_TRAINING, resume=True)
 
 
 def test_patience_ends_the_run_and_the_best_epoch_is_kept(tiny_dataset: Dataset, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lhydra.errors import ConfigError, complain
+from lhydra.commands.outputs import check_output, is_json_with
 
 if TYPE_CHECKING:
     from lhydra.evaluation.compare import Comparison, PairedChange
@@ -34,16 +34,12 @@ def run(args: argparse.Namespace) -> int:
 
     Returns:
         0.
-
-    Raises:
-        ConfigError: `--json` names no file in a folder that exists.
     """
     from lhydra.evaluation.compare import compare
     from lhydra.evaluation.document import read_document
     from lhydra.files import write_text
 
-    if args.json is not None and (args.json.is_dir() or not args.json.parent.is_dir()):
-        raise ConfigError(complain("--json", str(args.json), "a file in a folder that exists"))
+    check_output("--json", args.json, is_json_with("summary", "stages", "cohorts"))
     a, b = read_document(args.a), read_document(args.b)
     found = compare(a, b, (str(args.a), str(args.b)))
     if args.json is not None:  # before anything is printed: whoever reads that may stop reading

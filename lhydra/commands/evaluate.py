@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lhydra import config
+from lhydra.commands.outputs import check_output, is_json_with, is_report
 from lhydra.config import Requirement
 from lhydra.console import print_table
 from lhydra.errors import ConfigError, DataError, MissingExtra, complain
@@ -111,9 +112,10 @@ def run(args: argparse.Namespace) -> int:
     ks = list_lengths(settings.k)
     if (args.model is None) == (args.store is None):
         raise ConfigError(complain("--model, --store", "neither" if args.model is None else "both", "one of the two"))
-    for flag, path in (("--json", args.json), ("--report", args.report)):
-        if path is not None and (path.is_dir() or not path.parent.is_dir()):
-            raise ConfigError(complain(flag, str(path), "a file in a folder that exists"))
+    check_output("--json", args.json, is_json_with("protocol", "ranking"))
+    check_output("--report", args.report, is_report)
+    if args.json is not None and args.report is not None and args.json.resolve() == args.report.resolve():
+        raise ConfigError(complain("--json, --report", f"{args.json} for both", "two files"))
     baselines = chosen_baselines(settings.baselines)
     if baselines:
         check_installed("implicit", "scipy", "threadpoolctl")

@@ -27,6 +27,7 @@ class State:
     temperature: float
     epoch: int = 0  # finished
     best: Quality | None = None
+    data: tuple[str, ...] = ()  # SHA-256 of the dataset's tables; not in checkpoints of before
 
 
 def save(path: Path, network: Network, optimizer: torch.optim.Optimizer, state: State) -> None:
@@ -46,6 +47,28 @@ def save(path: Path, network: Network, optimizer: torch.optim.Optimizer, state: 
         save_file(copies, new, metadata={"state": json.dumps(asdict(state))})
 
 
+def read_state(path: Path) -> State:
+    """Reads where a run stood, without its tensors: whether it can go on is known before anything is fitted.
+
+    Args:
+        path: file that `save` wrote.
+
+    Returns:
+        Where the training stood.
+
+    Raises:
+        ModelError: there is no such file, or it is no checkpoint.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            raw = json.loads((file.metadata() or {})["state"])
+            return State(**raw | {"data": tuple(raw.get("data", ()))})
+    except FileNotFoundError:
+        raise ModelError(complain(path, "no such file", "a checkpoint to resume from")) from None
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(complain(path, " ".join(str(error).split()), "a checkpoint of a run")) from None
+
+
 def load(path: Path, network: Network, optimizer: torch.optim.Optimizer | None = None) -> State:
     """Fills network and optimizer from a checkpoint.
 
@@ -60,9 +83,9 @@ def load(path: Path, network: Network, optimizer: torch.optim.Optimizer | None =
     Raises:
         ModelError: there is no such file, or it does not fit.
     """
+    state = read_state(path)
     try:
         with safe_open(path, "pt") as file:
-            state = State(**json.loads((file.metadata() or {})["state"]))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         network.load_state_dict(_below("network.", tensors))
         if optimizer is not None:
@@ -72,8 +95,6 @@ def load(path: Path, network: Network, optimizer: torch.optim.Optimizer | None =
                 number, _, key = name.partition(".")
                 whole["state"].setdefault(int(number), {})[key] = value
             optimizer.load_state_dict(whole)
-    except FileNotFoundError:
-        raise ModelError(complain(path, "no such file", "a checkpoint to resume from")) from None
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         found = " ".join(str(error).split())
         raise ModelError(complain(path, found, "a checkpoint of this dataset and configuration")) from None

@@ -93,10 +93,13 @@ def train(
         _claim(out, resume)
     torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 2) // 2 // processes))
     parents = Parents(dataset=dataset.info.source, split=dataset.info.split)
+    if resume and rank == 0:
+        _check_same(out, config, parents, dataset)
     crossed = tuple(_train_fold(dataset, part, folds, out, config, parents, report) for part in range(folds))
     if rank == 0:
         shutil.rmtree(out / "folds", ignore_errors=True)
-    trained = _train(load(dataset), out, config, parents, resume, report)
+    start = State(asdict(config), parents, config.temperature, data=_tables(dataset))
+    trained = _train(load(dataset), out, config, start, resume, report)
     if refit:
         trained = _refit(trained, load(dataset, upto=VALID), report)
     info = ModelInfo(
@@ -126,7 +129,8 @@ def _train_fold(
         report(replace(progress, fold=part))
 
     data = load(dataset, _fold(dataset.plays, part, folds, config.seed))
-    quality = _train(data, folder, config, parents, False, of_fold).quality
+    start = State(asdict(config), parents, config.temperature)
+    quality = _train(data, folder, config, start, False, of_fold).quality
     return Quality(retrieval=quality.get("retrieval", {}), cascade=quality.get("cascade", {}))
 
 
@@ -140,10 +144,8 @@ class Trained:
     chosen: Chosen
 
 
-def _train(
-    data: TrainingData, out: Path, config: TrainSettings, parents: Parents, resume: bool, report: Report
-) -> Trained:
-    """Fits teachers, towers and head on `data`; checkpoints and metrics.jsonl go to `out`."""
+def _train(data: TrainingData, out: Path, config: TrainSettings, state: State, resume: bool, report: Report) -> Trained:
+    """Fits teachers, towers and head on `data`, from `state`; checkpoints and metrics.jsonl go to `out`."""
     users = np.flatnonzero(np.diff(data.train.offsets) > 0)
     batch_size = config.batch_size or int(np.clip(len(users) // 15, 64, 256))
     rank, processes = ranks.start()
@@ -151,9 +153,9 @@ def _train(
     run = Run(data, Tensors.of(data), teachers, config, users, batch_size, rank, processes)
     network, optimizer = _new(run)
     if resume:
-        state = _resume(out / "checkpoint" / "last.safetensors", network, optimizer, config, parents)
-    else:
-        state = State(asdict(config), parents, config.temperature or _tune_temperature(run, report))
+        state = checkpoint.load(out / "checkpoint" / "last.safetensors", network, optimizer)
+    elif not state.temperature:
+        state = replace(state, temperature=_tune_temperature(run, report))
     _fit(run, network, optimizer, state, out, report)
     best: Quality | None = None
     fitted = heads.Fitted(0, 0.0, {})
@@ -175,17 +177,22 @@ def _train(
     return Trained(network, run, quality, chosen)
 
 
-def _resume(
-    path: Path, network: Network, optimizer: torch.optim.Optimizer, config: TrainSettings, parents: Parents
-) -> State:
-    """Fills network and optimizer from the checkpoint of a run with the same settings and dataset."""
-    state = checkpoint.load(path, network, optimizer)
+def _tables(dataset: Dataset) -> tuple[str, ...]:
+    """What the dataset holds, in a few hashes: a run goes on with the data that it began with."""
+    return tuple(files.sha256_of(dataset.path / f"{name}.parquet" for name in ("plays", "tracks", "users")))
+
+
+def _check_same(out: Path, config: TrainSettings, parents: Parents, dataset: Dataset) -> None:
+    """Checks that the run in `out` had the same settings and data; at once, since teachers take their time."""
+    path = out / "checkpoint" / "last.safetensors"
+    state = checkpoint.read_state(path)
     for name, found, wanted in (("config", state.config, asdict(config)), ("parents", state.parents, dict(parents))):
         wanted = json.loads(json.dumps(wanted))
         if found != wanted:
             differs = next((key for key in wanted if found.get(key) != wanted[key]), name)
             raise ModelError(complain(path, f"another {differs}", f"a run with the same {name}"))
-    return state
+    if state.data and state.data != _tables(dataset):
+        raise ModelError(complain(path, f"other data than in {dataset.path}", "a run on the same dataset"))
 
 
 def _refit(trained: Trained, data: TrainingData, report: Report) -> Trained:
