@@ -66,6 +66,8 @@ def test_a_store_a_free_path_and_an_empty_folder_are_places_for_a_store(
         store.parent.mkdir(exist_ok=True)
         if name != "free/path":
             store.mkdir()
+        if name == "empty":
+            (store / "lost+found").mkdir()  # as on a fresh volume
         if name == "users":
             (store / "users.lmdb").mkdir()
         if name == "published":
@@ -93,7 +95,7 @@ def test_a_folder_of_other_things_is_no_user_store(
     error = refusal(capsys, "users", "load", dataset, "--users", f"lmdb:{dataset}")
     assert "found a folder with other things in it, expected an LMDB folder, an empty one or a free path" in error
     assert content(dataset) == before
-    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "lost+found").mkdir(parents=True)
     for place in (tmp_path / "empty", tmp_path / "empty", tmp_path / "free"):
         assert main(["users", "load", str(dataset), "--users", f"lmdb:{place}"]) == 0
 

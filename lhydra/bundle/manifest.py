@@ -192,7 +192,7 @@ def check_place(store: Path) -> None:
     expected = "a store, an empty folder or a free path"
     if not store.is_dir():
         raise BundleMissing(complain(store, "a file", expected))
-    names = sorted(path.name for path in store.iterdir())
+    names = sorted(path.name for path in store.iterdir() if path.name != "lost+found")  # of a volume
     if other := next((what for name, what in _OTHERS.items() if name in names), None):
         raise BundleMissing(complain(store, other, expected))
     if names and not any(name in _OWN or BUNDLE_ID.fullmatch(name) for name in names):

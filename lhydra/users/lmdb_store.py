@@ -35,7 +35,8 @@ class LmdbUsers:
 
     def __init__(self, path: Path, *, sync_s: float = SYNC_S) -> None:
         self.path = path
-        if path.is_dir() and any(path.iterdir()) and not (path / "data.mdb").exists():
+        there = {one.name for one in path.iterdir()} - {"lost+found"} if path.is_dir() else set()
+        if there and not there & {"lock.mdb", "data.mdb"}:  # the lock comes first where others open it at this moment
             expected = "an LMDB folder, an empty one or a free path"
             raise UserStoreError(complain(path, "a folder with other things in it", expected))
         try:
