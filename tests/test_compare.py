@@ -76,6 +76,11 @@ def test_a_user_that_one_of_them_lacks_is_left_out(documents: tuple[dict[str, An
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (
+            {"mask": "train"},
+            "b.json: found targets tracks of the test fold that the user had not heard in train, expected the protocol"
+            " of a.json: targets tracks of the test fold that the user had not heard",
+        ),
         ({"as_of": "valid"}, "b.json: found as_of valid, expected the protocol of a.json: as_of test"),
         ({"users": 9}, "b.json: found users 9, expected the protocol of a.json: users all"),
         ({"seed": 1}, "b.json: found seed 1, expected the protocol of a.json: seed 0"),

@@ -28,6 +28,7 @@ from lhydra.cli import main
 from lhydra.data.dataset import TEST, TRAIN, VALID, Dataset, DatasetInfo
 from lhydra.domain import F32, I64, Hashes, Query, Recommendation, Repeat, Tier, UserState, track_hashes
 from lhydra.errors import DataError
+from lhydra.evaluation import baselines
 from lhydra.evaluation.classification import classify
 from lhydra.evaluation.evaluate import evaluate, protocol_hash
 from lhydra.evaluation.metrics import rank_metrics
@@ -200,6 +201,31 @@ def test_targets_are_the_new_tracks_of_the_fold(
     found = {int(user): targets.tracks[targets.of(n)].tolist() for n, user in enumerate(targets.users)}
     assert found == {user: sorted(tracks) for user, tracks in sorted(expected.items())}
     assert targets.heard_before == sum(f == fold for *_, f in plays) - len(targets.tracks)
+
+
+@settings(deadline=None, max_examples=30)  # the machine may be busy
+@given(plays_with_repeats)
+def test_with_the_mask_train_the_valid_fold_is_neither_left_out_nor_spared(
+    tmp_path_factory: pytest.TempPathFactory, plays: list[Play]
+) -> None:
+    plays = list({*plays, (0, 0, VALID), (0, 0, TEST)} - {(0, 0, TRAIN)})
+    dataset = write_dataset(tmp_path_factory.mktemp("d") / "d", names("u", 4), names("t", 8), plays)
+    recommender = FakeRecommender(FakeCatalog(names("t", 8)))
+    found = evaluate(recommender, dataset, mask="train", fitted=SPLIT)
+    train, valid, test = ({(u, t) for u, t, own in plays if own == fold} for fold in (TRAIN, VALID, TEST))
+    assert found["counts"]["targets"] == len(test - train)
+    assert found["protocol"]["seen"]["targets"] == len((test - train) & valid)  # the head has learned from these
+    hashes = track_hashes(dataset.track_ids)
+    users = sorted({user for user, _ in test - train})
+    for query, user in zip(recommender.queries, users * 2, strict=True):
+        assert set(left_out(query)) == {hashes[track] for own, track in train if own == user}
+    targets = find_targets(dataset, "test", "train")
+    log, known = baselines.Log.of(dataset), np.ones(8, np.bool_)
+    lists = baselines.ranked(
+        lambda asked: np.ones((len(asked), 8), np.float32), log, dataset, targets, known, "test", 8, "train"
+    )
+    for user, own in zip(users, lists, strict=True):
+        assert set(own[own >= 0]) == set(range(8)) - {track for one, track in train if one == user}
 
 
 @settings(deadline=None)  # the machine may be busy

@@ -18,7 +18,7 @@ from lhydra.errors import ConfigError, DataError, MissingExtra, complain
 
 if TYPE_CHECKING:
     from lhydra.bundle.bundle import Bundle
-    from lhydra.data.dataset import Dataset
+    from lhydra.data.dataset import Dataset, Mask
     from lhydra.evaluation.document import CascadeLoss, Document, Interval, Source
     from lhydra.evaluation.run import Moment
 
@@ -59,6 +59,11 @@ class EvaluateSettings(config.Settings):
 
     as_of: str = config.setting(
         "test", "the fold to predict; test: train and valid tracks are left out, valid: train", ("test", "valid")
+    )
+    mask: str = config.setting(
+        "seen",
+        "what is left out of lists and targets: tracks of all folds before, or of train alone",
+        ("seen", "train"),
     )
     k: str = config.setting(
         "10,20",
@@ -139,6 +144,7 @@ def run(args: argparse.Namespace) -> int:
             baselines=baselines,
             analyses=args.json is not None or args.report is not None,
             fitted=fitted,
+            mask=cast("Mask", settings.mask),
         )
         document["protocol"] = {"dataset": str(args.dataset), **names, **document["protocol"]}
         document["training"] = training

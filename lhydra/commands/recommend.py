@@ -11,7 +11,7 @@ from lhydra.errors import ConfigError, complain
 from lhydra.limits import DEFAULT_MAX_K, MAX_DEPTH
 
 if TYPE_CHECKING:
-    from lhydra.data.dataset import AsOf, Dataset
+    from lhydra.data.dataset import AsOf, Dataset, Mask
     from lhydra.domain import I64
 
 HELP = "write recommendations for many users to a Parquet or CSV file"
@@ -32,6 +32,7 @@ class RecommendSettings(config.Settings):
         "valid, for a model made with --refit; now: both are all plays",
         ("test", "valid", "refit", "now"),
     )
+    mask: str = config.setting("seen", "what counts as heard: as --as-of says, or train alone", ("seen", "train"))
     include_heard: bool = config.setting(False, "also recommend what the user has heard")
     bundle: str | None = config.setting(None, "bundle of the store, instead of the current one")
     overwrite: bool = config.setting(False, "replace FILE even if it is no list of recommendations")
@@ -86,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
             as_of=cast("AsOf", settings.as_of),
             positions=positions,
             include_heard=settings.include_heard,
+            mask=cast("Mask", settings.mask),
         )
     print(f"{args.out}: {rows:,} rows for {len(positions):,} users, {settings.stage} stage of {recommender.bundle_id}")
     if short:

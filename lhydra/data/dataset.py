@@ -24,6 +24,7 @@ from lhydra.errors import DataError, complain
 FORMAT = 1
 Kind = Literal["numeric", "categorical", "multi", "year", "text"]  # text is for people, never a feature
 AsOf = Literal["test", "valid", "refit", "now"]
+Mask = Literal["seen", "train"]  # what of a user is left out of lists: all folds before, or train alone
 TRAIN, VALID, TEST = 0, 1, 2
 
 
@@ -278,7 +279,9 @@ def _columns(table: pa.Table, columns: tuple[Column, ...], key: str) -> dict[str
     return out
 
 
-def user_states(dataset: Dataset, as_of: AsOf, *, positions: I64 | None = None) -> Iterator[tuple[str, UserState]]:
+def user_states(
+    dataset: Dataset, as_of: AsOf, *, positions: I64 | None = None, mask: Mask = "seen"
+) -> Iterator[tuple[str, UserState]]:
     """Yields (user id, state) as of a moment; the one place where histories and heard sets are built from plays.
 
     Args:
@@ -286,12 +289,14 @@ def user_states(dataset: Dataset, as_of: AsOf, *, positions: I64 | None = None) 
         as_of: `test`: history = train, heard = train and valid; `valid`: both = train; `refit`, for a model that
             learned from both: both = train and valid; `now`: both = everything.
         positions: (m,) int64 in the users table, to yield in that order; all users by default.
+        mask: `train`: heard = train alone, whatever the moment.
 
     Yields:
         User id and state.
     """
     history_folds = {"test": TRAIN, "valid": TRAIN, "refit": VALID, "now": TEST}[as_of]
     heard_folds = {"test": VALID, "valid": TRAIN, "refit": VALID, "now": TEST}[as_of]
+    heard_folds = TRAIN if mask == "train" else heard_folds
     hashes = dataset.hashes
     plays, ids = dataset.plays, dataset.user_ids
     starts = np.searchsorted(plays.user, np.arange(len(ids) + 1))

@@ -26,13 +26,13 @@ import numpy.typing as npt
 
 from lhydra import files
 from lhydra.console import with_progress
-from lhydra.data.dataset import TRAIN, Dataset
+from lhydra.data.dataset import TRAIN, Dataset, Mask
 from lhydra.domain import F32, I64
 from lhydra.errors import DataError
 from lhydra.evaluation.baseline_fits import FITS, LARGE_TRAIN_PLAYS, MAX_SCORES, SLOW_EASE_ROWS, Fit, Params, Scores
 from lhydra.evaluation.document import BaselineFacts
 from lhydra.evaluation.metrics import rank_metrics
-from lhydra.evaluation.run import FOLD, Moment, Targets, find_targets
+from lhydra.evaluation.run import Moment, Targets, find_targets, masked_from
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -113,6 +113,7 @@ def measure(
     as_of: Moment,
     k: int,
     seed: int,
+    mask: Mask = "seen",
 ) -> dict[str, Baseline]:
     """Fits baselines and lists tracks by them; what was measured before on the same data and settings is read back.
 
@@ -124,6 +125,7 @@ def measure(
         as_of: the fold of the targets.
         k: tracks per list.
         seed: of factors and of the users to tune on.
+        mask: what is left out of the lists.
 
     Returns:
         The baselines by name.
@@ -131,11 +133,11 @@ def measure(
     found: dict[str, Baseline] = {}
     log: Log | None = None
     for name in with_progress(names, len(names), "fitting baselines"):
-        path = dataset.path / "baselines" / f"{name}-{_key(dataset, name, targets, known, as_of, k, seed)}.npz"
+        path = dataset.path / "baselines" / f"{name}-{_key(dataset, name, targets, known, as_of, k, seed, mask)}.npz"
         kept = _read(path)
         if kept is None:
             log = log or Log.of(dataset)
-            kept = _measure(name, dataset, log, targets, known, as_of, k, seed)
+            kept = _measure(name, dataset, log, targets, known, as_of, k, seed, mask)
             if kept.skipped is None:
                 _write(path, kept)
         found[name] = kept
@@ -151,6 +153,7 @@ def _measure(
     as_of: Moment,
     k: int,
     seed: int,
+    mask: Mask,
 ) -> Baseline:
     """Tunes, fits and lists one baseline."""
     start = time.monotonic()
@@ -168,7 +171,7 @@ def _measure(
     chosen, best, tried = usual, None, 0
     if valid is not None:
         chosen, best, tried = _tune(fit, usual, rounds, dataset, log, valid, known)
-    lists = ranked(fit(chosen), log, dataset, targets, known, as_of, k)
+    lists = ranked(fit(chosen), log, dataset, targets, known, as_of, k, mask)
     return Baseline(lists, chosen, tried, round(time.monotonic() - start, 3), best)
 
 
@@ -232,6 +235,7 @@ def ranked(
     known: npt.NDArray[np.bool_],
     as_of: Moment,
     k: int,
+    mask: Mask = "seen",
 ) -> I64:
     """Lists the best tracks that each user had not heard.
 
@@ -243,6 +247,7 @@ def ranked(
         known: (tracks,) bool, what may be listed.
         as_of: plays of folds before it are left out.
         k: tracks per list.
+        mask: `train`: plays of train alone are.
 
     Returns:
         (n, k) positions in the tracks table, best first, -1 padded.
@@ -261,7 +266,7 @@ def ranked(
         rows[:, unknown] = -np.inf
         for n, user in enumerate(users):
             own = slice(starts[user], starts[user + 1])
-            rows[n, column[plays.track[own][plays.fold[own] < FOLD[as_of]]]] = -np.inf
+            rows[n, column[plays.track[own][plays.fold[own] < masked_from(as_of, mask)]]] = -np.inf
         enough = _lower_bounds(rows, width)
         for n, row in enumerate(rows):
             top = np.flatnonzero((row >= enough[n]) & (row > -np.inf))
@@ -279,11 +284,19 @@ def _lower_bounds(rows: F32, width: int) -> F32:
 
 
 def _key(
-    dataset: Dataset, name: str, targets: Targets, known: npt.NDArray[np.bool_], as_of: Moment, k: int, seed: int
+    dataset: Dataset,
+    name: str,
+    targets: Targets,
+    known: npt.NDArray[np.bool_],
+    as_of: Moment,
+    k: int,
+    seed: int,
+    mask: Mask,
 ) -> str:
     """Names everything that the lists depend on."""
     settings = (_VERSION, name, as_of, k, seed, dataset.info.split, dataset.info.counts, _TUNE_USERS, LARGE_TRAIN_PLAYS)
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    decides = settings if mask == "seen" else (*settings, mask)  # what was kept before stays good
+    digest = hashlib.sha256(json.dumps(decides, sort_keys=True, default=str).encode())
     for array in (targets.users, targets.tracks, known):
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]

@@ -144,7 +144,7 @@ def head_alone(
         excluded = np.concatenate([heard[heard >= 0], catalog.removed])
         return UserScoring(lambda rows: recommender.score(state, rows)[0], candidates, excluded)
 
-    states = (state for _, state in user_states(dataset, run.as_of, positions=run.targets.users[chosen]))
+    states = (state for _, state in user_states(dataset, run.as_of, positions=run.targets.users[chosen], mask=run.mask))
     width = run.lists["cascade"].shape[1]
     lists = head_lists(states, len(chosen), scoring, run.catalogue_size, depths, width)
     return lists.full, loss_curve(run, chosen, lists)

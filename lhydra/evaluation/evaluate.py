@@ -13,7 +13,7 @@ from typing import Any, cast
 import numpy as np
 
 from lhydra import __version__
-from lhydra.data.dataset import Dataset
+from lhydra.data.dataset import Dataset, Mask
 from lhydra.domain import I64
 from lhydra.evaluation import baselines as fair
 from lhydra.evaluation.beyond import beyond_accuracy
@@ -58,6 +58,7 @@ def evaluate(
     baselines: Sequence[str] = (),
     analyses: bool = False,
     fitted: Mapping[str, Any] | None = None,
+    mask: Mask = "seen",
 ) -> Document:
     """Evaluates a recommender on the users with targets.
 
@@ -72,6 +73,7 @@ def evaluate(
         analyses: with the mistakes and the importance of features, which take as long as the rest.
         fitted: `split` of the dataset that the recommender's model was fitted on, to tell whether it may have learned
             from targets; None: nothing is said of that.
+        mask: what of a user is left out of lists, and of targets: all folds before, or train alone.
 
     Returns:
         The document; `protocol` does not yet say what was evaluated on which dataset.
@@ -79,14 +81,14 @@ def evaluate(
     Raises:
         DataError: nobody has a target, or none of the dataset's tracks is in the recommender's catalog.
     """
-    targets = find_targets(dataset, as_of)
+    targets = find_targets(dataset, as_of, mask)
     sampled = 0 < users < len(targets)
     if sampled:
         targets = targets.sample(users, seed)
     every_k = sorted({*ks, 10, 20})
-    run = ask(recommender, dataset, targets, as_of=as_of, ks=every_k, seed=seed)
+    run = ask(recommender, dataset, targets, as_of=as_of, ks=every_k, seed=seed, mask=mask)
     measured = fair.measure(
-        dataset, baselines, targets, run.rows >= 0, as_of=as_of, k=run.lists["cascade"].shape[1], seed=seed
+        dataset, baselines, targets, run.rows >= 0, as_of=as_of, k=run.lists["cascade"].shape[1], seed=seed, mask=mask
     )
     chosen = draw_users(len(targets), run.catalogue_size, seed)
     head, loss = head_alone(recommender, dataset, run, chosen, every_k)
@@ -105,8 +107,8 @@ def evaluate(
         "mrr_depth": MRR_DEPTH,
         "users": users if sampled else "all",
         "seed": seed,
-        "ranked": "the whole catalogue without what the user heard",
-        "targets": f"tracks of the {as_of} fold that the user had not heard",
+        "ranked": "the whole catalogue without what the user heard" + (", in train alone" if mask == "train" else ""),
+        "targets": f"tracks of the {as_of} fold that the user had not heard" + (" in train" if mask == "train" else ""),
         "negatives": negatives,
         "lhydra_version": __version__,
         "hash": "",
@@ -147,7 +149,7 @@ def evaluate(
 
         document["mistakes"] = analyse(dataset, recommender.catalog, run)
         document["importance"] = measure(
-            recommender, dataset, targets, as_of, min(len(targets), _IMPORTANCE_USERS), seed
+            recommender, dataset, targets, as_of, min(len(targets), _IMPORTANCE_USERS), seed, mask
         )
     document["summary"] = summary(document)
     return document

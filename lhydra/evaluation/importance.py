@@ -16,7 +16,7 @@ from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.index import Index
 from lhydra.bundle.networks import ItemTower
 from lhydra.console import with_progress
-from lhydra.data.dataset import Dataset, user_states
+from lhydra.data.dataset import Dataset, Mask, user_states
 from lhydra.domain import I64, Query, UserState
 from lhydra.errors import ModelError
 from lhydra.evaluation.bootstrap import interval
@@ -51,7 +51,13 @@ class _Input:
 
 @timed("evaluate.importance")
 def measure(
-    recommender: Recommends, dataset: Dataset, targets: Targets, as_of: Moment, users: int, seed: int
+    recommender: Recommends,
+    dataset: Dataset,
+    targets: Targets,
+    as_of: Moment,
+    users: int,
+    seed: int,
+    mask: Mask = "seen",
 ) -> Importance:
     """Measures `importance` of the document.
 
@@ -65,6 +71,7 @@ def measure(
         as_of: the fold of the targets.
         users: how many of the users with targets are drawn.
         seed: of the draw, the shuffles and the intervals.
+        mask: what is left out of the lists.
 
     Returns:
         The drops by group and feature.
@@ -74,7 +81,7 @@ def measure(
         return _document(0, 0, None, [], ["Not measured: what is evaluated has no bundle to shuffle."])
     bundle = replace(bundle, index=Index.build(np.asarray(bundle.catalog.vectors), "flat"))
     drawn = targets.sample(users, seed)
-    states = [state for _, state in user_states(dataset, as_of, positions=drawn.users)]
+    states = [state for _, state in user_states(dataset, as_of, positions=drawn.users, mask=mask)]
     rows = bundle.catalog.rows(dataset.hashes)
     wanted = _wanted(rows, len(bundle.catalog), drawn)
     depth = int(getattr(recommender, "depth", 0))

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from lhydra import files
 from lhydra.console import with_progress
-from lhydra.data.dataset import AsOf, Dataset, user_states
+from lhydra.data.dataset import AsOf, Dataset, Mask, user_states
 from lhydra.domain import F32, I64, Hashes, Query, Recommendation, UserState
 from lhydra.errors import ConfigError, complain
 from lhydra.queries import known_user
@@ -100,6 +100,7 @@ def recommend_users(
     *,
     positions: I64 | None = None,
     include_heard: bool = False,
+    mask: Mask = "seen",
 ) -> Iterator[tuple[str, UserState, Recommendation]]:
     """Asks for users one by one; nothing is kept.
 
@@ -110,11 +111,12 @@ def recommend_users(
         k: tracks per list.
         positions: (n,) of the users, in this order; None for all.
         include_heard: whether lists may hold heard tracks.
+        mask: what counts as heard.
 
     Yields:
         (user id, state, answer).
     """
-    for user_id, state in user_states(dataset, as_of, positions=positions):
+    for user_id, state in user_states(dataset, as_of, positions=positions, mask=mask):
         yield user_id, state, recommender.recommend(known_user(state, k, include_heard=include_heard))
 
 
@@ -163,6 +165,7 @@ def write_lists(
     as_of: AsOf,
     positions: I64,
     include_heard: bool = False,
+    mask: Mask = "seen",
 ) -> tuple[int, int]:
     """Writes lists to a file, which appears whole, or not at all when anything fails on the way.
 
@@ -175,11 +178,14 @@ def write_lists(
         as_of: the fold up to which plays are known.
         positions: (n,) of the users, in this order.
         include_heard: whether lists may hold heard tracks.
+        mask: what counts as heard.
 
     Returns:
         How many lists are shorter than k, and how many rows were written.
     """
-    answers = recommend_users(recommender, dataset, as_of, k, positions=positions, include_heard=include_heard)
+    answers = recommend_users(
+        recommender, dataset, as_of, k, positions=positions, include_heard=include_heard, mask=mask
+    )
     short = written = 0
     held: list[tuple[str, int, str, np.float32]] = []
     with _open(out) as write:

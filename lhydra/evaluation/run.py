@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lhydra.console import with_progress
-from lhydra.data.dataset import TEST, VALID, Dataset
+from lhydra.data.dataset import TEST, VALID, Dataset, Mask
 from lhydra.domain import F32, I64
 from lhydra.errors import DataError, complain
 from lhydra.evaluation.lists import Recommends, recommend_users
@@ -114,14 +114,16 @@ class Run:
     labels: npt.NDArray[np.bool_]
     probabilities: F32
     ties: Ties
+    mask: Mask = "seen"
 
 
-def find_targets(dataset: Dataset, as_of: Moment) -> Targets:
+def find_targets(dataset: Dataset, as_of: Moment, mask: Mask = "seen") -> Targets:
     """Finds what users went on to play for the first time.
 
     Args:
         dataset: a prepared dataset.
         as_of: the fold whose plays are asked for.
+        mask: whether tracks of any earlier fold are no targets, or of train alone.
 
     Returns:
         The targets of every user who has one.
@@ -135,12 +137,25 @@ def find_targets(dataset: Dataset, as_of: Moment) -> Targets:
     place = f"{dataset.path}: {as_of} fold"
     if len(later) == 0:
         raise DataError(complain(place, "no plays", "plays to rank for; try another --split of `lhydra prepare`"))
-    new = later[~np.isin(later, keys[plays.fold < FOLD[as_of]])]
+    new = later[~np.isin(later, keys[plays.fold < masked_from(as_of, mask)])]
     if len(new) == 0:
         raise DataError(complain(place, "only tracks heard before", "tracks new to their users"))
     users, counts = np.unique(new // n_tracks, return_counts=True)
     offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     return Targets(users, offsets, new % n_tracks, len(later) - len(new))
+
+
+def masked_from(as_of: Moment, mask: Mask) -> int:
+    """Finds what is left out of lists.
+
+    Args:
+        as_of: the fold that is predicted.
+        mask: all folds before it, or train alone.
+
+    Returns:
+        The first fold that is not left out.
+    """
+    return VALID if mask == "train" else FOLD[as_of]
 
 
 def draw_negatives(dataset: Dataset, targets: Targets, known: npt.NDArray[np.bool_], as_of: Moment, seed: int) -> I64:
@@ -177,7 +192,14 @@ def draw_negatives(dataset: Dataset, targets: Targets, known: npt.NDArray[np.boo
 
 
 def ask(
-    recommender: Recommends, dataset: Dataset, targets: Targets, *, as_of: Moment, ks: Sequence[int], seed: int
+    recommender: Recommends,
+    dataset: Dataset,
+    targets: Targets,
+    *,
+    as_of: Moment,
+    ks: Sequence[int],
+    seed: int,
+    mask: Mask = "seen",
 ) -> Run:
     """Asks a recommender for every user with targets.
 
@@ -188,6 +210,7 @@ def ask(
         as_of: the fold of the targets.
         ks: list lengths at which metrics are computed.
         seed: of the negatives.
+        mask: what is left out of the lists.
 
     Returns:
         The answers, with metrics.
@@ -205,7 +228,7 @@ def ask(
     candidates, tiers = [], np.zeros(n, np.int8)
     labels, probabilities = [np.empty(0, np.bool_)], [np.empty(0, np.float32)]
     ties = none_yet(n)
-    answers = recommend_users(recommender, dataset, as_of, k, positions=targets.users)
+    answers = recommend_users(recommender, dataset, as_of, k, positions=targets.users, mask=mask)
     for place, (_, state, answer) in enumerate(with_progress(answers, n, "evaluating users")):
         lists["cascade"][place, : len(answer.rows)] = answer.rows
         lists["retrieval"][place, : len(answer.candidates[:k])] = answer.candidates[:k]
@@ -222,6 +245,7 @@ def ask(
     wanted = wanted[np.lexsort((wanted, np.repeat(targets.users, np.diff(targets.offsets))))]
     return Run(
         as_of=as_of,
+        mask=mask,
         targets=targets,
         rows=rows,
         wanted=wanted,

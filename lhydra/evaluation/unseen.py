@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lhydra.data.dataset import Dataset
+from lhydra.data.dataset import VALID, Dataset
 from lhydra.domain import I64
 from lhydra.evaluation.run import Moment, Targets
 
@@ -41,7 +41,11 @@ def unseen(dataset: Dataset, targets: Targets, fitted: Mapping[str, Any], as_of:
     """
     ours = dataset.info.split
     if ("hash" in fitted and fitted["hash"] == ours["hash"]) or _drawn_apart(ours, fitted, as_of):
-        return Unseen(np.ones(len(targets.tracks), np.bool_), "")
+        learned = _in_valid(dataset, targets) if as_of == "test" else np.zeros(len(targets.tracks), np.bool_)
+        why = (
+            "the head was fitted on valid plays of them; with --mask seen they are no targets" if learned.any() else ""
+        )
+        return Unseen(~learned, why)
     nothing = np.zeros(len(targets.tracks), np.bool_)
     if not fitted:
         return Unseen(nothing, "the model does not say what it was fitted on; train it again")
@@ -56,6 +60,13 @@ def unseen(dataset: Dataset, targets: Targets, fitted: Mapping[str, Any], as_of:
         return Unseen(later, "")
     date = datetime.fromtimestamp(newest, UTC).isoformat(timespec="seconds").removesuffix("+00:00")
     return Unseen(later, f"{why}, on plays up to {date}; train a model on this dataset, or evaluate on later plays")
+
+
+def _in_valid(dataset: Dataset, targets: Targets) -> npt.NDArray[np.bool_]:
+    """Which pairs the valid fold holds too: none but with the mask `train`."""
+    plays = dataset.plays.where(dataset.plays.fold == VALID)
+    keys = plays.user.astype(np.int64) * dataset.n_tracks + plays.track
+    return np.isin(np.repeat(targets.users, np.diff(targets.offsets)) * dataset.n_tracks + targets.tracks, keys)
 
 
 def _drawn_apart(ours: Mapping[str, Any], fitted: Mapping[str, Any], as_of: Moment) -> bool:
