@@ -523,7 +523,7 @@ def test_what_cannot_be_loaded_is_one_line(
     for argv, line in {
         (str(tmp_path / "no"), "--store", store): "found nothing, expected a folder made by `lhydra prepare`",
         (data,): "--store: found nothing, expected the folder of a store, new or old",
-        (data, "--store", str(tmp_path / "file")): "expected a folder, new or old",
+        (data, "--store", str(tmp_path / "file")): "expected a store, an empty folder or a free path",
         (data, "--store", store, "--users", "redis://h/x"): "--users: found a database that is no number",
         (data, "--store", store, "--users", "h:1"): "expected lmdb:PATH or redis://HOST",
     }.items():
