@@ -529,6 +529,7 @@ def test_the_target_is_a_dataset_or_free(tmp_path: Path) -> None:
     assert made(source, out).info.counts["plays"] == 10
     assert sorted(path.name for path in out.iterdir()) == [
         "dataset.json",
+        "events.parquet",
         "plays.parquet",
         "tracks.parquet",
         "users.parquet",

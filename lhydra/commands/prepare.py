@@ -25,7 +25,8 @@ SOURCE is one of
 Only user_id and track_id are required; every other column may be missing. Known by name, in any
 case:
   plays    user_id  track_id  playcount (1)  timestamp (Unix seconds or ISO 8601, UTC)
-           split (train, valid or test)
+           split (train, valid or test)  session  position (order without a clock)
+           skipped  completed  ms_played
   tracks   track_id  name  artist  album  genre  main_genre  explicit  year
            tags (a|b, a;b, a, b or a list)  duration_ms  danceability  energy  key  loudness
            mode  speechiness  acousticness  instrumentalness  liveness  valence  tempo  time_signature
@@ -45,8 +46,11 @@ Splits
   column       the column split as it is
   temporal     the last plays of the whole log: all up to one moment are train, the next valid
   leave-last   each user's last track is test, the one before valid
-  random       of each user's tracks, a random tenth valid and a tenth test (see --valid, --test)
-  A user with fewer than 3 tracks is all train (not with column).
+  random       each pair of user and track by itself, by a hash of the ids and the seed
+  next-session of each user the last sessions test, those before valid (a pause of 30 minutes ends a
+               session that the source does not name)
+  global-time  the last day test, a day before a gap valid, what lies before another gap train
+  With temporal, leave-last and random a user with fewer than 3 tracks is all train.
 
 Bad rows (empty ids, playcounts that are negative or no number, tracks twice with different data,
 tracks missing from the tracks file, unreadable times) are counted and dropped; --strict refuses

@@ -3,12 +3,14 @@
 DATASET/dataset.json     format, columns and their kinds, counts, split protocol and hash, warnings
 tracks.parquet   track_id and the track columns, in track_id order; own aggregates of train plays
 users.parquet    user_id and the user columns, in user_id order; own aggregates of train plays
-plays.parquet    user, track (positions in the tables), count, time, fold; in (user, time, track) order
+events.parquet   a row per play in order of listening: user, track (positions in the tables), time, position, count,
+                 session, skipped, completed, ms_played, fold; since format 2
+plays.parquet    what they add up to by user, track and fold: count, time; in (user, time, track) order
 """
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +23,7 @@ import pyarrow.parquet as pq
 from lhydra.domain import F32, I64, Hashes, UserState, make_history, track_hashes
 from lhydra.errors import DataError, complain
 
-FORMAT = 1
+FORMAT, OLDEST_FORMAT = 2, 1
 Kind = Literal["numeric", "categorical", "multi", "year", "text"]  # text is for people, never a feature
 AsOf = Literal["test", "valid", "refit", "now"]
 Mask = Literal["seen", "train"]  # what of a user is left out of lists: all folds before, or train alone
@@ -36,6 +38,22 @@ class Column:
     kind: Kind
 
 
+EVENTS_SCHEMA = pa.schema(
+    [
+        ("user", pa.int32()),
+        ("track", pa.int32()),
+        ("time", pa.int64()),
+        ("position", pa.int64()),
+        ("count", pa.float32()),
+        ("session", pa.int32()),
+        ("skipped", pa.bool_()),
+        ("completed", pa.bool_()),
+        ("ms_played", pa.int64()),
+        ("fold", pa.int8()),
+    ]
+)
+
+
 @dataclass(frozen=True)
 class DatasetInfo:
     """What dataset.json says."""
@@ -44,7 +62,9 @@ class DatasetInfo:
     track_columns: tuple[Column, ...]
     user_columns: tuple[Column, ...]
     counts: dict[str, int]  # tracks, users, plays, train, valid, test
-    split: dict[str, Any]  # protocol, seed, hash (of the fold of every play)
+    # protocol, its settings, rule; cuts: last s of train and valid; newest: s of the newest play of train and valid;
+    # oldest: of valid and test, 0 where any has no time; hash of the fold of every pair. Models and bundles keep it.
+    split: dict[str, Any]
     timed: bool  # whether plays carry timestamps
     dropped: dict[str, int] = field(default_factory=dict)  # bad rows left out, by reason
     warnings: tuple[str, ...] = ()
@@ -69,7 +89,7 @@ class DatasetInfo:
             ValueError: it is not what `to_json` writes; KeyError and TypeError likewise.
         """
         raw = json.loads(text)
-        if raw["format"] != FORMAT:
+        if raw["format"] not in (OLDEST_FORMAT, FORMAT):
             raise ValueError(f"format {raw['format']!r}, expected {FORMAT}")
         for side in ("track_columns", "user_columns"):
             raw[side] = tuple(Column(**column) for column in raw[side])
@@ -99,6 +119,36 @@ class Plays:
             The plays where it is True.
         """
         return Plays(self.user[mask], self.track[mask], self.count[mask], self.time[mask], self.fold[mask])
+
+
+@dataclass(frozen=True)
+class Events:
+    """All plays one by one as arrays of one length n, in order of listening: by user, time, position, track."""
+
+    user: npt.NDArray[np.int32]  # position in the users table
+    track: npt.NDArray[np.int32]  # position in the tracks table
+    time: I64  # Unix seconds, 0 unknown
+    position: I64  # order where there is no clock, -1 unknown
+    count: F32
+    session: npt.NDArray[np.int32]  # of the user, from 0; -1 unknown
+    skipped: npt.NDArray[np.int8]  # 1, 0; -1 unknown
+    completed: npt.NDArray[np.int8]  # 1, 0; -1 unknown
+    ms_played: I64  # -1 unknown
+    fold: npt.NDArray[np.int8]  # TRAIN, VALID or TEST
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def where(self, mask: npt.NDArray[np.bool_]) -> "Events":
+        """Selects plays.
+
+        Args:
+            mask: (n,) bool.
+
+        Returns:
+            The plays where it is True.
+        """
+        return Events(**{field.name: getattr(self, field.name)[mask] for field in fields(self)})
 
 
 @dataclass(frozen=True)
@@ -151,6 +201,22 @@ class Dataset:
         """All plays."""
         table = self._read("plays")
         return Plays(*(table[name].to_numpy() for name in ("user", "track", "count", "time", "fold")))
+
+    @cached_property
+    def events(self) -> Events:
+        """All plays one by one; DataError where the dataset is of format 1, which only has what they add up to."""
+        if not (self.path / "events.parquet").is_file():
+            found = f"no events.parquet (format {self.info.format})"
+            raise DataError(complain(self.path, found, f"format {FORMAT}; run `lhydra prepare` again"))
+        table = self._read("events")
+        columns = {}
+        for name in EVENTS_SCHEMA.names:
+            column = table[name]
+            if column.null_count:
+                column = (column.cast(pa.int8()) if pa.types.is_boolean(column.type) else column).fill_null(-1)
+            columns[name] = column.to_numpy()
+        columns["skipped"], columns["completed"] = (columns[name].astype(np.int8) for name in ("skipped", "completed"))
+        return Events(**columns)
 
     @cached_property
     def track_ids(self) -> list[str]:

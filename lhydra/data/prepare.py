@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -13,13 +14,15 @@ import pyarrow.parquet as pq
 
 from lhydra import __version__, files
 from lhydra.data import rows, split
-from lhydra.data.dataset import TEST, TRAIN, VALID, Column, DatasetInfo, Kind, Plays
+from lhydra.data.dataset import EVENTS_SCHEMA, TEST, TRAIN, VALID, Column, DatasetInfo, Events, Kind, Plays
+from lhydra.data.events import add_up, read_log, to_table
 from lhydra.data.report import Report
 from lhydra.data.schema import PLAY_COLUMNS, TRACK_COLUMNS, USER_COLUMNS, DeclaredColumns, used_columns
 from lhydra.data.settings import PrepareSettings
 from lhydra.data.sources import Source, load, open_source
 from lhydra.data.table import Table
 from lhydra.data.undeclared import column_warnings
+from lhydra.domain import track_hashes
 from lhydra.errors import DataError, complain
 from lhydra.timing import timed
 
@@ -100,10 +103,11 @@ def _build(source: Source, folder: Path, settings: PrepareSettings, columns: Dec
         say("checking")
         tracks, users = _check(con, source, used, settings, report)
         say("splitting")
-        protocol, plays, cuts = _split(con, source.plays, settings, report)
+        rule, events, plays = _split(con, source.plays, settings, report)
         report.warnings += column_warnings(con, source, columns, work)
         say("writing")
         n_tracks, n_users, named = _write(con, folder, tracks, users, plays)
+        _write_events(events, folder)
     counts = {"tracks": n_tracks, "users": n_users, "plays": len(plays)}
     counts |= {name: int((plays.fold == fold).sum()) for name, fold in _FOLDS.items()}
     info = DatasetInfo(
@@ -111,15 +115,7 @@ def _build(source: Source, folder: Path, settings: PrepareSettings, columns: Dec
         track_columns=tuple(tracks.values()),
         user_columns=tuple(users.values()),
         counts=counts,
-        split={
-            "protocol": protocol,
-            "seed": settings.seed,
-            "valid": settings.valid,
-            "test": settings.test,
-            "hash": named,
-            "newest": {name: int(plays.time[plays.fold == _FOLDS[name]].max(initial=0)) for name in ("train", "valid")},
-            **({"cuts": cuts} if cuts else {}),
-        },
+        split=rule | {"hash": named},
         timed=bool((plays.time > 0).any()),
         dropped=report.dropped,
         warnings=(*report.warnings, *(f"the {name} fold is empty" for name in _FOLDS if not counts[name])),
@@ -180,46 +176,79 @@ def _check(
 @timed("prepare.split")
 def _split(
     con: duckdb.DuckDBPyConnection, table: Table, settings: PrepareSettings, report: Report
-) -> tuple[str, Plays, dict[str, int]]:
-    """Divides `events` and adds up the plays of each user, track and fold; returns (protocol, plays, last seconds)."""
-    unknown, known, whole = con.execute(
-        """SELECT count(*) FILTER (time = 0), count(*) FILTER (time > 0), bool_and(count = floor(count))
-            FROM events"""
+) -> tuple[dict[str, Any], Events, Plays]:
+    """Divides `events`, in order of listening; returns the rule, the plays, and what they add up to."""
+    unknown, known = con.execute(
+        "SELECT count(*) FILTER (time = 0), count(*) FILTER (time > 0) FROM events"
     ).fetchall()[0]
     protocol = settings.split or ("column" if "split" in table.names else "temporal" if known else "random")
-    if protocol == "column" and "split" not in table.names:
-        raise DataError(complain(table.path, "no column split", "one for the split protocol column"))
-    if protocol in ("temporal", "leave-last"):
-        if not known:
-            raise DataError(complain(table.path, "no timestamps", f"a column timestamp for the {protocol} split"))
-        if unknown:
-            where = "are in the train fold" if protocol == "temporal" else "count as the oldest"
-            report.warnings.append(f"{unknown:,} plays without a timestamp {where}")
-    fold, cuts = "0", dict[str, int]()
-    if protocol == "column":
-        fold = "fold"
-    elif protocol == "temporal":
-        times = np.asarray(con.execute("SELECT time FROM events WHERE time > 0").fetchnumpy()["time"], np.int64)
-        last_train, last_valid = split.temporal_cuts(times, settings.valid, settings.test)
-        cuts = {"train": last_train, "valid": last_valid}
-        small = f"SELECT user FROM events GROUP BY user HAVING count(DISTINCT track) < {split.MIN_PLAYS}"
-        fold = f"""CASE WHEN time <= {last_train} OR user IN ({small}) THEN {TRAIN}
-            WHEN time <= {last_valid} THEN {VALID} ELSE {TEST} END"""
-    # fractions are added in one order, so that the sum does not depend on that of the rows
-    total = "sum(count)" if whole else "sum(count ORDER BY count)"
-    arrays = con.execute(
-        f"""SELECT user, track, CAST({total} AS FLOAT) AS count, max(time) AS time,
-            CAST({fold} AS TINYINT) AS fold FROM events GROUP BY 1, 2, 5 ORDER BY 1, 4, 2, 5"""
-    ).fetchnumpy()
-    plays = Plays(*(np.ascontiguousarray(arrays[name]) for name in ("user", "track", "count", "time", "fold")))
-    if protocol == "random":
-        folds = split.random(plays.user, plays.track, settings.valid, settings.test, settings.seed)
-        plays = replace(plays, fold=folds)
+    _check_protocol(protocol, table, known)
+    if unknown and known and protocol not in ("column", "random"):
+        where = "count as the oldest" if protocol == "leave-last" else "are in the train fold"
+        report.warnings.append(f"{unknown:,} plays without a timestamp {where}")
+    log = read_log(con)
+    con.execute("DROP TABLE events")
+    events, fold, cuts = log.events, log.events.fold, None
+    if protocol == "temporal":
+        cuts = split.temporal_cuts(events.time[events.time > 0], settings.valid, settings.test)
+        fold = split.temporal(log, *cuts)
+    elif protocol == "global-time":
+        fold, *ends = split.global_time(events.time, settings)
+        cuts = (ends[0], ends[1])
+    elif protocol == "next-session":
+        fold = split.next_session(events.user, events.session, settings.valid_sessions, settings.test_sessions)
     elif protocol == "leave-last":
-        plays = replace(plays, fold=split.leave_last(plays.user, plays.track, plays.time))
+        fold = log.spread(split.leave_last(events.user[log.last], log.last))
+    elif protocol == "random":
+        users, tracks = (
+            track_hashes(con.execute(f"SELECT id FROM {side} ORDER BY position").fetchnumpy()["id"])
+            for side in ("users", "tracks")
+        )
+        fold = log.spread(split.random(users, tracks, events.user[log.last], events.track[log.last], settings))
+    plays = add_up(log, fold)
+    events = replace(events, fold=fold)
+    if left_out := int((fold == split.LEFT_OUT).sum()):
+        report.warnings.append(f"{left_out:,} plays in the gaps of {settings.gap_s:,} s are in no fold and left out")
+        plays, events = plays.where(plays.fold != split.LEFT_OUT), events.where(fold != split.LEFT_OUT)
     if not (plays.fold == TRAIN).any():
         raise report.left(table.path, "no play in the train fold", "at least one")
-    return protocol, plays, cuts
+    return _described(protocol, settings, cuts, events), events, plays
+
+
+def _check_protocol(protocol: str, table: Table, timed: bool) -> None:
+    """Refuses a protocol that needs a column which the source lacks."""
+    names = table.names
+    if protocol == "column" and "split" not in names:
+        raise DataError(complain(table.path, "no column split", "one for the split protocol column"))
+    order = {"leave-last": ("position",), "next-session": ("session",)}.get(protocol, ())
+    if protocol in ("temporal", "global-time", "leave-last", "next-session") and not (
+        timed or any(name in names for name in order)
+    ):
+        wanted = "".join((f"a column timestamp for the {protocol} split", *(f", or {name}" for name in order)))
+        raise DataError(complain(table.path, "no timestamps", wanted))
+
+
+def _described(
+    protocol: str, settings: PrepareSettings, cuts: tuple[int, int] | None, events: Events
+) -> dict[str, Any]:
+    """Returns what is kept of the rule by which `events` were divided, and how far each fold goes."""
+    times = {name: events.time[events.fold == fold] for name, fold in _FOLDS.items()}
+    found: dict[str, Any] = {
+        "protocol": protocol,
+        "seed": settings.seed,
+        "valid": settings.valid,
+        "test": settings.test,
+        "rule": split.RULE,
+        "newest": {name: int(times[name].max(initial=0)) for name in ("train", "valid")},
+        "oldest": {name: int(times[name].min()) if len(times[name]) else 0 for name in ("valid", "test")},
+    }
+    if cuts:
+        found["cuts"] = {"train": cuts[0], "valid": cuts[1]}
+    if protocol == "next-session":
+        found |= {"valid_sessions": settings.valid_sessions, "test_sessions": settings.test_sessions}
+    if protocol == "global-time":
+        found |= {"gap_s": settings.gap_s, "valid_s": settings.valid_s, "test_s": settings.test_s}
+    return found
 
 
 @timed("prepare.write")
@@ -249,6 +278,12 @@ def _write(
     table = pa.table({name: getattr(plays, name) for name in names})
     pq.write_table(table, folder / "plays.parquet", compression="zstd", row_group_size=_ROW_GROUP)
     return n_tracks, n_users, split.split_hash(plays.user, plays.track, plays.fold, user_ids, track_ids)
+
+
+def _write_events(events: Events, folder: Path) -> None:
+    with pq.ParquetWriter(folder / "events.parquet", EVENTS_SCHEMA, compression="zstd") as writer:
+        for start in range(0, len(events), _ROW_GROUP):
+            writer.write_table(to_table(events, start, start + _ROW_GROUP), row_group_size=_ROW_GROUP)
 
 
 def _save(pieces: Iterator[pa.Table], path: Path, group: int) -> pa.Array:

@@ -25,7 +25,19 @@ NO_PLAY = "playcount is 0, which is no play"
 NOT_AN_ID = f"is longer than {MAX_ID_CHARS} characters or holds control characters"
 _MACROS = f"""
 CREATE MACRO no_id(x) AS length(x) > {MAX_ID_CHARS} OR regexp_matches(x, '{CONTROL}');
+CREATE MACRO named(x) AS CASE WHEN NOT blank(x) THEN trim(x) END;
+CREATE MACRO truth(x) AS CASE WHEN lower(trim(x)) IN ('true', 'yes', 'y', 't', '1') THEN true
+    WHEN lower(trim(x)) IN ('false', 'no', 'n', 'f', '0') THEN false END;
+CREATE MACRO place(x) AS CASE WHEN regexp_full_match(trim(x), '[0-9]{{1,18}}([.]0*)?')
+    THEN TRY_CAST(regexp_extract(trim(x), '^[0-9]+') AS BIGINT) END;
 """
+_OPTIONAL = {  # columns of single plays and the macro that reads their cells
+    "session": "named",
+    "position": "place",
+    "skipped": "truth",
+    "completed": "truth",
+    "ms_played": "place",
+}
 Side = Literal["tracks", "users"]
 
 
@@ -158,10 +170,12 @@ def describe(
 def make_events(con: duckdb.DuckDBPyConnection, plays: Table, report: Report) -> None:
     """Creates `events` from the good plays: user, track (positions), count, time (0 unknown), fold (or NULL).
 
+    Of session, position, skipped, completed and ms_played it has those that the source has, NULL where unknown.
+
     Args:
         con: the connection that holds the tables.
         plays: the table of plays.
-        report: what was dropped before, and takes notes of plays that are there twice.
+        report: what was dropped before; takes notes of cells that cannot be read and of plays that are there twice.
 
     Raises:
         DataError: all plays are of one user.
@@ -171,12 +185,24 @@ def make_events(con: duckdb.DuckDBPyConnection, plays: Table, report: Report) ->
     fold = "NULL"
     if "split" in plays.names:
         fold = f"CASE trim({plays.sql('split')}) WHEN 'train' THEN 0 WHEN 'valid' THEN 1 WHEN 'test' THEN 2 END"
+    optional = {name: f"{macro}({plays.sql(name)})" for name, macro in _OPTIONAL.items() if name in plays.names}
+    shown = "".join(f", {value} AS {name}" for name, value in optional.items())
     con.execute(
         f"""CREATE TABLE events AS SELECT u.position AS user, t.position AS track,
-            CAST({count} AS DOUBLE) AS count, CAST({time} AS BIGINT) AS time, CAST({fold} AS TINYINT) AS fold
+            CAST({count} AS DOUBLE) AS count, CAST({time} AS BIGINT) AS time, CAST({fold} AS TINYINT) AS fold{shown}
             FROM good_plays p JOIN users u ON u.id = p.{plays.sql("user_id")}
             JOIN tracks t ON t.id = p.{plays.sql("track_id")}"""
     )
+    for name, value in optional.items():
+        cell = plays.sql(name)
+        bad, example, row = con.execute(
+            f"""SELECT count(*), arg_min({cell}, row), min(row, 1) FROM good_plays
+                WHERE NOT blank({cell}) AND {value} IS NULL"""
+        ).fetchall()[0]
+        if bad:
+            first = f"first {example[:40]!r}, {plays.places(row)}"
+            what = "true or false" if _OPTIONAL[name] == "truth" else "a whole number from 0"
+            report.warnings.append(f"{plays.path.name}: {name}: {bad:,} not {what}, taken as unknown ({first})")
     (users,) = con.execute("SELECT count(DISTINCT user) FROM events").fetchall()[0]
     if users < 2:
         raise report.left(plays.path, "plays of 1 user", "plays of at least 2 users")

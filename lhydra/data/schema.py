@@ -16,7 +16,10 @@ AUDIO = (
     *("danceability", "energy", "key", "loudness", "mode", "speechiness", "acousticness"),
     *("instrumentalness", "liveness", "valence", "tempo", "time_signature"),
 )
-PLAY_COLUMNS = ("user_id", "track_id", "playcount", "timestamp", "split")
+PLAY_COLUMNS = (
+    *("user_id", "track_id", "playcount", "timestamp", "split"),
+    *("session", "position", "skipped", "completed", "ms_played"),
+)
 TRACK_COLUMNS: Mapping[str, Kind] = {
     "name": "text",
     "artist": "categorical",
