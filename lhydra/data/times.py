@@ -6,18 +6,27 @@ spelling is decided on, and `docs/data-format.md` lists them.
 
 import duckdb
 
+_SPACE = " \t\n\v\f\r\u00a0"
 _TIME_LIMIT = 100_000_000_000  # seconds, year 5138: a number above it is taken for milliseconds
 _DIGITS = r"[+-]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][+-]?[0-9]+)?"
 _ZONE = r"( ?([Zz]|UTC|[+-][0-9]{2}(:?[0-9]{2})?))?"
 _ISO = rf"[0-9]{{4}}-[0-9]{{1,2}}-[0-9]{{1,2}}([Tt ][0-9]{{1,2}}:[0-9]{{2}}(:[0-9]{{2}}([.,][0-9]+)?)?{_ZONE})?"
-_PLAIN = r"[0-9]{4}-[0-9]{2}-[0-9]{2}([T ][0-9]{2}:[0-9]{2}:[0-9]{2}([.][0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})?)?"
+# What most files hold is recognised by these, which cost least; years are near enough for whole seconds in a double.
+_FEW_DIGITS = "[0-9]{1,15}(?:[.][0-9]{1,15})?"
+_PLAIN = (
+    "(?:19|20)[0-9]{2}-[0-9]{2}-[0-9]{2}"
+    "(?:[T ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:[.][0-9]{1,6})?(?:Z|[+-][0-9]{2}:[0-9]{2})?)?"
+)
 _SMALL = 100_000_000  # below it a number of seconds lies in the first years after 1970
 _MACROS = rf"""
-CREATE MACRO bare(x) AS trim(x, ' ' || chr(9) || chr(10) || chr(11) || chr(12) || chr(13) || chr(160));
-CREATE MACRO blank(x) AS x IS NULL OR bare(x) = '';
+CREATE MACRO bare(x) AS trim(x, '{_SPACE}');
+CREATE MACRO blank(x) AS x IS NULL OR x = '' OR (x < '!' OR left(x, 1) = '{_SPACE[-1]}') AND bare(x) = '';
 CREATE MACRO real_number(x) AS
-    CASE WHEN regexp_full_match(bare(x), '{_DIGITS}|[+-]?(?i:nan|inf|infinity)') THEN TRY_CAST(bare(x) AS DOUBLE) END;
-CREATE MACRO number(x) AS CASE WHEN abs(real_number(x)) <= 3.4e38 THEN real_number(x) END;
+    CASE WHEN regexp_full_match(x, '{_FEW_DIGITS}') THEN CAST(x AS DOUBLE)
+    WHEN regexp_full_match(bare(x), '{_DIGITS}|[+-]?(?i:nan|inf|infinity)') THEN TRY_CAST(bare(x) AS DOUBLE) END;
+CREATE MACRO number(x) AS
+    CASE WHEN regexp_full_match(x, '{_FEW_DIGITS}') THEN CAST(x AS DOUBLE)
+    WHEN abs(real_number(x)) <= 3.4e38 THEN real_number(x) END;
 CREATE MACRO year_of(x) AS CASE WHEN regexp_matches(bare(x), '^[0-9]{{4}}-') THEN left(bare(x), 4) ELSE x END;
 CREATE MACRO calendar_year(x) AS
     CASE WHEN number(year_of(x)) BETWEEN 1000 AND 2999 THEN number(year_of(x)) END;
@@ -41,7 +50,7 @@ CREATE MACRO seconds_of_text(x) AS CASE WHEN regexp_full_match(x, '{_ISO}')
 CREATE MACRO seconds(x) AS CASE
     WHEN regexp_full_match(x, '[0-9]{{9,11}}') THEN CAST(x AS BIGINT)
     WHEN blank(x) THEN 0
-    WHEN regexp_full_match(x, '{_PLAIN}') THEN floored(epoch_us(TRY_CAST(x AS TIMESTAMPTZ)), 1000000)
+    WHEN regexp_full_match(x, '{_PLAIN}') THEN CAST(floor(epoch(TRY_CAST(x AS TIMESTAMPTZ))) AS BIGINT)
     WHEN number(x) IS NOT NULL THEN seconds_of_number(number(x))
     ELSE seconds_of_text(extended(bare(x))) END;
 CREATE MACRO is_milliseconds(x) AS coalesce(seconds(x) IS NULL AND number(x) >= {_TIME_LIMIT}, false);
