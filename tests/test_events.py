@@ -94,26 +94,28 @@ def test_every_play_is_kept_in_order_of_listening(
 ) -> None:
     folder = tmp_path_factory.mktemp("events")
     columns = tuple(name for name in COLUMNS if timed or name != "time")
-    found = rows(dataset := made(plays, folder, columns, split="random"))
+    found = rows(dataset := made(plays, folder, columns, split="random", valid=0, test=0))
     if not timed:
         plays = [play._replace(time=None) for play in plays]
     assert sorted(map(repr, (play._replace(session=None) for play in plays))) == sorted(
         map(repr, (play._replace(session=None) for play in found))
     )
     own = [play for play in plays if play.position is not None]
-    anew = len(own) > len({(play.user, play.position) for play in own})  # positions count anew in each session
+    anew = len({(play.user, play.session, play.position) for play in own if play.session}) > len(
+        {(play.user, play.position) for play in own if play.session}
+    )  # positions count anew in each session
 
     def key(play: Play) -> tuple[Any, ...]:
         last = 10**9
         session = int(play.session or last) if anew else 0
-        position = last if play.position is None else play.position
+        position = -1 if play.position is None else play.position
         return play.user, play.time or 0, session, position, play.track, play.times
 
     ordered = [key(play) for play in sorted(plays, key=key)]
     told = [key(play._replace(session=None))[:2] + key(play)[3:] for play in found]
     assert told == [own[:2] + own[3:] for own in ordered]
 
-    again = made(data.draw(st.permutations(plays)), folder, columns, split="random")
+    again = made(data.draw(st.permutations(plays)), folder, columns, split="random", valid=0, test=0)
     assert rows(again) == found
     assert again.info.split == dataset.info.split
 
@@ -218,8 +220,8 @@ def test_positions_that_count_anew_follow_their_sessions(tmp_path: Path) -> None
         ),
         (
             "ms_played",
-            ["0", "1500.0", "-3"],
-            "ms_played: 1 not a whole number from 0, taken as unknown (first '-3', line 4)",
+            ["0", "1500.7", "-3"],
+            "ms_played: 1 not a number from 0, taken as unknown (first '-3', line 4)",
         ),
         ("position", ["0", "", "0x1"], "position: 1 not a whole number from 0, taken as unknown (first '0x1', line 4)"),
     ],
@@ -235,6 +237,21 @@ def test_a_cell_that_cannot_be_read_is_unknown_and_told(
     values = getattr(Dataset.open(tmp_path / "dataset").events, name)
     assert values[-1] == -1
     assert values[0] == (1 if name == "skipped" else 0)
+
+
+@pytest.mark.parametrize(("column", "protocol"), [("position", "leave-last"), ("session", "next-session")])
+def test_a_column_without_a_value_gives_no_order(column: str, protocol: str, tmp_path: Path) -> None:
+    plays = [Play(user, track) for user in "ab" for track in "pqrs"]
+    with pytest.raises(DataError, match=f"no timestamps, and no {column} in any row, expected a column timestamp"):
+        made(plays, tmp_path, ("user", "track", column), split=protocol)
+
+
+def test_positions_that_count_through_decide_alone(tmp_path: Path) -> None:
+    order = [("9", 0), ("9", 1), ("2", 2), ("2", 3)]
+    plays = [Play(user, f"t{p}", session=s, position=p) for user in "ab" for s, p in order]
+    dataset = made(plays, tmp_path, ("user", "track", "session", "position"), split="next-session", valid_sessions=0)
+    assert [play.track for play in rows(dataset)][:4] == ["t0", "t1", "t2", "t3"]
+    assert dataset.events.fold[:4].tolist() == [TRAIN, TRAIN, TEST, TEST]
 
 
 def test_a_dataset_of_format_1_opens_and_has_no_events() -> None:

@@ -118,7 +118,12 @@ def test_any_log_is_kept_whole_whatever_its_order(
     folder = tmp_path_factory.mktemp("log")
     names = ("user_id", "track_id", "playcount", "timestamp")
     rows = [dict(zip(names, (ids[u], ids[6 + t], count, at), strict=True)) for u, t, count, at in events]
-    first = made(write(folder / "a.csv", rows), folder / "a", split=protocol)
+    try:
+        first = made(write(folder / "a.csv", rows), folder / "a", split=protocol)
+    except DataError:
+        assert protocol == "random"  # where chance holds out every pair there are few
+        assert len({(row["user_id"], row["track_id"]) for row in rows}) < 12
+        return
     random.Random(seed).shuffle(rows)
     if parquet:
         pq.write_table(pa.Table.from_pylist(rows), folder / "b.parquet")
@@ -154,7 +159,7 @@ def test_any_log_is_kept_whole_whatever_its_order(
     counts = first.info.counts
     assert counts["plays"] == len(plays) == counts["train"] + counts["valid"] + counts["test"]
     listened = Counter(user for user, _ in sums)
-    small = {user for user, n in listened.items() if n < 3}
+    small = {user for user, n in listened.items() if n < 3 and protocol != "random"}
     assert all(fold == TRAIN for user, _, fold in found if user in small)
     if protocol == "temporal":  # nobody's train play is later than a held-out one, small users aside
         train = [at for (user, _, fold), (_, at) in found.items() if fold == TRAIN and user not in small]

@@ -50,7 +50,7 @@ Splits
   next-session of each user the last sessions test, those before valid (a pause of 30 minutes ends a
                session that the source does not name)
   global-time  the last day test, a day before a gap valid, what lies before another gap train
-  With temporal, leave-last and random a user with fewer than 3 tracks is all train.
+  With temporal and leave-last a user with fewer than 3 tracks is all train.
 
 Bad rows (empty ids, playcounts that are negative or no number, tracks twice with different data,
 tracks missing from the tracks file, unreadable times) are counted and dropped; --strict refuses

@@ -15,6 +15,8 @@ import pyarrow as pa
 from lhydra.data.dataset import EVENTS_SCHEMA, Events, Plays
 from lhydra.domain import I64
 
+_FETCH = 1 << 19  # rows handed over at once
+_SORT_MEMORY = "800MB"  # beyond it, DuckDB spills beside the dataset
 PAUSE_S = 1_800  # s: a session ends where nothing is played for so long
 OPTIONAL = ("position", "session", "skipped", "completed", "ms_played")  # columns of `events` that a source may lack
 
@@ -23,12 +25,13 @@ OPTIONAL = ("position", "session", "skipped", "completed", "ms_played")  # colum
 class Log:
     """Plays in order of listening, and the pairs of user and track that they form.
 
-    events: n plays, their folds not decided yet. count: (n,) float64. by_pair: (n,) rows in order of user, track and
-    listening. starts: (pairs,) where in `by_pair` each pair begins.
+    events: n plays, their folds not decided yet. count: (n,) float64. row: (n,) int32 in the source. by_pair: (n,) rows
+    here in order of user, track and listening. starts: (pairs,) where in `by_pair` each pair begins.
     """
 
     events: Events
     count: npt.NDArray[np.float64]
+    row: npt.NDArray[np.int32]
     by_pair: I64
     starts: I64
 
@@ -71,22 +74,30 @@ def read_log(con: duckdb.DuckDBPyConnection) -> Log:
     restarts = whole = False
     if given:
         (whole,) = con.execute("SELECT count(session) = count(TRY_CAST(session AS BIGINT)) FROM events").fetchall()[0]
-    if "position" in names:  # counted anew in each session, or through
+    if given and "position" in names:  # counted through, or anew in each session
         (restarts,) = con.execute(
-            "SELECT count(position) > count(DISTINCT (user, position)) FROM events WHERE position IS NOT NULL"
+            """SELECT count(DISTINCT (user, session, position)) > count(DISTINCT (user, position))
+                FROM events WHERE session IS NOT NULL AND position IS NOT NULL"""
         ).fetchall()[0]
     # `e.`: a bare name would be that of the column shown, where what is unknown is -1 and a session its hash
     session = "TRY_CAST(e.session AS BIGINT)" if whole else "e.session"
     order = [session] * (given and (restarts or "position" not in names))
-    order += [f"e.{name}" for name in ("position", "track", "count", *OPTIONAL[1:], "fold") if name in names]
-    shown = ["user", "track", "count", "time", "coalesce(fold, 0) AS fold"]
+    order += ["e.position NULLS FIRST"] * ("position" in names)  # what is unknown is the oldest, as with times
+    order += [f"e.{name}" for name in ("track", "count", *OPTIONAL[1:], "fold") if name in names]
+    shown = ["user", "track", "count", "time", "coalesce(fold, 0) AS fold", "CAST(row AS INTEGER) AS row"]
     shown += [f"CAST(coalesce({name}, -1) AS {kind}) AS {name}" for name, kind in _KINDS.items() if name in names]
     shown += ["coalesce(hash(session), 0) AS session, session IS NOT NULL AS given"] * given
-    found = con.execute(
-        f"SELECT {', '.join(shown)} FROM events e ORDER BY e.user, e.time, {', '.join(order)}"
-    ).fetchnumpy()
-    arrays = {name: np.ascontiguousarray(np.ma.getdata(values)) for name, values in found.items()}
-    n = len(arrays["user"])
+    (n,) = con.execute("SELECT count(*) FROM events").fetchall()[0]
+    # taken over piece by piece, and sorted in little memory: the arrays need what DuckDB would take
+    con.execute(f"SET memory_limit = '{_SORT_MEMORY}'")
+    query = f"SELECT {', '.join(shown)} FROM events e ORDER BY e.user, e.time, {', '.join(order)}"
+    pieces = con.sql(query).to_arrow_reader(_FETCH)
+    arrays = {field.name: np.empty(n, field.type.to_pandas_dtype()) for field in pieces.schema}
+    start = 0
+    for piece in pieces:
+        for name, values in zip(piece.schema.names, piece.columns, strict=True):
+            arrays[name][start : start + len(piece)] = values.to_numpy(zero_copy_only=False)
+        start += len(piece)
 
     def optional(name: str, kind: type[np.generic]) -> npt.NDArray[Any]:
         """The column, or -1 throughout without any memory."""
@@ -104,10 +115,34 @@ def read_log(con: duckdb.DuckDBPyConnection) -> Log:
         ms_played=optional("ms_played", np.int64),
         fold=arrays["fold"],
     )
-    pair = arrays["user"].astype(np.int64) << 32 | arrays["track"]
+    pair = arrays["user"].astype(np.int64)
+    pair <<= 32
+    pair |= arrays["track"]
     by_pair = np.argsort(pair, kind="stable")
-    starts = np.flatnonzero(np.diff(pair[by_pair], prepend=-1))
-    return Log(events, arrays["count"], by_pair, starts)
+    pair = pair[by_pair]
+    starts = np.flatnonzero(np.append(True, pair[1:] != pair[:-1]))
+    return Log(events, arrays["count"], arrays["row"], by_pair, starts)
+
+
+def again(log: Log) -> I64:
+    """Finds plays of the same user, track and second as an earlier row of the source.
+
+    Args:
+        log: n plays.
+
+    Returns:
+        Their rows in the source, ascending.
+    """
+    time = log.events.time[log.by_pair]
+    new = np.append(True, time[1:] != time[:-1]) | (time == 0)
+    new[log.starts] = True
+    if new.all():
+        return np.empty(0, np.int64)
+    rows = log.row[log.by_pair].astype(np.int64)
+    begin = np.flatnonzero(new)
+    sizes = np.diff(begin, append=len(rows))
+    first = np.repeat(np.minimum.reduceat(rows, begin), sizes)
+    return np.sort(rows[rows != first])
 
 
 def number_sessions(
@@ -167,20 +202,17 @@ def add_up(log: Log, fold: npt.NDArray[np.int8]) -> Plays:
     rows = log.by_pair
     key = np.repeat(np.arange(len(log.starts)) << 2, log.sizes) | fold[rows]
     whole = bool((log.count == np.floor(log.count)).all())
-    if not whole:  # fractions are added in one order, so that their sum does not depend on that of listening
-        order = np.lexsort((log.count[rows], key))
-    elif (np.diff(key) < 0).any():
-        order = np.argsort(key, kind="stable")
-    else:
-        order = np.arange(len(key))
-    rows, key = rows[order], key[order]
+    if not whole or (key[1:] < key[:-1]).any():  # else in order already: no pair goes back to an earlier fold
+        # fractions are added in one order, so that their sum does not depend on that of listening
+        order = np.argsort(key, kind="stable") if whole else np.lexsort((log.count[rows], key))
+        rows, key = rows[order], key[order]
     starts = np.flatnonzero(np.diff(key, prepend=-1))
     events = log.events
     user, track = events.user[rows[starts]], events.track[rows[starts]]
     count = np.add.reduceat(log.count[rows], starts).astype(np.float32)
     time = np.maximum.reduceat(events.time[rows], starts)
     folds = fold[rows[starts]]
-    ordered = np.lexsort((folds, track, time, user))
+    ordered = np.lexsort((time, user))  # stable, and they are in order of track and fold
     return Plays(user[ordered], track[ordered], count[ordered], time[ordered], folds[ordered])
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -15,7 +16,7 @@ import pyarrow.parquet as pq
 from lhydra import __version__, files
 from lhydra.data import rows, split
 from lhydra.data.dataset import EVENTS_SCHEMA, TEST, TRAIN, VALID, Column, DatasetInfo, Events, Kind, Plays
-from lhydra.data.events import add_up, read_log, to_table
+from lhydra.data.events import add_up, again, read_log, to_table
 from lhydra.data.report import Report
 from lhydra.data.schema import PLAY_COLUMNS, TRACK_COLUMNS, USER_COLUMNS, DeclaredColumns, used_columns
 from lhydra.data.settings import PrepareSettings
@@ -106,8 +107,10 @@ def _build(source: Source, folder: Path, settings: PrepareSettings, columns: Dec
         rule, events, plays = _split(con, source.plays, settings, report)
         report.warnings += column_warnings(con, source, columns, work)
         say("writing")
-        n_tracks, n_users, named = _write(con, folder, tracks, users, plays)
-        _write_events(events, folder)
+        with ThreadPoolExecutor(1) as beside:  # Parquet is packed without holding up Python
+            written = beside.submit(_write_events, events, folder)
+            n_tracks, n_users, named = _write(con, folder, tracks, users, plays)
+            written.result()
     counts = {"tracks": n_tracks, "users": n_users, "plays": len(plays)}
     counts |= {name: int((plays.fold == fold).sum()) for name, fold in _FOLDS.items()}
     info = DatasetInfo(
@@ -182,12 +185,15 @@ def _split(
         "SELECT count(*) FILTER (time = 0), count(*) FILTER (time > 0) FROM events"
     ).fetchall()[0]
     protocol = settings.split or ("column" if "split" in table.names else "temporal" if known else "random")
-    _check_protocol(protocol, table, known)
+    _check_protocol(con, protocol, table, known)
     if unknown and known and protocol not in ("column", "random"):
         where = "count as the oldest" if protocol == "leave-last" else "are in the train fold"
         report.warnings.append(f"{unknown:,} plays without a timestamp {where}")
     log = read_log(con)
     con.execute("DROP TABLE events")
+    if len(twice := again(log)):
+        reason, fate = "same user, track and second as an earlier row", "again, counted as plays of their own"
+        report.note(table, reason, len(twice), table.places(twice[:3].tolist()), fate, fault=False)
     events, fold, cuts = log.events, log.events.fold, None
     if protocol == "temporal":
         cuts = split.temporal_cuts(events.time[events.time > 0], settings.valid, settings.test)
@@ -211,21 +217,23 @@ def _split(
         report.warnings.append(f"{left_out:,} plays in the gaps of {settings.gap_s:,} s are in no fold and left out")
         plays, events = plays.where(plays.fold != split.LEFT_OUT), events.where(fold != split.LEFT_OUT)
     if not (plays.fold == TRAIN).any():
-        raise report.left(table.path, "no play in the train fold", "at least one")
+        longer = {"global-time": "a log longer than the folds and gaps", "next-session": "users with more sessions"}
+        raise report.left(table.path, "no play in the train fold", longer.get(protocol, "at least one"))
     return _described(protocol, settings, cuts, events), events, plays
 
 
-def _check_protocol(protocol: str, table: Table, timed: bool) -> None:
-    """Refuses a protocol that needs a column which the source lacks."""
-    names = table.names
-    if protocol == "column" and "split" not in names:
+def _check_protocol(con: duckdb.DuckDBPyConnection, protocol: str, table: Table, timed: bool) -> None:
+    """Refuses a protocol that needs what the source does not tell."""
+    if protocol == "column" and "split" not in table.names:
         raise DataError(complain(table.path, "no column split", "one for the split protocol column"))
-    order = {"leave-last": ("position",), "next-session": ("session",)}.get(protocol, ())
-    if protocol in ("temporal", "global-time", "leave-last", "next-session") and not (
-        timed or any(name in names for name in order)
-    ):
-        wanted = "".join((f"a column timestamp for the {protocol} split", *(f", or {name}" for name in order)))
+    if timed or protocol not in ("temporal", "global-time", "leave-last", "next-session"):
+        return
+    order = {"leave-last": "position", "next-session": "session"}.get(protocol, "")
+    wanted = f"a column timestamp for the {protocol} split" + (f", or {order}" if order else "")
+    if order not in table.names:
         raise DataError(complain(table.path, "no timestamps", wanted))
+    if not con.execute(f"SELECT count({order}) FROM events").fetchall()[0][0]:
+        raise DataError(complain(table.path, f"no timestamps, and no {order} in any row", wanted))
 
 
 def _described(

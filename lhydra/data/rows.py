@@ -26,18 +26,20 @@ NOT_AN_ID = f"is longer than {MAX_ID_CHARS} characters or holds control characte
 _MACROS = f"""
 CREATE MACRO no_id(x) AS length(x) > {MAX_ID_CHARS} OR regexp_matches(x, '{CONTROL}');
 CREATE MACRO named(x) AS CASE WHEN NOT blank(x) THEN trim(x) END;
-CREATE MACRO truth(x) AS CASE WHEN lower(trim(x)) IN ('true', 'yes', 'y', 't', '1') THEN true
-    WHEN lower(trim(x)) IN ('false', 'no', 'n', 'f', '0') THEN false END;
-CREATE MACRO place(x) AS CASE WHEN regexp_full_match(trim(x), '[0-9]{{1,18}}([.]0*)?')
+CREATE MACRO truth(x) AS CASE WHEN lower(trim(x)) IN ('true', 'yes', 'y', 't', '1', '1.0') THEN true
+    WHEN lower(trim(x)) IN ('false', 'no', 'n', 'f', '0', '0.0') THEN false END;
+CREATE MACRO part(x) AS CASE WHEN regexp_full_match(trim(x), '[0-9]{{1,18}}([.][0-9]*)?')
     THEN TRY_CAST(regexp_extract(trim(x), '^[0-9]+') AS BIGINT) END;
+CREATE MACRO place(x) AS CASE WHEN regexp_full_match(trim(x), '[0-9]+([.]0*)?') THEN part(x) END;
 """
 _OPTIONAL = {  # columns of single plays and the macro that reads their cells
     "session": "named",
     "position": "place",
     "skipped": "truth",
     "completed": "truth",
-    "ms_played": "place",
+    "ms_played": "part",
 }
+_EXPECTED = {"named": "text", "place": "a whole number from 0", "part": "a number from 0", "truth": "true or false"}
 Side = Literal["tracks", "users"]
 
 
@@ -175,7 +177,7 @@ def make_events(con: duckdb.DuckDBPyConnection, plays: Table, report: Report) ->
     Args:
         con: the connection that holds the tables.
         plays: the table of plays.
-        report: what was dropped before; takes notes of cells that cannot be read and of plays that are there twice.
+        report: what was dropped before; takes notes of cells that cannot be read.
 
     Raises:
         DataError: all plays are of one user.
@@ -189,7 +191,8 @@ def make_events(con: duckdb.DuckDBPyConnection, plays: Table, report: Report) ->
     shown = "".join(f", {value} AS {name}" for name, value in optional.items())
     con.execute(
         f"""CREATE TABLE events AS SELECT u.position AS user, t.position AS track,
-            CAST({count} AS DOUBLE) AS count, CAST({time} AS BIGINT) AS time, CAST({fold} AS TINYINT) AS fold{shown}
+            CAST({count} AS DOUBLE) AS count, CAST({time} AS BIGINT) AS time, CAST({fold} AS TINYINT) AS fold,
+            p.row AS row{shown}
             FROM good_plays p JOIN users u ON u.id = p.{plays.sql("user_id")}
             JOIN tracks t ON t.id = p.{plays.sql("track_id")}"""
     )
@@ -201,32 +204,11 @@ def make_events(con: duckdb.DuckDBPyConnection, plays: Table, report: Report) ->
         ).fetchall()[0]
         if bad:
             first = f"first {example[:40]!r}, {plays.places(row)}"
-            what = "true or false" if _OPTIONAL[name] == "truth" else "a whole number from 0"
+            what = _EXPECTED[_OPTIONAL[name]]
             report.warnings.append(f"{plays.path.name}: {name}: {bad:,} not {what}, taken as unknown ({first})")
     (users,) = con.execute("SELECT count(DISTINCT user) FROM events").fetchall()[0]
     if users < 2:
         raise report.left(plays.path, "plays of 1 user", "plays of at least 2 users")
-    if "timestamp" in plays.names:
-        _note_twice(con, plays, report)
-
-
-def _note_twice(con: duckdb.DuckDBPyConnection, plays: Table, report: Report) -> None:
-    """Notes plays of the same user and track in the same second; they count as they stand."""
-    same = (
-        "SELECT user, track, time, count(*) - 1 AS more FROM events WHERE time > 0 GROUP BY 1, 2, 3 HAVING count(*) > 1"
-    )
-    (again,) = con.execute(f"SELECT coalesce(CAST(sum(more) AS BIGINT), 0) FROM ({same})").fetchall()[0]
-    if not again:
-        return
-    user, track, time = plays.sql("user_id"), plays.sql("track_id"), f"seconds({plays.sql('timestamp')})"
-    (rows,) = con.execute(
-        f"""SELECT min(row, 3) FROM (
-            SELECT p.row, row_number() OVER (PARTITION BY e.user, e.track, e.time ORDER BY p.row) AS n
-            FROM good_plays p JOIN users u ON u.id = p.{user} JOIN tracks t ON t.id = p.{track}
-            JOIN ({same}) e ON e.user = u.position AND e.track = t.position AND e.time = {time}) WHERE n > 1"""
-    ).fetchall()[0]
-    reason = "same user, track and second as an earlier row"
-    report.note(plays, reason, again, plays.places(rows), "again, counted as plays of their own", fault=False)
 
 
 def _match(con: duckdb.DuckDBPyConnection, plays: Table, table: Table, side: str) -> str:

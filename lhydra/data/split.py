@@ -1,7 +1,7 @@
 """Splitting plays into train, valid and test: pure functions of arrays, and the hash that names a split.
 
-A user with fewer than MIN_PLAYS distinct tracks is all train with temporal, leave-last and random. With global-time
-that would put plays of the last day into train.
+A user with fewer than MIN_PLAYS distinct tracks is all train with temporal and leave-last. With global-time that would
+put plays of the last day into train; with random, one more play would move the others.
 """
 
 import hashlib
@@ -27,13 +27,13 @@ RULE = 2  # how folds are drawn, kept with a split: since 2 a random fold is tha
 def random(users: Hashes, tracks: Hashes, user: Positions, track: Positions, settings: PrepareSettings) -> Fold:
     """Returns a random fold per pair: what it is depends on the two ids, the seed and the fractions, on nothing else.
 
-    A pair that is added moves no other. By chance a user may have no valid or no test play; who has fewer than
-    MIN_PLAYS pairs is all train.
+    A pair that is added moves no other, so no model of this draw has seen the test plays of a later one. By chance a
+    user may have no valid play, no test play, or no other.
 
     Args:
         users: (all users,) uint64 `track_hashes` of their ids.
         tracks: (all tracks,) uint64 of theirs.
-        user: (n,) int32, in order.
+        user: (n,) int32.
         track: (n,) int32; each pair of user and track occurs once.
         settings: seed and fractions.
 
@@ -46,7 +46,6 @@ def random(users: Hashes, tracks: Hashes, user: Positions, track: Positions, set
     fold = np.full(len(user), TRAIN, np.int8)
     fold[drawn < settings.test + settings.valid] = VALID
     fold[drawn < settings.test] = TEST
-    fold[_few_tracks(user)] = TRAIN
     return fold
 
 

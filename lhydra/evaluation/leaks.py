@@ -80,9 +80,12 @@ def _repeats(dataset: Dataset, plays: Plays) -> tuple[Finding, Finding]:
     share = pairs / max(1, int((fold > TRAIN).sum()))
     if not pairs:
         return finding("fold overlap", "ok", "no user has the same track in two folds", 0.0), twice
-    by_time = dataset.info.split.get("protocol") in ("temporal", "column") and dataset.info.timed
+    protocol = dataset.info.split.get("protocol")
+    by_time = protocol in ("temporal", "global-time", "column") and dataset.info.timed
     not_later = later_fold & ((times[1:] <= times[:-1]) | (times[1:] <= 0))
     wrong = int(not_later.sum()) if by_time else pairs
+    if protocol == "next-session":  # by order, which may have no clock
+        wrong = 0
     text = f"{counted(pairs, 'held-out play')} ({share:.1%}) of a track that the user has in an earlier fold"
     if wrong:
         why = "not later in time than there" if by_time else "which this split must not have"
@@ -159,23 +162,24 @@ def _time_order(dataset: Dataset, plays: Plays) -> Finding:
     train, later = known & (plays.fold == TRAIN), known & (plays.fold > TRAIN)
     n_users = len(dataset.user_ids)
     first = np.full(n_users, np.iinfo(np.int64).max)
-    if protocol == "temporal":
+    if protocol in ("temporal", "global-time"):
         first[:] = plays.time[later].min(initial=np.iinfo(np.int64).max)
     else:
         np.minimum.at(first, plays.user[later], plays.time[later])
     ahead = train & (plays.time > first[plays.user])
     text = f"{counted(int(ahead.sum()), 'train play')} later than the first held-out play"
-    text += "" if protocol == "temporal" else " of their user"
+    text += "" if protocol in ("temporal", "global-time") else " of their user"
     share = int(ahead.sum()) / max(1, int(train.sum()))
     if not ahead.any():
         return finding(check, "ok", f"no {text[2:] if text.startswith('0 ') else text}", 0.0)
-    if protocol not in ("temporal", "leave-last"):
+    if protocol not in ("temporal", "global-time", "leave-last", "next-session"):
         note = f"{text}, as in any split that is not by time: the model sees the future"
         return finding(check, "warning", note, share)
     # who has hardly any plays is all train by the protocol
     small = np.zeros(n_users, bool)
     keys = _distinct(_pairs(dataset, plays))
-    small[:] = np.bincount(keys // len(dataset.track_ids), minlength=n_users) < MIN_PLAYS
+    if protocol in ("temporal", "leave-last"):
+        small[:] = np.bincount(keys // len(dataset.track_ids), minlength=n_users) < MIN_PLAYS
     if (ahead & ~small[plays.user]).any():
         return finding(check, "leak", f"{text}, which a {protocol} split must not have", share)
     text += f", all of users with fewer than {MIN_PLAYS} tracks, who are train by the protocol"
