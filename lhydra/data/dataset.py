@@ -202,10 +202,15 @@ class Dataset:
         table = self._read("plays")
         return Plays(*(table[name].to_numpy() for name in ("user", "track", "count", "time", "fold")))
 
+    @property
+    def has_events(self) -> bool:
+        """Whether single plays are kept, as since format 2."""
+        return (self.path / "events.parquet").is_file()
+
     @cached_property
     def events(self) -> Events:
         """All plays one by one; DataError where the dataset is of format 1, which only has what they add up to."""
-        if not (self.path / "events.parquet").is_file():
+        if not self.has_events:
             found = f"no events.parquet (format {self.info.format})"
             raise DataError(complain(self.path, found, f"format {FORMAT}; run `lhydra prepare` again"))
         table = self._read("events")

@@ -80,26 +80,29 @@ def _drawn_apart(ours: Mapping[str, Any], fitted: Mapping[str, Any], as_of: Mome
 
 
 def first_played(dataset: Dataset, targets: Targets, as_of: Moment) -> I64:
-    """Finds before when no target was played. Of several plays of a pair only the last one's time is kept.
+    """Finds before when no target was played.
 
     Args:
-        dataset: whose plays the targets are.
+        dataset: whose plays the targets are. One of format 1 has kept the last time of a pair alone.
         targets: pairs of user and track.
         as_of: the fold of the targets.
 
     Returns:
-        (m,) Unix seconds: of the play, where it is one; of several plays the beginning of the fold, where it has one; 0
-        where nothing is known.
+        (m,) Unix seconds of the first play; of format 1 that of the only play, or where there are several the beginning
+        of the fold, where it has one. 0 where nothing is known.
     """
-    plays, n_tracks = dataset.plays, dataset.n_tracks
+    n_tracks, plays = dataset.n_tracks, dataset.events if dataset.has_events else dataset.plays
     wanted = np.repeat(targets.users, np.diff(targets.offsets)) * n_tracks + targets.tracks  # ascending
     keys = plays.user.astype(np.int64) * n_tracks + plays.track
     place = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
     of_target = wanted[place] == keys
+    times = plays.time
+    if not dataset.has_events:
+        cuts = dataset.info.split.get("cuts")
+        start = cuts["valid" if as_of == "test" else "train"] + 1 if cuts else 0
+        times = np.where(plays.count <= 1, times, start)
     first = np.full(len(wanted), np.iinfo(np.int64).max)
-    cuts = dataset.info.split.get("cuts")
-    start = cuts["valid" if as_of == "test" else "train"] + 1 if cuts else 0
-    np.minimum.at(first, place[of_target], np.where(plays.count <= 1, plays.time, start)[of_target])
+    np.minimum.at(first, place[of_target], times[of_target])
     return first
 
 
