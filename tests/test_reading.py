@@ -264,6 +264,22 @@ def test_lists_as_programs_write_them(cell: str, wanted: list[str] | None) -> No
         ),
         (["rock | pop", "a;b", "c, d"], [["rock", "pop"], ["a;b"], ["c, d"]], "split at '|', which 1 of 3 hold"),
         (["rock, pop", "r&amp;b, soul", "a"], [["rock", "pop"], ["r&amp;b", "soul"], ["a"]], "split at ','"),
+        (
+            ["['rock', 'pop']", '["rock","pop"]', "rock;pop", "[]"],
+            [["rock", "pop"], ["rock", "pop"], ["rock", "pop"], None],
+            "3 of 4 cells are lists, read as such; others are split at ';', which 1 of the other 1 hold",
+        ),
+        (
+            ["['rock', 'pop']", "a|b", "x", "c;d"],
+            [["rock", "pop"], ["a", "b"], ["x"], ["c;d"]],
+            "1 of 4 cells are lists, read as such; others are split at '|', which 1 of the other 3 hold; "
+            "1 hold a semicolon, which separates nothing here",
+        ),
+        (
+            ["R&amp;B;pop", "R&amp;B", "Drum &#38; Bass;x"],
+            [["R&amp;B", "pop"], ["R&amp;B"], ["Drum &#38; Bass", "x"]],
+            "';'",
+        ),
         (["[unknown]", "a, b", "c"], [["[unknown]"], ["a", "b"], ["c"]], "split at ','"),
         (["a", "b", "c"], [["a"], ["b"], ["c"]], "each is one value"),
     ],

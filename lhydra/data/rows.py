@@ -288,10 +288,10 @@ def _value(con: duckdb.DuckDBPyConnection, table: Table, column: Column, rows: s
     if column.kind == "multi":
         pieces = cell
         if not table.is_list(column.name):
-            mark, said = lists.separator(con, rows, table.sql(column.name))
+            mark, listed, said = lists.separator(con, rows, table.sql(column.name))
             if said:
                 report.warnings.append(f"{table.path.name}: {column.name}: {said}")
-            pieces = f"list_pieces({cell})" if mark == "[]" else f"string_split({cell}, '{mark}')"
+            pieces = lists.pieces(cell, mark, listed)
         return f"nullif([bare(x) FOR x IN {pieces} IF NOT blank(x)], [])"
     if column.kind == "numeric":
         return f"number({cell})"
