@@ -12,6 +12,7 @@ import torch
 from lhydra.bundle import catalog_writer
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.model import Model
+from lhydra.data import listening
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.data.prepare import prepare
 from lhydra.data.settings import PrepareSettings
@@ -27,11 +28,18 @@ TINY_TRAINING = TrainSettings(epochs=4, dim=32, hidden=32, temperature=0.15, thr
 
 
 @pytest.fixture(scope="session")
-def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+def tiny_dataset(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Dataset:
     """A prepared synthetic world: 300 users, 400 tracks, 12,000 plays, split by time."""
-    folder = tmp_path_factory.mktemp("tiny")
-    write_world(folder / "source", users=300, tracks=400, plays=12_000, seed=7)
-    prepare(folder / "source", folder / "dataset", PrepareSettings())
+    folder, own = tmp_path_factory.mktemp("tiny"), tmp_path_factory.getbasetemp()
+    source = (own if worker_id == "master" else own.parent) / "tiny-source"  # one path: a checkpoint remembers it
+    with source.with_suffix(".lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        # few sessions and repeats, so that there is something for the head to learn from 12,000 plays
+        for name, value in (("REPEAT", 0.12), ("THEME", 0.0), ("SESSION_PLAYS", 1), ("RETURN_DECAY", 0.0)):
+            patch.setattr(listening, name, value)
+        if not (source / "world.json").exists():
+            write_world(source, users=300, tracks=400, plays=12_000, seed=7)
+    prepare(source, folder / "dataset", PrepareSettings())
     return Dataset.open(folder / "dataset")
 
 
