@@ -14,6 +14,7 @@ import pytest
 
 from lhydra.bundle.manifest import current_bundle_id
 from lhydra.cli import main
+from lhydra.data.dataset import Dataset
 from tests.test_supervisor import Server, running
 
 
@@ -35,7 +36,7 @@ def files(folder: Path) -> set[Path]:
 
 
 @pytest.fixture
-def names(tiny_store: Path, tmp_path: Path) -> dict[str, Path]:
+def names(tiny_dataset: Dataset, tiny_store: Path, tmp_path: Path) -> dict[str, Path]:
     """What the words in capitals of the cases below stand for."""
     folder = tiny_store.parent
     empty = tmp_path / "empty"
@@ -45,8 +46,9 @@ def names(tiny_store: Path, tmp_path: Path) -> dict[str, Path]:
     commands = ("demo", "synth", "prepare", "train", "evaluate", "recommend", "users", "index", "serve")
     typo.write_text("".join(f"{name}: {section}\n" for name in commands))
     return {
-        "SOURCE": folder / "source", "DATASET": folder / "dataset", "MODEL": folder / "model", "STORE": tiny_store,
-        "GONE": tmp_path / "gone", "EMPTY": empty, "OUT": tmp_path / "out", "CSV": tmp_path / "out.csv", "TYPO": typo,
+        "SOURCE": Path(tiny_dataset.info.source), "DATASET": folder / "dataset", "MODEL": folder / "model",
+        "STORE": tiny_store, "GONE": tmp_path / "gone", "EMPTY": empty, "OUT": tmp_path / "out",
+        "CSV": tmp_path / "out.csv", "TYPO": typo,
     }  # fmt: skip
 
 

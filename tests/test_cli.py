@@ -12,6 +12,7 @@ import pytest
 
 from lhydra import cli
 from lhydra.cli import main
+from lhydra.data.dataset import Dataset
 from lhydra.errors import LhydraError
 
 HEAVY = ("numpy", "torch", "faiss", "grpc", "onnxruntime", "duckdb", "pandas", "pyarrow", "yaml", "rich", "lmdb")
@@ -96,10 +97,10 @@ def test_help_imports_nothing_heavy(words: tuple[str, ...]) -> None:
     ],
 )
 def test_a_missing_extra_is_named(
-    module: str, extra: str, words: tuple[str, ...], tiny_store: Path, tmp_path: Path
+    module: str, extra: str, words: tuple[str, ...], tiny_dataset: Dataset, tiny_store: Path, tmp_path: Path
 ) -> None:
-    world, dataset = tiny_store.parent, tiny_store.parent / "dataset"
-    places = {"DATASET": dataset, "STORE": tiny_store, "MODEL": world / "model", "SOURCE": world / "source"}
+    source, dataset = Path(tiny_dataset.info.source), tiny_dataset.path
+    places = {"DATASET": dataset, "STORE": tiny_store, "MODEL": tiny_store.parent / "model", "SOURCE": source}
     (tmp_path / "lhydra.yaml").write_text("prepare: {}\n")
     full = [places.get(word, tmp_path / word if "out/" in word or "." in word else word) for word in words]
     ran = without((module,), *full)

@@ -107,7 +107,7 @@ def test_threads_do_not_mix_their_times(clock: list[int], caplog: pytest.LogCapt
 def test_every_step_of_the_pipeline_logs_its_time(
     tiny_dataset: Dataset, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    source = tiny_dataset.path.parent / "source"
+    source = Path(tiny_dataset.info.source)
     store, out = tmp_path / "store", tmp_path / "lists.csv"
     for command, steps in (
         (["prepare", source, tmp_path / "d"], ["open", "read", "check", "split", "write"]),
