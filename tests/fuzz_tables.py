@@ -234,7 +234,7 @@ def _null(rng: random.Random, text: str | None) -> str | None:
 def reading(source: Path, out: Path) -> dict[str, Any] | None:
     """What Lhydra makes of the table; None when it refuses in one line."""
     try:
-        info = prepare(source, out, PrepareSettings(split="random"))
+        info = prepare(source, out, PrepareSettings(split="random", valid=0, test=0))
     except DataError as error:
         if "\n" in str(error):
             raise

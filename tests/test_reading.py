@@ -317,6 +317,7 @@ def test_near_names_are_proposed_and_never_used(run: Run, tmp_path: Path) -> Non
     code, _, error = run(source="in.csv")
     assert code == 1
     assert "found the columns userid, item_id, uts, expected a column user_id; if userid is meant, rename it" in error
+    assert "give --columns user=userid,track=item_id" in error
     rows = [f"u{i % 2},t{i},{1_600_000_000 + i},{i + 1},{i % 3}" for i in range(9)]
     csv(tmp_path / "in.csv", "user_id,track_id,uts,weight,artistid", *rows)
     code, out, _ = run(source="in.csv")
@@ -357,13 +358,13 @@ def test_files_match_without_case(name: str, run: Run, tmp_path: Path) -> None:
 
 def test_files_that_look_like_tables_are_told(run: Run, tmp_path: Path) -> None:
     plays(tmp_path / "in")
-    csv(tmp_path / "in/tracks.tsv", "track_id\tartist", "t0\tA")
+    (tmp_path / "in/tracks.tsv.xz").write_bytes(b"x")
     (tmp_path / "in/users.csv.bz2").write_bytes(bz2.compress(b"user_id,age\nu0,3\n"))
     csv(tmp_path / "in/songs.csv", "track_id", "t0")
     csv(tmp_path / "in/README.md", "read me")
     code, out, _ = run()
     assert code == 0
-    for name in ("tracks.tsv (save it as tracks.csv", "users.csv.bz2 (save it as users.csv", "songs.csv (the files"):
+    for name in ("tracks.tsv.xz (save it as tracks.csv", "users.csv.bz2 (save it as users.csv", "songs.csv (the files"):
         assert f"not read: {name}" in out
     assert "README" not in out
 

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lhydra.data import sources
-from lhydra.data.sources import Source, load, open_source
+from lhydra.data import loading as sources
+from lhydra.data.loading import load
+from lhydra.data.sources import Source, open_source
 from lhydra.errors import DataError
 
 
@@ -180,7 +181,7 @@ def test_csv_bent_anywhere_is_read_exactly_or_refused(
     if spot is not None:
         at = spot[0] % (len(body) + 1)
         body = body[:at] + spot[1] + body[at + (not spot[1]) :]
-    (tmp_path / "flat.csv.parquet").unlink(missing_ok=True)
+    (tmp_path / "0-flat.csv.parquet").unlink(missing_ok=True)
     path = flat(tmp_path, f"user_id,track_id,name{end}{body}")
     try:
         wanted = [tuple(row) for row in csv.reader(io.StringIO(body, newline=""), strict=True) if row]

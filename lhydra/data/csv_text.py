@@ -1,4 +1,4 @@
-"""A CSV file as bytes and as records, which the strict reader of the standard library reads."""
+"""A file of separated text as bytes and as records, which the strict reader of the standard library reads."""
 
 import codecs
 import csv
@@ -7,12 +7,12 @@ import io
 import re
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from lhydra.errors import DataError, complain
 
 _CHUNK = 1 << 24  # bytes
-_ODD_SPACE = re.compile(rb'[,\r\n] +"|" +[,\r\n"]')  # spaces beside quotes: DuckDB would silently drop them
 _CSV_ERRORS = {
     "unexpected end of data": "a quote that is never closed",
     "',' expected after '\"'": "text after a closing quote",
@@ -20,11 +20,31 @@ _CSV_ERRORS = {
 }
 
 
-def scan(path: Path) -> tuple[int, bool]:
-    """Reads a CSV through as bytes.
+@dataclass(frozen=True)
+class Dialect:
+    """How separated text is written."""
+
+    sep: str = ","
+    header: bool = True  # the first line names the columns
+    quote: bool = True  # double quotes enclose cells; without it they are text like any other
+    ragged: bool = False  # cells beyond the header are dropped, missing ones are empty
+    encoding: str = "utf-8"
+
+    @property
+    def plain(self) -> bool:
+        """Whether DuckDB reads it: anything else goes through the reader below."""
+        return not self.ragged and self.encoding == "utf-8" and len(self.sep) <= 4
+
+
+CSV = Dialect()
+
+
+def scan(path: Path, dialect: Dialect = CSV) -> tuple[int, bool]:
+    """Reads separated text through as bytes.
 
     Args:
         path: the file.
+        dialect: how it is written.
 
     Returns:
         The number of lines, and whether a space stands beside a quote.
@@ -32,7 +52,10 @@ def scan(path: Path) -> tuple[int, bool]:
     Raises:
         DataError: a NUL byte, bad UTF-8 or broken gzip.
     """
-    decoder = codecs.getincrementaldecoder("utf-8")()
+    decoder = codecs.getincrementaldecoder(dialect.encoding)()
+    sep = re.escape(dialect.sep.encode())
+    # spaces beside quotes: DuckDB would silently drop them
+    odd_space = re.compile(rb'(?:%b|[\r\n]) +"|" +(?:%b|[\r\n"])' % (sep, sep))
     lines, odd, tail = 0, False, b""
     try:
         with open_bytes(path) as file:
@@ -44,8 +67,10 @@ def scan(path: Path) -> tuple[int, bool]:
                     raise DataError(complain(f"{path}: line {line}", "a NUL byte", "UTF-8 text"))
                 lines += chunk.count(b"\n")
                 seam = tail + chunk
-                if not odd and (b'" ' in seam or b' "' in seam):  # the search is slow, and seldom needed
-                    odd = _ODD_SPACE.search(seam) is not None
+                if (
+                    dialect.quote and not odd and (b'" ' in seam or b' "' in seam)
+                ):  # the search is slow, and seldom needed
+                    odd = odd_space.search(seam) is not None
                 tail = chunk[-64:]
             decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
@@ -57,12 +82,13 @@ def scan(path: Path) -> tuple[int, bool]:
     return lines + (not tail.endswith(b"\n")), odd
 
 
-def records(path: Path, width: int, *, strict: bool) -> Iterator[tuple[int, list[str]]]:
-    """Reads a CSV record by record, the header first; a blank line is a record of width 1 only.
+def records(path: Path, width: int, dialect: Dialect = CSV, *, strict: bool) -> Iterator[tuple[int, list[str]]]:
+    """Reads separated text record by record, a header too; a blank line is a record of width 1 only.
 
     Args:
         path: the file.
         width: cells of a record.
+        dialect: how the file is written.
         strict: whether broken quoting is refused.
 
     Yields:
@@ -71,8 +97,12 @@ def records(path: Path, width: int, *, strict: bool) -> Iterator[tuple[int, list
     Raises:
         DataError: the CSV is broken.
     """
-    with io.TextIOWrapper(open_bytes(path), encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, strict=strict)
+    encoding = "utf-8-sig" if dialect.encoding == "utf-8" else dialect.encoding
+    if not dialect.quote or len(dialect.sep) > 1:
+        yield from _unquoted(path, width, dialect, encoding)
+        return
+    with io.TextIOWrapper(open_bytes(path), encoding=encoding, newline="") as file:
+        reader = csv.reader(file, strict=strict, delimiter=dialect.sep)
         while True:
             line = reader.line_num + 1
             try:
@@ -80,10 +110,18 @@ def records(path: Path, width: int, *, strict: bool) -> Iterator[tuple[int, list
             except StopIteration:
                 return
             except csv.Error as error:
-                found = _CSV_ERRORS.get(str(error), str(error))
+                found = _CSV_ERRORS.get(str(error).replace(f"'{dialect.sep}'", "','"), str(error))
                 raise DataError(complain(f"{path}: line {line}", found, "well-formed CSV")) from None
             if cells or width == 1:
                 yield line, cells or [""]
+
+
+def _unquoted(path: Path, width: int, dialect: Dialect, encoding: str) -> Iterator[tuple[int, list[str]]]:
+    """Reads text in which every line is a record and quotes are text."""
+    with io.TextIOWrapper(open_bytes(path), encoding=encoding) as file:  # every kind of line end
+        for number, line in enumerate(file, start=1):
+            if (text := line.removesuffix("\n")) or width == 1:
+                yield number, text.split(dialect.sep)
 
 
 def open_bytes(path: Path) -> gzip.GzipFile | io.BufferedReader:

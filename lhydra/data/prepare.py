@@ -17,10 +17,11 @@ from lhydra import __version__, files
 from lhydra.data import rows, split
 from lhydra.data.dataset import EVENTS_SCHEMA, TEST, TRAIN, VALID, Column, DatasetInfo, Events, Kind, Plays
 from lhydra.data.events import add_up, again, read_log, to_table
+from lhydra.data.loading import load
 from lhydra.data.report import Report
 from lhydra.data.schema import PLAY_COLUMNS, TRACK_COLUMNS, USER_COLUMNS, DeclaredColumns, used_columns
 from lhydra.data.settings import PrepareSettings
-from lhydra.data.sources import Source, load, open_source
+from lhydra.data.sources import Source, open_source
 from lhydra.data.table import Table
 from lhydra.data.undeclared import column_warnings
 from lhydra.domain import track_hashes
@@ -63,11 +64,11 @@ def prepare(
         DataError: a source that cannot be used, bad rows with `strict`, or an `out` that is something else.
     """
     source, out = Path(source), Path(out).resolve()  # through a symbolic link, not over it
-    opened = open_source(source)
     files.recover(out)
     _check_target(source, out)
-    columns = columns.resolved(opened.tracks.names, opened.users.names)
     with files.replacing_folder(out) as folder:
+        opened = open_source(source, settings, folder.parent)
+        columns = columns.resolved(opened.tracks.names, opened.users.names)
         try:
             info = _build(opened, folder, settings, columns, say)
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:

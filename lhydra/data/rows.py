@@ -9,7 +9,7 @@ from typing import Literal
 
 import duckdb
 
-from lhydra.data import lists, times
+from lhydra.data import lists, songs, times
 from lhydra.data.dataset import Column
 from lhydra.data.report import Report
 from lhydra.data.sources import Source
@@ -51,6 +51,7 @@ def configure(con: duckdb.DuckDBPyConnection) -> None:
     """
     times.configure(con)
     lists.configure(con)
+    songs.configure(con)
     con.execute(_MACROS)
 
 
@@ -67,7 +68,15 @@ def check_plays(con: duckdb.DuckDBPyConnection, source: Source, report: Report) 
     """
     plays = source.plays
     cells = [f"{plays.sql('user_id')} AS user", f"{plays.sql('track_id')} AS track"]
+    harmless = {NO_PLAY}
     cases = [("coalesce(user, '') = ''", "empty user_id"), ("coalesce(track, '') = ''", "empty track_id")]
+    if plays.derived and plays.derived.left_out:
+        reasons = con.execute(
+            "SELECT DISTINCT left_out FROM raw_plays WHERE left_out IS NOT NULL ORDER BY 1"
+        ).fetchall()
+        cases = [*((f"left_out = '{reason}'", reason) for (reason,) in reasons), *cases]
+        cells.append("left_out")
+        harmless |= {reason for (reason,) in reasons}
     cases += [(f"no_id({side})", f"{side}_id {NOT_AN_ID}") for side in ("user", "track")]
     if "playcount" in plays.names:
         cells.append(f"real_number({plays.sql('playcount')}) AS count")
@@ -109,7 +118,7 @@ def check_plays(con: duckdb.DuckDBPyConnection, source: Source, report: Report) 
     if {cases[i][1] for i, _, _ in found} & {MILLISECONDS, NOT_A_TIME, A_YEAR}:
         _check_times(con, plays)
     for i, bad, rows in found:
-        report.drop(plays, cases[i][1], bad, plays.places(rows), fault=cases[i][1] != NO_PLAY)
+        report.drop(plays, cases[i][1], bad, plays.places(rows), fault=cases[i][1] not in harmless)
     report.warnings += matches
     if sum(bad for _, bad, _ in found) == plays.rows:
         raise DataError(f"{plays.path}: found no usable row ({'; '.join(report.drops)}), expected a play")
@@ -351,7 +360,9 @@ def _note_conflicts(
     if side == "tracks" and rows == "good_tracks":
         report.drop(table, reason, bad, where)
     else:  # the play in the row is good
-        report.note(table, reason, bad, where, "(the first data are kept)", fault=side == "tracks")
+        report.note(
+            table, reason, bad, where, "(the first data are kept)", fault=side == "tracks" and not table.derived
+        )
 
 
 def _filled(con: duckdb.DuckDBPyConnection, side: Side, columns: Sequence[Column], report: Report) -> dict[str, Column]:

@@ -4,12 +4,73 @@ from dataclasses import dataclass
 
 from lhydra.config import Settings, setting
 from lhydra.errors import ConfigError, complain
+from lhydra.limits import is_id
 
+FORMATS = (
+    *("auto", "tables", "lastfm", "lastfm-1k", "lastfm-360k", "hetrec", "triplets", "spotify", "spotify-extended"),
+    *("listenbrainz", "maloja", "mpd", "recbole", "movielens", "gorse", "yambda"),
+)
+_SEPARATORS = ("tab", "comma", "semicolon", "pipe", "space")
 PROTOCOLS = ("temporal", "leave-last", "random", "column", "next-session", "global-time")
 
 
+ALIASES = {
+    "user": "user_id",
+    "track": "track_id",
+    "item": "track_id",
+    "count": "playcount",
+    "time": "timestamp",
+    "title": "name",
+}
+
+
 @dataclass(frozen=True)
-class PrepareSettings(Settings):
+class ReadSettings(Settings):
+    """What is said of the form of a source; what is not said is found out."""
+
+    format: str = setting(
+        "auto", "what the source is; auto looks at its files and says what it took them for", choices=FORMATS
+    )
+    columns: str | None = setting(
+        None, "columns by the names that Lhydra knows, such as user=userid,track=artistid,count=weight,timestamp=uts"
+    )
+    sep: str | None = setting(None, "what separates cells: tab, comma, semicolon, pipe, space, or the characters")
+    header: bool = setting(True, "whether the first line names the columns; without it they are 1, 2, ...")
+    user: str | None = setting(None, "whose listening it is, for exports of one person (default: the name of the file)")
+
+    def __post_init__(self) -> None:
+        """Checks every field, and that `columns` can be read."""
+        super().__post_init__()
+        self.mapping()
+        if self.sep == "" or (self.sep and (len(self.sep.encode()) > 4 and self.sep not in _SEPARATORS)):
+            raise ConfigError(complain("--sep", repr(self.sep), f"{', '.join(_SEPARATORS)}, or 1 to 4 characters"))
+        if self.user is not None and not is_id(self.user):
+            raise ConfigError(complain("--user", repr(self.user), "an id of 1 to 256 characters, none of control"))
+
+    def mapping(self) -> dict[str, str]:
+        """Reads `columns`.
+
+        Returns:
+            The column of the file by its known name.
+
+        Raises:
+            ConfigError: a part is no NAME=COLUMN, or names something twice or something unknown.
+        """
+        found: dict[str, str] = {}
+        for part in self.columns.split(",") if self.columns is not None else ():
+            key, equals, name = part.partition("=")
+            known = ALIASES.get(key.strip().lower(), key.strip().lower())
+            example = "NAME=COLUMN, separated by commas, such as user=userid,track=artistid"
+            if not equals or not key.strip() or not name:
+                raise ConfigError(complain("--columns", repr(part), example))
+            if known in found or name in found.values():
+                raise ConfigError(complain("--columns", f"{part}, named twice", "each once"))
+            found[known] = name
+        return found
+
+
+@dataclass(frozen=True)
+class PrepareSettings(ReadSettings):
     """How to prepare a dataset. `valid` and `test` are fractions: of the plays (temporal), of the pairs (random)."""
 
     split: str | None = setting(

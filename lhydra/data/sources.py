@@ -1,45 +1,55 @@
-"""Reading a source: finds its files, refuses those that are not what they claim, loads them into DuckDB.
+"""Finds the tables of a source and opens each as far as its header; refuses those that are not what they claim to be.
 
-Everything is loaded as text, so that ids survive exactly; `rows.py` checks and converts it. DuckDB reads a
-CSV fast but is not its judge: whatever it stumbles over is read again by the strict reader of the standard
-library, which either names the line at fault or reads what DuckDB could not.
+A source is what Lhydra calls tables (a flat file, or plays.*, tracks.* and users.* in a folder), or an export of
+another program, which `formats` knows.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+import glob
+import shutil
+import sys
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lhydra.data.csv_text import records, scan
+from lhydra.data import formats
+from lhydra.data.csv_text import CSV, Dialect, records, scan
+from lhydra.data.formats.format import Export, Sample, Tables
 from lhydra.data.schema import canonical, near
-from lhydra.data.table import Table, as_text, is_text
+from lhydra.data.settings import ReadSettings
+from lhydra.data.table import Part, Table, is_text
 from lhydra.errors import DataError, complain
 from lhydra.timing import timed
 
-EXTENSIONS = (".csv", ".csv.gz", ".parquet")
+TEXT = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+EXTENSIONS = (*TEXT, ".parquet")
 STEMS = ("plays", "tracks", "users")
+_IDS = ("user_id", "track_id")
 _PROSE = ("md", "txt", "rst", "html", "pdf", "png", "jpg", "svg", "yaml", "yml", "toml", "py", "ipynb", "sql", "log")
 _TABLES = (
     *("csv", "csv.gz", "parquet", "tsv", "tsv.gz", "tab", "dat", "xlsx", "xls", "jsonl", "ndjson", "feather", "arrow"),
     *("csv.bz2", "csv.xz", "csv.zst", "csv.zip", "tsv.bz2", "tsv.xz", "tsv.zst", "tsv.zip", "orc", "avro", "ods"),
 )
+_SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " "}
+_UNPACKED = 1 << 36  # bytes that an archive may unpack to
 
 
 @dataclass(frozen=True)
 class Source:
-    """The files of a source. Where tracks or users have none of their own, it is that of the plays."""
+    """The tables of a source. Where tracks or users have none of their own, it is that of the plays."""
 
     path: Path
     plays: Table
     tracks: Table
     users: Table
-    notes: tuple[str, ...] = ()  # of files that were not read
+    notes: tuple[str, ...] = ()  # of files that were not read, and what the source was taken for
+    format: str = "tables"
 
     def beside_plays(self, side: str) -> Table | None:
-        """Returns the file of one side where it is another than that of the plays.
+        """Returns the table of one side where it is another than that of the plays.
 
         Args:
             side: tracks or users.
@@ -51,12 +61,33 @@ class Source:
         return None if table is self.plays else table
 
 
+@dataclass
+class _Mapping:
+    """What `--columns` says, and which parts of it were met."""
+
+    given: dict[str, str]  # name in the file by known name
+    met: set[str] = field(default_factory=set)
+
+    def apply(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Returns the names to go by; a column that has a known name already gives way to the one that is mapped."""
+        here = {known: name for known, name in self.given.items() if name in names}
+        self.met |= set(here)
+        back = {name: known for known, name in here.items()}
+        return tuple(back.get(name, f"{name} of the file" if canonical(name) in here else name) for name in names)
+
+
 @timed("prepare.open")
-def open_source(path: Path) -> Source:
-    """Returns the source at `path`: a flat file, or a folder with plays.*, tracks.* and users.*.
+def open_source(
+    path: Path,
+    read: ReadSettings = ReadSettings(),  # noqa: B008 - frozen
+    work: Path | None = None,
+) -> Source:
+    """Returns the source at `path`, as tables or as an export of another program.
 
     Args:
-        path: the file or folder.
+        path: a file, a folder, a pattern such as `plays-*.csv.gz`, a zip, or `-` for standard input.
+        read: what is said of its form.
+        work: a folder for what is unpacked, and for standard input.
 
     Returns:
         Its tables, opened as far as their headers.
@@ -64,105 +95,168 @@ def open_source(path: Path) -> Source:
     Raises:
         DataError: a file is missing, ambiguous, empty, unreadable, or has no column for an id.
     """
-    if path.is_file():
-        plays = open_table(path, ("user_id", "track_id"))
-        return Source(path, plays, plays, plays)
-    if not path.exists():
+    found = _unpacked(path, work)
+    if not isinstance(found, list) and not found.exists():
         raise DataError(complain(path, "no such file or folder", "a CSV or Parquet file, or a folder with plays.*"))
-    if (path / "dataset.json").exists():
+    if not isinstance(found, list) and (found / "dataset.json").exists():
         raise DataError(
             complain(path, "a dataset that is prepared already", "a source: a file or a folder with plays.*")
         )
-    files = {stem: find(path, stem) for stem in STEMS}
-    if files["plays"] is None:
-        found = ", ".join(sorted(entry.name for entry in path.iterdir())) or "nothing in it"
-        raise DataError(complain(path, found, "a folder with plays.csv, plays.csv.gz or plays.parquet"))
-    notes = _unread(path, [file for file in files.values() if file])
-    plays = open_table(files["plays"], ("user_id", "track_id"))
-    tracks = open_table(files["tracks"], ("track_id",)) if files["tracks"] else plays
-    users = open_table(files["users"], ("user_id",)) if files["users"] else plays
-    return Source(path, plays, tracks, users, notes)
+    mapping = _Mapping(read.mapping())
+    plain = bool(mapping.given) or read.sep is not None or not read.header
+    if read.format == "tables" or plain or (read.format == "auto" and _is_tables(found)):
+        source = _open_tables(path, found, read, mapping)
+        if missed := sorted(set(mapping.given) - mapping.met):
+            name = mapping.given[missed[0]]
+            names = ", ".join(source.plays.names)
+            raise DataError(complain(f"--columns {missed[0]}={name}", f"the columns {names} in {path}", "one of them"))
+        return source
+    samples = [Sample.of(file) for file in (found if isinstance(found, list) else _files_of(found))]
+    export = Export(path, tuple(sample for sample in samples if sample), read.user)
+    known, tables = formats.open_export(export, read.format)
+    if known is None or tables is None:
+        return _open_tables(path, found, read, mapping)
+    return _exported(path, known.name, known.title, tables)
 
 
-def load(
-    con: duckdb.DuckDBPyConnection,
-    table: Table,
-    name: str,
-    wanted: Collection[str],
-    folder: Path,
-    limit: int = 0,
-) -> Table:
-    """Creates the DuckDB table `name` of the columns `wanted`; returns `table` with its rows counted.
-
-    All is text; lists stay lists. The rowid is the row's position in the file.
-
-    Args:
-        con: the connection that holds the tables.
-        table: the file.
-        name: of the table to create.
-        wanted: columns to read.
-        folder: where a CSV that DuckDB refuses is rewritten.
-        limit: rows to read at most; 0 for all.
-
-    Returns:
-        The table with its rows counted.
-
-    Raises:
-        DataError: the file cannot be read as what it claims to be, or has no row.
-    """
-    chosen = [column for column in table.names if column in wanted]
-    every = ", ".join(f"c{i}" for i in range(len(table.names)))
-    shown = ", ".join(f"{as_text(table, column)} AS {table.sql(column)}" for column in chosen)
-    tail = f" LIMIT {limit}" if limit else ""
-
-    def create(scan: str, path: Path) -> None:
-        con.execute(f"CREATE OR REPLACE TABLE {name} AS SELECT {shown} FROM {scan}{tail}", [str(path)])
-
-    parquet = f"read_parquet(?) AS t({every})"
-    if table.types:
-        try:
-            create(parquet, table.path)
-        except duckdb.Error as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(complain(table.path, reason, "a Parquet file that can be read to its end")) from None
-    else:
-        columns = ", ".join(f"'c{i}': 'VARCHAR'" for i in range(len(table.names)))
-        packed = "gzip" if table.path.name.lower().endswith(".gz") else "none"
-        scan = (
-            "read_csv(?, auto_detect=false, header=true, delim=',', quote='\"', escape='\"',"
-            f" strict_mode=true, compression='{packed}', columns={{{columns}}})"
-        )
-        try:
-            if table.odd:
-                create(parquet, _rewritten(table, folder))
-            else:
-                create(scan, table.path)
-        except duckdb.Error:
-            create(parquet, _rewritten(table, folder))
-    (total,) = con.execute(f"SELECT count(*) FROM {name}").fetchall()[0]
-    if not total:
-        raise DataError(complain(table.path, "a header and no rows", "at least one row"))
-    return replace(table, rows=int(total))
+def _exported(path: Path, name: str, title: str, tables: Tables) -> Source:
+    plays = tables.plays
+    notes = (f"{path.name or path}: taken for {title} (--format {name})", *tables.notes)
+    return Source(path, plays, tables.tracks or plays, tables.users or plays, notes, name)
 
 
-def find(folder: Path, stem: str) -> Path | None:
-    """Returns the one file of the folder that holds the table `stem`, None when there is none.
+def _unpacked(path: Path, work: Path | None) -> Path | list[Path]:
+    """Returns what to look at: the path itself, what lies in an archive, or the files that a pattern names."""
+    if str(path) == "-":
+        return _spooled(path, work)
+    if not path.exists() and glob.has_magic(str(path)):
+        files = sorted(map(Path, glob.glob(str(path))))
+        if not files:
+            raise DataError(complain(path, "no file of that pattern", "at least one"))
+        return files
+    if not (path.is_file() and path.suffix.lower() == ".zip" and work):
+        return path
+    folder = work / "unpacked"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > _UNPACKED:
+                raise DataError(complain(path, "an archive of more than 64 GB unpacked", "a smaller one"))
+            archive.extractall(folder)  # it keeps names inside the folder
+    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # the second where it is encrypted
+        raise DataError(complain(path, str(error), "a zip archive that can be unpacked")) from None
+    within = [entry for entry in folder.iterdir() if entry.name != "__MACOSX"]
+    return within[0] if len(within) == 1 else folder
+
+
+def _spooled(path: Path, work: Path | None) -> Path:
+    """Returns standard input as a file, with the ending of what it holds."""
+    if work is None:
+        raise DataError(complain(path, "standard input", "a file or a folder here"))
+    target = work / "stdin"
+    with target.open("wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+    with target.open("rb") as file:
+        head = file.read(4)
+    ending = {b"PAR1": ".parquet", b"PK\x03\x04": ".zip"}.get(head, ".csv.gz" if head[:2] == b"\x1f\x8b" else "")
+    ending = ending or (".json" if head.lstrip()[:1] in (b"{", b"[") else ".csv")
+    named = target.rename(target.with_suffix(ending))
+    found = _unpacked(named, work) if ending == ".zip" else named
+    assert isinstance(found, Path)
+    return found
+
+
+def _files_of(path: Path) -> list[Path]:
+    """Returns the files of an export: the file, or those in the folder and the folders within it."""
+    if path.is_file():
+        return [path]
+    found = sorted(entry for entry in path.rglob("*") if entry.is_file())
+    return [entry for entry in found if not any(part.startswith((".", "__")) for part in entry.relative_to(path).parts)]
+
+
+def _is_tables(found: Path | list[Path]) -> bool:
+    """Whether what was found is in Lhydra's own form: plays.* in a folder, or a flat file with both ids."""
+    if isinstance(found, Path) and found.is_dir():
+        return bool(_parts_of(found, "plays")) or _parquet_of(found) != []
+    files = found if isinstance(found, list) else [found]
+    if not files[0].name.lower().endswith(EXTENSIONS) or not files[0].stat().st_size:
+        return False
+    try:
+        names = set(map(canonical, _open_file(files[0], _dialect(files[0], ReadSettings())).names))
+    except DataError:
+        return False
+    return set(_IDS) <= names
+
+
+def _open_tables(path: Path, found: Path | list[Path], read: ReadSettings, mapping: _Mapping) -> Source:
+    """Opens a source in Lhydra's own form."""
+    if isinstance(found, list) or found.is_file():
+        plays = open_table(path, found if isinstance(found, list) else [found], _IDS, read, mapping)
+        return Source(path, plays, plays, plays)
+    files = {stem: find(found, stem) for stem in STEMS}
+    if not files["plays"] and (pieces := _parquet_of(found)):
+        plays = open_table(path, pieces, _IDS, read, mapping)
+        return Source(path, plays, plays, plays)
+    if not files["plays"]:
+        names = ", ".join(sorted(entry.name for entry in found.iterdir())) or "nothing in it"
+        expected = f"a folder with plays.csv, plays.csv.gz or plays.parquet, or an export ({formats.listed()})"
+        raise DataError(complain(path, names, expected))
+    notes = _unread(found, [file for part in files.values() for file in part])
+    tables = {
+        stem: open_table(parts[0].parent if len(parts) > 1 else parts[0], parts, required, read, mapping)
+        for (stem, parts), required in zip(files.items(), (_IDS, _IDS[1:], _IDS[:1]), strict=True)
+        if parts
+    }
+    plays = tables["plays"]
+    return Source(path, plays, tables.get("tracks", plays), tables.get("users", plays), notes)
+
+
+def find(folder: Path, stem: str) -> list[Path]:
+    """Returns the files of the folder that hold the table `stem`.
+
+    They are `plays.csv`, or `plays-1.csv`, `plays-2.csv` and so on, or the Parquet files in a folder `plays`.
 
     Args:
         folder: where to look.
         stem: the name without its ending.
 
     Returns:
-        The path; None when there is none.
+        The paths in order of their names; [] when there is none.
 
     Raises:
         DataError: several files could be meant.
     """
-    wanted = {stem + extension for extension in EXTENSIONS}
-    found = sorted(entry for entry in folder.iterdir() if entry.name.lower() in wanted and entry.is_file())
-    if len(found) > 1:
-        raise DataError(complain(folder, " and ".join(file.name for file in found), f"one {stem} file"))
-    return found[0] if found else None
+    found = _parts_of(folder, stem)
+    alone = [file for file in found if _stem(file) == stem]
+    if len(alone) > 1 or (alone and len(found) > 1):
+        names = " and ".join(file.name for file in found)
+        raise DataError(complain(folder, names, f"one {stem} file, or {stem}-1.*, {stem}-2.* and so on"))
+    if len({_ending(file) for file in found}) > 1:
+        raise DataError(complain(folder, " and ".join(file.name for file in found), f"{stem} files of one kind"))
+    return found
+
+
+def _stem(file: Path) -> str:
+    return file.name.lower().partition(".")[0]
+
+
+def _ending(file: Path) -> str:
+    return file.name.lower().removesuffix(".gz").rpartition(".")[2]
+
+
+def _parts_of(folder: Path, stem: str) -> list[Path]:
+    within = folder / stem
+    if within.is_dir() and (pieces := _parquet_of(within)):
+        return pieces
+    files = [entry for entry in folder.iterdir() if entry.name.lower().endswith(EXTENSIONS) and entry.is_file()]
+    return sorted(file for file in files if _stem(file) == stem or _stem(file).startswith((f"{stem}-", f"{stem}_")))
+
+
+def _parquet_of(folder: Path) -> list[Path]:
+    """Returns the Parquet files of a folder that holds nothing but one table's, [] where it holds anything else."""
+    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith((".", "_"))]
+    parts = [entry for entry in entries if entry.name.lower().endswith(".parquet") and entry.is_file()]
+    same = parts and len(parts) == len(entries) and not any(_stem(part) in STEMS for part in parts)
+    return parts if same and set(_IDS) <= set(map(canonical, _open_parquet(parts[0])[0])) else []
 
 
 def _unread(folder: Path, read: Sequence[Path]) -> tuple[str, ...]:
@@ -170,7 +264,7 @@ def _unread(folder: Path, read: Sequence[Path]) -> tuple[str, ...]:
     notes = []
     for entry in sorted(folder.iterdir()):
         stem, _, ending = entry.name.lower().partition(".")
-        if entry in read or entry.name.startswith((".", "_")):
+        if entry in read or entry in {file.parent for file in read} or entry.name.startswith((".", "_")):
             continue
         if stem in STEMS and (entry.is_dir() or ending not in _PROSE):
             notes.append(f"not read: {entry.name} (save it as {stem}.csv, {stem}.csv.gz or {stem}.parquet to use it)")
@@ -179,12 +273,21 @@ def _unread(folder: Path, read: Sequence[Path]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def open_table(path: Path, required: Sequence[str]) -> Table:
-    """Returns the file at `path`, opened and checked as far as its header.
+def open_table(
+    path: Path,
+    files: Sequence[Path],
+    required: Sequence[str],
+    read: ReadSettings = ReadSettings(),  # noqa: B008 - frozen
+    mapping: _Mapping | None = None,
+) -> Table:
+    """Returns the table in `files`, opened and checked as far as the headers.
 
     Args:
-        path: the file.
+        path: what messages call it.
+        files: at least one, with the same columns.
         required: columns that it must have.
+        read: what is said of its form.
+        mapping: of names.
 
     Returns:
         The table, its rows not read yet.
@@ -192,13 +295,17 @@ def open_table(path: Path, required: Sequence[str]) -> Table:
     Raises:
         DataError: it is not a table, or lacks a required column.
     """
-    lower = path.name.lower()
-    if not lower.endswith(EXTENSIONS):
-        raise DataError(complain(path, f"a {path.suffix or 'nameless'} file", "a .csv, .csv.gz or .parquet file"))
-    if path.stat().st_size == 0:
-        raise DataError(complain(path, "an empty file", "a header and rows"))
-    table = _open_parquet(path) if lower.endswith(".parquet") else _open_csv(path)
-    given, table = table.names, replace(table, names=tuple(map(canonical, table.names)))
+    opened = [_open_file(file, _dialect(file, read)) for file in files]
+    first = opened[0]
+    parts = []
+    for table in opened:
+        if sorted(table.names) != sorted(first.names) or bool(table.types) != bool(first.types):
+            found = f"the columns {', '.join(table.names)}"
+            raise DataError(complain(table.path, found, f"those of {first.path.name}: {', '.join(first.names)}"))
+        order = tuple(table.names.index(name) for name in first.names) if table.names != first.names else ()
+        parts.append(replace(table.parts[0], order=order))
+    names = mapping.apply(first.names) if mapping else first.names
+    given, table = first.names, replace(first, path=path, names=tuple(map(canonical, names)), parts=tuple(parts))
     repeated = sorted({name for name in table.names if name and table.names.count(name) > 1})
     if repeated:
         which = [
@@ -212,16 +319,60 @@ def open_table(path: Path, required: Sequence[str]) -> Table:
         raise DataError(complain(path, found, "distinct column names (case does not count in known ones)"))
     for name in required:
         if name not in table.names:
-            meant = [other for other in table.names if near(other) == name]
-            hint = f"; if {' or '.join(meant)} is meant, rename it" if meant else ""
-            raise DataError(complain(path, f"the columns {', '.join(table.names)}", f"a column {name}{hint}"))
+            raise _lacks(table, name, required, read)
         kind = table.types and table.kind(name)
         if kind and not (is_text(kind) or pa.types.is_integer(kind)):
             raise DataError(complain(f"{path}: {name}", f"a column of {kind}", "ids as text or whole numbers"))
     return table
 
 
-def _open_parquet(path: Path) -> Table:
+def _lacks(table: Table, name: str, required: Sequence[str], read: ReadSettings) -> DataError:
+    """Returns the refusal of a table without the column `name`, with the flags that would help."""
+    hint = ""
+    if not table.types and len(table.names) == 1 and read.sep is None:  # one column: another separator?
+        seen = {word: table.names[0].count(sep) for word, sep in _SEPARATORS.items() if word != "\\t"}
+        word = max(seen, key=lambda word: seen[word])
+        hint = f"; if the separator is a {word}, give --sep {word}" if seen[word] else ""
+    if not hint and not read.header:
+        hint = f"; name the columns by their numbers: --columns user=1,track=2 (there are {len(table.names)})"
+    meant = {known: [other for other in table.names if near(other) == known] for known in required}
+    missing = [known for known in required if known not in table.names]
+    if not hint and meant[name]:
+        pairs = ",".join(f"{known.removesuffix('_id')}={meant[known][0]}" for known in missing if meant[known])
+        hint = f"; if {' or '.join(meant[name])} is meant, rename it, or give --columns {pairs}"
+    return DataError(complain(table.path, f"the columns {', '.join(table.names)}", f"a column {name}{hint}"))
+
+
+def _dialect(file: Path, read: ReadSettings) -> Dialect:
+    tabs = file.name.lower().endswith((".tsv", ".tsv.gz"))
+    sep = ("\t" if tabs else ",") if read.sep is None else _SEPARATORS.get(read.sep, read.sep)
+    return replace(CSV, sep=sep, header=read.header)
+
+
+def _open_file(path: Path, dialect: Dialect) -> Table:
+    """Returns a table of one file, with the names that the file has."""
+    lower = path.name.lower()
+    said = dialect not in (CSV, replace(CSV, sep="\t"))  # then whoever says so knows that it is text
+    if not lower.endswith(EXTENSIONS) and (not said or path.is_dir()):
+        expected = f"a .csv, .csv.gz, .tsv or .parquet file (of another name: --sep), or an export ({formats.listed()})"
+        raise DataError(complain(path, f"a {path.suffix or 'nameless'} file", expected))
+    if path.stat().st_size == 0:
+        raise DataError(complain(path, "an empty file", "a header and rows" if dialect.header else "rows"))
+    if lower.endswith(".parquet"):
+        names, types = _open_parquet(path)
+        return Table(path, names, (Part(path),), types)
+    lines, odd = scan(path, dialect)
+    line, cells = next(records(path, 1, dialect, strict=True), (1, []))
+    if not dialect.header:
+        names = tuple(str(number) for number in range(1, len(cells) + 1))
+    elif line != 1 or not any(cell.strip() for cell in cells):
+        raise DataError(complain(f"{path}: line 1", "a blank line", "the names of the columns"))
+    else:
+        names = tuple(cells)
+    return Table(path, names, (Part(path, lines=lines, odd=odd),), dialect=dialect)
+
+
+def _open_parquet(path: Path) -> tuple[tuple[str, ...], tuple[pa.DataType, ...]]:
     try:
         with pq.ParquetFile(path) as file:
             schema, rows = file.schema_arrow, file.metadata.num_rows
@@ -229,35 +380,4 @@ def _open_parquet(path: Path) -> Table:
         raise DataError(complain(path, " ".join(str(error).split()), "a Parquet file")) from None
     if not rows:
         raise DataError(complain(path, "no rows", "at least one row"))
-    return Table(path, tuple(schema.names), tuple(schema.types))
-
-
-def _open_csv(path: Path) -> Table:
-    lines, odd = scan(path)
-    header = next(records(path, 1, strict=True), (1, []))
-    if header[0] != 1 or not any(cell.strip() for cell in header[1]):
-        raise DataError(complain(f"{path}: line 1", "a blank line", "the names of the columns"))
-    return Table(path, tuple(header[1]), lines=lines, odd=odd)
-
-
-def _rewritten(table: Table, folder: Path) -> Path:
-    """Reads a CSV with the standard library's strict reader and returns it as a Parquet file in `folder`."""
-    target = folder / f"{table.path.name}.parquet"
-    if target.exists():
-        return target
-    schema = pa.schema([(f"c{i}", pa.string()) for i in range(len(table.names))])
-    lines = records(table.path, len(table.names), strict=True)
-    next(lines)
-    with pq.ParquetWriter(target, schema) as writer:
-        batch: list[list[str]] = []
-        for line, cells in lines:
-            if len(cells) != len(table.names):
-                expected = f"{len(table.names)}, as in the header"
-                raise DataError(complain(f"{table.path}: line {line}", f"{len(cells)} cells", expected))
-            batch.append(cells)
-            if len(batch) == 50_000:
-                writer.write_table(pa.table(list(map(list, zip(*batch, strict=True))), schema=schema))
-                batch.clear()
-        if batch:
-            writer.write_table(pa.table(list(map(list, zip(*batch, strict=True))), schema=schema))
-    return target
+    return tuple(schema.names), tuple(schema.types)

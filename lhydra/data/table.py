@@ -1,26 +1,64 @@
-"""One file of a source: its columns, their types, and how each is read as text."""
+"""One table of a source: its files, its columns, their types, and how each is read as text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import pyarrow as pa
 
-from lhydra.data.csv_text import records
+from lhydra.data.csv_text import CSV, Dialect, records
 from lhydra.data.schema import PLAY_COLUMNS
 from lhydra.errors import DataError, complain
 
 
 @dataclass(frozen=True)
+class Part:
+    """One file of a table."""
+
+    path: Path
+    order: tuple[int, ...] = ()  # where the table's columns stand in this file, if not in the same order
+    lines: int = 0  # of text
+    odd: bool = False  # text with spaces beside quotes
+    person: str = ""  # whose listening it is, where the file does not say
+    rows: int = 0  # once loaded
+
+
+@dataclass(frozen=True)
+class Derived:
+    """How the rows of a foreign file become the columns of a table.
+
+    file: names of the file's columns, by which the expressions know them. columns: an SQL expression for each column
+    of the table; `$person` stands for the person of the file. rows: SQL of what is read, where `$file` stands for the
+    file as DuckDB reads it. json: types of the fields of JSON records, as `read_json` takes them. left_out: SQL of the
+    reason for which a row is no play of a track, NULL for a play. key: SQL of the id that is made for a track without
+    one; other rows with the same key lend theirs. lists: columns that hold lists of text.
+    """
+
+    file: tuple[str, ...]
+    columns: tuple[tuple[str, str], ...]
+    rows: str = "$file"
+    json: str = ""
+    left_out: str = ""
+    key: str = ""
+    lists: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
 class Table:
-    """One file of a source, opened and checked as far as its header; column i is `c<i>` in SQL."""
+    """One table of a source, opened and checked as far as its header; column i is `c<i>` in SQL."""
 
     path: Path
     names: tuple[str, ...]
-    types: tuple[pa.DataType, ...] = ()  # of a Parquet file; a CSV is text
-    lines: int = 0  # of a CSV
-    odd: bool = False  # a CSV with spaces beside quotes
-    rows: int = 0  # once loaded
+    parts: tuple[Part, ...]
+    types: tuple[pa.DataType, ...] = ()  # of Parquet; a CSV is text
+    dialect: Dialect = CSV
+    derived: Derived | None = None  # of a foreign format
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are, once loaded."""
+        return sum(part.rows for part in self.parts)
 
     def sql(self, name: str) -> str:
         """Returns the SQL name of the column `name`.
@@ -34,26 +72,28 @@ class Table:
         return f"c{self.names.index(name)}"
 
     def is_list(self, name: str) -> bool:
-        """Whether the column `name` holds lists (Parquet only).
+        """Whether the column `name` holds lists (Parquet, and foreign formats that have them).
 
         Args:
             name: of the column.
 
         Returns:
-            True for a list column of Parquet.
+            True for a column of lists.
         """
+        if self.derived:
+            return name in self.derived.lists
         return bool(self.types) and _is_list(self.kind(name))
 
     def is_time(self, name: str) -> bool:
-        """Whether the column `name` holds dates or timestamps (Parquet only).
+        """Whether the column `name` holds dates or timestamps, of which nothing needs guessing.
 
         Args:
             name: of the column.
 
         Returns:
-            True for a column of times of Parquet.
+            True for a column of times of Parquet, and of a foreign format.
         """
-        return bool(self.types) and _is_time(self.kind(name))
+        return self.derived is not None or (bool(self.types) and _is_time(self.kind(name)))
 
     def check(self, name: str, *, lists: bool = False) -> None:
         """Checks that the column `name` has a type that can be used, before its rows are read.
@@ -65,10 +105,11 @@ class Table:
         Raises:
             DataError: the type cannot be used.
         """
-        if not self.types or (self.readable(name) and (lists or not self.is_list(name))):
+        if (not self.types and not self.is_list(name)) or (self.readable(name) and (lists or not self.is_list(name))):
             return
         expected = "kind: multi" if self.readable(name) and name not in PLAY_COLUMNS else _expected(name)
-        raise DataError(complain(f"{self.path}: {name}", f"a column of {self.kind(name)}", expected))
+        found = "a column of lists" if self.derived else f"a column of {self.kind(name)}"
+        raise DataError(complain(f"{self.path}: {name}", found, expected))
 
     def readable(self, name: str) -> bool:
         """Whether the column `name` has a type that can be read as text, or as lists of text.
@@ -79,7 +120,7 @@ class Table:
         Returns:
             True for a column of a CSV, and of the Parquet types that the documentation lists.
         """
-        if not self.types:
+        if not self.types or self.derived:
             return True
         kind = self.kind(name)
         if _is_list(kind):
@@ -101,43 +142,65 @@ class Table:
         return kind.value_type if pa.types.is_dictionary(kind) else kind
 
     def places(self, rows: Sequence[int]) -> str:
-        """Returns where rows (0-based) are in the file, once loaded: `lines 3, 17`, or `row 4` in Parquet.
+        """Returns where rows (0-based) are, once loaded: `lines 3, 17`, `row 4` in Parquet, `b.csv line 3` of several.
 
         Args:
-            rows: positions from 0.
+            rows: positions from 0, ascending.
 
         Returns:
             The words.
         """
-        word = "row" if self.types else "line"
-        if self.types:
-            numbers = [row + 1 for row in rows]
-        elif self.lines == self.rows + 1:
-            numbers = [row + 2 for row in rows]
-        else:  # blank lines or line breaks inside cells: the file itself knows
-            numbers, wanted = [], set(rows)
-            for row, (line, _) in enumerate(records(self.path, len(self.names), strict=False), start=-1):
-                if row in wanted:
-                    numbers.append(line)
-                if len(numbers) == len(wanted):
-                    break
-        return f"{word}{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
+        ends = list(accumulate(part.rows for part in self.parts))
+        told = []
+        for part, end in zip(self.parts, ends, strict=True):
+            within = [row - end + part.rows for row in rows if end - part.rows <= row < end]
+            if within:
+                numbers, word = self._numbers(part, within), self._word()
+                file = f"{part.path.name} " if len(self.parts) > 1 else ""
+                told.append(f"{file}{word}{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}")
+        return ", ".join(told)
+
+    def _word(self) -> str:
+        if self.derived and self.derived.json:
+            return "record"
+        return "row" if self.types else "line"
+
+    def _numbers(self, part: Part, rows: Sequence[int]) -> list[int]:
+        """Returns the lines, or the rows counted from 1, of rows of one file."""
+        first = int(self.dialect.header)
+        if self._word() != "line":
+            return [row + 1 for row in rows]
+        if part.lines == part.rows + first:
+            return [row + 1 + first for row in rows]
+        numbers, wanted = [], set(rows)  # blank lines or line breaks inside cells: the file itself knows
+        width = len(self.derived.file if self.derived else self.names)
+        for row, (line, _) in enumerate(records(part.path, width, self.dialect, strict=False), start=-first):
+            if row in wanted:
+                numbers.append(line)
+            if len(numbers) == len(wanted):
+                break
+        return numbers
 
 
-def as_text(table: Table, name: str) -> str:
+def as_text(table: Table, name: str, part: Part) -> str:
     """Returns the SQL that gives a column as text, or as a list of text.
 
     Args:
-        table: the file.
+        table: the table.
         name: of the column.
+        part: the file that it is read from.
 
     Returns:
-        An SQL expression.
+        An SQL expression over the columns of the file.
 
     Raises:
         DataError: the type of the column cannot be used.
     """
-    column = table.sql(name)
+    if table.derived:
+        person = "'" + part.person.replace("'", "''") + "'"
+        expression = dict(table.derived.columns)[name].replace("$person", person)
+        return f"CAST({expression} AS VARCHAR{'[]' if table.is_list(name) else ''})"
+    column = f"c{part.order[table.names.index(name)]}" if part.order else table.sql(name)
     if not table.types:
         return column
     table.check(name, lists=name not in PLAY_COLUMNS)

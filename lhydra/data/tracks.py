@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from lhydra.data import rows
 from lhydra.data.dataset import Column
+from lhydra.data.loading import load
 from lhydra.data.report import Report
-from lhydra.data.sources import Source, find, load, open_table
+from lhydra.data.sources import Source, find, open_table
 from lhydra.errors import DataError, complain
 from lhydra.timing import timed
 
@@ -33,13 +34,14 @@ def read_tracks(path: Path, columns: Sequence[Column]) -> tuple[pa.Table, list[s
     Raises:
         DataError: no such file, not what it claims to be, no track_id, or no usable row.
     """
-    file = find(path, "tracks") if path.is_dir() else path
-    if file is None or not file.exists():
+    files = find(path, "tracks") if path.is_dir() else [path]
+    if not files or not files[0].exists():
         expected = "a CSV or Parquet file of tracks, or a folder with tracks.*"
-        raise DataError(complain(path, "no tracks.* in it" if file is None else "no such file or folder", expected))
+        raise DataError(complain(path, "no such file or folder" if files else "no tracks.* in it", expected))
+    file = files[0] if len(files) == 1 else path
     with tempfile.TemporaryDirectory(prefix="lhydra-") as work, duckdb.connect() as con:
         rows.configure(con)
-        table = open_table(file, ("track_id",))
+        table = open_table(file, files, ("track_id",))
         known = [column for column in columns if column.name in table.names]
         for column in known:
             table.check(column.name, lists=column.kind == "multi")

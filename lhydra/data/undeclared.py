@@ -9,6 +9,7 @@ import duckdb
 
 from lhydra.data.dataset import Column, Kind
 from lhydra.data.lists import read_list
+from lhydra.data.loading import load
 from lhydra.data.schema import (
     IGNORED,
     PLAY_COLUMNS,
@@ -20,7 +21,7 @@ from lhydra.data.schema import (
     near,
     yaml_lines,
 )
-from lhydra.data.sources import Source, load
+from lhydra.data.sources import Source
 from lhydra.data.table import Table
 
 _SAMPLE = 10_000  # rows that the suggested kind and table are read from

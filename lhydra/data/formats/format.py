@@ -1,0 +1,196 @@
+"""What a format of another program is: how its files are recognised, and how its rows become those of our tables."""
+
+import gzip
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lhydra.data.csv_text import CSV, Dialect, records, scan
+from lhydra.data.table import Derived, Part, Table
+from lhydra.errors import DataError, complain
+
+_HEAD = 1 << 16  # bytes of a file that tell what it is
+SKIPPED_MS = 30_000  # listened to for less, a play counts as skipped
+TABS = replace(CSV, sep="\t")
+BARE_TABS = Dialect("\t", header=False, quote=False)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One file of an export: its name in lower case without `.gz`, and how it begins."""
+
+    path: Path
+    name: str
+    head: str
+
+    @classmethod
+    def of(cls, path: Path) -> "Sample | None":
+        """Reads the beginning of a file.
+
+        Args:
+            path: the file.
+
+        Returns:
+            The sample; None where there is nothing to read.
+        """
+        name = path.name.lower()
+        try:
+            with gzip.open(path) if name.endswith(".gz") else path.open("rb") as file:
+                head = file.read(_HEAD)
+        except (OSError, EOFError, zlib.error):
+            return None
+        text = head.decode("utf-8-sig", errors="replace")
+        return cls(path, name.removesuffix(".gz"), text) if head.strip() else None
+
+    @property
+    def first_line(self) -> str:
+        """The first line, without its end."""
+        return self.head.partition("\n")[0].rstrip("\r")
+
+    def lines(self, most: int = 20) -> list[str]:
+        """Returns the first whole lines.
+
+        Args:
+            most: how many at most.
+
+        Returns:
+            The lines that are not blank, without their ends.
+        """
+        whole = self.head.splitlines()
+        whole = whole[:-1] if len(self.head) >= _HEAD - 4 and len(whole) > 1 else whole
+        return [line for line in whole if line.strip()][:most]
+
+    def header(self, sep: str = ",") -> list[str]:
+        """Returns the names in the first line, in lower case, without quotes and the space around them.
+
+        Args:
+            sep: what separates them.
+
+        Returns:
+            The names.
+        """
+        return [name.strip().strip('"').strip().casefold() for name in self.first_line.split(sep)]
+
+
+@dataclass(frozen=True)
+class Export:
+    """The files of an export, and whose it is, if that was said."""
+
+    path: Path
+    samples: tuple[Sample, ...]
+    user: str | None = None
+
+    def person(self, sample: Sample | None = None) -> str:
+        """Returns whose listening it is where the files do not say.
+
+        Args:
+            sample: the file of one person; None where the whole export is one person's.
+
+        Returns:
+            What was said, else the name of the file or of the export, without its ending.
+        """
+        if self.user is not None:
+            return self.user
+        path = sample.path if sample else self.path.resolve()
+        return path.name.partition(".")[0] or path.name
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of an export, and what is to be said of how they are read."""
+
+    plays: Table
+    tracks: Table | None = None
+    users: Table | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of another program.
+
+    name: for `--format`. title: for people. expects: the files that it looks for. open: returns the tables of an
+    export, None where it is not of this format; it reads no more than the beginning of files.
+    """
+
+    name: str
+    title: str
+    expects: str
+    open: Callable[[Export], Tables | None]
+
+
+def text_table(
+    path: Path,
+    samples: Sequence[tuple[Sample, str]],
+    dialect: Dialect,
+    columns: dict[str, str],
+    *,
+    names: Sequence[str] = (),
+    left_out: str = "",
+    key: str = "",
+    lists: Sequence[str] = (),
+) -> Table:
+    """Returns a table of files of separated text.
+
+    Args:
+        path: what messages call it.
+        samples: the files, all with the same columns, and whose listening each is.
+        dialect: how they are written.
+        columns: an SQL expression over the file's columns for each column of the table.
+        names: of the file's columns; those of the header, in lower case, where none are given.
+        left_out: SQL of the reason for which a row is no play.
+        key: SQL of the id that is made for a track without one.
+        lists: columns of the table that hold lists.
+
+    Returns:
+        The table.
+
+    Raises:
+        DataError: the text is not UTF-8, or broken.
+    """
+    parts = []
+    for sample, person in samples:
+        lines, odd = scan(sample.path, dialect)
+        parts.append(Part(sample.path, lines=lines, odd=odd, person=person))
+    if not names:
+        _, header = next(records(samples[0][0].path, 1, dialect, strict=True))
+        found = [name.strip().casefold() for name in header]
+        names = [name if name and found.index(name) == i else f"column {i + 1}" for i, name in enumerate(found)]
+        for sample, _ in samples[1:]:
+            _, other = next(records(sample.path, 1, dialect, strict=True))
+            if [name.strip().casefold() for name in other] != found:
+                said = ", ".join(header)
+                raise DataError(complain(sample.path, f"the columns {', '.join(other)}", f"{said}, as in the others"))
+    derived = Derived(tuple(names), tuple(columns.items()), left_out=left_out, key=key, lists=tuple(lists))
+    return Table(path, tuple(columns), tuple(parts), dialect=dialect, derived=derived)
+
+
+def json_table(
+    path: Path,
+    samples: Sequence[tuple[Sample, str]],
+    fields: dict[str, str],
+    columns: dict[str, str],
+    *,
+    rows: str = "$file",
+    left_out: str = "",
+    key: str = "",
+) -> Table:
+    """Returns a table of files of JSON: an array of records, or a record a line.
+
+    Args:
+        path: what messages call it.
+        samples: the files, and whose listening each is.
+        fields: the DuckDB type of each field of a record; one that a record lacks is NULL.
+        columns: an SQL expression over the fields for each column of the table.
+        rows: SQL of the rows, where they are not the records themselves.
+        left_out: SQL of the reason for which a row is no play.
+        key: SQL of the id that is made for a track without one.
+
+    Returns:
+        The table.
+    """
+    parts = tuple(Part(sample.path, person=person) for sample, person in samples)
+    json = ", ".join(f"'{name}': '{kind}'" for name, kind in fields.items())
+    derived = Derived(tuple(fields), tuple(columns.items()), rows, f"{{{json}}}", left_out, key)
+    return Table(path, tuple(columns), parts, derived=derived)

@@ -1,0 +1,32 @@
+"""Ids of tracks that have none: made from artist and title, so that two spellings of one song are one track."""
+
+import duckdb
+
+from lhydra.limits import MAX_ID_CHARS
+
+SAID = "artist and title in lower case, without accents, punctuation and what follows feat."
+# Accents go where a script has them as ornaments; elsewhere such marks are letters (in Hindi, or the voicing of kana).
+_WESTERN = r"[\p{Latin}\p{Greek}\p{Cyrillic}\p{Common}\p{Inherited}]*"
+_GUEST = r"(?:feat|ft|featuring)"
+_MACROS = rf"""
+CREATE MACRO without_guests(x) AS regexp_replace(regexp_replace(x,
+    '\s*[(\[]\s*{_GUEST}[.\s][^)\]]*[)\]]', '', 'gi'), '\s+{_GUEST}[.\s]\s*\S.*$', '', 'i');
+CREATE MACRO without_accents(x) AS
+    CASE WHEN regexp_full_match(x, '{_WESTERN}') THEN nfc_normalize(strip_accents(x)) ELSE nfc_normalize(x) END;
+CREATE MACRO without_points(x) AS trim(regexp_replace(regexp_replace(x,
+    '[''’‘`´]', '', 'g'), '[^\p{{L}}\p{{M}}\p{{N}}]+', ' ', 'g'));
+CREATE MACRO plain_name(x) AS coalesce(
+    nullif(without_points(without_accents(lower(without_guests(x)))), ''), nullif(lower(trim(x)), ''));
+CREATE MACRO short_id(x) AS
+    CASE WHEN length(x) > {MAX_ID_CHARS} THEN left(x, {MAX_ID_CHARS - 33}) || ' ' || md5(x) ELSE x END;
+CREATE MACRO song_id(artist, title) AS short_id(plain_name(artist) || ' - ' || plain_name(title));
+"""
+
+
+def configure(con: duckdb.DuckDBPyConnection) -> None:
+    """Gives a connection the macro `song_id(artist, title)`: NULL where one of them is missing.
+
+    Args:
+        con: the connection.
+    """
+    con.execute(_MACROS)
