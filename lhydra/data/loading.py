@@ -12,6 +12,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lhydra.data import json_text
 from lhydra.data.csv_text import records
 from lhydra.data.table import Part, Table, as_text
 from lhydra.errors import DataError, complain
@@ -92,14 +93,21 @@ def _read(con: duckdb.DuckDBPyConnection, table: Table, part: Part, select: str,
     names = (
         [f'"{name}"' for name in table.derived.file] if table.derived else [f"c{i}" for i in range(len(table.names))]
     )
-    if table.types or (table.derived and table.derived.json):
-        what = "JSON" if table.derived and table.derived.json else "a Parquet file"
-        scan = f"read_json(?, columns={table.derived.json})" if what == "JSON" and table.derived else "read_parquet(?)"
+    if table.derived and table.derived.json:
+        path, size = json_text.checked(part.path, folder)
+        longest = f", maximum_object_size={size}" if table.derived.rows != "$file" else ""
+        packed = "gzip" if path.name.lower().endswith(".gz") else "none"
         try:
-            run(scan, part.path)
+            run(f"read_json(?, columns={table.derived.json}, compression='{packed}'{longest})", path)
+        except duckdb.Error as error:
+            raise DataError(complain(part.path, json_text.reason(error, path, part.path), json_text.AGAIN)) from None
+        return
+    if table.types:
+        try:
+            run("read_parquet(?)", part.path)
         except duckdb.Error as error:
             reason = str(error).splitlines()[0].replace(str(part.path), part.path.name)
-            raise DataError(complain(part.path, reason, f"{what} that can be read to its end")) from None
+            raise DataError(complain(part.path, reason, "a Parquet file that can be read to its end")) from None
         return
     scan = _scan_csv(table, part, names)
     try:

@@ -1,6 +1,6 @@
 """What a format of another program is: how its files are recognised, and how its rows become those of our tables."""
 
-import gzip
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -36,9 +36,11 @@ class Sample:
         """
         name = path.name.lower()
         try:
-            with gzip.open(path) if name.endswith(".gz") else path.open("rb") as file:
+            with path.open("rb") as file:
                 head = file.read(_HEAD)
-        except (OSError, EOFError, zlib.error):
+            if name.endswith(".gz"):  # one that is cut short has a beginning all the same
+                head = zlib.decompressobj(wbits=31).decompress(head, _HEAD)
+        except (OSError, zlib.error):
             return None
         text = head.decode("utf-8-sig", errors="replace")
         return cls(path, name.removesuffix(".gz"), text) if head.strip() else None
@@ -60,6 +62,17 @@ class Sample:
         whole = self.head.splitlines()
         whole = whole[:-1] if len(self.head) >= _HEAD - 4 and len(whole) > 1 else whole
         return [line for line in whole if line.strip()][:most]
+
+    def has(self, *keys: str) -> bool:
+        """Whether the beginning holds all of these keys of JSON objects.
+
+        Args:
+            keys: their names.
+
+        Returns:
+            True where each is there.
+        """
+        return all(re.search(rf'"{key}"\s*:', self.head) for key in keys)
 
     def header(self, sep: str = ",") -> list[str]:
         """Returns the names in the first line, in lower case, without quotes and the space around them.
@@ -118,6 +131,51 @@ class Format:
     title: str
     expects: str
     open: Callable[[Export], Tables | None]
+
+
+def not_read(export: Export, read: Sequence[Sample], why: str = "") -> tuple[str, ...]:
+    """Returns the note of the files of an export that a format does not read.
+
+    Args:
+        export: its files.
+        read: those that it reads.
+        why: what they are.
+
+    Returns:
+        The note; none where all are read.
+    """
+    left = sorted({sample.path.name for sample in export.samples if sample not in read})
+    more = f" and {len(left) - 5:,} more" if len(left) > 5 else ""
+    return (f"not read: {', '.join(left[:5])}{more}{why}",) if left else ()
+
+
+def skip(ms: str, given: str = "NULL") -> str:
+    """Returns the SQL of whether a play was a skip: said to be one, or listened to for less than SKIPPED_MS.
+
+    Args:
+        ms: SQL of the milliseconds listened to.
+        given: SQL of what the file says; what cannot be read stays as it is.
+
+    Returns:
+        An SQL expression: true, false, or NULL where neither is known.
+    """
+    return f"""CASE WHEN NOT blank({given}) AND truth({given}) IS NULL THEN {given}
+        WHEN truth({given}) OR part({ms}) < {SKIPPED_MS} THEN 'true'
+        WHEN NOT truth({given}) OR part({ms}) IS NOT NULL THEN 'false' END"""
+
+
+def start(end: str, ms: str) -> str:
+    """Returns the SQL of when a play began that ended at `end`, in whole seconds.
+
+    Args:
+        end: SQL of the end; what cannot be read stays as it is.
+        ms: SQL of the milliseconds listened to; where it is unknown, the end stands.
+
+    Returns:
+        An SQL expression.
+    """
+    return f"""CASE WHEN blank({end}) OR seconds({end}) IS NULL THEN {end}
+        ELSE CAST(floored(seconds({end}) * 1000 - coalesce(part({ms}), 0), 1000) AS VARCHAR) END"""
 
 
 def text_table(

@@ -1,0 +1,73 @@
+"""A file of JSON as bytes: whether it goes on to its end, and a copy of it without a byte order mark."""
+
+import gzip
+import re
+import shutil
+import zlib
+from codecs import BOM_UTF8
+from pathlib import Path
+
+from lhydra.errors import DataError, complain
+
+AGAIN = "JSON that can be read to its end; export it again, or fetch the file anew"
+_CHUNK = 1 << 22  # bytes
+_OBJECT = 1 << 24  # bytes of a record that DuckDB takes unless it is told otherwise
+_CLOSING = {b"[": b"]", b"{": b"}"}
+
+
+def checked(path: Path, folder: Path) -> tuple[Path, int]:
+    """Checks that a file of JSON is not cut short, which DuckDB overlooks after a comma.
+
+    Args:
+        path: the file, packed where its name ends in .gz.
+        folder: where a copy lies if DuckDB cannot read the file as it is.
+
+    Returns:
+        The file to read, and how many bytes a record may have that is the whole of it.
+
+    Raises:
+        DataError: it is cut short, or broken gzip.
+    """
+    packed = path.name.lower().endswith(".gz")
+    first = last = b""
+    size = 0
+    try:
+        with gzip.open(path) if packed else path.open("rb") as file:
+            start = file.read(_CHUNK)
+            marked = start.startswith(BOM_UTF8)
+            chunk = start.removeprefix(BOM_UTF8)
+            while chunk:
+                size += len(chunk)
+                first = first or chunk.lstrip()[:1]
+                last = chunk.rstrip()[-1:] or last
+                chunk = file.read(_CHUNK)
+        if marked:
+            target = folder / f"unmarked-{path.name.lower().removesuffix('.gz')}"
+            with gzip.open(path) if packed else path.open("rb") as file, target.open("wb") as copy:
+                file.read(len(BOM_UTF8))
+                shutil.copyfileobj(file, copy)
+            path = target
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(complain(path, f"broken gzip: {error}", AGAIN)) from None
+    if first and last != _CLOSING.get(first, b""):
+        found = (
+            f"an end after {last.decode(errors='replace')!r}, which does not close {first.decode(errors='replace')!r}"
+        )
+        raise DataError(complain(path, found, AGAIN))
+    return path, max(size + 1, _OBJECT)
+
+
+def reason(error: Exception, read: Path, path: Path) -> str:
+    """Returns why DuckDB could not read a file of JSON, without anything that the file says.
+
+    Args:
+        error: of DuckDB.
+        read: the file that it read.
+        path: the file that was given.
+
+    Returns:
+        The reason.
+    """
+    line = str(error).splitlines()[0].replace(f'file "{read}", ', "").replace(str(read), path.name)
+    line = re.sub(r"(but got \w+): .*", r"\1", line)
+    return re.sub(r"Object \{.*\} has duplicate key .*", "an object has a key twice", line)
