@@ -657,7 +657,7 @@ def test_command_prints_a_summary_or_json(tmp_path: Path, capsys: pytest.Capture
     source, out = write(tmp_path / "plays.csv", [*log(), log()[0] | {"playcount": "x"}]), tmp_path / "out"
     assert cli.main(["prepare", str(source), str(out), "--split", "leave-last"]) == 0
     printed = capsys.readouterr().out
-    assert "20  12 train, 4 valid, 4 test (leave-last split" in printed
+    assert "20  12 train, 4 valid, 4 test; leave-last split" in printed
     assert "1 row dropped: playcount is not a number (line 22)" in printed
     assert printed.endswith(f"next: lhydra train {out} MODEL\n")
     assert cli.main(["prepare", str(source), str(out), "--json"]) == 0

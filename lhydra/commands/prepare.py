@@ -1,17 +1,13 @@
 """`lhydra prepare`: a listening log in, a dataset out."""
 
 import argparse
-import textwrap
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lhydra import config
+from lhydra.commands.summary import tell
 from lhydra.console import step_display
 from lhydra.data.settings import PrepareSettings
-
-if TYPE_CHECKING:
-    from lhydra.data.dataset import Column, DatasetInfo
 
 HELP = "check a listening log, split it and write it as a dataset"
 EXTRA = "data"
@@ -97,29 +93,5 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(info.to_json(), end="")
     else:
-        print(_summary(info, args.dataset, time.perf_counter() - start))
+        print(tell(info, args.dataset, time.perf_counter() - start))
     return 0
-
-
-def _summary(info: "DatasetInfo", dataset: Path, took_s: float) -> str:
-    counts, protocol = info.counts, info.split["protocol"]
-    folds = ", ".join(f"{counts[fold]:,} {fold}" for fold in ("train", "valid", "test"))
-    lines = [
-        f"{dataset}: prepared from {info.source} in {took_s:.1f} s",
-        f"  plays   {counts['plays']:>10,}  {folds} ({protocol} split, {info.split['hash'][:12]})",
-        f"  users   {counts['users']:>10,}  {_names(info.user_columns)}",
-        f"  tracks  {counts['tracks']:>10,}  {_names(info.track_columns)}",
-    ]
-    if info.warnings:
-        lines.append("to know")
-        for warning in info.warnings:
-            first, *yaml = warning.split("\n")
-            lines += textwrap.wrap(first, 100, initial_indent="  - ", subsequent_indent="    ")
-            lines += [f"      {line}" for line in yaml]
-    lines.append(f"next: lhydra train {dataset} MODEL")
-    return "\n".join(lines)
-
-
-def _names(columns: "tuple[Column, ...]") -> str:
-    text = ", ".join(column.name for column in columns) or "no columns but the id"
-    return textwrap.shorten(text, 100, placeholder=" ...")

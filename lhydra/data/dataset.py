@@ -70,6 +70,7 @@ class DatasetInfo:
     warnings: tuple[str, ...] = ()
     lhydra_version: str = ""
     format: int = FORMAT
+    summary: dict[str, Any] = field(default_factory=dict)  # figures of the log; none in datasets made before it
 
     def to_json(self) -> str:
         """Returns the text of dataset.json."""

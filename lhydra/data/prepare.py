@@ -22,6 +22,7 @@ from lhydra.data.report import Report
 from lhydra.data.schema import PLAY_COLUMNS, TRACK_COLUMNS, USER_COLUMNS, DeclaredColumns, used_columns
 from lhydra.data.settings import PrepareSettings
 from lhydra.data.sources import Source, open_source
+from lhydra.data.summary import summarise
 from lhydra.data.table import Table
 from lhydra.data.undeclared import column_warnings
 from lhydra.domain import track_hashes
@@ -102,15 +103,19 @@ def _build(source: Source, folder: Path, settings: PrepareSettings, columns: Dec
         report = Report(warnings=list(source.notes))
         say("reading")
         source = _load(con, source, used, work)
+        tables = {"plays": source.plays} | {side: source.beside_plays(side) for side in used}
+        report.rows = {name: table.rows for name, table in tables.items() if table}
         say("checking")
         tracks, users = _check(con, source, used, settings, report)
         say("splitting")
         rule, events, plays = _split(con, source.plays, settings, report)
-        report.warnings += column_warnings(con, source, columns, work)
+        report.unused = column_warnings(con, source, columns, work)
+        report.warnings += report.unused
         say("writing")
         with ThreadPoolExecutor(1) as beside:  # Parquet is packed without holding up Python
             written = beside.submit(_write_events, events, folder)
             n_tracks, n_users, named = _write(con, folder, tracks, users, plays)
+            summary = summarise(events, plays, report.named)
             written.result()
     counts = {"tracks": n_tracks, "users": n_users, "plays": len(plays)}
     counts |= {name: int((plays.fold == fold).sum()) for name, fold in _FOLDS.items()}
@@ -124,6 +129,7 @@ def _build(source: Source, folder: Path, settings: PrepareSettings, columns: Dec
         dropped=report.dropped,
         warnings=(*report.warnings, *(f"the {name} fold is empty" for name in _FOLDS if not counts[name])),
         lhydra_version=__version__,
+        summary=summary | report.told(),
     )
     (folder / "dataset.json").write_text(info.to_json(), encoding="utf-8")
     return info
@@ -190,11 +196,14 @@ def _split(
     if unknown and known and protocol not in ("column", "random"):
         where = "count as the oldest" if protocol == "leave-last" else "are in the train fold"
         report.warnings.append(f"{unknown:,} plays without a timestamp {where}")
+    if "session" in table.names:
+        (report.named,) = con.execute("SELECT count(session) FROM events").fetchall()[0]
     log = read_log(con)
     con.execute("DROP TABLE events")
-    if len(twice := again(log)):
+    report.again = len(twice := again(log))
+    if report.again:
         reason, fate = "same user, track and second as an earlier row", "again, counted as plays of their own"
-        report.note(table, reason, len(twice), table.places(twice[:3].tolist()), fate, fault=False)
+        report.note(table, reason, report.again, table.places(twice[:3].tolist()), fate, fault=False)
     events, fold, cuts = log.events, log.events.fold, None
     if protocol == "temporal":
         cuts = split.temporal_cuts(events.time[events.time > 0], settings.valid, settings.test)

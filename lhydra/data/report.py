@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from lhydra.data.table import Table
 from lhydra.errors import DataError, complain
@@ -15,6 +16,23 @@ class Report:
     warnings: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)  # what --strict refuses
     drops: list[str] = field(default_factory=list)  # those of the warnings that tell of dropped rows
+    unused: list[str] = field(default_factory=list)  # those that tell of columns
+    rows: dict[str, int] = field(default_factory=dict)  # read, by table
+    matched: dict[str, dict[str, int]] = field(
+        default_factory=dict
+    )  # by side: ids of the plays, and how many have a row
+    again: int = 0  # rows of the same user, track and second as an earlier one
+    named: int = 0  # rows of plays of which the source says the session
+
+    def told(self) -> dict[str, Any]:
+        """Returns what the summary of a dataset says of its source, which single plays do not tell."""
+        return {
+            "rows": self.rows,
+            "matched": self.matched,
+            "again": self.again,
+            "dropped": self.drops,
+            "columns": self.unused,
+        }
 
     def left(self, path: Path, left: str, expected: str) -> DataError:
         """Returns the refusal of what is left; where rows were dropped, that is named first.

@@ -102,7 +102,7 @@ def check_plays(con: duckdb.DuckDBPyConnection, source: Source, report: Report) 
         cases.append((f"track NOT IN ({known})", f"track_id is not in {tracks.path.name}"))
     for side in ("tracks", "users"):
         if table := source.beside_plays(side):
-            matches.append(_match(con, plays, table, side))
+            matches.append(_match(con, plays, table, side, report))
     if "playcount" in plays.names:
         cases.append(("CAST(count AS FLOAT) = 0", NO_PLAY))
     reason = " ".join(f"WHEN {test} THEN {i}" for i, (test, _) in enumerate(cases))
@@ -220,7 +220,7 @@ def make_events(con: duckdb.DuckDBPyConnection, plays: Table, report: Report) ->
         raise report.left(plays.path, "plays of 1 user", "plays of at least 2 users")
 
 
-def _match(con: duckdb.DuckDBPyConnection, plays: Table, table: Table, side: str) -> str:
+def _match(con: duckdb.DuckDBPyConnection, plays: Table, table: Table, side: str, report: Report) -> str:
     """Returns how many tracks or users of the plays have a row in their table; refuses a table that fits none."""
     key = f"{side[:-1]}_id"
     own = f"SELECT DISTINCT {table.sql(key)} AS id FROM raw_{side} WHERE coalesce({table.sql(key)}, '') <> ''"
@@ -232,6 +232,7 @@ def _match(con: duckdb.DuckDBPyConnection, plays: Table, table: Table, side: str
     if in_plays and in_table and not both:
         found = f"{key} {of_table!r}, and {plays.path.name} has {of_plays!r}: no {side[:-1]} of the plays is in it"
         raise DataError(f"{table.path}: found {found}, expected the same ids in both files")
+    report.matched[side] = {"ids": in_plays, "with_row": both}
     more = f"; {in_table - both:,} more rows are of {side} that no play names" if in_table > both else ""
     return (
         f"{table.path.name}: {both:,} of {in_plays:,} {side} in the plays have a row ({_percent(both, in_plays)}){more}"
