@@ -13,10 +13,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lhydra.data.dataset import EVENTS_SCHEMA, Events, Plays
+from lhydra.data.ordering import lexsort, settle
 from lhydra.domain import I64
 
 _FETCH = 1 << 19  # rows handed over at once
-_SORT_MEMORY = "800MB"  # beyond it, DuckDB spills beside the dataset
+_MEMORY = "800MB"  # DuckDB's share while its rows are taken over
 PAUSE_S = 1_800  # s: a session ends where nothing is played for so long
 OPTIONAL = ("position", "session", "skipped", "completed", "ms_played")  # columns of `events` that a source may lack
 
@@ -79,25 +80,37 @@ def read_log(con: duckdb.DuckDBPyConnection) -> Log:
             """SELECT count(DISTINCT (user, session, position)) > count(DISTINCT (user, position))
                 FROM events WHERE session IS NOT NULL AND position IS NOT NULL"""
         ).fetchall()[0]
-    # `e.`: a bare name would be that of the column shown, where what is unknown is -1 and a session its hash
-    session = "TRY_CAST(e.session AS BIGINT)" if whole else "e.session"
-    order = [session] * (given and (restarts or "position" not in names))
-    order += ["e.position NULLS FIRST"] * ("position" in names)  # what is unknown is the oldest, as with times
-    order += [f"e.{name}" for name in ("track", "count", *OPTIONAL[1:], "fold") if name in names]
     shown = ["user", "track", "count", "time", "coalesce(fold, 0) AS fold", "CAST(row AS INTEGER) AS row"]
     shown += [f"CAST(coalesce({name}, -1) AS {kind}) AS {name}" for name, kind in _KINDS.items() if name in names]
-    shown += ["coalesce(hash(session), 0) AS session, session IS NOT NULL AS given"] * given
+    ranked = given and (restarts or "position" not in names)
+    if given:
+        shown += ["coalesce(hash(session), 0) AS session", "session IS NOT NULL AS given"]
+    if ranked and whole:
+        shown.append("CAST(session AS BIGINT) AS rank")
+    elif ranked:
+        con.execute(
+            """CREATE TEMP TABLE ranks AS SELECT session, row_number() OVER (ORDER BY session) AS rank
+                FROM (SELECT DISTINCT session FROM events)"""
+        )
+        shown.append("rank")
     (n,) = con.execute("SELECT count(*) FROM events").fetchall()[0]
-    # taken over piece by piece, and sorted in little memory: the arrays need what DuckDB would take
-    con.execute(f"SET memory_limit = '{_SORT_MEMORY}'")
-    query = f"SELECT {', '.join(shown)} FROM events e ORDER BY e.user, e.time, {', '.join(order)}"
-    pieces = con.sql(query).to_arrow_reader(_FETCH)
+    # taken over piece by piece: the arrays need what DuckDB would take
+    con.execute(f"SET memory_limit = '{_MEMORY}'")
+    beside = " LEFT JOIN ranks USING (session)" if ranked and not whole else ""
+    pieces = con.sql(f"SELECT {', '.join(shown)} FROM events{beside}").to_arrow_reader(_FETCH)
     arrays = {field.name: np.empty(n, field.type.to_pandas_dtype()) for field in pieces.schema}
     start = 0
     for piece in pieces:
         for name, values in zip(piece.schema.names, piece.columns, strict=True):
+            if name == "rank":  # what is unknown comes last
+                values = values.fill_null(np.iinfo(np.int64).max)
             arrays[name][start : start + len(piece)] = values.to_numpy(zero_copy_only=False)
         start += len(piece)
+    order = _in_order(arrays)
+    arrays.pop("rank", None)
+    for name in arrays:
+        arrays[name] = arrays[name][order]
+    del order
 
     def optional(name: str, kind: type[np.generic]) -> npt.NDArray[Any]:
         """The column, or -1 throughout without any memory."""
@@ -116,12 +129,29 @@ def read_log(con: duckdb.DuckDBPyConnection) -> Log:
         fold=arrays["fold"],
     )
     pair = arrays["user"].astype(np.int64)
-    pair <<= 32
-    pair |= arrays["track"]
-    by_pair = np.argsort(pair, kind="stable")
+    pair *= int(arrays["track"].max(initial=0)) + 1
+    pair += arrays["track"]
+    by_pair = lexsort([pair])
     pair = pair[by_pair]
     starts = np.flatnonzero(np.append(True, pair[1:] != pair[:-1]))
     return Log(events, arrays["count"], arrays["row"], by_pair, starts)
+
+
+def _in_order(arrays: dict[str, npt.NDArray[Any]]) -> I64:
+    """Returns the rows in order of listening, (n,): see the top of this module."""
+    first = [arrays[name] for name in ("user", "time", "rank", "position", "track") if name in arrays]
+    order = lexsort(first[::-1])
+    same = np.zeros(len(order), bool)
+    if len(order) > 1:
+        same[1:] = True
+        for key in first:
+            sorted_ = key[order]
+            same[1:] &= sorted_[1:] == sorted_[:-1]
+    unknown = np.iinfo(np.int64).max  # comes last
+    rest = [arrays["fold"]]
+    rest += [np.where(v < 0, unknown, v) for v in (arrays[name] for name in OPTIONAL[:1:-1] if name in arrays)]
+    rest += [arrays[name] for name in ("session", "count") if name in arrays]
+    return settle(order, same, rest)
 
 
 def again(log: Log) -> I64:
@@ -204,7 +234,7 @@ def add_up(log: Log, fold: npt.NDArray[np.int8]) -> Plays:
     whole = bool((log.count == np.floor(log.count)).all())
     if not whole or (key[1:] < key[:-1]).any():  # else in order already: no pair goes back to an earlier fold
         # fractions are added in one order, so that their sum does not depend on that of listening
-        order = np.argsort(key, kind="stable") if whole else np.lexsort((log.count[rows], key))
+        order = lexsort([key]) if whole else np.lexsort((log.count[rows], key))
         rows, key = rows[order], key[order]
     starts = np.flatnonzero(np.diff(key, prepend=-1))
     events = log.events
@@ -212,7 +242,7 @@ def add_up(log: Log, fold: npt.NDArray[np.int8]) -> Plays:
     count = np.add.reduceat(log.count[rows], starts).astype(np.float32)
     time = np.maximum.reduceat(events.time[rows], starts)
     folds = fold[rows[starts]]
-    ordered = np.lexsort((time, user))  # stable, and they are in order of track and fold
+    ordered = lexsort([time, user])  # stable, and they are in order of track and fold
     return Plays(user[ordered], track[ordered], count[ordered], time[ordered], folds[ordered])
 
 
