@@ -11,6 +11,7 @@ from lhydra.errors import DataError, complain
 
 AGAIN = "JSON that can be read to its end; export it again, or fetch the file anew"
 _CHUNK = 1 << 22  # bytes
+_BLANK = 1 << 16  # bytes of white space that may follow the last record
 _OBJECT = 1 << 24  # bytes of a record that DuckDB takes unless it is told otherwise
 _CLOSING = {b"[": b"]", b"{": b"}"}
 
@@ -29,18 +30,16 @@ def checked(path: Path, folder: Path) -> tuple[Path, int]:
         DataError: it is cut short, or broken gzip.
     """
     packed = path.name.lower().endswith(".gz")
-    first = last = b""
-    size = 0
     try:
         with gzip.open(path) if packed else path.open("rb") as file:
             start = file.read(_CHUNK)
-            marked = start.startswith(BOM_UTF8)
-            chunk = start.removeprefix(BOM_UTF8)
-            while chunk:
-                size += len(chunk)
-                first = first or chunk.lstrip()[:1]
-                last = chunk.rstrip()[-1:] or last
-                chunk = file.read(_CHUNK)
+            size, tail = len(start), start
+            if not packed:  # what lies between cannot tell
+                size = path.stat().st_size
+                file.seek(max(size - _CHUNK, 0))
+            while chunk := file.read(_CHUNK):
+                size, tail = size + packed * len(chunk), (tail[-_BLANK:] + chunk)
+        marked = start.startswith(BOM_UTF8)
         if marked:
             target = folder / f"unmarked-{path.name.lower().removesuffix('.gz')}"
             with gzip.open(path) if packed else path.open("rb") as file, target.open("wb") as copy:
@@ -49,6 +48,7 @@ def checked(path: Path, folder: Path) -> tuple[Path, int]:
             path = target
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(complain(path, f"broken gzip: {error}", AGAIN)) from None
+    first, last = start.removeprefix(BOM_UTF8).lstrip()[:1], tail.rstrip()[-1:]
     if first and last != _CLOSING.get(first, b""):
         found = (
             f"an end after {last.decode(errors='replace')!r}, which does not close {first.decode(errors='replace')!r}"

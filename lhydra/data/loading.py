@@ -95,7 +95,7 @@ def _read(con: duckdb.DuckDBPyConnection, table: Table, part: Part, select: str,
     )
     if table.derived and table.derived.json:
         path, size = json_text.checked(part.path, folder)
-        longest = f", maximum_object_size={size}" if table.derived.rows != "$file" else ""
+        longest = f", maximum_object_size={size}" if "unnest(" in table.derived.rows else ""
         packed = "gzip" if path.name.lower().endswith(".gz") else "none"
         try:
             run(f"read_json(?, columns={table.derived.json}, compression='{packed}'{longest})", path)

@@ -2,6 +2,8 @@
 
 The samples are made up. The files of the account data are described at
 https://support.spotify.com/article/understanding-my-data/: endTime is when the stream ended, in UTC.
+The extended history is described there too, and in the ReadMeFirst that comes with it: ts is when the track stopped
+playing, in UTC.
 """
 
 import json
@@ -9,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from lhydra.data.dataset import Dataset
@@ -66,6 +69,55 @@ def test_a_file_that_is_cut_short_is_named(tmp_path: Path, capsys: pytest.Captur
     assert "export it again" in said
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows), encoding="utf-8")
+EXTENDED = SAMPLES / "spotify-extended"
+# What an extended history says of a person beyond the plays: nothing of it may be kept.
+SECRETS = ("192.0.2.77", "2001:db8", "secret", "Android", "Acme", "web_player", "Gecko", "incognito", "ip_addr")
+
+
+def extended_plays(folder: Path) -> list[Heard]:
+    """An independent count of the extended history of several people, a folder each."""
+    found = []
+    rows = [
+        (file.parent.name, row) for file in folder.glob("*/*.json") if "Video" not in file.name for row in read(file)
+    ]
+    key: dict[str, str | None] = {}
+    for _, row in rows:
+        name = song_id(row["master_metadata_album_artist_name"] or "", row["master_metadata_track_name"] or "")
+        key[name] = row["spotify_track_uri"] or key.get(name)
+    for person, row in rows:
+        if not row["master_metadata_track_name"]:
+            continue
+        name = song_id(row["master_metadata_album_artist_name"], row["master_metadata_track_name"])
+        end = datetime.fromisoformat(row["ts"].replace("Z", "+00:00"))
+        time = (int(end.timestamp()) * 1000 - row["ms_played"]) // 1000
+        skipped = int(bool(row["skipped"]) or row["ms_played"] < 30_000)
+        completed = -1 if row["reason_end"] == "unknown" else int(row["reason_end"] == "trackdone")
+        found.append(Heard(person, key[name] or name, time, skipped, completed, row["ms_played"]))
+    return sorted(found)
+
+
+def read(file: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+    return rows
+
+
+def test_extended_history_of_two_people(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = " ".join(prepare(capsys, EXTENDED, tmp_path / "out").split())
+    assert heard(tmp_path / "out") == extended_plays(EXTENDED)
+    assert "taken for Spotify's extended streaming history (--format spotify-extended)" in said
+    assert "1 row dropped: an episode of a podcast (Streaming_History_Audio_2022-2023_0.json record 6)" in said
+    assert "1 row dropped: an audiobook (Streaming_History_Audio_2022-2023_0.json record 7)" in said
+    assert "not read: Streaming_History_Video_2023.json" in said
+    assert Dataset.open(tmp_path / "out").info.counts["tracks"] == 5
+
+
+def test_nothing_of_the_account_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = prepare(capsys, EXTENDED, tmp_path / "out")
+    told, raw = said + (tmp_path / "out" / "dataset.json").read_text(encoding="utf-8"), b""
+    for file in sorted((tmp_path / "out").rglob("*.parquet")):
+        table = pq.read_table(file)
+        told += f"{table.column_names} {table.to_pylist()}"
+        raw += file.read_bytes()
+    told = told.replace(str(tmp_path), "")
+    assert not [secret for secret in (*SECRETS, '"ZW"', "'ZW'") if secret in told]
+    assert not [secret for secret in SECRETS if secret.encode() in raw]

@@ -77,7 +77,59 @@ def _account(export: Export) -> Tables | None:
     return Tables(plays, notes=(*notes, *not_read(export, files, " (no listening to tracks)")))
 
 
+def _is_extended(sample: Sample) -> bool:
+    """Whether a file holds years of listening; one without a record is known by its name."""
+    named = sample.name.startswith(("streaming_history_audio", "endsong")) and sample.head.strip() == "[]"
+    holds = sample.has("ts", "ms_played", "master_metadata_track_name")
+    return named or (holds and not sample.name.startswith(("streaming_history_video", "endvideo")))
+
+
+_TRACK, _ARTIST = "master_metadata_track_name", "master_metadata_album_artist_name"
+_PODCAST, _BOOK = ("spotify_episode_uri", "episode_name"), ("audiobook_uri", "audiobook_title", "audiobook_chapter_uri")
+_NO_MUSIC = f"""CASE WHEN blank(spotify_track_uri) AND blank({_TRACK}) THEN CASE
+    WHEN NOT blank(coalesce({", ".join(_PODCAST)})) THEN 'an episode of a podcast'
+    WHEN NOT blank(coalesce({", ".join(_BOOK)})) THEN 'an audiobook' END END"""
+_COMPLETED = """CASE WHEN blank(reason_end) OR reason_end IN ('unknown', 'none') THEN NULL
+    ELSE CAST(reason_end = 'trackdone' AS VARCHAR) END"""
+
+
+def _extended(export: Export) -> Tables | None:
+    """Streaming_History_Audio_*.json, endsong_*.json: of their fields only those named here are read, no others."""
+    files = [sample for sample in export.samples if _is_extended(sample)]
+    if not files:
+        return None
+    people = _people(export, files)
+    album = "master_metadata_album_album_name"
+    fields = ("ts", "ms_played", _TRACK, _ARTIST, album, "spotify_track_uri", *_PODCAST, *_BOOK, "reason_end")
+    columns = {
+        "user_id": "$person",
+        "track_id": "nullif(trim(spotify_track_uri), '')",
+        "timestamp": start("ts", "ms_played"),
+        "name": _TRACK,
+        "artist": _ARTIST,
+        "album": album,
+        "ms_played": "ms_played",
+        "skipped": skip("ms_played", "skipped"),
+        "completed": _COMPLETED,
+    }
+    types = dict.fromkeys((*fields, "skipped"), "VARCHAR")
+    key = f"song_id({_ARTIST}, {_TRACK})"
+    plays = json_table(export.path, people, types, columns, left_out=_NO_MUSIC, key=key)
+    notes = (
+        f"ids of tracks are Spotify's; where there is none, they are made of {SAID}",
+        "addresses, account names, devices and countries of connection are not read",
+        *_notes(people),
+    )
+    return Tables(plays, notes=(*notes, *not_read(export, files, " (beside the extended history of tracks)")))
+
+
 FORMATS = (
+    Format(
+        "spotify-extended",
+        "Spotify's extended streaming history",
+        "Streaming_History_Audio_*.json or endsong_*.json with ts, ms_played and master_metadata_track_name",
+        _extended,
+    ),
     Format(
         "spotify",
         "Spotify's account data",
