@@ -24,9 +24,7 @@ def test_the_wheel_holds_our_packages_and_nothing_else(tmp_path: Path) -> None:
     assert packages == {"lhydra", "lhydra_protos", "lhydra_index_builder", "lhydra_server", "lhydra_client"}
     assert {f"{package}/py.typed" for package in packages} <= names
     assert "lhydra_protos/v1/recommender.proto" in names
-    assert {
-        f"lhydra/evaluation/report/{name}" for name in ("page.html", "blocks.html", "report.css", "report.js")
-    } <= names
+    assert {f"lhydra/page/{name}" for name in ("page.html", "blocks.html", "page.css", "page.js")} <= names
     assert not [name for name in names if "__pycache__" in name]
 
 

@@ -1,1 +1,1 @@
-"""The evaluation as one HTML page: sections as plain rows (`*.py`), their looks (`*.html`, `*.css`, `*.js`)."""
+"""The evaluation as one HTML page: a function per section, from the document to what `lhydra.page` draws."""

@@ -3,9 +3,10 @@
 from typing import Any
 
 from lhydra.evaluation.document import NDCG, Document, Mistakes, ServedUser
-from lhydra.evaluation.report.blocks import Block, Cell, Chart, Folded, Heading, Panel, Read, Table, User
-from lhydra.evaluation.report.charts import bars
-from lhydra.evaluation.report.words import count, cut, metric_name, number, part
+from lhydra.evaluation.report.words import metric_name
+from lhydra.page.blocks import Block, Cell, Chart, Folded, Heading, Panel, Read, Table, User
+from lhydra.page.charts import bars
+from lhydra.page.words import count, cut, number, part
 
 USERS_SHOWN = 4  # worst users before the fold of the page
 PARTS = (

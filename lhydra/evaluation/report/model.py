@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lhydra.evaluation.document import NDCG, Document
-from lhydra.evaluation.report.blocks import Block, Confusion, Grid, Panel, Read, Tile, Tiles
-from lhydra.evaluation.report.charts import SHORT_NUMBER, dot_series, dots, line_series, lines
-from lhydra.evaluation.report.words import STAGE_NAMES, count, cut, is_number, number, part
+from lhydra.evaluation.report.words import STAGE_NAMES
+from lhydra.page.blocks import Block, Confusion, Grid, Panel, Read, Tile, Tiles
+from lhydra.page.charts import SHORT_NUMBER, dot_series, dots, line_series, lines
+from lhydra.page.words import count, cut, is_number, number, part
 
 CLASSIFICATION = ("accuracy", "precision", "recall", "f1", "auc", "pr_auc", "log_loss", "ece")
 CLASSIFICATION_NAMES = {"f1": "F1", "auc": "ROC AUC", "pr_auc": "PR AUC", "log_loss": "log loss", "ece": "ECE"}

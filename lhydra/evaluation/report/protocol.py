@@ -1,8 +1,8 @@
 """Sections on what was measured: leak checks of the data, and the protocol."""
 
 from lhydra.evaluation.document import Document
-from lhydra.evaluation.report.blocks import Block, Checks, Facts, Grid, Panel, Read
-from lhydra.evaluation.report.words import count, part, plain
+from lhydra.page.blocks import Block, Checks, Facts, Grid, Panel, Read
+from lhydra.page.words import count, part, plain
 
 
 def leaks(document: Document) -> list[Block]:

@@ -4,20 +4,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from lhydra.evaluation.document import NDCG, RECALL, Document, Interval
-from lhydra.evaluation.report.blocks import Block, Cell, Folded, Grid, Panel, Read, Table
-from lhydra.evaluation.report.charts import SHORT_NUMBER, dot_series, dots, line_series, lines
-from lhydra.evaluation.report.words import (
-    DASH,
-    METRIC_NAMES,
-    count,
-    interval,
-    is_number,
-    metric_name,
-    number,
-    part,
-    share,
-    stage_name,
-)
+from lhydra.evaluation.report.words import METRIC_NAMES, metric_name, stage_name
+from lhydra.page.blocks import Block, Cell, Folded, Grid, Panel, Read, Table
+from lhydra.page.charts import SHORT_NUMBER, dot_series, dots, line_series, lines
+from lhydra.page.words import DASH, count, interval, is_number, number, part, share
 
 
 def ranking(document: Document) -> list[Block]:

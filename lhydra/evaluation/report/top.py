@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from lhydra.evaluation.document import NDCG, Document, Interval, Protocol
-from lhydra.evaluation.report.blocks import Notice, Tile, Tiles, Top
-from lhydra.evaluation.report.words import OURS, count, interval, metric_name, number, part, share, stage_name
+from lhydra.evaluation.report.words import OURS, metric_name, stage_name
+from lhydra.page.blocks import Notice, Tile, Tiles, Top
+from lhydra.page.words import count, interval, number, part, share
 
 COVERAGE = "coverage@10"
 

@@ -3,9 +3,10 @@
 from typing import Any
 
 from lhydra.evaluation.document import NDCG, RECALL, Cohort, Document
-from lhydra.evaluation.report.blocks import Block, Cell, Grid, Panel, Read, Table, Tile, Tiles
-from lhydra.evaluation.report.charts import dot_series, dots
-from lhydra.evaluation.report.words import count, cut, metric_name, number, part, share
+from lhydra.evaluation.report.words import metric_name
+from lhydra.page.blocks import Block, Cell, Grid, Panel, Read, Table, Tile, Tiles
+from lhydra.page.charts import dot_series, dots
+from lhydra.page.words import count, cut, number, part, share
 
 COHORTS_SHOWN = 14  # of one kind, those with the most users
 SLICE_NAMES = {

@@ -1,10 +1,10 @@
-"""Charts: what report.js draws, as JSON. plotly reads a little HTML of its own, so every label is escaped for it."""
+"""Charts: what page.js draws, as JSON. plotly reads a little HTML of its own, so every label is escaped for it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lhydra.evaluation.report.blocks import Chart
-from lhydra.evaluation.report.words import interval, number
+from lhydra.page.blocks import Chart
+from lhydra.page.words import interval, number
 
 Series = dict[str, Any]
 SHORT_NUMBER = ".3~f"  # how plotly writes ticks: d3-format

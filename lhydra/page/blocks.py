@@ -1,4 +1,4 @@
-"""What a section of the page is made of: plain data, drawn by the macro of the same name in `blocks.html`."""
+"""What a section of a page is made of: plain data, drawn by the macro of the same name in `blocks.html`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,7 +51,7 @@ class Tiles(Block):
 
 @dataclass(frozen=True)
 class Chart(Block):
-    """What report.js draws, and the text for those who do not see it."""
+    """What page.js draws, and the text for those who do not see it."""
 
     spec: Mapping[str, Any]
     alternative: str
