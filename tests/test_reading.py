@@ -134,6 +134,95 @@ def test_each_spelling_of_a_number_is_decided_on(
     assert cells.execute("SELECT number(?)", [cell]).fetchone() == (wanted,)
 
 
+COUNTS = (
+    *("3000", "0", "007", "3e3", "3E+3", "3000.0", "3000.", " 3000 ", "\t3000", "\u00a03000", "+3000", "3000.7", ".5"),
+    *("30000e-1", "12345e-1", "-0", "-0.0", "1e17", "999999999999999999", "9007199254740993", " +9007199254740993"),
+    *("1e18", "1000000000000000000", "1e400", "-3", "-3e3", "-.5", "", " ", "0x10", "0b1", "1_000", "3,000", "3 000"),
+    *("inf", "nan", "NaN", "true", "٣", "1e", "--5", "+-5", "3000ms", "1.5.2", ".", "e3"),
+)
+
+
+def counted(cell: str) -> Decimal | None:
+    """What a cell says as a number from 0, by Python's own reading of the same spellings."""
+    try:
+        value = Decimal(cell.strip()) if cell.isascii() or "\u00a0" in cell else None
+    except ArithmeticError:
+        return None
+    if value is None or not value.is_finite() or "_" in cell:
+        return None
+    return value if 0 <= value < 10**18 else None
+
+
+@pytest.mark.parametrize("cell", COUNTS)
+def test_each_spelling_of_a_count_is_decided_on(cells: duckdb.DuckDBPyConnection, cell: str) -> None:
+    wanted = counted(cell)
+    part, place = cells.execute("SELECT part($cell), place($cell)", {"cell": cell}).fetchall()[0]
+    assert part == (None if wanted is None else int(wanted))
+    assert place == (None if wanted is None or wanted % 1 else int(wanted))
+
+
+def test_single_plays_are_read_by_the_grammar_of_numbers(run: Run, tmp_path: Path) -> None:
+    header = "user_id,track_id,ms_played,position,skipped,split"
+    rows = ["3000,1,1,train", "3e3,1e0,+1,\ttrain", " 3000.9 ,+1.0,1e0,\u00a0train", "-3000,-1,2,train", ",,,train"]
+    csv(tmp_path / "in" / "plays.csv", header, *(f"u{i % 2},t{i},{row}" for i, row in enumerate(rows)))
+    code, out, _ = run()
+    assert code == 0
+    events = Dataset.open(tmp_path / "out").events
+    by_track = {int(track): i for i, track in enumerate(events.track.tolist())}
+    order = [by_track[i] for i in range(5)]
+    assert events.ms_played[order].tolist() == [3000, 3000, 3000, -1, -1]
+    assert events.position[order].tolist() == [1, 1, 1, -1, -1]
+    assert events.skipped[order].tolist() == [1, 1, 1, -1, -1]
+    assert "ms_played: 1 not a number from 0, taken as unknown (first '-3000', line 5)" in out
+    assert "position: 1 not a whole number from 0, taken as unknown (first '-1', line 5)" in out
+    assert "skipped: 1 not true or false, taken as unknown (first '2', line 5)" in out
+
+
+def test_what_prepare_proposes_as_numeric_it_reads_as_numbers(run: Run, tmp_path: Path) -> None:
+    header = "user_id,track_id,mood,count,score"
+    csv(tmp_path / "in" / "plays.csv", header, *(f"u{i % 2},t{i},1_00{i},{i}e0,٣" for i in range(4)))
+    out = run()[1]
+    assert "mood: {kind: categorical}" in out
+    assert "score: {kind: categorical}" in out
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "declared"),
+    [
+        ("genre", "tracks", ""),
+        ("artist", "tracks", ""),
+        ("name", "tracks", ""),
+        ("tempo", "tracks", ""),
+        ("country", "users", ""),
+        ("my moods", "tracks", 'columns: {tracks: {"my moods": {kind: categorical}}}'),
+    ],
+)
+@pytest.mark.parametrize("flat", [True, False])
+def test_the_refusal_of_a_list_says_the_line_that_takes_it(
+    name: str, side: str, declared: str, flat: bool, run: Run, tmp_path: Path
+) -> None:
+    ids = {"user_id": ["a", "b"] * 2, "track_id": [f"t{i}" for i in range(4)]}
+    lists = {name: pa.array([["x"], ["y", "z"], None, ["x"]])}
+    if flat:
+        pq.write_table(pa.table(ids | lists), tmp_path / "in.parquet")
+    else:
+        (tmp_path / "in").mkdir()
+        pq.write_table(pa.table(ids), tmp_path / "in" / "plays.parquet")
+        key = {"tracks": "track_id", "users": "user_id"}[side]
+        pq.write_table(pa.table({key: ids[key]} | lists), tmp_path / "in" / f"{side}.parquet")
+    config = tmp_path / "c.yaml"
+    config.write_text(declared)
+    source = "in.parquet" if flat else "in"
+    code, _, error = run(*["--config", str(config)] * bool(declared), source=source)
+    assert code == 1
+    assert not (tmp_path / "out").exists()
+    assert f"{name}: found a column of list<" in error
+    config.write_text(error.split("`")[1])
+    assert run("--config", str(config), source=source)[0] == 0
+    table = getattr(Dataset.open(tmp_path / "out"), side)
+    assert table[name].to_pylist()[:2] == [["x"], ["y", "z"]]
+
+
 def test_basic_dates_are_dates_and_said(run: Run, tmp_path: Path) -> None:
     plays(tmp_path / "in", ["20200101", "20200102", "20200103", "1577836800", "20209999", "2020"])
     code, out, _ = run("--split", "random")
@@ -142,7 +231,7 @@ def test_basic_dates_are_dates_and_said(run: Run, tmp_path: Path) -> None:
         **{f"t{i}": seconds(2020, 1, 1 + i) for i in range(3)},
         "t3": seconds(2020, 1, 1),
     }
-    assert "plays.csv: timestamp: 4 of 8 digits are read as dates (YYYYMMDD), not as seconds of 1970" in out
+    assert "plays.csv: timestamp: 4 cells of 8 digits are read as dates (YYYYMMDD), not as seconds of 1970" in out
     assert "1 row dropped: timestamp is neither Unix seconds nor ISO 8601 (line 6)" in out
     assert "1 row dropped: timestamp is a year alone, which is no time (line 7)" in out
 
@@ -154,7 +243,50 @@ def test_small_seconds_stay_seconds_and_that_is_said(run: Run, tmp_path: Path) -
     assert code == 0
     assert list(heard(tmp_path / "out").values()) != []
     assert heard(tmp_path / "out") == {f"t{i}": stamp for i, stamp in enumerate(stamps)}
-    assert "timestamp: 2 like '2020' are read as seconds of 1970, as most small numbers here are" in out
+    assert "timestamp: 2 cells like '2020' are read as seconds of 1970, as most small numbers here are" in out
+
+
+def test_one_date_among_seconds_is_told_as_one(run: Run, tmp_path: Path) -> None:
+    plays(tmp_path / "in", ["20200101", *range(1_600_000_000, 1_600_000_005)])
+    assert "timestamp: 1 cell of 8 digits is read as a date (YYYYMMDD), not as seconds of 1970" in run()[1]
+
+
+OLD = "of 6 known times lie before March 1973"
+
+
+@pytest.mark.parametrize(
+    ("stamps", "old", "first"),
+    [
+        ([202001, 202002, 202003, 202004, 202101, 202102], 6, "'202001', line 2, is read as 1970-01-03 08:06:41"),
+        ([200101, 200102, 200103, 200104, 200105, 200106], 6, "'200101', line 2, is read as 1970-01-03 07:35:01"),
+        ([1_600_000_000, 0, 18_262, "", 18_263, 18_264, 1_600_000_001, 18_265], 4, "'18262', line 4, is read as"),
+        (["1970-01-19T12:26:40"] * 4 + ["2020-01-01"] * 2, 4, "line 2, is read as 1970-01-19 12:26:40"),
+        ([99_999_999] * 4 + [100_000_000] * 2, 4, "'99999999', line 2, is read as 1973-03-03 09:46:39"),
+        ([99_999_999] * 3 + [100_000_000] * 3, 0, ""),
+        ([202001, *range(1_600_000_000, 1_600_000_005)], 0, ""),
+        (["20200101", "20200102"] * 3, 0, ""),
+        ([0, "", 0, "", 0, ""], 0, ""),
+    ],
+)
+def test_times_of_the_first_years_after_1970_are_doubted(
+    stamps: list[object], old: int, first: str, run: Run, tmp_path: Path
+) -> None:
+    plays(tmp_path / "in", stamps)
+    code, out, _ = run("--split", "random", "--strict")
+    assert code == 0
+    assert (f"{old} {OLD}" in out) == bool(old)
+    assert ("before March 1973" in out) == bool(old)
+    assert first in out
+    if old:
+        assert "give Unix seconds or full dates such as 2020-06-30, or name the column otherwise" in out
+
+
+def test_times_of_a_wrong_unit_in_parquet_are_doubted(run: Run, tmp_path: Path) -> None:
+    stamps = pa.array([1_577_836_800 + i for i in range(6)], pa.timestamp("ms"))  # seconds, said to be milliseconds
+    table = {"user_id": ["a", "b"] * 3, "track_id": [f"t{i}" for i in range(6)], "timestamp": stamps}
+    pq.write_table(pa.table(table), tmp_path / "in.parquet")
+    out = run("--split", "random", source="in.parquet")[1]
+    assert f"in.parquet: timestamp: 6 {OLD} (the first, '1577836', row 1, is read as 1970-01-19 06:17:16" in out
 
 
 def test_bare_years_are_refused_with_what_to_do(run: Run, tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def _choose(side: rows.Side, table: Table, known: Mapping[str, Kind], declared: 
             raise DataError(complain(f"columns.{side}.{column.name}", found, "a column of the source"))
     used = used_columns(table.names, known, declared)
     for column in used:
-        table.check(column.name, lists=column.kind == "multi")
+        table.check(column.name, lists=column.kind == "multi", side=side)
     return used
 
 

@@ -25,12 +25,9 @@ NO_PLAY = "playcount is 0, which is no play"
 NOT_AN_ID = f"is longer than {MAX_ID_CHARS} characters or holds control characters"
 _MACROS = f"""
 CREATE MACRO no_id(x) AS length(x) > {MAX_ID_CHARS} OR regexp_matches(x, '{CONTROL}');
-CREATE MACRO named(x) AS CASE WHEN NOT blank(x) THEN trim(x) END;
-CREATE MACRO truth(x) AS CASE WHEN lower(trim(x)) IN ('true', 'yes', 'y', 't', '1', '1.0') THEN true
-    WHEN lower(trim(x)) IN ('false', 'no', 'n', 'f', '0', '0.0') THEN false END;
-CREATE MACRO part(x) AS CASE WHEN regexp_full_match(trim(x), '[0-9]{{1,18}}([.][0-9]*)?')
-    THEN TRY_CAST(regexp_extract(trim(x), '^[0-9]+') AS BIGINT) END;
-CREATE MACRO place(x) AS CASE WHEN regexp_full_match(trim(x), '[0-9]+([.]0*)?') THEN part(x) END;
+CREATE MACRO named(x) AS CASE WHEN NOT blank(x) THEN bare(x) END;
+CREATE MACRO truth(x) AS CASE WHEN lower(bare(x)) IN ('true', 'yes', 'y', 't') OR number(x) = 1 THEN true
+    WHEN lower(bare(x)) IN ('false', 'no', 'n', 'f') OR number(x) = 0 THEN false END;
 """
 _OPTIONAL = {  # columns of single plays and the macro that reads their cells
     "session": "named",
@@ -211,7 +208,7 @@ def make_events(con: duckdb.DuckDBPyConnection, plays: Table, report: Report) ->
     time = f"seconds({plays.sql('timestamp')})" if "timestamp" in plays.names else "0"
     fold = "NULL"
     if "split" in plays.names:
-        fold = f"CASE trim({plays.sql('split')}) WHEN 'train' THEN 0 WHEN 'valid' THEN 1 WHEN 'test' THEN 2 END"
+        fold = f"CASE bare({plays.sql('split')}) WHEN 'train' THEN 0 WHEN 'valid' THEN 1 WHEN 'test' THEN 2 END"
     optional = {name: f"{macro}({plays.sql(name)})" for name, macro in _OPTIONAL.items() if name in plays.names}
     shown = "".join(f", {value} AS {name}" for name, value in optional.items())
     con.execute(
@@ -221,6 +218,8 @@ def make_events(con: duckdb.DuckDBPyConnection, plays: Table, report: Report) ->
             FROM good_plays p JOIN users u ON u.id = p.{plays.sql("user_id")}
             JOIN tracks t ON t.id = p.{plays.sql("track_id")}"""
     )
+    if "timestamp" in plays.names and (doubt := times.doubt(con, plays.sql("timestamp"), plays.places)):
+        report.warnings.append(f"{plays.path.name}: timestamp: {doubt}")
     for name, value in optional.items():
         cell = plays.sql(name)
         bad, example, row = con.execute(
@@ -273,7 +272,7 @@ def check_split_values(con: duckdb.DuckDBPyConnection, plays: Table) -> None:
     split = plays.sql("split")
     bad = con.execute(
         f"""SELECT arg_min(coalesce({split}, ''), rowid), min(rowid, 1) FROM raw_plays
-            WHERE coalesce(trim({split}), '') NOT IN ('train', 'valid', 'test')"""
+            WHERE coalesce(bare({split}), '') NOT IN ('train', 'valid', 'test')"""
     ).fetchall()[0]
     if bad[0] is not None:
         where = f"{plays.path}: split ({plays.places(bad[1])})"

@@ -217,11 +217,27 @@ def yaml_lines(tracks: Sequence[Column], users: Sequence[Column]) -> list[str]:
     lines = ["columns:"]
     for side, columns in (("tracks", tracks), ("users", users)):
         lines += [f"  {side}:"] * bool(columns)
-        for column in columns:
-            plain = column.name.isascii() and column.name.isidentifier() and column.name.lower() not in _YAML_WORDS
-            name = column.name if plain else json.dumps(column.name, ensure_ascii=False)
-            lines.append(f"    {name}: {{kind: {column.kind}}}")
+        lines += [f"    {_entry(column)}" for column in columns]
     return lines
+
+
+def declaration(side: str, column: Column) -> str:
+    """Returns the whole YAML that declares one column, on one line.
+
+    Args:
+        side: `tracks` or `users`.
+        column: the column.
+
+    Returns:
+        The line.
+    """
+    return f"columns: {{{side}: {{{_entry(column)}}}}}"
+
+
+def _entry(column: Column) -> str:
+    plain = column.name.isascii() and column.name.isidentifier() and column.name.lower() not in _YAML_WORDS
+    name = column.name if plain else json.dumps(column.name, ensure_ascii=False)
+    return f"{name}: {{kind: {column.kind}}}"
 
 
 _YAML_WORDS = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")

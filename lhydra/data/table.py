@@ -8,7 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from lhydra.data.csv_text import CSV, Dialect, records
-from lhydra.data.schema import PLAY_COLUMNS
+from lhydra.data.dataset import Column
+from lhydra.data.schema import PLAY_COLUMNS, declaration
 from lhydra.errors import DataError, complain
 
 
@@ -95,19 +96,25 @@ class Table:
         """
         return self.derived is not None or (bool(self.types) and _is_time(self.kind(name)))
 
-    def check(self, name: str, *, lists: bool = False) -> None:
+    def check(self, name: str, *, lists: bool = False, side: str = "") -> None:
         """Checks that the column `name` has a type that can be used, before its rows are read.
 
         Args:
             name: of the column.
             lists: whether it may hold lists.
+            side: of the section `columns` of a configuration that could declare lists, '' where none is read.
 
         Raises:
             DataError: the type cannot be used.
         """
         if (not self.types and not self.is_list(name)) or (self.readable(name) and (lists or not self.is_list(name))):
             return
-        expected = "kind: multi" if self.readable(name) and name not in PLAY_COLUMNS else _expected(name)
+        expected = _expected(name)
+        if self.readable(name) and name not in PLAY_COLUMNS:  # a list where one value is wanted
+            expected = "one text or number per cell"
+            if side:
+                line = declaration(side, Column(name, "multi"))
+                expected += f"; to use its lists, put the line `{line}` into a YAML file and add --config FILE"
         found = "a column of lists" if self.derived else f"a column of {self.kind(name)}"
         raise DataError(complain(f"{self.path}: {name}", found, expected))
 

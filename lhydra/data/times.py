@@ -4,6 +4,8 @@ DuckDB's casts also take underscores, hexadecimal digits, zone names and whateve
 spelling is decided on, and `docs/data-format.md` lists them.
 """
 
+from collections.abc import Callable, Sequence
+
 import duckdb
 
 _SPACE = " \t\n\v\f\r\u00a0"
@@ -17,7 +19,7 @@ _PLAIN = (
     "(?:19|20)[0-9]{2}-[0-9]{2}-[0-9]{2}"
     "(?:[T ][0-9]{2}:[0-9]{2}:[0-9]{2}(?:[.][0-9]{1,6})?(?:Z|[+-][0-9]{2}:[0-9]{2})?)?"
 )
-_SMALL = 100_000_000  # below it a number of seconds lies in the first years after 1970
+SMALL = 100_000_000  # seconds, March 1973: below it a number may be a date, and a time is hardly that of a play
 _MACROS = rf"""
 CREATE MACRO bare(x) AS trim(x, '{_SPACE}');
 CREATE MACRO blank(x) AS x IS NULL OR x = '' OR (x < '!' OR left(x, 1) = '{_SPACE[-1]}') AND bare(x) = '';
@@ -27,6 +29,10 @@ CREATE MACRO real_number(x) AS
 CREATE MACRO number(x) AS
     CASE WHEN regexp_full_match(x, '{_FEW_DIGITS}') THEN CAST(x AS DOUBLE)
     WHEN abs(real_number(x)) <= 3.4e38 THEN real_number(x) END;
+CREATE MACRO part(x) AS
+    CASE WHEN regexp_full_match(bare(x), '[+]?[0-9]{{1,18}}') THEN CAST(bare(x) AS BIGINT)
+    WHEN number(x) >= 0 AND number(x) < 1e18 THEN CAST(floor(number(x)) AS BIGINT) END;
+CREATE MACRO place(x) AS CASE WHEN number(x) = floor(number(x)) THEN part(x) END;
 CREATE MACRO year_of(x) AS CASE WHEN regexp_matches(bare(x), '^[0-9]{{4}}-') THEN left(bare(x), 4) ELSE x END;
 CREATE MACRO calendar_year(x) AS
     CASE WHEN number(year_of(x)) BETWEEN 1000 AND 2999 THEN number(year_of(x)) END;
@@ -89,12 +95,41 @@ def decide_dates(con: duckdb.DuckDBPyConnection, table: str, cell: str, *, typed
         f"""SELECT count(*) FILTER (is_date(v)), count(*) FILTER (is_year(v)),
             count(*) FILTER (NOT is_date(v) AND NOT is_year(v)), arg_min(x, r) FILTER (is_date(v) OR is_year(v))
             FROM (SELECT {cell} AS x, number({cell}) AS v, rowid AS r FROM {table}
-                WHERE TRY_CAST({cell} AS DOUBLE) < {_SMALL}) WHERE v > 0"""
+                WHERE TRY_CAST({cell} AS DOUBLE) < {SMALL}) WHERE v > 0"""
     ).fetchall()[0]
     if others > dates + years:
         con.execute("CREATE OR REPLACE MACRO with_dates() AS false")
-        if dates + years:
-            return f"{dates + years:,} like {example!r} are read as seconds of 1970, as most small numbers here are"
+        if few := dates + years:
+            read = "cell like {!r} is" if few == 1 else "cells like {!r} are"
+            return f"{few:,} {read.format(example)} read as seconds of 1970, as most small numbers here are"
     elif dates:
-        return f"{dates:,} of 8 digits are read as dates (YYYYMMDD), not as seconds of 1970"
+        read = "cell of 8 digits is read as a date" if dates == 1 else "cells of 8 digits are read as dates"
+        return f"{dates:,} {read} (YYYYMMDD), not as seconds of 1970"
     return ""
+
+
+def doubt(con: duckdb.DuckDBPyConnection, cell: str, places: Callable[[Sequence[int]], str]) -> str:
+    """Doubts times that mostly lie in the first years after 1970: months, days or a wrong unit, read as seconds.
+
+    Args:
+        con: the connection that holds `events` and `good_plays`.
+        cell: the SQL name of the column.
+        places: says where rows are.
+
+    Returns:
+        What to say of it, '' where at least half of the known times are later.
+    """
+    known, old, row = con.execute(
+        f"""SELECT count(*) FILTER (time > 0), count(*) FILTER (time > 0 AND time < {SMALL}),
+            min(row) FILTER (time > 0 AND time < {SMALL}) FROM events"""
+    ).fetchall()[0]
+    if 2 * old <= known:
+        return ""
+    example, read = con.execute(
+        f"SELECT {cell}, CAST(make_timestamp(seconds({cell}) * 1000000) AS VARCHAR) FROM good_plays WHERE row = {row}"
+    ).fetchall()[0]
+    first = f"the first, {example[:40]!r}, {places([row])}, is read as {read}"
+    return (
+        f"{old:,} of {known:,} known times lie before March 1973 ({first}); if they do not, give Unix seconds or "
+        "full dates such as 2020-06-30, or name the column otherwise to go without times"
+    )

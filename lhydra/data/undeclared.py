@@ -1,9 +1,6 @@
 """Columns of a source that nothing declares: named, with the YAML lines that would use them."""
 
-import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import duckdb
 
@@ -111,8 +108,7 @@ def _look(
     looked: dict[str, tuple[Kind, str | None]] = {}
     for name in names:
         column = table.sql(name)
-        cells = con.execute(f"SELECT DISTINCT {column} FROM sample").fetchall()
-        kind: Kind = "multi" if table.is_list(name) else _kind([cell for (cell,) in cells if cell])
+        kind: Kind = "multi" if table.is_list(name) else _kind(con, column)
         describes = None
         for key, side in reversed(keys):
             varied = con.execute(
@@ -125,14 +121,11 @@ def _look(
     return looked
 
 
-def _kind(cells: Sequence[Any]) -> Kind:
-    def is_number(cell: str) -> bool:
-        try:
-            return math.isfinite(float(cell))
-        except ValueError:
-            return False
-
-    if cells and all(is_number(cell) for cell in cells):
+def _kind(con: duckdb.DuckDBPyConnection, column: str) -> Kind:
+    """Returns the kind that a column of the sample looks like: a number is what a numeric column would read as one."""
+    found = con.execute(f"SELECT DISTINCT {column}, number({column}) FROM sample WHERE NOT blank({column})").fetchall()
+    if found and all(number is not None for _, number in found):
         return "numeric"
+    cells = [cell for cell, _ in found]
     listed = sum(read_list(cell) is not None for cell in cells)
     return "multi" if 2 * listed > len(cells) or any("|" in cell for cell in cells) else "categorical"
