@@ -1,10 +1,10 @@
 """Formats of other programs, a module for each family; docs/formats.md says how to add one."""
 
-from lhydra.data.formats import lastfm, spotify
+from lhydra.data.formats import lastfm, listenbrainz, spotify
 from lhydra.data.formats.format import Export, Format, Tables
 from lhydra.errors import DataError, complain
 
-FORMATS: tuple[Format, ...] = (*spotify.FORMATS, *lastfm.FORMATS)
+FORMATS: tuple[Format, ...] = (*spotify.FORMATS, *listenbrainz.FORMATS, *lastfm.FORMATS)
 
 
 def open_export(export: Export, name: str) -> tuple[Format | None, Tables | None]:

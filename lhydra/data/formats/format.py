@@ -1,5 +1,7 @@
 """What a format of another program is: how its files are recognised, and how its rows become those of our tables."""
 
+import glob
+import os
 import re
 import zlib
 from collections.abc import Callable, Sequence
@@ -147,6 +149,38 @@ def not_read(export: Export, read: Sequence[Sample], why: str = "") -> tuple[str
     left = sorted({sample.path.name for sample in export.samples if sample not in read})
     more = f" and {len(left) - 5:,} more" if len(left) > 5 else ""
     return (f"not read: {', '.join(left[:5])}{more}{why}",) if left else ()
+
+
+def by_folder(export: Export, folders: Sequence[Path]) -> list[str]:
+    """Returns whose listening lies in each folder, where a folder is a person's as the files do not say.
+
+    Args:
+        export: its files.
+        folders: of some of them.
+
+    Returns:
+        What was said; the name of the export where there is one folder; else those by which the folders differ.
+    """
+    found = [folder.resolve() for folder in folders]
+    common = Path(os.path.commonpath(found)) if found else Path()
+    if export.user is not None or len(set(found)) == 1:
+        here, alone = export.path.resolve(), export.path.is_file() or glob.has_magic(str(export.path))
+        beside = export.user is None and alone and not here.name.lower().endswith(".zip") and str(export.path) != "-"
+        return [common.name if beside else export.person()] * len(found)
+    parts = [folder.relative_to(common).parts for folder in found]
+    return [within[0] if within else export.person() for within in parts]
+
+
+def milliseconds(seconds: str) -> str:
+    """Returns the SQL of a length in whole milliseconds.
+
+    Args:
+        seconds: SQL of the seconds; what cannot be read stays as it is.
+
+    Returns:
+        An SQL expression.
+    """
+    return f"coalesce(CAST(TRY_CAST(round(number({seconds}) * 1000) AS BIGINT) AS VARCHAR), {seconds})"
 
 
 def skip(ms: str, given: str = "NULL") -> str:

@@ -1,11 +1,8 @@
 """Exports of Spotify: the listening of an account over a year, and the extended history of all its years."""
 
-import glob
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
-from lhydra.data.formats.format import Export, Format, Sample, Tables, json_table, not_read, skip, start
+from lhydra.data.formats.format import Export, Format, Sample, Tables, by_folder, json_table, not_read, skip, start
 from lhydra.data.songs import SAID
 
 _ENDS = "times are the ends of plays, and were turned into their starts by the time listened"
@@ -15,20 +12,7 @@ _NOT_TRACKS = "CASE WHEN episodeName IS NOT NULL OR podcastName IS NOT NULL THEN
 
 def _people(export: Export, files: Sequence[Sample]) -> list[tuple[Sample, str]]:
     """Returns whose listening each file is: a folder is a person's, as the files do not say."""
-    folders = [sample.path.resolve().parent for sample in files]
-    if export.user is not None or (len(set(folders)) == 1 and not _is_within(export, folders[0])):
-        return [(sample, export.person()) for sample in files]
-    if len(set(folders)) == 1:
-        return [(sample, export.person(Sample(folders[0], "", ""))) for sample in files]
-    common = Path(os.path.commonpath(folders))
-    within = [folder.relative_to(common).parts for folder in folders]
-    return [(sample, parts[0] if parts else export.person()) for sample, parts in zip(files, within, strict=True)]
-
-
-def _is_within(export: Export, folder: Path) -> bool:
-    """Whether the export is a file or a pattern in the folder, which then is the person's."""
-    here = export.path.resolve()
-    return (here.parent == folder or glob.has_magic(str(export.path))) and not here.is_dir()
+    return list(zip(files, by_folder(export, [sample.path.parent for sample in files]), strict=True))
 
 
 def _notes(people: Sequence[tuple[Sample, str]]) -> tuple[str, ...]:
