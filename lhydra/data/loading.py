@@ -91,7 +91,9 @@ def _read(con: duckdb.DuckDBPyConnection, table: Table, part: Part, select: str,
         con.execute(f"{select} {rows}{tail}", [str(path)])
 
     names = (
-        [f'"{name}"' for name in table.derived.file] if table.derived else [f"c{i}" for i in range(len(table.names))]
+        ['"' + name.replace('"', '""') + '"' for name in table.derived.file]
+        if table.derived
+        else [f"c{i}" for i in range(len(table.names))]
     )
     if table.derived and table.derived.json:
         path, size = json_text.checked(part.path, folder)

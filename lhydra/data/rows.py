@@ -92,7 +92,8 @@ def check_plays(con: duckdb.DuckDBPyConnection, source: Source, report: Report) 
             ("coalesce(time, -1) < 0", NOT_A_TIME),
         ]
     matches: list[str] = []
-    if tracks := source.beside_plays("tracks"):
+    tracks = source.beside_plays("tracks")
+    if tracks and not tracks.derived:  # exports often describe a part of what was played
         known = f"SELECT {tracks.sql('track_id')} FROM raw_tracks WHERE {tracks.sql('track_id')} IS NOT NULL"
         if con.execute(f"SELECT 1 FROM played_tracks WHERE id NOT IN ({known}) LIMIT 1").fetchall():
             cases.append((f"track NOT IN ({known})", f"track_id is not in {tracks.path.name}"))
@@ -154,7 +155,8 @@ def describe(
     own_file = source.beside_plays(side) is not None
     key = f"{side[:-1]}_id"
     own = f"SELECT DISTINCT {table.sql(key)} AS id FROM good_{side}"
-    if own_file and side == "tracks":
+    closed = own_file and side == "tracks" and not table.derived
+    if closed:
         ids = own
     else:
         ids = f"SELECT DISTINCT {source.plays.sql(key)} AS id FROM good_plays"
@@ -162,7 +164,7 @@ def describe(
             ids = f"SELECT id FROM played_{side}"
     if own_file:
         _keep_named(con, table, side, report)
-        ids = ids if side == "tracks" else f"{own} UNION {ids}"
+        ids = ids if closed else f"{own} UNION {ids}"
     rows = f"good_{side}" if own_file else "good_plays"
     id_column = table.sql(key)
     values = [_value(con, table, column, rows, report) for column in columns]

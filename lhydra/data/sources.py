@@ -181,7 +181,7 @@ def _is_tables(found: Path | list[Path]) -> bool:
     if not files[0].name.lower().endswith(EXTENSIONS) or not files[0].stat().st_size:
         return False
     try:
-        names = set(map(canonical, _open_file(files[0], _dialect(files[0], ReadSettings())).names))
+        names = set(map(canonical, _open_file(files[0], ReadSettings()).names))
     except DataError:
         return False
     return set(_IDS) <= names
@@ -295,7 +295,7 @@ def open_table(
     Raises:
         DataError: it is not a table, or lacks a required column.
     """
-    opened = [_open_file(file, _dialect(file, read)) for file in files]
+    opened = [_open_file(file, read) for file in files]
     first = opened[0]
     parts = []
     for table in opened:
@@ -349,10 +349,10 @@ def _dialect(file: Path, read: ReadSettings) -> Dialect:
     return replace(CSV, sep=sep, header=read.header)
 
 
-def _open_file(path: Path, dialect: Dialect) -> Table:
+def _open_file(path: Path, read: ReadSettings) -> Table:
     """Returns a table of one file, with the names that the file has."""
-    lower = path.name.lower()
-    said = dialect not in (CSV, replace(CSV, sep="\t"))  # then whoever says so knows that it is text
+    lower, dialect = path.name.lower(), _dialect(path, read)
+    said = read.sep is not None or not read.header  # then whoever says so knows that it is text
     if not lower.endswith(EXTENSIONS) and (not said or path.is_dir()):
         expected = f"a .csv, .csv.gz, .tsv or .parquet file (of another name: --sep), or an export ({formats.listed()})"
         raise DataError(complain(path, f"a {path.suffix or 'nameless'} file", expected))

@@ -1,10 +1,16 @@
 """Formats of other programs, a module for each family; docs/formats.md says how to add one."""
 
-from lhydra.data.formats import lastfm, listenbrainz, spotify
+from lhydra.data.formats import lastfm, listenbrainz, movielens, recbole, spotify
 from lhydra.data.formats.format import Export, Format, Tables
 from lhydra.errors import DataError, complain
 
-FORMATS: tuple[Format, ...] = (*spotify.FORMATS, *listenbrainz.FORMATS, *lastfm.FORMATS)
+FORMATS: tuple[Format, ...] = (
+    *spotify.FORMATS,
+    *listenbrainz.FORMATS,
+    *recbole.FORMATS,
+    *movielens.FORMATS,
+    *lastfm.FORMATS,
+)
 
 
 def open_export(export: Export, name: str) -> tuple[Format | None, Tables | None]:
