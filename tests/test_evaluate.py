@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lhydra import console
+from lhydra.bundle import catalog_writer
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.model import ModelInfo
 from lhydra.cli import main
@@ -431,16 +432,39 @@ def test_a_refitted_model_is_measured_on_the_test_fold_only_and_said_to_be_one(
     asked = ["evaluate", str(dataset.path), "--model", "m", "--baselines", "popular"]
     assert main([*asked, "--as-of", "valid"]) == 0
     monkeypatch.setitem(MODEL_INFO, "fitted_on", "train and valid")
+    embed: Any = catalog_writer.unpublished_bundle
+    embedded: list[object] = []
+
+    def watched(*given: Any) -> Any:
+        embedded.append(given)
+        return embed(*given)
+
+    monkeypatch.setattr(catalog_writer, "unpublished_bundle", watched)
     capsys.readouterr()
     recommender.queries.clear()
     assert main([*asked, "--as-of", "valid"]) == 1
     captured = capsys.readouterr()
     assert (captured.out, recommender.queries) == ("", [])
+    assert embedded == []
     expected = "--as-of: found valid, from which m has learned (--refit), expected test"
     assert captured.err == f"lhydra evaluate: {expected}\n"
     assert main(asked) == 0
     second = capsys.readouterr().out.splitlines()[1]
     assert second == "the model learned from the valid fold too (--refit), the baselines did not"
+
+
+@pytest.mark.parametrize("mask", ["seen", "train"])
+def test_a_fold_with_nothing_to_predict_is_refused_before_anything_is_opened(
+    tmp_path: Path, installed: Fake, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mask: str
+) -> None:
+    plays = [(user, user % 3, fold) for user in range(6) for fold in (TRAIN, TEST)]
+    dataset = write_dataset(tmp_path / "d", names("u", 6), names("t", 4), plays)
+    installed(FakeRecommender(FakeCatalog(names("t", 4))))
+    monkeypatch.setattr("lhydra.bundle.model.Model.open", lambda path: pytest.fail("the model was opened"))
+    asked = ["evaluate", str(dataset.path), "--model", "m", "--baselines", "none", "--mask", mask]
+    for fold, found in (("test", "only tracks heard before"), ("valid", "no plays")):
+        assert main([*asked, "--as-of", fold]) == 1
+        assert f"{fold} fold: found {found}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("flags", "module"), [([], "implicit"), (["--report", "r.html"], "plotly")])

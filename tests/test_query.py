@@ -66,6 +66,17 @@ def test_recommend_sends_every_flag(fake: FakeRecommender) -> None:
     assert fake.seen == [expected]
 
 
+def test_ids_with_commas_are_asked_for_one_by_one_in_their_order(fake: FakeRecommender) -> None:
+    flags = ["--exclude", "t1,t2", "--exclude-id", "a,b", "--exclude-id=-,-", "--exclude", "t3"]
+    flags += ["--history-id", "x, y", "--history", "t4,t5", "--history-id", ","]
+    for _ in range(2):  # nothing is left over from the time before
+        assert query("recommend", "ana", *flags) == 0
+    expected = pb.RecommendRequest(user_id="ana", k=10, exclude_track_ids=["t1", "t2", "a,b", "-,-", "t3"])
+    for track in ("x, y", "t4", "t5", ","):
+        expected.history.entries.add(track_id=track, count=1)
+    assert fake.seen == [expected] * 2
+
+
 def test_recommend_sends_the_filter_of_the_flags(fake: FakeRecommender) -> None:
     flags = ["--genre", "Jazz", "--genre", "R&B, Soul", "--artist", "Ana Sol", "--artist", "東京"]
     flags += ["--min-year", "1990", "--max-year", "0", "--no-explicit", "--decay-repeats"]

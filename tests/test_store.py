@@ -5,6 +5,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from lhydra.bundle.manifest import Manifest, OperatingPoint, current_bundle_id
 from lhydra.bundle.model import Model
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset, user_states
-from lhydra.errors import LhydraError
+from lhydra.errors import ConfigError, LhydraError, StoreLocked
 from lhydra.recommender import Recommender
 from lhydra_index_builder import store as stores
 from lhydra_index_builder.build import rebuild
@@ -66,6 +67,39 @@ def test_a_rebuild_that_fails_leaves_the_store_as_it_was(
     monkeypatch.undo()
     assert (sorted(path.name for path in store.iterdir()), current_bundle_id(store)) == before
     Bundle.open(store)
+
+
+def test_a_store_in_use_is_noticed_before_the_model_is_read(
+    store: Path, tiny_model: Path, tiny_dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Model, "open", lambda *given: pytest.fail("the model was read"))
+    with stores.building(store, "another"), pytest.raises(StoreLocked, match="found another by process"):
+        rebuild(tiny_model, tiny_dataset, store, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"recipe": "IVF8,Nonsense"}, "recipe: found IVF8,Nonsense, expected flat or a FAISS factory string"),
+        (
+            {"recipe": "IVF4096,Flat"},
+            "recipe IVF4096,Flat: found 4,096 lists, expected at most one for each of 400 tra",
+        ),
+        ({"recipe": "auto", "max_bytes_per_track": 1}, "--max-bytes-per-track: found 1, expected at least"),
+    ],
+)
+def test_a_recipe_of_which_nothing_comes_is_refused_before_the_model_is_read(
+    wrong: dict[str, Any],
+    message: str,
+    tmp_path: Path,
+    tiny_model: Path,
+    tiny_dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Model, "open", lambda *given: pytest.fail("the model was read"))
+    with pytest.raises(ConfigError, match=message):
+        rebuild(tiny_model, tiny_dataset, tmp_path / "new", replace(SETTINGS, **wrong))
+    assert not (tmp_path / "new").exists()
 
 
 def test_current_is_named_only_after_the_bundle_is_in_place(

@@ -50,6 +50,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="ID,...",
         help="plays, oldest first, for an unknown user",
     )
+    for flag, what in (("exclude", "a track never to return"), ("history", "the next play")):
+        text = f"{what}, its id as it is, commas and all; again for more"
+        recommend.add_argument(f"--{flag}-id", dest=flag, action="append", metavar="ID", help=text)
     recommend.add_argument(
         "--profile", type=_column, nargs="+", action="extend", default=[], metavar="NAME=VALUE",
         help="profile columns for an unknown user, such as age=31 country=Chile",

@@ -27,7 +27,7 @@ from lhydra.bundle.embedding import SHARD
 from lhydra.bundle.exact import nearest_of_many
 from lhydra.bundle.index import FLAT, Index, use_threads
 from lhydra.bundle.manifest import Manifest, current_bundle_id
-from lhydra.bundle.model import GRAPHS, REFITTED, Model, Quality
+from lhydra.bundle.model import GRAPHS, REFITTED, Model, ModelInfo, Quality
 from lhydra.console import progress
 from lhydra.data.dataset import AsOf, Dataset, user_states
 from lhydra.domain import F32, I64
@@ -86,6 +86,8 @@ def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildSetti
         StoreLocked: another process is building in the store.
         BundleError: the finished bundle does not open from disk, or (BundleRefused) its gate refused it.
     """
+    store.check_free(path, "lhydra index rebuild")
+    recipe.check(config.recipe, dataset.n_tracks, ModelInfo.read(model_path).dim, config.max_bytes_per_track)
     threads = plan.cores(config.threads)
     model = Model.open(model_path)
     processes = threads if dataset.n_tracks > 2 * SHARD else 1

@@ -24,6 +24,7 @@ import numpy as np
 from lhydra.bundle.embedding import Run
 from lhydra.bundle.index import FLAT, Index
 from lhydra.bundle.manifest import CurvePoint, IndexChoice
+from lhydra.bundle.recipes import lists_of, untrained
 from lhydra.errors import ConfigError, complain
 from lhydra_index_builder.index_parts import VectorFile, build
 from lhydra_index_builder.sweep import MeasuredPoint, Truth, exact_latency, search_cost, sweep
@@ -72,6 +73,27 @@ def ladder(n: int, dim: int, max_bytes: int = 0) -> list[str]:
         least = math.ceil(min(size for _, size in steps))
         raise ConfigError(complain("--max-bytes-per-track", max_bytes, f"at least {least} for {dim} numbers a track"))
     return list(dict.fromkeys(fits))
+
+
+def check(recipe: str, n: int, dim: int, max_bytes: int = 0) -> None:
+    """Refuses, before anything is embedded, a recipe of which it is plain that no index comes of it.
+
+    Args:
+        recipe: `auto`, `flat` or a FAISS factory string.
+        n: tracks.
+        dim: width of their vectors.
+        max_bytes: most bytes of the index per track, 0 for no limit.
+
+    Raises:
+        ConfigError: FAISS does not know the recipe, it has more lists than there are tracks, or none of `auto` is
+            small enough.
+    """
+    if recipe == AUTO:
+        ladder(n, dim, max_bytes)
+    elif recipe != FLAT:
+        untrained(dim, recipe)
+        if (lists := lists_of(recipe)) > n:
+            raise ConfigError(complain(f"recipe {recipe}", f"{lists:,} lists", f"at most one for each of {n:,} tracks"))
 
 
 def choose(

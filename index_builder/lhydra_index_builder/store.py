@@ -70,6 +70,25 @@ def building(store: Path, what: str) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def check_free(store: Path, what: str) -> None:
+    """Refuses a store in which somebody is building, before work that would then be for nothing.
+
+    Nothing is made or kept: the lock is taken and let go, if there is one.
+
+    Args:
+        store: it need not exist.
+        what: the command, named to a second builder at that moment.
+
+    Raises:
+        BundleMissing: `store` is a file, or a folder of something else.
+        StoreLocked: another process is building.
+    """
+    check_place(store)
+    if (store / LOCK).exists():
+        with _locked(store, what):
+            pass
+
+
 @contextlib.contextmanager
 def _naming_store(store: Path) -> Iterator[None]:
     """Makes an OSError without a file name, as writing raises, name the store."""

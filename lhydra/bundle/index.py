@@ -20,7 +20,7 @@ import numpy.typing as npt
 from lhydra.bundle.exact import in_order
 from lhydra.bundle.inverted import InvertedFile
 from lhydra.bundle.manifest import OperatingPoint
-from lhydra.bundle.recipes import BLOCK, knob, lists_of, parameters, sample_rows, transforms
+from lhydra.bundle.recipes import BLOCK, knob, lists_of, parameters, sample_rows, transforms, untrained
 from lhydra.domain import F16, F32, I64
 from lhydra.errors import BundleCorrupt, ConfigError, complain
 
@@ -246,10 +246,7 @@ class Index:
         """
         if recipe == FLAT:
             return cls(recipe, DEFAULT_POINT, faiss.IndexFlatIP(dim))
-        try:
-            index = faiss.index_factory(dim, recipe, faiss.METRIC_INNER_PRODUCT)
-        except RuntimeError:
-            raise ConfigError(complain("recipe", recipe, "flat or a FAISS factory string")) from None
+        index = untrained(dim, recipe)
         try:
             if not index.is_trained:
                 index.train(np.ascontiguousarray(sample, np.float32))

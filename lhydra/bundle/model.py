@@ -93,6 +93,8 @@ class ModelInfo:
             ModelError: there is none, its format is another, or a part is missing or of another kind.
         """
         path, expected = folder / "model.json", "a folder made by `lhydra train`"
+        if not folder.exists():
+            raise ModelError(complain(folder, "nothing", expected))
         raw = files.read_json(path, ModelError, expected)
         if raw.get("format") != FORMAT:
             raise ModelError(complain(path, f"format {raw.get('format')!r}", f"format {FORMAT}"))
@@ -161,8 +163,6 @@ class Model:
             ModelError: it is not a sound model.
         """
         path = Path(path)
-        if not path.exists():
-            raise ModelError(complain(path, "nothing", "a folder made by `lhydra train`"))
         info = ModelInfo.read(path)
         files.check(path, info.files, ModelError)
         spec = FeatureSpec.from_json((path / "features.json").read_text(encoding="utf-8"))

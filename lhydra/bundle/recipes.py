@@ -7,8 +7,28 @@ import numpy as np
 
 from lhydra.bundle.manifest import OperatingPoint
 from lhydra.domain import I64
+from lhydra.errors import ConfigError, complain
 
 BLOCK = 65_536  # vectors added at a time
+
+
+def untrained(dim: int, recipe: str) -> Any:
+    """Returns an empty index as FAISS makes it from a recipe.
+
+    Args:
+        dim: width of the vectors.
+        recipe: a FAISS factory string.
+
+    Returns:
+        faiss.Index.
+
+    Raises:
+        ConfigError: FAISS does not know the recipe.
+    """
+    try:
+        return faiss.index_factory(dim, recipe, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError:
+        raise ConfigError(complain("recipe", recipe, "flat or a FAISS factory string")) from None
 
 
 def knob(index: Any) -> str:

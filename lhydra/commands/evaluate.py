@@ -3,9 +3,6 @@
 import argparse
 import importlib.util
 import json
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,12 +11,11 @@ from lhydra import config
 from lhydra.commands.outputs import check_output, is_json_with, is_report
 from lhydra.config import Requirement
 from lhydra.console import print_table
-from lhydra.errors import ConfigError, DataError, MissingExtra, complain
+from lhydra.errors import ConfigError, MissingExtra, complain
 
 if TYPE_CHECKING:
-    from lhydra.bundle.bundle import Bundle
-    from lhydra.data.dataset import Dataset, Mask
-    from lhydra.evaluation.document import CascadeLoss, Document, Interval, Source
+    from lhydra.data.dataset import Mask
+    from lhydra.evaluation.document import CascadeLoss, Document, Interval
     from lhydra.evaluation.run import Moment
 
 HELP = "measure ranking quality on the held-out plays of a dataset, over the full catalogue, beside baselines"
@@ -108,8 +104,11 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: a setting out of range, or settings that do not go together.
     """
+    from lhydra.bundle.model import REFITTED
+    from lhydra.commands.evaluated import opened, training_log
     from lhydra.data.dataset import Dataset
     from lhydra.evaluation.evaluate import evaluate
+    from lhydra.evaluation.run import find_targets
     from lhydra.evaluation.summary import told
     from lhydra.recommender import Recommender
 
@@ -127,28 +126,24 @@ def run(args: argparse.Namespace) -> int:
     if args.report is not None:
         check_installed("plotly", "jinja2")
     dataset, training = Dataset.open(args.dataset), training_log(args.model)
-    with opened(args.model, args.store, dataset) as (bundle, names, fitted):
-        from lhydra.bundle.model import REFITTED
-
-        refitted = names.get("fitted_on") == REFITTED
-        if refitted and settings.as_of == "valid":
-            found = f"valid, from which {args.model or args.store} has learned (--refit)"
-            raise ConfigError(complain("--as-of", found, "test"))
+    as_of, mask = cast("Moment", settings.as_of), cast("Mask", settings.mask)
+    find_targets(dataset, as_of, mask)  # refuses a fold without any before a model embeds its tracks
+    with opened(args.model, args.store, dataset, as_of) as (bundle, names, fitted):
         document = evaluate(
             Recommender(bundle),
             dataset,
-            as_of=cast("Moment", settings.as_of),
+            as_of=as_of,
             ks=ks,
             users=settings.users,
             seed=settings.seed,
             baselines=baselines,
             analyses=args.json is not None or args.report is not None,
             fitted=fitted,
-            mask=cast("Mask", settings.mask),
+            mask=mask,
         )
         document["protocol"] = {"dataset": str(args.dataset), **names, **document["protocol"]}
         document["training"] = training
-        if refitted and baselines:
+        if names.get("fitted_on") == REFITTED and baselines:
             document["summary"].insert(
                 1 + len(told(document["protocol"])),
                 "the model learned from the valid fold too (--refit), the baselines did not",
@@ -183,39 +178,6 @@ def check_installed(*modules: str) -> None:
             raise MissingExtra("eval", module)
 
 
-@contextmanager
-def opened(
-    model: Path | None, store: Path | None, dataset: "Dataset"
-) -> Iterator[tuple["Bundle", "Source", dict[str, Any]]]:
-    """Opens what to evaluate; a model is searched exactly over the dataset's tracks.
-
-    Args:
-        model: folder of a model, or None.
-        store: folder of a store, or None.
-        dataset: whose tracks a model is searched over.
-
-    Yields:
-        The bundle, its names for the protocol, and the split that its model was fitted under, {} where it is unknown.
-    """
-    from lhydra.bundle.bundle import Bundle
-    from lhydra.bundle.catalog_writer import unpublished_bundle
-    from lhydra.bundle.model import Model
-
-    if store is not None:
-        bundle = Bundle.open(store)
-        model_id = bundle.manifest.model_id if bundle.manifest else None
-        parents: dict[str, Any] = {**bundle.manifest.parents} if bundle.manifest else {}
-        named: Source = {"store": str(store), "bundle_id": bundle.bundle_id, "model_id": model_id}
-        yield bundle, {**named, "fitted_on": parents.get("fitted_on")}, parents.get("split", {})
-    elif model is not None:
-        with tempfile.TemporaryDirectory(prefix="lhydra-") as folder:
-            made = Model.open(model)
-            bundle = unpublished_bundle(made, dataset, Path(folder))
-            named = {"model": str(model), "bundle_id": None, "model_id": bundle.bundle_id}
-            split = made.info.parents["split"] if made.info.parents else {}
-            yield bundle, {**named, "fitted_on": made.info.fitted_on}, split
-
-
 def list_lengths(text: str) -> tuple[int, ...]:
     """Reads `--k`.
 
@@ -244,28 +206,6 @@ def chosen_baselines(text: str) -> tuple[str, ...]:
     if text in ("all", "none"):
         return BASELINES if text == "all" else ()
     return tuple(name for name in BASELINES if name in text.split(","))
-
-
-def training_log(model: Path | None) -> list[dict[str, Any]]:
-    """Reads what training measured by epoch.
-
-    Args:
-        model: folder of a model, or None.
-
-    Returns:
-        The lines of its metrics.jsonl; [] where nothing was kept.
-
-    Raises:
-        DataError: a line is no JSON.
-    """
-    path = model / "metrics.jsonl" if model is not None else None
-    if path is None or not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    try:
-        return [json.loads(line, parse_constant=lambda _: None) for line in lines if line.strip()]  # NaN: undefined
-    except ValueError as error:
-        raise DataError(complain(path, str(error), "a JSON object per line")) from None
 
 
 def show(name: str, document: "Document") -> None:
