@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lhydra import config
-from lhydra.commands.outputs import check_output, is_json_with, is_report
+from lhydra.commands.outputs import check_output, is_json_with, is_page
 from lhydra.config import Requirement
 from lhydra.console import print_table
 from lhydra.errors import ConfigError, MissingExtra, complain
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
     if (args.model is None) == (args.store is None):
         raise ConfigError(complain("--model, --store", "neither" if args.model is None else "both", "one of the two"))
     check_output("--json", args.json, is_json_with("protocol", "ranking"))
-    check_output("--report", args.report, is_report)
+    check_output("--report", args.report, is_page("evaluation"))
     if args.json is not None and args.report is not None and args.json.resolve() == args.report.resolve():
         raise ConfigError(complain("--json, --report", f"{args.json} for both", "two files"))
     baselines = chosen_baselines(settings.baselines)

@@ -47,14 +47,18 @@ def is_json_with(*keys: str) -> Callable[[bytes], bool]:
     return is_own
 
 
-def is_report(content: bytes) -> bool:
-    """Says whether a file is a page of `lhydra evaluate --report`.
+def is_page(kind: str) -> Callable[[bytes], bool]:
+    """Makes the test of pages.
 
     Args:
-        content: of the file.
+        kind: what it is a page of: `evaluation`, `dataset`.
 
     Returns:
-        Whether it begins as such a page does.
+        What `check_output` takes: whether a file begins as such a page does.
     """
-    head, _, title = content[:2000].partition(b"<title>")
-    return head.lstrip().startswith(b"<!DOCTYPE html>") and b"Lhydra evaluation</title>" in title
+
+    def is_own(content: bytes) -> bool:
+        head, _, title = content[:4000].partition(b"<title>")
+        return head.lstrip().startswith(b"<!DOCTYPE html>") and f"Lhydra {kind}</title>".encode() in title
+
+    return is_own

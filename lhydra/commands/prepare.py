@@ -5,9 +5,12 @@ import time
 from pathlib import Path
 
 from lhydra import config
+from lhydra.commands.outputs import check_output, is_page
 from lhydra.commands.summary import tell
 from lhydra.console import step_display
 from lhydra.data.settings import PrepareSettings
+from lhydra.errors import ConfigError, complain
+from lhydra.files import write_text
 
 HELP = "check a listening log, split it and write it as a dataset"
 EXTRA = "data"
@@ -55,6 +58,7 @@ the end; one that exists already is replaced, unless its folder holds other thin
 
 example
   lhydra prepare listening/ dataset/ --split temporal
+  lhydra prepare listening/ dataset/ --report prepare.html   # plays by time, user and track, drawn
   lhydra prepare plays.csv.gz dataset/ --config lhydra.yaml --strict
 """
 
@@ -70,6 +74,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="SOURCE", help="a CSV or Parquet file, or a folder of them")
     parser.add_argument("dataset", type=Path, metavar="DATASET", help="folder to write")
     config.add_flags(parser, PrepareSettings)
+    parser.add_argument("--report", type=Path, metavar="FILE.html", help="draw what the log is like as a page")
     parser.add_argument("--json", action="store_true", help="print what dataset.json says, nothing else")
 
 
@@ -87,11 +92,33 @@ def run(args: argparse.Namespace) -> int:
     from lhydra.data.schema import DeclaredColumns
 
     columns = DeclaredColumns.from_config(args.config)
+    if args.report is not None:
+        _check_report(args.report, args.dataset)
     start = time.perf_counter()
     with step_display() as show:
         info = prepare(args.source, args.dataset, settings, columns, lambda step: show(f"{step} ..."))
+        if args.report is not None:
+            from lhydra.data.dataset import Dataset
+            from lhydra.data.page import render
+
+            show("drawing ...")
+            write_text(args.report, render(Dataset.open(args.dataset)))
     if args.json:
         print(info.to_json(), end="")
     else:
         print(tell(info, args.dataset, time.perf_counter() - start))
+        if args.report is not None:
+            print(f"wrote {args.report}: open it in a browser")
     return 0
+
+
+def _check_report(path: Path, dataset: Path) -> None:
+    """Refuses a page that could not be written, before any work."""
+    from lhydra.page.page import tools
+
+    check_output("--report", path, is_page("dataset"))
+    if path.resolve().is_relative_to(dataset.resolve()):
+        raise ConfigError(
+            complain("--report", f"{path} in the dataset", "a file elsewhere: a dataset holds nothing else")
+        )
+    tools()

@@ -26,7 +26,7 @@ def summarise(events: Events, plays: Plays, named: int) -> dict[str, Any]:
     Returns:
         As docs/data-format.md describes the `summary` of dataset.json.
     """
-    per_user, per_track = (_sums(key, events.count) for key in (events.user, events.track))
+    per_user, per_track = (sums(key, events.count) for key in (events.user, events.track))
     total = float(per_user.sum())
     found: dict[str, Any] = {
         "kept": len(events),
@@ -98,13 +98,21 @@ def session_plays(events: Events) -> F64:
     key = np.repeat(offsets, np.diff(starts, append=len(events)))
     key += events.session
     known = events.session >= 0
-    sizes = _sums(key, events.count) if known.all() else _sums(key[known], events.count[known])
+    sizes = sums(key, events.count) if known.all() else sums(key[known], events.count[known])
     return sizes[sizes > 0]  # a gap between folds may have taken whole sessions
 
 
-def _sums(key: npt.NDArray[Any], count: npt.NDArray[np.float32]) -> F64:
-    """Returns the plays of each key; where each row is one play, rows are counted."""
-    single = bool((count == 1).all())
+def sums(key: npt.NDArray[Any], count: npt.NDArray[np.float32]) -> F64:
+    """Adds up the plays of each key.
+
+    Args:
+        key: (n,) whole numbers from 0.
+        count: (n,) float32 plays.
+
+    Returns:
+        (greatest key + 1,) float64.
+    """
+    single = bool((count == 1).all())  # then rows are counted, at half the cost
     return np.bincount(key, None if single else count).astype(np.float64)
 
 

@@ -75,6 +75,13 @@ class Facts(Block):
 
 
 @dataclass(frozen=True)
+class Messages(Block):
+    """What is to know, one below the other; the lines of a message behind its first are text to copy."""
+
+    items: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
 class Checks(Block):
     """Leak checks: (check, verdict, found)."""
 

@@ -84,7 +84,7 @@ def lines(
     x: str,
     y: str,
     series: Sequence[Series],
-    depths: Sequence[int] = (),
+    depths: Sequence[float] = (),
     ticks: str = ".2~f",
     span: Sequence[float] | None = None,
 ) -> Chart:
@@ -132,6 +132,43 @@ def bars(
     ]
     spec = {"kind": "bars", "labels": list(map(_escaped, labels)), "parts": drawn, "x": "share of targets"}
     return Chart(spec, ", ".join(labels))
+
+
+def columns(
+    starts: Sequence[str], heights: Sequence[float], notes: Sequence[str], x: str, y: str, log: bool = False
+) -> Chart:
+    """Draws a column per step of an axis of time, or per bin.
+
+    Args:
+        starts: where each column begins: moments as ISO 8601, or the labels of bins.
+        heights: of the columns, from 0.
+        notes: what each column says when pointed at.
+        x: title of the axis; "" for moments, which need none.
+        y: title of the other axis.
+        log: whether the heights are on a logarithmic axis.
+
+    Returns:
+        The chart.
+    """
+    spec = {"kind": "columns", "heights": list(heights), "notes": list(map(_escaped, notes)), "log": log}
+    spec |= {"starts": list(map(_escaped, starts)), "x": _escaped(x), "y": _escaped(y)}
+    return Chart(spec, f"{y} by {x or 'time'}")
+
+
+def log_lines(x: str, y: str, series: Sequence[Series], ticks: Mapping[str, float]) -> Chart:
+    """Draws lines on two logarithmic axes.
+
+    Args:
+        x: title of the axis.
+        y: title of the other axis.
+        series: of `line_series`, above 0.
+        ticks: what stands at which x.
+
+    Returns:
+        The chart.
+    """
+    chart = lines(x, y, series, list(ticks.values()), ".2~g")
+    return Chart({**chart.spec, "tick_names": list(map(_escaped, ticks)), "log_y": True}, chart.alternative)
 
 
 def _escaped(text: str) -> str:

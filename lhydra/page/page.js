@@ -62,8 +62,30 @@
     return [traces, {
       height: chart.range ? 380 : 320, showlegend: chart.series.length > 1,
       xaxis: { title: { text: chart.x }, zeroline: false, showgrid: false, type: chart.log ? "log" : "linear", ...square,
-        ...(chart.ticks ? { tickvals: chart.ticks, ticktext: chart.ticks.map(String) } : {}) },
-      yaxis: { title: { text: chart.y }, zeroline: false, automargin: true, nticks: 6, tickformat: chart.format, ...square },
+        ...(chart.tick_names ? { tickangle: 0 } : {}),
+        ...(chart.ticks ? { tickvals: chart.ticks, ticktext: chart.tick_names ?? chart.ticks.map(String) } : {}) },
+      yaxis: { title: { text: chart.y }, zeroline: false, automargin: true, nticks: 6, tickformat: chart.format, ...square,
+        ...(chart.log_y ? { type: "log", nticks: undefined, dtick: 1 } : {}) },
+    }];
+  }
+
+  // Columns by time or by bin; a place for each, a name for as many as there is room for.
+  function columns(chart, width) {
+    const n = chart.starts.length, dates = chart.x === "";
+    const every = Math.ceil(n / Math.max(3, Math.floor(width / (dates ? 110 : 44))));
+    const shown = chart.starts.map((_, place) => place).filter((place) => place % every === 0);
+    const least = Math.min(...chart.heights.filter((height) => height > 0));
+    const most = Math.max(...chart.heights);
+    return [[{
+      type: "bar", x: chart.starts.map((_, place) => place), y: chart.heights, marker: { color: color("accent") },
+      hovertext: chart.notes, hovertemplate: "%{hovertext}<extra></extra>",
+    }], {
+      height: 300, bargap: n > 60 ? 0.12 : 0.28,
+      xaxis: { tickvals: shown, ticktext: shown.map((place) => chart.starts[place]), showgrid: false, zeroline: false,
+        range: [-0.6, n - 0.4], tickangle: 0, ...(dates ? {} : { title: { text: chart.x } }) },
+      yaxis: { title: { text: chart.y }, zeroline: false, automargin: true, nticks: 6, tickformat: ",.3~s",
+        ...(chart.log ? { type: "log", dtick: 1, nticks: undefined,
+          range: [Math.log10(least) - 0.3, Math.log10(most) + 0.15] } : {}) },
     }];
   }
 
@@ -84,13 +106,13 @@
     }];
   }
 
-  const kinds = { dots, lines, bars };
+  const kinds = { dots, lines, columns, bars };
   const specs = new Map();
   for (const place of document.querySelectorAll(".chart")) {
     specs.set(place, JSON.parse(place.querySelector("script").textContent));
   }
   function draw(place) {
-    const [traces, layout] = kinds[specs.get(place).kind](specs.get(place));
+    const [traces, layout] = kinds[specs.get(place).kind](specs.get(place), place.clientWidth);
     const quiet = { color: color("soft"), size: 13 };
     const narrow = place.clientWidth < 420;
     for (const axis of [layout.xaxis, layout.yaxis]) {
