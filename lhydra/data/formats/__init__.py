@@ -1,6 +1,6 @@
 """Formats of other programs, a module for each family; docs/formats.md says how to add one."""
 
-from lhydra.data.formats import lastfm, listenbrainz, movielens, recbole, spotify
+from lhydra.data.formats import hetrec, lastfm, listenbrainz, movielens, recbole, spotify, triplets
 from lhydra.data.formats.format import Export, Format, Tables
 from lhydra.errors import DataError, complain
 
@@ -9,7 +9,9 @@ FORMATS: tuple[Format, ...] = (
     *listenbrainz.FORMATS,
     *recbole.FORMATS,
     *movielens.FORMATS,
+    *hetrec.FORMATS,
     *lastfm.FORMATS,
+    *triplets.FORMATS,
 )
 
 

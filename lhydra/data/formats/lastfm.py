@@ -1,15 +1,22 @@
 """Exports of Last.fm: a person's scrobbles as CSV in several dialects, and the research sets made of them."""
 
 import csv
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 
 from lhydra.data.csv_text import CSV
 from lhydra.data.formats.format import BARE_TABS, Export, Format, Sample, Tables, text_table
 from lhydra.data.songs import SAID
+from lhydra.data.table import Table
 
 _MADE = f"tracks without an id of MusicBrainz have one made of {SAID}"
+_MBID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # 01 Jan 2020 12:34; what is no such time stays as it is, to be refused, and an empty cell is an unknown time
-_SPOKEN = "coalesce(CAST(CAST(epoch(try_strptime(trim(played), '%d %b %Y %H:%M')) AS BIGINT) AS VARCHAR), played)"
+_SPOKEN = """CASE WHEN blank(played) THEN NULL ELSE coalesce(
+    CAST(CAST(epoch(try_strptime(trim(played), '%d %b %Y %H:%M')) AS BIGINT) AS VARCHAR), played) END"""
+_TRACK = {"track_id": "nullif(trim(track_mbid), '')", "name": "track", "artist": "artist"}
+_PROFILE = ("listener", "gender", "age", "country", "signup")
 
 
 def _scrobbles(export: Export) -> Tables | None:
@@ -17,36 +24,35 @@ def _scrobbles(export: Export) -> Tables | None:
     files = [sample for sample in export.samples if sample.name.endswith(".csv")]
     if not files:
         return None
-    header = files[0].header()
-    users = [(sample, export.person(sample)) for sample in files]
-    if {"artist", "track", "uts"} <= set(header):
-        columns = {
-            "user_id": "$person",
-            "track_id": "nullif(trim(track_mbid), '')" if "track_mbid" in header else "NULL",
-            "timestamp": "uts",
-            "name": "track",
-            "artist": "artist",
-        } | ({"album": "album"} if "album" in header else {})
+    users = _people(export, files)
+    header = set(files[0].header())
+    if {"artist", "track", "uts"} <= header:
+        columns = {"user_id": "$person", "timestamp": "uts"} | _TRACK
+        columns |= {"album": "album"} if "album" in header else {}
+        columns |= {} if "track_mbid" in header else {"track_id": "NULL"}
         table = text_table(export.path, users, CSV, columns, key="song_id(artist, track)")
     elif all(_is_spoken(sample) for sample in files):
-        columns = {
-            "user_id": "$person",
-            "track_id": "NULL",
-            "timestamp": _SPOKEN,
-            "name": "track",
-            "artist": "artist",
-            "album": "album",
-        }
-        # a time that cannot be read is one: not the empty cell that stands for "unknown"
-        columns["timestamp"] = (
-            f"CASE WHEN trim(played) = '' THEN NULL ELSE coalesce(({columns['timestamp']})::VARCHAR, played) END"
-        )
+        columns = {"user_id": "$person", "timestamp": _SPOKEN, "album": "album"} | _TRACK | {"track_id": "NULL"}
         names = ("artist", "album", "track", "played")
         bare = replace(CSV, header=False)
         table = text_table(export.path, users, bare, columns, names=names, key="song_id(artist, track)")
     else:
         return None
-    return Tables(table, notes=(_MADE, f"{len(users):,} files, each one user's"))
+    people = sorted({person for _, person in users})
+    more = f" and {len(people) - 5:,} more" if len(people) > 5 else ""
+    return Tables(table, notes=(_MADE, f"each file is one user's: {', '.join(people[:5])}{more}"))
+
+
+def _people(export: Export, files: Sequence[Sample]) -> list[tuple[Sample, str]]:
+    """Whose each file is; files of one name in several folders are several people's, and go by their paths."""
+    people = [export.person(sample) for sample in files]
+    if export.user is None and len(set(people)) < len(people):
+        folder = export.path.resolve()
+        paths = [sample.path.resolve() for sample in files]
+        people = [
+            str(path.relative_to(folder) if path.is_relative_to(folder) else path).partition(".")[0] for path in paths
+        ]
+    return list(zip(files, people, strict=True))
 
 
 def _is_spoken(sample: Sample) -> bool:
@@ -66,20 +72,49 @@ def _thousand(export: Export) -> Tables | None:
     files = [sample for sample in export.samples if _is_1k(sample)]
     if not files:
         return None
-    columns = {
-        "user_id": "user",
-        "track_id": "nullif(trim(track_mbid), '')",
-        "timestamp": "time",
-        "name": "track",
-        "artist": "artist",
-    }
-    names = ("user", "time", "artist_mbid", "artist", "track_mbid", "track")
-    users = [(sample, "") for sample in files]
-    table = text_table(export.path, users, BARE_TABS, columns, names=names, key="song_id(artist, track)")
-    return Tables(table, notes=(_MADE,))
+    columns = {"user_id": "listener", "timestamp": "played"} | _TRACK
+    names = ("listener", "played", "artist_mbid", "artist", "track_mbid", "track")
+    table = _table(export, files, columns, names, "song_id(artist, track)")
+    return Tables(table, users=_profiles(export), notes=(_MADE,))
+
+
+def _is_360k(sample: Sample) -> bool:
+    """Whether every line seen has user, MBID or nothing, artist and a whole number, and one has an MBID."""
+    rows = [line.split("\t") for line in sample.lines(100)]
+    return any(len(row) == 4 and _MBID.fullmatch(row[1]) for row in rows) and all(
+        len(row) == 4 and (not row[1] or _MBID.fullmatch(row[1])) and row[3].strip().isdigit() for row in rows
+    )
+
+
+def _artists(export: Export) -> Tables | None:
+    """Last.fm 360K: user, artist MBID, artist, plays; the artists are the tracks."""
+    files = [sample for sample in export.samples if _is_360k(sample)]
+    if not files:
+        return None
+    columns = {"user_id": "listener", "track_id": "nullif(trim(mbid), '')", "playcount": "plays", "name": "artist"}
+    names = ("listener", "mbid", "artist", "plays")
+    table = _table(export, files, columns, names, "short_id(plain_name(artist))")
+    made = f"those without an id of MusicBrainz have one made of {SAID.replace('artist and title', 'the name')}"
+    return Tables(table, users=_profiles(export), notes=(f"tracks are artists; {made}; there are no times",))
+
+
+def _profiles(export: Export) -> Table | None:
+    """Who the users are: with a header in 1K, without one in 360K."""
+    found = [sample for sample in export.samples if sample.name.endswith("profile.tsv")]
+    if not found or len(found[0].first_line.split("\t")) != len(_PROFILE):
+        return None
+    columns = {"user_id": "listener", **{name: name for name in _PROFILE[1:]}}
+    dialect = replace(BARE_TABS, header=found[0].first_line.startswith("#"))
+    return text_table(found[0].path, [(found[0], "")], dialect, columns, names=_PROFILE)
+
+
+def _table(export: Export, files: list[Sample], columns: dict[str, str], names: Sequence[str], key: str) -> Table:
+    path = files[0].path if len(files) == 1 else export.path
+    return text_table(path, [(sample, "") for sample in files], BARE_TABS, columns, names=names, key=key)
 
 
 FORMATS = (
     Format("lastfm-1k", "the Last.fm 1K data set", "tab-separated user, time, MBID, artist, MBID, track", _thousand),
+    Format("lastfm-360k", "the Last.fm 360K data set", "tab-separated user, MBID, artist, plays", _artists),
     Format("lastfm", "scrobbles of Last.fm as CSV", "CSV files with uts, artist and track", _scrobbles),
 )
