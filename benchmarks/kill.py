@@ -21,7 +21,9 @@ from typing import Any
 from benchmarks.machine import machine, versions
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.manifest import Manifest, current_bundle_id
-from lhydra.errors import BundleError
+from lhydra.commands.outputs import check_output, is_json_with
+from lhydra.errors import BundleError, LhydraError
+from lhydra.files import write_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name; None for those of this process.
 
     Returns:
-        0, or 1 where a store did not load or something was left behind.
+        0, or 1 where a store did not load or something was left behind, or FILE holds something else.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
@@ -41,6 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON to write")
     args = parser.parse_args(argv)
+    try:
+        check_output("--out", args.out, is_json_with("benchmark", "kills"))
+    except LhydraError as error:
+        print(error, file=sys.stderr)
+        return 1
     place = ["--model", str(args.model), "--data", str(args.dataset), "--store", str(args.store)]
     words = [sys.executable, "-m", "lhydra.cli", "--log-level", "info", "index", "rebuild", *place]
     started = time.monotonic()
@@ -76,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "kills": kills,
     }
     if args.out:
-        args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_text(args.out, json.dumps(document, indent=1) + "\n")
     print(f"{good} of {args.times} last-good loads; the next rebuild left {', '.join(left) or 'nothing'} behind")
     return 0 if good == args.times and not left else 1
 

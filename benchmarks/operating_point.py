@@ -16,12 +16,14 @@ import numpy as np
 from benchmarks.machine import machine, versions
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.index import FLAT, Index
+from lhydra.commands.outputs import check_output, is_json_with
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import I64
 from lhydra.errors import LhydraError
 from lhydra.evaluation.bootstrap import difference
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.evaluation.run import as_rows, find_targets
+from lhydra.files import write_text
 from lhydra.queries import known_user
 from lhydra.recommender import Recommender
 
@@ -45,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="JSON to write")
     args = parser.parse_args(argv)
     try:
+        check_output("--out", args.out, is_json_with("benchmark", "served less"))
         dataset, bundle = Dataset.open(args.dataset), Bundle.open(args.store)
         targets = find_targets(dataset, "test").sample(args.users, args.seed)
     except LhydraError as error:
@@ -89,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "versions": versions(),
     }
     if args.out:
-        args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_text(args.out, json.dumps(document, indent=1) + "\n")
     print(f"{manifest.recipe} {manifest.point}, depth {manifest.depth}, {len(targets):,} users of the test fold")
     for name, value in means.items():
         print(f"  {name:<21} NDCG@10 {value:.4f}" + (f"  served loses {lost[name]:+.2%}" if name in lost else ""))

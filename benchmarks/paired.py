@@ -18,12 +18,14 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.machine import machine, versions
+from lhydra.commands.outputs import check_output, is_json_with
 from lhydra.data.dataset import Dataset
 from lhydra.errors import DataError, LhydraError, complain
 from lhydra.evaluation import baselines
 from lhydra.evaluation.bootstrap import difference
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.evaluation.run import Targets, find_targets
+from lhydra.files import write_text
 
 METRICS = ("ndcg@10", "recall@20", "ndcg@20")
 
@@ -44,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     values: dict[str, dict[str, list[Any]]] = {}
     try:
+        check_output("--out", args.out, is_json_with("versions", "systems"))
         for run in args.runs:
             folder, _, lists = run.partition("=")
             for system, metrics in measured(Dataset.open(Path(folder)), Path(lists), args.baselines.split(",")).items():
@@ -55,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     systems = compared(values)
     document = {"machine": machine(), "versions": versions(), "runs": len(args.runs), "systems": systems}
     if args.out:
-        args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_text(args.out, json.dumps(document, indent=1) + "\n")
     for system, row in systems.items():
         print(f"{system:10}", *(f"{name} {_words(row[name])}" for name in METRICS), sep="  ")
     return 0

@@ -29,6 +29,9 @@ from benchmarks.machine import machine, versions
 from benchmarks.processes import memory_bytes, process_tree
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.manifest import Manifest, current_bundle_id
+from lhydra.commands.outputs import check_output, is_json_with
+from lhydra.errors import LhydraError
+from lhydra.files import write_text
 
 # users, tracks, plays
 SIZES = {
@@ -61,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name; None for those of this process.
 
     Returns:
-        0, or 1 when a command failed.
+        0, or 1 when a command failed, or FILE holds something else.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, help="folder for worlds, models and stores")
@@ -69,6 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rebuilds", type=int, default=2)
     parser.add_argument("--out", type=Path, help="JSON to write")
     args = parser.parse_args(argv)
+    try:
+        check_output("--out", args.out, is_json_with("benchmark", "growth"))
+    except LhydraError as error:
+        print(error, file=sys.stderr)
+        return 1
     args.work.mkdir(parents=True, exist_ok=True)
     rows = []
     for size in args.sizes.split(","):
@@ -92,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "growth": growth([row for row in rows if row["tracks"] >= 100_000]),
     }
     if args.out:
-        args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_text(args.out, json.dumps(document, indent=1) + "\n")
     print(f"growth exponents from 100 k on: {document['growth']}")
     return 0
 

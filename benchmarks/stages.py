@@ -26,9 +26,11 @@ import numpy as np
 from benchmarks.machine import machine, versions
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.index import one_thread
+from lhydra.commands.outputs import check_output, is_json_with
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import Recommendation
 from lhydra.errors import LhydraError
+from lhydra.files import write_text
 from lhydra.queries import to_query
 from lhydra.recommender import Recommender
 from lhydra.timing import timed
@@ -61,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     one_thread()
     try:
+        check_output("--out", args.out, is_json_with("versions", "stages_us"))
         dataset = Dataset.open(args.dataset)
         recommender = Recommender(Bundle.open(args.store), args.depth)
         recommender.warm_up()
@@ -99,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "cpu_us_per_request": cpu_us,
     }
     if args.out:
-        args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_text(args.out, json.dumps(document, indent=1) + "\n")
     for name, row in stages.items():
         print(f"{name:9} p50 {row['p50']:7.0f} us   p99 {row['p99']:7.0f} us")
     print(f"{cpu_us:.0f} us of CPU a request")

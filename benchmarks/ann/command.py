@@ -34,8 +34,10 @@ from benchmarks.ann.measure import (
 from benchmarks.ann.report import ratios, report, row_of
 from benchmarks.machine import core_scaling, machine, versions
 from lhydra.bundle.bundle import Bundle
+from lhydra.commands.outputs import check_output, is_json_with
 from lhydra.data.dataset import Dataset
 from lhydra.errors import LhydraError
+from lhydra.files import write_text
 from lhydra.lines import say
 from lhydra_index_builder.sweep import NEIGHBOURS
 
@@ -66,8 +68,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--libraries: unknown {unknown[0]}, expected some of {','.join((OURS, *LIBRARIES))}")
     if args.queries < 2 or args.repeats < 1 or args.build_threads < 1:
         parser.error("--queries: at least 2; --repeats and --build-threads: at least 1")
-    at_start, spinners = machine(), {"before": core_scaling(SPIN_S)}
     try:
+        if args.out:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+        check_output("--out", args.out, is_json_with("benchmark", "spinners"))
+        at_start, spinners = machine(), {"before": core_scaling(SPIN_S)}
         bundle, dataset = Bundle.open(args.store), Dataset.open(args.dataset)
         vectors = vectors_of(bundle)
         truth = truth_of(vectors, queries_of(bundle, dataset, args.queries, args.seed))
@@ -110,8 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "rows": rows,
     }
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_text(args.out, json.dumps(document, indent=1) + "\n")
     say(report(rows))
     say(f"two spinning processes do x{spinners['before']:.2f} (before) and x{spinners['after']:.2f} (after) of one")
     return 0

@@ -17,11 +17,12 @@ from typing import Any
 
 from benchmarks.latency import modes, traffic, verdict
 from benchmarks.latency.figures import figures_of, tables
-from benchmarks.latency.results import FORMAT, Document, read_document
+from benchmarks.latency.results import COMPARED, FORMAT, Document, read_document
 from benchmarks.latency.servers import OURS, contestants
 from benchmarks.latency.settings import Settings, parse_settings
 from benchmarks.machine import MIN_CORE_SCALING, core_scaling, machine, noise_line, versions
-from lhydra.errors import LhydraError
+from lhydra.commands.outputs import check_output, is_json_with
+from lhydra.errors import ConfigError, LhydraError, complain
 from lhydra.files import write_text
 from lhydra.lines import say
 from lhydra_client import Client, ClientError
@@ -40,12 +41,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         settings = parse_settings(argv)
+        _check_outputs(settings)
         baseline = read_document(settings.compare) if settings.compare else None
         document = _measured(settings, argv, baseline)
     except (LhydraError, ClientError, OSError, subprocess.SubprocessError) as error:
         print(f"latency: {error}", file=sys.stderr)
         return 1
-    settings.json.parent.mkdir(parents=True, exist_ok=True)
     write_text(settings.json, json.dumps(document, indent=2) + "\n")  # before whoever reads the tables may stop reading
     if settings.plot:
         from benchmarks.latency.plot import write_plot
@@ -67,6 +68,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = bool(document["faults"]) or any(modes.failures(run) for run in runs)
     answered = sum(run["answered"] for run in runs)
     return 1 if worse or not answered or (failed and not settings.allow_errors) else 0
+
+
+def _check_outputs(settings: Settings) -> None:
+    """Refuses, before anything is measured, files that hold something else."""
+    settings.json.parent.mkdir(parents=True, exist_ok=True)
+    check_output("--json", settings.json, is_json_with(*COMPARED))
+    if settings.plot:
+        settings.plot.parent.mkdir(parents=True, exist_ok=True)
+    check_output("--plot", settings.plot, lambda page: b"plotly" in page and b"Recommend, k " in page)
+    if settings.plot and settings.plot.resolve() == settings.json.resolve():
+        raise ConfigError(complain("--json, --plot", f"{settings.json} for both", "two files"))
 
 
 def _measured(settings: Settings, argv: Sequence[str], baseline: Document | None) -> Document:
