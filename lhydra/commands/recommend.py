@@ -1,4 +1,4 @@
-"""`lhydra recommend`: lists for many users into a file, from the same recommender that the server runs."""
+"""`lhydra recommend`: lists for the users of a dataset or of an export, from the recommender that servers run."""
 
 import argparse
 from dataclasses import dataclass
@@ -7,21 +7,26 @@ from typing import TYPE_CHECKING, cast
 
 from lhydra import config
 from lhydra.commands.ids import read_ids
+from lhydra.data.settings import ReadSettings
 from lhydra.errors import ConfigError, complain
 from lhydra.limits import DEFAULT_MAX_K, MAX_DEPTH
 
 if TYPE_CHECKING:
     from lhydra.data.dataset import AsOf, Dataset, Mask
-    from lhydra.domain import I64
+    from lhydra.domain import I64, UserState
+    from lhydra.recommender import Recommender
 
-HELP = "write recommendations for many users to a Parquet or CSV file"
+HELP = "write recommendations for many users, or for an export of somebody's listening"
 EXTRA = "index"
 
 
 @dataclass(frozen=True)
-class RecommendSettings(config.Settings):
+class RecommendSettings(ReadSettings):
     """How the lists are made."""
 
+    history: Path | None = config.setting(
+        None, "an export of people's listening, in any form that `lhydra prepare` reads, instead of DATASET"
+    )
     users: str = config.setting("all", "user ids, separated by commas, or `all`; for others see --users-file")
     users_file: Path | None = config.setting(None, "a file with any user ids, one per line, instead of --users")
     k: int = config.setting(10, "tracks per user", low=1, high=DEFAULT_MAX_K)
@@ -45,14 +50,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: of the command.
     """
-    parser.add_argument("dataset", type=Path, metavar="DATASET", help="made by `lhydra prepare`")
+    parser.add_argument("dataset", type=Path, nargs="?", metavar="DATASET", help="made by `lhydra prepare`")
     parser.add_argument("store", type=Path, metavar="STORE", help="made by `lhydra index rebuild`")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="*.parquet, *.csv or *.csv.gz")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="*.parquet, *.csv or *.csv.gz; without it --history prints"
+    )
     config.add_flags(parser, RecommendSettings)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the columns user_id, rank (from 1), track_id, score (of the stage asked for).
+    """Writes the columns user_id, rank (from 1), track_id, score (of the stage asked for), or prints lists.
 
     Args:
         args: of the command line.
@@ -61,18 +68,31 @@ def run(args: argparse.Namespace) -> int:
         0.
 
     Raises:
-        ConfigError: a setting out of range, or both `--users` and `--users-file`.
+        ConfigError: a setting out of range, or flags that exclude each other.
     """
+    settings = config.resolve("recommend", RecommendSettings, args)
+    if (settings.history is None) == (args.dataset is None):
+        found = "neither" if settings.history is None else "both"
+        raise ConfigError(complain("DATASET and --history", found, "one of them"))
+    if settings.users_file is not None and (settings.users != "all" or hasattr(args, "users")):
+        raise ConfigError(complain("--users-file", "--users as well", "one of them"))
+    if args.out is None and settings.history is None:
+        raise ConfigError(complain("--out", "nothing", "a file for the lists"))
+    from lhydra.evaluation import lists
+
+    if args.out is not None:
+        lists.check_destination(args.out, overwrite=settings.overwrite)
+    return _of_users(args, settings) if settings.history is None else _of_history(args, settings, settings.history)
+
+
+def _of_users(args: argparse.Namespace, settings: RecommendSettings) -> int:
+    """Writes lists for the users of a dataset."""
     from lhydra.bundle.bundle import Bundle
     from lhydra.data.dataset import Dataset
     from lhydra.evaluation import lists
     from lhydra.recommender import Recommender
     from lhydra.timing import timed
 
-    settings = config.resolve("recommend", RecommendSettings, args)
-    if settings.users_file is not None and (settings.users != "all" or hasattr(args, "users")):
-        raise ConfigError(complain("--users-file", "--users as well", "one of them"))
-    lists.check_destination(args.out, overwrite=settings.overwrite)
     dataset = Dataset.open(args.dataset)
     positions = chosen_users(dataset, settings.users, settings.users_file)
     recommender = Recommender(Bundle.open(args.store, settings.bundle), settings.depth)
@@ -89,10 +109,62 @@ def run(args: argparse.Namespace) -> int:
             include_heard=settings.include_heard,
             mask=cast("Mask", settings.mask),
         )
-    print(f"{args.out}: {rows:,} rows for {len(positions):,} users, {settings.stage} stage of {recommender.bundle_id}")
+    _tell(args.out, rows, len(positions), short, settings, recommender.bundle_id)
+    return 0
+
+
+def _of_history(args: argparse.Namespace, settings: RecommendSettings, history: Path) -> int:
+    """Writes or prints lists for people whose listening a file holds; nothing of them is stored."""
+    from lhydra.bundle.bundle import Bundle
+    from lhydra.commands.histories import read_histories
+    from lhydra.console import print_table
+    from lhydra.evaluation import lists
+    from lhydra.recommender import Recommender
+
+    recommender = Recommender(Bundle.open(args.store, settings.bundle), settings.depth)
+    found = read_histories(history, settings, recommender.catalog)
+    if args.out is None and len(found.states) > _PRINTED:
+        what = f"a file for the lists of {len(found.states):,} users"
+        raise ConfigError(complain("--out", "nothing", what))
+    for note in found.notes:
+        print(note)
+    if args.out is not None:
+        stage = cast("lists.Stage", settings.stage)
+        states, n = found.states.items(), len(found.states)
+        short, rows = lists.write_states(
+            recommender, states, n, args.out, k=settings.k, stage=stage, include_heard=settings.include_heard
+        )
+        _tell(args.out, rows, n, short, settings, recommender.bundle_id)
+        return 0
+    for user_id, state in found.states.items():
+        print_table(
+            ["rank", "artist", "title", "track", "score"], _cells(recommender, state, settings), f"for {user_id}"
+        )
+    return 0
+
+
+def _cells(recommender: "Recommender", state: "UserState", settings: RecommendSettings) -> list[list[str]]:
+    from lhydra.queries import known_user
+
+    answer, k = recommender.recommend(known_user(state, settings.k, include_heard=settings.include_heard)), settings.k
+    final = settings.stage == "final"
+    rows = answer.rows if final else answer.candidates[:k]
+    scores = answer.scores if final else answer.candidate_scores[:k]
+    catalog = recommender.catalog
+    columns = (catalog.artists(rows), catalog.titles(rows), catalog.track_ids(rows), scores.tolist())
+    return [
+        [str(rank), artist, title, track_id, f"{score:.3f}"]
+        for rank, (artist, title, track_id, score) in enumerate(zip(*columns, strict=True), start=1)
+    ]
+
+
+def _tell(out: Path, rows: int, users: int, short: int, settings: RecommendSettings, bundle_id: str) -> None:
+    print(f"{out}: {rows:,} rows for {users:,} users, {settings.stage} stage of {bundle_id}")
     if short:
         print(f"{short:,} users have fewer than {settings.k} tracks: nothing more is eligible")
-    return 0
+
+
+_PRINTED = 5  # lists that a terminal is good for
 
 
 def chosen_users(dataset: "Dataset", users: str, file: Path | None = None) -> "I64":

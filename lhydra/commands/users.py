@@ -1,4 +1,4 @@
-"""`lhydra users load`: profiles and histories of a dataset into the user store that servers read."""
+"""`lhydra users load`: profiles and histories into the user store that servers read, of a dataset or of an export."""
 
 import argparse
 import json
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from lhydra.config import Settings, add_flags, resolve, setting
+from lhydra.config import add_flags, resolve, setting
+from lhydra.data.settings import ReadSettings
 from lhydra.errors import ConfigError, complain
 from lhydra.limits import MAX_ID_CHARS, is_id
 
@@ -21,7 +22,7 @@ EXTRA = "index"
 
 
 @dataclass(frozen=True)
-class UsersSettings(Settings):
+class UsersSettings(ReadSettings):
     """Where users are loaded to, and what of them."""
 
     store: str | None = setting(None, "the bundle store; its users lie in STORE/users.lmdb")
@@ -30,6 +31,9 @@ class UsersSettings(Settings):
         "now",
         "now: all plays; test: history is the train fold, heard is train and valid; valid: both are train",
         ("now", "test", "valid"),
+    )
+    history: Path | None = setting(
+        None, "an export of people's listening, in any form that `lhydra prepare` reads, instead of DATASET"
     )
     json: bool = setting(False, "print the counts as JSON")
 
@@ -71,7 +75,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     text = "load profiles and histories; plays recorded live that the dataset does not hold yet are kept"
     load = actions.add_parser("load", help=text, description=text)
-    load.add_argument("dataset", type=Path, metavar="DATASET", help="made by `lhydra prepare`")
+    load.add_argument("dataset", type=Path, nargs="?", metavar="DATASET", help="made by `lhydra prepare`")
     add_flags(load, UsersSettings)
 
 
@@ -90,6 +94,11 @@ def run(args: argparse.Namespace) -> int:
     settings = resolve("users", UsersSettings, args)
     if settings.store is None and settings.users is None:
         raise ConfigError(complain("--store", "nothing", "the folder of a store, new or old"))
+    if (settings.history is None) == (args.dataset is None):
+        found = "neither" if settings.history is None else "both"
+        raise ConfigError(complain("DATASET and --history", found, "one of them"))
+    if settings.history is not None:
+        return _load_history(settings, settings.history)
     from lhydra.bundle.manifest import check_place
     from lhydra.console import with_progress
     from lhydra.data.dataset import Dataset, user_states
@@ -121,4 +130,32 @@ def run(args: argparse.Namespace) -> int:
     else:
         entries, heard = f"{counts.history_entries:,} history entries", f"{counts.heard_tracks:,} heard tracks"
         print(f"loaded {counts.users:,} users into {where} as of {settings.as_of}: {entries}, {heard}")
+    return 0
+
+
+def _load_history(settings: UsersSettings, history: Path) -> int:
+    """Brings people's own listening to a store; what is stored of them already stays, and nothing counts twice."""
+    if settings.store is None:
+        raise ConfigError(complain("--store", "nothing", "the store whose bundle knows the tracks"))
+    from lhydra.bundle.bundle import Bundle
+    from lhydra.commands.histories import read_histories, with_history
+    from lhydra.users.store import open_users, redacted
+
+    store = Path(settings.store)
+    found = read_histories(history, settings, Bundle.open(store).catalog)
+    users = open_users(settings.users, store)
+    try:
+        states = {user_id: with_history(users.get(user_id), state) for user_id, state in found.states.items()}
+        users.load(states.items())
+    finally:
+        users.close()
+    where = redacted(settings.users) if settings.users else f"lmdb:{store}/users.lmdb"
+    entries = sum(len(state.history) for state in states.values())
+    if settings.json:
+        counts = {"users": len(states), "history_entries": entries, "notes": found.notes}
+        print(json.dumps({"users_store": where, **counts}))
+        return 0
+    for note in found.notes:
+        print(note)
+    print(f"loaded {len(states):,} users into {where}: {entries:,} history entries")
     return 0

@@ -4,7 +4,7 @@ DuckDB reads a CSV fast but is not its judge: whatever it stumbles over is read 
 standard library, which either names the line at fault or reads what DuckDB could not.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +14,72 @@ import pyarrow.parquet as pq
 
 from lhydra.data import json_text
 from lhydra.data.csv_text import records
+from lhydra.data.dataset import Column, Kind
+from lhydra.data.schema import PLAY_COLUMNS, TRACK_COLUMNS, USER_COLUMNS, DeclaredColumns, used_columns
+from lhydra.data.sources import Side, Source
 from lhydra.data.table import Part, Table, as_text
 from lhydra.errors import DataError, complain
+from lhydra.timing import timed
 
 _BATCH = 50_000  # records rewritten at once
+
+
+def choose_columns(source: Source, declared: DeclaredColumns) -> dict[Side, tuple[Column, ...]]:
+    """Returns the columns of tracks and users to use; the types of all that are used are checked, those of plays too.
+
+    Args:
+        source: opened.
+        declared: columns beyond the known ones.
+
+    Returns:
+        The columns by table.
+
+    Raises:
+        DataError: the source lacks a declared column, or one has a type that cannot be used.
+    """
+    sides: tuple[tuple[Side, Table, Mapping[str, Kind], Sequence[Column]], ...] = (
+        ("tracks", source.tracks, TRACK_COLUMNS, declared.tracks),
+        ("users", source.users, USER_COLUMNS, declared.users),
+    )
+    chosen: dict[Side, tuple[Column, ...]] = {}
+    for side, table, known, columns in sides:
+        for column in columns:
+            if column.name not in table.names:
+                found = f"no such column in {table.path}"
+                raise DataError(complain(f"columns.{side}.{column.name}", found, "a column of the source"))
+        chosen[side] = used_columns(table.names, known, columns)
+        for column in chosen[side]:
+            table.check(column.name, lists=column.kind == "multi", side=side)
+    for name in source.plays.names:
+        if name in PLAY_COLUMNS:
+            source.plays.check(name)
+    return chosen
+
+
+@timed("prepare.read")
+def load_source(
+    con: duckdb.DuckDBPyConnection, source: Source, used: Mapping[Side, Sequence[Column]], work: Path
+) -> Source:
+    """Loads every table of the source into DuckDB: `raw_plays`, and `raw_tracks` and `raw_users` where they are apart.
+
+    Args:
+        con: the connection that holds the tables.
+        source: opened.
+        used: columns of tracks and users to read.
+        work: for temporary files.
+
+    Returns:
+        The source with its rows counted.
+
+    Raises:
+        DataError: a file cannot be read as what it claims to be.
+    """
+    wanted = {side: {f"{side[:-1]}_id", *(column.name for column in used[side])} for side in used}
+    own = {side: table for side in wanted if (table := source.beside_plays(side))}
+    with_plays = {name for side in wanted if side not in own for name in wanted[side]}
+    plays = load(con, source.plays, "raw_plays", {*PLAY_COLUMNS, *with_plays}, work)
+    loaded = {side: load(con, table, f"raw_{side}", wanted[side], work) for side, table in own.items()}
+    return replace(source, plays=plays, tracks=loaded.get("tracks", plays), users=loaded.get("users", plays))
 
 
 def load(

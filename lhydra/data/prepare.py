@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 
 from lhydra import __version__, files
 from lhydra.data import rows, split
-from lhydra.data.dataset import EVENTS_SCHEMA, TEST, TRAIN, VALID, Column, DatasetInfo, Events, Kind, Plays
+from lhydra.data.dataset import EVENTS_SCHEMA, TEST, TRAIN, VALID, Column, DatasetInfo, Events, Plays
 from lhydra.data.events import add_up, again, read_log, to_table
-from lhydra.data.loading import load
+from lhydra.data.loading import choose_columns, load_source
 from lhydra.data.report import Report
-from lhydra.data.schema import PLAY_COLUMNS, TRACK_COLUMNS, USER_COLUMNS, DeclaredColumns, used_columns
+from lhydra.data.schema import DeclaredColumns
 from lhydra.data.settings import PrepareSettings
-from lhydra.data.sources import Source, open_source
+from lhydra.data.sources import Side, Source, open_source
 from lhydra.data.summary import summarise
 from lhydra.data.table import Table
 from lhydra.data.undeclared import column_warnings
@@ -86,13 +86,7 @@ def prepare(
 def _build(source: Source, folder: Path, settings: PrepareSettings, columns: DeclaredColumns, say: Say) -> DatasetInfo:
     """Writes the dataset into `folder`; what is needed only meanwhile lies beside it."""
     work = folder.parent
-    used: dict[rows.Side, tuple[Column, ...]] = {
-        "tracks": _choose("tracks", source.tracks, TRACK_COLUMNS, columns.tracks),
-        "users": _choose("users", source.users, USER_COLUMNS, columns.users),
-    }
-    for name in source.plays.names:
-        if name in PLAY_COLUMNS:
-            source.plays.check(name)
+    used = choose_columns(source, columns)
     config: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": _MEMORY,
         "threads": _THREADS,
@@ -102,7 +96,7 @@ def _build(source: Source, folder: Path, settings: PrepareSettings, columns: Dec
         rows.configure(con)
         report = Report(warnings=list(source.notes))
         say("reading")
-        source = _load(con, source, used, work)
+        source = load_source(con, source, used, work)
         tables = {"plays": source.plays} | {side: source.beside_plays(side) for side in used}
         report.rows = {name: table.rows for name, table in tables.items() if table}
         say("checking")
@@ -135,36 +129,11 @@ def _build(source: Source, folder: Path, settings: PrepareSettings, columns: Dec
     return info
 
 
-def _choose(side: rows.Side, table: Table, known: Mapping[str, Kind], declared: Sequence[Column]) -> tuple[Column, ...]:
-    """Returns the columns to use; a declared one that the source lacks is refused, and a type that cannot be used."""
-    for column in declared:
-        if column.name not in table.names:
-            found = f"no such column in {table.path}"
-            raise DataError(complain(f"columns.{side}.{column.name}", found, "a column of the source"))
-    used = used_columns(table.names, known, declared)
-    for column in used:
-        table.check(column.name, lists=column.kind == "multi", side=side)
-    return used
-
-
-@timed("prepare.read")
-def _load(
-    con: duckdb.DuckDBPyConnection, source: Source, used: Mapping[rows.Side, Sequence[Column]], work: Path
-) -> Source:
-    """Loads every file of the source into DuckDB and returns it with its rows counted."""
-    wanted = {side: {f"{side[:-1]}_id", *(column.name for column in used[side])} for side in used}
-    own = {side: table for side in wanted if (table := source.beside_plays(side))}
-    with_plays = {name for side in wanted if side not in own for name in wanted[side]}
-    plays = load(con, source.plays, "raw_plays", {*PLAY_COLUMNS, *with_plays}, work)
-    loaded = {side: load(con, table, f"raw_{side}", wanted[side], work) for side, table in own.items()}
-    return replace(source, plays=plays, tracks=loaded.get("tracks", plays), users=loaded.get("users", plays))
-
-
 @timed("prepare.check")
 def _check(
     con: duckdb.DuckDBPyConnection,
     source: Source,
-    used: Mapping[rows.Side, Sequence[Column]],
+    used: Mapping[Side, Sequence[Column]],
     settings: PrepareSettings,
     report: Report,
 ) -> tuple[dict[str, Column], dict[str, Column]]:
@@ -177,6 +146,9 @@ def _check(
     if settings.strict and report.faults:
         raise DataError(f"{source.path}: found {'; '.join(report.faults)}, expected no bad row (strict)")
     rows.make_events(con, source.plays, report)
+    if con.execute("SELECT min(user) = max(user) FROM events").fetchall() == [(True,)]:
+        alone = "plays of at least 2 users (one person's are added to a dataset by --append, or asked for by"
+        raise report.left(source.plays.path, "plays of 1 user", f"{alone} `lhydra recommend STORE --history`)")
     done = "SELECT table_name FROM duckdb_tables() WHERE table_name NOT IN ('tracks', 'users', 'events')"
     for (table,) in con.execute(done).fetchall():
         con.execute(f"DROP TABLE {table}")  # memory and disk for what comes
@@ -316,7 +288,7 @@ def _save(pieces: Iterator[pa.Table], path: Path, group: int) -> pa.Array:
 
 def _pieces(
     con: duckdb.DuckDBPyConnection,
-    side: rows.Side,
+    side: Side,
     columns: Mapping[str, Column],
     own: Mapping[str, pa.Array],
     n: int,

@@ -5,14 +5,13 @@ Out: `tracks`, `users` (position, id, v0, v1, ... in id order) and `events` (use
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import duckdb
 
 from lhydra.data import lists, songs, times
 from lhydra.data.dataset import Column
 from lhydra.data.report import Report
-from lhydra.data.sources import Source
+from lhydra.data.sources import Side, Source
 from lhydra.data.table import Table
 from lhydra.errors import DataError, complain
 from lhydra.limits import CONTROL, MAX_ID_CHARS
@@ -37,7 +36,6 @@ _OPTIONAL = {  # columns of single plays and the macro that reads their cells
     "ms_played": "part",
 }
 _EXPECTED = {"named": "text", "place": "a whole number from 0", "part": "a number from 0", "truth": "true or false"}
-Side = Literal["tracks", "users"]
 
 
 def configure(con: duckdb.DuckDBPyConnection) -> None:
@@ -202,9 +200,6 @@ def make_events(con: duckdb.DuckDBPyConnection, plays: Table, report: Report) ->
         con: the connection that holds the tables.
         plays: the table of plays.
         report: what was dropped before; takes notes of cells that cannot be read.
-
-    Raises:
-        DataError: all plays are of one user.
     """
     count = f"number({plays.sql('playcount')})" if "playcount" in plays.names else "1.0"
     time = f"seconds({plays.sql('timestamp')})" if "timestamp" in plays.names else "0"
@@ -232,9 +227,6 @@ def make_events(con: duckdb.DuckDBPyConnection, plays: Table, report: Report) ->
             first = f"first {example[:40]!r}, {plays.places(row)}"
             what = _EXPECTED[_OPTIONAL[name]]
             report.warnings.append(f"{plays.path.name}: {name}: {bad:,} not {what}, taken as unknown ({first})")
-    (users,) = con.execute("SELECT count(DISTINCT user) FROM events").fetchall()[0]
-    if users < 2:
-        raise report.left(plays.path, "plays of 1 user", "plays of at least 2 users")
 
 
 def _match(con: duckdb.DuckDBPyConnection, plays: Table, table: Table, side: str, report: Report) -> str:

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,6 +28,7 @@ from lhydra.timing import timed
 TEXT = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 EXTENSIONS = (*TEXT, ".parquet")
 STEMS = ("plays", "tracks", "users")
+Side = Literal["tracks", "users"]
 _IDS = ("user_id", "track_id")
 _PROSE = ("md", "txt", "rst", "html", "pdf", "png", "jpg", "svg", "yaml", "yml", "toml", "py", "ipynb", "sql", "log")
 _TABLES = (
@@ -106,6 +108,8 @@ def open_source(
     plain = bool(mapping.given) or read.sep is not None or not read.header
     if read.format == "tables" or plain or (read.format == "auto" and _is_tables(found)):
         source = _open_tables(path, found, read, mapping)
+        if read.user is not None:
+            raise _named_already(path, read.user)
         if missed := sorted(set(mapping.given) - mapping.met):
             name = mapping.given[missed[0]]
             names = ", ".join(source.plays.names)
@@ -116,7 +120,15 @@ def open_source(
     known, tables = formats.open_export(export, read.format)
     if known is None or tables is None:
         return _open_tables(path, found, read, mapping)
+    if read.user is not None and not tables.plays.of_one_person:
+        raise _named_already(path, read.user)
     return _exported(path, known.name, known.title, tables)
+
+
+def _named_already(path: Path, user: str) -> DataError:
+    return DataError(
+        complain(f"--user {user}", f"{path}, which names its users", "an export of one person, without a user")
+    )
 
 
 def _exported(path: Path, name: str, title: str, tables: Tables) -> Source:

@@ -61,6 +61,11 @@ class Table:
         """How many rows there are, once loaded."""
         return sum(part.rows for part in self.parts)
 
+    @property
+    def of_one_person(self) -> bool:
+        """Whether the files do not say whose plays they are."""
+        return self.derived is not None and any("$person" in sql for _, sql in self.derived.columns)
+
     def sql(self, name: str) -> str:
         """Returns the SQL name of the column `name`.
 

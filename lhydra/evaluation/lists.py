@@ -4,7 +4,7 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal, Protocol
@@ -167,7 +167,7 @@ def write_lists(
     include_heard: bool = False,
     mask: Mask = "seen",
 ) -> tuple[int, int]:
-    """Writes lists to a file, which appears whole, or not at all when anything fails on the way.
+    """Writes the lists of a dataset's users to a file, as `write_states` does.
 
     Args:
         recommender: what is asked.
@@ -183,13 +183,39 @@ def write_lists(
     Returns:
         How many lists are shorter than k, and how many rows were written.
     """
-    answers = recommend_users(
-        recommender, dataset, as_of, k, positions=positions, include_heard=include_heard, mask=mask
-    )
+    states = user_states(dataset, as_of, positions=positions, mask=mask)
+    return write_states(recommender, states, len(positions), out, k=k, stage=stage, include_heard=include_heard)
+
+
+def write_states(
+    recommender: Recommends,
+    states: Iterable[tuple[str, UserState]],
+    n: int,
+    out: Path,
+    *,
+    k: int,
+    stage: Stage,
+    include_heard: bool = False,
+) -> tuple[int, int]:
+    """Writes lists to a file, which appears whole, or not at all when anything fails on the way.
+
+    Args:
+        recommender: what is asked.
+        states: n pairs of user id and what is known of the user.
+        n: how many.
+        out: the file; its ending tells the format.
+        k: tracks per list.
+        stage: the reranked list, or what retrieval alone finds.
+        include_heard: whether lists may hold heard tracks.
+
+    Returns:
+        How many lists are shorter than k, and how many rows were written.
+    """
     short = written = 0
     held: list[tuple[str, int, str, np.float32]] = []
     with _open(out) as write:
-        for user_id, _, answer in with_progress(answers, len(positions), "recommending"):
+        for user_id, state in with_progress(states, n, "recommending"):
+            answer = recommender.recommend(known_user(state, k, include_heard=include_heard))
             rows, scores = answer.rows, answer.scores
             if stage == "retrieval":
                 rows, scores = answer.candidates[:k], answer.candidate_scores[:k]

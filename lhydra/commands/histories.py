@@ -1,0 +1,104 @@
+"""People's own listening as user states of a bundle: what `recommend --history` and `users load --history` share."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lhydra.errors import DataError, complain
+
+if TYPE_CHECKING:
+    from lhydra.bundle.catalog import Catalog
+    from lhydra.data.settings import ReadSettings
+    from lhydra.domain import UserState
+
+
+@dataclass(frozen=True)
+class Histories:
+    """The states by user id, and what is to be said of how they came about."""
+
+    states: "dict[str, UserState]"
+    notes: tuple[str, ...]
+
+
+def read_histories(path: Path, read: "ReadSettings", catalog: "Catalog") -> Histories:
+    """Reads exports of people's listening and finds their tracks in a catalog.
+
+    Tracks that the catalog does not have are left out; skipped plays count as heard, not as liked.
+
+    Args:
+        path: a file or folder, as `lhydra prepare` takes it.
+        read: what is said of its form.
+        catalog: of the bundle.
+
+    Returns:
+        A state for each person.
+
+    Raises:
+        DataError: the source cannot be used, or no track of it is known.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    from lhydra.data.history import match_tracks, read_listening
+    from lhydra.domain import UserState, make_history, track_hashes
+
+    listening = read_listening(path, read)
+    rows = catalog.popular.astype(np.int64)
+    texts = {"track_id": catalog.track_ids(rows), "artist": catalog.artists(rows), "name": catalog.titles(rows)}
+    matches = match_tracks(
+        listening.tracks, pa.table({name: pa.array(text, pa.string()) for name, text in texts.items()})
+    )
+    if not matches.known:
+        first = listening.tracks["track_id"][0].as_py()
+        found = f"{matches.tracks:,} tracks, none of which the catalog has (the first is {first!r})"
+        raise DataError(complain(path, found, "tracks with ids, or artists and titles, of the catalog"))
+    plays = listening.plays
+    known = {
+        given: int(hashed) for given, hashed in zip(matches.known, track_hashes(matches.known.values()), strict=True)
+    }
+    hashes = np.array([known.get(track, 0) for track in plays["track_id"].to_pylist()], np.uint64)
+    there = np.array([track in known for track in plays["track_id"].to_pylist()], bool)
+    counts, times = plays["playcount"].to_numpy(), plays["timestamp"].to_numpy()
+    liked = np.ones(len(plays), bool)
+    if "skipped" in plays.column_names:
+        liked = ~plays["skipped"].combine_chunks().fill_null(False).to_numpy(zero_copy_only=False)
+    users = np.array(plays["user_id"].to_pylist(), object)
+    states = {}
+    for profile in listening.users.to_pylist():
+        user = profile.pop("user_id")
+        own = there & (users == user)
+        fed = own & liked
+        said = {name: value for name, value in profile.items() if value is not None}
+        states[user] = UserState(said, make_history(hashes[fed], counts[fed], times[fed]), np.unique(hashes[own]))
+    left_out = int(len(plays) - there.sum())
+    summary = f"{matches.told()}; {left_out:,} of {len(plays):,} plays are of other tracks and left out"
+    return Histories(states, (*listening.notes, summary))
+
+
+def with_history(stored: "UserState | None", found: "UserState") -> "UserState":
+    """Returns what is known of a person from a store and from an export: of each track the larger count counts.
+
+    The two overlap, and the same export may come again: sums would count plays twice.
+
+    Args:
+        stored: the state in the store, None for a person it does not know.
+        found: the state that an export gives.
+
+    Returns:
+        Both together.
+    """
+    import numpy as np
+
+    from lhydra.domain import MAX_HISTORY, UserState, history_order
+
+    if stored is None:
+        return found
+    entries = np.concatenate([stored.history, found.history])
+    tracks, inverse = np.unique(entries["track"], return_inverse=True)
+    both = np.zeros(len(tracks), entries.dtype)
+    both["track"] = tracks
+    for name in ("count", "time"):
+        np.maximum.at(both[name], inverse, entries[name])
+    order = history_order(tracks, both["count"], both["time"])[-MAX_HISTORY:]
+    profile = {**found.profile, **stored.profile}
+    return UserState(profile, both[order], np.union1d(stored.heard, found.heard), stored.skipped)
