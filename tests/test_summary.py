@@ -190,6 +190,13 @@ def test_the_command_tells_the_figures_in_aligned_lines(tmp_path: Path, capsys: 
     assert "  skipped        33.3%  of the 48 plays that tell" in lines
     assert "  sessions          16          3          3          3  a pause of 30 minutes ends one" in lines
     assert max(map(len, lines[1:-1])) <= 100
+    capsys.readouterr()
+    (tmp_path / "bad.csv").write_text("user_id,track_id,timestamp\na,x,2020-01-01\nb,x,2020-01-01T23:00\n,x,\n")
+    assert cli.main(["prepare", str(tmp_path / "bad.csv"), str(tmp_path / "bad")]) == 0
+    bad = capsys.readouterr().out.splitlines()
+    assert "  rows               3  of plays read, 2 kept" in bad
+    assert "  plays              2  2020-01-01 (UTC); 0.0% repeats" in bad
+    assert bad[bad.index("dropped") + 1] == "  - bad.csv: 1 row dropped: empty user_id (line 4)"
     head = next(line for line in lines if line.endswith("most"))
     figures = [line for line in lines if line.split()[0] in ("users", "tracks", "sessions")]
     ends = [head.index(name) + len(name) for name in ("median", "90 %", "most")]

@@ -76,15 +76,17 @@ def _line(label: str, value: str, notes: Iterable[str], figures: str = "") -> li
 
 
 def _rows(info: "DatasetInfo") -> list[str]:
-    read = [f"{count:,} of {side}" for side, count in info.summary["rows"].items() if side != "plays"]
-    dropped = f"{sum(info.dropped.values()):,} dropped" * bool(info.dropped)
-    return [", ".join(["of plays read", *read]), dropped]
+    found = info.summary
+    kept = f", {found['kept']:,} kept" if found["kept"] < found["rows"]["plays"] else ""
+    others = [f"{count:,} of {side}" for side, count in found["rows"].items() if side != "plays"]
+    return [f"of plays read{kept}", ", ".join(others)]
 
 
 def _plays(found: Mapping[str, Any]) -> list[str]:
     when = "without times"
     if span := found.get("time"):
-        when = f"{day(span['oldest'])} to {day(span['newest'])} (UTC)"
+        days = dict.fromkeys(time.strftime("%Y-%m-%d", time.gmtime(span[end])) for end in ("oldest", "newest"))
+        when = f"{' to '.join(days)} (UTC)"
         when += f", {span['unknown']:,} rows without a time" * bool(span["unknown"])
     return [when, f"{found['repeats']:.1%} repeats"]
 
@@ -102,15 +104,3 @@ def _columns(columns: "tuple[Column, ...]") -> str:
 
 def _number(value: float) -> str:
     return f"{value:,}" if float(value).is_integer() else f"{value:,.1f}"
-
-
-def day(second: int) -> str:
-    """Writes the day of a moment.
-
-    Args:
-        second: Unix seconds.
-
-    Returns:
-        The date in UTC.
-    """
-    return time.strftime("%Y-%m-%d", time.gmtime(second))

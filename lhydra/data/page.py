@@ -75,7 +75,8 @@ def _top(dataset: Dataset) -> Top:
         tiles.append(
             Tile("Listened", f"{listened['hours']:,.0f} h", [f"in the {count(listened['known'])} rows that tell"])
         )
-    lines = [f"{_day(span['oldest'])} to {_day(span['newest'])}." if span else "Without times."]
+    ends = dict.fromkeys(_day(span[end]) for end in ("oldest", "newest")) if span else ["Without times"]
+    lines = [f"{' to '.join(ends)}."]
     lines.append(f"Prepared from {dataset.info.source}.")
     dropped = [str(message) for message in found["dropped"]]
     notice = (
@@ -83,7 +84,7 @@ def _top(dataset: Dataset) -> Top:
     )
     verdict = f"{plays} plays of {tracks} tracks by {users} users"
     across = len(tiles) if len(tiles) < 6 else 4
-    return Top(f"Lhydra dataset · {dataset.path.name}", verdict, lines, [Tiles(tiles, across)], [notice])
+    return Top(f"Lhydra dataset · {dataset.path.resolve().name}", verdict, lines, [Tiles(tiles, across)], [notice])
 
 
 def _when(dataset: Dataset) -> list[Block]:
@@ -96,7 +97,7 @@ def _when(dataset: Dataset) -> list[Block]:
     notes = [f"{start}: {_count(plays)} plays" for start, plays in zip(steps, found.plays.tolist(), strict=True)]
     chart = columns(steps, found.plays.tolist(), notes, "", "plays")
     monday = ", from its Monday" if found.step == "week" else ""
-    how = f"Each column is a {found.step}{monday}; the log may begin and end in the middle of one."
+    how = f"Each column is one {found.step}{monday}; the log may begin and end in the middle of one."
     unknown = dataset.info.summary["time"]["unknown"]
     how += f" {count(unknown)} rows have no time and are not shown." if unknown else ""
     return [
@@ -157,8 +158,8 @@ def _repeats(dataset: Dataset) -> list[Block]:
         return [Read(f"{how} {why}")]
     chart, rows = _by_age(life)
     note = (
-        "How often a track is played again in a day, by the time since its last play, as long as its user listens. "
-        "A straight line down is a power law; on it, what was played lately comes back first."
+        "How often a day a track is played again, by the time since its last play, while its user still listens. "
+        "A straight line down is a power law, as forgetting is (Anderson & Schooler 1991)."
     )
     numbers = Table(["time since its last play", "returns", "returns a day"], rows)
     return [Read(how), Panel("Returns by age", chart, note), Folded("As numbers", [numbers])]
@@ -183,15 +184,16 @@ def _rows(dataset: Dataset) -> list[Block]:
     info, found = dataset.info, dataset.info.summary
     facts = {f"rows of {name}": count(rows) for name, rows in found["rows"].items()}
     facts |= {f"dropped: {reason}": count(rows) for reason, rows in info.dropped.items()}
+    facts["rows of plays kept"] = count(found["kept"])
     facts |= {
-        f"{side} of the plays that {side}.* knows": f"{count(one['with_row'])} of {count(one['ids'])}"
+        f"{side} of the plays that have a row of their own": f"{count(one['with_row'])} of {count(one['ids'])}"
         for side, one in found["matched"].items()
     }
     facts["rows again of the same user, track and second"] = count(found["again"])
     apart = {*found["dropped"], *found["columns"]}
     noted = [message for message in info.warnings if message not in apart]
-    blocks: list[Block] = [Panel("", Facts(facts))]
-    return blocks + ([Panel("To know", _messages(noted))] if noted else [])
+    panels = [Panel("Counts", Facts(facts)), *([Panel("To know", _messages(noted))] if noted else [])]
+    return [Read("What was read, what was left out, and what the cells were taken for."), Grid(panels)]
 
 
 def _columns(dataset: Dataset) -> list[Block]:

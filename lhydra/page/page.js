@@ -3,6 +3,13 @@
 (() => {
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
+  // A logarithmic axis of some values, with numbers on it however few or many decades they span.
+  function decades(values) {
+    const shown = values.filter((value) => value > 0).map(Math.log10);
+    const least = Math.min(...shown), most = Math.max(...shown), span = most - least;
+    return { type: "log", nticks: undefined, dtick: span < 1.5 ? "D2" : Math.ceil(span / 7), range: [least - 0.3, most + 0.15] };
+  }
+
   // Dots with intervals, one row per label; several series share a row side by side.
   function dots(chart) {
     const rows = chart.labels.length;
@@ -65,7 +72,7 @@
         ...(chart.tick_names ? { tickangle: 0 } : {}),
         ...(chart.ticks ? { tickvals: chart.ticks, ticktext: chart.tick_names ?? chart.ticks.map(String) } : {}) },
       yaxis: { title: { text: chart.y }, zeroline: false, automargin: true, nticks: 6, tickformat: chart.format, ...square,
-        ...(chart.log_y ? { type: "log", nticks: undefined, dtick: 1 } : {}) },
+        ...(chart.log_y ? decades(chart.series.flatMap((series) => series.y)) : {}) },
     }];
   }
 
@@ -74,8 +81,6 @@
     const n = chart.starts.length, dates = chart.x === "";
     const every = Math.ceil(n / Math.max(3, Math.floor(width / (dates ? 110 : 44))));
     const shown = chart.starts.map((_, place) => place).filter((place) => place % every === 0);
-    const least = Math.min(...chart.heights.filter((height) => height > 0));
-    const most = Math.max(...chart.heights);
     return [[{
       type: "bar", x: chart.starts.map((_, place) => place), y: chart.heights, marker: { color: color("accent") },
       hovertext: chart.notes, hovertemplate: "%{hovertext}<extra></extra>",
@@ -84,8 +89,7 @@
       xaxis: { tickvals: shown, ticktext: shown.map((place) => chart.starts[place]), showgrid: false, zeroline: false,
         range: [-0.6, n - 0.4], tickangle: 0, ...(dates ? {} : { title: { text: chart.x } }) },
       yaxis: { title: { text: chart.y }, zeroline: false, automargin: true, nticks: 6, tickformat: ",.3~s",
-        ...(chart.log ? { type: "log", dtick: 1, nticks: undefined,
-          range: [Math.log10(least) - 0.3, Math.log10(most) + 0.15] } : {}) },
+        ...(chart.log ? decades(chart.heights) : {}) },
     }];
   }
 
