@@ -10,6 +10,7 @@ import pytest
 from lhydra import cli
 from lhydra.data.dataset import Dataset
 
+ALL_TRAIN = ("--split", "random", "--valid", "0", "--test", "0")  # any plays can be divided so
 SAMPLES = Path(__file__).parent / "formats" / "samples"
 
 

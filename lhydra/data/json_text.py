@@ -27,7 +27,7 @@ def checked(path: Path, folder: Path) -> tuple[Path, int]:
         The file to read, and how many bytes a record may have that is the whole of it.
 
     Raises:
-        DataError: it is cut short, or broken gzip.
+        DataError: it is empty, cut short, or broken gzip.
     """
     packed = path.name.lower().endswith(".gz")
     try:
@@ -49,7 +49,9 @@ def checked(path: Path, folder: Path) -> tuple[Path, int]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(complain(path, f"broken gzip: {error}", AGAIN)) from None
     first, last = start.removeprefix(BOM_UTF8).lstrip()[:1], tail.rstrip()[-1:]
-    if first and last != _CLOSING.get(first, b""):
+    if not first:
+        raise DataError(complain(path, "nothing in it", AGAIN))
+    if last != _CLOSING.get(first, b""):
         found = (
             f"an end after {last.decode(errors='replace')!r}, which does not close {first.decode(errors='replace')!r}"
         )

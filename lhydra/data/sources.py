@@ -115,14 +115,14 @@ def open_source(
             names = ", ".join(source.plays.names)
             raise DataError(complain(f"--columns {missed[0]}={name}", f"the columns {names} in {path}", "one of them"))
         return source
-    samples = [Sample.of(file) for file in (found if isinstance(found, list) else _files_of(found))]
-    export = Export(path, tuple(sample for sample in samples if sample), read.user)
+    samples = {file: Sample.of(file) for file in (found if isinstance(found, list) else _files_of(found))}
+    export = Export(path, tuple(sample for sample in samples.values() if sample), read.user)
     known, tables = formats.open_export(export, read.format)
     if known is None or tables is None:
         return _open_tables(path, found, read, mapping)
     if read.user is not None and not tables.plays.of_one_person:
         raise _named_already(path, read.user)
-    return _exported(path, known.name, known.title, tables)
+    return _exported(path, known.name, known.title, tables, [file for file, sample in samples.items() if not sample])
 
 
 def _named_already(path: Path, user: str) -> DataError:
@@ -131,10 +131,11 @@ def _named_already(path: Path, user: str) -> DataError:
     )
 
 
-def _exported(path: Path, name: str, title: str, tables: Tables) -> Source:
+def _exported(path: Path, name: str, title: str, tables: Tables, blank: Sequence[Path]) -> Source:
     plays = tables.plays
-    notes = (f"{path.name or path}: taken for {title} (--format {name})", *tables.notes)
-    return Source(path, plays, tables.tracks or plays, tables.users or plays, notes, name)
+    notes = [f"{path.name or path}: taken for {title} (--format {name})", *tables.notes]
+    notes += [f"not read: {file.name} (empty, or broken)" for file in blank]
+    return Source(path, plays, tables.tracks or plays, tables.users or plays, tuple(notes), name)
 
 
 def _unpacked(path: Path, work: Path | None) -> Path | list[Path]:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from lhydra.data.dataset import Dataset
-from tests.prepared import SAMPLES, Heard, heard, prepare, song_id
+from tests.prepared import ALL_TRAIN, SAMPLES, Heard, heard, prepare, song_id
 
 LISTENS = SAMPLES / "listenbrainz"
 
@@ -116,7 +116,15 @@ listen = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+QUICK = settings(
+    max_examples=10,
+    deadline=None,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),  # to shrink would take minutes
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@QUICK
 @given(listens=st.lists(listen, min_size=6, max_size=30), lines=st.booleans(), bom=st.booleans(), ascii=st.booleans())
 def test_any_listens_are_counted_as_they_are(
     tmp_path: Path,
@@ -132,5 +140,5 @@ def test_any_listens_are_counted_as_they_are(
     text = "\r\n".join(written) if lines else f"[{', '.join(written)}]"
     file = tmp_path / "listens.json"
     file.write_text(text, encoding="utf-8-sig" if bom else "utf-8", newline="")
-    prepare(capsys, file, tmp_path / "out")
+    prepare(capsys, file, tmp_path / "out", *ALL_TRAIN)
     assert heard(tmp_path / "out") == counted([(listen["user_name"], listen) for listen in listens])

@@ -1,12 +1,24 @@
 """Formats of other programs, a module for each family; docs/formats.md says how to add one."""
 
-from lhydra.data.formats import hetrec, lastfm, listenbrainz, movielens, recbole, spotify, triplets
+from lhydra.data.formats import (
+    hetrec,
+    lastfm,
+    listenbrainz,
+    maloja,
+    movielens,
+    playlists,
+    recbole,
+    spotify,
+    triplets,
+)
 from lhydra.data.formats.format import Export, Format, Tables
 from lhydra.errors import DataError, complain
 
 FORMATS: tuple[Format, ...] = (
     *spotify.FORMATS,
     *listenbrainz.FORMATS,
+    *maloja.FORMATS,
+    *playlists.FORMATS,
     *recbole.FORMATS,
     *movielens.FORMATS,
     *hetrec.FORMATS,

@@ -65,6 +65,17 @@ class Sample:
         whole = whole[:-1] if len(self.head) >= _HEAD - 4 and len(whole) > 1 else whole
         return [line for line in whole if line.strip()][:most]
 
+    def named(self, pattern: str) -> bool:
+        """Whether the name is that of a file of JSON of this pattern: one that is broken at once is known by it.
+
+        Args:
+            pattern: a regular expression of the name without its ending.
+
+        Returns:
+            True where it matches.
+        """
+        return re.fullmatch(rf"{pattern}[.]json", self.name) is not None
+
     def has(self, *keys: str) -> bool:
         """Whether the beginning holds all of these keys of JSON objects.
 

@@ -24,13 +24,12 @@ def _notes(people: Sequence[tuple[Sample, str]]) -> tuple[str, ...]:
 
 
 def _is_account(sample: Sample) -> bool:
-    """Whether a file holds the listening of a year; one without a record is known by its name."""
-    named = sample.name.startswith("streaminghistory") and sample.head.strip() == "[]"
-    return named or (sample.has("endTime", "msPlayed") and sample.has("trackName"))
+    """Whether a file holds the listening of a year."""
+    return sample.named("streaminghistory(_music)?_?[0-9]*") or sample.has("endTime", "msPlayed", "trackName")
 
 
 def _is_podcast(sample: Sample) -> bool:
-    return sample.has("endTime", "msPlayed", "episodeName")
+    return sample.named("streaminghistory_podcast_?[0-9]*") or sample.has("endTime", "msPlayed", "episodeName")
 
 
 def _account(export: Export) -> Tables | None:
@@ -62,10 +61,11 @@ def _account(export: Export) -> Tables | None:
 
 
 def _is_extended(sample: Sample) -> bool:
-    """Whether a file holds years of listening; one without a record is known by its name."""
-    named = sample.name.startswith(("streaming_history_audio", "endsong")) and sample.head.strip() == "[]"
+    """Whether a file holds years of listening, and not of watching."""
     holds = sample.has("ts", "ms_played", "master_metadata_track_name")
-    return named or (holds and not sample.name.startswith(("streaming_history_video", "endvideo")))
+    return sample.named("(streaming_history_audio|endsong).*") or (
+        holds and not sample.named("(streaming_history_video|endvideo).*")
+    )
 
 
 _TRACK, _ARTIST = "master_metadata_track_name", "master_metadata_album_artist_name"
