@@ -81,6 +81,12 @@ def test_one_persons_listens_alone_are_refused(tmp_path: Path, capsys: pytest.Ca
     assert "found plays of 1 user" in prepare(capsys, LISTENS / "export" / "bo", tmp_path / "out")
 
 
+def test_a_user_is_said_only_where_the_listens_do_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = prepare(capsys, LISTENS / "dump", tmp_path / "out", "--user", "ada")
+    assert "expected an export of one person" in said
+    assert "found plays of 1 user" in prepare(capsys, LISTENS / "export", tmp_path / "out", "--user", "ada")
+
+
 def test_a_listen_of_a_dump_without_a_user_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = (LISTENS / "dump" / "listens" / "2020" / "1.listens").read_text(encoding="utf-8").splitlines()
     nobody = json.loads(lines[2]) | {"user_name": ""}

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 from lhydra.data.formats.format import Export, Format, Sample, Tables, by_folder, json_table, milliseconds, not_read
 from lhydra.data.songs import SAID
@@ -39,17 +40,27 @@ def _people(export: Export, files: Sequence[Sample]) -> list[tuple[Sample, str]]
     people = []
     for sample in files:
         person = names[roots[sample.path]] if sample.path in roots else export.person(sample)
-        people.append((sample, "" if sample.name.endswith(".listens") else person))
+        people.append((sample, "" if _names_users(sample) else person))
     return people
 
 
-def _user_of(sample: Sample) -> str | None:
+def _first(sample: Sample) -> dict[str, Any]:
+    """Returns the first record of a file, nothing where there is none."""
+    text = sample.head.lstrip().removeprefix("[").lstrip()
     try:
-        user = json.loads(sample.head)
+        record, _ = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
-        return None
-    name = user.get("username") if isinstance(user, dict) else None
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _user_of(sample: Sample) -> str | None:
+    name = _first(sample).get("username")
     return name if isinstance(name, str) else None
+
+
+def _names_users(sample: Sample) -> bool:
+    return sample.name.endswith(".listens") or not _first(sample).keys().isdisjoint(("user_name", "user_id"))
 
 
 def _listens(export: Export) -> Tables | None:
@@ -57,8 +68,9 @@ def _listens(export: Export) -> Tables | None:
     if not files:
         return None
     people = _people(export, files)
+    person = ", nullif($person, '')" if any(name for _, name in people) else ""
     columns = {
-        "user_id": "coalesce(nullif(user_name, ''), nullif(user_id, ''), nullif($person, ''))",
+        "user_id": f"coalesce(nullif(user_name, ''), nullif(user_id, ''){person})",
         "track_id": f"coalesce({_IDS}, 'spotify:track:' || {_URL}, nullif(trim({_SPOTIFY}), ''))",
         "timestamp": 'coalesce(listened_at, "timestamp")',
         "name": _TITLE,
