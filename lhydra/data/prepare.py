@@ -1,22 +1,22 @@
 """Turns a source into a dataset: reads, checks, splits, aggregates, writes; all of it or nothing."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lhydra import __version__, files
 from lhydra.data import rows, split
-from lhydra.data.dataset import EVENTS_SCHEMA, TEST, TRAIN, VALID, Column, DatasetInfo, Events, Plays
-from lhydra.data.events import add_up, again, read_log, to_table
+from lhydra.data.append import together
+from lhydra.data.dataset import TEST, TRAIN, VALID, Column, Dataset, DatasetInfo, Events, Plays
+from lhydra.data.events import add_up, again, read_log
 from lhydra.data.loading import choose_columns, load_source
 from lhydra.data.report import Report
 from lhydra.data.schema import DeclaredColumns
@@ -25,6 +25,7 @@ from lhydra.data.sources import Side, Source, open_source
 from lhydra.data.summary import summarise
 from lhydra.data.table import Table
 from lhydra.data.undeclared import column_warnings
+from lhydra.data.writing import write_events, write_tables
 from lhydra.domain import track_hashes
 from lhydra.errors import DataError, complain
 from lhydra.timing import timed
@@ -32,9 +33,6 @@ from lhydra.timing import timed
 _MEMORY = "2GB"  # DuckDB's share; beyond it, it spills beside the dataset
 _THREADS = min(os.cpu_count() or 1, 8)  # more would not fit the memory
 _FOLDS = {"train": TRAIN, "valid": VALID, "test": TEST}
-_FETCH = 1 << 19  # rows of a table handed over at once
-_ROW_GROUP = 1 << 20
-_TRACK_ROW_GROUP = 1 << 16  # small, so that a catalogue far larger than its plays can be read piece by piece
 _FILES = ("dataset.json", "tracks.parquet", "users.parquet", "plays.parquet", "events.parquet")
 _CACHE = "baselines"  # what `lhydra evaluate` keeps beside them, and computes again
 Say = Callable[[str], None]
@@ -49,10 +47,10 @@ def prepare(
 ) -> DatasetInfo:
     """Writes the dataset of `source` to the folder `out` and returns what its dataset.json says.
 
-    An `out` that is a dataset already is replaced, as a whole and at the end.
+    An `out` that is a dataset already is replaced, as a whole and at the end; with `append` its plays stay in it.
 
     Args:
-        source: a file or folder.
+        source: a file or folder, a pattern, or `-` for standard input.
         out: the folder to write.
         settings: how to split, and what to refuse.
         columns: what is declared beyond the known columns.
@@ -68,7 +66,10 @@ def prepare(
     files.recover(out)
     _check_target(source, out)
     with files.replacing_folder(out) as folder:
-        opened = open_source(source, settings, folder.parent)
+        if settings.append:
+            opened, settings, columns = _added(source, out, settings, columns, folder.parent)
+        else:
+            opened = open_source(source, settings, folder.parent)
         columns = columns.resolved(opened.tracks.names, opened.users.names)
         try:
             info = _build(opened, folder, settings, columns, say)
@@ -81,6 +82,67 @@ def prepare(
             raise
         say("publishing")
     return info
+
+
+def prepare_tables(
+    plays: Any,
+    out: Path,
+    tracks: Any = None,
+    users: Any = None,
+    settings: PrepareSettings = PrepareSettings(),  # noqa: B008 - frozen
+    columns: DeclaredColumns = DeclaredColumns(),  # noqa: B008 - frozen
+) -> DatasetInfo:
+    """Writes the dataset of tables in memory, with the checks of files.
+
+    Args:
+        plays: a pandas DataFrame, an Arrow table, or what `pyarrow.table` takes; the columns are those of a source.
+        out: the folder to write.
+        tracks: likewise; None where plays say what is known of them.
+        users: likewise.
+        settings: how to split, and what to refuse.
+        columns: what is declared beyond the known columns.
+
+    Returns:
+        What dataset.json says.
+
+    Raises:
+        DataError: a table that cannot be used; messages call it plays.parquet, and so on.
+    """
+    with tempfile.TemporaryDirectory(prefix="lhydra-") as work:
+        folder = Path(work) / "tables"
+        folder.mkdir()
+        for name, table in (("plays", plays), ("tracks", tracks), ("users", users)):
+            if table is not None:
+                pq.write_table(_to_arrow(name, table), folder / f"{name}.parquet")
+        try:
+            return prepare(folder, out, settings, columns)
+        except DataError as error:
+            raise DataError(str(error).replace(f"{folder}/", "")) from None
+
+
+def _to_arrow(name: str, table: Any) -> pa.Table:
+    try:
+        if isinstance(table, pa.Table):
+            return table
+        frame = hasattr(table, "iloc")
+        return pa.Table.from_pandas(table, preserve_index=False) if frame else pa.table(table)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        expected = "a table whose columns each hold values of one kind"
+        raise DataError(complain(name, " ".join(str(error).split()), expected)) from None
+
+
+def _added(
+    source: Path, out: Path, settings: PrepareSettings, columns: DeclaredColumns, work: Path
+) -> tuple[Source, PrepareSettings, DeclaredColumns]:
+    """Returns the dataset at `out` and `source` as one source, and how to prepare it."""
+    if not out.exists():
+        raise DataError(complain(out, "nothing", "a dataset to add to, without --append a new one is made"))
+    folder = work / "together"
+    folder.mkdir()
+    dataset = Dataset.open(out)
+    settings, columns, notes = together(source, dataset, settings, columns, folder)
+    opened = open_source(folder, settings, work)
+    return replace(opened, path=Path(f"{dataset.info.source} + {source}"), notes=notes), settings, columns
 
 
 def _build(source: Source, folder: Path, settings: PrepareSettings, columns: DeclaredColumns, say: Say) -> DatasetInfo:
@@ -107,8 +169,8 @@ def _build(source: Source, folder: Path, settings: PrepareSettings, columns: Dec
         report.warnings += report.unused
         say("writing")
         with ThreadPoolExecutor(1) as beside:  # Parquet is packed without holding up Python
-            written = beside.submit(_write_events, events, folder)
-            n_tracks, n_users, named = _write(con, folder, tracks, users, plays)
+            written = beside.submit(write_events, events, folder)
+            n_tracks, n_users, named = write_tables(con, folder, tracks, users, plays)
             summary = summarise(events, plays, report.named)
             written.result()
     counts = {"tracks": n_tracks, "users": n_users, "plays": len(plays)}
@@ -239,95 +301,6 @@ def _described(
     if protocol == "global-time":
         found |= {"gap_s": settings.gap_s, "valid_s": settings.valid_s, "test_s": settings.test_s}
     return found
-
-
-@timed("prepare.write")
-def _write(
-    con: duckdb.DuckDBPyConnection,
-    folder: Path,
-    tracks: Mapping[str, Column],
-    users: Mapping[str, Column],
-    plays: Plays,
-) -> tuple[int, int, str]:
-    """Writes the three tables; returns (tracks, users, hash of the split)."""
-    train = plays.where(plays.fold == TRAIN)
-    n_tracks, n_users = (con.sql(f"SELECT count(*) FROM {side}").fetchall()[0][0] for side in ("tracks", "users"))
-    own: dict[str, pa.Array] = {
-        "train_plays": pa.array(np.bincount(train.track, train.count, n_tracks)),
-        "train_listeners": pa.array(np.bincount(train.track, minlength=n_tracks)),
-    }
-    pieces = _pieces(con, "tracks", tracks, own, n_tracks, _TRACK_ROW_GROUP)
-    track_ids = _save(pieces, folder / "tracks.parquet", _TRACK_ROW_GROUP)
-    own = {
-        "train_plays": pa.array(np.bincount(train.user, train.count, n_users)),
-        "train_tracks": pa.array(np.bincount(train.user, minlength=n_users)),
-        "train_top_genre": _top_genres(con, tracks, train, n_users),
-    }
-    user_ids = _save(_pieces(con, "users", users, own, n_users, _ROW_GROUP), folder / "users.parquet", _ROW_GROUP)
-    names = ("user", "track", "count", "time", "fold")
-    table = pa.table({name: getattr(plays, name) for name in names})
-    pq.write_table(table, folder / "plays.parquet", compression="zstd", row_group_size=_ROW_GROUP)
-    return n_tracks, n_users, split.split_hash(plays.user, plays.track, plays.fold, user_ids, track_ids)
-
-
-def _write_events(events: Events, folder: Path) -> None:
-    with pq.ParquetWriter(folder / "events.parquet", EVENTS_SCHEMA, compression="zstd") as writer:
-        for start in range(0, len(events), _ROW_GROUP):
-            writer.write_table(to_table(events, start, start + _ROW_GROUP), row_group_size=_ROW_GROUP)
-
-
-def _save(pieces: Iterator[pa.Table], path: Path, group: int) -> pa.Array:
-    """Writes the pieces of a table, at least one, in row groups of `group` rows; returns its first column, the ids."""
-    first = next(pieces)
-    key = first.column_names[0]
-    with pq.ParquetWriter(path, first.schema, compression="zstd") as writer:
-        for piece in chain((first,), pieces):
-            writer.write_table(piece, row_group_size=group)
-    return pq.read_table(path, columns=[key])[key].combine_chunks()  # a column kept of a piece would keep all of it
-
-
-def _pieces(
-    con: duckdb.DuckDBPyConnection,
-    side: Side,
-    columns: Mapping[str, Column],
-    own: Mapping[str, pa.Array],
-    n: int,
-    group: int,
-) -> Iterator[pa.Table]:
-    """Yields the table `side` of `n` rows with the columns `own` (n,): ids first, a few whole row groups at a time.
-
-    DuckDB has a limit to its memory; what it hands over has none.
-    """
-    shown = ", ".join(["id", *columns])
-    step = group * max(_FETCH // group, 1)
-    for start in range(0, n, step):
-        piece = con.sql(
-            f"SELECT {shown} FROM {side} WHERE position >= {start} AND position < {start + step} ORDER BY position"
-        ).to_arrow_table()
-        piece = piece.rename_columns([f"{side[:-1]}_id", *(column.name for column in columns.values())])
-        for name, values in own.items():
-            piece = piece.append_column(name, values.slice(start, step))
-        yield piece
-
-
-def _top_genres(con: duckdb.DuckDBPyConnection, tracks: Mapping[str, Column], train: Plays, n_users: int) -> pa.Array:
-    """Returns each user's most played genre in train, (n_users,) text, null when unknown; ties by name."""
-    by_name = {column.name: (name, column.kind) for name, column in tracks.items()}
-    genres = [by_name[name] for name in ("main_genre", "genre") if name in by_name]
-    texts = [f"{name}[1]" if kind == "multi" else f"CAST({name} AS VARCHAR)" for name, kind in genres]
-    top: list[str | None] = [None] * n_users
-    if texts:
-        con.register("train", pa.table({"user": train.user, "track": train.track, "count": train.count}))
-        found = con.execute(
-            f"""SELECT user, first(genre ORDER BY plays DESC, genre) FROM (
-                SELECT p.user, coalesce({", ".join(texts)}) AS genre, sum(p.count) AS plays
-                FROM train p JOIN tracks t ON t.position = p.track GROUP BY ALL)
-                WHERE genre IS NOT NULL GROUP BY user"""
-        ).fetchnumpy()
-        for user, genre in zip(found["user"].tolist(), found[list(found)[1]].tolist(), strict=True):
-            top[user] = genre
-        con.unregister("train")
-    return pa.array(top, pa.string())
 
 
 def _check_target(source: Path, out: Path) -> None:
