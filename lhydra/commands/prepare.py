@@ -18,8 +18,10 @@ _EPILOG = """\
 SOURCE is one of
   a flat file    one .csv, .csv.gz or .parquet: a row per user and track, with the columns of
                  the play, the track and the user side by side
-  a folder       plays.csv, tracks.csv and users.csv (or .csv.gz, .parquet); users and tracks
-                 may be left out
+  a folder       plays.csv, tracks.csv and users.csv (or .csv.gz, .tsv, .parquet); users and tracks
+                 may be left out; plays-1.csv, plays-2.csv and so on are one table
+  an export      of another program, as it is: a file, a folder, a zip; see --format
+  'a pattern*'   several files of one table; - is standard input
 
 Only user_id and track_id are required; every other column may be missing. Known by name, in any
 case:
@@ -60,6 +62,8 @@ example
   lhydra prepare listening/ dataset/ --split temporal
   lhydra prepare listening/ dataset/ --report prepare.html   # plays by time, user and track, drawn
   lhydra prepare plays.csv.gz dataset/ --config lhydra.yaml --strict
+  lhydra prepare log.txt dataset/ --sep tab --columns user=userid,track=artistid,timestamp=uts
+  lhydra prepare my_spotify_data/ dataset/ --append          # one person's plays beside the others
 """
 
 
