@@ -37,6 +37,7 @@ class Dialect:
 
 
 CSV = Dialect()
+SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " "}  # by their names
 
 
 def scan(path: Path, dialect: Dialect = CSV) -> tuple[int, bool]:

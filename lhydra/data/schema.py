@@ -56,7 +56,7 @@ _NEAR: Mapping[str, tuple[str, ...]] = {  # names that other programs use, witho
     "name": ("title", "trackname", "tracktitle", "songname"),
     "artist": ("artistid", "artistname", "artists", "performer"),
     "album": ("albumid", "albumname", "albumtitle", "release"),
-    "genre": ("genres", "genreid", "genrename"),
+    "genre": ("genres", "genreid", "genrename", "trackgenre"),
     "tags": ("tag", "taglist"),
     "year": ("releaseyear", "releasedate"),
     "duration_ms": ("duration", "length", "lengthms"),

@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lhydra.data import formats
-from lhydra.data.csv_text import CSV, Dialect, records, scan
+from lhydra.data.csv_text import CSV, SEPARATORS, Dialect, records, scan
 from lhydra.data.formats.format import Export, Sample, Tables
-from lhydra.data.schema import canonical, near
+from lhydra.data.hints import lacks
+from lhydra.data.schema import canonical
 from lhydra.data.settings import ReadSettings
 from lhydra.data.table import Part, Table, is_text
 from lhydra.errors import DataError, complain
@@ -35,7 +36,6 @@ _TABLES = (
     *("csv", "csv.gz", "parquet", "tsv", "tsv.gz", "tab", "dat", "xlsx", "xls", "jsonl", "ndjson", "feather", "arrow"),
     *("csv.bz2", "csv.xz", "csv.zst", "csv.zip", "tsv.bz2", "tsv.xz", "tsv.zst", "tsv.zip", "orc", "avro", "ods"),
 )
-_SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " "}
 _UNPACKED = 1 << 36  # bytes that an archive may unpack to
 
 
@@ -332,33 +332,16 @@ def open_table(
         raise DataError(complain(path, found, "distinct column names (case does not count in known ones)"))
     for name in required:
         if name not in table.names:
-            raise _lacks(table, name, required, read)
+            raise lacks(table, name, required, read)
         kind = table.types and table.kind(name)
         if kind and not (is_text(kind) or pa.types.is_integer(kind)):
             raise DataError(complain(f"{path}: {name}", f"a column of {kind}", "ids as text or whole numbers"))
     return table
 
 
-def _lacks(table: Table, name: str, required: Sequence[str], read: ReadSettings) -> DataError:
-    """Returns the refusal of a table without the column `name`, with the flags that would help."""
-    hint = ""
-    if not table.types and len(table.names) == 1 and read.sep is None:  # one column: another separator?
-        seen = {word: table.names[0].count(sep) for word, sep in _SEPARATORS.items() if word != "\\t"}
-        word = max(seen, key=lambda word: seen[word])
-        hint = f"; if the separator is a {word}, give --sep {word}" if seen[word] else ""
-    if not hint and not read.header:
-        hint = f"; name the columns by their numbers: --columns user=1,track=2 (there are {len(table.names)})"
-    meant = {known: [other for other in table.names if near(other) == known] for known in required}
-    missing = [known for known in required if known not in table.names]
-    if not hint and meant[name]:
-        pairs = ",".join(f"{known.removesuffix('_id')}={meant[known][0]}" for known in missing if meant[known])
-        hint = f"; if {' or '.join(meant[name])} is meant, rename it, or give --columns {pairs}"
-    return DataError(complain(table.path, f"the columns {', '.join(table.names)}", f"a column {name}{hint}"))
-
-
 def _dialect(file: Path, read: ReadSettings) -> Dialect:
     tabs = file.name.lower().endswith((".tsv", ".tsv.gz"))
-    sep = ("\t" if tabs else ",") if read.sep is None else _SEPARATORS.get(read.sep, read.sep)
+    sep = ("\t" if tabs else ",") if read.sep is None else SEPARATORS.get(read.sep, read.sep)
     return replace(CSV, sep=sep, header=read.header)
 
 

@@ -1,6 +1,7 @@
 """Formats of other programs, a module for each family; docs/formats.md says how to add one."""
 
 from lhydra.data.formats import (
+    gorse,
     hetrec,
     lastfm,
     listenbrainz,
@@ -10,6 +11,7 @@ from lhydra.data.formats import (
     recbole,
     spotify,
     triplets,
+    yambda,
 )
 from lhydra.data.formats.format import Export, Format, Tables
 from lhydra.errors import DataError, complain
@@ -22,6 +24,8 @@ FORMATS: tuple[Format, ...] = (
     *recbole.FORMATS,
     *movielens.FORMATS,
     *hetrec.FORMATS,
+    *gorse.FORMATS,
+    *yambda.FORMATS,
     *lastfm.FORMATS,
     *triplets.FORMATS,
 )

@@ -1,6 +1,8 @@
 """What a format of another program is: how its files are recognised, and how its rows become those of our tables."""
 
+import csv
 import glob
+import io
 import os
 import re
 import zlib
@@ -50,7 +52,7 @@ class Sample:
     @property
     def first_line(self) -> str:
         """The first line, without its end."""
-        return self.head.partition("\n")[0].rstrip("\r")
+        return re.split(r"[\r\n]", self.head, maxsplit=1)[0]
 
     def lines(self, most: int = 20) -> list[str]:
         """Returns the first whole lines.
@@ -75,6 +77,25 @@ class Sample:
             True where it matches.
         """
         return re.fullmatch(rf"{pattern}[.]json", self.name) is not None
+
+    def rows(self, most: int = 100) -> list[list[str]]:
+        """Returns the first whole rows of CSV.
+
+        Args:
+            most: how many at most.
+
+        Returns:
+            The cells of the rows that are not blank, up to what is no CSV.
+        """
+        found = []
+        try:
+            for row in csv.reader(io.StringIO(self.head, newline="")):
+                found += [row] if row else []
+                if len(found) > most:
+                    break
+        except csv.Error:  # any file may be looked at
+            pass
+        return found[:most] if len(found) > most or len(self.head) < _HEAD - 4 else found[:-1]
 
     def has(self, *keys: str) -> bool:
         """Whether the beginning holds all of these keys of JSON objects.

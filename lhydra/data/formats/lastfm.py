@@ -1,6 +1,5 @@
 """Exports of Last.fm: a person's scrobbles as CSV in several dialects, and the research sets made of them."""
 
-import csv
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -57,7 +56,7 @@ def _people(export: Export, files: Sequence[Sample]) -> list[tuple[Sample, str]]
 
 def _is_spoken(sample: Sample) -> bool:
     """Whether the last cell of the first line is a time like 01 Jan 2020 12:34, after three others."""
-    cells = next(csv.reader([sample.first_line]), [])
+    cells = next(iter(sample.rows(1)), [])
     words = cells[3].split() if len(cells) == 4 else []
     return len(words) == 4 and words[0].isdigit() and words[1].isalpha() and words[2].isdigit() and ":" in words[3]
 

@@ -1,0 +1,47 @@
+"""What to do about a table that lacks a column: the separator, the names or the place that is meant."""
+
+from collections.abc import Sequence
+
+from lhydra.data.csv_text import SEPARATORS
+from lhydra.data.schema import TRACK_COLUMNS, near
+from lhydra.data.settings import ReadSettings
+from lhydra.data.table import Table
+from lhydra.errors import DataError, complain
+
+
+def lacks(table: Table, name: str, required: Sequence[str], read: ReadSettings) -> DataError:
+    """Returns the refusal of a table without the column `name`, with the flags that would help.
+
+    Args:
+        table: as far as its header.
+        name: of the column that it lacks.
+        required: columns that it must have.
+        read: what is said of its form.
+
+    Returns:
+        The error to raise.
+    """
+    hint = ""
+    if not table.types and len(table.names) == 1 and read.sep is None:  # one column: another separator?
+        seen = {word: table.names[0].count(sep) for word, sep in SEPARATORS.items() if word != "\\t"}
+        word = max(seen, key=lambda word: seen[word])
+        hint = f"; if the separator is a {word}, give --sep {word}" if seen[word] else ""
+    if not hint and not read.header:
+        hint = f"; name the columns by their numbers: --columns user=1,track=2 (there are {len(table.names)})"
+    meant = {known: [other for other in table.names if near(other) == known] for known in required}
+    missing = [known for known in required if known not in table.names]
+    if not hint and meant[name]:
+        pairs = ",".join(f"{known.removesuffix('_id')}={meant[known][0]}" for known in missing if meant[known])
+        hint = f"; if {' or '.join(meant[name])} is meant, rename it, or give --columns {pairs}"
+    if not hint and missing == ["user_id"]:
+        hint = f"; it names no listeners, only tracks: {_beside_plays(table)}"
+    return DataError(complain(table.path, f"the columns {', '.join(table.names)}", f"a column {name}{hint}"))
+
+
+def _beside_plays(table: Table) -> str:
+    """Returns how a table of tracks is used."""
+    known = {near(name): name for name in reversed(table.names) if near(name) in TRACK_COLUMNS}
+    pairs = ",".join(f"{of}={name}" for of, name in known.items() if of and of not in table.names and "," not in name)
+    return "save it as tracks.* in a folder with plays.*, and prepare the folder" + (
+        f" with --columns {pairs}" if pairs else ""
+    )
