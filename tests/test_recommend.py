@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lhydra.cli import main
-from lhydra.data.dataset import TRAIN, Dataset, user_states
+from lhydra.data.dataset import TRAIN, VALID, Dataset, user_states
 from lhydra.domain import Query, no_hashes
 from lhydra.evaluation import lists
 from lhydra.evaluation.evaluate import evaluate
@@ -389,3 +389,25 @@ def test_only_lists_are_replaced_unless_told(
     for _ in range(2):  # an empty file is nobody's, lists are its own
         assert main(arguments) == 0
         assert read(out) == expected_rows(world, 2)
+
+
+def test_the_mask_train_leaves_out_what_was_heard_in_train_alone(
+    tiny_dataset: Dataset, tiny_store: Path, tmp_path: Path
+) -> None:
+    """From end to end, with lists as long as the catalogue: a list is all tracks but those that count as heard."""
+    plays, ids = tiny_dataset.plays, tiny_dataset.track_ids
+    in_valid = np.unique(plays.user[plays.fold == VALID])[:5]
+    users = [tiny_dataset.user_ids[user] for user in in_valid]
+    lists: dict[str, dict[str, set[str]]] = {}
+    for mask in ("train", "seen"):
+        out = tmp_path / f"{mask}.csv"
+        words = [str(tiny_dataset.path), str(tiny_store), "--out", str(out), "--users", ",".join(users)]
+        assert main(["recommend", *words, "--k", str(len(ids)), "--mask", mask]) == 0
+        lists[mask] = {user: set() for user in users}
+        for user, _, track, _ in read(out):
+            lists[mask][user].add(track)
+    for user, position in zip(users, in_valid, strict=True):
+        for mask, upto in (("train", TRAIN), ("seen", VALID)):
+            heard = plays.track[(plays.user == position) & (plays.fold <= upto)]
+            assert lists[mask][user] == set(ids) - {ids[track] for track in heard}
+    assert lists["train"] != lists["seen"]

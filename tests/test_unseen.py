@@ -1,6 +1,7 @@
 """What a model has seen: told by its split, by every command that judges it; end to end with two seeds of a split."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -194,14 +195,18 @@ def test_of_several_plays_only_the_last_is_known(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A world split twice at random, by seed 0 and 1, a model trained on each, and the first one published."""
+    """A world split twice at random, by seed 0 and 1, a model trained on each, and the first published.
+
+    That of seed 1 is refitted.
+    """
     at = tmp_path_factory.mktemp("two")
     sizes = ["--users", "300", "--tracks", "400", "--plays", "12000", "--seed", "0"]
     assert main(["synth", str(at / "w"), *sizes]) == 0
     for seed in "01":
         data, model = str(at / f"ds{seed}"), str(at / f"m{seed}")
         assert main(["prepare", str(at / "w"), data, "--split", "random", "--seed", seed]) == 0
-        assert main(["train", data, model, "--epochs", "2", "--head-epochs", "1", "--threads", "1"]) == 0
+        refit = ["--refit"] * (seed == "1")
+        assert main(["train", data, model, "--epochs", "2", "--head-epochs", "1", "--threads", "1", *refit]) == 0
     rebuild = ["--model", str(at / "m0"), "--data", str(at / "ds0"), "--store", str(at / "store")]
     assert main(["index", "rebuild", *rebuild, *FEW]) == 0
     return at
@@ -253,3 +258,37 @@ def test_a_model_of_another_seed_is_told_refused_and_not_judged_by(
     quality = checks["quality"]
     assert quality["verdict"] == "skipped"
     assert "the model of CURRENT: the model was fitted under another split (random, seed 0" in quality["note"]
+
+
+def test_a_refitted_model_is_measured_on_test_plays_alone(
+    two: Path, evaluated: Callable[..., tuple[list[str], Path]], capsys: Printed
+) -> None:
+    told, out = evaluated("ds1", "--model", str(two / "m1"))
+    assert told[0].startswith("cascade NDCG@10")
+    assert "the model learned from the valid fold too (--refit), the baselines did not" in told[:3]
+    assert json.loads(out.read_text())["protocol"]["fitted_on"] == "train and valid"
+    capsys.readouterr()
+    assert main(["evaluate", str(two / "ds1"), "--model", str(two / "m1"), "--as-of", "valid"]) == 1
+    found = f"found valid, from which {two / 'm1'} has learned (--refit)"
+    assert capsys.readouterr() == ("", f"lhydra evaluate: --as-of: {found}, expected test\n")
+
+
+def test_one_more_play_passes_the_gate_without_force(two: Path, tmp_path: Path, capsys: Printed) -> None:
+    """A log without times, split at the same seed again: only the new pair is drawn, all others are as they were."""
+    plays = pq.read_table(two / "w" / "plays.parquet", columns=["user_id", "track_id"])
+    pairs = set(zip(*plays.to_pydict().values(), strict=True))
+    user, tracks = plays["user_id"][0].as_py(), plays["track_id"].to_pylist()
+    more = {"user_id": [user], "track_id": [next(track for track in tracks if (user, track) not in pairs)]}
+    for name, table in (("before", plays), ("after", pa.concat_tables([plays, pa.table(more, plays.schema)]))):
+        shutil.copytree(two / "w", tmp_path / "w", dirs_exist_ok=True)
+        pq.write_table(table, tmp_path / "w" / "plays.parquet")
+        assert main(["prepare", str(tmp_path / "w"), str(tmp_path / name), "--seed", "0"]) == 0
+        assert not Dataset.open(tmp_path / name).info.timed
+        rebuild = ["--model", str(two / "m0"), "--data", str(tmp_path / name), "--store", str(tmp_path / "store")]
+        assert main(["index", "rebuild", *rebuild, "--recall-users", "20", "--depth", "100"]) == 0, capsys.readouterr()
+    before, after = (Dataset.open(tmp_path / name).info for name in ("before", "after"))
+    assert after.counts["plays"] == before.counts["plays"] + 1
+    assert after.split["hash"] != before.split["hash"]
+    gate = Manifest.read(tmp_path / "store" / current_bundle_id(tmp_path / "store")).gate
+    verdicts = {check["name"]: check["verdict"] for check in gate["checks"]}
+    assert (gate["verdict"], verdicts["quality"], verdicts["changed lists"]) == ("passed", "passed", "passed")
