@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lhydra import cli
+from lhydra.data.dataset import Dataset
 from lhydra.data.page import render
 from tests.test_summary import OPTIONAL, Row, log, made
 
@@ -159,6 +160,25 @@ def test_a_page_without_its_tools_is_refused_before_any_work(
     assert cli.main(words) == 1
     assert "lhydra[eval]" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_page_that_cannot_be_written_leaves_the_dataset_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    made(log(), tmp_path, OPTIONAL)
+    out, report = tmp_path / "out", tmp_path / "page.html"
+    monkeypatch.setattr("lhydra.commands.prepare.write_text", full)
+    assert cli.main(["prepare", str(tmp_path / "plays.parquet"), str(out), "--report", str(report)]) == 1
+    told = capsys.readouterr()
+    assert told.err.splitlines()[-1] == (
+        f"lhydra prepare: --report {report}: found No space left on device,"
+        f" expected a file that can be written; {out} is whole"
+    )
+    assert "prepared from" in told.out
+    assert Dataset.open(out).info.counts["users"] == 2
 
 
 def test_any_log_has_a_page(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,6 +20,7 @@ from lhydra.data.events import PAUSE_S
 from lhydra.data.prepare import prepare
 from lhydra.data.settings import PrepareSettings
 from lhydra.data.summary import summarise
+from tests.realdata import real_data
 
 
 class Row(NamedTuple):
@@ -202,3 +204,19 @@ def test_the_command_tells_the_figures_in_aligned_lines(tmp_path: Path, capsys: 
     ends = [head.index(name) + len(name) for name in ("median", "90 %", "most")]
     assert len(figures) == 3
     assert all(line[end - 1] != " " and line[end : end + 1] in ("", " ") for line in figures for end in ends)
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("name", ["30music", "lfm-sessions"])
+def test_figures_of_real_logs_are_those_that_pandas_finds(name: str, tmp_path: Path) -> None:
+    folder = real_data(name)
+    plays = pd.read_csv(folder / "plays.csv.gz", dtype={"user_id": str, "track_id": str, "session": str})
+    found = prepare(folder, tmp_path / "dataset").summary
+    assert (found["kept"], found["plays"]) == (len(plays), len(plays))
+    assert found["repeats"] == pytest.approx(plays.duplicated(["user_id", "track_id"]).mean())
+    for key, by in (("per_user", ["user_id"]), ("per_track", ["track_id"])):
+        assert found[key] == spread(plays.groupby(by).size().tolist())
+    assert found["sessions"]["count"] == plays.groupby(["user_id", "session"]).ngroups
+    assert ("time" in found) == ("timestamp" in plays)
+    if "time" in found:
+        assert (found["time"]["oldest"], found["time"]["newest"]) == (plays.timestamp.min(), plays.timestamp.max())

@@ -101,19 +101,28 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     with step_display() as show:
         info = prepare(args.source, args.dataset, settings, columns, lambda step: show(f"{step} ..."))
-        if args.report is not None:
-            from lhydra.data.dataset import Dataset
-            from lhydra.data.page import render
-
-            show("drawing ...")
-            write_text(args.report, render(Dataset.open(args.dataset)))
     if args.json:
         print(info.to_json(), end="")
     else:
         print(tell(info, args.dataset, time.perf_counter() - start))
-        if args.report is not None:
+    if args.report is not None:
+        _draw(args.report, args.dataset)
+        if not args.json:
             print(f"wrote {args.report}: open it in a browser")
     return 0
+
+
+def _draw(path: Path, dataset: Path) -> None:
+    """Writes the page of a dataset, once what was made is told: it stays whole where the page cannot be written."""
+    from lhydra.data.dataset import Dataset
+    from lhydra.data.page import render
+
+    page = render(Dataset.open(dataset))
+    try:
+        write_text(path, page)
+    except OSError as error:
+        expected = f"a file that can be written; {dataset} is whole"
+        raise ConfigError(complain(f"--report {path}", str(error.strerror), expected)) from None
 
 
 def _check_report(path: Path, dataset: Path) -> None:

@@ -1,5 +1,6 @@
 """The page of a dataset: what its log is like, what was made of its columns and rows, how it was divided."""
 
+import calendar
 import time
 from collections.abc import Sequence
 
@@ -253,7 +254,8 @@ def _age(seconds: int) -> str:
 
 
 def _day(second: int) -> str:
-    return time.strftime("%-d %B %Y", time.gmtime(second))
+    at = time.gmtime(second)
+    return f"{at.tm_mday} {calendar.month_name[at.tm_mon]} {at.tm_year}"
 
 
 def _second(second: int) -> str:
