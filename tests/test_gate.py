@@ -4,6 +4,8 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,6 +102,28 @@ def test_quality_is_the_ndcg_of_the_served_lists(opened: Bundle, asked: UserSamp
     assert expected > 0.02
     everything = find_targets(tiny_dataset, "test")
     assert set(targets.users) <= set(everything.users)
+
+
+@pytest.mark.parametrize(
+    ("after", "width", "verdict", "asked"),
+    [(0.30, 9.0, "passed", 0), (0.40, 9.0, "passed", 0), (0.20, 0.01, "refused", 2), (0.20, 0.09, "passed", 2)],
+)
+def test_users_are_asked_for_equal_scores_only_where_these_could_decide(
+    after: float, width: float, verdict: str, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current, new, widths = SimpleNamespace(ndcg=0.30), SimpleNamespace(ndcg=after), []
+
+    def tie_width(*given: object) -> float:
+        widths.append(width)
+        return width
+
+    monkeypatch.setattr(gate, "_ndcg", lambda recommender, *_: np.full(20, recommender.ndcg))
+    monkeypatch.setattr(gate, "_tie_width", tie_width)
+    sample: Any = SimpleNamespace(held_out=True, states=[])
+    lists: Any = None
+    found = gate.quality(new, lists, current, lists, sample, CONFIG)  # type: ignore[arg-type]
+    assert (found.verdict, len(widths)) == (verdict, asked)
+    assert found.note.endswith("not certain: ties") == (verdict == "passed" and asked == 2)
 
 
 def test_lists_that_share_nothing_are_refused(opened: Bundle, asked: UserSample) -> None:
