@@ -164,7 +164,7 @@ def test_rows_matches_and_drops_are_told(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / "plays.csv").write_text("user_id,track_id,mood\na,x,1\nb,x,2\nb,y,2\n,x,2\nb,gone,2\n")
-    (source / "tracks.csv").write_text("track_id,artist\nx,one\ny,two\nz,three\n")
+    (source / "tracks.csv").write_text("track_id,artist,tags\nx,one,a|b\ny,two,c\nz,three,\n")
     (source / "users.csv").write_text("user_id,age\na,30\n")
     found = prepare(source, tmp_path / "dataset").summary
     assert found["rows"] == {"plays": 5, "tracks": 3, "users": 1}
@@ -174,6 +174,11 @@ def test_rows_matches_and_drops_are_told(tmp_path: Path) -> None:
         "plays.csv: 1 row dropped: track_id is not in tracks.csv (line 6)",
     ]
     assert [line.split(":")[0] for line in found["columns"]] == ["not used"]
+    assert found["lists"] == ["tracks.csv: tags: cells are split at '|', which 1 of 2 hold"]
+    info = Dataset.open(tmp_path / "dataset").info
+    kinds = [*found["dropped"], *found["columns"], *found["lists"]]
+    assert sorted([*info.notes, *kinds]) == sorted(info.warnings)
+    assert [note.split(":")[0] for note in info.notes[:2]] == ["tracks.csv", "users.csv"]
 
 
 def test_a_dataset_from_before_has_no_summary_and_opens(tmp_path: Path) -> None:

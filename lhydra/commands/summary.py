@@ -53,11 +53,11 @@ def tell(info: "DatasetInfo", dataset: Path, took_s: float) -> str:
         f"of {side}: {_columns(of)}" for side, of in (("tracks", info.track_columns), ("users", info.user_columns))
     ]
     lines += _line("columns", "", named)
-    told_apart = {*found["dropped"], *found["columns"]}
     for title, messages in (
         ("dropped", found["dropped"]),
         ("columns", found["columns"]),
-        ("to know", [message for message in info.warnings if message not in told_apart]),
+        ("lists", found["lists"]),
+        ("to know", info.notes),
     ):
         lines += [title] * bool(messages)
         for message in messages:

@@ -72,6 +72,12 @@ class DatasetInfo:
     format: int = FORMAT
     summary: dict[str, Any] = field(default_factory=dict)  # figures of the log; none in datasets made before it
 
+    @property
+    def notes(self) -> list[str]:
+        """The warnings that the summary does not tell by their kind."""
+        by_kind = {message for kind in ("dropped", "columns", "lists") for message in self.summary.get(kind, ())}
+        return [message for message in self.warnings if message not in by_kind]
+
     def to_json(self) -> str:
         """Returns the text of dataset.json."""
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"

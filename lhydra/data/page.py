@@ -191,10 +191,8 @@ def _rows(dataset: Dataset) -> list[Block]:
         for side, one in found["matched"].items()
     }
     facts["rows again of the same user, track and second"] = count(found["again"])
-    apart = {*found["dropped"], *found["columns"]}
-    noted = [message for message in info.warnings if message not in apart]
-    panels = [Panel("Counts", Facts(facts)), *([Panel("To know", _messages(noted))] if noted else [])]
-    return [Read("What was read, what was left out, and what the cells were taken for."), Grid(panels)]
+    panels = [Panel("Counts", Facts(facts)), *([Panel("To know", _messages(info.notes))] if info.notes else [])]
+    return [Read("What was read, and what was left out."), Grid(panels)]
 
 
 def _columns(dataset: Dataset) -> list[Block]:
@@ -211,8 +209,9 @@ def _columns(dataset: Dataset) -> list[Block]:
         blocks.append(Panel("Used", Table(["", "of", "kind", "filled"], rows, numbers=3)))
     else:
         blocks.append(Read("None but the ids: nothing is known of tracks and users but who played what."))
-    if unused := dataset.info.summary["columns"]:
-        blocks.append(Panel("Not used", _messages(unused)))
+    for title, key in (("Not used", "columns"), ("Cells of several values", "lists")):
+        if messages := info.summary[key]:
+            blocks.append(Panel(title, _messages(messages)))
     return blocks
 
 

@@ -17,10 +17,9 @@ class Report:
     faults: list[str] = field(default_factory=list)  # what --strict refuses
     drops: list[str] = field(default_factory=list)  # those of the warnings that tell of dropped rows
     unused: list[str] = field(default_factory=list)  # those that tell of columns
+    lists: list[str] = field(default_factory=list)  # those that tell how cells of several values were read
     rows: dict[str, int] = field(default_factory=dict)  # read, by table
-    matched: dict[str, dict[str, int]] = field(
-        default_factory=dict
-    )  # by side: ids of the plays, and how many have a row
+    matched: dict[str, dict[str, int]] = field(default_factory=dict)  # by side: ids of the plays, those with a row
     again: int = 0  # rows of the same user, track and second as an earlier one
     named: int = 0  # rows of plays of which the source says the session
 
@@ -32,6 +31,7 @@ class Report:
             "again": self.again,
             "dropped": self.drops,
             "columns": self.unused,
+            "lists": self.lists,
         }
 
     def left(self, path: Path, left: str, expected: str) -> DataError:

@@ -309,7 +309,8 @@ def _value(con: duckdb.DuckDBPyConnection, table: Table, column: Column, rows: s
         if not table.is_list(column.name):
             mark, listed, said = lists.separator(con, rows, table.sql(column.name))
             if said:
-                report.warnings.append(f"{table.path.name}: {column.name}: {said}")
+                report.lists.append(f"{table.path.name}: {column.name}: {said}")
+                report.warnings.append(report.lists[-1])
             pieces = lists.pieces(cell, mark, listed)
         return f"nullif([bare(x) FOR x IN {pieces} IF NOT blank(x)], [])"
     if column.kind == "numeric":
