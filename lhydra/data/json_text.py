@@ -59,17 +59,18 @@ def checked(path: Path, folder: Path) -> tuple[Path, int]:
     return path, max(size + 1, _OBJECT)
 
 
-def reason(error: Exception, read: Path, path: Path) -> str:
+def reason(error: Exception) -> str:
     """Returns why DuckDB could not read a file of JSON, without anything that the file says.
 
     Args:
         error: of DuckDB.
-        read: the file that it read.
-        path: the file that was given.
 
     Returns:
-        The reason.
+        The reason, and near which record.
     """
-    line = str(error).splitlines()[0].replace(f'file "{read}", ', "").replace(str(read), path.name)
-    line = re.sub(r"(but got \w+): .*", r"\1", line)
-    return re.sub(r"Object \{.*\} has duplicate key .*", "an object has a key twice", line)
+    found = re.search(r"in (?:record/value|line) (\d+): (.*)", str(error).partition("\n")[0])
+    if not found:
+        return "no JSON"
+    what = "an object with a key twice" if found[2].startswith("Object ") else found[2].lower()
+    what = re.split(r"[\"'{\[]|: ", what)[0].strip(" .")  # what follows is quoted from the file
+    return f"{what} (near record {found[1]})"

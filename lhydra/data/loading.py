@@ -164,7 +164,7 @@ def _read(con: duckdb.DuckDBPyConnection, table: Table, part: Part, select: str,
         try:
             run(f"read_json(?, columns={table.derived.json}, compression='{packed}'{longest})", path)
         except duckdb.Error as error:
-            raise DataError(complain(part.path, json_text.reason(error, path, part.path), json_text.AGAIN)) from None
+            raise DataError(complain(part.path, json_text.reason(error), json_text.AGAIN)) from None
         return
     if table.types:
         try:

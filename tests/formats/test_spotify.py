@@ -6,16 +6,21 @@ The extended history is described there too, and in the ReadMeFirst that comes w
 playing, in UTC.
 """
 
+import gzip
 import json
+import shutil
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 from lhydra.data.dataset import Dataset
-from tests.prepared import SAMPLES, Heard, heard, prepare, song_id
+from tests.prepared import ALL_TRAIN, SAMPLES, Heard, heard, prepare, song_id
 
 ACCOUNT = SAMPLES / "spotify"
 
@@ -121,3 +126,89 @@ def test_nothing_of_the_account_is_kept(tmp_path: Path, capsys: pytest.CaptureFi
     told = told.replace(str(tmp_path), "")
     assert not [secret for secret in (*SECRETS, '"ZW"', "'ZW'") if secret in told]
     assert not [secret for secret in SECRETS if secret.encode() in raw]
+
+
+@pytest.mark.parametrize(
+    ("broken", "found"),
+    [
+        (lambda text: f"[{text}]", "expected object, but got array (near record 1)"),
+        (lambda text: text.replace('"platform"', '"ts"', 1), "an object with a key twice (near record 1)"),
+        (lambda text: text.rstrip()[:-1] + ', "192.0.2.77"]', "expected object, but got varchar (near record 4)"),
+        (lambda text: text.replace("Lanterns", "\\ud83d", 1), "no low surrogate in string (near record"),
+        (lambda text: text.replace('"username"', ', "username"', 1), "unexpected character (near record"),
+        (lambda text: text.replace("bo.secret", 'bo."secret', 1), "unexpected character (near record"),
+        (lambda text: text + text, "expected object, but got array (near record"),
+        (lambda text: text + '{"ip_addr": "192.0.2.77"}', "an end after '}', which does not close '['"),
+        (lambda text: text.encode("utf-16"), "an end after"),
+        (lambda text: text.replace("Lanterns", "\xe4").encode("latin-1"), "invalid utf-8 encoding in string (near"),
+        (lambda text: gzip.compress(text.encode()), "an end after"),
+    ],
+)
+def test_what_is_no_json_is_refused_without_what_it_says(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], broken: Callable[[str], str | bytes], found: str
+) -> None:
+    for person, name in (("ada", "Streaming_History_Audio_2023_1.json"), ("bo", "endsong_0.json")):
+        text = (EXTENDED / person / name).read_text(encoding="utf-8")
+        written = broken(text) if person == "bo" else text
+        (tmp_path / "in" / person).mkdir(parents=True)
+        (tmp_path / "in" / person / name).write_bytes(written.encode() if isinstance(written, str) else written)
+    said = prepare(capsys, tmp_path / "in", tmp_path / "out")
+    assert f"bo/endsong_0.json: found {found}" in said
+    assert "export it again" in said
+    assert not [secret for secret in SECRETS if secret in said.replace(str(tmp_path), "")]
+
+
+def test_files_with_nothing_in_them_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(EXTENDED, tmp_path / "in")
+    (tmp_path / "in" / "bo" / "endsong_1.json").write_text(" \n", encoding="utf-8")
+    (tmp_path / "in" / "bo" / "endsong_2.json.gz").write_text("[]", encoding="utf-8")
+    said = " ".join(prepare(capsys, tmp_path / "in", tmp_path / "out").split())
+    assert heard(tmp_path / "out") == extended_plays(EXTENDED)
+    assert "not read: endsong_1.json (empty, or broken)" in said
+    assert "not read: endsong_2.json.gz (empty, or broken)" in said
+
+
+def test_account_data_beside_an_extended_history_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(EXTENDED, tmp_path / "in")
+    shutil.copy(ACCOUNT / "bo" / "StreamingHistory0.json", tmp_path / "in" / "bo")
+    said = prepare(capsys, tmp_path / "in", tmp_path / "out")
+    assert heard(tmp_path / "out") == extended_plays(EXTENDED)
+    assert "not read: StreamingHistory0.json (account data: --format spotify)" in " ".join(said.split())
+
+
+text = st.sampled_from(["Kite", "KITE", "Kit\u00e9", 'The "Knot"', "a, b", "back\\slash", "Slow (feat. Ann)", "\n\tz"])
+row = st.fixed_dictionaries(
+    {
+        "endTime": st.datetimes(datetime(2010, 1, 1), datetime(2024, 1, 1)).map(
+            lambda at: at.strftime("%Y-%m-%d %H:%M")
+        ),
+        "artistName": text,
+        "trackName": text,
+        "msPlayed": st.one_of(st.integers(0, 10**7), st.sampled_from([29_999, 30_000])),
+    },
+    optional={"incognito": st.booleans(), "more": st.lists(text)},
+)
+
+
+@settings(
+    max_examples=10,
+    deadline=None,
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),  # to shrink would take minutes
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(files=st.lists(st.lists(row, min_size=1, max_size=12), min_size=2, max_size=4), form=st.integers(0, 7))
+def test_any_account_data_are_counted_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], files: list[list[dict[str, Any]]], form: int
+) -> None:
+    shutil.rmtree(tmp_path / "in", ignore_errors=True)
+    shutil.rmtree(tmp_path / "plain", ignore_errors=True)
+    for i, rows in enumerate(files):
+        name = f"{'ab'[i % 2]}/StreamingHistory_music_{i}.json"
+        written = json.dumps(rows, indent=form % 2 or None, ensure_ascii=form < 4)
+        data = written.replace("\n", "\r\n").encode("utf-8-sig" if form & 2 else "utf-8")
+        for folder, content in (("plain", written.encode()), ("in", gzip.compress(data) if form & 4 else data)):
+            path = tmp_path / folder / (f"{name}.gz" if form & 4 and folder == "in" else name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    prepare(capsys, tmp_path / "in", tmp_path / "out", *ALL_TRAIN)
+    assert heard(tmp_path / "out") == account_plays(tmp_path / "plain")

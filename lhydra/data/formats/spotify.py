@@ -104,7 +104,11 @@ def _extended(export: Export) -> Tables | None:
         "addresses, account names, devices and countries of connection are not read",
         *_notes(people),
     )
-    return Tables(plays, notes=(*notes, *not_read(export, files, " (beside the extended history of tracks)")))
+    years = [
+        sample for sample in export.samples if sample not in files and (_is_account(sample) or _is_podcast(sample))
+    ]
+    notes += tuple(f"not read: {sample.path.name} (account data: --format spotify)" for sample in years[:5])
+    return Tables(plays, notes=(*notes, *not_read(export, [*files, *years], " (no extended history of tracks)")))
 
 
 FORMATS = (
