@@ -212,6 +212,8 @@ def _open_tables(path: Path, found: Path | list[Path], read: ReadSettings, mappi
     if not files["plays"]:
         names = ", ".join(sorted(entry.name for entry in found.iterdir())) or "nothing in it"
         expected = f"a folder with plays.csv, plays.csv.gz or plays.parquet, or an export ({formats.listed()})"
+        if flat := [entry for entry in sorted(found.iterdir()) if entry.is_file() and _is_tables(entry)]:
+            expected += f"; {flat[0].name} alone is a source: give {found / flat[0].name}"
         raise DataError(complain(path, names, expected))
     notes = _unread(found, [file for part in files.values() for file in part])
     tables = {

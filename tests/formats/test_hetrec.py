@@ -69,8 +69,9 @@ def test_a_fault_is_named_by_its_line(tmp_path: Path, capsys: pytest.CaptureFixt
             text = text.replace(b"weight\r\n", b"weight\r\n2\t1\tmany\r\n")
         if file.name == "artists.dat":
             text += b"\tNobody\t\t\r\n"
-        (tmp_path / file.name).write_bytes(text)
-    said = " ".join(prepare(capsys, tmp_path, tmp_path.with_name("out")).split())
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / file.name).write_bytes(text)
+    said = " ".join(prepare(capsys, tmp_path / "in", tmp_path / "out").split())
     assert "user_artists.dat: 1 row dropped: playcount is not a number (line 2)" in said
     assert "artists.dat: 1 row dropped: empty track_id (line 7)" in said
 

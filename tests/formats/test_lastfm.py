@@ -84,10 +84,11 @@ def test_files_of_one_name_are_several_peoples(tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize("time", ["32 Jan 2020 12:34", "soon"])
 def test_a_time_that_is_none_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], time: str) -> None:
     for person in ("ada", "bo"):
-        (tmp_path / f"{person}.csv").write_text(f"A,B,C,01 Jan 2020 12:34\nA,B,D,{time}\nA,B,E,\n")
-    said = " ".join(prepare(capsys, tmp_path, tmp_path.with_name("out")).split())
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / f"{person}.csv").write_text(f"A,B,C,01 Jan 2020 12:34\nA,B,D,{time}\nA,B,E,\n")
+    said = " ".join(prepare(capsys, tmp_path / "in", tmp_path / "out").split())
     assert "2 rows dropped: timestamp is neither Unix seconds nor ISO 8601 (ada.csv line 2, bo.csv line 2)" in said
-    assert [play[2] for play in plays_of(tmp_path.with_name("out"))] == [1577882040, 0] * 2
+    assert [play[2] for play in plays_of(tmp_path / "out")] == [1577882040, 0] * 2
 
 
 def test_last_fm_1k(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,6 +116,22 @@ def test_last_fm_360k(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     users = described(tmp_path / "out", "users")
     for user, gender, age, country, _ in rows_of(folder / "usersha1-profile.tsv", "\t"):
         assert users[user] == {"age": float(age) if age else None, "gender": gender or None, "country": country}
+
+
+def test_a_fault_in_the_first_lines_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in (
+        "lastfm-1k/userid-timestamp-artid-artname-traid-traname.tsv",
+        "lastfm-360k/usersha1-artmbid-artname-plays.tsv",
+    ):
+        lines = (SAMPLES / name).read_text(encoding="utf-8").splitlines()
+        cells = lines[1].split("\t")
+        cells[1 if "1k" in name else 3] = "many"
+        lines[1] = "\t".join(cells)
+        path = tmp_path / f"{name[7:9]}.tsv"
+        path.write_text("\n".join(lines), encoding="utf-8")
+        said = " ".join(prepare(capsys, path, tmp_path / name[7:9]).split())
+        assert f"{path.name}: 1 row dropped: {'timestamp' if '1k' in name else 'playcount'} is n" in said
+        assert "(line 2)" in said
 
 
 CELL = st.text(st.sampled_from('aé"\\ ,1'), min_size=1, max_size=5).filter(lambda text: text.strip(' "\\,') != "")

@@ -91,16 +91,16 @@ def test_ratings_alone_packed_and_with_windows_line_ends(tmp_path: Path, capsys:
 def test_a_rating_that_cannot_be_read_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = shutil.copytree(SAMPLES / "movielens" / "ml-1m", tmp_path / "ml")
     lines = (folder / "ratings.dat").read_text().splitlines() * 5
-    lines[21:22] = ["1::7::3::yesterday", "::7::3::978300000", "1::7777::3::978300000"]
+    lines[1:1] = ["1::7::3::yesterday", "::7::3::978300000", "1::7777::3::978300000"]
     (folder / "ratings.dat").write_text("\n".join(lines) + "\n")
     said = " ".join(prepare(capsys, folder, tmp_path / "out").split())
-    assert "ratings.dat: 1 row dropped: timestamp is neither Unix seconds nor ISO 8601 (line 22)" in said
-    assert "ratings.dat: 1 row dropped: empty user_id (line 23)" in said
+    assert "ratings.dat: 1 row dropped: timestamp is neither Unix seconds nor ISO 8601 (line 2)" in said
+    assert "ratings.dat: 1 row dropped: empty user_id (line 3)" in said
     assert "movies.dat: 5 of 6 tracks in the plays have a row" in said  # a movie without a title is a play all the same
     assert len(plays_of(tmp_path / "out")) == len(lines) - 2
-    lines[21] = "1::7::3"
+    lines[1] = "1::7::3"
     (folder / "ratings.dat").write_text("\n".join(lines) + "\n")
-    assert "ratings.dat: line 22: found 3 cells, expected 4" in prepare(capsys, folder, tmp_path / "none")
+    assert "ratings.dat: line 2: found 3 cells, expected 4" in prepare(capsys, folder, tmp_path / "none")
 
 
 def test_what_is_no_rating_is_refused_with_what_is_looked_for(
@@ -109,6 +109,15 @@ def test_what_is_no_rating_is_refused_with_what_is_looked_for(
     (tmp_path / "tags.csv").write_text("userId,movieId,tag,timestamp\n1,1,slow,1000000000\n")
     said = prepare(capsys, tmp_path / "tags.csv", tmp_path / "out", "--format", "movielens")
     assert "found tags.csv, expected ratings of MovieLens: ratings.dat" in said
+
+
+def test_two_data_sets_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = prepare(capsys, shutil.copytree(SAMPLES / "movielens" / "ml-1m", tmp_path / "in" / "a"), tmp_path / "a")
+    assert "not read" not in said
+    shutil.copytree(tmp_path / "in" / "a", tmp_path / "in" / "b")
+    said = prepare(capsys, tmp_path / "in", tmp_path / "out")
+    assert "found 2 files of ratings (a/ratings.dat, b/ratings.dat), expected one; give it, or its folder" in said
+    assert "not read: tags.csv" in prepare(capsys, SAMPLES / "movielens" / "ml-latest", tmp_path / "latest")
 
 
 @pytest.mark.real_data

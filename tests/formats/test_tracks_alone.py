@@ -44,3 +44,11 @@ def test_tracks_alone_are_refused_with_the_step_that_works(
         "genre": "rock",
         "duration_ms": 230_666,
     }
+
+
+def test_a_folder_with_one_flat_file_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "README.md").write_text("about it\n")
+    (tmp_path / "in" / "sample.csv").write_text("user_id,track_id\nu,a\nv,a\n")
+    said = prepare(capsys, tmp_path / "in", tmp_path / "out")
+    assert said.endswith(f"sample.csv alone is a source: give {tmp_path / 'in' / 'sample.csv'}")

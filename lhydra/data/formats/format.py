@@ -97,6 +97,19 @@ class Sample:
             pass
         return found[:most] if len(found) > most or len(self.head) < _HEAD - 4 else found[:-1]
 
+    def mostly(self, sep: str, test: Callable[[list[str]], bool]) -> bool:
+        """Whether most of the first lines are of a form; a fault in one is named with its line later.
+
+        Args:
+            sep: what separates cells.
+            test: tells a row of the form.
+
+        Returns:
+            True where more than half of the lines pass.
+        """
+        passed = [test(line.split(sep)) for line in self.lines()]
+        return 2 * sum(passed) > len(passed)
+
     def has(self, *keys: str) -> bool:
         """Whether the beginning holds all of these keys of JSON objects.
 
@@ -181,6 +194,29 @@ def not_read(export: Export, read: Sequence[Sample], why: str = "") -> tuple[str
     left = sorted({sample.path.name for sample in export.samples if sample not in read})
     more = f" and {len(left) - 5:,} more" if len(left) > 5 else ""
     return (f"not read: {', '.join(left[:5])}{more}{why}",) if left else ()
+
+
+def one_of(export: Export, found: Sequence[Sample], what: str) -> list[Sample]:
+    """Returns the file that is meant, where a format has one of a kind; several would be several data sets.
+
+    Args:
+        export: its files.
+        found: those of the kind.
+        what: they are.
+
+    Returns:
+        The one file, [] where there is none.
+
+    Raises:
+        DataError: there are several.
+    """
+    if len(found) > 1:
+        names = ", ".join(
+            str(sample.path.relative_to(export.path)) if export.path in sample.path.parents else sample.path.name
+            for sample in found[:5]
+        )
+        raise DataError(complain(export.path, f"{len(found)} files of {what} ({names})", "one; give it, or its folder"))
+    return list(found)
 
 
 def by_folder(export: Export, folders: Sequence[Path]) -> list[str]:

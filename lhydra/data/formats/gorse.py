@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 
 from lhydra.data.csv_text import CSV
-from lhydra.data.formats.format import Export, Format, Sample, Tables, not_read, text_table
+from lhydra.data.formats.format import Export, Format, Sample, Tables, not_read, one_of, text_table
 from lhydra.data.schema import near
 from lhydra.data.table import Table
 
@@ -37,7 +37,7 @@ def _is_feedback(sample: Sample) -> bool:
 
 def _open(export: Export) -> Tables | None:
     """feedback.csv as plays, one a row; items.csv and users.csv where they are."""
-    files = [sample for sample in export.samples if _is_feedback(sample)]
+    files = one_of(export, [sample for sample in export.samples if _is_feedback(sample)], "feedback")
     if not files:
         return None
     file, names = files[0], _names(files[0])

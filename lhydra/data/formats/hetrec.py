@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from lhydra.data.csv_text import scan
-from lhydra.data.formats.format import TABS, Export, Format, Sample, Tables, not_read, text_table
+from lhydra.data.formats.format import TABS, Export, Format, Sample, Tables, not_read, one_of, text_table
 from lhydra.data.table import Table
 
 _DIALECT = replace(TABS, quote=False)
@@ -18,7 +18,8 @@ _TAGGED = """(SELECT f.*, g.tags FROM (SELECT *, row_number() OVER () AS place F
 
 
 def _named(export: Export, *columns: str) -> list[Sample]:
-    return [sample for sample in export.samples if sample.header("\t")[: len(columns)] == list(columns)][:1]
+    found = [sample for sample in export.samples if sample.header("\t")[: len(columns)] == list(columns)]
+    return one_of(export, found, f"{columns[0]}, {columns[1]} and so on")
 
 
 def _open(export: Export) -> Tables | None:

@@ -15,6 +15,7 @@ _MBID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _SPOKEN = """CASE WHEN blank(played) THEN NULL ELSE coalesce(
     CAST(CAST(epoch(try_strptime(trim(played), '%d %b %Y %H:%M')) AS BIGINT) AS VARCHAR), played) END"""
 _TRACK = {"track_id": "nullif(trim(track_mbid), '')", "name": "track", "artist": "artist"}
+_SPOKEN_TIME = re.compile(r"[0-9]{1,2} [^\W\d]+ [0-9]{4} [0-9]{1,2}:[0-9]{2}")
 _PROFILE = ("listener", "gender", "age", "country", "signup")
 
 
@@ -55,15 +56,14 @@ def _people(export: Export, files: Sequence[Sample]) -> list[tuple[Sample, str]]
 
 
 def _is_spoken(sample: Sample) -> bool:
-    """Whether the last cell of the first line is a time like 01 Jan 2020 12:34, after three others."""
-    cells = next(iter(sample.rows(1)), [])
-    words = cells[3].split() if len(cells) == 4 else []
-    return len(words) == 4 and words[0].isdigit() and words[1].isalpha() and words[2].isdigit() and ":" in words[3]
+    """Whether most rows have four cells of which the last is a time like 01 Jan 2020 12:34, or empty."""
+    times = [row[3].strip() for row in sample.rows() if len(row) == 4]
+    spoken = [time for time in times if not time or _SPOKEN_TIME.fullmatch(time)]
+    return any(spoken) and 2 * len(spoken) > len(sample.rows())
 
 
 def _is_1k(sample: Sample) -> bool:
-    rows = [line.split("\t") for line in sample.lines()]
-    return bool(rows) and all(len(row) == 6 and row[1][10:11] == "T" and row[1][:4].isdigit() for row in rows)
+    return sample.mostly("\t", lambda row: len(row) == 6 and row[1][10:11] == "T" and row[1][:4].isdigit())
 
 
 def _thousand(export: Export) -> Tables | None:
@@ -78,10 +78,10 @@ def _thousand(export: Export) -> Tables | None:
 
 
 def _is_360k(sample: Sample) -> bool:
-    """Whether every line seen has user, MBID or nothing, artist and a whole number, and one has an MBID."""
-    rows = [line.split("\t") for line in sample.lines(100)]
-    return any(len(row) == 4 and _MBID.fullmatch(row[1]) for row in rows) and all(
-        len(row) == 4 and (not row[1] or _MBID.fullmatch(row[1])) and row[3].strip().isdigit() for row in rows
+    """Whether most lines have user, MBID or nothing, artist and a whole number, and one has an MBID."""
+    rows = [line.split("\t") for line in sample.lines()]
+    return any(len(row) == 4 and _MBID.fullmatch(row[1]) for row in rows) and sample.mostly(
+        "\t", lambda row: len(row) == 4 and (not row[1] or bool(_MBID.fullmatch(row[1]))) and row[3].strip().isdigit()
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lhydra.data.csv_text import CSV, Dialect, scan
-from lhydra.data.formats.format import BARE_TABS, Export, Format, Sample, Tables, text_table
+from lhydra.data.formats.format import BARE_TABS, Export, Format, Sample, Tables, not_read, one_of, text_table
 from lhydra.data.table import Table
 from lhydra.errors import DataError
 
@@ -49,16 +49,19 @@ def _open(export: Export) -> Tables | None:
         f"each rating counts as one play; to count it as its stars: lhydra prepare {found[0].path.name} DATASET {flags}"
     )
     notes = [f"tracks are movies; {weigh}"]
-    tracks = _movies(export, sep)
+    tracks, users = _movies(export, sep), _users(export, sep)
     if tracks is None:
         notes.append("no titles: movies.dat, movies.csv or u.item is not beside the ratings")
-    return Tables(plays, tracks, _users(export, sep), tuple(notes))
+    paths = {part.path for table in (plays, tracks, users) if table for part in table.parts}
+    read = [sample for sample in export.samples if sample.path in paths]
+    return Tables(plays, tracks, users, (*notes, *not_read(export, read)))
 
 
 def _ratings(export: Export, sep: str) -> list[Sample]:
     """Files of ratings: those called ratings.* where there are such, else all of that shape."""
     found = [sample for sample in export.samples if _is_ratings(sample, sep)]
-    return [sample for sample in found if sample.name.startswith("ratings.")][:1] or found
+    named = [sample for sample in found if sample.name.startswith(("ratings.", "u.data"))]
+    return one_of(export, named, "ratings") or found
 
 
 def _is_ratings(sample: Sample, sep: str) -> bool:
@@ -66,10 +69,7 @@ def _is_ratings(sample: Sample, sep: str) -> bool:
         return {"userid", "movieid", "rating"} <= set(sample.header())
     if sep == "\t" and sample.name != "u.data":  # such columns alone are no sign
         return False
-    rows = [line.split(sep) for line in sample.lines()]
-    return bool(rows) and all(
-        len(row) == 4 and row[2].replace(".", "", 1).isdigit() and row[3].isdigit() for row in rows
-    )
+    return sample.mostly(sep, lambda row: len(row) == 4 and row[2].replace(".", "", 1).isdigit() and row[3].isdigit())
 
 
 def _movies(export: Export, sep: str) -> Table | None:

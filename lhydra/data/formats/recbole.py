@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lhydra.data.csv_text import records
-from lhydra.data.formats.format import BARE_TABS, Export, Format, Sample, Tables, text_table
+from lhydra.data.formats.format import BARE_TABS, Export, Format, Sample, Tables, not_read, text_table
 from lhydra.data.schema import PLAY_COLUMNS, TRACK_COLUMNS, USER_COLUMNS, near
 from lhydra.data.table import Table
 from lhydra.errors import DataError, complain
 
-_DIALECT = replace(BARE_TABS, header=True)  # quotes are text: nothing in RecBole encloses cells
+_DIALECT = replace(BARE_TABS, header=True)  # quotes are text: its tools write cells as they are
 _TYPES = ("token", "token_seq", "float", "float_seq")
 _USERS = ("user", "uid", "session", "listener")
 _COUNTS = ("num_repeat",)
@@ -86,6 +86,7 @@ def _open(export: Export) -> Tables | None:
     rating = next((field for field in fields if field.name == "rating"), None)
     if rating and "playcount" not in plays.names:
         notes.append(_weighing(inter[0], fields, user, item, rating))
+    notes += not_read(export, [*inter, *items, *users])
     beside = [inter[0].path.with_suffix(ending) for ending in (".item", ".user")]
     left = [path.name for path in beside if path.exists() and path not in {sample.path for sample in export.samples}]
     if left:
