@@ -16,14 +16,15 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from lhydra import config
 from lhydra.data import formats
 from lhydra.data.csv_text import CSV, SEPARATORS, Dialect, records, scan
 from lhydra.data.formats.format import Export, Sample, Tables
 from lhydra.data.hints import lacks
-from lhydra.data.schema import canonical
-from lhydra.data.settings import ReadSettings
+from lhydra.data.schema import PLAY_COLUMNS, TRACK_COLUMNS, USER_COLUMNS, canonical
+from lhydra.data.settings import ALIASES, ReadSettings
 from lhydra.data.table import Part, Table, is_text
-from lhydra.errors import DataError, complain
+from lhydra.errors import ConfigError, DataError, complain
 from lhydra.timing import timed
 
 TEXT = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
@@ -105,6 +106,9 @@ def open_source(
             complain(path, "a dataset that is prepared already", "a source: a file or a folder with plays.*")
         )
     mapping = _Mapping(read.mapping())
+    names = (*PLAY_COLUMNS, *TRACK_COLUMNS, *USER_COLUMNS)
+    if strange := [name for name in mapping.given if name not in names]:
+        raise ConfigError(f"--columns: {config.unknown(strange[0], (*ALIASES, *names))}")
     plain = bool(mapping.given) or read.sep is not None or not read.header
     if read.format == "tables" or plain or (read.format == "auto" and _is_tables(found)):
         source = _open_tables(path, found, read, mapping)
@@ -112,8 +116,8 @@ def open_source(
             raise _named_already(path, read.user)
         if missed := sorted(set(mapping.given) - mapping.met):
             name = mapping.given[missed[0]]
-            names = ", ".join(source.plays.names)
-            raise DataError(complain(f"--columns {missed[0]}={name}", f"the columns {names} in {path}", "one of them"))
+            here = ", ".join(source.plays.names)
+            raise DataError(complain(f"--columns {missed[0]}={name}", f"the columns {here} in {path}", "one of them"))
         return source
     samples = {file: Sample.of(file) for file in (found if isinstance(found, list) else _files_of(found))}
     export = Export(path, tuple(sample for sample in samples.values() if sample), read.user)
@@ -135,6 +139,9 @@ def _exported(path: Path, name: str, title: str, tables: Tables, blank: Sequence
     plays = tables.plays
     notes = [f"{path.name or path}: taken for {title} (--format {name})", *tables.notes]
     notes += [f"not read: {file.name} (empty, or broken)" for file in blank]
+    for table in filter(None, (plays, tables.tracks, tables.users)):
+        if unread := table.derived and table.derived.unread():
+            notes.append(f"columns of {table.path.name} that are not read: {', '.join(unread)}")
     return Source(path, plays, tables.tracks or plays, tables.users or plays, tuple(notes), name)
 
 

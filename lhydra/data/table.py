@@ -1,5 +1,6 @@
 """One table of a source: its files, its columns, their types, and how each is read as text."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -43,6 +44,12 @@ class Derived:
     left_out: str = ""
     key: str = ""
     lists: tuple[str, ...] = ()
+
+    def unread(self) -> list[str]:
+        """Returns the columns of the file that nothing is made of."""
+        sql = " ".join([*(sql for _, sql in self.columns), self.left_out, self.key, self.rows])
+        words = set(re.findall(r"\w+", sql.casefold()))
+        return [name for name in self.file if not set(re.findall(r"\w+", name.casefold())) <= words]
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ def _named(export: Export, *columns: str) -> list[Sample]:
 def _open(export: Export) -> Tables | None:
     """user_artists.dat as plays, artists.dat as tracks with the tags that users gave them."""
     plays = _named(export, "userid", "artistid", "weight")
-    if not plays:
+    if not plays or len(plays[0].header("\t")) != 3:
         return None
     artists = _named(export, "id", "name", "url")
     given = _named(export, "userid", "artistid", "tagid", "day", "month", "year")

@@ -16,6 +16,7 @@ _SPOKEN = """CASE WHEN blank(played) THEN NULL ELSE coalesce(
     CAST(CAST(epoch(try_strptime(trim(played), '%d %b %Y %H:%M')) AS BIGINT) AS VARCHAR), played) END"""
 _TRACK = {"track_id": "nullif(trim(track_mbid), '')", "name": "track", "artist": "artist"}
 _SPOKEN_TIME = re.compile(r"[0-9]{1,2} [^\W\d]+ [0-9]{4} [0-9]{1,2}:[0-9]{2}")
+_USERS = ("user", "username", "user_name", "user_id", "userid")
 _PROFILE = ("listener", "gender", "age", "country", "signup")
 
 
@@ -30,6 +31,8 @@ def _scrobbles(export: Export) -> Tables | None:
         columns = {"user_id": "$person", "timestamp": "uts"} | _TRACK
         columns |= {"album": "album"} if "album" in header else {}
         columns |= {} if "track_mbid" in header else {"track_id": "NULL"}
+        if named := [name for name in _USERS if name in header]:  # of several people in one file
+            columns["user_id"] = named[0]
         table = text_table(export.path, users, CSV, columns, key="song_id(artist, track)")
     elif all(_is_spoken(sample) for sample in files):
         columns = {"user_id": "$person", "timestamp": _SPOKEN, "album": "album"} | _TRACK | {"track_id": "NULL"}
@@ -38,6 +41,8 @@ def _scrobbles(export: Export) -> Tables | None:
         table = text_table(export.path, users, bare, columns, names=names, key="song_id(artist, track)")
     else:
         return None
+    if not table.of_one_person:
+        return Tables(table, notes=(_MADE,))
     people = sorted({person for _, person in users})
     more = f" and {len(people) - 5:,} more" if len(people) > 5 else ""
     return Tables(table, notes=(_MADE, f"each file is one user's: {', '.join(people[:5])}{more}"))
