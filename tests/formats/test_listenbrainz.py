@@ -87,6 +87,13 @@ def test_a_user_is_said_only_where_the_listens_do_not(tmp_path: Path, capsys: py
     assert "found plays of 1 user" in prepare(capsys, LISTENS / "export", tmp_path / "out", "--user", "ada")
 
 
+def test_a_page_of_the_api_is_not_taken_for_listens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = {"payload": {"count": 3, "listens": read(LISTENS / "page.json")}}
+    (tmp_path / "page.json").write_text(json.dumps(page), encoding="utf-8")
+    said = prepare(capsys, tmp_path / "page.json", tmp_path / "out", "--format", "listenbrainz")
+    assert "found page.json, expected listens of ListenBrainz: JSON lines or arrays of listens" in said
+
+
 def test_a_listen_of_a_dump_without_a_user_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = (LISTENS / "dump" / "listens" / "2020" / "1.listens").read_text(encoding="utf-8").splitlines()
     nobody = json.loads(lines[2]) | {"user_name": ""}

@@ -55,6 +55,22 @@ def test_account_data_of_two_people(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert names["bjorn alund - frozen harbour"] == 'Frozen "Harbour"'
 
 
+def test_what_is_no_music_is_no_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare(capsys, ACCOUNT, tmp_path / "account", "--strict")
+    prepare(capsys, EXTENDED, tmp_path / "extended", "--strict")
+    assert heard(tmp_path / "extended") == extended_plays(EXTENDED)
+
+
+def test_a_fraction_of_a_second_counts_in_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(EXTENDED, tmp_path / "in")
+    file = tmp_path / "in" / "bo" / "endsong_0.json"
+    text = file.read_text(encoding="utf-8").replace("04:05:06Z", "04:05:06.824Z").replace("240000", "240825")
+    file.write_text(text, encoding="utf-8")
+    prepare(capsys, tmp_path / "in", tmp_path / "out")
+    first = min(play.time for play in heard(tmp_path / "out"))
+    assert first == int(datetime(2016, 2, 3, 4, 1, 5, tzinfo=UTC).timestamp())
+
+
 def test_one_persons_data_alone_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = prepare(capsys, ACCOUNT / "bo", tmp_path / "out")
     assert "found plays of 1 user" in said

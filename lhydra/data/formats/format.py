@@ -276,8 +276,9 @@ def start(end: str, ms: str) -> str:
     Returns:
         An SQL expression.
     """
+    fraction = rf"CAST(rpad(regexp_extract({end}, '[.]([0-9]{{1,3}})', 1), 3, '0') AS BIGINT)"
     return f"""CASE WHEN blank({end}) OR seconds({end}) IS NULL THEN {end}
-        ELSE CAST(floored(seconds({end}) * 1000 - coalesce(part({ms}), 0), 1000) AS VARCHAR) END"""
+        ELSE CAST(floored(seconds({end}) * 1000 + {fraction} - coalesce(part({ms}), 0), 1000) AS VARCHAR) END"""
 
 
 def text_table(

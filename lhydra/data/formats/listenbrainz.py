@@ -1,6 +1,7 @@
 """Exports of ListenBrainz: a listen a line or an array of them, of one person or of all."""
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +24,9 @@ _IDS = ", ".join(f"nullif(trim({cell}), '')" for cell in (_MAPPED, _GIVEN, _ISRC
 
 
 def _is_listens(sample: Sample) -> bool:
-    return sample.has("track_metadata") and (sample.has("listened_at") or sample.has("timestamp"))
+    """Whether a file holds listens, and is no page of the API, which wraps them."""
+    timed = sample.has("listened_at") or sample.has("timestamp")
+    return timed and sample.has("track_metadata") and not re.match(r'\s*\{\s*"payload"', sample.head)
 
 
 def _people(export: Export, files: Sequence[Sample]) -> list[tuple[Sample, str]]:

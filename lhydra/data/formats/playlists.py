@@ -12,7 +12,7 @@ _ROWS = """(SELECT p.pid AS pid, coalesce(len(p.tracks), 0) = 0 AS bare,
 
 
 def _is_slice(sample: Sample) -> bool:
-    return sample.named("mpd[.]slice[.].*") or (
+    return sample.named("mpd[.]slice[.].*|challenge_set") or (
         sample.head.lstrip().startswith("{") and sample.has("playlists", "pid", "tracks", "track_uri")
     )
 
