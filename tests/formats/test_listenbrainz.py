@@ -7,6 +7,7 @@ of metabrainz/listenbrainz-server writes a person's export.
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from lhydra.data.dataset import Dataset
+from lhydra.data.history import read_listening
+from lhydra.data.settings import ReadSettings
 from tests.prepared import ALL_TRAIN, SAMPLES, Heard, heard, prepare, song_id
 
 LISTENS = SAMPLES / "listenbrainz"
@@ -85,6 +88,21 @@ def test_a_user_is_said_only_where_the_listens_do_not(tmp_path: Path, capsys: py
     said = prepare(capsys, LISTENS / "dump", tmp_path / "out", "--user", "ada")
     assert "expected an export of one person" in said
     assert "found plays of 1 user" in prepare(capsys, LISTENS / "export", tmp_path / "out", "--user", "ada")
+
+
+def test_a_file_of_an_export_that_is_cut_short_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for cut in (20, 150, 400):
+        shutil.copytree(LISTENS / "export", tmp_path / "in", dirs_exist_ok=True)
+        file = tmp_path / "in" / "ada" / "listens" / "2022" / "12.jsonl"
+        file.write_bytes(file.read_bytes()[:cut])
+        assert "2022/12.jsonl: found an end after" in prepare(capsys, tmp_path / "in", tmp_path / "out")
+
+
+def test_a_persons_export_is_read_from_its_zip(tmp_path: Path) -> None:
+    shutil.make_archive(str(tmp_path / "listenbrainz_ada_1700000000"), "zip", LISTENS / "export" / "ada")
+    plays = read_listening(tmp_path / "listenbrainz_ada_1700000000.zip", ReadSettings()).plays
+    assert set(plays["user_id"].to_pylist()) == {"Ada L."}
+    assert len(plays) == 8
 
 
 def test_a_page_of_the_api_is_not_taken_for_listens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

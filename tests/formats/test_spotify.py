@@ -20,6 +20,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from lhydra.data.dataset import Dataset
+from lhydra.data.history import read_listening
+from lhydra.data.settings import ReadSettings
 from tests.prepared import ALL_TRAIN, SAMPLES, Heard, heard, prepare, song_id
 
 ACCOUNT = SAMPLES / "spotify"
@@ -69,6 +71,17 @@ def test_a_fraction_of_a_second_counts_in_the_start(tmp_path: Path, capsys: pyte
     prepare(capsys, tmp_path / "in", tmp_path / "out")
     first = min(play.time for play in heard(tmp_path / "out"))
     assert first == int(datetime(2016, 2, 3, 4, 1, 5, tzinfo=UTC).timestamp())
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_one_persons_data_are_a_history(tmp_path: Path, *, packed: bool) -> None:
+    shutil.copytree(ACCOUNT / "bo", tmp_path / "bo" / "MyData")
+    shutil.make_archive(str(tmp_path / "bo"), "zip", tmp_path / "bo")
+    source = tmp_path / ("bo.zip" if packed else "bo")
+    plays = read_listening(source, ReadSettings()).plays.to_pylist()
+    found = [(play["user_id"], play["track_id"], play["timestamp"]) for play in plays]
+    assert sorted(found) == [tuple(play[:3]) for play in account_plays(ACCOUNT) if play.user == "bo"]
+    assert {play["user_id"] for play in read_listening(source, ReadSettings(user="ada")).plays.to_pylist()} == {"ada"}
 
 
 def test_one_persons_data_alone_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,8 +23,14 @@ _URL = f"nullif(regexp_extract({_SPOTIFY}, 'spotify[.]com/.*tracks?/([0-9A-Za-z]
 _IDS = ", ".join(f"nullif(trim({cell}), '')" for cell in (_MAPPED, _GIVEN, _ISRC))
 
 
+def _is_parted(sample: Sample) -> bool:
+    return sample.path.resolve().parent.parent.name == "listens"
+
+
 def _is_listens(sample: Sample) -> bool:
-    """Whether a file holds listens, and is no page of the API, which wraps them."""
+    """Whether a file holds listens, by its place in an export too, and is no page of the API, which wraps them."""
+    if _is_parted(sample) and sample.name.endswith((".jsonl", ".listens")):
+        return True
     timed = sample.has("listened_at") or sample.has("timestamp")
     return timed and sample.has("track_metadata") and not re.match(r'\s*\{\s*"payload"', sample.head)
 
@@ -34,7 +40,7 @@ def _people(export: Export, files: Sequence[Sample]) -> list[tuple[Sample, str]]
 
     An export has its listens in listens/YEAR/MONTH.jsonl, beside a user.json. In a dump each listen has a user.
     """
-    parted = [sample for sample in files if sample.path.resolve().parent.parent.name == "listens"]
+    parted = [sample for sample in files if _is_parted(sample)]
     roots = {sample.path: sample.path.resolve().parents[2] for sample in parted}
     names = dict(zip(roots.values(), by_folder(export, list(roots.values())), strict=True))
     for sample in export.samples:
