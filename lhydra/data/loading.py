@@ -180,7 +180,12 @@ def _read(con: duckdb.DuckDBPyConnection, table: Table, part: Part, select: str,
         else:
             run(scan, part.path)
     except duckdb.Error:
-        run("read_parquet(?)", _rewritten(table, part, len(names), folder))
+        try:
+            run("read_parquet(?)", _rewritten(table, part, len(names), folder))
+        except (duckdb.ProgrammingError, duckdb.DataError) as error:
+            if not table.derived:
+                raise
+            raise DataError(complain(part.path, str(error).splitlines()[0], "rows that the format allows")) from None
 
 
 def _scan_csv(table: Table, part: Part, names: list[str]) -> str:

@@ -4,9 +4,13 @@ The shape is that of its master's own test (gorse-io/gorse, master/rest_test.go:
 TestMaster_ExportItems) and of the files in its example/data and test/csv, whose headers vary.
 """
 
+import csv
+import json
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.prepared import SAMPLES, prepare
 from tests.text_exports import Play, described, plays_of, rows_of
@@ -81,3 +85,20 @@ def test_other_tables_are_not_taken_for_feedback(tmp_path: Path, capsys: pytest.
     path = written(tmp_path, "user_id,item_id\nu,i\n", "x.csv")
     said = prepare(capsys, path, tmp_path / "out", "--format", "gorse")
     assert "found x.csv, expected an export of Gorse: feedback.csv" in said
+
+
+TEXT = st.text(st.sampled_from('a|"{}[]:,1\n\\é'), max_size=8)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=15)
+@given(labels=st.lists(TEXT | TEXT.map(lambda text: json.dumps({"x": [text, "b"], "y": 1})), min_size=1, max_size=5))
+def test_labels_of_any_kind_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str], labels: list[str]) -> None:
+    written(tmp_path / "in", "type,user,item\nr,u,0\nr,v,0\n")
+    with (tmp_path / "in" / "items.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["ItemId", "Labels"], *enumerate(labels)])
+    prepare(capsys, tmp_path / "in", tmp_path / "out")
+    tracks = described(tmp_path / "out", "tracks")
+    assert set(tracks) == {str(i) for i in range(len(labels))}
+    for i, text in enumerate(labels):
+        if text.startswith('{"x": ['):
+            assert tracks[str(i)]["tags"] == [x for label in json.loads(text)["x"] if (x := label.strip())]

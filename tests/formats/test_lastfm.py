@@ -81,6 +81,14 @@ def test_files_of_one_name_are_several_peoples(tmp_path: Path, capsys: pytest.Ca
     assert plays_of(tmp_path / "out") == expected(rows)
 
 
+def test_times_may_be_spoken_under_a_header(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    for person, time in (("ada", "01 Jan 2020, 12:34"), ("bo", "01 Jan 2020 12:34")):
+        (tmp_path / "in" / f"{person}.csv").write_text(f'artist,album,track,uts\nA,B,C,"{time}"\nA,B,C,1577882041\n')
+    prepare(capsys, tmp_path / "in", tmp_path / "out")
+    assert [time for _, _, time, _ in plays_of(tmp_path / "out")] == [1577882040, 1577882041] * 2
+
+
 @pytest.mark.parametrize("time", ["32 Jan 2020 12:34", "soon"])
 def test_a_time_that_is_none_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], time: str) -> None:
     for person in ("ada", "bo"):

@@ -111,6 +111,21 @@ def test_what_is_no_rating_is_refused_with_what_is_looked_for(
     assert "found tags.csv, expected ratings of MovieLens: ratings.dat" in said
 
 
+def test_columns_that_are_not_there_are_not_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "ratings.csv").write_text('"userId","movieId","rating"\n1,7,4\n2,7,3\n')
+    (tmp_path / "in" / "movies.csv").write_text('movieId,title\n7,"A, B (1999)"\n')
+    prepare(capsys, tmp_path / "in", tmp_path / "out")
+    assert plays_of(tmp_path / "out") == [("1", "7", 0, 1.0), ("2", "7", 0, 1.0)]
+    assert described(tmp_path / "out", "tracks") == {"7": {"name": "A, B (1999)", "year": 1999}}
+
+
+def test_a_part_of_ml_100k_is_known_by_its_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare(capsys, SAMPLES / "movielens" / "ml-100k" / "u1.base", tmp_path / "out")
+    rows = rows_of(SAMPLES / "movielens" / "ml-100k" / "u1.base", "\t")
+    assert plays_of(tmp_path / "out") == sorted((user, movie, int(time), 1.0) for user, movie, _, time in rows)
+
+
 def test_two_data_sets_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = prepare(capsys, shutil.copytree(SAMPLES / "movielens" / "ml-1m", tmp_path / "in" / "a"), tmp_path / "a")
     assert "not read" not in said

@@ -12,10 +12,10 @@ from lhydra.data.table import Table
 _MADE = f"tracks without an id of MusicBrainz have one made of {SAID}"
 _MBID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # 01 Jan 2020 12:34; what is no such time stays as it is, to be refused, and an empty cell is an unknown time
-_SPOKEN = """CASE WHEN blank(played) THEN NULL ELSE coalesce(
-    CAST(CAST(epoch(try_strptime(trim(played), '%d %b %Y %H:%M')) AS BIGINT) AS VARCHAR), played) END"""
+_SPOKEN = """CASE WHEN blank({0}) THEN NULL ELSE coalesce(CAST(CAST(epoch(
+    try_strptime(trim({0}), ['%d %b %Y %H:%M', '%d %b %Y, %H:%M'])) AS BIGINT) AS VARCHAR), {0}) END"""
 _TRACK = {"track_id": "nullif(trim(track_mbid), '')", "name": "track", "artist": "artist"}
-_SPOKEN_TIME = re.compile(r"[0-9]{1,2} [^\W\d]+ [0-9]{4} [0-9]{1,2}:[0-9]{2}")
+_SPOKEN_TIME = re.compile(r"[0-9]{1,2} [^\W\d]+ [0-9]{4},? [0-9]{1,2}:[0-9]{2}")
 _USERS = ("user", "username", "user_name", "user_id", "userid")
 _PROFILE = ("listener", "gender", "age", "country", "signup")
 
@@ -28,14 +28,18 @@ def _scrobbles(export: Export) -> Tables | None:
     users = _people(export, files)
     header = set(files[0].header())
     if {"artist", "track", "uts"} <= header:
-        columns = {"user_id": "$person", "timestamp": "uts"} | _TRACK
+        columns = {"user_id": "$person", "timestamp": _SPOKEN.format("uts")} | _TRACK
         columns |= {"album": "album"} if "album" in header else {}
         columns |= {} if "track_mbid" in header else {"track_id": "NULL"}
         if named := [name for name in _USERS if name in header]:  # of several people in one file
             columns["user_id"] = named[0]
         table = text_table(export.path, users, CSV, columns, key="song_id(artist, track)")
     elif all(_is_spoken(sample) for sample in files):
-        columns = {"user_id": "$person", "timestamp": _SPOKEN, "album": "album"} | _TRACK | {"track_id": "NULL"}
+        columns = (
+            {"user_id": "$person", "timestamp": _SPOKEN.format("played"), "album": "album"}
+            | _TRACK
+            | {"track_id": "NULL"}
+        )
         names = ("artist", "album", "track", "played")
         bare = replace(CSV, header=False)
         table = text_table(export.path, users, bare, columns, names=names, key="song_id(artist, track)")

@@ -1,5 +1,6 @@
 """Ratings of MovieLens in each of its forms: `::` between cells, CSV, and the tabs and bars of ml-100k."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -16,6 +17,7 @@ _DIALECTS = {  # of the ratings by what separates cells, and the flags that read
     "\t": (BARE_TABS, f"--sep tab {_NUMBERED}"),
     ",": (CSV, "--columns user=userId,track=movieId,count=rating,timestamp=timestamp"),
 }
+_RATED, _STARRED = re.compile(r"[0-9]+([.][0-9]+)? [0-9]+"), re.compile(r"[1-5] [0-9]{9,10}")  # and when
 _RATING = ("userid", "movieid", "rating", "timestamp")
 _PERSON = ("userid", "gender", "age", "occupation", "zip_code")
 _PERSON_100K = ("userid", "age", "gender", "occupation", "zip_code")
@@ -44,7 +46,9 @@ def _open(export: Export) -> Tables | None:
         return None
     dialect, flags = _DIALECTS[sep]
     names = () if dialect.header else _RATING
-    plays = _table(export, found, dialect, _PLAYS, names)
+    there = names or found[0].header()
+    columns = {name: cell for name, cell in _PLAYS.items() if name != "timestamp" or name in there}
+    plays = _table(export, found, dialect, columns, names)
     weigh = (
         f"each rating counts as one play; to count it as its stars: lhydra prepare {found[0].path.name} DATASET {flags}"
     )
@@ -67,9 +71,8 @@ def _ratings(export: Export, sep: str) -> list[Sample]:
 def _is_ratings(sample: Sample, sep: str) -> bool:
     if sep == ",":
         return {"userid", "movieid", "rating"} <= set(sample.header())
-    if sep == "\t" and sample.name != "u.data":  # such columns alone are no sign
-        return False
-    return sample.mostly(sep, lambda row: len(row) == 4 and row[2].replace(".", "", 1).isdigit() and row[3].isdigit())
+    form = _STARRED if sep == "\t" else _RATED  # four numbers between tabs could be anything
+    return sample.mostly(sep, lambda row: len(row) == 4 and form.fullmatch(f"{row[2]} {row[3]}") is not None)
 
 
 def _movies(export: Export, sep: str) -> Table | None:
@@ -78,7 +81,11 @@ def _movies(export: Export, sep: str) -> Table | None:
     if not found:
         return None
     if sep == ",":
-        return _table(export, found, CSV, _MOVIES, lists=("tags",))
+        header = set(found[0].header())
+        if not {"movieid", "title"} <= header:
+            return None
+        columns = _MOVIES if "genres" in header else {name: _MOVIES[name] for name in ("track_id", "name", "year")}
+        return _table(export, found, CSV, columns, lists=[name for name in ("tags",) if name in columns])
     if sep == "::":
         return _table(
             export, found, _of_its_time(found[0], _COLONS), _MOVIES, ("movieid", "title", "genres"), ("tags",)
