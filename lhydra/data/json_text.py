@@ -72,5 +72,6 @@ def reason(error: Exception) -> str:
     if not found:
         return "no JSON"
     what = "an object with a key twice" if found[2].startswith("Object ") else found[2].lower()
+    what = re.sub(r"expected (\w+), but got (\w+)", r"\2 instead of \1", what)
     what = re.split(r"[\"'{\[]|: ", what)[0].strip(" .")  # what follows is quoted from the file
     return f"{what} (near record {found[1]})"

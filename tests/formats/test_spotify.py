@@ -160,13 +160,13 @@ def test_nothing_of_the_account_is_kept(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("broken", "found"),
     [
-        (lambda text: f"[{text}]", "expected object, but got array (near record 1)"),
+        (lambda text: f"[{text}]", "array instead of object (near record 1)"),
         (lambda text: text.replace('"platform"', '"ts"', 1), "an object with a key twice (near record 1)"),
-        (lambda text: text.rstrip()[:-1] + ', "192.0.2.77"]', "expected object, but got varchar (near record 4)"),
+        (lambda text: text.rstrip()[:-1] + ', "192.0.2.77"]', "varchar instead of object (near record 4)"),
         (lambda text: text.replace("Lanterns", "\\ud83d", 1), "no low surrogate in string (near record"),
         (lambda text: text.replace('"username"', ', "username"', 1), "unexpected character (near record"),
         (lambda text: text.replace("bo.secret", 'bo."secret', 1), "unexpected character (near record"),
-        (lambda text: text + text, "expected object, but got array (near record"),
+        (lambda text: text + text, "array instead of object (near record"),
         (lambda text: text + '{"ip_addr": "192.0.2.77"}', "an end after '}', which does not close '['"),
         (lambda text: text.encode("utf-16"), "an end after"),
         (lambda text: text.replace("Lanterns", "\xe4").encode("latin-1"), "invalid utf-8 encoding in string (near"),
