@@ -1,6 +1,7 @@
 """A dataset with a source added to it is the dataset of both; tables in memory make the dataset of their files."""
 
 import random
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from lhydra.data.settings import PrepareSettings
 from lhydra.errors import DataError
 
 START = 1_600_000_000
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def log(seed: int, users: list[str], n: int) -> list[dict[str, Any]]:
@@ -91,6 +93,33 @@ def test_tracks_of_another_export_are_found_by_artist_and_title(tmp_path: Path) 
     assert dataset.tracks["name"].to_pylist()[dataset.track_ids.index("bjork - new")] == "New"
     assert any("1 of 2 tracks are known here" in warning for warning in info.warnings)
     assert any("eva.csv: 1 row dropped: empty track_id (line 4)" in warning for warning in info.warnings)
+
+
+def test_bad_rows_are_refused_where_they_are_not_wanted(tmp_path: Path) -> None:
+    prepare(write(tmp_path / "old.parquet", log(1, ["a", "b"], 40)), tmp_path / "ds", PrepareSettings())
+    before = content(tmp_path / "ds")
+    rows = [*log(2, ["c"], 5), {"user_id": "", "track_id": "t1", "timestamp": START}]
+    source = write(tmp_path / "new.parquet", rows)
+    with pytest.raises(DataError, match=r"found .*empty user_id .*row 6.*, expected no bad row \(strict\)"):
+        prepare(source, tmp_path / "ds", PrepareSettings(append=True, strict=True))
+    assert content(tmp_path / "ds") == before
+    prepare(source, tmp_path / "ds", PrepareSettings(append=True))
+    assert len(Dataset.open(tmp_path / "ds").events) == 45
+
+
+def test_plays_that_are_added_up_cannot_be_told_from_new_ones(tmp_path: Path) -> None:
+    shutil.copytree(GOLDEN / "dataset_v1", tmp_path / "ds")
+    with pytest.raises(DataError, match=r"ds: found no events.parquet \(format 1\), .*run `lhydra prepare` again"):
+        prepare(GOLDEN / "plays.csv", tmp_path / "ds", PrepareSettings(append=True))
+
+
+def test_plays_without_a_time_are_added_and_told(tmp_path: Path) -> None:
+    source = tmp_path / "in.csv"
+    source.write_text("user_id,track_id\na,x\nb,y\na,y\n")
+    prepare(source, tmp_path / "ds", PrepareSettings(split="random", valid=0, test=0))
+    info = prepare(source, tmp_path / "ds", PrepareSettings(append=True))
+    assert "3 of the plays added have no time: whether ds had them cannot be told" in info.warnings
+    assert len(Dataset.open(tmp_path / "ds").events) == 6
 
 
 def test_there_must_be_a_dataset_to_add_to(tmp_path: Path) -> None:

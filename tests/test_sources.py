@@ -200,3 +200,38 @@ def test_places_are_lines_of_the_file(tmp_path: Path) -> None:
         table = load(con, source.plays, "raw", source.plays.names, tmp_path)
     assert table.places([0]) == "line 2"
     assert table.places([1, 2]) == "lines 4, 7"
+
+
+NAMES = (
+    "a[1].csv",
+    "a*.csv",
+    "a?.csv",
+    "a{1,b}.csv",
+    "~/a1.csv",
+    "track_id=x/a1.csv",
+    "b\\*.csv",
+    "a[!x].csv.gz",
+    "-.csv",
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_that_is_a_pattern_means_that_file_alone(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for other in ("a1.csv", "ab.csv", "b/x.csv", "a1.csv.gz", name):
+        path = tmp_path / other
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = f"user_id,track_id\n{'wanted' if other == name else 'other'},t\n".encode()
+        path.write_bytes(gzip.compress(text) if other.endswith(".gz") else text)
+    monkeypatch.chdir(tmp_path)
+    assert read(Path(name)) == read(tmp_path / name) == [("wanted", "t")]
+
+
+@pytest.mark.parametrize("folder", ["track_id=x", "p[1]"])
+def test_a_folder_that_is_a_pattern_or_a_partition_says_nothing(folder: str, tmp_path: Path) -> None:
+    for other in ("p1", folder):
+        (tmp_path / other).mkdir()
+        table = pa.table({"user_id": ["wanted" if other == folder else "other"], "track_id": ["t"]})
+        pq.write_table(table, tmp_path / other / "a.parquet")
+    assert read(tmp_path / folder / "a.parquet") == [("wanted", "t")]

@@ -47,7 +47,7 @@ def together(
         _declared(info.track_columns, columns.tracks, TRACK_COLUMNS),
         _declared(info.user_columns, columns.users, USER_COLUMNS),
     )
-    listening = read_listening(source, settings, declared)
+    listening = read_listening(source, settings, declared, strict=settings.strict)
     settings = _own_split(settings, info.split)
     old = _plays_of(dataset, with_fold=settings.split == "column")
     known = dataset.tracks.sort_by([("train_plays", "descending")])
@@ -67,6 +67,10 @@ def together(
     notes = [*listening.notes, f"added to {dataset.path.name}: {len(new):,} plays; {matches.told()}"]
     if again:
         notes.append(f"{again:,} plays are in {dataset.path.name} already (same user, track and second) and not added")
+    if untimed := int(pc.sum(pc.is_null(new["timestamp"])).as_py() or 0):
+        notes.append(
+            f"{untimed:,} of the plays added have no time: whether {dataset.path.name} had them cannot be told"
+        )
     if settings.split == "column":
         notes.append("the added plays are in the train fold: the dataset's own folds come from a column")
     form = ReadSettings()  # that of the source is used up
@@ -90,22 +94,19 @@ def _own_split(settings: PrepareSettings, split: Mapping[str, Any]) -> PrepareSe
 
 
 def _plays_of(dataset: Dataset, *, with_fold: bool) -> pa.Table:
-    """Returns a dataset's plays in the form of a source; of format 1 what its plays add up to."""
-    single = dataset.has_events
-    plays = dataset.events if single else dataset.plays
+    """Returns a dataset's plays in the form of a source."""
+    plays = dataset.events
     columns: dict[str, pa.Array] = {
         "user_id": pa.array(dataset.user_ids, pa.string()).take(pa.array(plays.user)),
         "track_id": pa.array(dataset.track_ids, pa.string()).take(pa.array(plays.track)),
         "playcount": pa.array(plays.count.astype(np.float64)),
         "timestamp": pa.array(plays.time, mask=plays.time <= 0),
     }
-    if single:
-        events = dataset.events
-        given = not np.array_equal(events.session, number_sessions(events.user, events.time))
-        for name in OPTIONAL:
-            values = getattr(events, name).astype(np.int64)
-            if (values >= 0).any() and (given or name != "session"):
-                columns[name] = pa.array(values, mask=values < 0)
+    given = not np.array_equal(plays.session, number_sessions(plays.user, plays.time))
+    for name in OPTIONAL:
+        values = getattr(plays, name).astype(np.int64)
+        if (values >= 0).any() and (given or name != "session"):
+            columns[name] = pa.array(values, mask=values < 0)
     if with_fold:
         columns["split"] = pa.array([_FOLDS[fold] for fold in plays.fold.tolist()], pa.string())
     return pa.table(columns)

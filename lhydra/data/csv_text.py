@@ -2,6 +2,7 @@
 
 import codecs
 import csv
+import glob
 import gzip
 import io
 import re
@@ -135,3 +136,15 @@ def open_bytes(path: Path) -> gzip.GzipFile | io.BufferedReader:
         The open file.
     """
     return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
+
+
+def literal(path: Path) -> str:
+    """Returns a path as DuckDB takes it for this file alone: it reads `*`, `?` and `[` in names as patterns.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The path, escaped.
+    """
+    return glob.escape(str(path.absolute()))

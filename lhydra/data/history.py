@@ -39,6 +39,8 @@ def read_listening(
     path: Path,
     read: ReadSettings,
     declared: DeclaredColumns = DeclaredColumns(),  # noqa: B008 - frozen
+    *,
+    strict: bool = False,
 ) -> Listening:
     """Reads a source of any number of users, one person's history too.
 
@@ -46,12 +48,13 @@ def read_listening(
         path: as `open_source` takes it.
         read: what is said of its form.
         declared: columns beyond the known ones, used where the source has them.
+        strict: whether a bad row refuses the source.
 
     Returns:
         What it says.
 
     Raises:
-        DataError: it cannot be used.
+        DataError: it cannot be used, or has a bad row and `strict` is asked for.
     """
     with tempfile.TemporaryDirectory(prefix="lhydra-") as work, duckdb.connect() as con:
         rows.configure(con)
@@ -65,6 +68,8 @@ def read_listening(
         rows.check_plays(con, source, report)
         tracks = rows.describe(con, source, "tracks", used["tracks"], report)
         users = rows.describe(con, source, "users", used["users"], report)
+        if strict:
+            report.refuse_faults(source.path)
         rows.make_events(con, source.plays, report)
         found = {name for (name,) in con.execute("SELECT column_name FROM (DESCRIBE events)").fetchall()}
         more = "".join(f", e.{name}" for name in OPTIONAL if name in found)

@@ -29,7 +29,7 @@ def checked(path: Path, folder: Path) -> tuple[Path, int]:
     Raises:
         DataError: it is empty, cut short, or broken gzip.
     """
-    packed = path.name.lower().endswith(".gz")
+    given, packed = path, path.name.lower().endswith(".gz")
     try:
         with gzip.open(path) if packed else path.open("rb") as file:
             start = file.read(_CHUNK)
@@ -50,12 +50,12 @@ def checked(path: Path, folder: Path) -> tuple[Path, int]:
         raise DataError(complain(path, f"broken gzip: {error}", AGAIN)) from None
     first, last = start.removeprefix(BOM_UTF8).lstrip()[:1], tail.rstrip()[-1:]
     if not first:
-        raise DataError(complain(path, "nothing in it", AGAIN))
+        raise DataError(complain(given, "nothing in it", AGAIN))
     if last != _CLOSING.get(first, b""):
         found = (
             f"an end after {last.decode(errors='replace')!r}, which does not close {first.decode(errors='replace')!r}"
         )
-        raise DataError(complain(path, found, AGAIN))
+        raise DataError(complain(given, found, AGAIN))
     return path, max(size + 1, _OBJECT)
 
 

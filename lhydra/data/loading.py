@@ -4,6 +4,7 @@ DuckDB reads a CSV fast but is not its judge: whatever it stumbles over is read 
 standard library, which either names the line at fault or reads what DuckDB could not.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lhydra.data import json_text
-from lhydra.data.csv_text import records
+from lhydra.data.csv_text import literal, records
 from lhydra.data.dataset import Column, Kind
 from lhydra.data.schema import PLAY_COLUMNS, TRACK_COLUMNS, USER_COLUMNS, DeclaredColumns, used_columns
 from lhydra.data.sources import Side, Source
@@ -22,6 +23,8 @@ from lhydra.errors import DataError, complain
 from lhydra.timing import timed
 
 _BATCH = 50_000  # records rewritten at once
+_ALONE = "hive_partitioning=false"  # a folder `artist=A` would name a column otherwise
+_PARQUET = f"read_parquet(?, {_ALONE})"
 
 
 def choose_columns(source: Source, declared: DeclaredColumns) -> dict[Side, tuple[Column, ...]]:
@@ -150,7 +153,7 @@ def _read(con: duckdb.DuckDBPyConnection, table: Table, part: Part, select: str,
         rows = f"{scan} AS t({', '.join(names)})"
         if table.derived:
             rows = table.derived.rows.replace("$file", f"(FROM {rows})")
-        con.execute(f"{select} {rows}{tail}", [str(path)])
+        con.execute(f"{select} {rows}{tail}", [literal(path)])
 
     names = (
         ['"' + name.replace('"', '""') + '"' for name in table.derived.file]
@@ -162,26 +165,26 @@ def _read(con: duckdb.DuckDBPyConnection, table: Table, part: Part, select: str,
         longest = f", maximum_object_size={size}" if "unnest(" in table.derived.rows else ""
         packed = "gzip" if path.name.lower().endswith(".gz") else "none"
         try:
-            run(f"read_json(?, columns={table.derived.json}, compression='{packed}'{longest})", path)
+            run(f"read_json(?, columns={table.derived.json}, compression='{packed}', {_ALONE}{longest})", path)
         except duckdb.Error as error:
             raise DataError(complain(part.path, json_text.reason(error), json_text.AGAIN)) from None
         return
     if table.types:
         try:
-            run("read_parquet(?)", part.path)
+            run(_PARQUET, part.path)
         except duckdb.Error as error:
-            reason = str(error).splitlines()[0].replace(str(part.path), part.path.name)
+            reason = str(error).splitlines()[0].replace(literal(part.path), part.path.name)
             raise DataError(complain(part.path, reason, "a Parquet file that can be read to its end")) from None
         return
     scan = _scan_csv(table, part, names)
     try:
         if part.odd or not table.dialect.plain:
-            run("read_parquet(?)", _rewritten(table, part, len(names), folder))
+            run(_PARQUET, _rewritten(table, part, len(names), folder))
         else:
             run(scan, part.path)
     except duckdb.Error:
         try:
-            run("read_parquet(?)", _rewritten(table, part, len(names), folder))
+            run(_PARQUET, _rewritten(table, part, len(names), folder))
         except (duckdb.ProgrammingError, duckdb.DataError) as error:
             if not table.derived:
                 raise
@@ -195,13 +198,14 @@ def _scan_csv(table: Table, part: Part, names: list[str]) -> str:
     sep, quote = dialect.sep.replace("'", "''"), '"' if dialect.quote else ""
     return (
         f"read_csv(?, auto_detect=false, header={str(dialect.header).lower()}, delim='{sep}', quote='{quote}',"
-        f" escape='{quote}', strict_mode=true, compression='{packed}', columns={{{columns}}})"
+        f" escape='{quote}', strict_mode=true, compression='{packed}', {_ALONE}, columns={{{columns}}})"
     )
 
 
 def _rewritten(table: Table, part: Part, width: int, folder: Path) -> Path:
     """Reads a file with the strict reader and returns it as a Parquet file in `folder`."""
-    target = folder / f"{table.parts.index(part)}-{part.path.name}.parquet"
+    plain = re.sub(r"[*?\[\\]", "_", part.path.name)  # DuckDB takes no backslash beside a pattern
+    target = folder / f"{table.parts.index(part)}-{plain}.parquet"
     if target.exists():
         return target
     schema = pa.schema([(f"c{i}", pa.string()) for i in range(width)])

@@ -205,8 +205,8 @@ def _check(
     rows.check_plays(con, source, report)
     tracks = rows.describe(con, source, "tracks", used["tracks"], report)
     users = rows.describe(con, source, "users", used["users"], report)
-    if settings.strict and report.faults:
-        raise DataError(f"{source.path}: found {'; '.join(report.faults)}, expected no bad row (strict)")
+    if settings.strict:
+        report.refuse_faults(source.path)
     rows.make_events(con, source.plays, report)
     if con.execute("SELECT min(user) = max(user) FROM events").fetchall() == [(True,)]:
         alone = "plays of at least 2 users (one person's are added to a dataset by --append, or asked for by"

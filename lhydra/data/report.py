@@ -49,6 +49,18 @@ class Report:
             return DataError(complain(path, left, expected))
         return DataError(f"{path}: found {'; '.join(self.drops)}; {left} left, expected {expected}")
 
+    def refuse_faults(self, path: Path) -> None:
+        """Refuses a source with bad rows, as `--strict` wants it.
+
+        Args:
+            path: of the source.
+
+        Raises:
+            DataError: there is a bad row.
+        """
+        if self.faults:
+            raise DataError(f"{path}: found {'; '.join(self.faults)}, expected no bad row (strict)")
+
     def drop(self, table: Table, reason: str, count: int, places: str, *, fault: bool = True) -> None:
         """Notes rows that are left out.
 

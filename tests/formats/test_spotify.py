@@ -103,6 +103,13 @@ def test_a_file_that_is_cut_short_is_named(tmp_path: Path, capsys: pytest.Captur
     assert "export it again" in said
 
 
+def test_a_file_of_a_byte_order_mark_alone_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(ACCOUNT, tmp_path / "in")
+    (tmp_path / "in" / "bo" / "StreamingHistory9.json").write_bytes(b"\xef\xbb\xbf \n")
+    said = prepare(capsys, tmp_path / "in", tmp_path / "out")
+    assert f"{tmp_path}/in/bo/StreamingHistory9.json: found nothing in it" in said
+
+
 EXTENDED = SAMPLES / "spotify-extended"
 # What an extended history says of a person beyond the plays: nothing of it may be kept.
 SECRETS = ("192.0.2.77", "2001:db8", "secret", "Android", "Acme", "web_player", "Gecko", "incognito", "ip_addr")

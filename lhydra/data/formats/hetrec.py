@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from lhydra.data.csv_text import scan
+from lhydra.data.csv_text import literal, scan
 from lhydra.data.formats.format import TABS, Export, Format, Sample, Tables, not_read, one_of, text_table
 from lhydra.data.table import Table
 
@@ -57,11 +57,12 @@ def _artists(artists: Sample, given: Sample | None, tags: Sample | None) -> Tabl
 def _read(path: Path, width: int) -> str:
     """SQL that reads a table of tags, which is latin-1; a line of another width says nothing of an artist."""
     columns = ", ".join(f"'c{i}': 'VARCHAR'" for i in range(width))
-    file = str(path).replace("'", "''")
+    file = literal(path).replace("'", "''")
     packed = "gzip" if path.name.lower().endswith(".gz") else "none"
     return (
         f"read_csv('{file}', auto_detect=false, header=true, delim='\t', quote='', escape='', encoding='latin-1',"
-        f" compression='{packed}', ignore_errors=true, columns={{{columns}}})"
+        f" compression='{packed}', ignore_errors=true, hive_partitioning=false,"
+        f" columns={{{columns}}})"
     )
 
 
