@@ -75,6 +75,17 @@ def test_plays_that_are_there_already_are_not_added(tmp_path: Path) -> None:
     assert len(Dataset.open(tmp_path / "ds").events) == 81
 
 
+def test_a_play_of_now_comes_again_with_every_export_and_is_added_once(tmp_path: Path) -> None:
+    rows = [{"user_id": f"u{i % 2}", "track_id": f"t{i % 3}", "timestamp": START + i} for i in range(20)]
+    prepare(write(tmp_path / "old.parquet", rows), tmp_path / "ds", PrepareSettings())
+    for n in (1, 2):
+        lines = ["uts,artist,track", ",A,Now", *(f"{START + i},A,B" for i in range(n))]
+        (tmp_path / "eva.csv").write_text("\n".join(lines) + "\n")
+        info = prepare(tmp_path / "eva.csv", tmp_path / "ds", PrepareSettings(append=True))
+        assert len(Dataset.open(tmp_path / "ds").events) == 20 + 1 + n
+    assert any("users of ds already, whose plays these are taken for: eva" in warning for warning in info.warnings)
+
+
 def test_tracks_of_another_export_are_found_by_artist_and_title(tmp_path: Path) -> None:
     rows = [{"user_id": f"u{i % 2}", "track_id": f"t{i % 3}", "timestamp": START + i} for i in range(20)]
     (tmp_path / "in").mkdir()

@@ -50,7 +50,7 @@ def test_an_export_is_answered_as_its_plays_would_be(
     )
     words = ["recommend", tiny_store, "--history", tmp_path / "ada.csv", "--k", "7", "--out", tmp_path / "lists.csv"]
     assert main([*map(str, words)]) == 0
-    said = capsys.readouterr().out
+    said = " ".join(capsys.readouterr().err.split())
     distinct = len({track for track, _, _ in plays})
     assert f"{distinct} of {distinct + 1} tracks are known here" in said
     assert "3 of 83 plays are of other tracks" in said

@@ -1,5 +1,8 @@
 """People's own listening as user states of a bundle: what `recommend --history` and `users load --history` share."""
 
+import sys
+import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,3 +105,13 @@ def with_history(stored: "UserState | None", found: "UserState") -> "UserState":
     order = history_order(tracks, both["count"], both["time"])[-MAX_HISTORY:]
     profile = {**found.profile, **stored.profile}
     return UserState(profile, both[order], np.union1d(stored.heard, found.heard), stored.skipped)
+
+
+def tell_notes(notes: Iterable[str]) -> None:
+    """Prints what is to be known of how an export was read, on stderr: stdout is for results.
+
+    Args:
+        notes: a text each.
+    """
+    for note in notes:
+        print(textwrap.fill(note, 100, initial_indent="- ", subsequent_indent="  "), file=sys.stderr)

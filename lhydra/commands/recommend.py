@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     if settings.users_file is not None and (settings.users != "all" or hasattr(args, "users")):
         raise ConfigError(complain("--users-file", "--users as well", "one of them"))
     if args.out is None and settings.history is None:
-        raise ConfigError(complain("--out", "nothing", "a file for the lists"))
+        raise ConfigError(complain("--out", "nothing", "a file for the lists; an export goes by --history EXPORT"))
     from lhydra.evaluation import lists
 
     if args.out is not None:
@@ -116,7 +116,7 @@ def _of_users(args: argparse.Namespace, settings: RecommendSettings) -> int:
 def _of_history(args: argparse.Namespace, settings: RecommendSettings, history: Path) -> int:
     """Writes or prints lists for people whose listening a file holds; nothing of them is stored."""
     from lhydra.bundle.bundle import Bundle
-    from lhydra.commands.histories import read_histories
+    from lhydra.commands.histories import read_histories, tell_notes
     from lhydra.console import print_table
     from lhydra.evaluation import lists
     from lhydra.recommender import Recommender
@@ -126,8 +126,7 @@ def _of_history(args: argparse.Namespace, settings: RecommendSettings, history: 
     if args.out is None and len(found.states) > _PRINTED:
         what = f"a file for the lists of {len(found.states):,} users"
         raise ConfigError(complain("--out", "nothing", what))
-    for note in found.notes:
-        print(note)
+    tell_notes(found.notes)
     if args.out is not None:
         stage = cast("lists.Stage", settings.stage)
         states, n = found.states.items(), len(found.states)
@@ -159,7 +158,7 @@ def _cells(recommender: "Recommender", state: "UserState", settings: RecommendSe
 
 
 def _tell(out: Path, rows: int, users: int, short: int, settings: RecommendSettings, bundle_id: str) -> None:
-    print(f"{out}: {rows:,} rows for {users:,} users, {settings.stage} stage of {bundle_id}")
+    print(f"{out}: {rows:,} rows for {users:,} user{'s' * (users != 1)}, {settings.stage} stage of {bundle_id}")
     if short:
         print(f"{short:,} users have fewer than {settings.k} tracks: nothing more is eligible")
 

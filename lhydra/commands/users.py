@@ -105,6 +105,9 @@ def run(args: argparse.Namespace) -> int:
     from lhydra.timing import timed
     from lhydra.users.store import open_users, redacted
 
+    if args.dataset.exists() and not (args.dataset / "dataset.json").is_file():
+        what = "a dataset of `lhydra prepare`; an export goes by --history EXPORT"
+        raise ConfigError(complain(args.dataset, "no dataset", what))
     dataset = Dataset.open(args.dataset)
     n_users, counts = len(dataset.user_ids), Counts()
     store = Path(settings.store or ".")
@@ -138,24 +141,28 @@ def _load_history(settings: UsersSettings, history: Path) -> int:
     if settings.store is None:
         raise ConfigError(complain("--store", "nothing", "the store whose bundle knows the tracks"))
     from lhydra.bundle.bundle import Bundle
-    from lhydra.commands.histories import read_histories, with_history
+    from lhydra.commands.histories import read_histories, tell_notes, with_history
     from lhydra.users.store import open_users, redacted
 
     store = Path(settings.store)
     found = read_histories(history, settings, Bundle.open(store).catalog)
     users = open_users(settings.users, store)
     try:
-        states = {user_id: with_history(users.get(user_id), state) for user_id, state in found.states.items()}
+        stored = {user_id: users.get(user_id) for user_id in found.states}
+        states = {user_id: with_history(stored[user_id], state) for user_id, state in found.states.items()}
         users.load(states.items())
     finally:
         users.close()
+    again = [user_id for user_id, state in stored.items() if state is not None]
     where = redacted(settings.users) if settings.users else f"lmdb:{store}/users.lmdb"
     entries = sum(len(state.history) for state in states.values())
     if settings.json:
         counts = {"users": len(states), "history_entries": entries, "notes": found.notes}
         print(json.dumps({"users_store": where, **counts}))
         return 0
-    for note in found.notes:
-        print(note)
-    print(f"loaded {len(states):,} users into {where}: {entries:,} history entries")
+    tell_notes(found.notes)
+    if again:
+        print(f"in the store already, and added to: {', '.join(again[:3])}{' ...' * (len(again) > 3)}", file=sys.stderr)
+    s = "s" * (len(states) != 1)
+    print(f"loaded {len(states):,} user{s} into {where}: {entries:,} tracks in their histories")
     return 0

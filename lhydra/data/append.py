@@ -67,10 +67,14 @@ def together(
     notes = [*listening.notes, f"added to {dataset.path.name}: {len(new):,} plays; {matches.told()}"]
     if again:
         notes.append(f"{again:,} plays are in {dataset.path.name} already (same user, track and second) and not added")
-    if untimed := int(pc.sum(pc.is_null(new["timestamp"])).as_py() or 0):
+    if not info.timed and (untimed := int(pc.sum(pc.is_null(new["timestamp"])).as_py() or 0)):
         notes.append(
             f"{untimed:,} of the plays added have no time: whether {dataset.path.name} had them cannot be told"
         )
+    if known_already := listening.users["user_id"].filter(met).to_pylist():
+        more = f" and {len(known_already) - 3:,} more" if len(known_already) > 3 else ""
+        who = ", ".join(known_already[:3]) + more
+        notes.append(f"users of {dataset.path.name} already, whose plays these are taken for: {who}")
     if settings.split == "column":
         notes.append("the added plays are in the train fold: the dataset's own folds come from a column")
     form = ReadSettings()  # that of the source is used up
@@ -139,8 +143,14 @@ def _new_plays(listening: Listening, known: dict[str, str], old: pa.Table, *, ti
     table = pa.table(columns)
     keys = ["user_id", "track_id", "timestamp"]
     there = old.select(keys).filter(pc.is_valid(old["timestamp"])).group_by(keys).aggregate([])
+    if timed:  # a play without a time among others with one, as that of now: it comes again with every export
+        pairs = old.select(keys).filter(pc.is_null(old["timestamp"])).group_by(keys[:2]).aggregate([])
+        there = pa.concat_tables([there, pairs.append_column("timestamp", pa.nulls(len(pairs), pa.int64()))])
+        there = there.set_column(2, "timestamp", pc.fill_null(there["timestamp"], -1))
     there = there.append_column("there", pa.array(np.ones(len(there), bool)))
     numbered = table.select(keys).append_column("row", pa.array(np.arange(len(table))))
+    if timed:
+        numbered = numbered.set_column(2, "timestamp", pc.fill_null(numbered["timestamp"], -1))
     joined = numbered.join(there, keys, join_type="left outer").sort_by("row")
     fresh = pc.is_null(joined["there"])
     return table.filter(fresh), len(table) - int(pc.sum(fresh.cast(pa.int64())).as_py() or 0)

@@ -35,6 +35,9 @@ def lacks(table: Table, name: str, required: Sequence[str], read: ReadSettings) 
         hint = f"; if {' or '.join(meant[name])} is meant, rename it, or give --columns {pairs}"
     if not hint and missing == ["user_id"]:
         hint = f"; it names no listeners, only tracks: {_beside_plays(table)}"
+    if not hint:
+        pairs = ",".join(f"{known.removesuffix('_id')}={(meant[known] or ['COLUMN'])[0]}" for known in missing)
+        hint = f"; say which it is: --columns {pairs}"
     return DataError(complain(table.path, f"the columns {', '.join(table.names)}", f"a column {name}{hint}"))
 
 

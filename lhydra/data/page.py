@@ -85,7 +85,7 @@ def _top(dataset: Dataset) -> Top:
     )
     verdict = f"{plays} plays of {tracks} tracks by {users} users"
     across = len(tiles) if len(tiles) < 6 else 4
-    return Top(f"Lhydra dataset · {dataset.path.resolve().name}", verdict, lines, [Tiles(tiles, across)], [notice])
+    return Top(dataset.path.resolve().name, verdict, lines, [Tiles(tiles, across)], [notice])
 
 
 def _when(dataset: Dataset) -> list[Block]:

@@ -367,6 +367,8 @@ def _note_conflicts(
     if not bad:
         return
     reason = f"{side[:-1]}_id again with different data"
+    if table.derived and table.derived.key:  # ids are made of names: of the spellings of one song the first is shown
+        reason = "a song of before, spelled otherwise or of another album"
     where = table.places(places)
     if side == "tracks" and rows == "good_tracks":
         report.drop(table, reason, bad, where)

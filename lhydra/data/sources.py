@@ -73,7 +73,12 @@ class _Mapping:
 
     def apply(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Returns the names to go by; a column that has a known name already gives way to the one that is mapped."""
-        here = {known: name for known, name in self.given.items() if name in names}
+        folded = {name.strip().casefold(): name for name in reversed(names)}
+        here = {
+            known: name if name in names else folded[name.strip().casefold()]
+            for known, name in self.given.items()
+            if name in names or name.strip().casefold() in folded
+        }
         self.met |= set(here)
         back = {name: known for known, name in here.items()}
         return tuple(back.get(name, f"{name} of the file" if canonical(name) in here else name) for name in names)

@@ -53,7 +53,7 @@ def column_warnings(
         warnings.append(f"not used: {', '.join(ignored)} (for people, no features)")
     suggested: dict[str, list[Column]] = {"tracks": [], "users": []}
     lost: list[str] = []
-    proposed: list[str] = []
+    proposed: dict[str, str] = {}
     own = {
         "tracks": {"track_id", *TRACK_COLUMNS, *(column.name for column in declared.tracks)},
         "users": {"user_id", *USER_COLUMNS, *aggregates, *(column.name for column in declared.users)},
@@ -66,7 +66,7 @@ def column_warnings(
         for name in unknown:
             meant = near(name)
             if meant and meant in within and meant not in table.names:
-                proposed.append(f"{name} ({meant}?)")
+                proposed[name] = meant
         of_plays = [name for name in unknown if name in PLAY_COLUMNS or near(name) in PLAY_COLUMNS]
         of_plays += [name for name in unknown if table is source.plays and name in (*TRACK_COLUMNS, *USER_COLUMNS)]
         unreadable = [name for name in unknown if not table.readable(name)]
@@ -82,8 +82,12 @@ def column_warnings(
             else:
                 suggested[sides[0] if len(sides) == 1 else str(side)].append(Column(name, kind))
     if proposed:
-        warnings.append(f"not used: {', '.join(proposed)}: rename a column to the name in brackets to use it as such")
-    if lost:
+        listed = ", ".join(f"{name} ({meant}?)" for name, meant in proposed.items())
+        pairs = ",".join(f"{meant}={name}" for name, meant in proposed.items() if "," not in name)
+        warnings.append(
+            f"not used: {listed}: rename a column to the name in brackets to use it, or give --columns {pairs}"
+        )
+    if lost := [name for name in lost if name not in proposed]:
         warnings.append(f"not used: {', '.join(lost)} (describe single plays, neither tracks nor users)")
     if any(suggested.values()):
         listed = ", ".join(column.name for columns in suggested.values() for column in columns)

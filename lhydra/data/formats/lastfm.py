@@ -49,7 +49,9 @@ def _scrobbles(export: Export) -> Tables | None:
         return Tables(table, notes=(_MADE,))
     people = sorted({person for _, person in users})
     more = f" and {len(people) - 5:,} more" if len(people) > 5 else ""
-    return Tables(table, notes=(_MADE, f"each file is one user's: {', '.join(people[:5])}{more}"))
+    return Tables(
+        table, notes=(_MADE, f"each file is one user's: {', '.join(people[:5])}{more} (--user NAME names another)")
+    )
 
 
 def _people(export: Export, files: Sequence[Sample]) -> list[tuple[Sample, str]]:

@@ -71,7 +71,9 @@ def _ratings(export: Export, sep: str) -> list[Sample]:
 def _is_ratings(sample: Sample, sep: str) -> bool:
     if sep == ",":
         return {"userid", "movieid", "rating"} <= set(sample.header())
-    form = _STARRED if sep == "\t" else _RATED  # four numbers between tabs could be anything
+    if sep == "\t" and not sample.name.endswith((".data", ".base", ".test")):
+        return False  # four numbers between tabs could be anything
+    form = _STARRED if sep == "\t" else _RATED
     return sample.mostly(sep, lambda row: len(row) == 4 and form.fullmatch(f"{row[2]} {row[3]}") is not None)
 
 
