@@ -172,8 +172,9 @@ def describe(
         firsts = "".join(
             f", arg_min(r.{cell}, row) FILTER (WHERE {value} IS NOT NULL) AS {cell}" for cell, value in cells
         )
+        differs = " OR ".join(f"coalesce(min({value}) <> max({value}), false)" for _, value in cells)
         con.execute(
-            f"""CREATE TABLE first_{side} AS SELECT {id_column}, min(row) AS row{firsts}
+            f"""CREATE TABLE first_{side} AS SELECT {id_column}, min(row) AS row, {differs} AS differs{firsts}
                 FROM {rows} r GROUP BY {id_column}"""
         )
     elif columns:  # the usual case: nothing to choose, nothing to copy
@@ -362,7 +363,7 @@ def _note_conflicts(
     key = table.sql(f"{side[:-1]}_id")
     bad, places = con.execute(
         f"""SELECT count(*), min(r.row, 3) FROM {rows} r JOIN first_{side} f ON r.{key} = f.{key}
-            WHERE {differs}"""
+            WHERE f.differs AND ({differs})"""
     ).fetchall()[0]
     if not bad:
         return

@@ -205,11 +205,15 @@ def _is_tables(found: Path | list[Path]) -> bool:
     files = found if isinstance(found, list) else [found]
     if not files[0].name.lower().endswith(EXTENSIONS) or not files[0].stat().st_size:
         return False
-    try:
-        names = set(map(canonical, _open_file(files[0], ReadSettings()).names))
-    except DataError:
-        return False
-    return set(_IDS) <= names
+    if files[0].name.lower().endswith(".parquet"):
+        try:
+            return set(_IDS) <= set(map(canonical, _open_parquet(files[0])[0]))
+        except DataError:
+            return False
+    sample = Sample.of(files[0])
+    return sample is not None and set(_IDS) <= set(
+        map(canonical, sample.header(_dialect(files[0], ReadSettings()).sep))
+    )
 
 
 def _open_tables(path: Path, found: Path | list[Path], read: ReadSettings, mapping: _Mapping) -> Source:
