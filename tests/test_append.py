@@ -131,6 +131,8 @@ def test_plays_without_a_time_are_added_and_told(tmp_path: Path) -> None:
     info = prepare(source, tmp_path / "ds", PrepareSettings(append=True))
     assert "3 of the plays added have no time: whether ds had them cannot be told" in info.warnings
     assert len(Dataset.open(tmp_path / "ds").events) == 6
+    with pytest.raises(DataError, match=f"^{tmp_path}/ds/plays.parquet: found no timestamps"):
+        prepare(source, tmp_path / "ds", PrepareSettings(append=True, split="temporal"))
 
 
 def test_there_must_be_a_dataset_to_add_to(tmp_path: Path) -> None:

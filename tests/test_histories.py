@@ -145,6 +145,11 @@ def test_tracks_match_by_id_before_names_and_by_uri() -> None:
         (["users", "load", "--store", "STORE"], "DATASET and --history: found neither"),
         (["users", "load", "--history", "FILE", "--users", "lmdb:x"], "--store: found nothing"),
         (["recommend", "STORE", "--history", "NAMED", "--user", "ada"], "which names its users"),
+        (["recommend", "STORE", "--history", "FILE", "--users", "ada"], "--users: found it with --history"),
+        (["recommend", "STORE", "--history", "FILE", "--mask", "train"], "--mask: found it with --history"),
+        (["users", "load", "--history", "FILE", "--store", "STORE", "--as-of", "test"], "--as-of: found it with"),
+        (["recommend", "DATASET", "STORE", "--out", "o.csv", "--user", "u1"], "--user: found it with a DATASET"),
+        (["users", "load", "DATASET", "--store", "STORE", "--no-header"], "--no-header: found it with a DATASET"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(

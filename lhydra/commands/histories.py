@@ -1,17 +1,18 @@
 """People's own listening as user states of a bundle: what `recommend --history` and `users load --history` share."""
 
+import argparse
 import sys
 import textwrap
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lhydra.errors import DataError, complain
+from lhydra.data.settings import ReadSettings
+from lhydra.errors import ConfigError, DataError, complain
 
 if TYPE_CHECKING:
     from lhydra.bundle.catalog import Catalog
-    from lhydra.data.settings import ReadSettings
     from lhydra.domain import UserState
 
 
@@ -23,7 +24,26 @@ class Histories:
     notes: tuple[str, ...]
 
 
-def read_histories(path: Path, read: "ReadSettings", catalog: "Catalog") -> Histories:
+def check_flags(args: argparse.Namespace, of_dataset: Sequence[str], *, history: bool) -> None:
+    """Refuses flags that would say nothing: those of a dataset for an export, those of an export for a dataset.
+
+    Args:
+        args: the flags given.
+        of_dataset: settings that only a dataset has a use for.
+        history: whether an export is given.
+
+    Raises:
+        ConfigError: there is such a flag.
+    """
+    names = of_dataset if history else [field.name for field in fields(ReadSettings)]
+    for name in names:
+        if hasattr(args, name):
+            flag = "--no-header" if name == "header" else f"--{name.replace('_', '-')}"
+            found, expected = ("--history", "a DATASET") if history else ("a DATASET", "--history FILE")
+            raise ConfigError(complain(flag, f"it with {found}", f"it with {expected} alone"))
+
+
+def read_histories(path: Path, read: ReadSettings, catalog: "Catalog") -> Histories:
     """Reads exports of people's listening and finds their tracks in a catalog.
 
     Tracks that the catalog does not have are left out; skipped plays count as heard, not as liked.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from lhydra import config
+from lhydra.commands.histories import check_flags
 from lhydra.commands.ids import read_ids
 from lhydra.data.settings import ReadSettings
 from lhydra.errors import ConfigError, complain
@@ -74,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
     if (settings.history is None) == (args.dataset is None):
         found = "neither" if settings.history is None else "both"
         raise ConfigError(complain("DATASET and --history", found, "one of them"))
+    check_flags(args, ("users", "users_file", "as_of", "mask"), history=settings.history is not None)
     if settings.users_file is not None and (settings.users != "all" or hasattr(args, "users")):
         raise ConfigError(complain("--users-file", "--users as well", "one of them"))
     if args.out is None and settings.history is None:

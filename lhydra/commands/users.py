@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from lhydra.commands.histories import check_flags
 from lhydra.config import add_flags, resolve, setting
 from lhydra.data.settings import ReadSettings
 from lhydra.errors import ConfigError, complain
@@ -97,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
     if (settings.history is None) == (args.dataset is None):
         found = "neither" if settings.history is None else "both"
         raise ConfigError(complain("DATASET and --history", found, "one of them"))
+    check_flags(args, ("as_of",), history=settings.history is not None)
     if settings.history is not None:
         return _load_history(settings, settings.history)
     from lhydra.bundle.manifest import check_place

@@ -23,9 +23,8 @@ def lacks(table: Table, name: str, required: Sequence[str], read: ReadSettings) 
     """
     hint = ""
     if not table.types and len(table.names) == 1 and read.sep is None:  # one column: another separator?
-        seen = {word: table.names[0].count(sep) for word, sep in SEPARATORS.items() if word != "\\t"}
-        word = max(seen, key=lambda word: seen[word])
-        hint = f"; if the separator is a {word}, give --sep {word}" if seen[word] else ""
+        word = separator(table.names[0])
+        hint = f"; if the separator is a {word}, give --sep {word}" if word else ""
     if not hint and not read.header:
         hint = f"; name the columns by their numbers: --columns user=1,track=2 (there are {len(table.names)})"
     meant = {known: [other for other in table.names if near(other) == known] for known in required}
@@ -39,6 +38,20 @@ def lacks(table: Table, name: str, required: Sequence[str], read: ReadSettings) 
         pairs = ",".join(f"{known.removesuffix('_id')}={(meant[known] or ['COLUMN'])[0]}" for known in missing)
         hint = f"; say which it is: --columns {pairs}"
     return DataError(complain(table.path, f"the columns {', '.join(table.names)}", f"a column {name}{hint}"))
+
+
+def separator(line: str) -> str:
+    """Returns the separator that a line of text seems to have.
+
+    Args:
+        line: the first one of a file.
+
+    Returns:
+        Its name for `--sep`, '' where none is in it.
+    """
+    seen = {word: line.count(sep) for word, sep in SEPARATORS.items() if word != "\\t"}
+    word = max(seen, key=lambda word: seen[word])
+    return word if seen[word] else ""
 
 
 def _beside_plays(table: Table) -> str:

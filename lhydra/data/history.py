@@ -15,6 +15,7 @@ from lhydra.data.report import Report
 from lhydra.data.schema import DeclaredColumns
 from lhydra.data.settings import ReadSettings
 from lhydra.data.sources import open_source
+from lhydra.data.unpacking import as_given
 
 OPTIONAL = ("session", "position", "skipped", "completed", "ms_played")
 
@@ -56,7 +57,11 @@ def read_listening(
     Raises:
         DataError: it cannot be used, or has a bad row and `strict` is asked for.
     """
-    with tempfile.TemporaryDirectory(prefix="lhydra-") as work, duckdb.connect() as con:
+    with (
+        tempfile.TemporaryDirectory(prefix="lhydra-") as work,
+        as_given(path, Path(work)),
+        duckdb.connect() as con,
+    ):
         rows.configure(con)
         source = open_source(path, read, Path(work))
         here = DeclaredColumns(

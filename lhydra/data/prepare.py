@@ -25,6 +25,7 @@ from lhydra.data.sources import Side, Source, open_source
 from lhydra.data.summary import summarise
 from lhydra.data.table import Table
 from lhydra.data.undeclared import column_warnings
+from lhydra.data.unpacking import TOGETHER, as_given
 from lhydra.data.writing import write_events, write_tables
 from lhydra.domain import track_hashes
 from lhydra.errors import DataError, complain
@@ -65,7 +66,7 @@ def prepare(
     source, out = Path(source), Path(out).resolve()  # through a symbolic link, not over it
     files.recover(out)
     _check_target(source, out)
-    with files.replacing_folder(out) as folder:
+    with files.replacing_folder(out) as folder, as_given(source, folder.parent, out):
         if settings.append:
             opened, settings, columns = _added(source, out, settings, columns, folder.parent)
         else:
@@ -137,7 +138,7 @@ def _added(
     """Returns the dataset at `out` and `source` as one source, and how to prepare it."""
     if not out.exists():
         raise DataError(complain(out, "nothing", "a dataset to add to, without --append a new one is made"))
-    folder = work / "together"
+    folder = work / TOGETHER
     folder.mkdir()
     dataset = Dataset.open(out)
     settings, columns, notes = together(source, dataset, settings, columns, folder)

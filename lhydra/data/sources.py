@@ -4,10 +4,6 @@ A source is what Lhydra calls tables (a flat file, or plays.*, tracks.* and user
 another program, which `formats` knows.
 """
 
-import glob
-import shutil
-import sys
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,10 +16,11 @@ from lhydra import config
 from lhydra.data import formats
 from lhydra.data.csv_text import CSV, SEPARATORS, Dialect, records, scan
 from lhydra.data.formats.format import Export, Sample, Tables
-from lhydra.data.hints import lacks
+from lhydra.data.hints import lacks, separator
 from lhydra.data.schema import PLAY_COLUMNS, TRACK_COLUMNS, USER_COLUMNS, canonical
 from lhydra.data.settings import ALIASES, ReadSettings
 from lhydra.data.table import Part, Table, is_text
+from lhydra.data.unpacking import unpacked
 from lhydra.errors import ConfigError, DataError, complain
 from lhydra.timing import timed
 
@@ -37,7 +34,6 @@ _TABLES = (
     *("csv", "csv.gz", "parquet", "tsv", "tsv.gz", "tab", "dat", "xlsx", "xls", "jsonl", "ndjson", "feather", "arrow"),
     *("csv.bz2", "csv.xz", "csv.zst", "csv.zip", "tsv.bz2", "tsv.xz", "tsv.zst", "tsv.zip", "orc", "avro", "ods"),
 )
-_UNPACKED = 1 << 36  # bytes that an archive may unpack to
 
 
 @dataclass(frozen=True)
@@ -103,7 +99,7 @@ def open_source(
     Raises:
         DataError: a file is missing, ambiguous, empty, unreadable, or has no column for an id.
     """
-    found = _unpacked(path, work)
+    found = unpacked(path, work)
     if not isinstance(found, list) and not found.exists():
         raise DataError(complain(path, "no such file or folder", "a CSV or Parquet file, or a folder with plays.*"))
     if not isinstance(found, list) and (found / "dataset.json").exists():
@@ -115,6 +111,9 @@ def open_source(
     if strange := [name for name in mapping.given if name not in names]:
         raise ConfigError(f"--columns: {config.unknown(strange[0], (*ALIASES, *names))}")
     plain = bool(mapping.given) or read.sep is not None or not read.header
+    if plain and read.format not in ("auto", "tables"):
+        found = "it with --columns, --sep or --no-header"
+        raise DataError(complain(f"--format {read.format}", found, "it alone: a format says itself how it is read"))
     if read.format == "tables" or plain or (read.format == "auto" and _is_tables(found)):
         source = _open_tables(path, found, read, mapping)
         if read.user is not None:
@@ -148,46 +147,6 @@ def _exported(path: Path, name: str, title: str, tables: Tables, blank: Sequence
         if unread := table.derived and table.derived.unread():
             notes.append(f"columns of {table.path.name} that are not read: {', '.join(unread)}")
     return Source(path, plays, tables.tracks or plays, tables.users or plays, tuple(notes), name)
-
-
-def _unpacked(path: Path, work: Path | None) -> Path | list[Path]:
-    """Returns what to look at: the path itself, what lies in an archive, or the files that a pattern names."""
-    if str(path) == "-":
-        return _spooled(path, work)
-    if not path.exists() and glob.has_magic(str(path)):
-        files = sorted(map(Path, glob.glob(str(path))))
-        if not files:
-            raise DataError(complain(path, "no file of that pattern", "at least one"))
-        return files
-    if not (path.is_file() and path.suffix.lower() == ".zip" and work):
-        return path
-    folder = work / "unpacked"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > _UNPACKED:
-                raise DataError(complain(path, "an archive of more than 64 GB unpacked", "a smaller one"))
-            archive.extractall(folder)  # it keeps names inside the folder
-    except (zipfile.BadZipFile, RuntimeError, NotImplementedError) as error:  # the second where it is encrypted
-        raise DataError(complain(path, str(error), "a zip archive that can be unpacked")) from None
-    within = [entry for entry in folder.iterdir() if entry.name != "__MACOSX"]
-    return within[0] if len(within) == 1 else folder
-
-
-def _spooled(path: Path, work: Path | None) -> Path:
-    """Returns standard input as a file, with the ending of what it holds."""
-    if work is None:
-        raise DataError(complain(path, "standard input", "a file or a folder here"))
-    target = work / "stdin"
-    with target.open("wb") as file:
-        shutil.copyfileobj(sys.stdin.buffer, file)
-    with target.open("rb") as file:
-        head = file.read(4)
-    ending = {b"PAR1": ".parquet", b"PK\x03\x04": ".zip"}.get(head, ".csv.gz" if head[:2] == b"\x1f\x8b" else "")
-    ending = ending or (".json" if head.lstrip()[:1] in (b"{", b"[") else ".csv")
-    named = target.rename(target.with_suffix(ending))
-    found = _unpacked(named, work) if ending == ".zip" else named
-    assert isinstance(found, Path)
-    return found
 
 
 def _files_of(path: Path) -> list[Path]:
@@ -368,7 +327,11 @@ def _open_file(path: Path, read: ReadSettings) -> Table:
     lower, dialect = path.name.lower(), _dialect(path, read)
     said = read.sep is not None or not read.header  # then whoever says so knows that it is text
     if not lower.endswith(EXTENSIONS) and (not said or path.is_dir()):
-        expected = f"a .csv, .csv.gz, .tsv or .parquet file (of another name: --sep), or an export ({formats.listed()})"
+        sample = None if path.is_dir() else Sample.of(path)
+        word = separator(sample.first_line) if sample else ""
+        said_by = f"--sep {word}, if a {word} separates its cells" if word else "--sep"
+        files = f"a .csv, .csv.gz, .tsv or .parquet file (of another name: {said_by})"
+        expected = f"{files}, or an export ({formats.listed()})"
         raise DataError(complain(path, f"a {path.suffix or 'nameless'} file", expected))
     if path.stat().st_size == 0:
         raise DataError(complain(path, "an empty file", "a header and rows" if dialect.header else "rows"))

@@ -5,6 +5,7 @@ data sets as the README files of lastfm-dataset-1K and lastfm-dataset-360K (http
 """
 
 import csv
+import shutil
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,6 +48,28 @@ def spoken(path: Path) -> list[Row]:
     names = ("artist", "album", "track", "time")
     rows = [dict(zip(names, row, strict=True)) for row in rows_of(path)]
     return [{**row, "mbid": "", "time": str(seconds(row["time"], "%d %b %Y %H:%M"))} for row in rows]
+
+
+@pytest.mark.parametrize("dialect", ["full", "spoken"])
+@pytest.mark.parametrize("other", ["aa_friends.csv", "zz_friends.csv"])
+def test_tables_of_another_kind_beside_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], dialect: str, other: str
+) -> None:
+    shutil.copytree(SAMPLES / "lastfm" / dialect, tmp_path / "in")
+    prepare(capsys, tmp_path / "in", tmp_path / "alone")
+    (tmp_path / "in" / other).write_text("friend,since\nx,2001\n", encoding="utf-8")
+    said = prepare(capsys, tmp_path / "in", tmp_path / "out")
+    assert plays_of(tmp_path / "out") == plays_of(tmp_path / "alone")
+    assert f"not read: {other}" in said
+
+
+def test_two_dialects_in_a_folder_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for dialect, name in (("full", "ada.csv"), ("spoken", "bo.csv")):
+        shutil.copytree(SAMPLES / "lastfm" / dialect, tmp_path / dialect)
+        (tmp_path / "in").mkdir(exist_ok=True)
+        shutil.copy(tmp_path / dialect / name, tmp_path / "in")
+    said = prepare(capsys, tmp_path / "in", tmp_path / "out")
+    assert "bo.csv: found scrobbles without a header, where ada.csv has one" in said
 
 
 @pytest.mark.parametrize("read", [full, short, spoken])

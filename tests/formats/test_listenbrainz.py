@@ -5,6 +5,7 @@ https://listenbrainz.readthedocs.io/en/latest/users/listenbrainz-dumps.html (fil
 of metabrainz/listenbrainz-server writes a person's export.
 """
 
+import itertools
 import json
 import re
 import shutil
@@ -64,6 +65,18 @@ def test_exports_of_two_people(tmp_path: Path, capsys: pytest.CaptureFixture[str
     lengths = dict(zip(dataset.track_ids, dataset.tracks["duration_ms"].to_pylist(), strict=True))
     assert lengths["00000001-0000-4000-8000-000000000001"] == 187_000
     assert lengths["東京の猫 - 雨の日"] == 245_500
+
+
+def test_a_user_name_that_is_empty_names_nobody(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(LISTENS / "export", tmp_path / "in")
+    prepare(capsys, tmp_path / "in", tmp_path / "alone")
+    for file, nobody in zip(
+        sorted((tmp_path / "in").glob("*/listens/*/*.jsonl")), itertools.cycle([None, ""]), strict=False
+    ):
+        lines = [json.dumps({"user_name": nobody, "user_id": None, **listen}) for listen in read(file)]
+        file.write_text("\n".join(lines), encoding="utf-8")
+    prepare(capsys, tmp_path / "in", tmp_path / "out")
+    assert heard(tmp_path / "out") == heard(tmp_path / "alone")
 
 
 def test_a_dump_of_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

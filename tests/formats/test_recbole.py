@@ -77,6 +77,14 @@ def test_train_valid_and_test_files_are_the_folds(tmp_path: Path, capsys: pytest
     assert "the folds are those of the files" in said
 
 
+def test_the_whole_beside_its_folds_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("x.inter", "x.train.inter", "x.test.inter"):
+        write(tmp_path / "in" / name, "user_id:token item_id:token", [("a", "1"), ("b", "2")])
+    said = prepare(capsys, tmp_path / "in", tmp_path / "out")
+    assert "found x.inter beside the fold x.test.inter, expected the whole or its folds; give x.inter alone" in said
+    assert "taken for" in prepare(capsys, tmp_path / "in" / "x.inter", tmp_path / "out")
+
+
 def test_two_data_sets_in_one_folder_are_not_mixed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a", "b"):
         write(tmp_path / "x" / f"{name}.inter", "user_id:token item_id:token", [(1, 1), (2, 2)])

@@ -9,6 +9,7 @@ playing, in UTC.
 import gzip
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from lhydra.data.dataset import Dataset
 from lhydra.data.history import read_listening
 from lhydra.data.settings import ReadSettings
+from lhydra.errors import DataError
 from tests.prepared import ALL_TRAIN, SAMPLES, Heard, heard, prepare, song_id
 
 ACCOUNT = SAMPLES / "spotify"
@@ -108,6 +110,39 @@ def test_a_file_of_a_byte_order_mark_alone_is_named(tmp_path: Path, capsys: pyte
     (tmp_path / "in" / "bo" / "StreamingHistory9.json").write_bytes(b"\xef\xbb\xbf \n")
     said = prepare(capsys, tmp_path / "in", tmp_path / "out")
     assert f"{tmp_path}/in/bo/StreamingHistory9.json: found nothing in it" in said
+
+
+def packed(path: Path, files: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def test_a_fault_in_an_archive_is_told_by_the_place_within_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (ACCOUNT / "bo" / "StreamingHistory0.json").read_bytes()
+    files = {"My Data/ada/StreamingHistory0.json": whole, "My Data/bo/StreamingHistory0.json": whole[:-20]}
+    archive = packed(tmp_path / "my data.zip", files)
+    place = f"{archive}/My Data/bo/StreamingHistory0.json: found an end"
+    assert place in prepare(capsys, archive, tmp_path / "out")
+    with pytest.raises(DataError, match=f"^{place}"):
+        read_listening(archive, ReadSettings())
+
+
+def test_an_archive_of_nothing_or_of_archives_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = packed(
+        tmp_path / "whole.zip", {"StreamingHistory0.json": (ACCOUNT / "bo/StreamingHistory0.json").read_bytes()}
+    )
+    for name, files, found in (
+        ("empty.zip", {}, "found an archive with nothing in it"),
+        ("nested.zip", {"a.zip": whole.read_bytes()}, "nested.zip/a.zip: found a .zip file"),
+        ("long.zip", {"x" * 300: b""}, "long.zip: found File name too long"),
+    ):
+        said = prepare(capsys, packed(tmp_path / name, files), tmp_path / "out")
+        assert said.startswith(f"lhydra prepare: {tmp_path}/{name}")
+        assert found in said
 
 
 EXTENDED = SAMPLES / "spotify-extended"

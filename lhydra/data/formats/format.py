@@ -119,7 +119,8 @@ class Sample:
         Returns:
             True where each is there.
         """
-        return all(re.search(rf'"{key}"\s*:', self.head) for key in keys)
+        json = self.head.lstrip()[:1] in ("{", "[")  # an archive of such files is none
+        return json and all(re.search(rf'"{key}"\s*:', self.head) for key in keys)
 
     def header(self, sep: str = ",") -> list[str]:
         """Returns the names in the first line, in lower case, without quotes and the space around them.

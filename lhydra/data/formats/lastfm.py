@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lhydra.data.csv_text import CSV
-from lhydra.data.formats.format import BARE_TABS, Export, Format, Sample, Tables, text_table
+from lhydra.data.formats.format import BARE_TABS, Export, Format, Sample, Tables, not_read, text_table
 from lhydra.data.songs import SAID
 from lhydra.data.table import Table
+from lhydra.errors import DataError, complain
 
 _MADE = f"tracks without an id of MusicBrainz have one made of {SAID}"
 _MBID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -22,19 +23,27 @@ _PROFILE = ("listener", "gender", "age", "country", "signup")
 
 def _scrobbles(export: Export) -> Tables | None:
     """A CSV a person: with the header of lastfm-to-csv tools (uts, artist, track), or without any."""
-    files = [sample for sample in export.samples if sample.name.endswith(".csv")]
+    tables = [sample for sample in export.samples if sample.name.endswith(".csv")]
+    titled = [sample for sample in tables if set(sample.header()) >= {"artist", "track", "uts"}]
+    spoken = [sample for sample in tables if _is_spoken(sample)]
+    if titled and spoken:
+        found = f"scrobbles without a header, where {titled[0].path.name} has one"
+        raise DataError(
+            complain(spoken[0].path, found, "one form; prepare those of one, then add the others (--append)")
+        )
+    files = titled or spoken
     if not files:
         return None
     users = _people(export, files)
-    header = set(files[0].header())
-    if {"artist", "track", "uts"} <= header:
+    if titled:
+        header = set(titled[0].header())
         columns = {"user_id": "$person", "timestamp": _SPOKEN.format("uts")} | _TRACK
         columns |= {"album": "album"} if "album" in header else {}
         columns |= {} if "track_mbid" in header else {"track_id": "NULL"}
         if named := [name for name in _USERS if name in header]:  # of several people in one file
             columns["user_id"] = named[0]
         table = text_table(export.path, users, CSV, columns, key="song_id(artist, track)")
-    elif all(_is_spoken(sample) for sample in files):
+    else:
         columns = (
             {"user_id": "$person", "timestamp": _SPOKEN.format("played"), "album": "album"}
             | _TRACK
@@ -43,15 +52,13 @@ def _scrobbles(export: Export) -> Tables | None:
         names = ("artist", "album", "track", "played")
         bare = replace(CSV, header=False)
         table = text_table(export.path, users, bare, columns, names=names, key="song_id(artist, track)")
-    else:
-        return None
+    left = not_read(export, files)
     if not table.of_one_person:
-        return Tables(table, notes=(_MADE,))
+        return Tables(table, notes=(_MADE, *left))
     people = sorted({person for _, person in users})
     more = f" and {len(people) - 5:,} more" if len(people) > 5 else ""
-    return Tables(
-        table, notes=(_MADE, f"each file is one user's: {', '.join(people[:5])}{more} (--user NAME names another)")
-    )
+    whose = f"each file is one user's: {', '.join(people[:5])}{more} (--user NAME names another)"
+    return Tables(table, notes=(_MADE, whose, *left))
 
 
 def _people(export: Export, files: Sequence[Sample]) -> list[tuple[Sample, str]]:

@@ -69,7 +69,9 @@ def _user_of(sample: Sample) -> str | None:
 
 
 def _names_users(sample: Sample) -> bool:
-    return sample.name.endswith(".listens") or not _first(sample).keys().isdisjoint(("user_name", "user_id"))
+    return sample.name.endswith(".listens") or any(
+        _first(sample).get(name) not in (None, "") for name in ("user_name", "user_id")
+    )
 
 
 def _listens(export: Export) -> Tables | None:

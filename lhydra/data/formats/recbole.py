@@ -70,6 +70,11 @@ def _open(export: Export) -> Tables | None:
     fields = _fields(inter[0].path)
     columns, lists = _columns(fields, {user.name: "user_id", item.name: "track_id"}, PLAY_COLUMNS)
     folds = [_FOLDS.get(sample.name.split(".")[-2], "") for sample in inter]
+    if any(folds) and not all(folds):  # the whole set and its folds would count each play twice
+        whole = inter[folds.index("")].path.name
+        part = next(sample.path.name for sample, fold in zip(inter, folds, strict=True) if fold)
+        mixed = f"{whole} beside the fold {part}"
+        raise DataError(complain(export.path, mixed, f"the whole or its folds; give {whole} alone, or move it away"))
     if all(folds) and "split" not in columns:
         columns["split"] = "$person"
     plays = _table(export, inter, columns, lists, folds)
