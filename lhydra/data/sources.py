@@ -112,8 +112,8 @@ def open_source(
         raise ConfigError(f"--columns: {config.unknown(strange[0], (*ALIASES, *names))}")
     plain = bool(mapping.given) or read.sep is not None or not read.header
     if plain and read.format not in ("auto", "tables"):
-        found = "it with --columns, --sep or --no-header"
-        raise DataError(complain(f"--format {read.format}", found, "it alone: a format says itself how it is read"))
+        both = "it with --columns, --sep or --no-header"
+        raise DataError(complain(f"--format {read.format}", both, "it alone: a format says itself how it is read"))
     if read.format == "tables" or plain or (read.format == "auto" and _is_tables(found)):
         source = _open_tables(path, found, read, mapping)
         if read.user is not None:

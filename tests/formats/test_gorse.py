@@ -67,6 +67,14 @@ def test_headers_vary(tmp_path: Path, capsys: pytest.CaptureFixture[str], text: 
     assert said in " ".join(printed.split())
 
 
+@pytest.mark.parametrize("zone", ["+0000 UTC", "+0100 CET", "-0330 -0330", "+0800 +08", "+0000", "UTC", ""])
+def test_times_as_go_writes_them(tmp_path: Path, capsys: pytest.CaptureFixture[str], zone: str) -> None:
+    text = f"type,user,item,time\nr,u,i,2020-01-01 00:00:00.5 {zone}\nr,v,i,2020-01-01 00:00:00 {zone}\n"
+    prepare(capsys, written(tmp_path / "in", text), tmp_path / "out")
+    east = {"+0100 CET": 3600, "-0330 -0330": -12_600, "+0800 +08": 28_800}.get(zone, 0)
+    assert plays_of(tmp_path / "out") == [("u", "i", DAY - east, 1.0), ("v", "i", DAY - east, 1.0)]
+
+
 def test_numbered_feedback_without_a_header(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(capsys, written(tmp_path / "in", "0,7,3\n1,7,4\n"), tmp_path / "out")
     assert plays_of(tmp_path / "out") == [("0", "7", 0, 1.0), ("1", "7", 0, 1.0)]

@@ -4,6 +4,7 @@ The columns are those of the flat form at https://huggingface.co/datasets/yandex
 The benchmark that comes with it counts a day as 86,400 (benchmarks/yambda/constants.py), so they are seconds.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ TYPES = {
 }
 
 
-def write(path: Path, rows: list[tuple[Any, ...]], step: int, events: list[str] | None = None) -> None:
+def write(path: Path, rows: list[tuple[Any, ...]], step: int, events: Sequence[str | None] | None = None) -> None:
     path.parent.mkdir(exist_ok=True, parents=True)
     columns = list(zip(*((u, t * step, i, 1, ratio, length) for u, t, i, ratio, length in rows), strict=True))
     arrays = {name: pa.array(column, kind) for (name, kind), column in zip(TYPES.items(), columns, strict=True)}
@@ -89,3 +90,28 @@ def test_lists_of_a_user_a_row_are_not_the_flat_form(tmp_path: Path, capsys: pyt
     said = prepare(capsys, tmp_path / "listens.parquet", tmp_path / "out", "--format", "yambda")
     assert "expected listens of Yambda: Parquet with uid, item_id" in said
     assert "(the flat form)" in said
+
+
+def test_lengths_beyond_reason_are_unknown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "in" / "listens.parquet", [*FIXED, (2, 3, 4, 65535, 4294967295)], 5)
+    prepare(capsys, tmp_path / "in", tmp_path / "out")
+    assert heard(tmp_path / "out") == expected([*FIXED, (2, 3, 4, 65535, 4294967295)])
+
+
+def test_an_event_without_a_type_is_no_listen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    events: list[str | None] = ["listen", "listen", None, "listen"]
+    write(tmp_path / "in" / "multi_event.parquet", FIXED, 5, events)
+    prepare(capsys, tmp_path / "in", tmp_path / "out")
+    assert heard(tmp_path / "out") == expected([row for row, kind in zip(FIXED, events, strict=True) if kind])
+
+
+@pytest.mark.parametrize("name", TYPES.keys() - {"is_organic"})
+@pytest.mark.parametrize("kind", [pa.string(), pa.list_(pa.uint32())])
+def test_columns_of_other_types_are_none_of_its(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, kind: pa.DataType
+) -> None:
+    cells = {column: pa.array([1, 2]) for column in TYPES}
+    cells[name] = pa.array([["1"], ["2"]] if pa.types.is_list(kind) else ["1", "2"]).cast(kind)
+    pq.write_table(pa.table(cells), tmp_path / "listens.parquet")
+    said = prepare(capsys, tmp_path / "listens.parquet", tmp_path / "out")
+    assert "expected a column user_id" in said

@@ -12,7 +12,8 @@ _FEEDBACK = ("feedbacktype", "userid", "itemid", "timestamp")  # the order of a 
 _KNOWN = {"user_id": "userid", "track_id": "itemid", "timestamp": "timestamp"}
 _RAGGED = replace(CSV, ragged=True)
 # Go writes 2020-01-01 01:01:01.5 +0000 UTC, and the year 1 for no time.
-_TIME = """CASE WHEN starts_with("timestamp", '0001-01-01') THEN '' ELSE regexp_replace("timestamp", ' UTC$', '') END"""
+_TIME = """CASE WHEN starts_with("timestamp", '0001-01-01') THEN '' ELSE
+    regexp_replace("timestamp", '( [+-][0-9]{4}) [A-Z+-][A-Z0-9]*$', '\\1') END"""
 _LABELS = """CASE WHEN NOT json_valid(labels) THEN string_split(labels, '|')
     WHEN json_type(labels) = 'ARRAY' THEN json_extract_string(labels, '$[*]')
     WHEN json_type(labels) = 'OBJECT' THEN json_extract_string(labels, '$.*[*]') ELSE [labels] END"""

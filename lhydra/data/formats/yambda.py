@@ -11,8 +11,8 @@ from lhydra.errors import DataError, complain
 
 _NEEDED = {"uid", "item_id", "timestamp", "played_ratio_pct", "track_length_seconds"}
 _BIN = 5  # seconds: the times are rounded to it
-_MS = "CAST(round(played_ratio_pct * track_length_seconds * 10.0) AS BIGINT)"
-_NO_LISTEN = "CASE WHEN event_type <> 'listen' THEN 'a like, a dislike or the withdrawal of one' END"
+_MS = "TRY_CAST(round(CAST(played_ratio_pct AS DOUBLE) * track_length_seconds * 10) AS BIGINT)"
+_NO_LISTEN = "CASE WHEN event_type IS DISTINCT FROM 'listen' THEN 'a like, a dislike or the withdrawal of one' END"
 
 
 def _schema(sample: Sample) -> pa.Schema | None:
@@ -30,7 +30,7 @@ def _open(export: Export) -> Tables | None:
     flat = [
         sample
         for sample, schema in schemas.items()
-        if set(schema.names) >= _NEEDED and not pa.types.is_nested(schema.field("item_id").type)
+        if set(schema.names) >= _NEEDED and all(_is_number(schema.field(name).type) for name in _NEEDED)
     ]
     if not flat:
         return None
@@ -48,7 +48,7 @@ def _open(export: Export) -> Tables | None:
         "ms_played": _MS,
         "skipped": f"{_MS} < {SKIPPED_MS}",
         "completed": "played_ratio_pct >= 100",
-        "duration_ms": "track_length_seconds * 1000",
+        "duration_ms": "track_length_seconds * 1000.0",
         **{name: f'"{name}"' for name in schema.names if name == "is_organic"},
     }
     path = listens[0].path if len(listens) == 1 else export.path
@@ -59,6 +59,10 @@ def _open(export: Export) -> Tables | None:
     said = "seconds, in steps of 5," if unit == 1 else "units of 5 s, turned into seconds,"
     notes = (f"times are {said} from a start that the data do not say (kept as from 1970; 0 is kept as 1 s)",)
     return Tables(plays, notes=(*notes, *not_read(export, listens)))
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def _unit(listens: Sequence[Sample]) -> int:
