@@ -273,6 +273,12 @@ def test_a_value_out_of_range_is_refused_wherever_it_comes_from(
 COMMANDS = ("synth", "prepare", "train", "evaluate", "recommend", "users", "index", "serve", "demo")
 
 
+def commands_settings(cls: type[Settings]) -> list[type[Settings]]:
+    """The classes that no other derives from: those of commands."""
+    below = cls.__subclasses__()
+    return [leaf for sub in below for leaf in commands_settings(sub)] if below else [cls]
+
+
 def test_every_settings_class_is_one_that_checks_itself() -> None:
     """A number without limits is a value that nobody has thought about."""
     modules = ("lhydra.commands", "lhydra.data", "lhydra.training", "lhydra_index_builder", "lhydra_server")
@@ -280,7 +286,7 @@ def test_every_settings_class_is_one_that_checks_itself() -> None:
         for _, module, _ in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
             if module.rpartition(".")[2] in ("config", "settings") or package == "lhydra.commands":
                 importlib.import_module(module)
-    classes = [cls for cls in Settings.__subclasses__() if not cls.__module__.startswith("tests")]
+    classes = [cls for cls in commands_settings(Settings) if not cls.__module__.startswith("tests")]
     assert len(classes) == len(COMMANDS)
     for cls in classes:
         for field in dataclasses.fields(cls):

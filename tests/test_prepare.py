@@ -206,9 +206,9 @@ def test_row_groups_are_whole_and_small_for_tracks(tmp_path: Path, monkeypatch: 
     assert groups(tmp_path / "whole/tracks.parquet") == [*[TRACK_ROW_GROUP] * 3, 5]
     assert groups(tmp_path / "whole/users.parquet") == [20_000]
     assert groups(tmp_path / "whole/plays.parquet") == [len(played)]
-    monkeypatch.setattr("lhydra.data.prepare._TRACK_ROW_GROUP", 4_097)
-    monkeypatch.setattr("lhydra.data.prepare._ROW_GROUP", 1_500)
-    monkeypatch.setattr("lhydra.data.prepare._FETCH", 10_000)
+    monkeypatch.setattr("lhydra.data.writing._TRACK_ROW_GROUP", 4_097)
+    monkeypatch.setattr("lhydra.data.writing._ROW_GROUP", 1_500)
+    monkeypatch.setattr("lhydra.data.writing._FETCH", 10_000)
     pieces = made(source, tmp_path / "pieces")
     assert groups(tmp_path / "pieces/tracks.parquet") == [*[4_097] * 47, len(played) - 47 * 4_097]
     assert groups(tmp_path / "pieces/users.parquet") == [*[1_500] * 13, 500]

@@ -86,7 +86,7 @@ def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildSetti
         StoreLocked: another process is building in the store.
         BundleError: the finished bundle does not open from disk, or (BundleRefused) its gate refused it.
     """
-    store.check_free(path, "lhydra index rebuild")
+    store.check_free(path)
     recipe.check(config.recipe, dataset.n_tracks, ModelInfo.read(model_path).dim, config.max_bytes_per_track)
     threads = plan.cores(config.threads)
     model = Model.open(model_path)

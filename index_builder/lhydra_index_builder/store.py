@@ -70,23 +70,25 @@ def building(store: Path, what: str) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def check_free(store: Path, what: str) -> None:
+def check_free(store: Path) -> None:
     """Refuses a store in which somebody is building, before work that would then be for nothing.
 
-    Nothing is made or kept: the lock is taken and let go, if there is one.
+    Nothing is made or written: the lock is taken and let go, if there is one.
 
     Args:
         store: it need not exist.
-        what: the command, named to a second builder at that moment.
 
     Raises:
         BundleMissing: `store` is a file, or a folder of something else.
         StoreLocked: another process is building.
     """
     check_place(store)
-    if (store / LOCK).exists():
-        with _locked(store, what):
-            pass
+    if (store / LOCK).is_file():
+        descriptor = os.open(store / LOCK, os.O_RDWR)
+        try:
+            _take(descriptor, store)
+        finally:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -104,18 +106,22 @@ def _naming_store(store: Path) -> Iterator[None]:
 def _locked(store: Path, what: str) -> Iterator[None]:
     descriptor = os.open(store / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreLocked(
-                complain(store, _owner(descriptor), "one builder at a time; wait for it to end")
-            ) from None
+        _take(descriptor, store)
         owner = {"what": what, "pid": os.getpid(), "host": socket.gethostname(), "since_s": int(time.time())}
         os.truncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(owner).encode(), 0)
         yield
     finally:
         os.close(descriptor)
+
+
+def _take(descriptor: int, store: Path) -> None:
+    """Takes the lock of a store, until the descriptor is closed."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        expected = "one builder at a time; wait for it to end"
+        raise StoreLocked(complain(store, _owner(descriptor), expected)) from None
 
 
 def _owner(descriptor: int) -> str:

@@ -10,7 +10,6 @@ from lhydra.commands.summary import tell
 from lhydra.console import step_display
 from lhydra.data.settings import PrepareSettings
 from lhydra.errors import ConfigError, complain
-from lhydra.files import write_text
 
 HELP = "check a listening log, split it and write it as a dataset"
 EXTRA = "data"
@@ -116,6 +115,7 @@ def _draw(path: Path, dataset: Path) -> None:
     """Writes the page of a dataset, once what was made is told: it stays whole where the page cannot be written."""
     from lhydra.data.dataset import Dataset
     from lhydra.data.page import render
+    from lhydra.files import write_text
 
     page = render(Dataset.open(dataset))
     try:
