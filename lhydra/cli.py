@@ -55,12 +55,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says how a value that looks like a flag is given."""
+    """Says how a value that looks like a flag is given; flags may stand between places."""
 
     _words: Sequence[str] = ()
+    _mixing = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parses, and remembers the words.
+
+        Places are filled once all are known: argparse alone gives a place that may be left out nothing as soon as a
+        flag follows the place before it.
 
         Args:
             args: the words.
@@ -69,8 +73,16 @@ class _Parser(argparse.ArgumentParser):
         Returns:
             The namespace and the words that are left.
         """
+        if self._mixing:
+            return super().parse_known_args(args, namespace)
         self._words = args or ()
-        return super().parse_known_args(args, namespace)
+        if "--" in self._words or any(action.nargs == argparse.PARSER for action in self._actions):
+            return super().parse_known_args(args, namespace)
+        self._mixing = True
+        try:
+            return super().parse_known_intermixed_args(args, namespace)
+        finally:
+            self._mixing = False
 
     def error(self, message: str) -> NoReturn:
         """Ends the process with usage and one line.

@@ -170,3 +170,15 @@ def test_what_cannot_be_is_refused_in_one_line(
     error = capsys.readouterr().err.strip()
     assert found in error
     assert error.count("\n") == 0
+
+
+def test_flags_may_stand_between_places(tiny_dataset: Dataset, tiny_store: Path, tmp_path: Path) -> None:
+    flags = ["--k", "1", "--users", "U000001"]
+    out = ["--out", str(tmp_path / "lists.csv")]
+    places = [str(tiny_dataset.path), str(tiny_store)]
+    orders = [[*places, *flags, *out], [places[0], *flags, places[1], *out], [*flags, *out, *places]]
+    found = set()
+    for words in orders:
+        assert main(["recommend", *words]) == 0
+        found.add((tmp_path / "lists.csv").read_text())
+    assert len(found) == 1
