@@ -182,3 +182,19 @@ def test_flags_may_stand_between_places(tiny_dataset: Dataset, tiny_store: Path,
         assert main(["recommend", *words]) == 0
         found.add((tmp_path / "lists.csv").read_text())
     assert len(found) == 1
+
+
+def test_people_of_one_folder_get_the_lists_of_each_alone(
+    tiny_store: Path, liked: list[tuple[str, str, str]], tmp_path: Path
+) -> None:
+    lists: dict[str, list[str]] = {}
+    (tmp_path / "all").mkdir()
+    for i, name in enumerate(("cy", "ada", "bo")):
+        for folder in (tmp_path, tmp_path / "all"):
+            scrobbles(folder / f"{name}.csv", [song[1:] for song in random.Random(i).choices(liked, k=20)])
+    for source in ("cy.csv", "ada.csv", "bo.csv", "all"):
+        words = ["recommend", tiny_store, "--history", tmp_path / source, "--k", "5", "--out", tmp_path / "lists.csv"]
+        assert main([*map(str, words)]) == 0
+        with (tmp_path / "lists.csv").open() as file:
+            lists[source] = [f"{row['user_id']} {row['track_id']}" for row in csv.DictReader(file)]
+    assert sorted(lists["all"]) == sorted(lists["cy.csv"] + lists["ada.csv"] + lists["bo.csv"])

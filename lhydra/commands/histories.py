@@ -85,12 +85,16 @@ def read_histories(path: Path, read: ReadSettings, catalog: "Catalog") -> Histor
     liked = np.ones(len(plays), bool)
     if "skipped" in plays.column_names:
         liked = ~plays["skipped"].combine_chunks().fill_null(False).to_numpy(zero_copy_only=False)
-    users = np.array(plays["user_id"].to_pylist(), object)
+    users = plays["user_id"].combine_chunks().dictionary_encode()
+    codes = users.indices.to_numpy(zero_copy_only=False)
+    parts = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+    own_rows = dict(zip(users.dictionary.to_pylist(), parts, strict=True))
     states = {}
     for profile in listening.users.to_pylist():
         user = profile.pop("user_id")
-        own = there & (users == user)
-        fed = own & liked
+        own = own_rows.get(user, np.empty(0, np.int64))
+        own = own[there[own]]
+        fed = own[liked[own]]
         said = {name: value for name, value in profile.items() if value is not None}
         states[user] = UserState(said, make_history(hashes[fed], counts[fed], times[fed]), np.unique(hashes[own]))
     left_out = int(len(plays) - there.sum())
