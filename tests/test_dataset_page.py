@@ -170,7 +170,7 @@ def test_a_page_that_cannot_be_written_leaves_the_dataset_whole(
 
     made(log(), tmp_path, OPTIONAL)
     out, report = tmp_path / "out", tmp_path / "page.html"
-    monkeypatch.setattr("lhydra.commands.prepare.write_text", full)
+    monkeypatch.setattr("lhydra.files.write_text", full)
     assert cli.main(["prepare", str(tmp_path / "plays.parquet"), str(out), "--report", str(report)]) == 1
     told = capsys.readouterr()
     assert told.err.splitlines()[-1] == (
