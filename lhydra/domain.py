@@ -19,7 +19,8 @@ I64 = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]  # sorted, distinct, unless said otherwise
 History = npt.NDArray[np.void]  # structured, HISTORY_DTYPE, newest last
 
-HISTORY_DTYPE = np.dtype([("track", "<u8"), ("count", "<f4"), ("time", "<i8")])  # time: Unix s, 0 unknown
+HISTORY_DTYPE = np.dtype([("track", "<u8"), ("count", "<f4"), ("time", "<i8")])
+# time: Unix s; 0 unknown, and so below 0, where entries of one history are ordered by it
 MAX_HISTORY = 2048  # entries that feed the model; what is heard (excluded) has no limit
 MAX_SKIPPED = 64  # skipped tracks that are remembered as such
 STAGES = ("queue", "lookup", "exclude", "encode", "embed", "retrieve", "rerank", "select")

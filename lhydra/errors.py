@@ -120,6 +120,33 @@ class DeadlineExceeded(LhydraError):
     """The caller's deadline passed before the work was done."""
 
 
+def one_line(text: str, most: int) -> str:
+    """Returns a text as one printable line of bounded length.
+
+    Args:
+        text: of any kind, from anybody.
+        most: characters that stay at most.
+
+    Returns:
+        The line, control characters escaped.
+    """
+    text = text if len(text) <= most else f"{text[: most - 3]}..."
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return line if len(line) <= most else f"{line[: most - 3]}..."  # escapes are longer than what they stand for
+
+
+def quoted(name: str) -> str:
+    """Returns a name that a caller chose as an error shows it.
+
+    Args:
+        name: a text of any length.
+
+    Returns:
+        Its first 60 characters, in quotes.
+    """
+    return repr(name if len(name) <= 60 else f"{name[:57]}...")
+
+
 def complain(thing: object, found: object, expected: str) -> str:
     """Returns the one-line message `thing: found …, expected …`.
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import math
 import os
 import sys
 import threading
@@ -14,7 +15,23 @@ from typing import TextIO
 
 LEVELS = ("debug", "info", "warning", "error")
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-_encoded = json.JSONEncoder(ensure_ascii=True, default=str).encode  # made once: half the cost of json.dumps
+_strict = json.JSONEncoder(ensure_ascii=True, default=str, allow_nan=False).encode  # made once: half of json.dumps
+
+
+def _encoded(line: Mapping[str, object]) -> str:
+    """A line of JSON whatever is in it: JSON has no infinity and no NaN, so they are written as texts."""
+    try:
+        return _strict(line)
+    except ValueError:
+        return _strict(_finite(line))
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @lru_cache(maxsize=2)

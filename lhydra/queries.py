@@ -11,6 +11,8 @@ from typing import Protocol
 import numpy as np
 
 from lhydra.domain import (
+    HISTORY_DTYPE,
+    MAX_HISTORY,
     Condition,
     Hashes,
     History,
@@ -18,11 +20,10 @@ from lhydra.domain import (
     Repeat,
     UserState,
     Value,
-    make_history,
     no_history,
     track_hashes,
 )
-from lhydra.errors import InvalidRequest
+from lhydra.errors import InvalidRequest, quoted
 from lhydra.limits import (
     MAX_COUNT,
     MAX_DEPTH,
@@ -96,7 +97,7 @@ def check(
             raise InvalidRequest(f"{history}[{i}].count", entry.count, expected)
     for name, value in request.profile.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise InvalidRequest(f"{profile}[{name!r}]", value, "a finite number")
+            raise InvalidRequest(f"{profile}[{quoted(name)}]", value, "a finite number")
 
 
 def to_query(request: Request, stored: UserState | None, now: int) -> Query:
@@ -142,13 +143,24 @@ def known_user(state: UserState, k: int, *, depth: int = 0, include_heard: bool 
 
 
 def _played(entries: Sequence[HistoryEntry]) -> tuple[History, Hashes]:
-    """The history of these entries, and the tracks in it, ascending. Counts have the precision of the API: float32."""
+    """The history of these entries, and the tracks in it, ascending. Counts have the precision of the API: float32.
+
+    Entries come oldest first, so their order counts where times do not decide: among equal times, and among entries
+    without one, which stand before all others. Of a track that comes again the last entry tells the place.
+    """
     if not entries:
         return no_history(), np.empty(0, np.uint64)
-    tracks = track_hashes(entry.track_id for entry in entries)
+    tracks, at = np.unique(track_hashes(entry.track_id for entry in entries), return_inverse=True)
     counts = np.array([entry.count for entry in entries], np.float32)
     counts[counts == 0] = 1
-    return make_history(tracks, counts, [entry.timestamp_s for entry in entries]), np.unique(tracks)
+    history = np.zeros(len(tracks), HISTORY_DTYPE)
+    history["track"] = tracks
+    history["count"] = np.bincount(at, counts, len(tracks))
+    latest, place = np.zeros((2, len(tracks)), np.int64)
+    np.maximum.at(latest, at, np.array([entry.timestamp_s for entry in entries], np.int64))
+    np.maximum.at(place, at, np.arange(len(entries)))
+    history["time"] = np.where(latest > 0, latest, place - len(entries))
+    return history[np.lexsort((place, history["time"]))[-MAX_HISTORY:]], tracks
 
 
 def _union(a: Hashes, b: Hashes) -> Hashes:

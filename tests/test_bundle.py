@@ -15,9 +15,11 @@ from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.catalog import ARRAYS, OWN_LENGTH, TEXT, Catalog, CatalogArray
 from lhydra.bundle.catalog_writer import write_hashes
 from lhydra.bundle.manifest import Manifest, current_bundle_id
+from lhydra.bundle.model import Model
 from lhydra.bundle.strings import StringColumn
 from lhydra.domain import track_hashes
 from lhydra.errors import BundleCorrupt, BundleError, BundleMismatch, BundleMissing, DataError
+from lhydra_index_builder import store as stores
 
 
 @pytest.fixture
@@ -72,6 +74,21 @@ def test_an_edited_manifest_is_refused(copy: Path, key: str, value: object, erro
     (copy / "manifest.json").write_text(json.dumps(document))
     with pytest.raises(error):
         Bundle.open(copy.parent)
+
+
+def test_a_bundle_in_a_folder_of_another_name_is_refused_by_all_who_open_it(copy: Path, tiny_model: Path) -> None:
+    store, bundle_id, other = copy.parent, copy.name, "20990101T000000-00000000"
+    shutil.copytree(copy, store / other)
+    (store / "CURRENT").write_text(f"{other}\n")
+    for ask in (Bundle.open, lambda store: stores.rollback(store, other)):
+        with pytest.raises(BundleMismatch) as caught:
+            ask(store)
+        line = str(caught.value)
+        assert line.startswith(f"{store / other / 'manifest.json'}: found bundle {bundle_id}, expected {other}")
+        assert "\n" not in line
+    assert {entry.bundle_id: entry.state for entry in stores.entries(store)}[other] == "broken"
+    assert Bundle.open(store, bundle_id).bundle_id == bundle_id
+    Model.open(shutil.copytree(tiny_model, store.parent / "renamed"))  # a model's folder is named by its user
 
 
 @pytest.mark.parametrize("text", ["", "not json", "[]", "{}"])

@@ -219,7 +219,7 @@ def entries(store: Path) -> list[Entry]:
     for name in names:
         manifest, state = None, "older" if name < current else "newer"
         try:
-            manifest = Manifest.read(store / name)
+            manifest = Manifest.read(store / name, name)
             if name == current:
                 state = "current"
             elif manifest.gate["verdict"] == REFUSED:

@@ -126,14 +126,15 @@ class Bundle:
         folder = Path(store) / bundle_id
         if not folder.is_dir():
             raise BundleMissing(complain(folder, "no such bundle", "one that `lhydra index list` names"))
-        return cls.open_folder(folder)
+        return cls.open_folder(folder, bundle_id)
 
     @classmethod
-    def open_folder(cls, folder: Path) -> "Bundle":
+    def open_folder(cls, folder: Path, bundle_id: str | None = None) -> "Bundle":
         """Opens the bundle in `folder`, published or still staged.
 
         Args:
             folder: of the bundle.
+            bundle_id: the id that it must have; None takes any, as of a bundle that is not published.
 
         Returns:
             The bundle, checked.
@@ -142,7 +143,7 @@ class Bundle:
             BundleCorrupt: a file is missing or differs from the manifest.
             BundleMismatch: unknown format, parts that disagree, or other answers than when it was made.
         """
-        manifest = Manifest.read(folder)
+        manifest = Manifest.read(folder, bundle_id)
         lease = files.Lease(folder / "manifest.json")
         if missing := {*PARTS, "golden.npz", *catalogs.file_names(), *filters.file_names(folder)} - set(manifest.files):
             raise BundleCorrupt(complain(folder / "manifest.json", f"no {sorted(missing)[0]}", "every file named"))

@@ -148,17 +148,18 @@ class Manifest:
         return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
 
     @classmethod
-    def read(cls, folder: Path) -> "Manifest":
+    def read(cls, folder: Path, bundle_id: str | None = None) -> "Manifest":
         """Reads manifest.json.
 
         Args:
             folder: of the bundle.
+            bundle_id: the id that it must have: answers name the manifest's, so a renamed copy would pass for another.
 
         Returns:
             The manifest, every part of it checked.
 
         Raises:
-            BundleMismatch: another format.
+            BundleMismatch: another format, or another bundle.
             BundleCorrupt: no manifest, or a part that is missing or of another type.
         """
         path = folder / "manifest.json"
@@ -168,7 +169,11 @@ class Manifest:
         checked(raw, _JSON, path, BundleCorrupt, REMEDY)
         if unknown := set(raw) - {field.name for field in fields(cls)}:
             raise BundleCorrupt(complain(f"{path}: {min(unknown)}", "a key", f"none of this name; {REMEDY}"))
-        return cls(**raw)
+        manifest = cls(**raw)
+        if bundle_id is not None and manifest.bundle_id != bundle_id:
+            expected = f"{bundle_id}, as its folder is named; rename the folder to the id it has, or remove it"
+            raise BundleMismatch(complain(path, f"bundle {manifest.bundle_id}", expected))
+        return manifest
 
 
 _JSON = TypedDict("_JSON", get_type_hints(Manifest))  # type: ignore[misc]  # the same fields, as JSON

@@ -25,7 +25,7 @@ class Histories:
         offsets: (n + 1,) int64.
         rows: (m,) int64 positions in the encoded tracks.
         counts: (m,) float32 plays.
-        times: (m,) int64 Unix seconds of the last play, 0 unknown.
+        times: (m,) int64 Unix seconds of the last play; 0 unknown, and below 0, where the order is known all the same.
     """
 
     offsets: I64
@@ -173,7 +173,7 @@ def entry_features(histories: Histories, relative: F32) -> tuple[F32, npt.NDArra
     offsets, times = histories.offsets, histories.times
     entry = np.zeros((len(relative), len(HISTORY_FEATURES)), np.float32)
     np.log(relative, out=entry[:, COUNT])
-    if not times.any():  # without times the order means nothing
+    if not times.any():  # of plays without times the order means nothing, unless it is given
         return entry, np.zeros(len(offsets) - 1)
     newest = maxima(times, offsets)
     lengths = np.diff(offsets)
@@ -183,7 +183,7 @@ def entry_features(histories: Histories, relative: F32) -> tuple[F32, npt.NDArra
     position = np.repeat(offsets[1:], lengths) - 1 - np.arange(len(relative))
     dated = last > 0
     entry[:, GAP] = np.where(dated, np.log1p(days) / np.log1p(MAX_GAP_DAYS), 0)
-    entry[:, POSITION] = np.where(dated, np.log1p(position) / POSITION_SCALE, 0)
+    entry[:, POSITION] = np.where(last != 0, np.log1p(position) / POSITION_SCALE, 0)
     return entry, maxima(np.where(known, days, 0), offsets)
 
 

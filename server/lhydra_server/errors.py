@@ -4,6 +4,8 @@ from grpc import StatusCode
 
 from lhydra import errors
 
+MAX_TEXT_CHARS = 500  # 6,000 bytes where each is four of UTF-8, sent as %F0: gRPC drops calls over trailers of 8 KiB
+
 CODES: dict[type[errors.LhydraError], StatusCode] = {
     errors.InvalidRequest: StatusCode.INVALID_ARGUMENT,
     errors.Unsupported: StatusCode.UNIMPLEMENTED,
@@ -42,4 +44,4 @@ def status_of(error: Exception, request_id: str) -> tuple[StatusCode, str]:
         return code, f"internal error, request id {request_id}"
     if isinstance(error, errors.UserStoreError):
         return code, f"no user store just now, request id {request_id}"
-    return code, str(error)
+    return code, errors.one_line(str(error), MAX_TEXT_CHARS)

@@ -54,6 +54,19 @@ def open_served(settings: WorkerSettings) -> Served:
     bundle = Bundle.open(Path(settings.store), settings.bundle_id)
     recommender = Recommender(bundle, settings.depth)
     recommender.warm_up()
+    return served_of(bundle, recommender)
+
+
+def served_of(bundle: Bundle, recommender: Recommender) -> Served:
+    """Returns an opened bundle as the service takes it.
+
+    Args:
+        bundle: opened from a folder.
+        recommender: over it.
+
+    Returns:
+        All that a service answers from.
+    """
     manifest = bundle.manifest
     assert manifest is not None  # what lies in a store has one
     assert bundle.replies is not None
