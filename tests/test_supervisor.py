@@ -30,9 +30,10 @@ from lhydra_client.client import CHANNEL_OPTIONS
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_protos.v1.recommender_pb2_grpc import RecommenderStub
 from lhydra_server import supervisor
-from lhydra_server.address import Reservation
+from lhydra_server.address import Reservation, joined
 from lhydra_server.config import GRACE_S, MAX_ERROR_CHARS, NOTICE_S, ServeSettings, WorkerReport, longest_stop_s
 from lhydra_server.processes import WorkerProcess
+from lhydra_server.supervisor import Backoff
 from tests.fake_core import expected_ids
 from tests.fake_serve import write_bundle
 from tests.harness import free_port, gone, until
@@ -189,6 +190,19 @@ def test_every_address_of_this_machine_can_be_reserved() -> None:
             assert reservation.address in (f"{shown}:{reservation.port}", f"[::1]:{reservation.port}")
 
 
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+def test_an_ipv6_address_is_printed_as_clients_take_it(store: Path) -> None:
+    port = free_port()
+    with running(fake(store, host="[::1]", metrics_port=port), store.parent / "log") as server:
+        assert server.address == joined("::1", server.address.rpartition(":")[2])
+        assert server.status().bundle_id == B1
+        assert server.process.stdout is not None
+        url = server.process.stdout.readline().split()[-1]
+        assert url == f"http://[::1]:{port}/metrics"
+        with urllib.request.urlopen(url, timeout=30) as reply:
+            assert b"lhydra_workers" in reply.read()
+
+
 # -- on fake bundles --------------------------------------------------------------------------------------
 
 
@@ -243,6 +257,61 @@ def test_ctrl_c_drains_too(server: Server) -> None:
     os.killpg(server.process.pid, signal.SIGINT)
     assert server.ended() == 0
     assert not [line for line in server.lines() if line["level"] == "error"]
+
+
+IGNORING_HANGUPS = """
+import os, signal, sys
+signal.signal(signal.SIGHUP, signal.SIG_IGN)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT])
+def test_other_signals_that_end_a_server_drain_it_and_say_so(server: Server, number: signal.Signals) -> None:
+    os.killpg(server.process.pid, number)  # as a terminal does that is closed
+    assert server.ended() == 0
+    assert [line["signal"] for line in server.lines() if line["message"] == "draining"] == [number.name]
+    assert not [line for line in server.lines() if line["level"] == "error"]
+
+
+def test_a_worker_leaves_every_signal_but_sigterm_to_its_supervisor(server: Server) -> None:
+    workers = server.workers()
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGQUIT, signal.SIGINT):
+        for pid in workers:
+            os.kill(pid, number)
+    os.kill(workers[0], signal.SIGKILL)  # its end is seen after whatever the other signals did
+    until(lambda: len(now := server.children()) == 2 and workers[0] not in now)
+    assert workers[1] in server.children()
+    (died,) = [line for line in server.lines() if line["level"] == "error"]
+    assert died["message"] == f"worker died: worker {workers[0]} ended with signal 9"
+
+
+def test_a_hangup_under_nohup_ends_nothing(store: Path) -> None:
+    ignored = [
+        "-c",
+        IGNORING_HANGUPS,
+    ]
+    with running([*ignored, *fake(store)], store.parent / "log") as server:
+        for number in (signal.SIGHUP, signal.SIGHUP):
+            server.process.send_signal(number)
+        assert server.status().bundle_id == B1
+        server.process.send_signal(signal.SIGTERM)
+        assert server.ended() == 0
+        assert [line["signal"] for line in server.lines() if line["message"] == "draining"] == ["SIGTERM"]
+
+
+def test_sigterm_is_heard_by_whichever_thread_the_kernel_hands_it_to(store: Path) -> None:
+    port = free_port()
+    with running(fake(store, metrics_port=port), store.parent / "log") as server:
+        worker = server.workers()[0]
+        os.kill(sorted(map(int, os.listdir(f"/proc/{worker}/task")))[-1], signal.SIGTERM)
+        until(lambda: gone(worker))
+        died = until(lambda: [line["message"] for line in server.lines() if line["level"] == "error"])
+        assert died == [f"worker died: worker {worker} ended with exit code 0"]  # it drained
+        workers = server.workers()
+        os.kill(sorted(map(int, os.listdir(f"/proc/{server.process.pid}/task")))[-1], signal.SIGTERM)
+        assert server.process.wait(60) == 0
+        assert all(gone(pid) for pid in workers)
 
 
 def wait_for_swap(load: Load, old: list[int], bundle_id: str) -> None:
@@ -416,6 +485,23 @@ def test_a_worker_that_dies_while_a_bad_bundle_is_current_is_replaced_on_the_goo
     assert until(lambda: (status := server.status()).workers == 2 and status).bundle_id == B1
 
 
+def test_workers_that_die_together_are_one_failure() -> None:
+    backoff, many = Backoff(), Backoff()
+    backoff.failed()
+    for _ in range(64):
+        many.failed()
+    assert many.delay_s == backoff.delay_s
+
+
+def test_what_served_is_back_soon_however_often_it_dies() -> None:
+    served, never = Backoff(), Backoff()
+    for _ in range(64):
+        served.due_s = never.due_s = 0.0  # as if it had waited
+        served.failed(supervisor.LONGEST_SERVED_S)
+        never.failed()
+    assert (served.delay_s, never.delay_s) == (supervisor.LONGEST_SERVED_S, supervisor.LONGEST_S)
+
+
 def test_no_worker_outlives_its_supervisor(server: Server) -> None:
     workers = server.workers()
     server.process.kill()
@@ -557,8 +643,11 @@ def test_what_cannot_be_served_is_one_line(real: Path) -> None:
 
 def test_serve_refuses_a_taken_port_and_bad_settings(real: Path) -> None:
     with running(serve(real), real.parent / "log") as server:
+        server.process.send_signal(signal.SIGUSR1)  # means nothing, ends nothing
         port = server.address.rpartition(":")[2]
         line = f"lhydra serve: address 127.0.0.1:{port}: found the port in use, expected a free port, or --port 0"
         assert refused(serve(real, "--port", port)) == line
+        server.process.send_signal(signal.SIGTERM)
+        assert server.ended() == 0
     assert refused(serve(real, "--workers", "-1")) == "lhydra serve: --workers: found -1, expected 0 to 1024"
     assert "--users" in refused(serve(real, "--users", "redis://localhost:port"))

@@ -10,6 +10,19 @@ from types import TracebackType
 from lhydra.errors import ConfigError, PortInUse, complain
 
 
+def joined(host: str, port: int | str) -> str:
+    """Joins a host and a port the way clients take them: an IPv6 address stands in brackets.
+
+    Args:
+        host: name or address, without brackets.
+        port: of that host.
+
+    Returns:
+        HOST:PORT, or [HOST]:PORT for IPv6.
+    """
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 class Reservation:
     """Holds a port for workers that bind it with SO_REUSEPORT, as long as the context lasts.
 
@@ -40,12 +53,12 @@ class Reservation:
             self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             self._held.bind(place)
         except OSError as error:
-            thing = f"address {host}:{port}"
+            thing = f"address {joined(host, port)}"
             if error.errno == errno.EADDRINUSE:
                 raise PortInUse(complain(thing, "the port in use", "a free port, or --port 0")) from None
             raise ConfigError(complain(thing, str(error.strerror), "an address this process may listen on")) from None
         name, self.port = self._held.getsockname()[:2]
-        self.address = f"[{name}]:{self.port}" if family == socket.AF_INET6 else f"{name}:{self.port}"
+        self.address = joined(name, self.port)
 
     def __enter__(self) -> "Reservation":
         return self

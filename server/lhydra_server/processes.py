@@ -21,7 +21,9 @@ _ENVIRONMENT = {  # one thread budget per worker: must be in the environment bef
 
 
 class WorkerProcess:
-    """One worker. `look` brings `ready`, `ended` and `error` up to date; `report` is the pipe it will report on.
+    """One worker. `look` brings `ready`, `served` (it was ready once), `ended` and `error` up to date.
+
+    `report` is the pipe it will report on.
 
     Args:
         command: what starts a worker.
@@ -55,7 +57,7 @@ class WorkerProcess:
         self._sent_status = FleetStatus()
         self.pid = self._process.pid
         self.report: int | None = self._stdout.fileno()
-        self.ready = self.ended = False
+        self.ready = self.ended = self.served = False
         self.error = self.model_id = ""
         self._write(settings)
 
@@ -79,7 +81,7 @@ class WorkerProcess:
                     except LhydraError as error:
                         report = WorkerReport(str(error))
                     self.error, self.model_id = report.error, report.model_id
-                self.ready = bool(line) and not self.error
+                self.ready = self.served = bool(line) and not self.error
                 self.report = None
         if code is not None and not self.ended:
             self.ended, self.ready, self.report = True, False, None

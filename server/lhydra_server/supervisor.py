@@ -18,7 +18,7 @@ from types import FrameType
 from lhydra.bundle.manifest import current_bundle_id
 from lhydra.errors import LhydraError
 from lhydra.lines import say
-from lhydra_server.address import Reservation
+from lhydra_server.address import Reservation, joined
 from lhydra_server.config import FleetStatus, ServeSettings, WorkerSettings, longest_stop_s
 from lhydra_server.metrics.totals import Totals, exposed
 from lhydra_server.processes import COMMAND, WorkerProcess
@@ -27,20 +27,29 @@ TICK_S = 0.2  # how often CURRENT is looked at; everything else wakes the loop
 OPEN_TIMEOUT_S = 900.0  # a worker that takes longer to report is killed: 8.6 GB of bundle (10 M tracks) at 10 MB/s
 KILL_TIMEOUT_S = 5.0  # a killed worker that is there after so long hangs in the kernel: the supervisor ends without it
 STABLE_S = 10.0  # a worker that lived so long died of something new: no backoff
+LONGEST_S = 30.0  # between two tries of what never served
+LONGEST_SERVED_S = 0.5  # of what served before it died: every second without it costs answers
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+UNUSED = (signal.SIGUSR1, signal.SIGUSR2)
 _log = logging.getLogger(__name__)
 
 
 @dataclass
 class Backoff:
-    """When to try again after failures: 0.1 s doubling to 30 s."""
+    """When to try again after failures: 0.1 s, doubling."""
 
     delay_s: float = 0.0
     due_s: float = 0.0  # on the monotonic clock
 
-    def failed(self) -> None:
-        """Puts the next try off, for twice as long as the last time."""
-        self.delay_s = min(max(self.delay_s * 2, 0.1), 30.0)
-        self.due_s = time.monotonic() + self.delay_s
+    def failed(self, longest_s: float = LONGEST_S) -> None:
+        """Puts the next try off, for twice as long as the last time; failures before it is due count as one.
+
+        Args:
+            longest_s: seconds to wait at most.
+        """
+        if self.over:
+            self.delay_s = min(max(self.delay_s * 2, 0.1), longest_s)
+            self.due_s = time.monotonic() + self.delay_s
 
     @property
     def over(self) -> bool:
@@ -77,6 +86,7 @@ class Supervisor:
         self, store: Path, settings: ServeSettings, *, log_level: str = "info", command: Sequence[str] = COMMAND
     ) -> None:
         self._store, self._settings, self._log_level, self._command = store, settings, log_level, command
+        self._host = settings.host.removeprefix("[").removesuffix("]")  # [::1] is ::1
         self._stop_s = longest_stop_s(settings.connection_age_s)
         self.open_timeout_s = OPEN_TIMEOUT_S
         self._n_workers = settings.workers or len(_cores())
@@ -87,7 +97,7 @@ class Supervisor:
         self._retry = Backoff()
         self._current, self._swap_error = "", ""
         self._totals = Totals()
-        self._signals = 0
+        self._signals: list[str] = []
         self._woken, self._wake = os.pipe()
         for end in (self._woken, self._wake):
             os.set_blocking(end, False)
@@ -99,7 +109,7 @@ class Supervisor:
             LhydraError: the first fleet cannot serve: no bundle, a bad one, port in use.
         """
         self._current = current_bundle_id(self._store)
-        with Reservation(self._settings.host, self._settings.port) as reservation, self._metrics_shown():
+        with Reservation(self._host, self._settings.port) as reservation, self._metrics_shown():
             self._address = reservation.address
             self._listen_to_signals()
             try:
@@ -112,8 +122,8 @@ class Supervisor:
         return 0
 
     def _metrics_shown(self) -> contextlib.AbstractContextManager[None]:
-        host, port = self._settings.host, self._settings.metrics_port
-        return exposed(self._totals, host, port) if port else contextlib.nullcontext()
+        port = self._settings.metrics_port
+        return exposed(self._totals, self._host, port) if port else contextlib.nullcontext()
 
     def _tick(self) -> None:
         for worker in self._all_workers():
@@ -137,7 +147,7 @@ class Supervisor:
             fleet.workers.remove(worker)
             if worker.age_s > STABLE_S:
                 fleet.backoff = Backoff()
-            fleet.backoff.failed()
+            fleet.backoff.failed(LONGEST_SERVED_S if worker.served else LONGEST_S)
             _log.error("worker died: %s", worker.error, extra={"pid": worker.pid, "bundle": fleet.bundle_id})
         if len(fleet.workers) < self._n_workers and fleet.backoff.over:
             fresh = self._spawn(fleet.bundle_id, self._n_workers - len(fleet.workers)).workers
@@ -161,10 +171,10 @@ class Supervisor:
         elif fleet.n_ready == self._n_workers:
             took_ms = round((time.monotonic() - fleet.started_s) * 1e3)
             if self._serving is None:
-                host, port = self._settings.host, self._address.rpartition(":")[2]
-                say(f"serving bundle {fleet.bundle_id} on {host}:{port} with {self._n_workers} workers")
+                address = joined(self._host, self._address.rpartition(":")[2])
+                say(f"serving bundle {fleet.bundle_id} on {address} with {self._n_workers} workers")
                 if self._settings.metrics_port:
-                    say(f"metrics on http://{host}:{self._settings.metrics_port}/metrics")
+                    say(f"metrics on http://{joined(self._host, self._settings.metrics_port)}/metrics")
             else:
                 self._dismiss(self._serving.workers)
             _log.info("serving", extra={"bundle": fleet.bundle_id, "workers": self._n_workers, "took_ms": took_ms})
@@ -243,12 +253,16 @@ class Supervisor:
 
     def _listen_to_signals(self) -> None:
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
+        for number in ENDING:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup has SIGHUP ignored, and means it
+                signal.signal(number, self._on_signal)
+        for number in UNUSED:
+            if signal.getsignal(number) is signal.SIG_DFL:  # which is to end the process without a line
+                signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)  # the byte it writes wakes the loop
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signals += 1
+        self._signals.append(signal.Signals(number).name)
 
     def _sleep(self, most_s: float) -> None:
         """Returns when a signal or a report has arrived, or after `most_s`."""
@@ -264,14 +278,14 @@ class Supervisor:
     def _stop(self) -> None:
         """Drains every worker; a second signal kills them."""
         if self._signals:
-            _log.info("draining")
+            _log.info("draining", extra={"signal": self._signals[0]})
         self._give_up_coming()
         if self._serving is not None:
             self._dismiss(self._serving.workers)
             self._serving = None
-        n_signals, started_s, most_s = self._signals, time.monotonic(), self._stop_s
+        n_signals, started_s, most_s = len(self._signals), time.monotonic(), self._stop_s
         while self._leaving:
-            if most_s and self._signals != n_signals:
+            if most_s and len(self._signals) != n_signals:
                 started_s, most_s = time.monotonic(), 0.0
             self._leaving = [worker for worker in self._leaving if not worker.finished(most_s)]
             if self._leaving and time.monotonic() - started_s > most_s + KILL_TIMEOUT_S:

@@ -1,7 +1,8 @@
 """One worker process: opens a bundle, serves it until told to stop. Started by the supervisor, not by hand.
 
 What goes through stdin and stdout is defined in `lhydra_server.config`; stderr is for logs. A worker stops on SIGTERM
-and when its stdin ends.
+and when its stdin ends. Other signals, which a terminal sends to a whole group, are left to
+the supervisor.
 """
 
 import gc
@@ -36,6 +37,7 @@ from lhydra_server.config import (
 from lhydra_server.metrics.worker import Metrics
 from lhydra_server.service import RecommenderService, Served
 
+LEFT_TO_SUPERVISOR = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _log = logging.getLogger(__name__)
 
 
@@ -92,10 +94,11 @@ def run(load: Callable[[WorkerSettings], Served] = open_served) -> int:
     Returns:
         The exit code.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the supervisor decides
+    for number in LEFT_TO_SUPERVISOR:
+        signal.signal(number, signal.SIG_IGN)
     report = os.dup(1)
     os.dup2(2, 1)  # whatever prints must not look like a report
-    woken, wake = os.pipe()  # a signal handler may write to a pipe; it may not touch a lock
+    woken, wake = os.pipe()
     lines = _lines(0)
     settings = WorkerSettings.from_json(next(lines, ""))
     logs.configure(settings.log_level, as_json=True)
@@ -116,7 +119,7 @@ def run(load: Callable[[WorkerSettings], Served] = open_served) -> int:
             )
             gc.collect()
             gc.freeze()  # what is loaded stays: the collector need not walk through it again
-            signal.signal(signal.SIGTERM, lambda number, frame: os.write(wake, b"."))
+            wake_on_sigterm(wake)
             listener.start()
     except Exception as error:
         if not isinstance(error, LhydraError):
@@ -142,6 +145,20 @@ def run(load: Callable[[WorkerSettings], Served] = open_served) -> int:
     listener.stop(GRACE_S)
     users.close()
     return 0
+
+
+def wake_on_sigterm(descriptor: int) -> None:
+    """Has SIGTERM write to a pipe instead of ending the process.
+
+    The kernel may hand a signal to any thread, and Python runs handlers in the main thread only, once it runs bytecode:
+    one that sleeps in `os.read` would never hear of it. The byte is written beneath Python, by whichever thread it is.
+
+    Args:
+        descriptor: of the end to write to.
+    """
+    os.set_blocking(descriptor, False)
+    signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, lambda number, frame: None)  # without a handler nothing is written
 
 
 def keep_to(core: int) -> None:
