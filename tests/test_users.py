@@ -422,7 +422,7 @@ def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
 
 def damage(users: UserStore, user_id: str, value: bytes) -> None:
     if isinstance(users, LmdbUsers):
-        env: lmdb.Environment = users._env
+        env: lmdb.Environment = users._env.raw
         with env.begin(write=True) as txn:
             txn.put(b"u" + user_id.encode(), value)
     else:
@@ -434,7 +434,7 @@ def damage(users: UserStore, user_id: str, value: bytes) -> None:
 
 def stored(users: UserStore, user_id: str) -> bytes:
     if isinstance(users, LmdbUsers):
-        with users._env.begin() as txn:
+        with users._env.raw.begin() as txn:
             return bytes(txn.get(b"u" + user_id.encode()) or b"")
     assert isinstance(users, RedisUsers)
     with users._connection(1) as connection:
@@ -464,7 +464,7 @@ def test_a_caller_who_leaves_while_others_hold_the_write_lock_has_written_nothin
     users = LmdbUsers(tmp_path / "users.lmdb")
     with ThreadPoolExecutor(1) as pool:
         deadline_s = time.monotonic() + 0.05
-        with users._env.begin(write=True):
+        with users._env.raw.begin(write=True):
             recording = pool.submit(users.record, [play("e0")], deadline_s)
             until(lambda: time.monotonic() > deadline_s)
         with pytest.raises(DeadlineExceeded):

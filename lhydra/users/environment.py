@@ -1,0 +1,276 @@
+"""An LMDB environment in a process that must not die of it: checked before every use, opened again when it is back.
+
+LMDB maps its files: reading a page that the file no longer holds ends the process by SIGBUS, and a folder that was
+moved away is written to as before, where nobody will look. So every transaction begins with a look at the files at the
+path: they are the ones that were opened, and as long as the pages in use need. Where they are not, the environment is
+given up with a line in the log; a server's is tried again every second.
+"""
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import lmdb
+
+from lhydra.errors import UserStoreError, complain
+from lhydra.users.opened import META_BYTES, Opened, file_of, identified, reserve
+from lhydra.users.writer import WAIT_S, Writer
+
+RETRY_S = 1.0  # after which a server tries again to open what it could not
+EXPECTED = "an LMDB folder that can be written"
+_CREATING_S = 1.0  # how long the process that makes a store has for the first write of its file
+_log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Environment:
+    """The environment in one folder, for any number of threads; a process opens it once.
+
+    Readers never wait. Writers take turns in one thread, see `Writer`.
+
+    Args:
+        folder: of the environment.
+        sync_s: seconds after a write at most until it is forced to disk; 0: before the write returns.
+        create: makes the environment where there is none.
+        lasting: keeps trying to open what cannot be opened, now or later, instead of raising from here.
+        identity: of the store that it must be; empty where any will do, and from then on the one found first.
+
+    Raises:
+        UserStoreError: it cannot be opened, and is not lasting.
+    """
+
+    def __init__(
+        self, folder: Path, *, sync_s: float, create: bool = False, lasting: bool = False, identity: str = ""
+    ) -> None:
+        self.path, self.identity = folder, identity
+        self._sync_s, self._create = sync_s, create
+        self._opened: Opened | None = None
+        self._given_up: list[Opened] = []
+        self._why = ""
+        self._unsynced, self._closing, self._faulty = threading.Event(), threading.Event(), threading.Event()
+        self._writer: Writer[lmdb.Transaction] | None = None
+        self._change = threading.Lock()
+        self._threads = [threading.Thread(target=self._sync_in_groups, name="users-sync", daemon=True)] * (sync_s > 0)
+        try:
+            self._open()
+        except UserStoreError as error:
+            if not lasting:
+                raise
+            self._why = str(error)
+            _log.error("%s", error)
+        if lasting:
+            self._threads.append(threading.Thread(target=self._watch, name="users-watch", daemon=True))
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def raw(self) -> lmdb.Environment:
+        """The environment as LMDB has it.
+
+        Raises:
+            UserStoreError: it is not open.
+        """
+        if self._opened is None:
+            raise UserStoreError(self._why)
+        return self._opened.env
+
+    @contextmanager
+    def reading(self) -> Iterator[lmdb.Transaction]:
+        """Lends a read transaction to the block.
+
+        Yields:
+            The transaction.
+
+        Raises:
+            UserStoreError: the environment cannot be used, or the block fails in it.
+        """
+        opened = self._opened
+        if opened is None or not opened.enter():
+            raise UserStoreError(self._why)
+        try:
+            self._check(opened)
+            with opened.env.begin() as txn:
+                yield txn
+        except lmdb.Error as error:
+            raise self._failed(str(error)) from None
+        finally:
+            opened.leave()
+
+    def write(self, change: Callable[[lmdb.Transaction], T], deadline_s: float = math.inf, wait_s: float = WAIT_S) -> T:
+        """Changes what is stored, all or nothing; see `Writer.write`.
+
+        Args:
+            change: made in a transaction; made again where the transaction could not be committed for another's sake.
+            deadline_s: when the caller leaves, on the clock of `time.monotonic`.
+            wait_s: how long others may keep it from beginning.
+
+        Returns:
+            What `change` returned.
+
+        Raises:
+            UserStoreError: the environment cannot be used, or others wrote for so long.
+            DeadlineExceeded: the deadline passed.
+        """
+        writer = self._writer
+        if writer is None:
+            raise UserStoreError(self._why)
+        return writer.write(change, deadline_s, wait_s)
+
+    def close(self) -> None:
+        """Forces everything to disk and closes the environment; where a writer is stuck, the process's end does."""
+        self._closing.set()
+        self._unsynced.set()
+        self._faulty.set()
+        for thread in self._threads:
+            thread.join()
+        with self._change:
+            opened, writer, self._opened, self._writer, self._why = self._opened, self._writer, None, None, "it closed"
+        if writer is not None:
+            writer.close(WAIT_S)
+        if opened is None:
+            return
+        try:
+            if not opened.fault():
+                opened.env.sync(True)
+        except lmdb.Error as error:
+            raise self._failed(str(error)) from None
+        finally:
+            opened.give_up()
+
+    @contextmanager
+    def _in_use(self, opened: Opened) -> Iterator[Opened]:
+        """Keeps the opened files open during the block; raises where they are not what they were."""
+        if not opened.enter():
+            raise UserStoreError(self._why)
+        try:
+            self._check(opened)
+            yield opened
+        except lmdb.Error as error:
+            raise self._failed(str(error)) from None
+        finally:
+            opened.leave()
+
+    def _check(self, opened: Opened) -> None:
+        if fault := opened.fault():
+            self._lost(opened, fault)
+            raise UserStoreError(self._why)
+
+    @contextmanager
+    def _writing(self, opened: Opened) -> Iterator[lmdb.Transaction]:
+        """One write transaction: committed when the block ends, undone when it raises."""
+        with self._in_use(opened):
+            with opened.env.begin(write=True) as txn:
+                self._check(opened)  # it may have waited long
+                identity = self.identity or identified(opened.env, txn)
+                yield txn
+                self._check(opened)
+            self.identity = identity
+            self._unsynced.set()
+
+    def _open(self) -> None:
+        """Opens the files, where they are sound and of the right store.
+
+        Raises:
+            UserStoreError: they are not.
+        """
+        folder, data = self.path, self.path / "data.mdb"
+        there = {one.name for one in folder.iterdir()} - {"lost+found"} if folder.is_dir() else set()
+        if there and not there & {"lock.mdb", "data.mdb"}:  # the lock comes first where others open it at this moment
+            expected = "an LMDB folder, an empty one or a free path"
+            raise UserStoreError(complain(folder, "a folder with other things in it", expected))
+        if "data.mdb" not in there and not self._create:
+            raise UserStoreError(complain(folder, "no user store", "one: put it back, or make one (--users-create)"))
+        try:
+            if "data.mdb" in there:
+                self._check_size(data)
+            if folder.is_dir():
+                self._check_alone(folder / "lock.mdb")
+                reserve(folder / "lock.mdb")
+            opened = Opened(folder, self._sync_s <= 0)
+        except (lmdb.Error, OSError) as error:
+            raise UserStoreError(complain(folder, str(error), EXPECTED)) from None
+        try:
+            if fault := opened.fault():
+                raise UserStoreError(complain(folder, fault, "the whole files: restore the backup"))
+            identity = opened.identity()
+            if self.identity and identity != self.identity:
+                found = f"store {identity or 'without id'}"
+                raise UserStoreError(complain(folder, found, f"store {self.identity}, which was served; or a restart"))
+        except lmdb.Error as error:
+            opened.give_up()
+            raise UserStoreError(complain(folder, str(error), EXPECTED)) from None
+        except UserStoreError:
+            opened.give_up()
+            raise
+        with self._change:
+            self.identity, self._why = identity, ""
+            self._writer = Writer(lambda: self._writing(opened), f"user store {folder}")
+            self._opened = opened
+        self._create = False  # what was there once is not made again in silence
+
+    def _check_size(self, data: Path) -> None:
+        until_s = time.monotonic() + (_CREATING_S if self._create else 0)
+        while (size := data.stat().st_size) < META_BYTES:
+            if time.monotonic() >= until_s:
+                found = f"data.mdb of {size} bytes"
+                raise UserStoreError(complain(self.path, found, "the whole files: restore the backup"))
+            time.sleep(0.01)
+
+    def _check_alone(self, lock: Path) -> None:
+        self._given_up = [one for one in self._given_up if not one.closed.is_set()]
+        if lock.exists() and any(one.lock_file == file_of(lock.stat()) for one in self._given_up):
+            raise UserStoreError(complain(self.path, "a transaction of before in progress", "its end"))
+
+    def _lost(self, opened: Opened, fault: str) -> None:
+        """Gives up what was opened, with one line in the log."""
+        with self._change:
+            if self._opened is not opened:
+                return
+            expected = "the files that were opened"
+            self._why = complain(f"user store {self.path}", fault, expected)
+            writer, self._opened, self._writer = self._writer, None, None
+            self._given_up.append(opened)
+        _log.error("%s", self._why)
+        if writer is not None:
+            writer.stop()
+        opened.give_up()
+        self._faulty.set()
+
+    def _watch(self) -> None:
+        """Notices faults while nobody asks, and opens again what was given up."""
+        while not self._closing.wait(RETRY_S):
+            opened = self._opened
+            try:
+                if opened is not None:
+                    with self._in_use(opened):
+                        opened.env.reader_check()
+                    continue
+                self._open()
+                _log.warning("user store %s is open again", self.path)
+            except UserStoreError as error:
+                self._why = str(error)
+            except Exception:
+                _log.exception("user store %s cannot be watched", self.path)
+
+    def _sync_in_groups(self) -> None:
+        while not self._closing.is_set():
+            self._unsynced.wait()
+            self._closing.wait(self._sync_s)  # what is written meanwhile shares the flush
+            self._unsynced.clear()
+            opened = self._opened
+            try:
+                if opened is not None:
+                    with self._in_use(opened):
+                        opened.env.sync(True)
+            except UserStoreError as error:
+                if not self._closing.is_set():
+                    _log.error("user store not flushed: %s", error)
+
+    def _failed(self, error: str) -> UserStoreError:
+        return UserStoreError(complain(f"user store {self.path}", error, "a store that can be read and written"))
