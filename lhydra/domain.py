@@ -18,11 +18,19 @@ F16 = npt.NDArray[np.float16]
 I64 = npt.NDArray[np.int64]
 Hashes = npt.NDArray[np.uint64]  # sorted, distinct, unless said otherwise
 History = npt.NDArray[np.void]  # structured, HISTORY_DTYPE, newest last
+Repeats = npt.NDArray[np.void]  # structured, REPEAT_DTYPE, in the order of a history
+Recent = npt.NDArray[np.void]  # structured, RECENT_DTYPE, newest last
 
+HALF_LIVES_DAYS = (1, 30, 365)
+SKIPPED, COMPLETED, LIVE = 1, 2, 4  # flags of RECENT_DTYPE; LIVE: recorded by a server, not loaded
 HISTORY_DTYPE = np.dtype([("track", "<u8"), ("count", "<f4"), ("time", "<i8")])
 # time: Unix s; 0 unknown, and so below 0, where entries of one history are ordered by it
+REPEAT_DTYPE = np.dtype([("first", "<u4"), ("decayed", "<f4", (len(HALF_LIVES_DAYS),))])  # first: Unix s, 0 unknown
+RECENT_DTYPE = np.dtype([("track", "<u8"), ("time", "<u4"), ("flags", "<u4")])
 MAX_HISTORY = 2048  # entries that feed the model; what is heard (excluded) has no limit
+MAX_RECENT = 256  # single plays that are remembered in their order
 MAX_SKIPPED = 64  # skipped tracks that are remembered as such
+MAX_TOTAL = 1e18  # plays of one track, added up: no sum passes it, and its square is finite in float32
 STAGES = ("queue", "lookup", "exclude", "encode", "embed", "retrieve", "rerank", "select")
 
 
@@ -63,17 +71,36 @@ def no_hashes() -> Hashes:
     return np.empty(0, np.uint64)
 
 
+_NO_REPEATS, _NO_RECENT = np.empty(0, REPEAT_DTYPE), np.empty(0, RECENT_DTYPE)
+
+
+def no_repeats() -> Repeats:
+    """Returns no repeats, (0,) REPEAT_DTYPE."""
+    return _NO_REPEATS
+
+
+def no_recent() -> Recent:
+    """Returns no recent plays, (0,) RECENT_DTYPE."""
+    return _NO_RECENT
+
+
 @dataclass(frozen=True, slots=True)
 class UserState:
     """What is known of one user: declared profile columns, history (newest last), everything heard.
 
     skipped: the tracks skipped last and not played to satisfaction since, oldest first, at most MAX_SKIPPED.
+    repeats: of each entry of the history the first play, and its count decayed at each of HALF_LIVES_DAYS as of the
+    entry's last play; empty where nothing is known. recent: the last plays one by one, at most MAX_RECENT.
+    version: rises with every change in the user store, 0 for a state that lies in none.
     """
 
     profile: Mapping[str, Value] = field(default_factory=dict)
     history: History = field(default_factory=no_history)
     heard: Hashes = field(default_factory=no_hashes)
     skipped: Hashes = field(default_factory=no_hashes)  # lately, and not played since; oldest first
+    repeats: Repeats = field(default_factory=no_repeats)
+    recent: Recent = field(default_factory=no_recent)
+    version: int = 0
 
 
 class Repeat(IntEnum):
@@ -170,6 +197,19 @@ def track_hashes(track_ids: Iterable[str]) -> Hashes:
     return np.frombuffer(packed, "<u8").astype(np.uint64, copy=False)
 
 
+def saturated(counts: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Returns counts of plays that later arithmetic can bear: 0 for what is no number, MAX_TOTAL at most.
+
+    Args:
+        counts: any shape.
+
+    Returns:
+        The counts, each from 0 to MAX_TOTAL.
+    """
+    counted: npt.NDArray[np.float64] = np.fmin(np.fmax(counts, 0.0), MAX_TOTAL)
+    return counted
+
+
 def history_order(tracks: Hashes, counts: F32, times: I64, users: I64 | None = None) -> I64:
     """Returns the one order of history entries: by time, among equal times by count, then by track hash.
 
@@ -205,7 +245,7 @@ def make_history(tracks: Hashes, counts: Sequence[float] | F32, times: Sequence[
     unique, inverse = np.unique(np.asarray(tracks, np.uint64), return_inverse=True)
     entries = np.zeros(len(unique), HISTORY_DTYPE)
     entries["track"] = unique
-    entries["count"] = np.bincount(inverse, np.asarray(counts, np.float64), len(unique))
+    entries["count"] = saturated(np.bincount(inverse, np.asarray(counts, np.float64), len(unique)))
     latest = np.zeros(len(unique), np.int64)
     np.maximum.at(latest, inverse, np.asarray(times, np.int64))
     entries["time"] = latest

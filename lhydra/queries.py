@@ -122,7 +122,7 @@ def to_query(request: Request, stored: UserState | None, now: int) -> Query:
             profile |= stored.profile
             history = stored.history if len(stored.history) else history
             heard = _union(stored.heard, heard)
-        state = UserState(profile, history, heard, state.skipped)
+        state = UserState(profile, history, heard, state.skipped, state.repeats, state.recent, state.version)
     exclude = track_hashes(request.exclude_track_ids)
     return Query(request.k, state, stored is not None, exclude, request.depth, request.repeat, request.filter, now)
 

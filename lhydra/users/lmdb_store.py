@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import lmdb
 
 from lhydra.domain import Play, UserState
 from lhydra.users.environment import Environment
-from lhydra.users.opened import META
-from lhydra.users.record import UserRecord, unpack, user_key
+from lhydra.users.heard import chunk_key
+from lhydra.users.packed import Change, chunk_of, loading, recording, unpack, unpack_state, values, with_chunks
+from lhydra.users.record import UserRecord, user_key
 
 _LOAD_CHUNK = 1000  # users per write transaction: short, so that live plays get their turn
 _LOAD_WAIT_S = 30.0  # for the write lock, which other processes take for moments
@@ -49,8 +51,7 @@ class LmdbUsers:
             The state, None when the user is unknown.
         """
         with self._env.reading() as txn:
-            packed = txn.get(user_key(user_id))
-        return None if packed is None else unpack(bytes(packed), user_id).state
+            return _whole(txn, user_key(user_id), user_id)
 
     def record(self, plays: Sequence[Play], deadline_s: float = math.inf) -> list[bool]:
         """See `UserStore.record`. Waits a second at most for other writers.
@@ -69,11 +70,9 @@ class LmdbUsers:
         def change(txn: lmdb.Transaction) -> list[bool]:
             fresh = [False] * len(plays)
             for user_id, positions in positions_of.items():
-                new, flags = _stored(txn, user_id).with_plays([plays[position] for position in positions])
+                flags = _changed(txn, user_id, recording([plays[position] for position in positions]))
                 for position, flag in zip(positions, flags, strict=True):
                     fresh[position] = flag
-                if any(flags):
-                    txn.put(user_key(user_id), new.pack())
             return fresh
 
         return self._env.write(change, deadline_s)
@@ -103,10 +102,10 @@ class LmdbUsers:
             The states, spread over all users in order of their keys.
         """
         with self._env.reading() as txn, txn.cursor() as cursor:
-            step = max(1, txn.stat(self._env.raw.open_db())["entries"] // max(1, n))
-            keys = list(itertools.islice(cursor.iternext(values=False), 0, n * step, step))
-            packed = [txn.get(key) for key in keys if key != META]
-            return [unpack(bytes(value), "sampled").state for value in packed if value is not None]
+            keys = list(_user_keys(cursor))
+            chosen = keys[:: max(1, len(keys) // max(1, n))][:n]
+            states = [_whole(txn, key, "sampled") for key in chosen]
+        return [state for state in states if state is not None]
 
     def close(self) -> None:
         """Forces everything to disk and releases the environment."""
@@ -115,9 +114,38 @@ class LmdbUsers:
 
 def _load(users: Sequence[tuple[str, UserState]], txn: lmdb.Transaction) -> None:
     for user_id, state in users:
-        txn.put(user_key(user_id), _stored(txn, user_id).with_base(state).pack())
+        _changed(txn, user_id, loading([state]))
 
 
-def _stored(txn: lmdb.Transaction, user_id: str) -> UserRecord:
-    packed = txn.get(user_key(user_id))
-    return UserRecord() if packed is None else unpack(bytes(packed), user_id)
+def _user_keys(cursor: lmdb.Cursor) -> Iterator[bytes]:
+    """Keys of users' records; chunks begin with `~`, and no name of a database begins as a user's key does."""
+    users = itertools.takewhile(lambda key: key < b"~", map(bytes, cursor.iternext(values=False)))
+    return filter(lambda key: key[:1] in (b"h", b"u"), users)
+
+
+def _get(txn: lmdb.Transaction, key: bytes) -> bytes | None:
+    value = txn.get(key)
+    return None if value is None else bytes(value)
+
+
+def _whole(txn: lmdb.Transaction, key: bytes, user_id: str) -> UserState | None:
+    """The state of a user with the heard tracks that lie in chunks, as of one moment."""
+    if (packed := _get(txn, key)) is None:
+        return None
+    state, lows = unpack_state(packed, user_id)
+    if not len(lows):
+        return state
+    return with_chunks(state, [_get(txn, chunk_key(key, low)) for low in lows.tolist()], user_id)
+
+
+def _changed(txn: lmdb.Transaction, user_id: str, change: Change) -> list[bool]:
+    """Changes the record of one user; returns what the change answers."""
+    key = user_key(user_id)
+    packed = _get(txn, key)
+    record = UserRecord() if packed is None else unpack(packed, user_id)
+    chunks = {low: chunk_of(_get(txn, chunk_key(key, low)), user_id) for low in record.places(change.heard)}
+    new, flags = change.of(replace(record, chunks=chunks) if chunks else record)
+    if any(flags):
+        for place, value in values(new, key):
+            txn.put(place, value)
+    return flags

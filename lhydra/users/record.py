@@ -1,56 +1,58 @@
-"""What a user store keeps of one user: the record, the rules by which it changes, and its packed form.
+"""What a user store keeps of one user, and the rules by which it changes; its packed form is `lhydra.users.packed`.
 
-Packed, so that a request costs one read and no parsing of lists, and every kind of store can hold it:
-
-    header     version, checksum of the rest, lengths
-    heard      (n,) uint64, sorted: every track ever heard
-    events     (n,) uint64, hashes of the newest event ids, oldest first: a retried play counts once
-    skipped    (n,) uint64, tracks skipped last and not liked since, oldest first; not in version 1
-    history    (n,) HISTORY_DTYPE: what requests read, loaded and live plays merged
-    live       (n,) HISTORY_DTYPE: plays recorded since the loaded data ends, as they came
-    profile    JSON
+Whatever a user has heard, a play changes values of bounded size: the record, and one chunk of heard tracks or the two
+that it is divided in (`lhydra.users.heard`).
 """
 
 import hashlib
-import json
-import struct
-import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from lhydra.domain import (
-    HISTORY_DTYPE,
+    COMPLETED,
+    I64,
+    LIVE,
     MAX_HISTORY,
     MAX_SKIPPED,
+    SKIPPED,
     Hashes,
     History,
     Play,
+    Repeats,
     UserState,
-    make_history,
-    merge_history,
     no_hashes,
     no_history,
+    no_repeats,
     track_hashes,
 )
-from lhydra.errors import UserStoreError, complain
+from lhydra.repeats import add_up, at_once, make_recent, merge_recent, repeats_of, single_plays
+from lhydra.users import heard
 
-VERSION = 2  # 1 had zeros for the number of skipped tracks, and none: it reads as 2 and is written as 2
 MAX_EVENTS = 1024  # remembered event ids per user
 MAX_LIVE = 2 * MAX_HISTORY  # live plays kept one by one; beyond, they are added up per track
-# Together 32 bytes: the 64-bit arrays behind stay aligned. Lengths of heard, events, history, live, profile, skipped.
-_HEAD, _LENGTHS = struct.Struct("<B3xI"), struct.Struct("<6I")
-_START, _ENTRY = _HEAD.size + _LENGTHS.size, HISTORY_DTYPE.itemsize
 
 
 @dataclass(frozen=True, slots=True)
 class UserRecord:
-    """One user. `state` is what requests read; `live` and `events` are there for the next write."""
+    """One user. `state` is what requests read; `live`, `sums` and `events` are there for the next write.
+
+    live: plays recorded since the loaded data ends. sums: repeats of the first of them, which are sums; the others are
+    single plays. events: hashes of the newest event ids: a retried play counts once. flags: none yet.
+    lows: where the chunks of heard tracks begin; while there are none, `state.heard` holds them all, else none.
+    chunks: those at hand, by where they begin. changed: those that this record would have written.
+    """
 
     state: UserState = field(default_factory=UserState)
     live: History = field(default_factory=no_history)
     events: Hashes = field(default_factory=no_hashes)  # in order of arrival
+    sums: Repeats = field(default_factory=no_repeats)
+    lows: Hashes = field(default_factory=no_hashes)
+    chunks: Mapping[int, Hashes] = field(default_factory=dict)
+    changed: frozenset[int] = frozenset()
+    flags: int = 0
 
     def with_plays(self, plays: Sequence[Play]) -> tuple["UserRecord", list[bool]]:
         """Returns the record with `plays` added, and which of them were new.
@@ -70,26 +72,27 @@ class UserRecord:
             fresh.append(event not in seen)
             seen.add(event)
         new = [play for play, is_new in zip(plays, fresh, strict=True) if is_new]
-        liked = [play for play in new if not play.skipped]
-        added = np.zeros(len(liked), HISTORY_DTYPE)
-        added["track"] = track_hashes(play.track_id for play in liked)
-        added["count"] = [play.count for play in liked]
-        added["time"] = [play.time for play in liked]
-        live = np.concatenate([self.live, added])
+        tracks, times = track_hashes(play.track_id for play in new), [play.time for play in new]
+        liked = np.array([not play.skipped for play in new], bool)
+        added = single_plays(tracks, [play.count for play in new], times)[liked]
+        live, sums = np.concatenate([self.live, added]), self.sums
         if len(live) > MAX_LIVE:
-            live = make_history(live["track"], live["count"], live["time"])
-        history = merge_history(self.state.history, added) if len(added) else self.state.history
-        heard = np.union1d(self.state.heard, track_hashes(play.track_id for play in new))
+            live, sums, _ = add_up(live, self._repeats_of(live))
+        state = self.state
+        history, repeats = _merged(state.history, repeats_of(state), added, at_once(added))
+        flags = [LIVE | (SKIPPED if play.skipped else 0) | (COMPLETED if play.completed else 0) for play in new]
+        recent = merge_recent(state.recent, make_recent(tracks, times, flags))
+        skipped = _skipped(state.skipped, tracks, liked)
         kept = np.concatenate([self.events, events[fresh]])[-MAX_EVENTS:]
-        skipped = _skipped(self.state.skipped, new)
-        return UserRecord(UserState(self.state.profile, history, heard, skipped), live, kept), fresh
+        state = replace(state, history=history, repeats=repeats, recent=recent, skipped=skipped)
+        return replace(self, state=state, live=live, sums=sums, events=kept)._with_heard(np.unique(tracks)), fresh
 
     def with_base(self, loaded: UserState) -> "UserRecord":
         """Returns the record with its loaded part replaced; live plays are kept until the data covers them.
 
         A live play is covered when the loaded history holds its track with a last play at least as late: it
         is in the loaded count already. The others are added to the loaded history. Heard only ever grows, and
-        skips stay: prepared data has none.
+        skips stay: prepared data has none. The last plays of data that know none are those recorded live.
 
         Args:
             loaded: the user's state in the prepared data.
@@ -97,84 +100,76 @@ class UserRecord:
         Returns:
             The new record.
         """
-        live, history = self.live, loaded.history
-        if len(live) and len(history):
-            by_track = np.argsort(history["track"])
-            tracks, times = history["track"][by_track], history["time"][by_track]
-            at = np.minimum(np.searchsorted(tracks, live["track"]), len(tracks) - 1)
-            live = live[(tracks[at] != live["track"]) | (times[at] < live["time"])]
-        if len(live):
-            history = merge_history(history, live)
-        heard = np.union1d(loaded.heard, self.state.heard)
-        return UserRecord(UserState(loaded.profile, history, heard, self.state.skipped), live, self.events)
-
-    def pack(self) -> bytes:
-        """Returns the record as bytes.
-
-        Raises:
-            UserStoreError: the profile holds something else than text and finite numbers.
-        """
-        state = self.state
-        try:
-            profile = json.dumps(dict(state.profile), ensure_ascii=False, allow_nan=False).encode()
-        except (TypeError, ValueError) as error:
-            raise UserStoreError(complain("profile", str(error), "text and finite numbers by column")) from None
-        hashes = [np.ascontiguousarray(array, "<u8") for array in (state.heard, self.events, state.skipped)]
-        entries = [np.ascontiguousarray(array, HISTORY_DTYPE) for array in (state.history, self.live)]
-        (heard, events, skipped), (history, live) = map(len, hashes), map(len, entries)
-        lengths = _LENGTHS.pack(heard, events, history, live, len(profile), skipped)
-        body = b"".join([lengths, *(array.tobytes() for array in hashes + entries), profile])
-        return _HEAD.pack(VERSION, zlib.crc32(body)) + body
-
-
-def unpack(packed: bytes, user_id: str) -> UserRecord:
-    """Returns the record that `pack` packed, in this version or an earlier one.
-
-    Args:
-        packed: the stored value.
-        user_id: whose, for the error.
-
-    Returns:
-        The record; its arrays are read-only views of `packed`.
-
-    Raises:
-        UserStoreError: another format, or bytes that are not what was written; names the user by tag.
-    """
-    if not packed or not 1 <= packed[0] <= VERSION:
-        found = f"format {packed[0] if packed else 'none'}"
-        raise UserStoreError(complain(_value_of(user_id), found, f"format {VERSION}"))
-    if len(packed) < _START or zlib.crc32(memoryview(packed)[_HEAD.size :]) != _HEAD.unpack_from(packed)[1]:
-        raise UserStoreError(
-            complain(_value_of(user_id), f"{len(packed)} damaged bytes", "the bytes that were written")
+        own = self.state.recent[self.state.recent["flags"] & LIVE != 0]
+        if len(loaded.recent):
+            liked = own["flags"] & SKIPPED == 0
+            own = own[~(liked & _covered(loaded.history, own["track"], own["time"].astype(np.int64)))]
+        kept = ~_covered(loaded.history, self.live["track"], self.live["time"])
+        live, sums = self.live[kept], self.sums[kept[: len(self.sums)]]
+        record = replace(self, live=live, sums=sums)
+        history, repeats = _merged(loaded.history, repeats_of(loaded), live, record._repeats_of(live))
+        state = replace(
+            self.state,
+            profile=loaded.profile,
+            history=history,
+            repeats=repeats,
+            recent=merge_recent(loaded.recent, own),
         )
-    n_heard, n_events, n_history, n_live, n_profile, n_skipped = _LENGTHS.unpack_from(packed, _HEAD.size)
-    events_at = _START + 8 * n_heard
-    skipped_at = events_at + 8 * n_events
-    history_at = skipped_at + 8 * n_skipped
-    live_at = history_at + _ENTRY * n_history
-    profile_at = live_at + _ENTRY * n_live
-    state = UserState(
-        json.loads(packed[profile_at:]) if n_profile > 2 else {},  # of most users nothing is declared
-        np.frombuffer(packed, HISTORY_DTYPE, n_history, history_at),
-        np.frombuffer(packed, "<u8", n_heard, _START),
-        np.frombuffer(packed, "<u8", n_skipped, skipped_at),
-    )
-    live = np.frombuffer(packed, HISTORY_DTYPE, n_live, live_at)
-    return UserRecord(state, live, np.frombuffer(packed, "<u8", n_events, events_at))
+        return replace(record, state=state)._with_heard(loaded.heard)
+
+    def places(self, hashes: Hashes) -> list[int]:
+        """Returns which chunks `_with_heard` must have at hand.
+
+        Args:
+            hashes: of tracks that may be added.
+
+        Returns:
+            Where those chunks begin; nothing while all heard tracks lie in the record.
+        """
+        return heard.places(self.lows, hashes) if len(self.lows) else []
+
+    def _with_heard(self, hashes: Hashes) -> "UserRecord":
+        lows, chunks = self.lows, self.chunks
+        if not len(lows):
+            if len(self.state.heard) + len(hashes) <= heard.MAX_CHUNK:
+                return replace(self, state=replace(self.state, heard=np.union1d(self.state.heard, hashes)))
+            lows, chunks = np.zeros(1, np.uint64), {0: self.state.heard}
+        lows, changed = heard.add(lows, chunks, hashes)
+        if len(lows) == 1:
+            return replace(self, state=replace(self.state, heard=changed.get(0, self.state.heard)))
+        state = replace(self.state, heard=no_hashes())
+        return replace(self, state=state, lows=lows, chunks={**chunks, **changed}, changed=self.changed | set(changed))
+
+    def _repeats_of(self, live: History) -> Repeats:
+        return np.concatenate([self.sums, at_once(live[len(self.sums) :])])
 
 
-def _skipped(before: Hashes, plays: Sequence[Play]) -> Hashes:
-    """Tracks skipped last and not liked since, after `plays` in order."""
+def _merged(a: History, a_repeats: Repeats, b: History, b_repeats: Repeats) -> tuple[History, Repeats]:
+    if not len(b):
+        return a, a_repeats
+    history, repeats, _ = add_up(np.concatenate([a, b]), np.concatenate([a_repeats, b_repeats]))
+    return history, repeats
+
+
+def _covered(history: History, tracks: Hashes, times: I64) -> npt.NDArray[np.bool_]:
+    """Which of some plays the loaded history holds already: their track, with a last play at least as late."""
+    if not (len(history) and len(tracks)):
+        return np.zeros(len(tracks), bool)
+    by_track = np.argsort(history["track"])
+    held = history[by_track]
+    at = np.minimum(np.searchsorted(held["track"], tracks), len(held) - 1)
+    covered: npt.NDArray[np.bool_] = (held["track"][at] == tracks) & (held["time"][at] >= times)
+    return covered
+
+
+def _skipped(before: Hashes, tracks: Hashes, liked: npt.NDArray[np.bool_]) -> Hashes:
+    """Tracks skipped last and not liked since, after plays of `tracks` in order."""
     kept = dict.fromkeys(before.tolist())
-    for track, play in zip(track_hashes(play.track_id for play in plays).tolist(), plays, strict=True):
+    for track, is_liked in zip(tracks.tolist(), liked.tolist(), strict=True):
         kept.pop(track, None)
-        if play.skipped:
+        if not is_liked:
             kept[track] = None
     return np.array(list(kept)[-MAX_SKIPPED:], np.uint64)
-
-
-def _value_of(user_id: str) -> str:
-    return f"user store: value of user {user_tag(user_id)}"
 
 
 def user_tag(user_id: str) -> str:

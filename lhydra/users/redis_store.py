@@ -9,16 +9,19 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import redis
 
-from lhydra.domain import Play, UserState
+from lhydra.domain import Hashes, Play, UserState, no_hashes
 from lhydra.errors import DeadlineExceeded, UserStoreError, complain
 from lhydra.users.breaker import Breaker, BreakerOpen
 from lhydra.users.connections import Address, Connections, limit
-from lhydra.users.record import UserRecord, unpack, user_key
+from lhydra.users.heard import chunk_key
+from lhydra.users.packed import Change, chunk_of, loading, recording, unpack, unpack_state, values, with_chunks
+from lhydra.users.record import UserRecord, user_key
 
 READ_S = 0.02  # a request waits so long for its user
 WRITE_S = 0.1  # for each of the two round trips of `record`
@@ -31,7 +34,6 @@ _READ_CHUNK = 50
 _UNREACHED = (redis.ConnectionError, redis.TimeoutError)
 
 Command = tuple[str | bytes | int, ...]
-Change = Callable[[UserRecord], tuple[UserRecord, list[bool]]]
 
 
 class RedisUsers:
@@ -52,7 +54,7 @@ class RedisUsers:
         self._connections.prepare()
 
     def get(self, user_id: str, deadline_s: float = math.inf) -> UserState | None:
-        """See `UserStore.get`: one round trip, within READ_S.
+        """See `UserStore.get`: one round trip, for a user whose heard tracks lie in chunks two, within READ_S.
 
         Args:
             user_id: whose.
@@ -61,9 +63,11 @@ class RedisUsers:
         Returns:
             The state, None when the user is unknown.
         """
+        until_s = min(time.monotonic() + READ_S, deadline_s)
         with self._connection(READ_S, deadline_s) as connection:
-            (packed,) = _ask(connection, ("GET", _key(user_id)))
-        return None if packed is None else unpack(packed, user_id).state
+            name = _name(user_key(user_id))
+            (packed,) = _ask(connection, ("GET", name))
+            return _whole(connection, name, packed, user_id, until_s)
 
     def record(self, plays: Sequence[Play], deadline_s: float = math.inf) -> list[bool]:
         """See `UserStore.record`.
@@ -83,7 +87,7 @@ class RedisUsers:
         for position, play in enumerate(plays):
             positions_of.setdefault(play.user_id, []).append(position)
         changes = {
-            user_id: partial(UserRecord.with_plays, plays=[plays[position] for position in positions])
+            user_id: recording([plays[position] for position in positions])
             for user_id, positions in positions_of.items()
         }
         fresh = [False] * len(plays)
@@ -108,8 +112,7 @@ class RedisUsers:
             bases: dict[str, list[UserState]] = {}
             for user_id, state in chunk:
                 bases.setdefault(user_id, []).append(state)
-            changes = {user_id: partial(_with_bases, bases=given) for user_id, given in bases.items()}
-            self._change(changes, BULK_S, BULK_CONTENDED_S)
+            self._change({user_id: loading(given) for user_id, given in bases.items()}, BULK_S, BULK_CONTENDED_S)
             n_users += len(chunk)
         return n_users
 
@@ -131,10 +134,16 @@ class RedisUsers:
                 if cursor == b"0":
                     break
             chosen = sorted(keys)[:: max(1, len(keys) // max(1, n))][:n]
-            packed = []
+            states: list[UserState | None] = []
             for i in range(0, len(chosen), _READ_CHUNK):
-                packed += _ask(connection, ("MGET", *chosen[i : i + _READ_CHUNK]))[0]
-        return [unpack(value, "sampled").state for value in packed if value is not None]
+                some = chosen[i : i + _READ_CHUNK]
+                (packed,) = _ask(connection, ("MGET", *some))
+                until_s = time.monotonic() + BULK_S
+                states += [
+                    _whole(connection, name, value, "sampled", until_s)
+                    for name, value in zip(some, packed, strict=True)
+                ]
+        return [state for state in states if state is not None]
 
     def close(self) -> None:
         """Closes the connections; the server makes its data durable by its own settings."""
@@ -152,17 +161,33 @@ class RedisUsers:
         if not changes:
             return {}
         give_up = time.monotonic() + contended_s
-        keys = [_key(user_id) for user_id in changes]
-        done: dict[str, tuple[bytes | None, bytes, list[bool]]] = {}  # stored value, changed value, flags
+        keys = [user_key(user_id) for user_id in changes]
+        names = [_name(key) for key in keys]
+        done: dict[str, tuple[bytes | None, list[tuple[bytes, bytes]], list[bool]]] = {}  # stored, to store, flags
         for attempt in itertools.count():
             with self._connection(budget_s, deadline_s) as connection:
-                _, stored = _ask(connection, ("WATCH", *keys), ("MGET", *keys))
-                for (user_id, change), packed in zip(changes.items(), stored, strict=True):
-                    if user_id not in done or done[user_id][0] != packed:
-                        record, flags = change(UserRecord() if packed is None else unpack(packed, user_id))
-                        done[user_id] = packed, record.pack(), flags
-                values = zip(keys, done.values(), strict=True)
-                writes: list[Command] = [("SET", key, new) for key, (_, new, flags) in values if any(flags)]
+                _, stored = _ask(connection, ("WATCH", *names), ("MGET", *names))
+                todo = {
+                    user_id: UserRecord() if packed is None else unpack(packed, user_id)
+                    for user_id, packed in zip(changes, stored, strict=True)
+                    if user_id not in done or done[user_id][0] != packed
+                }
+                places = [(user_id, low) for user_id in todo for low in todo[user_id].places(changes[user_id].heard)]
+                chunks: dict[str, dict[int, Hashes]] = {}
+                if places:
+                    wanted = [_name(chunk_key(user_key(user_id), low)) for user_id, low in places]
+                    limit(connection, self._left(budget_s, deadline_s))
+                    for (user_id, low), packed in zip(
+                        places, _ask(connection, ("WATCH", *wanted), ("MGET", *wanted))[1], strict=True
+                    ):
+                        chunks.setdefault(user_id, {})[low] = chunk_of(packed, user_id)
+                for (user_id, change), key, packed in zip(changes.items(), keys, stored, strict=True):
+                    if user_id in todo:
+                        record, flags = change.of(replace(todo[user_id], chunks=chunks.get(user_id, {})))
+                        done[user_id] = packed, list(values(record, key)) if any(flags) else [], flags
+                writes: list[Command] = [
+                    ("SET", _name(key), value) for _, new, _ in done.values() for key, value in new
+                ]
                 limit(connection, self._left(budget_s, deadline_s))
                 if not writes:
                     _ask(connection, ("UNWATCH",))
@@ -207,15 +232,28 @@ def _ask(connection: redis.Connection, *commands: Command) -> list[Any]:
     return [connection.read_response() for _ in commands]
 
 
-def _with_bases(record: UserRecord, bases: Sequence[UserState]) -> tuple[UserRecord, list[bool]]:
-    for base in bases:
-        record = record.with_base(base)
-    return record, [True]
+def _whole(
+    connection: redis.Connection, name: bytes, packed: bytes | None, user_id: str, until_s: float
+) -> UserState | None:
+    """The state of a record with the heard tracks that lie in chunks, as of one moment: writers may come between."""
+    read, at = no_hashes(), list[bytes | None]()
+    while packed is not None:
+        state, lows = unpack_state(packed, user_id)
+        if not len(lows):
+            return state
+        if np.array_equal(lows, read):
+            return with_chunks(state, at, user_id)
+        if (left_s := until_s - time.monotonic()) <= 0:
+            raise redis.TimeoutError
+        limit(connection, left_s)
+        key = name.removeprefix(_PREFIX).replace(b":", b"", 1)
+        ((packed, *at),) = _ask(connection, ("MGET", name, *(_name(chunk_key(key, low)) for low in lows.tolist())))
+        read = lows
+    return None
 
 
-def _key(user_id: str) -> bytes:
-    """`lhydra:u:ID`, and `lhydra:h:DIGEST` for a very long id: servers of other things may use the same database."""
-    key = user_key(user_id)
+def _name(key: bytes) -> bytes:
+    """`lhydra:u:ID`, `lhydra:h:DIGEST` for a very long id, `lhydra:~:…` for a chunk: other things may lie there too."""
     return _PREFIX + key[:1] + b":" + key[1:]
 
 

@@ -1,0 +1,166 @@
+"""What is known of the tracks of a history beyond their counts: first plays, decayed counts, the last plays in order.
+
+A decayed count is Σ count · 2^(-age / half-life) over the plays of a track, as of its last play. Two such sums are
+added by ageing both to the later of their last plays, so plays are added one by one, in bulk or in any order, and the
+work never depends on how many plays a sum holds already.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lhydra.domain import (
+    HALF_LIVES_DAYS,
+    HISTORY_DTYPE,
+    I64,
+    MAX_HISTORY,
+    MAX_RECENT,
+    RECENT_DTYPE,
+    REPEAT_DTYPE,
+    Hashes,
+    History,
+    Recent,
+    Repeats,
+    UserState,
+    history_order,
+    no_recent,
+    saturated,
+)
+
+_HALF_LIVES_S = np.array(HALF_LIVES_DAYS) * 86_400.0
+_LATEST = np.iinfo(np.uint32).max  # of REPEAT_DTYPE and RECENT_DTYPE: the year 2106
+
+
+def single_plays(tracks: Hashes, counts: Sequence[float], times: Sequence[int]) -> History:
+    """Returns one entry for each play, which `add_up` adds up.
+
+    Args:
+        tracks: (n,) uint64 hashes, repeats allowed.
+        counts: (n,) plays, saturated.
+        times: (n,) Unix seconds, 0 unknown.
+
+    Returns:
+        (n,) HISTORY_DTYPE in the order given.
+    """
+    entries = np.zeros(len(tracks), HISTORY_DTYPE)
+    entries["track"], entries["time"] = tracks, times
+    entries["count"] = saturated(np.asarray(counts, np.float64))
+    return entries
+
+
+def at_once(history: History) -> Repeats:
+    """Returns the repeats of entries of which no more is known than the history says: all plays at the last one.
+
+    Args:
+        history: (n,) HISTORY_DTYPE; single plays, or what an earlier version kept.
+
+    Returns:
+        (n,) REPEAT_DTYPE.
+    """
+    repeats = np.empty(len(history), REPEAT_DTYPE)
+    repeats["first"] = np.clip(history["time"], 0, _LATEST)
+    repeats["decayed"] = history["count"][:, None]
+    return repeats
+
+
+def repeats_of(state: UserState) -> Repeats:
+    """Returns the repeats of a state, those of `at_once` where it has none.
+
+    Args:
+        state: any.
+
+    Returns:
+        (n,) REPEAT_DTYPE, aligned with the history.
+    """
+    return state.repeats if len(state.repeats) == len(state.history) else at_once(state.history)
+
+
+def add_up(history: History, repeats: Repeats, users: I64 | None = None) -> tuple[History, Repeats, I64]:
+    """Returns one entry per track, in `history_order`, as `make_history` would of all the plays; with their repeats.
+
+    Args:
+        history: (n,) entries in any order, each a sum or a single play.
+        repeats: (n,) of the same entries.
+        users: (n,) whose each is, numbered from 0; one user's by default.
+
+    Returns:
+        At most MAX_HISTORY entries of each user, user by user; their repeats; (m,) whose they are.
+    """
+    if not len(history):
+        return history, repeats, np.empty(0, np.int64)
+    users = np.zeros(len(history), np.int64) if users is None else users
+    by_track = np.lexsort((history["track"], users))
+    entries, parts, owners = history[by_track], repeats[by_track], users[by_track]
+    starts_one = np.ones(len(entries), bool)
+    starts_one[1:] = (entries["track"][1:] != entries["track"][:-1]) | (owners[1:] != owners[:-1])
+    starts, own = np.flatnonzero(starts_one), np.cumsum(starts_one) - 1
+    total = np.zeros(len(starts), HISTORY_DTYPE)
+    total["track"], owners = entries["track"][starts], owners[starts]
+    # A group is added in the order given, as `make_history` does: the same sums to the last bit.
+    total["count"] = saturated(np.bincount(own, entries["count"].astype(np.float64)))
+    total["time"] = np.maximum(np.maximum.reduceat(entries["time"], starts), 0)
+    kept = np.zeros(len(starts), REPEAT_DTYPE)
+    first = np.minimum.reduceat(parts["first"] - np.uint32(1), starts)  # 0, unknown, wraps to the latest
+    kept["first"] = first + np.uint32(1)
+    age = (total["time"][own] - entries["time"]).astype(np.float64)
+    decayed = parts["decayed"] * np.exp2(-age[:, None] / _HALF_LIVES_S)
+    kept["decayed"] = saturated(np.add.reduceat(decayed, starts))
+    order = history_order(total["track"], total["count"], total["time"], owners)
+    ends = np.searchsorted(owners[order], np.arange(owners[-1] + 1), "right")
+    newest = order[ends[owners[order]] - np.arange(len(order)) <= MAX_HISTORY]
+    return total[newest], kept[newest], owners[newest]
+
+
+def make_recent(tracks: Hashes, times: Sequence[int] | I64, flags: Sequence[int] | int = 0) -> Recent:
+    """Returns plays as they are remembered one by one.
+
+    Args:
+        tracks: (n,) uint64 hashes.
+        times: (n,) Unix seconds, 0 unknown.
+        flags: SKIPPED, COMPLETED, LIVE of each.
+
+    Returns:
+        (n,) RECENT_DTYPE in the order given.
+    """
+    recent = np.zeros(len(tracks), RECENT_DTYPE)
+    recent["track"], recent["flags"] = tracks, flags
+    recent["time"] = np.clip(np.asarray(times, np.int64), 0, _LATEST)
+    return recent
+
+
+def merge_recent(before: Recent, later: Recent) -> Recent:
+    """Returns the last plays of both, by time; of plays of one time those of `before` first.
+
+    Args:
+        before: by time.
+        later: in order of arrival.
+
+    Returns:
+        At most MAX_RECENT plays, newest last.
+    """
+    if not len(later):
+        return before[-MAX_RECENT:]
+    both = np.concatenate([before, later])
+    if (both["time"][1:] < both["time"][:-1]).any():
+        both = both[np.argsort(both["time"], kind="stable")]
+    return both[-MAX_RECENT:]
+
+
+def recent_of(tracks: Hashes, times: I64, users: I64, n_users: int) -> list[Recent]:
+    """Returns the last plays of many users.
+
+    Args:
+        tracks: (n,) uint64 hashes of plays, user by user, each user's by time.
+        times: (n,) Unix seconds; plays of unknown time, 0, have no place in an order and are left out.
+        users: (n,) whose each is, from 0 to n_users - 1.
+        n_users: how many users there are.
+
+    Returns:
+        At most MAX_RECENT plays of each user, newest last.
+    """
+    if not (dated := times > 0).any():
+        return [no_recent()] * n_users
+    recent, owners = make_recent(tracks[dated], times[dated]), users[dated]
+    ends = np.searchsorted(owners, np.arange(n_users), "right")
+    starts = np.maximum(np.searchsorted(owners, np.arange(n_users)), ends - MAX_RECENT)
+    return [recent[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
