@@ -1,24 +1,28 @@
 """The gRPC side of a worker: one server with the API, health and reflection, bound to a shared port."""
 
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_health.v1 import health
 
 from lhydra.logs import AccessLog
 from lhydra_protos.v1 import recommender_pb2 as pb
+from lhydra_server import reflection
 from lhydra_server.address import count_connections, stop_listening
+from lhydra_server.admission import CallPool, DirectPool, StreamPool
 from lhydra_server.config import longest_drain_s
-from lhydra_server.interceptors import AdmissionControl, CountingPool, HandlerFactory
+from lhydra_server.health import Health
+from lhydra_server.interceptors import HandlerFactory
 from lhydra_server.metrics.worker import Metrics, NoMetrics
 from lhydra_server.service import RecommenderService
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Recommender"].full_name
-RECOMMENDER_THREADS = 64  # of calls that are queued for a batch, or wait for the user store; they sleep
-HEALTH_THREADS = 4  # of health and reflection, which must answer while all of those are taken
+CALL_THREADS = 64  # of calls that are queued for a batch, or wait for the user store; they sleep
+WATCHES, REFLECTIONS = 64, 8  # at a time
 MAX_REQUEST_BYTES = 2**20
+MAX_STREAMS = 1_000  # calls on one connection
+CONNECTION_GRACE_S = 5.0  # for the calls of a connection that has reached its age: no wait for a caller is longer
+HANDSHAKE_S = 10.0  # for a connection to say that it speaks HTTP/2
 NO_METRICS, ACCESS_LOG = NoMetrics(), AccessLog(name="lhydra_server.calls")
 
 
@@ -49,40 +53,49 @@ class Listener:
         access_log: AccessLog = ACCESS_LOG,
     ) -> None:
         self._connection_age_s = connection_age_s
-        pool = CountingPool(min(max_in_flight, RECOMMENDER_THREADS), metrics.in_flight)
-        handlers = HandlerFactory(metrics, access_log, pool)
-        methods = {
-            "Recommend": handlers.unary("Recommend", pb.RecommendRequest, service.Recommend),
-            "SimilarTracks": handlers.unary("SimilarTracks", pb.SimilarTracksRequest, service.SimilarTracks),
-            "RecordPlays": handlers.unary("RecordPlays", pb.RecordPlaysRequest, service.RecordPlays),
-            "Explain": handlers.unary("Explain", pb.ExplainRequest, service.Explain),
+        handlers = HandlerFactory(metrics, access_log)
+        refusal = handlers.overloaded(lambda: service.retry_after_ms(self._calls.in_flight))
+        threads = min(max_in_flight, CALL_THREADS)
+        self._calls = CallPool("call", threads, max_in_flight, refusal, self._count)
+        self._writes = CallPool("write", threads, max_in_flight, refusal, self._count)  # they wait for each other
+        self._watches = CallPool("watch", WATCHES, WATCHES, refusal)
+        self._reflections = StreamPool("reflection", REFLECTIONS, REFLECTIONS, refusal)
+        self._direct = DirectPool(refusal)
+        self._metrics = metrics
+        service.count_calls(lambda: self._calls.in_flight)
+        self._health = Health(("", SERVICE), self.stuck_s)
+        by_name = {
+            "Recommend": handlers.unary("Recommend", pb.RecommendRequest, service.Recommend, self._calls),
+            "SimilarTracks": handlers.unary(
+                "SimilarTracks", pb.SimilarTracksRequest, service.SimilarTracks, self._calls
+            ),
+            "RecordPlays": handlers.unary("RecordPlays", pb.RecordPlaysRequest, service.RecordPlays, self._writes),
+            "Explain": handlers.unary("Explain", pb.ExplainRequest, service.Explain, self._calls),
             "RecommendMany": handlers.refused_stream("RecommendMany"),
-            "GetStatus": handlers.unary("GetStatus", pb.GetStatusRequest, service.GetStatus),
+            "GetStatus": handlers.unary("GetStatus", pb.GetStatusRequest, service.GetStatus, self._direct),
         }
-        service.count_calls(lambda: pool.in_flight)
-        by_path = {f"/{SERVICE}/{name}": handler for name, handler in methods.items()}
-        refusal = handlers.overloaded(lambda: service.retry_after_ms(pool.in_flight))
         self._server = grpc.server(
-            ThreadPoolExecutor(HEALTH_THREADS, "other"),
-            handlers=[AdmissionControl(by_path, pool, max_in_flight, refusal)],
+            self._direct,
+            handlers=[
+                grpc.method_handlers_generic_handler(SERVICE, by_name),
+                self._health.handler(self._direct, self._watches),
+                *reflection.handlers((SERVICE, health.SERVICE_NAME), self._reflections),
+            ],
             options=[
                 ("grpc.so_reuseport", 1),
                 ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
                 ("grpc.max_connection_age_ms", int(connection_age_s * 1000)),
+                ("grpc.max_connection_age_grace_ms", int(CONNECTION_GRACE_S * 1000)),
+                ("grpc.max_concurrent_streams", MAX_STREAMS),
+                ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_S * 1000)),
             ],
         )
-        self._health = health.HealthServicer()
-        for name in ("", SERVICE):
-            self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         self.port = self._server.add_insecure_port(address)
 
     def start(self) -> None:
         """Begins to answer, and says so."""
         self._server.start()
-        for name in ("", SERVICE):
-            self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._health.serve()
 
     def drain(self, notice_s: float = 0.0) -> None:
         """Leaves without failing a call; returns when no client is connected any more, or when all had to go.
@@ -93,9 +106,11 @@ class Listener:
         Args:
             notice_s: seconds that clients which watch health have to leave by themselves.
         """
-        self._health.enter_graceful_shutdown()
+        self._health.leave()
         time.sleep(notice_s)
         stop_listening(self.port)
+        self._health.end()  # whoever waits for us only would keep us
+        self._reflections.cancel()
         last_s = time.monotonic() + longest_drain_s(self._connection_age_s)
         while count_connections(self.port) and time.monotonic() < last_s:
             time.sleep(0.05)
@@ -106,4 +121,16 @@ class Listener:
         Args:
             grace_s: seconds after which they are cancelled.
         """
-        self._server.stop(grace_s).wait()
+        self._health.end()
+        self._reflections.cancel()
+        stopped = self._server.stop(grace_s)
+        while not stopped.wait(0.05):
+            for pool in (self._calls, self._writes, self._direct, self._watches):
+                pool.end_awaited()
+
+    def stuck_s(self) -> float:
+        """Returns for how many seconds a call has been running past every limit; 0 while none is."""
+        return self._calls.stuck_s()
+
+    def _count(self) -> None:
+        self._metrics.in_flight(self._calls.in_flight + self._writes.in_flight)

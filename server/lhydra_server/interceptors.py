@@ -1,13 +1,11 @@
-"""What surrounds every call: admission, request id, deadline, parsing, error translation, metrics, one log line."""
+"""What surrounds every call: request id, deadline, parsing, error translation, metrics, one log line."""
 
 import logging
 import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Lock
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import grpc
@@ -15,6 +13,7 @@ from google.protobuf.message import DecodeError, Message
 
 from lhydra import logs
 from lhydra.errors import DeadlineExceeded, InvalidRequest, LhydraError, Overloaded, Unsupported
+from lhydra_server.admission import Behavior, DirectPool, RefusingPool
 from lhydra_server.errors import status_of
 from lhydra_server.metrics.worker import Metrics
 from lhydra_server.outage_log import OutageLog
@@ -67,15 +66,18 @@ class HandlerFactory:
     Args:
         metrics: what calls are counted in.
         access_log: where each call has its line.
-        pool: the threads that unary methods run in.
     """
 
-    def __init__(self, metrics: Metrics, access_log: logs.AccessLog, pool: "CountingPool") -> None:
-        self._metrics, self._access_log, self._pool = metrics, access_log, pool
+    def __init__(self, metrics: Metrics, access_log: logs.AccessLog) -> None:
+        self._metrics, self._access_log = metrics, access_log
         self._outages = OutageLog()
 
     def unary(
-        self, name: str, request_type: type[Request], method: Callable[[Request, Call], Message | bytes]
+        self,
+        name: str,
+        request_type: type[Request],
+        method: Callable[[Request, Call], Message | bytes],
+        pool: DirectPool,
     ) -> "grpc.RpcMethodHandler[Any, Any]":
         """Makes the handler of a unary method.
 
@@ -85,6 +87,7 @@ class HandlerFactory:
             name: of the method, in metrics and logs.
             request_type: what the bytes of a request are parsed as.
             method: answers a parsed request, with a message or its bytes.
+            pool: admits calls, and gives them a thread.
 
         Returns:
             The handler.
@@ -114,7 +117,7 @@ class HandlerFactory:
                 context.abort(code, details)  # raises
             return reply
 
-        handle.experimental_thread_pool = self._pool  # type: ignore[attr-defined]
+        handle.experimental_thread_pool = pool  # type: ignore[attr-defined]
         return grpc.unary_unary_rpc_method_handler(handle, response_serializer=_serialized)
 
     def refused_stream(self, name: str) -> "grpc.RpcMethodHandler[Any, Any]":
@@ -130,29 +133,26 @@ class HandlerFactory:
         def handle(requests: Iterable[bytes], context: grpc.ServicerContext) -> None:
             self._refuse(name, Unsupported(f"{name}: this version does not answer it"), context)
 
+        handle.experimental_thread_pool = RefusingPool(handle)  # type: ignore[attr-defined]
         return grpc.stream_stream_rpc_method_handler(handle)
 
-    def overloaded(self, retry_after_ms: Callable[[], int]) -> "grpc.RpcMethodHandler[Any, Any]":
-        """Makes the handler of unary calls that come while too many are in flight: it refuses them at once.
-
-        The handler has a thread of its own, because the call threads may all be taken. It reads the request as a
-        stream, which gRPC hands over before the message has come: a message that never comes blocks no thread.
+    def overloaded(self, retry_after_ms: Callable[[], int]) -> Behavior:
+        """Makes what answers calls for which there is no room: it refuses them at once.
 
         Args:
             retry_after_ms: returns the milliseconds that the refused caller should wait.
 
         Returns:
-            The handler, which refuses with RESOURCE_EXHAUSTED.
+            What a pool runs in place of the method; it refuses with RESOURCE_EXHAUSTED.
         """
 
-        def refuse(requests: Iterable[bytes], context: grpc.ServicerContext) -> None:
+        def refuse(data: bytes, context: grpc.ServicerContext) -> None:
             after_ms = retry_after_ms()
             self._metrics.refused("overload")
             error = Overloaded(f"too many requests in flight, retry in {after_ms} ms")
             self._refuse("overload", error, context, ((RETRY_AFTER_KEY, str(after_ms)),))
 
-        refuse.experimental_thread_pool = ThreadPoolExecutor(1, "refuse")  # type: ignore[attr-defined]
-        return grpc.stream_unary_rpc_method_handler(refuse)
+        return refuse
 
     def _refuse(
         self,
@@ -167,75 +167,6 @@ class HandlerFactory:
         self._metrics.record(name, code.name, 0, {})
         self._access_log.write(name, code.name, request_id, 0, {})
         context.abort(code, details)  # raises
-
-
-class AdmissionControl(grpc.GenericRpcHandler):
-    """Admits calls of the API while fewer than a limit are in flight, and refuses the others.
-
-    Args:
-        methods: handlers by path, such as "/lhydra.v1.Recommender/Recommend".
-        pool: counts the calls in flight.
-        max_in_flight: calls that run or wait for a thread.
-        refusal: the handler of a call above the limit.
-    """
-
-    def __init__(
-        self,
-        methods: "Mapping[str, grpc.RpcMethodHandler[Any, Any]]",
-        pool: "CountingPool",
-        max_in_flight: int,
-        refusal: "grpc.RpcMethodHandler[Any, Any]",
-    ) -> None:
-        self._methods, self._pool, self._max_in_flight, self._refusal = methods, pool, max_in_flight, refusal
-
-    def service(self, details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any] | None":
-        """Picks the handler of a new call; runs in the one thread in which gRPC receives calls.
-
-        Args:
-            details: path and metadata of the call.
-
-        Returns:
-            The handler of the method or of the refusal, None for a path that is not of the API.
-        """
-        handler = self._methods.get(details.method)
-        if handler is None or self._pool.in_flight < self._max_in_flight or handler.request_streaming:
-            return handler
-        return self._refusal
-
-
-class CountingPool(ThreadPoolExecutor):
-    """Threads for calls, with a count of the calls in flight: those that run and those that wait for a thread.
-
-    Args:
-        threads: how many.
-        changed: called with the new count at every change, one call at a time.
-    """
-
-    def __init__(self, threads: int, changed: Callable[[int], None]) -> None:
-        super().__init__(threads, "call")
-        self.in_flight = 0
-        self._changed, self._count = changed, Lock()
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
-        """Queues a call for the next free thread and counts it until it is done.
-
-        Args:
-            fn: the call.
-            args: of `fn`.
-            kwargs: of `fn`.
-
-        Returns:
-            The future of its result.
-        """
-        self._add(1)
-        future = super().submit(fn, *args, **kwargs)
-        future.add_done_callback(lambda _: self._add(-1))
-        return future
-
-    def _add(self, n: int) -> None:
-        with self._count:
-            self.in_flight += n
-            self._changed(self.in_flight)
 
 
 def _serialized(reply: Message | bytes) -> bytes:
