@@ -13,8 +13,9 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from lhydra.domain import Play, UserState
-from lhydra.errors import ConfigError, MissingExtra, complain
+from lhydra.errors import MissingExtra
 from lhydra.users.lmdb_store import SYNC_S, LmdbUsers
+from lhydra.users.place import folder_of
 
 
 class UserStore(Protocol):
@@ -73,7 +74,15 @@ class UserStore(Protocol):
         """Releases the store, everything written."""
 
 
-def open_users(url: str | None, store: Path, *, sync_s: float = SYNC_S) -> UserStore:
+def open_users(
+    url: str | None,
+    store: Path,
+    *,
+    sync_s: float = SYNC_S,
+    create: bool = True,
+    lasting: bool = False,
+    identity: str = "",
+) -> UserStore:
     """Opens the user store at `url`, by default the LMDB one inside the bundle store `store`.
 
     Args:
@@ -81,6 +90,9 @@ def open_users(url: str | None, store: Path, *, sync_s: float = SYNC_S) -> UserS
         store: the bundle store.
         sync_s: at most so long after a write LMDB forces it to disk (0: before the write returns); what a killed
             process wrote survives in any case.
+        create: makes the folder where there is none.
+        lasting: for servers: a folder that cannot be opened, now or later, is no error here and tried every second.
+        identity: the id of the store that the folder must hold; empty where any will do.
 
     Returns:
         The store, to be closed.
@@ -90,22 +102,18 @@ def open_users(url: str | None, store: Path, *, sync_s: float = SYNC_S) -> UserS
         MissingExtra: Redis, without the package that talks to it.
         UserStoreError: the folder cannot be opened. A Redis server that does not answer is no error here.
     """
-    if url is None:
-        return LmdbUsers(store / "users.lmdb", sync_s=sync_s)
-    scheme, _, rest = url.partition(":")
-    if scheme == "lmdb" and rest:
-        return LmdbUsers(Path(rest), sync_s=sync_s)
-    if scheme in ("redis", "rediss"):
-        try:
-            from lhydra.users.connections import Address
-            from lhydra.users.redis_store import RedisUsers
-        except ModuleNotFoundError as error:
-            if error.name != "redis":
-                raise
-            raise MissingExtra("redis", "redis") from None
-        return RedisUsers(Address.parse(url))
-    found = f"an address of kind '{scheme}'"  # no more of it: it may hold a password
-    raise ConfigError(complain("--users", found, "lmdb:PATH or redis://HOST"))
+    folder = folder_of(url, store)
+    if folder is not None:
+        return LmdbUsers(folder, sync_s=sync_s, create=create, lasting=lasting, identity=identity)
+    assert url is not None
+    try:
+        from lhydra.users.connections import Address
+        from lhydra.users.redis_store import RedisUsers
+    except ModuleNotFoundError as error:
+        if error.name != "redis":
+            raise
+        raise MissingExtra("redis", "redis") from None
+    return RedisUsers(Address.parse(url))
 
 
 def redacted(url: str) -> str:

@@ -26,6 +26,7 @@ class ServeSettings(Settings):
     port: int = setting(50051, "port to listen on; 0 picks a free one", low=0, high=65_535)
     workers: int = setting(0, "worker processes; 0 means one per core", low=0, high=1_024)
     users: str | None = setting(None, "user store, lmdb:PATH or redis://HOST:PORT/DB; by default the one inside STORE")
+    users_create: bool = setting(False, "make the user store where there is none; the one inside STORE always is")
     users_sync_s: float = setting(
         1.0, "recorded plays reach the disk at most so long after; 0 means at once", low=0, high=3_600
     )
@@ -78,6 +79,7 @@ class WorkerSettings(Message):
     bundle_id: str
     address: str  # HOST:PORT, [HOST]:PORT for IPv6
     users: str | None = None
+    users_id: str = ""  # of the user store that was there when the server started
     users_sync_s: float = 1.0
     depth: int = 0
     max_k: int = DEFAULT_MAX_K

@@ -18,6 +18,7 @@ from types import FrameType
 from lhydra.bundle.manifest import current_bundle_id
 from lhydra.errors import LhydraError
 from lhydra.lines import say
+from lhydra.users.place import claim
 from lhydra_server.address import Reservation, joined
 from lhydra_server.config import FleetStatus, ServeSettings, WorkerSettings, longest_stop_s
 from lhydra_server.metrics.totals import Totals, exposed
@@ -96,6 +97,7 @@ class Supervisor:
         self._refused = ""  # the bundle that could not be served, tried again when CURRENT changes or time has passed
         self._retry = Backoff()
         self._current, self._swap_error = "", ""
+        self._users_id, self._users_made = "", False
         self._totals = Totals()
         self._signals: list[str] = []
         self._woken, self._wake = os.pipe()
@@ -113,6 +115,7 @@ class Supervisor:
             self._address = reservation.address
             self._listen_to_signals()
             try:
+                self._users_id, self._users_made = claim(self._settings.users, self._store, self._settings.users_create)
                 self._coming = self._spawn(self._current)
                 while not self._signals:
                     self._tick()
@@ -171,6 +174,8 @@ class Supervisor:
         elif fleet.n_ready == self._n_workers:
             took_ms = round((time.monotonic() - fleet.started_s) * 1e3)
             if self._serving is None:
+                if self._users_made:
+                    _log.warning("made an empty user store")
                 address = joined(self._host, self._address.rpartition(":")[2])
                 say(f"serving bundle {fleet.bundle_id} on {address} with {self._n_workers} workers")
                 if self._settings.metrics_port:
@@ -222,6 +227,7 @@ class Supervisor:
             bundle_id=bundle_id,
             address=self._address,
             users=self._settings.users,
+            users_id=self._users_id,
             users_sync_s=self._settings.users_sync_s,
             depth=self._settings.depth,
             max_k=self._settings.max_k,

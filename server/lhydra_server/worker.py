@@ -106,7 +106,14 @@ def run(load: Callable[[WorkerSettings], Served] = open_served) -> int:
     try:
         with _held_logs(), timed("worker.start"):
             served = load(settings)
-            users = open_users(settings.users, Path(settings.store), sync_s=settings.users_sync_s)
+            users = open_users(
+                settings.users,
+                Path(settings.store),
+                sync_s=settings.users_sync_s,
+                create=False,
+                lasting=True,
+                identity=settings.users_id,
+            )
             metrics = Metrics.open(settings.metrics)
             keep_to(settings.core)
             listener = Listener(

@@ -1,0 +1,102 @@
+"""Where a user store lies; that there is one before a server starts, and which one it is.
+
+A server's workers never make a store: one that vanished would come back empty, and take plays that nobody finds again.
+The supervisor makes one, once, at the place inside the bundle store or where it is told to. It has the files opened by
+a process of its own, `python -m lhydra.users.place FOLDER`, since damaged ones may end whoever maps them.
+"""
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+from lhydra.errors import ConfigError, UserStoreError, complain
+
+_OPEN_S = 10.0  # for a look at a store; a server starts without it
+_log = logging.getLogger(__name__)
+
+
+def folder_of(url: str | None, store: Path) -> Path | None:
+    """Returns the folder of an LMDB user store.
+
+    Args:
+        url: of the user store; None for the one inside the bundle store.
+        store: the bundle store.
+
+    Returns:
+        The folder, None for a store on Redis.
+
+    Raises:
+        ConfigError: a URL of no known kind.
+    """
+    if url is None:
+        return store / "users.lmdb"
+    scheme, _, rest = url.partition(":")
+    if scheme == "lmdb" and rest:
+        return Path(rest)
+    if scheme in ("redis", "rediss"):
+        return None
+    found = f"an address of kind '{scheme}'"  # no more of it: it may hold a password
+    raise ConfigError(complain("--users", found, "lmdb:PATH or redis://HOST"))
+
+
+def claim(url: str | None, store: Path, create: bool) -> tuple[str, bool]:
+    """Finds the user store of a server that starts, or makes it: inside the bundle store, or where `create` says so.
+
+    Args:
+        url: of the user store; None for the one inside the bundle store.
+        store: the bundle store.
+        create: makes a store at any place.
+
+    Returns:
+        The id of the store, which workers hold theirs against, empty where it cannot be read or is on Redis; and
+        whether the store was made.
+
+    Raises:
+        ConfigError: a URL of no known kind.
+        UserStoreError: there is no store where one should be, or it cannot be made.
+    """
+    folder = folder_of(url, store)
+    if folder is None:
+        return "", False
+    there = (folder / "data.mdb").exists()
+    others = folder.exists() and not folder.is_dir()
+    if not there and not create and url is not None and not others:
+        raise UserStoreError(complain(f"--users {url}", "no user store", "one; --users-create makes it"))
+    command = [sys.executable, "-P", "-m", "lhydra.users.place", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_OPEN_S, check=False)
+        reason, code = done.stderr.strip(), done.returncode
+    except subprocess.TimeoutExpired:
+        reason, code = f"{folder}: no answer within {_OPEN_S:g} s", 1
+    if code == 0:
+        return done.stdout.strip(), not there
+    if not there:
+        raise UserStoreError(reason.splitlines()[-1] if reason else f"{folder}: found exit code {code}")
+    how = f"user store {folder}: reading it ended with signal {-code}" if code < 0 else reason.splitlines()[-1]
+    _log.error("starting without the user store: %s", how)
+    return "", False
+
+
+def main() -> int:
+    """Opens the store whose folder is the argument, makes it where there is none, and prints its id.
+
+    Returns:
+        The exit code.
+    """
+    from lhydra.users.environment import Environment
+
+    try:
+        environment = Environment(Path(sys.argv[1]), sync_s=0, create=True)
+        if not environment.identity:
+            environment.write(lambda transaction: None)  # the first write gives it one
+        print(environment.identity)
+        environment.close()
+    except UserStoreError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
