@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lhydra.errors import ConfigError, complain
+from lhydra.numerals import real_number, whole_number
 
 S = TypeVar("S", bound="Settings")
 SECTIONS = ("columns", "synth", "prepare", "train", "evaluate", "recommend", "users", "index", "serve", "demo")
@@ -158,7 +159,7 @@ def resolve(section: str, settings: type[S], args: argparse.Namespace, environ: 
         for key, value in read_section(path, section).items():
             if key not in names:
                 raise ConfigError(f"{path}: {section}.{key}: {unknown(key, names)}")
-            values[key] = _converted(settings, key, value, f"{path}: {section}.{key}")
+            values[key] = _converted(settings, key, _ungrouped(settings, key, value), f"{path}: {section}.{key}")
     prefix = f"LHYDRA_{section.upper()}_"
     for variable, value in environ.items():
         if variable.startswith(prefix):
@@ -274,6 +275,14 @@ def _plain_type(settings: type[Settings], name: str) -> tuple[type, bool]:
     return kind, False
 
 
+def _ungrouped(settings: type[Settings], name: str, value: Any) -> Any:
+    """A value of a file without the underscores that YAML allows between the digits of a number."""
+    is_number = (
+        _plain_type(settings, name)[0] in (int, float) and isinstance(value, str) and not isinstance(value, Null)
+    )
+    return re.sub("(?<=[0-9])_(?=[0-9])", "", value) if is_number else value
+
+
 def _converted(settings: type[Settings], name: str, value: Any, origin: str) -> Any:
     kind, optional = _plain_type(settings, name)
     field = next(field for field in dataclasses.fields(settings) if field.name == name)
@@ -292,7 +301,8 @@ def _converted(settings: type[Settings], name: str, value: Any, origin: str) -> 
             or (isinstance(value, Null) and not value)
         ):
             raise ValueError
-        converted = kind(_INFINITE.sub(r"\1", str(value).lower()) if kind is float else str(value))
+        read = {int: whole_number, float: real_number}.get(kind, kind)
+        converted = read(_INFINITE.sub(r"\1", str(value).lower()) if kind is float else str(value))
         if kind is float and converted != converted:
             raise ValueError
     except (TypeError, ValueError):

@@ -1,6 +1,7 @@
 """What many tests share: one tiny world, trained for real once per session, published, its users loaded."""
 
 import fcntl
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from lhydra.users.store import open_users
 from lhydra_index_builder.build import rebuild
 from lhydra_index_builder.config import RebuildSettings
 
+os.environ.update(no_grpc_proxy="127.0.0.1")  # plain channels of tests, and of what they start, stay on this machine
 TINY_TRAINING = TrainSettings(epochs=4, dim=32, hidden=32, temperature=0.15, threads=1)
 
 

@@ -74,15 +74,20 @@ class FakeRecommender(RecommenderServicer):
 
 @contextmanager
 def serving(
-    servicer: RecommenderServicer, *, workers: int = 8, options: tuple[tuple[str, Any], ...] = ()
+    servicer: RecommenderServicer,
+    *,
+    workers: int = 8,
+    options: tuple[tuple[str, Any], ...] = (),
+    host: str = "127.0.0.1",
 ) -> Iterator[str]:
-    """Serves `servicer` on a free port with `workers` threads; yields the address."""
+    """Serves `servicer` on a free port of `host`, or at unix:PATH, with `workers` threads; yields the address."""
     with ThreadPoolExecutor(workers) as pool:
         server = grpc.server(pool, options=options)
         add_RecommenderServicer_to_server(servicer, server)
-        port = server.add_insecure_port("127.0.0.1:0")
+        at_path = host.startswith("unix:")
+        port = server.add_insecure_port(host if at_path else f"{host}:0")
         server.start()
         try:
-            yield f"127.0.0.1:{port}"
+            yield host if at_path else f"{host}:{port}"
         finally:
             server.stop(grace=None).wait()

@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 
 from lhydra_client import requests, results
+from lhydra_client.address import is_local, proxy_variable, target
 from lhydra_client.errors import from_rpc
 from lhydra_client.requests import Filter, HistoryEntry, Play, Repeat, Value
 from lhydra_client.results import Explanation, Recommendations, Recorded, Status
@@ -41,11 +42,34 @@ CHANNEL_OPTIONS = (
 )
 
 
+def channel_options(address: str) -> tuple[tuple[str, str | int], ...]:
+    """Returns the options of a channel to a server: retries, a connection of its own, no proxy within a machine.
+
+    gRPC sends even calls to 127.0.0.1 through the proxy that an environment names.
+
+    Args:
+        address: as `Client` takes it.
+
+    Returns:
+        Names and values.
+
+    Raises:
+        InvalidRequest: not an address.
+    """
+    return (*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(not is_local(target(address)))))
+
+
+def _server_name(place: str) -> str:
+    """A server as errors name it, with what stands between it and us."""
+    variable = proxy_variable(place)
+    return f"{place} through the proxy of {variable}" if variable else place
+
+
 class Client:
     """A blocking client; safe to share between threads. Close it, or use it as a context manager.
 
     Args:
-        address: HOST:PORT, or a gRPC URI such as unix:PATH.
+        address: HOST:PORT, [HOST]:PORT for IPv6, or a gRPC URI such as unix:PATH.
         timeout_s: deadline of a call in seconds, retries included, unless the call names its own.
         channel: used instead of opening one; its owner closes it and gives it a retry policy.
 
@@ -60,9 +84,9 @@ class Client:
         channel: grpc.Channel | None = None,
     ) -> None:
         self._timeout_s = requests.deadline(timeout_s)
-        self._server = requests.target(address) if channel is None else "the server"
+        self._server = "the server" if channel is not None else _server_name(target(address))
         self._owned = channel is None
-        self._channel = channel or grpc.insecure_channel(address, CHANNEL_OPTIONS)
+        self._channel = channel or grpc.insecure_channel(target(address), channel_options(address))
         self._stub = RecommenderStub(self._channel)
 
     def recommend(
@@ -210,7 +234,7 @@ class AsyncClient:
     """The client for asyncio, with the methods of `Client`. Make it in the running loop; close it, or use `async with`.
 
     Args:
-        address: HOST:PORT, or a gRPC URI such as unix:PATH.
+        address: HOST:PORT, [HOST]:PORT for IPv6, or a gRPC URI such as unix:PATH.
         timeout_s: deadline of a call in seconds, retries included, unless the call names its own.
         channel: used instead of opening one; its owner closes it and gives it a retry policy.
 
@@ -225,9 +249,9 @@ class AsyncClient:
         channel: grpc.aio.Channel | None = None,
     ) -> None:
         self._timeout_s = requests.deadline(timeout_s)
-        self._server = requests.target(address) if channel is None else "the server"
+        self._server = "the server" if channel is not None else _server_name(target(address))
         self._owned = channel is None
-        self._channel = channel or grpc.aio.insecure_channel(address, CHANNEL_OPTIONS)
+        self._channel = channel or grpc.aio.insecure_channel(target(address), channel_options(address))
         self._stub = RecommenderStub(self._channel)
 
     async def recommend(

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 HELP = "ask a running server: recommend, plays, status, similar, explain"
 EXTRA = ""
 DEFAULT_ADDRESS = "127.0.0.1:50051"
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_WHOLE = re.compile(r"[+-]?[0-9]+")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -28,9 +29,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
-        "--address", metavar="H:P", help=f"the server (default: LHYDRA_ADDRESS, else {DEFAULT_ADDRESS})"
+        "--address", metavar="H:P", help=f"the server, or unix:PATH (default: LHYDRA_ADDRESS, else {DEFAULT_ADDRESS})"
     )
-    common.add_argument("--timeout-s", type=float, default=5.0, help="deadline, retries included (default: 5)")
+    common.add_argument("--timeout-s", type=_number, default=5.0, help="deadline, retries included (default: 5)")
     common.add_argument("--json", action="store_true", help="print everything as JSON")
 
     def action(name: str, text: str) -> argparse.ArgumentParser:
@@ -38,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     recommend = action("recommend", "Tracks for a user, best first.")
     recommend.add_argument("user", metavar="USER")
-    recommend.add_argument("--k", type=int, default=10, help="how many tracks (default: 10)")
+    recommend.add_argument("--k", type=_whole, default=10, help="how many tracks (default: 10)")
     recommend.add_argument(
         "--exclude", type=_ids, action="extend", default=[], metavar="ID,...", help="tracks never to return"
     )
@@ -67,8 +68,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="only tracks by this artist; again for or that one",
     )
-    recommend.add_argument("--min-year", type=int, metavar="YEAR", help="only tracks of this year or later")
-    recommend.add_argument("--max-year", type=int, metavar="YEAR", help="only tracks of this year or earlier")
+    recommend.add_argument("--min-year", type=_whole, metavar="YEAR", help="only tracks of this year or later")
+    recommend.add_argument("--max-year", type=_whole, metavar="YEAR", help="only tracks of this year or earlier")
     recommend.add_argument(
         "--explicit", action=argparse.BooleanOptionalAction, help="only tracks that are marked explicit, or marked not"
     )
@@ -84,7 +85,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     similar = action("similar", "Tracks similar to given ones.")
     similar.add_argument("tracks", metavar="TRACK_ID", nargs="+")
-    similar.add_argument("--k", type=int, default=10, help="how many tracks (default: 10)")
+    similar.add_argument("--k", type=_whole, default=10, help="how many tracks (default: 10)")
 
     explain = action("explain", "Why a track is in a user's list, or why it is not.")
     explain.add_argument("user", metavar="USER")
@@ -203,6 +204,19 @@ def _clean(text: str) -> str:
 
 def _ids(text: str) -> list[str]:
     return [part for part in text.split(",") if part]
+
+
+def _whole(text: str) -> int:
+    """Python's own `int` takes 1_999 and the digits of every script."""
+    if not _WHOLE.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    if not _NUMBER.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number")
+    return float(text)
 
 
 def _column(text: str) -> tuple[str, str | float]:

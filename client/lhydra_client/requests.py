@@ -256,27 +256,6 @@ def deadline(timeout_s: float) -> float:
     return seconds
 
 
-def target(address: str) -> str:
-    """Checks the address of a server.
-
-    Args:
-        address: HOST:PORT, or a gRPC URI such as unix:PATH.
-
-    Returns:
-        The address, unchanged.
-
-    Raises:
-        InvalidRequest: neither of the two.
-    """
-    host, _, port = _text("address", address).rpartition(":")
-    if address.startswith(("unix:", "dns:", "ipv4:", "ipv6:")):
-        return address
-    if not (host.isprintable() and host and port.isdecimal() and 0 < int(port) < 65_536):
-        # gRPC would take the port modulo 65536, or 443 where there is none
-        raise InvalidRequest(f"address: found {address!r}, expected HOST:PORT with a port from 1 to 65535")
-    return address
-
-
 def _filter(wanted: Filter) -> pb.Filter:
     if not isinstance(wanted, Filter):
         raise InvalidRequest(f"filter: found {_shown(wanted)}, expected a Filter")

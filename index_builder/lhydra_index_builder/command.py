@@ -11,6 +11,7 @@ from lhydra.commands.ids import read_ids
 from lhydra.console import print_table
 from lhydra.errors import BundleMissing, complain
 from lhydra.lines import say
+from lhydra.numerals import whole_number
 from lhydra_index_builder.config import GATE, RebuildSettings
 
 if TYPE_CHECKING:
@@ -50,8 +51,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     diff.add_argument("--data", type=Path, metavar="DATASET", help="ask for users of a prepared dataset, as of now")
     diff.add_argument("--requests", type=Path, metavar="FILE", help="ask recorded requests: JSON, one per line")
     diff.add_argument("--users", metavar="URL", help="ask for users of this user store (default: STORE/users.lmdb)")
-    diff.add_argument("--sample", type=int, default=500, metavar="N", help="users or requests at most (default: 500)")
-    diff.add_argument("--k", type=int, default=10, help="tracks of each list to compare (default: 10)")
+    diff.add_argument(
+        "--sample", type=whole_number, default=500, metavar="N", help="users or requests at most (default: 500)"
+    )
+    diff.add_argument("--k", type=whole_number, default=10, help="tracks of each list to compare (default: 10)")
     rollback = actions.add_parser("rollback", help="make an older bundle the current one")
     rollback.add_argument("bundle", nargs="?", metavar="ID", help="default: the one before the current")
     rollback.add_argument("--force", action="store_true", help="even to a bundle that its gate refused")

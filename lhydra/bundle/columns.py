@@ -23,6 +23,7 @@ from lhydra.bundle.arrays import mapped
 from lhydra.bundle.strings import StringColumn
 from lhydra.domain import I64, Condition
 from lhydra.errors import BundleCorrupt, InvalidRequest, complain
+from lhydra.numerals import real_number
 
 Mask = npt.NDArray[np.bool_]
 WORDS, NUMBERS = ("categorical", "multi"), ("numeric", "year")  # the kinds of columns that can be filtered on
@@ -231,7 +232,7 @@ def file_names(folder: Path) -> list[str]:
 
 def _number(text: str) -> float | None:
     try:
-        number = float(text)
+        number = real_number(text)
     except ValueError:
         return None
     return number if math.isfinite(number) else None

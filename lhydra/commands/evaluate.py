@@ -12,6 +12,7 @@ from lhydra.commands.outputs import check_output, is_json_with, is_page
 from lhydra.config import Requirement
 from lhydra.console import print_table
 from lhydra.errors import ConfigError, MissingExtra, complain
+from lhydra.numerals import whole_number
 
 if TYPE_CHECKING:
     from lhydra.data.dataset import Mask
@@ -188,7 +189,7 @@ def list_lengths(text: str) -> tuple[int, ...]:
         The distinct lengths, ascending; () for anything but numbers in range.
     """
     try:
-        ks = tuple(sorted({int(part) for part in text.split(",")}))
+        ks = tuple(sorted({whole_number(part) for part in text.split(",")}))
     except ValueError:
         return ()
     return ks if ks[0] >= 1 and ks[-1] <= MAX_K else ()

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from lhydra.domain import I64
 from lhydra.errors import FeatureError, complain
+from lhydra.numerals import real_number
 
 Columns = Mapping[str, Sequence[Any] | npt.NDArray[Any]]  # equal lengths; one row or a million
 
@@ -90,7 +91,7 @@ def number_of(value: Any) -> float:
     if value is None:
         return math.nan
     try:
-        number = float(value)
+        number = real_number(value) if isinstance(value, str) else float(value)
     except (TypeError, ValueError):
         return math.nan
     return math.nan if isinstance(value, str) and math.isinf(number) else number

@@ -11,6 +11,7 @@ from lhydra import config
 from lhydra.console import progress
 from lhydra.errors import ConfigError, complain
 from lhydra.lines import say
+from lhydra.numerals import whole_number
 from lhydra.training.config import TrainSettings
 from lhydra.training.progress import EpochDone, Progress, unreported
 
@@ -34,7 +35,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--refit", action="store_true", help="at the end, learn from the validation plays too; the head stays"
     )
     parser.add_argument(
-        "--folds", type=int, default=0, metavar="N", help="first cross-validate on N random parts of train and valid"
+        "--folds",
+        type=whole_number,
+        default=0,
+        metavar="N",
+        help="first cross-validate on N random parts of train and valid",
     )
     config.add_flags(parser, TrainSettings)
 
