@@ -10,7 +10,7 @@ import secrets
 import shutil
 import weakref
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -84,13 +84,19 @@ def sha256_of(paths: Iterable[Path]) -> list[str]:
         return list(pool.map(sha256, paths))
 
 
-def check(folder: Path, files: dict[str, FileInfo], error: type[LhydraError]) -> None:
+def check(
+    folder: Path,
+    files: dict[str, FileInfo],
+    error: type[LhydraError],
+    hashes: Callable[[Iterable[Path]], list[str]] = sha256_of,
+) -> None:
     """Checks that files are what was sealed.
 
     Args:
         folder: where the files lie.
         files: what was sealed, by name.
         error: the class to raise.
+        hashes: gives the SHA-256 of files.
 
     Raises:
         LhydraError: the first file that is missing or differs, as an `error`.
@@ -102,7 +108,7 @@ def check(folder: Path, files: dict[str, FileInfo], error: type[LhydraError]) ->
         size = path.stat().st_size
         if size != info["bytes"]:
             raise error(complain(path, f"{size} bytes", f"{info['bytes']} bytes"))
-    for (name, info), found in zip(files.items(), sha256_of(folder / name for name in files), strict=True):
+    for (name, info), found in zip(files.items(), hashes(folder / name for name in files), strict=True):
         if found != info["sha256"]:
             raise error(complain(folder / name, f"sha256 {found[:12]}…", f"sha256 {info['sha256'][:12]}…"))
 

@@ -28,6 +28,7 @@ from lhydra.bundle.exact import nearest_of_many
 from lhydra.bundle.index import FLAT, Index, use_threads
 from lhydra.bundle.manifest import Manifest, current_bundle_id
 from lhydra.bundle.model import GRAPHS, REFITTED, Model, ModelInfo, Quality
+from lhydra.bundle.verified import VerifiedFiles
 from lhydra.console import progress
 from lhydra.data.dataset import AsOf, Dataset, user_states
 from lhydra.domain import F32, I64
@@ -219,7 +220,7 @@ def finish(
     manifest = replace(manifest, content=content(manifest))
     _write(folder, manifest)
     with timed("rebuild.prove"):
-        bundle = Bundle.open_folder(folder)
+        bundle = Bundle.open_folder(folder, verified=VerifiedFiles(path))
         Recommender(bundle).warm_up()
     log(f"sealed {manifest.bundle_id} and opened it again from disk; asking its gate")
     while True:

@@ -198,7 +198,7 @@ def _verify(args: argparse.Namespace) -> int:
     from lhydra.bundle.manifest import current_bundle_id
 
     bundle_id = args.bundle or current_bundle_id(args.store)
-    manifest = Bundle.open(args.store, bundle_id).manifest
+    manifest = Bundle.open(args.store, bundle_id, again=True).manifest
     assert manifest is not None  # opened from a folder
     if args.json:
         print(json.dumps({"bundle_id": bundle_id, "sound": True, "files": len(manifest.files)}))

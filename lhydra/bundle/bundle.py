@@ -25,6 +25,7 @@ from lhydra.bundle.index import Index
 from lhydra.bundle.manifest import Manifest, OperatingPoint, current_bundle_id
 from lhydra.bundle.networks import Head, UserTower
 from lhydra.bundle.strings import StringColumn
+from lhydra.bundle.verified import VerifiedFiles
 from lhydra.domain import F32, I64
 from lhydra.errors import BundleCorrupt, BundleMismatch, BundleMissing, complain
 from lhydra.features import item_item
@@ -107,12 +108,13 @@ class Bundle:
     lease: files.Lease | None = None  # while it lives, nobody deletes the folder
 
     @classmethod
-    def open(cls, store: Path, bundle_id: str | None = None) -> "Bundle":
+    def open(cls, store: Path, bundle_id: str | None = None, *, again: bool = False) -> "Bundle":
         """Opens a bundle of `store`, CURRENT by default, checks every file and re-runs the golden users.
 
         Args:
             store: where bundles are published.
             bundle_id: which one.
+            again: whether to hash files that were hashed since the last boot and have not changed.
 
         Returns:
             The bundle, checked.
@@ -126,15 +128,16 @@ class Bundle:
         folder = Path(store) / bundle_id
         if not folder.is_dir():
             raise BundleMissing(complain(folder, "no such bundle", "one that `lhydra index list` names"))
-        return cls.open_folder(folder, bundle_id)
+        return cls.open_folder(folder, bundle_id, VerifiedFiles(Path(store), again))
 
     @classmethod
-    def open_folder(cls, folder: Path, bundle_id: str | None = None) -> "Bundle":
+    def open_folder(cls, folder: Path, bundle_id: str | None = None, verified: VerifiedFiles | None = None) -> "Bundle":
         """Opens the bundle in `folder`, published or still staged.
 
         Args:
             folder: of the bundle.
             bundle_id: the id that it must have; None takes any, as of a bundle that is not published.
+            verified: remembers what files hashed to; None hashes them all.
 
         Returns:
             The bundle, checked.
@@ -147,7 +150,7 @@ class Bundle:
         lease = files.Lease(folder / "manifest.json")
         if missing := {*PARTS, "golden.npz", *catalogs.file_names(), *filters.file_names(folder)} - set(manifest.files):
             raise BundleCorrupt(complain(folder / "manifest.json", f"no {sorted(missing)[0]}", "every file named"))
-        files.check(folder, manifest.files, BundleCorrupt)
+        files.check(folder, manifest.files, BundleCorrupt, verified.sha256_of if verified else files.sha256_of)
         spec = FeatureSpec.from_json((folder / "features.json").read_text(encoding="utf-8"))
         catalog = Catalog.open(folder)
         index = open_index(folder, manifest, catalog)
