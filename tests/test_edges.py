@@ -206,6 +206,34 @@ def test_the_text_of_any_error_is_bounded_and_printable() -> None:
         assert details.isprintable()
 
 
+def test_a_profile_column_that_the_model_does_not_use_is_named_in_the_answer(server: Served) -> None:
+    request = pb.RecommendRequest(user_id="nobody", k=5)
+    request.profile.columns["age"].number = 30
+    request.profile.columns["country"].text = "France"
+    _, _, plain = server.ask("Recommend", request)
+    assert list(plain.degraded) == []
+    request.profile.columns["Age"].number = 31
+    request.profile.columns["\x07" + "z" * 20_000].text = "x"
+    _, _, told = server.ask("Recommend", request)
+    (reason,) = told.degraded
+    assert reason.startswith("unused_profile_columns: ")
+    assert "'Age'; the model uses age, country, gender, region" in reason
+    assert len(reason) <= 500
+    assert reason.isprintable()
+    assert [track.track_id for track in told.tracks] == [track.track_id for track in plain.tracks]
+    for i in range(200):
+        request.profile.columns[f"column {i}"].number = i
+    _, _, told = server.ask("Recommend", request)
+    assert len(told.degraded[0]) <= 500
+    assert ", ..." in told.degraded[0]
+
+
+def test_a_seed_is_refused_while_nothing_draws_with_it(server: Served) -> None:
+    code, details, _ = server.ask("Recommend", pb.RecommendRequest(user_id="ann", k=5, seed=7))
+    assert (code, details) == (Code.UNIMPLEMENTED, "seed: this version does not answer it")
+    assert server.ask("Recommend", pb.RecommendRequest(user_id="ann", k=5, seed=0))[0] is Code.OK
+
+
 # -- the order of a history ------------------------------------------------------------------------------------
 
 

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,7 +12,7 @@ from lhydra import __version__
 from lhydra.bundle.columns import NO_COLUMNS, FilterColumns
 from lhydra.bundle.strings import StringColumn
 from lhydra.domain import I64, Hashes, Query, Recommendation, UserState, track_hashes
-from lhydra.errors import FeatureError, InvalidRequest, Unsupported, UserStoreError
+from lhydra.errors import FeatureError, InvalidRequest, Unsupported, UserStoreError, one_line, quoted
 from lhydra.queries import to_query
 from lhydra.recommender import MAX_BATCH
 from lhydra.timing import timed
@@ -78,6 +78,21 @@ class Served:
     replies: StringColumn  # each track's part of a reply
     filters: FilterColumns = NO_COLUMNS
     genre: str | None = None  # the column that `Filter.genres` is about
+    profile: Set[str] | None = None  # the profile columns that the model uses; None where nobody can tell
+
+
+def unused_columns(unused: Set[str], used: Set[str]) -> str:
+    """Returns why an answer is less than its caller may think: a misspelt profile column says nothing to the model.
+
+    Args:
+        unused: names in the request's profile that the model does not use.
+        used: those that it does.
+
+    Returns:
+        The reason, its name before the colon, of bounded length.
+    """
+    some = ", ".join(quoted(name) for name in sorted(unused)[:3]) + (", ..." if len(unused) > 3 else "")
+    return one_line(f"unused_profile_columns: {some}; the model uses {', '.join(sorted(used)) or 'none'}", 500)
 
 
 class RecommenderService:
@@ -129,6 +144,8 @@ class RecommenderService:
         parsed = to_request(request, self._max_k, served.filters.names, served.genre, now)
         with timed("lookup", stage_us):
             query = to_query(parsed, self._look_up(request.user_id, call), now)
+        if served.profile is not None and (unused := parsed.profile.keys() - served.profile):
+            call.degraded.append(unused_columns(unused, served.profile))
         call.check()
         found, took_us = self._batcher.answer((query, call.check))
         if isinstance(found, FeatureError) and request.profile.columns:

@@ -50,7 +50,11 @@ def to_request(
         Repeat(request.repeat_policy or Repeat.EXCLUDE),
     )
     check(parsed, max_k, now)
-    for field, is_set in (("diversity", request.diversity.ByteSize() > 0), ("explain", request.explain)):
+    for field, is_set in (
+        ("diversity", request.diversity.ByteSize() > 0),
+        ("explain", request.explain),
+        ("seed", request.seed != 0),
+    ):
         if is_set:
             raise Unsupported(f"{field}: this version does not answer it")
     if not request.HasField("filter"):

@@ -82,6 +82,7 @@ def served_of(bundle: Bundle, recommender: Recommender) -> Served:
         bundle.replies,
         bundle.filters,
         bundle.spec.genre,
+        frozenset(bundle.spec.profile_columns) | {"country"},
     )
 
 

@@ -106,7 +106,7 @@ class Metrics:
             if tier:
                 cells[_ANSWERS.get(tier, _ANSWERS_OTHER)] += 1
             for reason in degraded:
-                cells[_DEGRADED.get(reason, _DEGRADED_OTHER)] += 1
+                cells[_DEGRADED.get(reason.partition(":")[0], _DEGRADED_OTHER)] += 1
             if short:
                 cells[_SHORT] += 1
 
