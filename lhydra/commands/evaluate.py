@@ -24,6 +24,18 @@ EXTRA = "index"  # with baselines or a report: eval
 MAX_K = 1000
 NAMES = {"recall": "Recall", "ndcg": "NDCG", "map": "MAP", "hr": "HitRate", "coverage": "Coverage"}
 BASELINES = ("popular", "itemknn", "ials", "ease")
+ROLLING = ("next-session", "next-day", "next-track")
+ROLLING_BASELINES = (
+    "popular",
+    "popular-lately",
+    "own-count",
+    "own-recency",
+    "bll",
+    "co-listening",
+    "transitions",
+    "v-sknn",
+    "blend",
+)
 HEAD_NAMES = {
     "accuracy": "accuracy",
     "precision": "precision",
@@ -54,6 +66,14 @@ BEYOND = {
 class EvaluateSettings(config.Settings):
     """What is measured."""
 
+    protocol: str = config.setting(
+        "static",
+        "static: who plays what after the train fold; next-session, next-day, next-track: what comes next, moment by"
+        " moment, with all that is known by then, new or heard before",
+        ("static", *ROLLING),
+    )
+    known: int = config.setting(0, "plays of the session that are known (next-session, next-track)", low=0)
+    refit: bool = config.setting(False, "once their settings are chosen, fit rolling baselines on valid too")
     as_of: str = config.setting(
         "test", "the fold to predict; test: train and valid tracks are left out, valid: train", ("test", "valid")
     )
@@ -71,10 +91,13 @@ class EvaluateSettings(config.Settings):
     seed: int = config.setting(0, "seed of that draw, of the negatives and of the intervals", low=0)
     baselines: str = config.setting(
         "all",
-        f"what to compare with: all, none, or some of {','.join(BASELINES)}",
+        f"what to compare with: all, none, or some of {','.join(BASELINES)}; rolling: of {','.join(ROLLING_BASELINES)}",
         must=Requirement(
-            f"all, none, or some of {','.join(BASELINES)}",
-            lambda text: text in ("all", "none") or set(text.split(",")) <= set(BASELINES),
+            f"all, none, or some of {','.join(BASELINES)}; rolling: some of {','.join(ROLLING_BASELINES)}",
+            lambda text: (
+                text in ("all", "none")
+                or any(set(text.split(",")) <= set(names) for names in (BASELINES, ROLLING_BASELINES))
+            ),
         ),
     )
 
@@ -114,6 +137,16 @@ def run(args: argparse.Namespace) -> int:
     from lhydra.recommender import Recommender
 
     settings = config.resolve("evaluate", EvaluateSettings, args)
+    if settings.protocol != "static":
+        from lhydra.commands.rolling import run_rolling
+
+        return run_rolling(args, settings)
+    if settings.known or settings.refit:
+        found = f"--{'known' if settings.known else 'refit'} with --protocol static"
+        raise ConfigError(complain("--protocol", found, f"one of {', '.join(ROLLING)}"))
+    if unknown := set(chosen_baselines(settings.baselines)) - set(BASELINES):
+        found = f"{sorted(unknown)[0]} with --protocol static"
+        raise ConfigError(complain("--baselines", found, f"some of {','.join(BASELINES)}"))
     ks = list_lengths(settings.k)
     if (args.model is None) == (args.store is None):
         raise ConfigError(complain("--model, --store", "neither" if args.model is None else "both", "one of the two"))
@@ -195,18 +228,20 @@ def list_lengths(text: str) -> tuple[int, ...]:
     return ks if ks[0] >= 1 and ks[-1] <= MAX_K else ()
 
 
-def chosen_baselines(text: str) -> tuple[str, ...]:
+def chosen_baselines(text: str, names: tuple[str, ...] = BASELINES) -> tuple[str, ...]:
     """Reads `--baselines`.
 
     Args:
         text: all, none, or names separated by commas.
+        names: of all there are.
 
     Returns:
-        The names, in the usual order.
+        The names, in the usual order; behind them those that there are not.
     """
     if text in ("all", "none"):
-        return BASELINES if text == "all" else ()
-    return tuple(name for name in BASELINES if name in text.split(","))
+        return names if text == "all" else ()
+    asked = text.split(",")
+    return (*(name for name in names if name in asked), *(name for name in asked if name not in names))
 
 
 def show(name: str, document: "Document") -> None:

@@ -1,0 +1,155 @@
+"""`lhydra evaluate --protocol next-session|next-day|next-track`: what users play next, beside the tuned baselines."""
+
+import argparse
+import json
+from dataclasses import fields
+from typing import TYPE_CHECKING, cast
+
+from lhydra.commands.evaluate import (
+    ROLLING_BASELINES,
+    EvaluateSettings,
+    chosen_baselines,
+    half_width,
+    number,
+)
+from lhydra.commands.outputs import check_output, is_json_with
+from lhydra.console import print_table
+from lhydra.errors import ConfigError, complain
+
+if TYPE_CHECKING:
+    from lhydra.evaluation.rolling.document import RollingDocument
+    from lhydra.evaluation.rolling.moments import Protocol
+
+TITLES = {
+    "all": "All: whatever is played next, heard before or not",
+    "repeat": "Repeat: of the tracks heard before, those played again",
+    "discovery": "Discovery: of the tracks not heard before, those played",
+}
+COLUMNS = {
+    "ndcg@10": "NDCG@10",
+    "recall@10": "Recall@10",
+    "hr@10": "HitRate@10",
+    "hr@20": "HitRate@20",
+    "mrr": "MRR@20",
+    "ndcg@100": "NDCG@100",
+    "recall@100": "Recall@100",
+}
+OWN = ("own-count", "own-recency", "bll")  # knows nothing of new tracks
+
+
+def run_rolling(args: argparse.Namespace, settings: EvaluateSettings) -> int:
+    """Prints the tables and writes the JSON file when asked for.
+
+    Args:
+        args: of the command line.
+        settings: resolved; the protocol is not static.
+
+    Returns:
+        0.
+
+    Raises:
+        ConfigError: settings that do not go together.
+    """
+    usual = {field.name: field.default for field in fields(EvaluateSettings)}
+    static = f"nothing with --protocol {settings.protocol}, which has its own"
+    for name in ("k", "mask"):
+        if getattr(settings, name) != usual[name]:
+            raise ConfigError(complain(f"--{name}", str(getattr(settings, name)), static))
+    for name in ("model", "store", "report"):
+        if getattr(args, name) is not None:
+            raise ConfigError(complain(f"--{name}", str(getattr(args, name)), static))
+    if settings.known and settings.protocol == "next-day":
+        raise ConfigError(
+            complain("--known", str(settings.known), "a protocol of sessions: next-session or next-track")
+        )
+    names = chosen_baselines(settings.baselines, ROLLING_BASELINES)
+    if unknown := set(names) - set(ROLLING_BASELINES):
+        expected = f"some of {','.join(ROLLING_BASELINES)} with --protocol {settings.protocol}"
+        raise ConfigError(complain("--baselines", sorted(unknown)[0], expected))
+    if not set(names) - {"blend"}:
+        raise ConfigError(complain("--baselines", settings.baselines, "at least one to measure besides the blend"))
+    check_output("--json", args.json, is_json_with("protocol", "ranking"))
+    from lhydra.data.dataset import Dataset
+    from lhydra.evaluation.rolling.run import evaluate_rolling
+    from lhydra.files import write_text
+
+    document = evaluate_rolling(
+        Dataset.open(args.dataset),
+        cast("Protocol", settings.protocol),
+        as_of=settings.as_of,
+        known=settings.known,
+        users=settings.users,
+        seed=settings.seed,
+        names=names,
+        refit=settings.refit,
+    )
+    if args.json is not None:
+        write_text(args.json, json.dumps(document, indent=2, allow_nan=False) + "\n")
+    show(document)
+    if args.json is not None:
+        print(f"\nwrote {args.json}: every number")
+    return 0
+
+
+def show(document: "RollingDocument") -> None:
+    """Prints the three figures, then how often tracks were heard before, and how each baseline was chosen.
+
+    Args:
+        document: a rolling evaluation.
+    """
+    counts, protocol = document["counts"], document["protocol"]
+    for figure, stages in document["ranking"].items():
+        known = {name: found["ndcg@10"]["mean"] for name, found in stages.items() if not useless(name, figure)}
+        best = max(known, key=lambda name: known[name] or 0.0)
+        print(f"{figure}: best is {best}, NDCG@10 {number(known[best])} {half_width(stages[best]['ndcg@10'])}")
+    after = f", {protocol['known']} plays of the session known" if protocol["known"] else ""
+    print(f"\n{protocol['protocol']} on the {protocol['as_of']} fold{after}: {counts['moments']:,} lists", end=" ")
+    print(f"of {counts['users']:,} users, {counts['targets']['all']:,} targets,", end=" ")
+    print(f"{counts['targets']['repeat']:,} heard before; {counts['catalogue']:,} tracks; protocol {protocol['hash']}")
+    print("mean of each user's lists, then of users; ±: half the 95 % interval over users")
+    for figure, stages in document["ranking"].items():
+        rows = [
+            [name, *(number(found[key]["mean"]) for key in COLUMNS), half_width(found["ndcg@10"])]
+            for name, found in stages.items()
+            if not useless(name, figure)
+        ]
+        print_table(["", *COLUMNS.values(), "NDCG@10 ±"], rows, TITLES[figure])
+    if protocol["protocol"] == "next-track":
+        rows = [
+            [name, number(found["hr@20"]), number(found["mrr"])] for name, found in document["by_moment"]["all"].items()
+        ]
+        print_table(
+            ["", "HitRate@20", "MRR@20"], rows, "All, plain mean of all lists, as session-based work reports it"
+        )
+    repeats = document["repeats"]
+    rows = [["what was played", number(repeats["truth"]["mean"]), half_width(repeats["truth"])]]
+    rows += [[name, number(one["mean"]), half_width(one)] for name, one in repeats["lists"].items()]
+    print_table(["", "heard before", "±"], rows, "Share of repeats, in the truth and in the top 10 of all")
+    rows = []
+    for name, own in document["chosen"].items():
+        for figure, one in own.items():
+            if useless(name, figure) or (one["tried"] == 1 and name != "blend"):
+                continue
+            settings = ", ".join(
+                f"{key} {value}" for key, value in one["settings"].items() if value != 0 or name != "blend"
+            )
+            rows.append([name, figure, number(one["valid"]) if one["valid"] is not None else "usual values", settings])
+    metric = protocol["tuned_on"].upper()
+    print_table(
+        ["", "figure", f"valid {metric}", "chosen"], rows, "Chosen on the valid fold, for each figure by itself"
+    )
+    for name, why in document["skipped"].items():
+        print(f"{name} skipped: {why}")
+
+
+def useless(name: str, figure: str) -> bool:
+    """Tells whether a scorer has nothing to say of a figure.
+
+    Args:
+        name: of the scorer.
+        figure: all, repeat or discovery.
+
+    Returns:
+        True for own listening, asked for new tracks.
+    """
+    return figure == "discovery" and name in OWN

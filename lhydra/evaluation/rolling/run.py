@@ -1,0 +1,340 @@
+"""One rolling evaluation: settings chosen on the valid fold, then every moment of the asked fold, as one document."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from lhydra import __version__
+from lhydra.console import with_progress
+from lhydra.data.dataset import TRAIN, VALID, Dataset
+from lhydra.domain import I64
+from lhydra.errors import DataError
+from lhydra.evaluation.bootstrap import interval, intervals
+from lhydra.evaluation.metrics import MRR_DEPTH
+from lhydra.evaluation.rolling.baselines import BLEND, Baseline, baselines
+from lhydra.evaluation.rolling.blend import Candidates, blended, candidates, fit_weights
+from lhydra.evaluation.rolling.document import FORMAT, Chosen, RollingDocument, RollingProtocol
+from lhydra.evaluation.rolling.lists import FIGURES, Figure, K, Lister, belongs
+from lhydra.evaluation.rolling.measure import KS, Measured, heard_share, mean_over_users, measure
+from lhydra.evaluation.rolling.moments import Moments, Protocol, find_moments
+from lhydra.evaluation.rolling.own import Params, Scored, Scorer
+from lhydra.evaluation.rolling.past import F64, Known, Past, fold_seen
+
+MAX_TUNED = 600  # moments of the valid fold that settings are chosen on
+Key = tuple[str, str]  # name of a baseline, its settings as text
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Settings of a baseline for one figure, how many were tried, and their NDCG on the valid fold; None: not tried."""
+
+    params: Params
+    tried: int
+    valid: float | None
+
+
+def evaluate_rolling(
+    dataset: Dataset,
+    protocol: Protocol,
+    *,
+    as_of: str = "test",
+    known: int = 0,
+    users: int = 0,
+    seed: int = 0,
+    names: Sequence[str],
+    refit: bool = False,
+) -> RollingDocument:
+    """Measures baselines on what users play next, each moment with what is known by then.
+
+    Args:
+        dataset: with single plays, split in time.
+        protocol: what is asked when.
+        as_of: the fold that is asked for.
+        known: plays of the session that are known.
+        users: how many users are drawn, 0 for all.
+        seed: of that draw, of the moments that are tuned on, and of the intervals.
+        names: of the baselines to measure.
+        refit: whether, once chosen, baselines are fitted on the valid fold too.
+
+    Returns:
+        The document.
+
+    Raises:
+        DataError: nothing to ask for.
+    """
+    moments = find_moments(dataset, protocol, as_of, known)
+    if users:
+        drawn = np.random.default_rng(seed).permutation(np.unique(moments.user))[:users]
+        moments = moments.take(np.flatnonzero(np.isin(moments.user, drawn)))
+    metric = "ndcg@20" if protocol == "next-track" else "ndcg@10"
+    fair = baselines(bool((dataset.events.time > 0).any()))
+    fair = {name: one for name, one in fair.items() if name in names}
+    skipped = {name: "plays have no times" for name in names if name not in fair and name != BLEND}
+    past = _past(dataset, TRAIN)
+    tuned = _tuned_on(dataset, protocol, known, seed)
+    chosen = choose(fair, past, tuned, metric)
+    weights = blend_weights(fair, chosen, past, tuned, metric) if BLEND in names and len(fair) > 1 else {}
+    if refit:
+        past = _past(dataset, VALID)
+    lists, shares = answer(fair, chosen, weights, past, moments)
+    measured = {
+        figure: {name: measure(found, moments, figure, dataset.n_tracks) for name, found in own.items()}
+        for figure, own in lists.items()
+    }
+    return _document(
+        dataset, moments, measured, shares, chosen, weights, skipped,
+        {
+            "split": dataset.info.split, "protocol": protocol, "as_of": as_of, "known": known, "refit": refit,
+            "ks": list(KS), "mrr_depth": MRR_DEPTH, "users": users or "all", "seed": seed,
+            "tuned_on": metric, "lhydra_version": __version__, "hash": "",
+        },
+    )  # fmt: skip
+
+
+def _past(dataset: Dataset, last: int) -> Past:
+    """Plays with what a fit on the folds up to `last` may see."""
+    return Past(dataset.events, dataset.n_tracks, fold_seen(dataset.events, len(dataset.user_ids), last))
+
+
+def _tuned_on(dataset: Dataset, protocol: Protocol, known: int, seed: int) -> Moments | None:
+    """Moments of the valid fold, at most MAX_TUNED drawn at random; None where there are none."""
+    try:
+        moments = find_moments(dataset, protocol, "valid", known)
+    except DataError:
+        return None
+    drawn = np.random.default_rng(seed).permutation(len(moments))[:MAX_TUNED]
+    return moments.take(np.sort(drawn))
+
+
+def choose(
+    fair: Mapping[str, Baseline], past: Past, tuned: Moments | None, metric: str
+) -> dict[str, dict[Figure, Choice]]:
+    """Chooses the settings of each baseline for each figure by its own NDCG.
+
+    Args:
+        fair: the baselines.
+        past: what is fitted on.
+        tuned: moments of the valid fold; None where there are none: the usual values.
+        metric: that decides.
+
+    Returns:
+        By name and figure.
+    """
+    chosen: dict[str, dict[Figure, Choice]] = {}
+    knowns = [past.at(tuned, n) for n in range(len(tuned))] if tuned is not None else []
+    tries = [(name, params) for name, one in fair.items() for params in one.grid]
+    for name, params in with_progress(tries, len(tries), "choosing settings"):
+        own = chosen.setdefault(name, {})
+        if tuned is None:
+            own.update({figure: Choice(fair[name].grid[0], 1, None) for figure in FIGURES})
+            continue
+        scorer = fair[name].fit(past, params)
+        lists = _lists(Lister(past, 20), ((known, scorer(known)) for known in knowns), len(tuned))
+        for figure, found in lists.items():
+            value = mean_over_users(measure(found, tuned, figure, past.n_tracks, (10, 20)), metric)
+            best = own.get(figure)
+            if best is None or best.valid is None or value > best.valid:
+                own[figure] = Choice(params, len(fair[name].grid), value)
+    return chosen
+
+
+def _lists(lister: Lister, scored: Any, n: int, k: int = 20) -> dict[Figure, I64]:
+    """The lists of n moments, each with what is known and the scores."""
+    found: dict[Figure, I64] = {figure: np.full((n, k), -1, np.int64) for figure in FIGURES}
+    for place, (known, scores) in enumerate(scored):
+        for figure, own in lister.lists(known, scores, FIGURES).items():
+            found[figure][place, : len(own)] = own
+    return found
+
+
+def _scorers(
+    fair: Mapping[str, Baseline], chosen: Mapping[str, Mapping[Figure, Choice]], past: Past
+) -> dict[Key, Scorer]:
+    """A scorer for every baseline and settings that some figure chose."""
+    wanted = {_key(name, one.params): (name, one.params) for name, own in chosen.items() for one in own.values()}
+    return {key: fair[name].fit(past, params) for key, (name, params) in wanted.items()}
+
+
+def _key(name: str, params: Params) -> Key:
+    return name, json.dumps(params, sort_keys=True)
+
+
+def _candidates(
+    known: Known, scored: Mapping[Key, Scored], chosen: Mapping[str, Mapping[Figure, Choice]], figure: Figure
+) -> Candidates:
+    """What the baselines, with the settings of a figure, say of the tracks that it is about."""
+    heard = np.unique(known.tracks)
+    fitting = []
+    for name, own in chosen.items():
+        tracks, scores = scored[_key(name, own[figure].params)]
+        fits = belongs(figure, np.isin(tracks, heard, assume_unique=True)) if figure != "all" else slice(None)
+        fitting.append((tracks[fits], scores[fits]))
+    return candidates(fitting)
+
+
+def blend_weights(
+    fair: Mapping[str, Baseline],
+    chosen: Mapping[str, Mapping[Figure, Choice]],
+    past: Past,
+    tuned: Moments | None,
+    metric: str,
+) -> dict[Figure, tuple[F64, float | None]]:
+    """Chooses the weights of the blend for each figure.
+
+    Args:
+        fair: the baselines.
+        chosen: their settings.
+        past: what is fitted on.
+        tuned: moments of the valid fold; None where there are none: equal weights.
+        metric: that decides.
+
+    Returns:
+        By figure, a weight per baseline and the NDCG on the valid fold.
+    """
+    if tuned is None:
+        return {figure: (np.ones(len(fair)), None) for figure in FIGURES}
+    scorers, found = _scorers(fair, chosen, past), {figure: list[Candidates]() for figure in FIGURES}
+    for n in with_progress(range(len(tuned)), len(tuned), "scoring for the blend"):
+        known = past.at(tuned, n)
+        scored = {key: scorer(known) for key, scorer in scorers.items()}
+        for figure in FIGURES:
+            found[figure].append(_candidates(known, scored, chosen, figure))
+    weights: dict[Figure, tuple[F64, float | None]] = {}
+    for figure in FIGURES:
+        offsets, targets = tuned.only(belongs(figure, tuned.heard))
+        start = np.zeros(len(fair))
+        start[int(np.argmax([own[figure].valid or 0.0 for own in chosen.values()]))] = 1.0
+        wanted = np.split(targets, offsets[1:-1])
+        weights[figure] = fit_weights(found[figure], wanted, tuned.user, start, int(metric.split("@")[1]))
+    return weights
+
+
+def answer(
+    fair: Mapping[str, Baseline],
+    chosen: Mapping[str, Mapping[Figure, Choice]],
+    weights: Mapping[Figure, tuple[F64, float | None]],
+    past: Past,
+    moments: Moments,
+) -> tuple[dict[Figure, dict[str, I64]], dict[str, F64]]:
+    """Makes every list of every moment.
+
+    Args:
+        fair: the baselines.
+        chosen: their settings.
+        weights: of the blend; {} without it.
+        past: what is fitted on.
+        moments: q of them.
+
+    Returns:
+        By figure and name (q, K) lists, -1 padded; by name the share of heard tracks in the top 10 of `all`, by user.
+    """
+    names = [*fair, *([BLEND] if weights else [])]
+    lists: dict[Figure, dict[str, I64]] = {
+        figure: {name: np.full((len(moments), K), -1, np.int64) for name in names} for figure in FIGURES
+    }
+    scorers, lister, heard = _scorers(fair, chosen, past), Lister(past), []
+    for n in with_progress(range(len(moments)), len(moments), "asking"):
+        known = past.at(moments, n)
+        heard.append(np.unique(known.tracks))
+        scored = {key: scorer(known) for key, scorer in scorers.items()}
+        for figure in FIGURES:
+            own = {name: scored[_key(name, chosen[name][figure].params)] for name in fair}
+            if weights:
+                own[BLEND] = blended(_candidates(known, scored, chosen, figure), weights[figure][0])
+            for name, one in own.items():
+                listed = lister.lists(known, one, (figure,))[figure]
+                lists[figure][name][n, : len(listed)] = listed
+    return lists, {name: heard_share(found, moments, heard) for name, found in lists["all"].items()}
+
+
+def _document(
+    dataset: Dataset,
+    moments: Moments,
+    measured: Mapping[Figure, Mapping[str, Measured]],
+    shares: Mapping[str, F64],
+    chosen: Mapping[str, Mapping[Figure, Choice]],
+    weights: Mapping[Figure, tuple[F64, float | None]],
+    skipped: Mapping[str, str],
+    protocol: RollingProtocol,
+) -> RollingDocument:
+    """Puts it all into one document."""
+    seed, decides = protocol["seed"], cast("dict[str, Any]", protocol)
+    names = ("split", "protocol", "as_of", "known", "ks", "mrr_depth", "users", "seed")
+    text = json.dumps([FORMAT, dataset.info.counts, *(decides[name] for name in names)], sort_keys=True)
+    protocol["hash"] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    facts: dict[str, dict[str, Chosen]] = {
+        name: {figure: {"settings": one.params, "tried": one.tried, "valid": one.valid} for figure, one in own.items()}
+        for name, own in chosen.items()
+    }
+    if weights:
+        facts[BLEND] = {
+            figure: {"settings": dict(zip(chosen, own.round(4).tolist(), strict=True)), "tried": 1, "valid": valid}
+            for figure, (own, valid) in weights.items()
+        }
+    users = np.unique(moments.user)
+    truth = heard_in_truth(moments)
+    return {
+        "format": FORMAT,
+        "protocol": protocol,
+        "counts": {
+            "users": len(users),
+            "moments": len(moments),
+            "targets": {figure: int(belongs(figure, moments.heard).sum()) for figure in FIGURES},
+            "catalogue": dataset.n_tracks,
+        },
+        "repeats": {
+            "truth": interval(truth, seed),
+            "lists": {name: interval(own, seed) for name, own in shares.items()},
+        },
+        "ranking": {
+            figure: {
+                name: dict(
+                    zip(found.by_user, intervals(np.stack(list(found.by_user.values()), axis=1), seed), strict=True)
+                )
+                for name, found in own.items()
+            }
+            for figure, own in measured.items()
+        },
+        "by_moment": {
+            figure: {
+                name: {metric: _mean(values) for metric, values in found.by_moment.items()}
+                for name, found in own.items()
+            }
+            for figure, own in measured.items()
+        },
+        "chosen": facts,
+        "skipped": dict(skipped),
+        "per_user": {
+            "users": [dataset.user_ids[user] for user in users],
+            "figures": {
+                figure: {
+                    name: [None if np.isnan(value) else round(value, 6) for value in found.by_user["ndcg@10"].tolist()]
+                    for name, found in own.items()
+                }
+                for figure, own in measured.items()
+            },
+        },
+    }
+
+
+def heard_in_truth(moments: Moments) -> F64:
+    """Tells how much of what users played they had heard.
+
+    Args:
+        moments: q of them.
+
+    Returns:
+        (users,) mean shares of each user's moments.
+    """
+    share = np.add.reduceat(moments.heard, moments.offsets[:-1], dtype=np.float64) / np.diff(moments.offsets)
+    _, place = np.unique(moments.user, return_inverse=True)
+    return np.asarray(np.bincount(place, share) / np.bincount(place))
+
+
+def _mean(values: F64) -> float | None:
+    """The mean of what is defined, None where nothing is."""
+    return float(np.nanmean(values)) if not np.isnan(values).all() else None

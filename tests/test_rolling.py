@@ -1,0 +1,276 @@
+"""Rolling evaluation against brute force: what is asked when, what is known by then, and what each baseline says."""
+
+import itertools
+import math
+from collections import Counter, defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lhydra.data.dataset import Dataset, DatasetInfo, Events
+from lhydra.errors import DataError
+from lhydra.evaluation.rolling.baselines import baselines
+from lhydra.evaluation.rolling.lists import FIGURES, Lister
+from lhydra.evaluation.rolling.moments import DAY_S, PROTOCOLS, Moments, find_moments
+from lhydra.evaluation.rolling.past import Known, Past, fold_seen
+
+TRACKS = 8
+T0 = 1_600_000_000
+
+
+def events_of(rows: list[tuple[int, int, int, int, int]]) -> Events:
+    """Plays from (user, time, session, track, fold), in order of user and time."""
+    user, time, session, track, fold = (np.array(column, np.int64) for column in zip(*rows, strict=True))
+    nothing = np.full(len(rows), -1)
+    return Events(
+        user=user.astype(np.int32),
+        track=track.astype(np.int32),
+        time=time,
+        position=nothing,
+        count=np.ones(len(rows), np.float32),
+        session=session.astype(np.int32),
+        skipped=nothing.astype(np.int8),
+        completed=nothing.astype(np.int8),
+        ms_played=nothing,
+        fold=fold.astype(np.int8),
+    )
+
+
+def dataset_of(events: Events) -> Dataset:
+    """A dataset of these plays, without files."""
+    info = DatasetInfo("", (), (), {"tracks": TRACKS}, {}, True)
+    dataset = Dataset(Path("made-up"), info)
+    dataset.__dict__["events"] = events
+    return dataset
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> Events:
+    """Three users, sessions that may interleave, folds in order of time within each user."""
+    rows = []
+    for user in range(3):
+        folds = sorted(draw(st.lists(st.integers(0, 2), min_size=3, max_size=14)))
+        time, session, newest = T0 + user, 0, 0
+        clock = draw(st.booleans())
+        for fold in folds:
+            time += draw(st.sampled_from([60, 600, 5_000, 60_000]))
+            session = draw(st.sampled_from([session, newest, newest + 1]))
+            newest = max(newest, session)
+            rows.append((user, time if clock else 0, session, draw(st.integers(0, TRACKS - 1)), fold))
+    return events_of(rows)
+
+
+def some_moments(events: Events) -> list[Moments]:
+    """All moments of all protocols that there are."""
+    found = []
+    for protocol, as_of, known in itertools.product(PROTOCOLS, ("valid", "test"), (0, 2)):
+        if known and protocol == "next-day":
+            continue
+        try:
+            found.append(find_moments(dataset_of(events), protocol, as_of, known))
+        except DataError:
+            continue
+    return found
+
+
+Row = tuple[int, int, int, int, int, int]  # place, user, time, session, track, fold
+
+
+def listed(events: Events) -> list[Row]:
+    columns = (events.user, events.time, events.session, events.track, events.fold)
+    return list(zip(range(len(events)), *(column.tolist() for column in columns), strict=True))
+
+
+@settings(deadline=None, max_examples=60)
+@given(worlds(), st.sampled_from([1, 2]), st.integers(0, 2))
+def test_sessions_are_asked_when_they_begin_and_for_what_they_hold(events: Events, fold: int, known: int) -> None:
+    as_of = {1: "valid", 2: "test"}[fold]
+    expected = {}
+    single = {}
+    for user, session in {(row[1], row[3]) for row in listed(events)}:
+        plays = [row for row in listed(events) if row[1] == user and row[3] == session]
+        if plays[0][5] != fold:
+            continue
+        for place in range(max(known, 1), len(plays)):
+            if plays[place][5] == fold:
+                single[user, plays[place][0]] = {plays[place][4]}
+        wanted = {row[4] for row in plays[known:] if row[5] == fold}
+        if wanted:
+            expected[user, plays[known][0]] = wanted
+    missed: list[dict[tuple[int, int], set[int]]] = []
+    for protocol, law in (("next-session", expected), ("next-track", single)):
+        try:
+            found = find_moments(dataset_of(events), protocol, as_of, known)  # type: ignore[arg-type]
+        except DataError:
+            missed.append(law)
+            continue
+        parts = np.split(found.tracks, found.offsets[1:-1])
+        keys = zip(found.user.tolist(), found.cut.tolist(), strict=True)
+        assert {key: set(own.tolist()) for key, own in zip(keys, parts, strict=True)} == law
+        for n, own in enumerate(parts):
+            before = {row[4] for row in listed(events)[: found.cut[n]] if row[1] == found.user[n]}
+            assert [track in before for track in own.tolist()] == found.heard[
+                found.offsets[n] : found.offsets[n + 1]
+            ].tolist()
+    assert not any(missed)
+
+
+@settings(deadline=None, max_examples=60)
+@given(worlds(), st.sampled_from([1, 2]))
+def test_a_day_knows_what_lies_before_it(events: Events, fold: int) -> None:
+    rows = [row for row in listed(events) if row[5] == fold and row[2] > 0]
+    if not rows:
+        return
+    found = find_moments(dataset_of(events), "next-day", {1: "valid", 2: "test"}[fold])
+    oldest = min(row[2] for row in rows)
+    law: dict[tuple[int, int], set[int]] = defaultdict(set)
+    for row in rows:
+        law[row[1], oldest + (row[2] - oldest) // DAY_S * DAY_S].add(row[4])
+    parts = np.split(found.tracks, found.offsets[1:-1])
+    keys = zip(found.user.tolist(), found.now.tolist(), strict=True)
+    assert {key: set(own.tolist()) for key, own in zip(keys, parts, strict=True)} == law
+    for user, cut, now in zip(found.user, found.cut, found.now, strict=True):
+        own = [row for row in listed(events) if row[1] == user]
+        assert [row[0] for row in own if row[2] < now] == [row[0] for row in own if row[0] < cut]
+
+
+def test_folds_that_are_not_in_time_are_refused() -> None:
+    events = events_of([(0, T0, 0, 0, 2), (0, T0 + 1, 0, 1, 0)])
+    with pytest.raises(DataError, match="plays of train after plays held out, expected a split in time"):
+        find_moments(dataset_of(events), "next-session", "test")
+
+
+def scores_of(past: Past, known: Known, name: str, params: dict[str, Any]) -> dict[int, float]:
+    tracks, scores = baselines(clock=True)[name].fit(past, params)(known)
+    assert len(set(tracks.tolist())) == len(tracks)
+    assert (scores > 0).all()
+    return dict(zip(tracks.tolist(), scores.tolist(), strict=True))
+
+
+def close(found: dict[int, float], law: dict[int, float]) -> None:
+    law = {track: score for track, score in law.items() if score > 0}
+    assert found.keys() == law.keys()
+    for track, score in law.items():
+        assert found[track] == pytest.approx(score)
+
+
+@settings(deadline=None, max_examples=25)
+@given(worlds())
+def test_each_baseline_says_what_its_definition_says(events: Events) -> None:
+    past = Past(events, TRACKS, fold_seen(events, 3, 0))
+    train = [row for row in listed(events) if row[5] == 0]
+    listeners = Counter(track for _, track in {(row[1], row[4]) for row in train})
+    for moments in some_moments(events):
+        for n in {0, len(moments) // 2, len(moments) - 1}:
+            known = past.at(moments, n)
+            user, cut, now = int(moments.user[n]), int(moments.cut[n]), int(moments.now[n])
+            mine = [row for row in listed(events) if row[1] == user and row[0] < cut]
+            seen = sorted({*(row for row in train if row[1] != user), *mine})
+            assert known.tracks.tolist() == [row[4] for row in mine]
+            close(scores_of(past, known, "own-count", {}), dict(Counter(row[4] for row in mine)))
+            close(
+                scores_of(past, known, "own-recency", {}),
+                {row[4]: 1 / (len(mine) - place) for place, row in enumerate(mine)},
+            )
+            coming = int(moments.session[n])
+            if coming < 0:
+                coming = max((row[3] for row in mine), default=-1) + 1
+            bll: dict[int, float] = defaultdict(float)
+            for row in mine:
+                bll[row[4]] += max(coming - row[3], 1) ** -0.7
+            close(scores_of(past, known, "bll", {"unit": "sessions", "d": 0.7}), bll)
+            if all(row[2] for row in mine):
+                bll = defaultdict(float)
+                for row in mine:
+                    bll[row[4]] += (max(now - row[2], 60) / 3600) ** -0.7
+                close(scores_of(past, known, "bll", {"unit": "hours", "d": 0.7}), bll)
+            lately: dict[int, float] = defaultdict(float)
+            for row in listed(events):
+                if 0 < row[2] < now:
+                    lately[row[4]] += 2 ** ((row[2] - now) / (3 * DAY_S))
+            close(scores_of(past, known, "popular-lately", {"days": 3}), lately)
+            weights: dict[int, float] = {}
+            for ago, row in enumerate(mine[::-1][:5], 1):
+                weights.setdefault(row[4], ago**-0.5)
+            for which in ("users", "sessions"):
+                held: dict[Any, set[int]] = defaultdict(set)
+                for row in seen:
+                    held[row[1] if which == "users" else (row[1], row[3])].add(row[4])
+                together: dict[int, float] = defaultdict(float)
+                for tracks in held.values():
+                    near = sum(weight / math.sqrt(max(listeners[t], 1)) for t, weight in weights.items() if t in tracks)
+                    for track in tracks:
+                        together[track] += near / math.sqrt(len(tracks)) / math.sqrt(max(listeners[track], 1))
+                params = {"rows": which, "unit": "plays", "d": 0.5, "last": 5, "norm": 0.5}
+                close(scores_of(past, known, "co-listening", params), together)
+            follows: dict[int, float] = defaultdict(float)
+            in_session: dict[tuple[int, int], list[int]] = defaultdict(list)
+            for row in seen:
+                in_session[row[1], row[3]].append(row[4])
+            for tracks in in_session.values():  # type: ignore[assignment]
+                for a, b in itertools.combinations(range(len(tracks)), 2):
+                    before, after = list(tracks)[a], list(tracks)[b]
+                    if b - a <= 10 and before in weights:
+                        follows[after] += weights[before] / math.sqrt(max(listeners[before], 1)) / (b - a)
+            params = {"unit": "plays", "d": 0.5, "last": 5, "norm": 0.5, "fall": 1.0}
+            close(scores_of(past, known, "transitions", params), follows)
+            neighbours: dict[Any, set[int]] = defaultdict(set)
+            first = next((row[0] for row in mine if row[3] == moments.session[n]), cut)
+            for row in seen:
+                if row[1] != user or row[0] < first:
+                    neighbours[row[1], row[3]].add(row[4])
+            like: dict[int, float] = defaultdict(float)
+            for tracks in neighbours.values():
+                near = sum(weight for track, weight in weights.items() if track in tracks) / math.sqrt(len(tracks))
+                for track in tracks:
+                    like[track] += near
+            params = {"neighbours": 99, "unit": "plays", "d": 0.5, "last": 5, "idf": False}
+            close(scores_of(past, known, "v-sknn", params), like)
+
+
+@settings(deadline=None, max_examples=25)
+@given(worlds(), st.randoms(use_true_random=False))
+def test_no_baseline_looks_at_what_comes_later(events: Events, random: Any) -> None:
+    past = Past(events, TRACKS, fold_seen(events, 3, 0))
+    for moments in some_moments(events):
+        n = random.randrange(len(moments))
+        user, cut, now = moments.user[n], moments.cut[n], moments.now[n]
+        rows = np.arange(len(events))
+        own = (events.user == user) & (rows >= cut)
+        for name, one in baselines(clock=True).items():
+            later = own & (events.fold > 0) | (events.user != user) & (events.fold > 0)
+            if name == "popular-lately":  # sees others until the moment, and nobody after it
+                later = own | (events.user != user) & (events.time >= now)
+            moved = np.where(later, (events.track + 3) % TRACKS, events.track).astype(np.int32)
+            changed = Past(replace(events, track=moved), TRACKS, past.seen)
+            for params in one.grid:
+                a, b = (one.fit(there, params)(there.at(moments, n)) for there in (past, changed))
+                assert a[0].tolist() == b[0].tolist()
+                np.testing.assert_allclose(a[1], b[1])
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.integers(0, 29), max_size=12),
+    st.dictionaries(st.integers(0, 29), st.sampled_from([0.5, 1.0, 2.0]), max_size=29),
+    st.integers(1, 12),
+)
+def test_lists_are_the_best_then_what_most_listen_to(heard: list[int], scores: dict[int, float], k: int) -> None:
+    events = events_of([(user, T0, 0, track, 0) for user in range(4) for track in range(0, 30, user + 1)])
+    past = Past(events, 30, fold_seen(events, 4, 0))
+    known = Known(
+        0, 0, 0, np.array(heard, np.int64), np.zeros(len(heard), np.int64), np.ones(len(heard)), np.zeros(0, bool)
+    )
+    scored = np.array(sorted(scores), np.int64), np.array([scores[track] for track in sorted(scores)])
+    found = Lister(past, k).lists(known, scored, FIGURES)
+    order = sorted(
+        range(30), key=lambda track: (-scores.get(track, 0), -sum(track % (u + 1) == 0 for u in range(4)), track)
+    )
+    assert found["all"].tolist() == order[:k]
+    assert found["repeat"].tolist() == [track for track in order if track in heard][:k]
+    assert found["discovery"].tolist() == [track for track in order if track not in heard][:k]
