@@ -17,7 +17,8 @@ MAX_EXCLUDED = 10_000  # tracks that a request excludes
 MAX_ENTRIES = 10_000  # history entries that a request brings
 MAX_COUNT = 1e9  # plays of one history entry; sums of them stay finite in float32
 MAX_PLAYS = 1_000  # recorded by one call
-CLOCK_SKEW_S = 86_400  # a timestamp may be ahead of our clock by so much
+CLOCK_SKEW_S = 86_400  # a play may be ahead of our clock by so much; one further ahead counts as of now
+LAST_S = 4_102_444_800  # the year 2100: a later timestamp is in another unit
 _holds_control, _holds_surrogate = re.compile(CONTROL).search, re.compile(r"[\ud800-\udfff]").search
 
 
@@ -87,7 +88,7 @@ def check_range(field: str, value: int, low: int, high: int, unit: str = "") -> 
 
 
 def check_time(field: str, timestamp_s: int, now: int) -> None:
-    """Checks a timestamp.
+    """Checks a timestamp. A clock that is wrong, ours or the caller's, makes none wrong: what is refused is lost.
 
     Args:
         field: the name of the field, for the error.
@@ -95,7 +96,7 @@ def check_time(field: str, timestamp_s: int, now: int) -> None:
         now: Unix seconds.
 
     Raises:
-        InvalidRequest: the timestamp is negative or more than CLOCK_SKEW_S after `now`.
+        InvalidRequest: the timestamp is negative, or no number of seconds: of the year 2100 or later.
     """
-    if not 0 <= timestamp_s <= now + CLOCK_SKEW_S:
-        raise InvalidRequest(field, timestamp_s, "Unix seconds, not negative and at most a day ahead")
+    if not 0 <= timestamp_s <= max(LAST_S, now):
+        raise InvalidRequest(field, timestamp_s, "Unix seconds, not negative and before the year 2100")

@@ -26,6 +26,7 @@ from hypothesis import strategies as st
 
 from lhydra import errors
 from lhydra.domain import MAX_HISTORY, STAGES, Play, Repeat, UserState, make_history, track_hashes
+from lhydra.limits import LAST_S
 from lhydra.logs import AccessLog
 from lhydra.users.store import UserStore, open_users
 from lhydra_client import Client
@@ -368,13 +369,30 @@ DAY_S = 86_400
         ("plays[0].track_id", [play("e", "")]),
         ("plays[0].track_id", [play("e", "t" * 257)]),
         ("plays[0].timestamp_s", [play("e", "t", timestamp_s=-1)]),
-        ("plays[0].timestamp_s", [play("e", "t", timestamp_s=int(time.time()) + 2 * DAY_S)]),
+        ("plays[0].timestamp_s", [play("e", "t", timestamp_s=LAST_S + 1)]),
+        ("plays[0].timestamp_s", [play("e", "t", timestamp_s=1000 * int(time.time()))]),
     ],
 )
 def test_bad_plays_are_refused_naming_the_field(running: Running, field: str, plays: list[pb.Play]) -> None:
     error = fails(lambda: running.stub.RecordPlays(pb.RecordPlaysRequest(plays=plays)))
     assert error.code() is Code.INVALID_ARGUMENT
     assert (error.details() or "").startswith(f"{field}: found ")
+
+
+@pytest.mark.parametrize("behind_s", [1, DAY_S - 60, DAY_S + 60, 400 * DAY_S])
+def test_a_clock_that_is_behind_loses_no_plays(
+    running: Running, behind_s: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    today = int(time.time())
+    monkeypatch.setattr(time, "time", lambda: float(today - behind_s))
+    given = [play("e0", "t007", timestamp_s=today), play("e1", "t017", timestamp_s=today - 2 * behind_s)]
+    assert running.stub.RecordPlays(pb.RecordPlaysRequest(plays=given)).recorded == 2
+    state = running.users.get("ann")
+    assert state is not None
+    ahead = today if behind_s <= DAY_S else today - behind_s
+    assert state.history["time"].tolist() == [today - 2 * behind_s, ahead]
+    reply = running.stub.Recommend(request(user_id="bob", **history(track_id="t007", timestamp_s=today)))
+    assert "t007" not in [track.track_id for track in reply.tracks]
 
 
 def test_the_largest_call_is_taken(running: Running) -> None:

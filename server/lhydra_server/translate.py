@@ -7,6 +7,7 @@ from dataclasses import replace
 from lhydra.domain import Play, Repeat, Value
 from lhydra.errors import InvalidRequest, Unsupported
 from lhydra.limits import (
+    CLOCK_SKEW_S,
     MAX_EVENT_CHARS,
     MAX_PLAYS,
     check_id,
@@ -69,7 +70,8 @@ def to_plays(request: pb.RecordPlaysRequest) -> list[Play]:
         request: as it came.
 
     Returns:
-        The plays in order; a play without a time is of now, one without a count counts 1.
+        The plays in order; a play without a time, or with one more than CLOCK_SKEW_S ahead, is of now; one without a
+        count counts 1.
 
     Raises:
         InvalidRequest: a limit is passed; names the field of the first play at fault.
@@ -89,7 +91,7 @@ def _to_play(play: pb.Play, now: int) -> Play:
         event_id=play.event_id,
         user_id=play.user_id,
         track_id=play.track_id,
-        time=play.timestamp_s or now,
+        time=play.timestamp_s if 0 < play.timestamp_s <= now + CLOCK_SKEW_S else now,
         count=float(play.count or 1),
         completed=play.completed if play.HasField("completed") else None,
         skipped=play.skipped if play.HasField("skipped") else None,
