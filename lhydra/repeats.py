@@ -58,7 +58,7 @@ def at_once(history: History) -> Repeats:
         (n,) REPEAT_DTYPE.
     """
     repeats = np.empty(len(history), REPEAT_DTYPE)
-    repeats["first"] = np.clip(history["time"], 0, _LATEST)
+    repeats["first"] = np.minimum(np.maximum(history["time"], 0), _LATEST)
     repeats["decayed"] = history["count"][:, None]
     return repeats
 
@@ -88,24 +88,31 @@ def add_up(history: History, repeats: Repeats, users: I64 | None = None) -> tupl
     """
     if not len(history):
         return history, repeats, np.empty(0, np.int64)
-    users = np.zeros(len(history), np.int64) if users is None else users
-    by_track = np.lexsort((history["track"], users))
-    entries, parts, owners = history[by_track], repeats[by_track], users[by_track]
-    starts_one = np.ones(len(entries), bool)
-    starts_one[1:] = (entries["track"][1:] != entries["track"][:-1]) | (owners[1:] != owners[:-1])
-    starts, own = np.flatnonzero(starts_one), np.cumsum(starts_one) - 1
-    total = np.zeros(len(starts), HISTORY_DTYPE)
-    total["track"], owners = entries["track"][starts], owners[starts]
+    tracks = history["track"]
+    by_track = np.argsort(tracks, kind="stable") if users is None else np.lexsort((tracks, users))
+    entries, parts = history[by_track], repeats[by_track]
+    owners = None if users is None else users[by_track]
+    begins = np.ones(len(entries), bool)
+    begins[1:] = entries["track"][1:] != entries["track"][:-1]
+    if owners is not None:
+        begins[1:] |= owners[1:] != owners[:-1]
+    starts, own = np.flatnonzero(begins), np.cumsum(begins) - 1
+    total, kept = np.zeros(len(starts), HISTORY_DTYPE), np.empty(len(starts), REPEAT_DTYPE)
+    total["track"] = entries["track"][starts]
     # A group is added in the order given, as `make_history` does: the same sums to the last bit.
     total["count"] = saturated(np.bincount(own, entries["count"].astype(np.float64)))
     total["time"] = np.maximum(np.maximum.reduceat(entries["time"], starts), 0)
-    kept = np.zeros(len(starts), REPEAT_DTYPE)
-    first = np.minimum.reduceat(parts["first"] - np.uint32(1), starts)  # 0, unknown, wraps to the latest
-    kept["first"] = first + np.uint32(1)
-    age = (total["time"][own] - entries["time"]).astype(np.float64)
-    decayed = parts["decayed"] * np.exp2(-age[:, None] / _HALF_LIVES_S)
+    # 0, an unknown time, wraps to the latest of all and back.
+    kept["first"] = np.minimum.reduceat(parts["first"] - np.uint32(1), starts) + np.uint32(1)
+    age, decayed = total["time"][own] - entries["time"], parts["decayed"].astype(np.float64)
+    if len(older := np.flatnonzero(age)):
+        decayed[older] *= np.exp2(-age[older, None] / _HALF_LIVES_S)
     kept["decayed"] = saturated(np.add.reduceat(decayed, starts))
+    owners = None if owners is None else owners[starts]
     order = history_order(total["track"], total["count"], total["time"], owners)
+    if owners is None:
+        newest = order[-MAX_HISTORY:]
+        return total[newest], kept[newest], np.zeros(len(newest), np.int64)
     ends = np.searchsorted(owners[order], np.arange(owners[-1] + 1), "right")
     newest = order[ends[owners[order]] - np.arange(len(order)) <= MAX_HISTORY]
     return total[newest], kept[newest], owners[newest]

@@ -32,6 +32,23 @@ def places(lows: Hashes, hashes: Hashes) -> list[int]:
     return found
 
 
+def union(a: Hashes, b: Hashes) -> Hashes:
+    """Returns the hashes in either, faster than sorting them where one has few.
+
+    Args:
+        a: (n,) sorted, distinct.
+        b: (m,) likewise.
+
+    Returns:
+        Sorted, distinct; `a` itself where it holds all of `b`.
+    """
+    if not (len(a) and len(b)):
+        return a if len(a) else b
+    at = np.searchsorted(a, b)
+    new = a[np.minimum(at, len(a) - 1)] != b
+    return np.insert(a, at[new], b[new]) if new.any() else a
+
+
 def add(lows: Hashes, chunks: Mapping[int, Hashes], hashes: Hashes) -> tuple[Hashes, dict[int, Hashes]]:
     """Adds hashes to chunks; one that grows beyond MAX_CHUNK is divided.
 
@@ -48,12 +65,12 @@ def add(lows: Hashes, chunks: Mapping[int, Hashes], hashes: Hashes) -> tuple[Has
     for low, first, end in zip(lows.tolist(), cuts, [*cuts[1:], len(hashes)], strict=True):
         if first == end:
             continue
-        whole = np.union1d(chunks[low], hashes[first:end])
+        whole = union(chunks[low], hashes[first:end])
         if len(whole) == len(chunks[low]):
             continue
         parts = np.array_split(whole, 1 if len(whole) <= MAX_CHUNK else -(-len(whole) * 4 // (3 * MAX_CHUNK)))
         changed |= {low: parts[0], **{int(part[0]): part for part in parts[1:]}}
-    return np.union1d(lows, np.array(list(changed), np.uint64)), changed
+    return union(lows, np.array(sorted(changed), np.uint64)), changed
 
 
 def pack_chunk(hashes: Hashes) -> bytes:

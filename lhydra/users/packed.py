@@ -24,13 +24,24 @@ from functools import partial, reduce
 
 import numpy as np
 
-from lhydra.domain import HISTORY_DTYPE, RECENT_DTYPE, REPEAT_DTYPE, Hashes, Play, UserState, no_hashes, track_hashes
+from lhydra.domain import (
+    HISTORY_DTYPE,
+    RECENT_DTYPE,
+    REPEAT_DTYPE,
+    Hashes,
+    Play,
+    UserState,
+    no_hashes,
+    no_recent,
+    track_hashes,
+)
 from lhydra.errors import UserStoreError, complain
 from lhydra.repeats import at_once, repeats_of
 from lhydra.users.heard import chunk_key, pack_chunk, unpack_chunk
 from lhydra.users.record import UserRecord, user_tag
 
 VERSION = 3  # 1: no skipped tracks; 2: no repeats, recent plays, state version. Both are read, and written as 3
+_U64 = np.dtype("<u8")
 _HEAD = struct.Struct("<B3xI")
 # The state's version, flags (none yet), a checksum, and the lengths of heard, lows, skipped, history, repeats, recent,
 # profile | events, live, sums. With _HEAD 64 bytes: the 64-bit arrays behind stay aligned.
@@ -145,7 +156,7 @@ def unpack(packed: bytes, user_id: str) -> UserRecord:
         raise damaged(user_id, packed)
     live_at = at + 8 * n_events
     sums_at = live_at + HISTORY_DTYPE.itemsize * n_live
-    events = np.frombuffer(packed, "<u8", n_events, at)
+    events = np.frombuffer(packed, _U64, n_events, at)
     live = np.frombuffer(packed, HISTORY_DTYPE, n_live, live_at)
     return UserRecord(state, live, events, np.frombuffer(packed, REPEAT_DTYPE, n_sums, sums_at), lows, flags=flags)
 
@@ -166,7 +177,8 @@ def unpack_state(packed: bytes, user_id: str) -> tuple[UserState, Hashes]:
     if packed and packed[0] in (1, 2):
         record = _unpack_old(packed, user_id)
         return record.state, record.lows
-    return _unpack_read(packed, user_id)[:2]
+    state, lows, _ = _unpack_read(packed, user_id)
+    return state, lows
 
 
 def with_chunks(state: UserState, packed: Sequence[bytes | None], user_id: str) -> UserState:
@@ -243,13 +255,13 @@ def _unpack_read(packed: bytes, user_id: str) -> tuple[UserState, Hashes, int]:
     state = UserState(
         json.loads(packed[profile_at:end]) if n_profile > 2 else {},  # of most users nothing is declared
         np.frombuffer(packed, HISTORY_DTYPE, n_history, history_at),
-        np.frombuffer(packed, "<u8", n_heard, _START),
-        np.frombuffer(packed, "<u8", n_skipped, skipped_at) if n_skipped else no_hashes(),
+        np.frombuffer(packed, _U64, n_heard, _START),
+        np.frombuffer(packed, _U64, n_skipped, skipped_at) if n_skipped else no_hashes(),
         np.frombuffer(packed, REPEAT_DTYPE, n_repeats, repeats_at),
-        np.frombuffer(packed, RECENT_DTYPE, n_recent, recent_at),
+        np.frombuffer(packed, RECENT_DTYPE, n_recent, recent_at) if n_recent else no_recent(),
         version,
     )
-    return state, np.frombuffer(packed, "<u8", n_lows, lows_at) if n_lows else no_hashes(), end
+    return state, np.frombuffer(packed, _U64, n_lows, lows_at) if n_lows else no_hashes(), end
 
 
 def _unpack_old(packed: bytes, user_id: str) -> UserRecord:
@@ -265,12 +277,12 @@ def _unpack_old(packed: bytes, user_id: str) -> UserRecord:
     state = UserState(
         json.loads(packed[profile_at:]) if n_profile > 2 else {},
         history,
-        np.frombuffer(packed, "<u8", n_heard, _OLD_START),
-        np.frombuffer(packed, "<u8", n_skipped, skipped_at),
+        np.frombuffer(packed, _U64, n_heard, _OLD_START),
+        np.frombuffer(packed, _U64, n_skipped, skipped_at),
         at_once(history),
     )
     live = np.frombuffer(packed, HISTORY_DTYPE, n_live, live_at)
-    return UserRecord(state, live, np.frombuffer(packed, "<u8", n_events, events_at))
+    return UserRecord(state, live, np.frombuffer(packed, _U64, n_events, events_at))
 
 
 def _value_of(user_id: str) -> str:

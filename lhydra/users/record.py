@@ -6,7 +6,7 @@ that it is divided in (`lhydra.users.heard`).
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -77,15 +77,16 @@ class UserRecord:
         added = single_plays(tracks, [play.count for play in new], times)[liked]
         live, sums = np.concatenate([self.live, added]), self.sums
         if len(live) > MAX_LIVE:
-            live, sums, _ = add_up(live, self._repeats_of(live))
+            live, sums, _ = add_up(live, _repeats_of(live, self.sums))
         state = self.state
         history, repeats = _merged(state.history, repeats_of(state), added, at_once(added))
         flags = [LIVE | (SKIPPED if play.skipped else 0) | (COMPLETED if play.completed else 0) for play in new]
         recent = merge_recent(state.recent, make_recent(tracks, times, flags))
         skipped = _skipped(state.skipped, tracks, liked)
         kept = np.concatenate([self.events, events[fresh]])[-MAX_EVENTS:]
-        state = replace(state, history=history, repeats=repeats, recent=recent, skipped=skipped)
-        return replace(self, state=state, live=live, sums=sums, events=kept)._with_heard(np.unique(tracks)), fresh
+        lying = self._lying(np.unique(tracks))
+        state = UserState(state.profile, history, lying[0], skipped, repeats, recent, state.version)
+        return UserRecord(state, live, kept, sums, *lying[1:], self.flags), fresh
 
     def with_base(self, loaded: UserState) -> "UserRecord":
         """Returns the record with its loaded part replaced; live plays are kept until the data covers them.
@@ -106,19 +107,14 @@ class UserRecord:
             own = own[~(liked & _covered(loaded.history, own["track"], own["time"].astype(np.int64)))]
         kept = ~_covered(loaded.history, self.live["track"], self.live["time"])
         live, sums = self.live[kept], self.sums[kept[: len(self.sums)]]
-        record = replace(self, live=live, sums=sums)
-        history, repeats = _merged(loaded.history, repeats_of(loaded), live, record._repeats_of(live))
-        state = replace(
-            self.state,
-            profile=loaded.profile,
-            history=history,
-            repeats=repeats,
-            recent=merge_recent(loaded.recent, own),
-        )
-        return replace(record, state=state)._with_heard(loaded.heard)
+        history, repeats = _merged(loaded.history, repeats_of(loaded), live, _repeats_of(live, sums))
+        lying = self._lying(loaded.heard)
+        recent = merge_recent(loaded.recent, own)
+        state = UserState(loaded.profile, history, lying[0], self.state.skipped, repeats, recent, self.state.version)
+        return UserRecord(state, live, self.events, sums, *lying[1:], self.flags)
 
     def places(self, hashes: Hashes) -> list[int]:
-        """Returns which chunks `_with_heard` must have at hand.
+        """Returns which chunks must be at hand where tracks may be heard.
 
         Args:
             hashes: of tracks that may be added.
@@ -128,20 +124,20 @@ class UserRecord:
         """
         return heard.places(self.lows, hashes) if len(self.lows) else []
 
-    def _with_heard(self, hashes: Hashes) -> "UserRecord":
+    def _lying(self, hashes: Hashes) -> tuple[Hashes, Hashes, Mapping[int, Hashes], frozenset[int]]:
+        """Where heard tracks lie once `hashes` are among them: those in the record; lows, chunks, which changed."""
         lows, chunks = self.lows, self.chunks
         if not len(lows):
-            if len(self.state.heard) + len(hashes) <= heard.MAX_CHUNK:
-                return replace(self, state=replace(self.state, heard=np.union1d(self.state.heard, hashes)))
-            lows, chunks = np.zeros(1, np.uint64), {0: self.state.heard}
+            together = heard.union(self.state.heard, hashes)
+            if len(together) <= heard.MAX_CHUNK:
+                return together, lows, chunks, self.changed
+            lows, chunks, hashes = np.zeros(1, np.uint64), {0: no_hashes()}, together
         lows, changed = heard.add(lows, chunks, hashes)
-        if len(lows) == 1:
-            return replace(self, state=replace(self.state, heard=changed.get(0, self.state.heard)))
-        state = replace(self.state, heard=no_hashes())
-        return replace(self, state=state, lows=lows, chunks={**chunks, **changed}, changed=self.changed | set(changed))
+        return no_hashes(), lows, {**chunks, **changed}, self.changed | set(changed)
 
-    def _repeats_of(self, live: History) -> Repeats:
-        return np.concatenate([self.sums, at_once(live[len(self.sums) :])])
+
+def _repeats_of(live: History, sums: Repeats) -> Repeats:
+    return np.concatenate([sums, at_once(live[len(sums) :])])
 
 
 def _merged(a: History, a_repeats: Repeats, b: History, b_repeats: Repeats) -> tuple[History, Repeats]:
