@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lhydra.domain import (
+    F32,
     HALF_LIVES_DAYS,
     HISTORY_DTYPE,
     I64,
@@ -23,6 +24,7 @@ from lhydra.domain import (
     Repeats,
     UserState,
     history_order,
+    no_history,
     no_recent,
     saturated,
 )
@@ -31,7 +33,7 @@ _HALF_LIVES_S = np.array(HALF_LIVES_DAYS) * 86_400.0
 _LATEST = np.iinfo(np.uint32).max  # of REPEAT_DTYPE and RECENT_DTYPE: the year 2106
 
 
-def single_plays(tracks: Hashes, counts: Sequence[float], times: Sequence[int]) -> History:
+def single_plays(tracks: Hashes, counts: Sequence[float] | F32, times: Sequence[int] | I64) -> History:
     """Returns one entry for each play, which `add_up` adds up.
 
     Args:
@@ -75,50 +77,102 @@ def repeats_of(state: UserState) -> Repeats:
     return state.repeats if len(state.repeats) == len(state.history) else at_once(state.history)
 
 
-def add_up(history: History, repeats: Repeats, users: I64 | None = None) -> tuple[History, Repeats, I64]:
+def add_up(history: History, repeats: Repeats) -> tuple[History, Repeats]:
     """Returns one entry per track, in `history_order`, as `make_history` would of all the plays; with their repeats.
 
     Args:
-        history: (n,) entries in any order, each a sum or a single play.
+        history: (n,) entries of one user in any order, each a sum or a single play.
         repeats: (n,) of the same entries.
-        users: (n,) whose each is, numbered from 0; one user's by default.
 
     Returns:
-        At most MAX_HISTORY entries of each user, user by user; their repeats; (m,) whose they are.
+        At most MAX_HISTORY entries; their repeats.
     """
     if not len(history):
-        return history, repeats, np.empty(0, np.int64)
-    tracks = history["track"]
-    by_track = np.argsort(tracks, kind="stable") if users is None else np.lexsort((tracks, users))
-    entries, parts = history[by_track], repeats[by_track]
-    owners = None if users is None else users[by_track]
-    begins = np.ones(len(entries), bool)
-    begins[1:] = entries["track"][1:] != entries["track"][:-1]
-    if owners is not None:
-        begins[1:] |= owners[1:] != owners[:-1]
-    starts, own = np.flatnonzero(begins), np.cumsum(begins) - 1
-    total, kept = np.zeros(len(starts), HISTORY_DTYPE), np.empty(len(starts), REPEAT_DTYPE)
-    total["track"] = entries["track"][starts]
-    # A group is added in the order given, as `make_history` does: the same sums to the last bit.
-    total["count"] = saturated(np.bincount(own, entries["count"].astype(np.float64)))
-    total["time"] = np.maximum(np.maximum.reduceat(entries["time"], starts), 0)
+        return history, repeats
+    total, kept, _ = sums_by_track(history, repeats)
+    newest = history_order(total["track"], total["count"], total["time"])[-MAX_HISTORY:]
+    return total[newest], kept[newest]
+
+
+def sums_by_track(history: History, repeats: Repeats, users: I64 | None = None) -> tuple[History, Repeats, I64]:
+    """Returns one entry per user and track, in that order; with their repeats.
+
+    Args:
+        history: (n,) entries in any order, each a sum or a single play; at least one.
+        repeats: (n,) of the same entries.
+        users: (n,) whose each is; one user's by default.
+
+    Returns:
+        (m,) entries, however many a user has; their repeats; whose they are.
+    """
+    order, starts, own, total, owners = _grouped(history, users)
+    entries, parts = history[order], repeats[order]
+    kept = np.empty(len(starts), REPEAT_DTYPE)
     # 0, an unknown time, wraps to the latest of all and back.
     kept["first"] = np.minimum.reduceat(parts["first"] - np.uint32(1), starts) + np.uint32(1)
     age, decayed = total["time"][own] - entries["time"], parts["decayed"].astype(np.float64)
     if len(older := np.flatnonzero(age)):
         decayed[older] *= np.exp2(-age[older, None] / _HALF_LIVES_S)
     kept["decayed"] = saturated(np.add.reduceat(decayed, starts))
-    owners = None if owners is None else owners[starts]
-    order = history_order(total["track"], total["count"], total["time"], owners)
-    if owners is None:
-        newest = order[-MAX_HISTORY:]
-        return total[newest], kept[newest], np.zeros(len(newest), np.int64)
-    ends = np.searchsorted(owners[order], np.arange(owners[-1] + 1), "right")
-    newest = order[ends[owners[order]] - np.arange(len(order)) <= MAX_HISTORY]
-    return total[newest], kept[newest], owners[newest]
+    return total, kept, owners
 
 
-def make_recent(tracks: Hashes, times: Sequence[int] | I64, flags: Sequence[int] | int = 0) -> Recent:
+def histories_of(plays: History, users: I64, n_users: int) -> list[History]:
+    """Returns the histories of many users, each as `make_history` makes it, faster than one by one.
+
+    Args:
+        plays: (n,) single plays, or sums of some.
+        users: (n,) whose each is, from 0 to n_users - 1.
+        n_users: how many users there are.
+
+    Returns:
+        The history of each user.
+    """
+    if not len(plays):
+        return [no_history()] * n_users
+    _, _, _, total, owners = _grouped(plays, users)
+    total = total[history_order(total["track"], total["count"], total["time"], owners)]
+    ends = np.searchsorted(owners, np.arange(n_users), "right").tolist()
+    starts = [0, *ends[:-1]]
+    return [total[max(start, end - MAX_HISTORY) : end] for start, end in zip(starts, ends, strict=True)]
+
+
+def hashes_of(hashes: Hashes, users: I64, n_users: int) -> list[Hashes]:
+    """Returns the distinct hashes of many users.
+
+    Args:
+        hashes: (n,) uint64.
+        users: (n,) whose each is, from 0 to n_users - 1.
+        n_users: how many users there are.
+
+    Returns:
+        Those of each user, sorted.
+    """
+    order = np.lexsort((hashes, users))
+    sorted_, owners = hashes[order], users[order]
+    new = np.ones(len(order), bool)
+    new[1:] = (sorted_[1:] != sorted_[:-1]) | (owners[1:] != owners[:-1])
+    return np.split(sorted_[new], np.searchsorted(owners[new], np.arange(1, n_users)))
+
+
+def _grouped(history: History, users: I64 | None) -> tuple[I64, I64, I64, History, I64]:
+    """Entries by user and track: their order, where groups start in it, whose each is, sums without repeats, users."""
+    tracks = history["track"]
+    order = np.argsort(tracks, kind="stable") if users is None else np.lexsort((tracks, users))
+    entries = history[order]
+    owners = np.zeros(len(entries), np.int64) if users is None else users[order]
+    begins = np.ones(len(entries), bool)
+    begins[1:] = (entries["track"][1:] != entries["track"][:-1]) | (owners[1:] != owners[:-1])
+    starts, own = np.flatnonzero(begins), np.cumsum(begins) - 1
+    total = np.zeros(len(starts), HISTORY_DTYPE)
+    total["track"] = entries["track"][starts]
+    # A group is added in the order given, as `make_history` does: the same sums to the last bit.
+    total["count"] = saturated(np.bincount(own, entries["count"].astype(np.float64)))
+    total["time"] = np.maximum(np.maximum.reduceat(entries["time"], starts), 0)
+    return order, starts, own, total, owners[starts]
+
+
+def make_recent(tracks: Hashes, times: Sequence[int] | I64, flags: Sequence[int] | I64) -> Recent:
     """Returns plays as they are remembered one by one.
 
     Args:
@@ -153,7 +207,7 @@ def merge_recent(before: Recent, later: Recent) -> Recent:
     return both[-MAX_RECENT:]
 
 
-def recent_of(tracks: Hashes, times: I64, users: I64, n_users: int) -> list[Recent]:
+def recent_of(tracks: Hashes, times: I64, users: I64, n_users: int, flags: Sequence[int] | I64) -> list[Recent]:
     """Returns the last plays of many users.
 
     Args:
@@ -161,13 +215,14 @@ def recent_of(tracks: Hashes, times: I64, users: I64, n_users: int) -> list[Rece
         times: (n,) Unix seconds; plays of unknown time, 0, have no place in an order and are left out.
         users: (n,) whose each is, from 0 to n_users - 1.
         n_users: how many users there are.
+        flags: (n,) SKIPPED, COMPLETED of each.
 
     Returns:
         At most MAX_RECENT plays of each user, newest last.
     """
     if not (dated := times > 0).any():
         return [no_recent()] * n_users
-    recent, owners = make_recent(tracks[dated], times[dated]), users[dated]
+    recent, owners = make_recent(tracks[dated], times[dated], np.asarray(flags)[dated]), users[dated]
     ends = np.searchsorted(owners, np.arange(n_users), "right")
     starts = np.maximum(np.searchsorted(owners, np.arange(n_users)), ends - MAX_RECENT)
     return [recent[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]

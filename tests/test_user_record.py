@@ -6,12 +6,17 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lhydra import domain
+from lhydra.data import plays
+from lhydra.data.dataset import TEST, TRAIN, Dataset, user_states
+from lhydra.data.plays import with_plays
 from lhydra.domain import (
     COMPLETED,
     HALF_LIVES_DAYS,
@@ -25,7 +30,7 @@ from lhydra.domain import (
     track_hashes,
 )
 from lhydra.errors import UserStoreError
-from lhydra.repeats import add_up, at_once, single_plays
+from lhydra.repeats import add_up, at_once, hashes_of, histories_of, single_plays, sums_by_track
 from lhydra.users import heard, lmdb_store, packed, record
 from lhydra.users.packed import unpack
 from lhydra.users.record import UserRecord
@@ -191,7 +196,7 @@ def told(entries: list[Entry]) -> UserState:
     tracks, counts, times = ([entry[i] for entry in entries] for i in range(3))
     hashes = track_hashes(map(str, tracks))
     single = single_plays(hashes, counts, times)  # type: ignore[arg-type]
-    history, repeats, _ = add_up(single, at_once(single))
+    history, repeats = add_up(single, at_once(single))
     return UserState({}, history, np.unique(hashes), repeats=repeats)
 
 
@@ -206,19 +211,26 @@ def test_entries_added_up_are_those_of_make_history_and_brute_force(data: st.Dat
     assert_repeats(found, entries)
 
 
-def test_many_users_added_up_at_once_are_each_alone() -> None:
+def test_many_users_added_up_at_once_are_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     owners = np.sort(rng.integers(0, 9, 4000))
     owners[owners == 4] = 5  # one without plays
-    plays = single_plays(rng.integers(0, 300, 4000, np.uint64), rng.random(4000), rng.integers(0, 99, 4000) * DAY)  # type: ignore[arg-type]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lhydra.repeats.MAX_HISTORY", 100)
-        together, repeats, whose = add_up(plays, at_once(plays), owners)
-        for user in range(9):
-            alone, own, _ = add_up(plays[owners == user], at_once(plays[owners == user]))
-            np.testing.assert_array_equal(together[whose == user], alone)
-            np.testing.assert_array_equal(repeats[whose == user], own)
-            assert len(alone) == (0 if user == 4 else 100)
+    times = rng.integers(0, 99, 4000) * DAY
+    single = single_plays(rng.integers(0, 300, 4000, np.uint64), rng.random(4000, np.float32), times)
+    sums, repeats, whose = sums_by_track(single, at_once(single), owners)
+    monkeypatch.setattr(domain, "MAX_HISTORY", 100)
+    monkeypatch.setattr("lhydra.repeats.MAX_HISTORY", 100)
+    histories = histories_of(single, owners, 11)
+    assert [len(one) for one in histories] == [100] * 4 + [0] + [100] * 4 + [0] * 2
+    heards = hashes_of(single["track"], owners, 11)
+    for user in range(11):
+        own = single[owners == user]
+        np.testing.assert_array_equal(histories[user], make_history(own["track"], own["count"], own["time"]))
+        np.testing.assert_array_equal(heards[user], np.unique(own["track"]))
+        alone, parts = add_up(own, at_once(own))
+        np.testing.assert_array_equal(alone, histories[user])
+        at = np.searchsorted(sums["track"][whose == user], alone["track"])
+        np.testing.assert_array_equal(repeats[whose == user][at], parts)
 
 
 @settings(deadline=None)
@@ -240,6 +252,26 @@ def test_loading_absorbs_what_the_data_covers_in_every_column(users: UserStore) 
     base: list[Entry] = [("a", 2.0, 5 * DAY), ("a", 1.0, 10 * DAY)]
     users.load([("ann", told(base))])
     assert_repeats(state(users), [*base, ("b", 1.0, 20 * DAY), ("a", 1.0, 30 * DAY)])
+
+
+@pytest.mark.parametrize("as_of", ["now", "test"])
+def test_loaded_users_know_their_single_plays(tiny_dataset: Dataset, as_of: Any, users: UserStore) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plays, "_BATCH", 97)
+        states = dict(with_plays(tiny_dataset, as_of, user_states(tiny_dataset, as_of)))
+    assert list(states) == tiny_dataset.user_ids
+    some = list(states)[:40]
+    users.load([(user_id, states[user_id]) for user_id in some])
+    events = tiny_dataset.events
+    upto = TRAIN if as_of == "test" else TEST
+    for n, user_id in enumerate(some):
+        own = events.where((events.user == n) & (events.fold <= upto))
+        found = state(users, user_id)
+        ids = [tiny_dataset.track_ids[track] for track in own.track]
+        assert_repeats(found, list(zip(ids, own.count.tolist(), own.time.tolist(), strict=True)))
+        dated = [(i, t) for i, t in zip(ids, own.time.tolist(), strict=True) if t > 0][-MAX_RECENT:]
+        assert found.recent["time"].tolist() == [time for _, time in dated]
+        assert found.recent["track"].tolist() == track_hashes(track for track, _ in dated).tolist()
 
 
 def test_the_last_plays_are_kept_in_order(users: UserStore) -> None:

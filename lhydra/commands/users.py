@@ -104,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
     from lhydra.bundle.manifest import check_place
     from lhydra.console import with_progress
     from lhydra.data.dataset import Dataset, user_states
+    from lhydra.data.plays import with_plays
     from lhydra.timing import timed
     from lhydra.users.store import open_users, redacted
 
@@ -122,7 +123,8 @@ def run(args: argparse.Namespace) -> int:
     users = open_users(settings.users, store)
     try:
         with timed("users.load"):
-            states = counts.of(user_states(dataset, cast("AsOf", settings.as_of)))
+            as_of = cast("AsOf", settings.as_of)
+            states = counts.of(with_plays(dataset, as_of, user_states(dataset, as_of)))
             users.load(with_progress(states, n_users, "users"))
     finally:
         users.close()

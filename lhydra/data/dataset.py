@@ -20,14 +20,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lhydra.domain import F32, I64, Hashes, UserState, make_history, track_hashes
+from lhydra.domain import F32, I64, Hashes, UserState, track_hashes
 from lhydra.errors import DataError, complain
+from lhydra.repeats import hashes_of, histories_of, single_plays
 
 FORMAT, OLDEST_FORMAT = 2, 1
 Kind = Literal["numeric", "categorical", "multi", "year", "text"]  # text is for people, never a feature
 AsOf = Literal["test", "valid", "refit", "now"]
 Mask = Literal["seen", "train"]  # what of a user is left out of lists: all folds before, or train alone
 TRAIN, VALID, TEST = 0, 1, 2
+_TOGETHER = 512  # users whose states are built at once
 
 
 @dataclass(frozen=True)
@@ -378,11 +380,17 @@ def user_states(
     hashes = dataset.hashes
     plays, ids = dataset.plays, dataset.user_ids
     starts = np.searchsorted(plays.user, np.arange(len(ids) + 1))
-    chosen = range(len(ids)) if positions is None else positions
-    for position, profile in zip(chosen, dataset.profiles(positions), strict=True):
-        own = slice(starts[position], starts[position + 1])
-        fold, track = plays.fold[own], hashes[plays.track[own]]
-        fed = fold <= history_folds
-        history = make_history(track[fed], plays.count[own][fed], plays.time[own][fed])
-        heard = np.unique(track[fold <= heard_folds])
-        yield ids[position], UserState(profile, history, heard)
+    chosen = np.arange(len(ids)) if positions is None else np.asarray(positions)
+    profiles = dataset.profiles(positions)
+    for first in range(0, len(chosen), _TOGETHER):
+        some = chosen[first : first + _TOGETHER]
+        sizes = starts[some + 1] - starts[some]
+        ends = np.cumsum(sizes)
+        rows = np.repeat(starts[some] - ends + sizes, sizes) + np.arange(sizes.sum())
+        owners, tracks, fold = np.repeat(np.arange(len(some)), sizes), hashes[plays.track[rows]], plays.fold[rows]
+        fed, heard = fold <= history_folds, fold <= heard_folds
+        own = single_plays(tracks[fed], plays.count[rows][fed], plays.time[rows][fed])
+        histories = histories_of(own, owners[fed], len(some))
+        heards = hashes_of(tracks[heard], owners[heard], len(some))
+        for position, history, known in zip(some, histories, heards, strict=True):
+            yield ids[position], UserState(next(profiles), history, known)

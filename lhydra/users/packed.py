@@ -93,11 +93,12 @@ def loading(loaded: Sequence[UserState]) -> Change:
     return Change(reduce(np.union1d, (state.heard for state in loaded)), of)
 
 
-def pack(record: UserRecord) -> bytes:
+def pack(record: UserRecord, later: int = 0) -> bytes:
     """Returns a record as bytes, without its chunks.
 
     Args:
         record: of one user.
+        later: by how much its version rises.
 
     Returns:
         The value to store.
@@ -115,7 +116,7 @@ def pack(record: UserRecord) -> bytes:
     write = [np.ascontiguousarray(record.events, "<u8"), record.live, record.sums]
     lengths = [*map(len, read), len(profile), *map(len, write)]
     written = b"".join(array.tobytes() for array in write)
-    fixed = _FIXED.pack(state.version, record.flags, zlib.crc32(written), *lengths)
+    fixed = _FIXED.pack(state.version + later, record.flags, zlib.crc32(written), *lengths)
     body = b"".join([fixed, *(array.tobytes() for array in read), profile])
     return b"".join([_HEAD.pack(VERSION, zlib.crc32(body, VERSION)), body, written])
 
@@ -130,7 +131,7 @@ def values(record: UserRecord, key: bytes) -> Iterator[tuple[bytes, bytes]]:
     Yields:
         Key and value.
     """
-    yield key, pack(replace(record, state=replace(record.state, version=record.state.version + 1)))
+    yield key, pack(record, 1)
     for low in record.changed:
         yield chunk_key(key, low), pack_chunk(record.chunks[low])
 

@@ -77,7 +77,7 @@ class UserRecord:
         added = single_plays(tracks, [play.count for play in new], times)[liked]
         live, sums = np.concatenate([self.live, added]), self.sums
         if len(live) > MAX_LIVE:
-            live, sums, _ = add_up(live, _repeats_of(live, self.sums))
+            live, sums = add_up(live, _repeats_of(live, self.sums))
         state = self.state
         history, repeats = _merged(state.history, repeats_of(state), added, at_once(added))
         flags = [LIVE | (SKIPPED if play.skipped else 0) | (COMPLETED if play.completed else 0) for play in new]
@@ -101,13 +101,17 @@ class UserRecord:
         Returns:
             The new record.
         """
-        own = self.state.recent[self.state.recent["flags"] & LIVE != 0]
-        if len(loaded.recent):
+        own, live, sums = self.state.recent, self.live, self.sums
+        if len(own):
+            own = own[own["flags"] & LIVE != 0]
+        if len(own) and len(loaded.recent):
             liked = own["flags"] & SKIPPED == 0
             own = own[~(liked & _covered(loaded.history, own["track"], own["time"].astype(np.int64)))]
-        kept = ~_covered(loaded.history, self.live["track"], self.live["time"])
-        live, sums = self.live[kept], self.sums[kept[: len(self.sums)]]
-        history, repeats = _merged(loaded.history, repeats_of(loaded), live, _repeats_of(live, sums))
+        history, repeats = loaded.history, repeats_of(loaded)
+        if len(live):
+            kept = ~_covered(history, live["track"], live["time"])
+            live, sums = live[kept], sums[kept[: len(sums)]]
+            history, repeats = _merged(history, repeats, live, _repeats_of(live, sums))
         lying = self._lying(loaded.heard)
         recent = merge_recent(loaded.recent, own)
         state = UserState(loaded.profile, history, lying[0], self.state.skipped, repeats, recent, self.state.version)
@@ -143,8 +147,7 @@ def _repeats_of(live: History, sums: Repeats) -> Repeats:
 def _merged(a: History, a_repeats: Repeats, b: History, b_repeats: Repeats) -> tuple[History, Repeats]:
     if not len(b):
         return a, a_repeats
-    history, repeats, _ = add_up(np.concatenate([a, b]), np.concatenate([a_repeats, b_repeats]))
-    return history, repeats
+    return add_up(np.concatenate([a, b]), np.concatenate([a_repeats, b_repeats]))
 
 
 def _covered(history: History, tracks: Hashes, times: I64) -> npt.NDArray[np.bool_]:
