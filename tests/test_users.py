@@ -26,6 +26,7 @@ from lhydra.cli import main
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import MAX_HISTORY, MAX_SKIPPED, Play, UserState, Value, make_history, track_hashes
 from lhydra.errors import ConfigError, DeadlineExceeded, UserStoreError
+from lhydra.users import heard as chunks
 from lhydra.users import record
 from lhydra.users.lmdb_store import LmdbUsers
 from lhydra.users.packed import pack, unpack
@@ -219,10 +220,13 @@ def test_arrays_outlive_later_writes_and_the_store(tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=30, stateful_step_count=30)
 class AnyOrder(RuleBasedStateMachine):
-    """record, load and reopen in any order: get always equals the oracle."""
+    """record, load and reopen in any order: get always equals the oracle, and a version names one state."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(chunks, "MAX_CHUNK", 3)  # few tracks lie in the record, more in chunks
+        self.seen: dict[str, list[UserState]] = {}
         self.folder = tempfile.TemporaryDirectory()
         self.users = self.opened()
         self.oracle: dict[str, Listener] = {}
@@ -260,11 +264,19 @@ class AnyOrder(RuleBasedStateMachine):
     def reads_agree(self) -> None:
         for user in USERS:
             if user in self.oracle:
-                assert_same(self.users.get(user), self.oracle[user].state)
+                found = self.users.get(user)
+                assert_same(found, self.oracle[user].state)
+                assert found is not None
+                (*_, last) = self.seen.setdefault(user, [found])
+                assert found.version >= last.version > 0
+                if found.version == last.version:
+                    assert_same(found, last)
+                self.seen[user].append(found)
             else:
                 assert self.users.get(user) is None
 
     def teardown(self) -> None:
+        self.patch.undo()
         self.users.close()
         self.folder.cleanup()
 
@@ -364,7 +376,9 @@ WRITER = """
 import sys
 from pathlib import Path
 from lhydra.domain import Play
+from lhydra.users import heard
 from lhydra.users.store import open_users
+heard.MAX_CHUNK = 16
 users = open_users(None, Path(sys.argv[1]))
 name, n = sys.argv[2], int(sys.argv[3])
 for i in range(n):
