@@ -207,6 +207,46 @@ def merge_recent(before: Recent, later: Recent) -> Recent:
     return both[-MAX_RECENT:]
 
 
+def either(a: UserState, b: UserState) -> tuple[History, Repeats, Recent]:
+    """Returns what two overlapping accounts of one user say together: sums would count plays twice.
+
+    Args:
+        a: a state.
+        b: another.
+
+    Returns:
+        Of each track the larger counts, the first play and the last; their repeats; the last plays, each once.
+    """
+    entries = np.concatenate([a.history, b.history])
+    parts = np.concatenate([repeats_of(a), repeats_of(b)])
+    tracks, own = np.unique(entries["track"], return_inverse=True)
+    total, kept = np.zeros(len(tracks), HISTORY_DTYPE), np.zeros(len(tracks), REPEAT_DTYPE)
+    total["track"] = tracks
+    for name in ("count", "time"):
+        np.maximum.at(total[name], own, entries[name])
+    first = np.full(len(tracks), _LATEST, np.uint32)
+    np.minimum.at(first, own, parts["first"] - np.uint32(1))  # 0, an unknown time, wraps to the latest of all
+    kept["first"] = first + np.uint32(1)
+    age = (total["time"][own] - entries["time"]).astype(np.float64)
+    np.maximum.at(kept["decayed"], own, parts["decayed"] * np.exp2(-age[:, None] / _HALF_LIVES_S).astype(np.float32))
+    newest = history_order(total["track"], total["count"], total["time"])[-MAX_HISTORY:]
+    return total[newest], kept[newest], merge_recent(a.recent, without(b.recent, a.recent))
+
+
+def without(recent: Recent, others: Recent) -> Recent:
+    """Returns plays that others do not tell of too: the same track at the same time.
+
+    Args:
+        recent: (n,) plays.
+        others: (m,) plays.
+
+    Returns:
+        Those of `recent` that are not among `others`, in their order.
+    """
+    known = set(others[["track", "time"]].tolist())
+    return recent[[play not in known for play in recent[["track", "time"]].tolist()]]
+
+
 def recent_of(tracks: Hashes, times: I64, users: I64, n_users: int, flags: Sequence[int] | I64) -> list[Recent]:
     """Returns the last plays of many users.
 

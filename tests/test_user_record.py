@@ -30,7 +30,7 @@ from lhydra.domain import (
     track_hashes,
 )
 from lhydra.errors import UserStoreError
-from lhydra.repeats import add_up, at_once, hashes_of, histories_of, single_plays, sums_by_track
+from lhydra.repeats import add_up, at_once, either, hashes_of, histories_of, single_plays, sums_by_track
 from lhydra.users import heard, lmdb_store, packed, record
 from lhydra.users.packed import unpack
 from lhydra.users.record import UserRecord
@@ -272,6 +272,26 @@ def test_loaded_users_know_their_single_plays(tiny_dataset: Dataset, as_of: Any,
         dated = [(i, t) for i, t in zip(ids, own.time.tolist(), strict=True) if t > 0][-MAX_RECENT:]
         assert found.recent["time"].tolist() == [time for _, time in dated]
         assert found.recent["track"].tolist() == track_hashes(track for track, _ in dated).tolist()
+
+
+@settings(deadline=None)
+@given(plays_of, st.integers(0, 12), st.integers(0, 12))
+def test_two_overlapping_accounts_count_no_play_twice(plays: list[Entry], first: int, second: int) -> None:
+    whole, part = told(plays), told([entry for i, entry in enumerate(plays) if first <= i < second])
+    for a, b in ((whole, part), (part, whole), (whole, whole)):
+        history, repeats, _ = either(a, b)
+        np.testing.assert_array_equal(history, whole.history)
+        assert_repeats(UserState({}, history, repeats=repeats), plays)
+
+
+def test_what_is_stored_may_be_loaded_again_with_more(users: UserStore) -> None:
+    users.load([("ann", told([("a", 2.0, 5 * DAY)]))])
+    users.record([play("e0", "b", time=6 * DAY), play("e1", "c", time=7 * DAY, skipped=True)])
+    before = state(users)
+    history, repeats, recent = either(before, told([("a", 1.0, 5 * DAY), ("d", 1.0, 1 * DAY)]))
+    users.load([("ann", UserState({}, history, before.heard, repeats=repeats, recent=recent))])
+    assert_repeats(state(users), [("a", 2.0, 5 * DAY), ("b", 1.0, 6 * DAY), ("d", 1.0, 1 * DAY)])
+    np.testing.assert_array_equal(state(users).recent, before.recent)
 
 
 def test_the_last_plays_are_kept_in_order(users: UserStore) -> None:

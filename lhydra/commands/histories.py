@@ -63,7 +63,8 @@ def read_histories(path: Path, read: ReadSettings, catalog: "Catalog") -> Histor
     import pyarrow as pa
 
     from lhydra.data.history import match_tracks, read_listening
-    from lhydra.domain import UserState, make_history, track_hashes
+    from lhydra.domain import UserState, no_recent, track_hashes
+    from lhydra.repeats import add_up, at_once, make_recent, merge_recent, single_plays
 
     listening = read_listening(path, read)
     rows = catalog.popular.astype(np.int64)
@@ -96,7 +97,11 @@ def read_histories(path: Path, read: ReadSettings, catalog: "Catalog") -> Histor
         own = own[there[own]]
         fed = own[liked[own]]
         said = {name: value for name, value in profile.items() if value is not None}
-        states[user] = UserState(said, make_history(hashes[fed], counts[fed], times[fed]), np.unique(hashes[own]))
+        single = single_plays(hashes[fed], counts[fed], times[fed])
+        history, repeats = add_up(single, at_once(single))
+        dated = fed[times[fed] > 0]
+        recent = merge_recent(no_recent(), make_recent(hashes[dated], times[dated], np.zeros(len(dated), np.int64)))
+        states[user] = UserState(said, history, np.unique(hashes[own]), repeats=repeats, recent=recent)
     left_out = int(len(plays) - there.sum())
     summary = f"{matches.told()}; {left_out:,} of {len(plays):,} plays are of other tracks and left out"
     return Histories(states, (*listening.notes, summary))
@@ -116,19 +121,14 @@ def with_history(stored: "UserState | None", found: "UserState") -> "UserState":
     """
     import numpy as np
 
-    from lhydra.domain import MAX_HISTORY, UserState, history_order
+    from lhydra.domain import UserState
+    from lhydra.repeats import either
 
     if stored is None:
         return found
-    entries = np.concatenate([stored.history, found.history])
-    tracks, inverse = np.unique(entries["track"], return_inverse=True)
-    both = np.zeros(len(tracks), entries.dtype)
-    both["track"] = tracks
-    for name in ("count", "time"):
-        np.maximum.at(both[name], inverse, entries[name])
-    order = history_order(tracks, both["count"], both["time"])[-MAX_HISTORY:]
-    profile = {**found.profile, **stored.profile}
-    return UserState(profile, both[order], np.union1d(stored.heard, found.heard), stored.skipped)
+    history, repeats, recent = either(stored, found)
+    heard = np.union1d(stored.heard, found.heard)
+    return UserState({**found.profile, **stored.profile}, history, heard, stored.skipped, repeats, recent)
 
 
 def tell_notes(notes: Iterable[str]) -> None:

@@ -28,7 +28,7 @@ from lhydra.domain import (
     no_repeats,
     track_hashes,
 )
-from lhydra.repeats import add_up, at_once, make_recent, merge_recent, repeats_of, single_plays
+from lhydra.repeats import add_up, at_once, make_recent, merge_recent, repeats_of, single_plays, without
 from lhydra.users import heard
 
 MAX_EVENTS = 1024  # remembered event ids per user
@@ -106,7 +106,8 @@ class UserRecord:
             own = own[own["flags"] & LIVE != 0]
         if len(own) and len(loaded.recent):
             liked = own["flags"] & SKIPPED == 0
-            own = own[~(liked & _covered(loaded.history, own["track"], own["time"].astype(np.int64)))]
+            covered = liked & _covered(loaded.history, own["track"], own["time"].astype(np.int64))
+            own = without(own[~covered], loaded.recent)
         history, repeats = loaded.history, repeats_of(loaded)
         if len(live):
             kept = ~_covered(history, live["track"], live["time"])
