@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -169,6 +170,31 @@ def test_the_store_inside_a_fresh_bundle_store_is_made_with_a_line(store: Path) 
         assert record(server, "e") is grpc.StatusCode.OK
     assert events_of(store / "users.lmdb") == 1
     assert [line["level"] for line in server.lines() if line["message"] == "made an empty user store"] == ["warning"]
+
+
+def test_files_that_kill_a_worker_are_not_mapped_by_the_next_one(server: Server, users: Path) -> None:
+    """A crash is told by its signal, whatever its reason; a sound store is served again, a damaged one is not."""
+    first = server.workers()[0]
+    os.kill(first, signal.SIGBUS)
+    until(lambda: first not in server.children() and len(server.children()) == 2)
+    until(lambda: well(server))  # tried, found sound and opened
+    whole = (users / "data.mdb").read_bytes()
+    pages = [bytearray(whole[i : i + 4096]) for i in range(0, len(whole), 4096)]
+    for page in pages[2:]:
+        if page[10] & 0x03:  # branches and leaves: LMDB asserts what they are
+            page[:] = bytes(4096)
+    with (users / "data.mdb").open("r+b") as file:  # in place: no look at the files can tell
+        file.write(b"".join(pages))
+    doomed = server.workers()
+    for pid in doomed:
+        os.kill(pid, signal.SIGSEGV)
+    until(lambda: not set(doomed) & set(server.children()) and len(server.children()) == 2)
+    until(lambda: server.status().workers == 2)
+    workers = server.workers()
+    for _ in range(8):
+        assert "user_store" in recommend(server).degraded
+        assert record(server, "lost") is grpc.StatusCode.UNAVAILABLE
+    assert server.workers() == workers
 
 
 def test_a_held_write_lock_refuses_plays_in_time_and_no_reader(server: Server, users: Path) -> None:

@@ -19,8 +19,10 @@ import lmdb
 
 from lhydra.errors import UserStoreError, complain
 from lhydra.users.opened import META_BYTES, Opened, file_of, identified, reserve
+from lhydra.users.place import try_files
 from lhydra.users.writer import WAIT_S, Writer
 
+TRY_EVERY_S = 30.0  # after which doubtful files are read through once more
 RETRY_S = 1.0  # after which a server tries again to open what it could not
 EXPECTED = "an LMDB folder that can be written"
 _CREATING_S = 1.0  # how long the process that makes a store has for the first write of its file
@@ -40,16 +42,25 @@ class Environment:
         create: makes the environment where there is none.
         lasting: keeps trying to open what cannot be opened, now or later, instead of raising from here.
         identity: of the store that it must be; empty where any will do, and from then on the one found first.
+        doubtful: of a lasting one, has the files read by a process of its own first: they may end whoever maps them.
 
     Raises:
         UserStoreError: it cannot be opened, and is not lasting.
     """
 
     def __init__(
-        self, folder: Path, *, sync_s: float, create: bool = False, lasting: bool = False, identity: str = ""
+        self,
+        folder: Path,
+        *,
+        sync_s: float,
+        create: bool = False,
+        lasting: bool = False,
+        identity: str = "",
+        doubtful: bool = False,
     ) -> None:
         self.path, self.identity = folder, identity
         self._sync_s, self._create = sync_s, create
+        self._doubtful, self._try_after_s = doubtful, 0.0
         self._opened: Opened | None = None
         self._given_up: list[Opened] = []
         self._why = ""
@@ -58,6 +69,10 @@ class Environment:
         self._change = threading.Lock()
         self._threads = [threading.Thread(target=self._sync_in_groups, name="users-sync", daemon=True)] * (sync_s > 0)
         try:
+            if doubtful:
+                raise UserStoreError(
+                    complain(folder, "a worker that crashed", "the files to be read without harm first")
+                )
             self._open()
         except UserStoreError as error:
             if not lasting:
@@ -128,7 +143,7 @@ class Environment:
         self._unsynced.set()
         self._faulty.set()
         for thread in self._threads:
-            thread.join()
+            thread.join(WAIT_S)  # one may wait for a disk, or for files that are tried
         with self._change:
             opened, writer, self._opened, self._writer, self._why = self._opened, self._writer, None, None, "it closed"
         if writer is not None:
@@ -251,6 +266,14 @@ class Environment:
                     with self._in_use(opened):
                         opened.env.reader_check()
                     continue
+                if self._doubtful:
+                    if time.monotonic() < self._try_after_s:
+                        continue
+                    self._try_after_s = time.monotonic() + TRY_EVERY_S
+                    try_files(self.path)
+                    self._doubtful = False
+                if self._closing.is_set():
+                    return
                 self._open()
                 _log.warning("user store %s is open again", self.path)
             except UserStoreError as error:

@@ -29,16 +29,26 @@ class LmdbUsers:
         create: makes the store where there is none.
         lasting: raises nothing here; a store that cannot be opened, now or later, is tried again every second.
         identity: of the store that it must be; empty where any will do.
+        doubtful: has the files of a lasting store read by a process of its own first.
 
     Raises:
         UserStoreError: the folder cannot be opened, or holds something else.
     """
 
     def __init__(
-        self, path: Path, *, sync_s: float = SYNC_S, create: bool = True, lasting: bool = False, identity: str = ""
+        self,
+        path: Path,
+        *,
+        sync_s: float = SYNC_S,
+        create: bool = True,
+        lasting: bool = False,
+        identity: str = "",
+        doubtful: bool = False,
     ) -> None:
         self.path = path
-        self._env = Environment(path, sync_s=sync_s, create=create, lasting=lasting, identity=identity)
+        self._env = Environment(
+            path, sync_s=sync_s, create=create, lasting=lasting, identity=identity, doubtful=doubtful
+        )
 
     def get(self, user_id: str, deadline_s: float = math.inf) -> UserState | None:
         """See `UserStore.get`. LMDB readers never block, so the deadline has no effect.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lhydra.errors import ConfigError, UserStoreError, complain
 
+_TRY_S = 600.0  # for reading all of a store
 _OPEN_S = 10.0  # for a look at a store; a server starts without it
 _log = logging.getLogger(__name__)
 
@@ -78,8 +79,31 @@ def claim(url: str | None, store: Path, create: bool) -> tuple[str, bool]:
     return "", False
 
 
+def try_files(folder: Path) -> None:
+    """Has a process of its own read all of a store, and write to it once.
+
+    Args:
+        folder: of the store.
+
+    Raises:
+        UserStoreError: the process fails or dies of it.
+    """
+    command = [sys.executable, "-P", "-m", "lhydra.users.place", str(folder), "--all"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TRY_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise UserStoreError(complain(folder, f"no end of reading it in {_TRY_S:g} s", "a faster disk")) from None
+    if done.returncode < 0:
+        found = f"a process that read it and ended with signal {-done.returncode}"
+        raise UserStoreError(complain(folder, found, "the whole files: restore the backup"))
+    if done.returncode:
+        raise UserStoreError((done.stderr.strip().splitlines() or [f"{folder}: exit code {done.returncode}"])[-1])
+
+
 def main() -> int:
     """Opens the store whose folder is the argument, makes it where there is none, and prints its id.
+
+    With `--all` it makes none, and reads every value of an old one.
 
     Returns:
         The exit code.
@@ -87,7 +111,13 @@ def main() -> int:
     from lhydra.users.environment import Environment
 
     try:
-        environment = Environment(Path(sys.argv[1]), sync_s=0, create=True)
+        try_all = sys.argv[2:] == ["--all"]
+        environment = Environment(Path(sys.argv[1]), sync_s=0, create=not try_all)
+        if try_all:
+            with environment.reading() as txn:
+                for _ in txn.cursor():
+                    pass
+            environment.write(lambda txn: txn.delete(b"no such key"))
         if not environment.identity:
             environment.write(lambda transaction: None)  # the first write gives it one
         print(environment.identity)

@@ -82,6 +82,7 @@ def open_users(
     create: bool = True,
     lasting: bool = False,
     identity: str = "",
+    doubtful: bool = False,
 ) -> UserStore:
     """Opens the user store at `url`, by default the LMDB one inside the bundle store `store`.
 
@@ -93,6 +94,7 @@ def open_users(
         create: makes the folder where there is none.
         lasting: for servers: a folder that cannot be opened, now or later, is no error here and tried every second.
         identity: the id of the store that the folder must hold; empty where any will do.
+        doubtful: has the files of a lasting store read by a process of its own first: they may end whoever maps them.
 
     Returns:
         The store, to be closed.
@@ -104,7 +106,7 @@ def open_users(
     """
     folder = folder_of(url, store)
     if folder is not None:
-        return LmdbUsers(folder, sync_s=sync_s, create=create, lasting=lasting, identity=identity)
+        return LmdbUsers(folder, sync_s=sync_s, create=create, lasting=lasting, identity=identity, doubtful=doubtful)
     assert url is not None
     try:
         from lhydra.users.connections import Address

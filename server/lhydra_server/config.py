@@ -80,6 +80,7 @@ class WorkerSettings(Message):
     address: str  # HOST:PORT, [HOST]:PORT for IPv6
     users: str | None = None
     users_id: str = ""  # of the user store that was there when the server started
+    users_doubtful: bool = False  # its files are tried by a process of its own before they are used
     users_sync_s: float = 1.0
     depth: int = 0
     max_k: int = DEFAULT_MAX_K

@@ -1,6 +1,7 @@
 """A worker process as the supervisor sees it: spawned (never forked loaded), told, listened to, ended."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -65,6 +66,11 @@ class WorkerProcess:
     def age_s(self) -> float:
         """Seconds since it was started."""
         return time.monotonic() - self._started_s
+
+    @property
+    def crashed(self) -> bool:
+        """Whether it died of a fault in memory, or of a check that a library makes: mapped files may be the reason."""
+        return self._process.returncode in (-signal.SIGABRT, -signal.SIGBUS, -signal.SIGSEGV)
 
     def look(self) -> None:
         """Reads the report where one has come, and notes the end of the process."""

@@ -98,6 +98,7 @@ class Supervisor:
         self._retry = Backoff()
         self._current, self._swap_error = "", ""
         self._users_id, self._users_made = "", False
+        self._users_doubtful = False  # since a worker crashed: the next ones try the user store's files first
         self._totals = Totals()
         self._signals: list[str] = []
         self._woken, self._wake = os.pipe()
@@ -148,6 +149,7 @@ class Supervisor:
             return
         for worker in [worker for worker in fleet.workers if worker.ended]:
             fleet.workers.remove(worker)
+            self._users_doubtful |= worker.crashed
             if worker.age_s > STABLE_S:
                 fleet.backoff = Backoff()
             fleet.backoff.failed(LONGEST_SERVED_S if worker.served else LONGEST_S)
@@ -155,6 +157,7 @@ class Supervisor:
         if len(fleet.workers) < self._n_workers and fleet.backoff.over:
             fresh = self._spawn(fleet.bundle_id, self._n_workers - len(fleet.workers)).workers
             fleet.workers += fresh
+            self._users_doubtful = False
             self._totals.worker_restarts += len(fresh)
 
     def _watch_coming(self) -> None:
@@ -228,6 +231,7 @@ class Supervisor:
             address=self._address,
             users=self._settings.users,
             users_id=self._users_id,
+            users_doubtful=self._users_doubtful,
             users_sync_s=self._settings.users_sync_s,
             depth=self._settings.depth,
             max_k=self._settings.max_k,

@@ -114,6 +114,7 @@ def run(load: Callable[[WorkerSettings], Served] = open_served) -> int:
                 create=False,
                 lasting=True,
                 identity=settings.users_id,
+                doubtful=settings.users_doubtful,
             )
             metrics = Metrics.open(settings.metrics)
             keep_to(settings.core)
