@@ -194,3 +194,17 @@ def test_texts_come_back_as_they_were() -> None:
 def test_two_ids_with_one_hash_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'a' and 'c' with one hash"):
         write_hashes(tmp_path, np.array([1, 2, 1], np.uint64), StringColumn.of(["a", "b", "c"]))
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_features_are_told_by_what_they_say_not_by_how_they_are_spelled(copy: Path, other: bool) -> None:
+    said = json.loads((copy / "features.json").read_text())
+    if other:
+        said["reference_year"] += 1
+    (copy / "features.json").write_text(json.dumps(said, indent=1))
+    reseal(copy)
+    if other:
+        with pytest.raises(BundleMismatch, match=r"features\.json: found [0-9a-f]{64}, expected"):
+            Bundle.open(copy.parent)
+    else:
+        assert Bundle.open(copy.parent).bundle_id == copy.name

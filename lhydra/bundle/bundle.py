@@ -10,6 +10,7 @@
 A bundle is immutable once published: mapped files are never rewritten. Nothing here writes; see the index builder.
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,13 +152,15 @@ class Bundle:
         if missing := {*PARTS, "golden.npz", *catalogs.file_names(), *filters.file_names(folder)} - set(manifest.files):
             raise BundleCorrupt(complain(folder / "manifest.json", f"no {sorted(missing)[0]}", "every file named"))
         files.check(folder, manifest.files, BundleCorrupt, verified.sha256_of if verified else files.sha256_of)
-        spec = FeatureSpec.from_json((folder / "features.json").read_text(encoding="utf-8"))
+        features = (folder / "features.json").read_text(encoding="utf-8")
+        spec = FeatureSpec.from_json(features)
+        as_written = hashlib.sha256(features.encode()).hexdigest() == manifest.features  # else it is spelled otherwise
         catalog = Catalog.open(folder)
         index = open_index(folder, manifest, catalog)
         replies = StringColumn.open(folder, "replies")
         columns = FilterColumns.open(folder)
         for thing, found, expected in (
-            ("features.json", spec.fingerprint, manifest.features),
+            ("features.json", manifest.features if as_written else spec.fingerprint, manifest.features),
             ("catalog tracks", len(catalog), manifest.n_tracks),
             ("index tracks", len(index), catalog.n_eligible),
             ("parts of replies", len(replies), manifest.n_tracks),
