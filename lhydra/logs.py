@@ -1,18 +1,19 @@
 """Logging set-up for programs: human lines on a terminal, JSON lines in the server. Modules only get loggers."""
 
-import contextlib
+import atexit
 import hashlib
 import json
 import logging
 import math
-import os
 import sys
-import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import TextIO
 
+from lhydra.log_queue import LogQueue
+
+EXIT_S = 1.0  # that a process which ends waits for whoever reads its log
 LEVELS = ("debug", "info", "warning", "error")
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 _strict = json.JSONEncoder(ensure_ascii=True, default=str, allow_nan=False).encode  # made once: half of json.dumps
@@ -77,14 +78,15 @@ class AccessLog:
             decides (its BLAKE2b hash), so services that share ids write the same requests, and a larger share holds
             a smaller one.
         name: the logger that the lines name, and whose level decides whether there are any (INFO).
-        descriptor: where they go.
+        put: takes each line, without its end, and does not wait; by default the queue of the server's log.
     """
 
-    def __init__(self, sample: float = 1.0, *, name: str = __name__, descriptor: int = 2) -> None:
-        self._log, self._descriptor = logging.getLogger(name), descriptor
+    def __init__(
+        self, sample: float = 1.0, *, name: str = __name__, put: Callable[[str], object] | None = None
+    ) -> None:
+        self._log, self._put = logging.getLogger(name), put or QUEUE.put
         self._below = round(sample * 2**64)
         self._all = sample >= 1
-        self._lock = threading.Lock()
 
     def wants(self, request_id: str, code: str) -> bool:
         """Whether `write` would write a line for a request.
@@ -126,10 +128,25 @@ class AccessLog:
             "took_us": took_us,
             **notes,
         }
-        data = f"{_encoded(line)}\n".encode()
-        with self._lock, contextlib.suppress(OSError):  # a full disk or a reader that has gone fails no request
-            while data:  # once, unless a signal comes between
-                data = data[os.write(self._descriptor, data) :]
+        self._put(_encoded(line))
+
+
+def _lost_line(n: int) -> str:
+    told = {"name": __name__, "levelname": "WARNING", "msg": "%d lines lost: nobody read the log", "args": (n,)}
+    return JsonFormatter().format(logging.makeLogRecord(told | {"lost": n}))
+
+
+QUEUE = LogQueue(2, _lost_line)  # of a server's log
+
+
+class _Queued(logging.Handler):
+    """Puts records in the queue."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            QUEUE.put(self.format(record))
+        except Exception:  # of a record that cannot be formatted, as in every handler of `logging`
+            self.handleError(record)
 
 
 def configure(level: str = "info", *, as_json: bool = False, stream: TextIO | None = None) -> None:
@@ -138,9 +155,13 @@ def configure(level: str = "info", *, as_json: bool = False, stream: TextIO | No
     Args:
         level: one of LEVELS.
         as_json: a JSON object per line, in place of lines for people.
-        stream: stderr by default.
+        stream: stderr by default; lines of JSON then go through QUEUE, so that nobody waits for who reads them.
     """
-    handler = logging.StreamHandler(stream or sys.stderr)
+    queued = as_json and stream is None
+    if queued:
+        atexit.unregister(QUEUE.flush)
+        atexit.register(QUEUE.flush, EXIT_S)
+    handler = _Queued() if queued else logging.StreamHandler(stream or sys.stderr)
     human = logging.Formatter("%(asctime)s %(levelname).1s %(message)s", datefmt="%H:%M:%S")
     handler.setFormatter(JsonFormatter() if as_json else human)
     logging.getLogger("faiss.loader").setLevel(logging.WARNING)  # logs a line for every CPU type that it is not

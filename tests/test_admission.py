@@ -1,7 +1,12 @@
 """Nothing that a stranger does with a connection stops the answers to others."""
 
 import contextlib
+import fcntl
+import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +18,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from lhydra_protos.v1 import recommender_pb2 as pb
+from lhydra_protos.v1.recommender_pb2_grpc import RecommenderStub
 from lhydra_server import admission, app
 from lhydra_server.app import SERVICE
 from tests import raw_http2
 from tests.fake_core import expected_ids
+from tests.fake_serve import write_bundle
 from tests.harness import until
-from tests.test_server import Code, Gate, Running, fails, ids, play, reflected, request, serve
+from tests.test_server import Code, Gate, N, Running, fails, ids, play, reflected, request, serve
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 METHODS = ("Recommend", "RecordPlays", "GetStatus", "RecommendMany")
@@ -248,3 +255,36 @@ def test_reflection_describes_every_service_in_both_versions(running: Running, v
     ] * len(names)
     raw: Any = running.channel.stream_stream(f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo")
     assert fails(lambda: list(raw(iter([b"\xff\xff"]), timeout=20))).code() is Code.INVALID_ARGUMENT
+
+
+# -- the log -----------------------------------------------------------------------------------------------
+
+
+def test_a_log_that_nobody_reads_stops_no_answer(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "store", "20260102T030405-0123abcd", n=N)
+    (tmp_path / "store" / "CURRENT").write_text("20260102T030405-0123abcd\n")
+    read, write = os.pipe()
+    fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, 4_096)
+    settings = json.dumps({"port": 0, "workers": 1})
+    server = subprocess.Popen(
+        [sys.executable, Path(__file__).parent / "fake_serve.py", tmp_path / "store", settings],
+        stdout=subprocess.PIPE,
+        stderr=write,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    os.close(write)
+    try:
+        assert server.stdout is not None
+        address = server.stdout.readline().decode().split()[4]
+        with grpc.insecure_channel(address) as channel:
+            stub = RecommenderStub(channel)
+            for _ in range(100):  # some 300 bytes each
+                assert ids(stub.Recommend(request(), timeout=20)) == expected_ids(N, 5)
+        server.terminate()
+        assert server.wait(30) == 0
+        with open(read, "rb") as log:
+            lines = [json.loads(line) for line in log.read().splitlines()]  # whole lines, as many as the pipe held
+        assert lines
+    finally:
+        server.kill()
+        server.communicate()

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -60,7 +61,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     users = open_users(None, folder)
     with (folder / "log").open("ab") as lines:
         service = RecommenderService(served_of(bundle, Recommender(bundle)), users, max_k=50)
-        access = AccessLog(name=calls.name, descriptor=lines.fileno())
+        access = AccessLog(name=calls.name, put=lambda line: os.write(lines.fileno(), f"{line}\n".encode()))
         listener = Listener(service, "127.0.0.1:0", max_in_flight=32, connection_age_s=600, access_log=access)
         listener.start()
         running = Served(users, folder / "log", listener.port)

@@ -4,16 +4,19 @@ import io
 import json
 import logging
 import os
+import subprocess
 import sys
-import tempfile
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lhydra import logs
+from lhydra import log_queue, logs
+from lhydra.log_queue import LogQueue
 
 
 @pytest.fixture(autouse=True)
@@ -82,12 +85,12 @@ def test_configuring_twice_logs_once() -> None:
 def written(sample: float, calls: list[tuple[str, str]], notes: Mapping[str, object] | None = None) -> list[str]:
     """The lines of calls (request id, code)."""
     logging.getLogger("room").setLevel(logging.INFO)
-    with tempfile.TemporaryFile() as file:
-        access = logs.AccessLog(sample, name="room", descriptor=file.fileno())
-        for request_id, code in calls:
-            access.write("Recommend", code, request_id, 7, notes or {})
-        file.seek(0)
-        return file.read().decode("ascii").splitlines()
+    lines: list[str] = []
+    access = logs.AccessLog(sample, name="room", put=lines.append)
+    for request_id, code in calls:
+        access.write("Recommend", code, request_id, 7, notes or {})
+    assert all(line.isascii() for line in lines)
+    return lines
 
 
 @given(st.text() | st.sampled_from(["a\nb", "\x1b[31mred", "\r\n{}", '"}', "\u2028", "%s %d", "\ud800"]))
@@ -125,41 +128,116 @@ def test_what_failed_is_always_logged(sample: float) -> None:
 
 
 def test_no_line_per_request_above_the_level_info() -> None:
-    access = logs.AccessLog(1.0, name="quiet.room", descriptor=-1)
+    access = logs.AccessLog(1.0, name="quiet.room")
     logging.getLogger("quiet").setLevel(logging.WARNING)
     assert not access.wants("r-1", "INTERNAL")
     logging.getLogger("quiet").setLevel(logging.INFO)
     assert access.wants("r-1", "INTERNAL")
 
 
+# -- the queue -------------------------------------------------------------------------------------------
+
+
+def queue(descriptor: int) -> LogQueue:
+    return LogQueue(descriptor, lambda n: json.dumps({"lost": n}))
+
+
 @pytest.mark.parametrize("at_most", [10**6, 50_000])  # a signal may cut a write short
-def test_threads_never_mix_their_lines(at_most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_never_mix_their_lines_and_keep_their_order(at_most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, data: whole(descriptor, data[:at_most]))
-    logging.getLogger("room").setLevel(logging.INFO)
+    monkeypatch.setattr(log_queue, "MOST_BYTES", 2**30)
     read, write = os.pipe()
-    access = logs.AccessLog(1.0, name="room", descriptor=write)
-    long = "x" * 100_000  # more than a pipe holds: it cannot be written at once
+    lines = queue(write)
 
     def run(number: int) -> None:
-        for i in range(20):
-            access.write("Recommend", "OK", f"{number}-{i}", i, {"text": long})
+        for i in range(200):
+            lines.put(f"{number} {i} " + "x" * (100_000 if i % 10 == 0 else i))  # more than a pipe holds, or little
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
     for thread in threads:
         thread.start()
-    with open(read, "rb") as lines:
-        found = [json.loads(lines.readline()) for _ in range(80)]
+    with open(read, encoding="ascii") as file:
+        found = [file.readline().split() for _ in range(800)]
     for thread in threads:
         thread.join()
+    lines.flush(30)
     os.close(write)
-    assert {line["request_id"] for line in found} == {f"{number}-{i}" for number in range(4) for i in range(20)}
-    assert all(line["text"] == long for line in found)
+    for number in range(4):
+        assert [int(i) for n, i, *_ in found if int(n) == number] == list(range(200))
+    assert all(len(rest[0]) == (100_000 if int(i) % 10 == 0 else int(i)) for _, i, *rest in found if rest)
 
 
-def test_a_reader_that_has_gone_fails_no_request() -> None:
-    logging.getLogger("room").setLevel(logging.INFO)
+def test_nobody_waits_for_a_reader_that_stalls_and_what_is_lost_is_told_in_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(log_queue, "MOST_BYTES", 10_000)
+    read, write = os.pipe()
+    lines, lost = queue(write), Counter[str]()
+    lines.count_lost = lambda n: lost.update(lines=n)
+    sent = 5_000
+    for i in range(sent):  # nobody reads: this returns all the same
+        lines.put(f"{i:0100}")
+    lines.flush(0.01)  # and so does this
+    at = told = 0
+    with open(read, encoding="ascii") as file:
+        while at < sent:
+            found = json.loads(line) if "lost" in (line := file.readline()) else {"line": int(line)}
+            assert found.get("line", at) == at  # whole and in order, and each gap as long as it is told
+            at += found.get("lost", 1)
+            told += found.get("lost", 0)
+        lines.put("back")
+        assert file.readline() == "back\n"
+    os.close(write)
+    assert at == sent
+    assert told == lost["lines"] > sent - (10_000 + 65_536 + 2 * 4_096) / 101 - 10  # what waits is bounded
+
+
+@pytest.mark.parametrize("broken", [True, False])
+def test_a_reader_that_has_gone_fails_nobody(broken: bool) -> None:
     read, write = os.pipe()
     os.close(read)
-    logs.AccessLog(1.0, name="room", descriptor=write).write("Recommend", "OK", "r-1", 7, {})
+    if not broken:
+        os.close(write)
+    lines, lost = queue(write), Counter[str]()
+    lines.count_lost = lambda n: lost.update(lines=n)
+    for _ in range(10):
+        lines.put("x")
+    lines.flush(30)
+    assert lost["lines"] == 10
+    if broken:
+        os.close(write)
+
+
+def test_what_a_process_prints_to_stderr_goes_through_the_queue(tmp_path: Path) -> None:
+    script = """if True:
+        import contextlib, logging, os, sys
+        from lhydra import logs
+        logs.QUEUE.take_stderr()
+        logs.configure("info", as_json=True)
+        logging.getLogger("room").info("one")
+        logs.QUEUE.flush(30)
+        os.write(2, b"from C\\n")
+        logs.QUEUE.flush(30)
+        for i in range(3_000):  # nobody reads: none of these waits
+            with contextlib.suppress(BlockingIOError):  # nor does C care
+                os.write(2, b"x" * 99 + b"\\n")
+            print("y" * 99, file=sys.stderr)
+            logging.getLogger("room").info("z" * 99)
+        print("alive", flush=True)
+        1 / 0
+    """
+    read, write = os.pipe()
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=write)
     os.close(write)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"alive\n"
+        assert process.wait(30) == 1  # it ends, though its log has no reader
+        with open(read, encoding="ascii") as file:
+            first, second, *_ = file.read().splitlines()
+    finally:
+        process.kill()
+        process.communicate()
+    assert json.loads(first)["message"] == "one"
+    assert second == "from C"

@@ -108,7 +108,7 @@ def serve(folder: Path, *, max_in_flight: int = 32, connection_age_s: float = 60
             max_in_flight=max_in_flight,
             connection_age_s=connection_age_s,
             metrics=metrics,
-            access_log=AccessLog(name=calls.name, descriptor=lines.fileno()),
+            access_log=AccessLog(name=calls.name, put=lambda line: os.write(lines.fileno(), f"{line}\n".encode())),
         )
         listener.start()
         try:

@@ -98,6 +98,7 @@ def run(load: Callable[[WorkerSettings], Served] = open_served) -> int:
     for number in LEFT_TO_SUPERVISOR:
         signal.signal(number, signal.SIG_IGN)
     report = os.dup(1)
+    logs.QUEUE.take_stderr()
     os.dup2(2, 1)  # whatever prints must not look like a report
     woken, wake = os.pipe()
     lines = _lines(0)
@@ -117,6 +118,7 @@ def run(load: Callable[[WorkerSettings], Served] = open_served) -> int:
                 doubtful=settings.users_doubtful,
             )
             metrics = Metrics.open(settings.metrics)
+            logs.QUEUE.count_lost = metrics.log_lines_lost
             keep_to(settings.core)
             listener = Listener(
                 RecommenderService(served, users, max_k=settings.max_k, fleet=lambda: fleet, metrics=metrics),

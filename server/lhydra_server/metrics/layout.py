@@ -106,6 +106,7 @@ FAMILIES = _laid_out(
         {"reason": (*REFUSED, OTHER)},
     ),
     Family("lhydra_plays_recorded_total", "counter", "Plays recorded, without those that were known."),
+    Family("lhydra_log_lines_lost_total", "counter", "Log lines left out, because nobody read the log or it was full."),
     Family("lhydra_user_store_errors_total", "counter", "Reads and writes of the user store that failed."),
 )
 CELLS = max(family.end for family in FAMILIES.values())

@@ -33,6 +33,7 @@ _BATCH = _place("lhydra_batch_size")
 QUEUE = _place("lhydra_queue_depth")
 IN_FLIGHT = _place("lhydra_in_flight")
 _PLAYS = _place("lhydra_plays_recorded_total")
+_LOG_LINES_LOST = _place("lhydra_log_lines_lost_total")
 _STORE_ERRORS = _place("lhydra_user_store_errors_total")
 
 
@@ -159,6 +160,14 @@ class Metrics:
     def user_store_error(self) -> None:
         """Counts a read or write of the user store that failed."""
         self._add(_STORE_ERRORS, 1)
+
+    def log_lines_lost(self, n: int) -> None:
+        """Counts lines of the log that nobody will see.
+
+        Args:
+            n: lines.
+        """
+        self._add(_LOG_LINES_LOST, n)
 
     def _add(self, place: int, n: int) -> None:
         with self._lock:
