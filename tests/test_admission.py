@@ -19,8 +19,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_protos.v1.recommender_pb2_grpc import RecommenderStub
-from lhydra_server import admission, app
+from lhydra_server import admission, app, unread
 from lhydra_server.app import SERVICE
+from lhydra_server.metrics.layout import FAMILIES
 from tests import raw_http2
 from tests.fake_core import expected_ids
 from tests.fake_serve import write_bundle
@@ -288,3 +289,34 @@ def test_a_log_that_nobody_reads_stops_no_answer(tmp_path: Path) -> None:
     finally:
         server.kill()
         server.communicate()
+
+
+# -- replies that nobody reads -----------------------------------------------------------------------------
+
+
+def test_replies_that_nobody_reads_are_bounded_and_the_oldest_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unread, "MOST_BYTES", 400_000)
+    with serve(tmp_path, max_in_flight=200) as running:
+        replies, data = running.listener._unread, request(k=50).SerializeToString()
+        refused = FAMILIES["lhydra_refused_total"].places[("unread",)]
+        with raw_http2.connection(running.listener.port) as raw:
+            for number in range(1, 200, 2):
+                raw.sendall(raw_http2.headers(number, f"/{SERVICE}/Recommend") + raw_http2.message(number, data))
+                until(lambda: len(running.lines()) == number // 2 + 1)  # noqa: B023
+            assert 300_000 < replies.n_bytes <= 400_000
+            assert ids(running.stub.Recommend(request(), timeout=20)) == expected_ids(N, 5)  # whoever reads is answered
+            raw.sendall(raw_http2.frame(raw_http2.PING, 0, 0, b"all told"))
+            ended = [number for kind, _, number, _ in until_ping(raw) if kind == raw_http2.RST_STREAM]
+            assert ended == list(range(ended[0], ended[-1] + 2, 2))  # the oldest of those that the window did not hold
+            assert running.block.cells[refused] == len(ended) > 10
+        until(lambda: replies.n_bytes == 0)
+
+
+def until_ping(raw: socket.socket) -> Iterator[tuple[int, int, int, bytes]]:
+    """Yields the frames before the answer to a ping."""
+    for frame in raw_http2.frames(raw):
+        if frame[0] == raw_http2.PING and frame[3] == b"all told":
+            return
+        yield frame

@@ -15,6 +15,7 @@ from lhydra_server.health import Health
 from lhydra_server.interceptors import HandlerFactory
 from lhydra_server.metrics.worker import Metrics, NoMetrics
 from lhydra_server.service import RecommenderService
+from lhydra_server.unread import UnreadReplies
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Recommender"].full_name
 CALL_THREADS = 64  # of calls that are queued for a batch, or wait for the user store; they sleep
@@ -53,7 +54,8 @@ class Listener:
         access_log: AccessLog = ACCESS_LOG,
     ) -> None:
         self._connection_age_s = connection_age_s
-        handlers = HandlerFactory(metrics, access_log)
+        self._unread = UnreadReplies(lambda: metrics.refused("unread"))
+        handlers = HandlerFactory(metrics, access_log, self._unread)
         refusal = handlers.overloaded(lambda: service.retry_after_ms(self._calls.in_flight))
         threads = min(max_in_flight, CALL_THREADS)
         self._calls = CallPool("call", threads, max_in_flight, refusal, self._count)

@@ -17,6 +17,7 @@ from lhydra_server.admission import Behavior, DirectPool, RefusingPool
 from lhydra_server.errors import status_of
 from lhydra_server.metrics.worker import Metrics
 from lhydra_server.outage_log import OutageLog
+from lhydra_server.unread import UnreadReplies
 
 REQUEST_ID_KEY = "x-request-id"  # metadata key, of the call and of its trailers
 RETRY_AFTER_KEY = "retry-after-ms"  # trailer of a call refused for overload
@@ -66,11 +67,12 @@ class HandlerFactory:
     Args:
         metrics: what calls are counted in.
         access_log: where each call has its line.
+        unread: counts the replies.
     """
 
-    def __init__(self, metrics: Metrics, access_log: logs.AccessLog) -> None:
+    def __init__(self, metrics: Metrics, access_log: logs.AccessLog, unread: UnreadReplies) -> None:
         self._metrics, self._access_log = metrics, access_log
-        self._outages = OutageLog()
+        self._outages, self._unread = OutageLog(), unread
 
     def unary(
         self,
@@ -93,14 +95,14 @@ class HandlerFactory:
             The handler.
         """
 
-        def handle(data: bytes, context: grpc.ServicerContext) -> Message | bytes:
+        def handle(data: bytes, context: grpc.ServicerContext) -> bytes:
             started_ns = time.perf_counter_ns()
             call = Call(context, _request_id(context.invocation_metadata()), self._outages)
             context.set_trailing_metadata(((REQUEST_ID_KEY, call.request_id),))
             code, details, reply = grpc.StatusCode.OK, "", None
             try:
                 call.check()  # it may have waited for a thread for longer than its caller does
-                reply = method(_parsed(data, request_type), call)
+                reply = _serialized(method(_parsed(data, request_type), call))
             except Exception as error:
                 code, details = status_of(error, call.request_id)
                 if code is grpc.StatusCode.UNAVAILABLE and isinstance(error, LhydraError):
@@ -115,10 +117,11 @@ class HandlerFactory:
             self._access_log.write(name, code.name, call.request_id, took_us, call.notes)
             if reply is None:
                 context.abort(code, details)  # raises
+            self._unread.add(context, len(reply))
             return reply
 
         handle.experimental_thread_pool = pool  # type: ignore[attr-defined]
-        return grpc.unary_unary_rpc_method_handler(handle, response_serializer=_serialized)
+        return grpc.unary_unary_rpc_method_handler(handle)
 
     def refused_stream(self, name: str) -> "grpc.RpcMethodHandler[Any, Any]":
         """Makes the handler of a streaming method that this version does not answer.
