@@ -33,6 +33,7 @@ ROLLING_BASELINES = (
     "bll",
     "co-listening",
     "transitions",
+    "ials",
     "v-sknn",
     "blend",
 )

@@ -2,12 +2,14 @@
 
 import argparse
 import json
+from contextlib import ExitStack
 from dataclasses import fields
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from lhydra.commands.evaluate import (
     ROLLING_BASELINES,
     EvaluateSettings,
+    check_installed,
     chosen_baselines,
     half_width,
     number,
@@ -17,8 +19,11 @@ from lhydra.console import print_table
 from lhydra.errors import ConfigError, complain
 
 if TYPE_CHECKING:
+    from lhydra.bundle.bundle import Bundle
+    from lhydra.evaluation.document import Source
     from lhydra.evaluation.rolling.document import RollingDocument
     from lhydra.evaluation.rolling.moments import Protocol
+    from lhydra.evaluation.run import Moment
 
 TITLES = {
     "all": "All: whatever is played next, heard before or not",
@@ -55,9 +60,10 @@ def run_rolling(args: argparse.Namespace, settings: EvaluateSettings) -> int:
     for name in ("k", "mask"):
         if getattr(settings, name) != usual[name]:
             raise ConfigError(complain(f"--{name}", str(getattr(settings, name)), static))
-    for name in ("model", "store", "report"):
-        if getattr(args, name) is not None:
-            raise ConfigError(complain(f"--{name}", str(getattr(args, name)), static))
+    if args.report is not None:
+        raise ConfigError(complain("--report", str(args.report), f"--json with --protocol {settings.protocol}"))
+    if args.model is not None and args.store is not None:
+        raise ConfigError(complain("--model, --store", "both", "one of the two, or none for the baselines alone"))
     if settings.known and settings.protocol == "next-day":
         raise ConfigError(
             complain("--known", str(settings.known), "a protocol of sessions: next-session or next-track")
@@ -66,23 +72,42 @@ def run_rolling(args: argparse.Namespace, settings: EvaluateSettings) -> int:
     if unknown := set(names) - set(ROLLING_BASELINES):
         expected = f"some of {','.join(ROLLING_BASELINES)} with --protocol {settings.protocol}"
         raise ConfigError(complain("--baselines", sorted(unknown)[0], expected))
-    if not set(names) - {"blend"}:
+    alone = args.model is None and args.store is None
+    if alone and not set(names) - {"blend"}:
         raise ConfigError(complain("--baselines", settings.baselines, "at least one to measure besides the blend"))
     check_output("--json", args.json, is_json_with("protocol", "ranking"))
+    if "ials" in names:
+        check_installed("implicit", "scipy", "threadpoolctl")
+    from lhydra.commands.evaluated import opened
     from lhydra.data.dataset import Dataset
-    from lhydra.evaluation.rolling.run import evaluate_rolling
+    from lhydra.evaluation.rolling.moments import find_moments
+    from lhydra.evaluation.rolling.run import evaluate_rolling, learned
     from lhydra.files import write_text
+    from lhydra.recommender import Recommender
 
-    document = evaluate_rolling(
-        Dataset.open(args.dataset),
-        cast("Protocol", settings.protocol),
-        as_of=settings.as_of,
-        known=settings.known,
-        users=settings.users,
-        seed=settings.seed,
-        names=names,
-        refit=settings.refit,
-    )
+    dataset, as_of = Dataset.open(args.dataset), cast("Moment", settings.as_of)
+    protocol = cast("Protocol", settings.protocol)
+    find_moments(dataset, protocol, as_of, settings.known)  # refuses before a model embeds its tracks
+    with ExitStack() as stack:
+        bundle: Bundle | None = None
+        source: Source = {}
+        fitted: dict[str, Any] | None = None
+        if not alone:
+            bundle, source, fitted = stack.enter_context(opened(args.model, args.store, dataset, as_of))
+        document = evaluate_rolling(
+            dataset,
+            protocol,
+            as_of=as_of,
+            known=settings.known,
+            users=settings.users,
+            seed=settings.seed,
+            names=names,
+            refit=settings.refit,
+            recommender=Recommender(bundle) if bundle is not None else None,
+        )
+    document["protocol"] = {"dataset": str(args.dataset), **source, **document["protocol"]}
+    if fitted is not None and (doubt := learned(dataset, fitted)):
+        document["protocol"]["doubt"] = doubt
     if args.json is not None:
         write_text(args.json, json.dumps(document, indent=2, allow_nan=False) + "\n")
     show(document)
@@ -98,6 +123,8 @@ def show(document: "RollingDocument") -> None:
         document: a rolling evaluation.
     """
     counts, protocol = document["counts"], document["protocol"]
+    if "doubt" in protocol:
+        print(f"NOT A FAIR MEASURE: {protocol['doubt']}")
     for figure, stages in document["ranking"].items():
         known = {name: found["ndcg@10"]["mean"] for name, found in stages.items() if not useless(name, figure)}
         best = max(known, key=lambda name: known[name] or 0.0)
@@ -114,6 +141,15 @@ def show(document: "RollingDocument") -> None:
             if not useless(name, figure)
         ]
         print_table(["", *COLUMNS.values(), "NDCG@10 ±"], rows, TITLES[figure])
+    rows = [
+        [figure, name, f"{one['difference'] or 0:+.4f}", f"{one['low'] or 0:+.4f} to {one['high'] or 0:+.4f}"]
+        for figure, own in document["paired"].items()
+        for name, found in own.items()
+        for one in [found["ndcg@10"]]
+        if not useless(name, figure)
+    ]
+    if rows:
+        print_table(["", "", "difference", "95 %"], rows, "Served less the others, NDCG@10, the same users")
     if protocol["protocol"] == "next-track":
         rows = [
             [name, number(found["hr@20"]), number(found["mrr"])] for name, found in document["by_moment"]["all"].items()

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lhydra.evaluation.rolling.factors import fit_ials
 from lhydra.evaluation.rolling.others import (
     fit_co_listening,
     fit_popular,
@@ -55,8 +56,16 @@ def baselines(clock: bool) -> dict[str, Baseline]:
             fit_transitions,
             tuple(
                 {"unit": "plays", "d": d, "last": last, "norm": 0.5, "fall": fall}
-                for d, last in ((1.0, 50), (0.5, 200), (2.0, 10))
+                for d, last in ((1.0, 50), (0.5, 200), (2.0, 10), (4.0, 10))
                 for fall in (1.0, 2.0)
+            ),
+        ),
+        "ials": Baseline(
+            fit_ials,
+            tuple(
+                {"factors": 64, "regularization": reg, "alpha": alpha, "unit": "plays", "d": d}
+                for reg, alpha in ((20.0, 4.0), (5.0, 20.0))
+                for d in (0.5, 0.0)
             ),
         ),
         "v-sknn": Baseline(

@@ -1,15 +1,42 @@
 """The document of a rolling evaluation, as JSON; what is undefined is null. A figure is all, repeat or discovery."""
 
-from typing import Any, TypedDict
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NotRequired, TypedDict, cast
 
-from lhydra.evaluation.document import Interval
+import numpy as np
+
+from lhydra.data.dataset import Dataset
+from lhydra.evaluation.bootstrap import difference, interval, intervals
+from lhydra.evaluation.document import Difference, Interval, Source
+from lhydra.evaluation.rolling.baselines import BLEND
+from lhydra.evaluation.rolling.lists import FIGURES, Figure, belongs
+from lhydra.evaluation.rolling.measure import Measured
+from lhydra.evaluation.rolling.moments import Moments
+from lhydra.evaluation.rolling.own import Params
+from lhydra.evaluation.rolling.past import F64
+from lhydra.evaluation.rolling.served import SERVED
 
 FORMAT = "rolling-1"
+PAIRED = ("ndcg@10", "hr@20", "mrr")
 
 
-class RollingProtocol(TypedDict):
+@dataclass(frozen=True)
+class Choice:
+    """Settings of a baseline for one figure, how many were tried, and their NDCG on the valid fold; None: not tried."""
+
+    params: Params
+    tried: int
+    valid: float | None
+
+
+class RollingProtocol(Source):
     """What was asked and how; two documents with the same `hash` can be compared."""
 
+    dataset: NotRequired[str]
+    doubt: NotRequired[str]  # why the model may have learned from what is asked for
     split: dict[str, Any]
     protocol: str
     as_of: str
@@ -64,6 +91,131 @@ class RollingDocument(TypedDict):
     repeats: Repeats
     ranking: dict[str, dict[str, dict[str, Interval]]]
     by_moment: dict[str, dict[str, dict[str, float | None]]]
+    paired: dict[str, dict[str, dict[str, Difference]]]  # figure, scorer, metric: what is served less the scorer
     chosen: dict[str, dict[str, Chosen]]
     skipped: dict[str, str]
     per_user: RollingPerUser
+
+
+def make_document(
+    dataset: Dataset,
+    moments: Moments,
+    measured: Mapping[Figure, Mapping[str, Measured]],
+    shares: Mapping[str, F64],
+    chosen: Mapping[str, Mapping[Figure, Choice]],
+    weights: Mapping[Figure, tuple[F64, float | None]],
+    skipped: Mapping[str, str],
+    protocol: RollingProtocol,
+) -> RollingDocument:
+    """Puts it all into one document.
+
+    Args:
+        dataset: knows ids.
+        moments: that were asked for.
+        measured: by figure and scorer.
+        shares: by scorer, the share of heard tracks in the top 10 of `all`, by user.
+        chosen: settings of each baseline by figure.
+        weights: of the blend by figure; {} without it.
+        skipped: why a baseline was.
+        protocol: its `hash` is filled in here.
+
+    Returns:
+        The document.
+    """
+    seed, decides = protocol["seed"], cast("dict[str, Any]", protocol)
+    names = ("split", "protocol", "as_of", "known", "ks", "mrr_depth", "users", "seed")
+    text = json.dumps([FORMAT, dataset.info.counts, *(decides[name] for name in names)], sort_keys=True)
+    protocol["hash"] = hashlib.sha256(text.encode()).hexdigest()[:16]
+    facts: dict[str, dict[str, Chosen]] = {
+        name: {figure: {"settings": one.params, "tried": one.tried, "valid": one.valid} for figure, one in own.items()}
+        for name, own in chosen.items()
+    }
+    if weights:
+        facts[BLEND] = {
+            figure: {"settings": dict(zip(chosen, own.round(4).tolist(), strict=True)), "tried": 1, "valid": valid}
+            for figure, (own, valid) in weights.items()
+        }
+    users = np.unique(moments.user)
+    truth = heard_in_truth(moments)
+    return {
+        "format": FORMAT,
+        "protocol": protocol,
+        "paired": {figure: paired(own, seed) for figure, own in measured.items()},
+        "counts": {
+            "users": len(users),
+            "moments": len(moments),
+            "targets": {figure: int(belongs(figure, moments.heard).sum()) for figure in FIGURES},
+            "catalogue": dataset.n_tracks,
+        },
+        "repeats": {
+            "truth": interval(truth, seed),
+            "lists": {name: interval(own, seed) for name, own in shares.items()},
+        },
+        "ranking": {
+            figure: {
+                name: dict(
+                    zip(found.by_user, intervals(np.stack(list(found.by_user.values()), axis=1), seed), strict=True)
+                )
+                for name, found in own.items()
+            }
+            for figure, own in measured.items()
+        },
+        "by_moment": {
+            figure: {
+                name: {metric: _mean(values) for metric, values in found.by_moment.items()}
+                for name, found in own.items()
+            }
+            for figure, own in measured.items()
+        },
+        "chosen": facts,
+        "skipped": dict(skipped),
+        "per_user": {
+            "users": [dataset.user_ids[user] for user in users],
+            "figures": {
+                figure: {
+                    name: [None if np.isnan(value) else round(value, 6) for value in found.by_user["ndcg@10"].tolist()]
+                    for name, found in own.items()
+                }
+                for figure, own in measured.items()
+            },
+        },
+    }
+
+
+def paired(measured: Mapping[str, Measured], seed: int) -> dict[str, dict[str, Difference]]:
+    """Compares what is served with every other scorer, over the same users.
+
+    Args:
+        measured: by scorer.
+        seed: of the intervals.
+
+    Returns:
+        By scorer and metric, what is served less the scorer; {} where nothing is served.
+    """
+    if SERVED not in measured:
+        return {}
+    served = measured[SERVED].by_user
+    return {
+        name: {metric: difference(found.by_user[metric], served[metric], seed) for metric in PAIRED}
+        for name, found in measured.items()
+        if name != SERVED
+    }
+
+
+def heard_in_truth(moments: Moments) -> F64:
+    """Tells how much of what users played they had heard.
+
+    Args:
+        moments: q of them.
+
+    Returns:
+        (users,) mean shares of each user's moments.
+    """
+    share = np.add.reduceat(moments.heard, moments.offsets[:-1], dtype=np.float64) / np.diff(moments.offsets)
+    _, place = np.unique(moments.user, return_inverse=True)
+    return np.asarray(np.bincount(place, share) / np.bincount(place))
+
+
+def _mean(values: F64) -> float | None:
+    """The mean of what is defined, None where nothing is."""
+    return float(np.nanmean(values)) if not np.isnan(values).all() else None

@@ -1,10 +1,8 @@
 """One rolling evaluation: settings chosen on the valid fold, then every moment of the asked fold, as one document."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -13,28 +11,21 @@ from lhydra.console import with_progress
 from lhydra.data.dataset import TRAIN, VALID, Dataset
 from lhydra.domain import I64
 from lhydra.errors import DataError
-from lhydra.evaluation.bootstrap import interval, intervals
+from lhydra.evaluation.lists import Recommends
 from lhydra.evaluation.metrics import MRR_DEPTH
 from lhydra.evaluation.rolling.baselines import BLEND, Baseline, baselines
 from lhydra.evaluation.rolling.blend import Candidates, blended, candidates, fit_weights
-from lhydra.evaluation.rolling.document import FORMAT, Chosen, RollingDocument, RollingProtocol
+from lhydra.evaluation.rolling.document import Choice, RollingDocument, make_document
 from lhydra.evaluation.rolling.lists import FIGURES, Figure, K, Lister, belongs
-from lhydra.evaluation.rolling.measure import KS, Measured, heard_share, mean_over_users, measure
+from lhydra.evaluation.rolling.measure import KS, heard_share, mean_over_users, measure
 from lhydra.evaluation.rolling.moments import Moments, Protocol, find_moments
 from lhydra.evaluation.rolling.own import Params, Scored, Scorer
 from lhydra.evaluation.rolling.past import F64, Known, Past, fold_seen
+from lhydra.evaluation.rolling.served import Served
+from lhydra.evaluation.unseen import describe
 
 MAX_TUNED = 600  # moments of the valid fold that settings are chosen on
 Key = tuple[str, str]  # name of a baseline, its settings as text
-
-
-@dataclass(frozen=True)
-class Choice:
-    """Settings of a baseline for one figure, how many were tried, and their NDCG on the valid fold; None: not tried."""
-
-    params: Params
-    tried: int
-    valid: float | None
 
 
 def evaluate_rolling(
@@ -47,6 +38,7 @@ def evaluate_rolling(
     seed: int = 0,
     names: Sequence[str],
     refit: bool = False,
+    recommender: Recommends | None = None,
 ) -> RollingDocument:
     """Measures baselines on what users play next, each moment with what is known by then.
 
@@ -59,9 +51,10 @@ def evaluate_rolling(
         seed: of that draw, of the moments that are tuned on, and of the intervals.
         names: of the baselines to measure.
         refit: whether, once chosen, baselines are fitted on the valid fold too.
+        recommender: what is measured beside them; None for the baselines alone.
 
     Returns:
-        The document.
+        The document; `protocol` does not yet say what was evaluated on which dataset.
 
     Raises:
         DataError: nothing to ask for.
@@ -80,12 +73,13 @@ def evaluate_rolling(
     weights = blend_weights(fair, chosen, past, tuned, metric) if BLEND in names and len(fair) > 1 else {}
     if refit:
         past = _past(dataset, VALID)
-    lists, shares = answer(fair, chosen, weights, past, moments)
+    served = Served(recommender, dataset) if recommender is not None else None
+    lists, shares = answer(fair, chosen, weights, past, moments, served)
     measured = {
         figure: {name: measure(found, moments, figure, dataset.n_tracks) for name, found in own.items()}
         for figure, own in lists.items()
     }
-    return _document(
+    return make_document(
         dataset, moments, measured, shares, chosen, weights, skipped,
         {
             "split": dataset.info.split, "protocol": protocol, "as_of": as_of, "known": known, "refit": refit,
@@ -219,6 +213,7 @@ def answer(
     weights: Mapping[Figure, tuple[F64, float | None]],
     past: Past,
     moments: Moments,
+    served: Served | None = None,
 ) -> tuple[dict[Figure, dict[str, I64]], dict[str, F64]]:
     """Makes every list of every moment.
 
@@ -228,113 +223,48 @@ def answer(
         weights: of the blend; {} without it.
         past: what is fitted on.
         moments: q of them.
+        served: what is measured beside them.
 
     Returns:
         By figure and name (q, K) lists, -1 padded; by name the share of heard tracks in the top 10 of `all`, by user.
     """
-    names = [*fair, *([BLEND] if weights else [])]
-    lists: dict[Figure, dict[str, I64]] = {
-        figure: {name: np.full((len(moments), K), -1, np.int64) for name in names} for figure in FIGURES
-    }
+    lists: dict[Figure, dict[str, I64]] = {figure: {} for figure in FIGURES}
     scorers, lister, heard = _scorers(fair, chosen, past), Lister(past), []
     for n in with_progress(range(len(moments)), len(moments), "asking"):
         known = past.at(moments, n)
         heard.append(np.unique(known.tracks))
+        found: dict[tuple[Figure, str], I64] = {}
+        if served is not None:
+            found |= served.lists(known, past.events.count[known.cut - len(known.tracks) : known.cut])
         scored = {key: scorer(known) for key, scorer in scorers.items()}
         for figure in FIGURES:
             own = {name: scored[_key(name, chosen[name][figure].params)] for name in fair}
             if weights:
                 own[BLEND] = blended(_candidates(known, scored, chosen, figure), weights[figure][0])
-            for name, one in own.items():
-                listed = lister.lists(known, one, (figure,))[figure]
-                lists[figure][name][n, : len(listed)] = listed
+            found |= {(figure, name): lister.lists(known, one, (figure,))[figure] for name, one in own.items()}
+        for (figure, name), listed in found.items():
+            if name not in lists[figure]:
+                lists[figure][name] = np.full((len(moments), K), -1, np.int64)
+            lists[figure][name][n, : len(listed)] = listed
     return lists, {name: heard_share(found, moments, heard) for name, found in lists["all"].items()}
 
 
-def _document(
-    dataset: Dataset,
-    moments: Moments,
-    measured: Mapping[Figure, Mapping[str, Measured]],
-    shares: Mapping[str, F64],
-    chosen: Mapping[str, Mapping[Figure, Choice]],
-    weights: Mapping[Figure, tuple[F64, float | None]],
-    skipped: Mapping[str, str],
-    protocol: RollingProtocol,
-) -> RollingDocument:
-    """Puts it all into one document."""
-    seed, decides = protocol["seed"], cast("dict[str, Any]", protocol)
-    names = ("split", "protocol", "as_of", "known", "ks", "mrr_depth", "users", "seed")
-    text = json.dumps([FORMAT, dataset.info.counts, *(decides[name] for name in names)], sort_keys=True)
-    protocol["hash"] = hashlib.sha256(text.encode()).hexdigest()[:16]
-    facts: dict[str, dict[str, Chosen]] = {
-        name: {figure: {"settings": one.params, "tried": one.tried, "valid": one.valid} for figure, one in own.items()}
-        for name, own in chosen.items()
-    }
-    if weights:
-        facts[BLEND] = {
-            figure: {"settings": dict(zip(chosen, own.round(4).tolist(), strict=True)), "tried": 1, "valid": valid}
-            for figure, (own, valid) in weights.items()
-        }
-    users = np.unique(moments.user)
-    truth = heard_in_truth(moments)
-    return {
-        "format": FORMAT,
-        "protocol": protocol,
-        "counts": {
-            "users": len(users),
-            "moments": len(moments),
-            "targets": {figure: int(belongs(figure, moments.heard).sum()) for figure in FIGURES},
-            "catalogue": dataset.n_tracks,
-        },
-        "repeats": {
-            "truth": interval(truth, seed),
-            "lists": {name: interval(own, seed) for name, own in shares.items()},
-        },
-        "ranking": {
-            figure: {
-                name: dict(
-                    zip(found.by_user, intervals(np.stack(list(found.by_user.values()), axis=1), seed), strict=True)
-                )
-                for name, found in own.items()
-            }
-            for figure, own in measured.items()
-        },
-        "by_moment": {
-            figure: {
-                name: {metric: _mean(values) for metric, values in found.by_moment.items()}
-                for name, found in own.items()
-            }
-            for figure, own in measured.items()
-        },
-        "chosen": facts,
-        "skipped": dict(skipped),
-        "per_user": {
-            "users": [dataset.user_ids[user] for user in users],
-            "figures": {
-                figure: {
-                    name: [None if np.isnan(value) else round(value, 6) for value in found.by_user["ndcg@10"].tolist()]
-                    for name, found in own.items()
-                }
-                for figure, own in measured.items()
-            },
-        },
-    }
-
-
-def heard_in_truth(moments: Moments) -> F64:
-    """Tells how much of what users played they had heard.
+def learned(dataset: Dataset, fitted: Mapping[str, Any]) -> str:
+    """Tells why a model may have learned from what is asked for.
 
     Args:
-        moments: q of them.
+        dataset: whose held-out plays are the targets.
+        fitted: `split` of the dataset that the model was fitted on; {} where it is unknown.
 
     Returns:
-        (users,) mean shares of each user's moments.
+        The reason, "" where it has surely not.
     """
-    share = np.add.reduceat(moments.heard, moments.offsets[:-1], dtype=np.float64) / np.diff(moments.offsets)
-    _, place = np.unique(moments.user, return_inverse=True)
-    return np.asarray(np.bincount(place, share) / np.bincount(place))
-
-
-def _mean(values: F64) -> float | None:
-    """The mean of what is defined, None where nothing is."""
-    return float(np.nanmean(values)) if not np.isnan(values).all() else None
+    if not fitted:
+        return "the model does not say what it was fitted on; train it again"
+    ours = dataset.info.split
+    if fitted.get("hash") == ours["hash"]:
+        return ""
+    newest, oldest = fitted.get("newest", {}), ours.get("oldest", {})
+    if newest and oldest and 0 < max(newest["train"], newest["valid"]) < oldest["test"]:
+        return ""
+    return f"the model was fitted under another split ({describe(fitted)}; this dataset: {describe(ours)})"
