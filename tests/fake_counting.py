@@ -13,7 +13,8 @@ from pathlib import Path
 
 from lhydra import logs
 from lhydra.errors import LhydraError
-from lhydra_server.config import ServeSettings, WorkerReport, WorkerSettings
+from lhydra_server.config import ServeSettings, WorkerSettings
+from lhydra_server.heartbeat import Heart
 from lhydra_server.metrics.worker import Metrics
 from lhydra_server.supervisor import Supervisor
 
@@ -28,7 +29,8 @@ def work() -> int:
         metrics.record("Recommend", "OK", 700, {"lookup": 40, "rerank": 600}, "personal")
     metrics.queue(2)
     metrics.in_flight(3)
-    print(WorkerReport(what.get("error", ""), "m-1").to_json(), flush=True)
+    error = what.get("error", "")
+    Heart(os.dup(1)).report(error=error, ready=not error, model_id="m-1")
     sys.stdin.read()
     return 0
 

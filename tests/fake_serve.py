@@ -18,8 +18,9 @@ from lhydra import logs
 from lhydra.errors import BundleCorrupt, LhydraError
 from lhydra_server import worker
 from lhydra_server.config import ServeSettings, WorkerSettings
+from lhydra_server.heartbeat import Limits
 from lhydra_server.service import Served
-from lhydra_server.supervisor import OPEN_TIMEOUT_S, Supervisor
+from lhydra_server.supervisor import Supervisor
 from tests.fake_core import served
 
 
@@ -62,9 +63,9 @@ def main() -> int:
     logs.configure("info", as_json=True)
     settings = ServeSettings(**json.loads(sys.argv[2]))
     supervisor = Supervisor(Path(sys.argv[1]), settings, command=(sys.executable, __file__))
-    signal.signal(signal.SIGUSR1, lambda *_: setattr(supervisor, "open_timeout_s", 0.0))
-    signal.signal(signal.SIGUSR2, lambda *_: setattr(supervisor, "open_timeout_s", OPEN_TIMEOUT_S))
-    supervisor.open_timeout_s = float(os.environ.get("OPEN_TIMEOUT_S", OPEN_TIMEOUT_S))
+    signal.signal(signal.SIGUSR1, lambda *_: setattr(supervisor, "limits", Limits(open_s=0.0)))
+    signal.signal(signal.SIGUSR2, lambda *_: setattr(supervisor, "limits", Limits()))
+    supervisor.limits = Limits(**json.loads(os.environ.get("LIMITS", "{}")))
     try:
         return supervisor.run()
     except LhydraError as error:

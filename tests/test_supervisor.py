@@ -32,6 +32,7 @@ from lhydra_protos.v1.recommender_pb2_grpc import RecommenderStub
 from lhydra_server import supervisor
 from lhydra_server.address import Reservation, joined
 from lhydra_server.config import GRACE_S, MAX_ERROR_CHARS, NOTICE_S, ServeSettings, WorkerReport, longest_stop_s
+from lhydra_server.heartbeat import Limits
 from lhydra_server.processes import WorkerProcess
 from lhydra_server.supervisor import Backoff
 from tests.fake_core import expected_ids
@@ -407,7 +408,7 @@ def test_a_replacement_that_never_opens_is_replaced_in_its_turn(server: Server) 
 def test_a_first_bundle_that_never_opens_is_one_line(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_bundle(store, HUNG, hangs=True)
     publish(store, HUNG)
-    monkeypatch.setenv("OPEN_TIMEOUT_S", "0")
+    monkeypatch.setenv("LIMITS", '{"open_s": 0}')
     assert re.fullmatch(NO_REPORT, refused(fake(store)))
 
 
@@ -423,8 +424,12 @@ def test_an_error_of_any_length_reaches_the_status_short_and_ends_nothing(server
 class Unkillable:
     """A worker that hangs in the kernel, as one does that waits for a lost disk."""
 
-    pid, report = 1, None
+    pid, report, opening = 1, -1, False
     asked_s: ClassVar[list[float]] = []
+
+    def look(self, now_s: float) -> None: ...
+
+    def judge(self, now_s: float, limits: Limits, worked_s: float) -> None: ...
 
     def finished(self, most_s: float) -> bool:
         self.asked_s.append(most_s)

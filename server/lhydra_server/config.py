@@ -94,10 +94,13 @@ class WorkerSettings(Message):
 
 @dataclass(frozen=True)
 class WorkerReport(Message):
-    """What a worker says once: that it serves, or why it cannot."""
+    """What a worker says twice a second: that it lives, whether it serves, or why it cannot."""
 
     error: str = ""  # at most MAX_ERROR_CHARS, so that a pipe takes the line in one write
     model_id: str = ""
+    ready: bool = False
+    work: int = 0  # done so far: milliseconds computed and blocks read
+    stuck_s: float = 0.0  # for so long a call has been overdue
 
 
 @dataclass(frozen=True)

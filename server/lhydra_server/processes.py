@@ -5,11 +5,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from lhydra.errors import LhydraError, complain
+from lhydra.errors import LhydraError
 from lhydra_server.config import FleetStatus, Message, WorkerReport, WorkerSettings
+from lhydra_server.heartbeat import Limits, Pulse
 from lhydra_server.metrics.totals import Block
 
 COMMAND = (sys.executable, "-P", "-m", "lhydra_server.worker")
@@ -22,44 +23,45 @@ _ENVIRONMENT = {  # one thread budget per worker: must be in the environment bef
 
 
 class WorkerProcess:
-    """One worker. `look` brings `ready`, `served` (it was ready once), `ended` and `error` up to date.
+    """One worker. `look` brings `ready`, `served` (it was ready once), `ended`, `failure` and `error` up to date.
 
-    `report` is the pipe it will report on.
+    `report` is the pipe it reports on. `failure` is the reason of a worker that is lost, `error` says more.
 
     Args:
         command: what starts a worker.
         settings: what it is told on its stdin.
+        now_s: seconds that the supervisor was awake.
         block: the memory it counts into, where metrics are asked for.
+
+    Raises:
+        OSError: no process can be started now; nothing of it is left.
     """
 
-    def __init__(self, command: Sequence[str], settings: WorkerSettings, block: Block | None = None) -> None:
+    def __init__(
+        self, command: Sequence[str], settings: WorkerSettings, now_s: float, block: Block | None = None
+    ) -> None:
         environment = {"GRPC_VERBOSITY": "NONE"} | os.environ | _ENVIRONMENT
-        self.core = settings.core
+        self.core, self._block = settings.core, block
         if block is not None:
             settings = replace(settings, metrics=block.descriptor)
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            bufsize=0,
-            pass_fds=(block.descriptor,) if block is not None else (),
-        )
-        if block is not None:
-            block.handed_over()
-        self._block = block
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._stdin, self._stdout = self._process.stdin, self._process.stdout
-        os.set_blocking(self._stdin.fileno(), False)  # a stuck worker must not stop its supervisor
-        os.set_blocking(self._stdout.fileno(), False)
+        try:
+            inherited = (block.descriptor,) if block is not None else ()
+            self._process, self._stdin, self.report = _started(command, environment, inherited)
+        except OSError:
+            if block is not None:
+                block.end()
+            raise
+        finally:
+            if block is not None:
+                block.handed_over()
         self._started_s = time.monotonic()
         self._stopped_s: float | None = None
         self._sent_status = FleetStatus()
+        self._unread = b""
         self.pid = self._process.pid
-        self.report: int | None = self._stdout.fileno()
+        self.pulse = Pulse(f"worker {self.pid}", now_s)
         self.ready = self.ended = self.served = False
-        self.error = self.model_id = ""
+        self.failure = self.error = self.model_id = ""
         self._write(settings)
 
     @property
@@ -72,41 +74,44 @@ class WorkerProcess:
         """Whether it died of a fault in memory, or of a check that a library makes: mapped files may be the reason."""
         return self._process.returncode in (-signal.SIGABRT, -signal.SIGBUS, -signal.SIGSEGV)
 
-    def look(self) -> None:
-        """Reads the report where one has come, and notes the end of the process."""
+    @property
+    def opening(self) -> bool:
+        """Whether it has yet to say that it serves, or why it cannot."""
+        return not (self.served or self.ended or self.failure or self.error or self._stopped_s is not None)
+
+    def look(self, now_s: float) -> None:
+        """Reads what has been reported, and notes the end of the process.
+
+        Args:
+            now_s: seconds that the supervisor was awake.
+        """
         code = self._process.poll()  # before the report is read: what it wrote last must not be missed
-        if self.report is not None:
-            try:
-                line = os.read(self.report, 65_536)  # one short write, so one read
-            except BlockingIOError:
-                line = None
-            if line is not None:
-                if line:
-                    try:
-                        report = WorkerReport.from_json(line)
-                    except LhydraError as error:
-                        report = WorkerReport(str(error))
-                    self.error, self.model_id = report.error, report.model_id
-                self.ready = self.served = bool(line) and not self.error
-                self.report = None
+        if self.report >= 0:
+            self._read(now_s)
         if code is not None and not self.ended:
-            self.ended, self.ready, self.report = True, False, None
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
+            self.ended, self.ready = True, False
+            self.failure = self.failure or "ended"
             self.error = self.error or f"worker {self.pid} ended with {how}"
-            self._stdin.close()
-            self._stdout.close()
+            os.close(self._stdin)
+            self._close_report()
             if self._block is not None:
                 self._block.end()
 
-    def limit_opening(self, most_s: float) -> None:
-        """Kills the worker when it has not reported in time; `error` says so.
+    def judge(self, now_s: float, limits: Limits, worked_s: float) -> None:
+        """Kills the worker when it is lost.
 
         Args:
-            most_s: seconds since it was started.
+            now_s: seconds that the supervisor was awake.
+            limits: after which it is.
+            worked_s: when any worker of its fleet that opens last did something.
         """
-        if self.report is not None and self._stopped_s is None and self.age_s > most_s:
-            found = f"no report after {most_s:g} s"
-            self.error = complain(f"worker {self.pid}", found, "the bundle open by then")
+        if self.ended or self.failure:
+            return
+        opening = self.opening
+        failure, error = self.pulse.failure(now_s, limits, opening=opening, worked_s=worked_s)
+        if failure:
+            self.failure, self.error, self.ready = failure, self.error or error, False
             self._process.kill()
 
     def tell(self, status: FleetStatus) -> None:
@@ -120,8 +125,9 @@ class WorkerProcess:
 
     def stop(self) -> None:
         """Tells the worker to drain and end."""
-        self._stopped_s = time.monotonic()
-        self._process.terminate()
+        if self._stopped_s is None:
+            self._stopped_s = time.monotonic()
+            self._process.terminate()
 
     def finished(self, most_s: float) -> bool:
         """Whether a stopped worker has ended; one that takes too long is killed.
@@ -132,14 +138,59 @@ class WorkerProcess:
         Returns:
             False until the process is gone.
         """
-        self.look()
         if not self.ended and self._stopped_s is not None and time.monotonic() - self._stopped_s > most_s:
             self._process.kill()
         return self.ended
 
+    def _read(self, now_s: float) -> None:
+        try:
+            read = os.read(self.report, 65_536)
+        except BlockingIOError:
+            return
+        *lines, self._unread = (self._unread + read).split(b"\n")
+        for line in lines:
+            try:
+                report = WorkerReport.from_json(line)
+            except LhydraError as error:
+                report = WorkerReport(str(error))
+            self.pulse.heard(report, now_s)
+            self.error, self.model_id = self.error or report.error, report.model_id
+            if report.ready and not self.failure:
+                self.ready = self.served = True
+        if not read:
+            self._close_report()
+
+    def _close_report(self) -> None:
+        if self.report >= 0:
+            os.close(self.report)
+            self.report = -1
+
     def _write(self, message: Message) -> bool:
         try:
-            os.write(self._stdin.fileno(), message.to_json().encode() + b"\n")
+            os.write(self._stdin, message.to_json().encode() + b"\n")
         except (BrokenPipeError, BlockingIOError):
             return False
         return True
+
+
+def _started(
+    command: Sequence[str], environment: Mapping[str, str], inherited: tuple[int, ...]
+) -> "tuple[subprocess.Popen[bytes], int, int]":
+    """Starts a process: (it, its stdin, its stdout). Popen leaks one pipe where there is no descriptor for another."""
+    pipes: list[int] = []
+    try:
+        for _ in range(2):
+            pipes += os.pipe()
+        its_stdin, stdin, stdout, its_stdout = pipes
+        for end in (stdin, stdout):
+            os.set_blocking(end, False)  # a stuck worker must not stop its supervisor
+        process = subprocess.Popen(
+            command, stdin=its_stdin, stdout=its_stdout, env=environment, bufsize=0, pass_fds=inherited
+        )
+    except BaseException:
+        for end in pipes:
+            os.close(end)
+        raise
+    os.close(its_stdin)
+    os.close(its_stdout)
+    return process, stdin, stdout

@@ -16,20 +16,21 @@ from pathlib import Path
 from types import FrameType
 
 from lhydra.bundle.manifest import current_bundle_id
-from lhydra.errors import LhydraError
+from lhydra.errors import LhydraError, complain
 from lhydra.lines import say
 from lhydra.users.place import claim
 from lhydra_server.address import Reservation, joined
 from lhydra_server.config import FleetStatus, ServeSettings, WorkerSettings, longest_stop_s
-from lhydra_server.metrics.totals import Totals, exposed
+from lhydra_server.heartbeat import Limits
+from lhydra_server.metrics.totals import Totals
 from lhydra_server.processes import COMMAND, WorkerProcess
 
 TICK_S = 0.2  # how often CURRENT is looked at; everything else wakes the loop
-OPEN_TIMEOUT_S = 900.0  # a worker that takes longer to report is killed: 8.6 GB of bundle (10 M tracks) at 10 MB/s
 KILL_TIMEOUT_S = 5.0  # a killed worker that is there after so long hangs in the kernel: the supervisor ends without it
 STABLE_S = 10.0  # a worker that lived so long died of something new: no backoff
 LONGEST_S = 30.0  # between two tries of what never served
 LONGEST_SERVED_S = 0.5  # of what served before it died: every second without it costs answers
+LONGEST_SPAWN_S = 2.0  # of a process that could not be started: descriptors and memory come back at any time
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 UNUSED = (signal.SIGUSR1, signal.SIGUSR2)
 _log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class Fleet:
     workers: list[WorkerProcess] = field(default_factory=list)
     backoff: Backoff = field(default_factory=Backoff)
     started_s: float = field(default_factory=time.monotonic)
+    spawn_error: str = ""  # why it has fewer workers than asked for
 
     @property
     def n_ready(self) -> int:
@@ -89,7 +91,8 @@ class Supervisor:
         self._store, self._settings, self._log_level, self._command = store, settings, log_level, command
         self._host = settings.host.removeprefix("[").removesuffix("]")  # [::1] is ::1
         self._stop_s = longest_stop_s(settings.connection_age_s)
-        self.open_timeout_s = OPEN_TIMEOUT_S
+        self.limits = Limits()
+        self._awake_s, self._ticked_s = 0.0, time.monotonic()
         self._n_workers = settings.workers or len(_cores())
         self._serving: Fleet | None = None
         self._coming: Fleet | None = None
@@ -127,12 +130,14 @@ class Supervisor:
 
     def _metrics_shown(self) -> contextlib.AbstractContextManager[None]:
         port = self._settings.metrics_port
-        return exposed(self._totals, self._host, port) if port else contextlib.nullcontext()
+        if not port:
+            return contextlib.nullcontext()
+        from lhydra_server.metrics.exposition import exposed  # and asyncio with it
+
+        return exposed(self._totals, self._host, port)
 
     def _tick(self) -> None:
-        for worker in self._all_workers():
-            worker.look()
-            worker.limit_opening(self.open_timeout_s)
+        self._look()
         self._keep_serving()
         self._watch_coming()
         self._watch_current()
@@ -142,37 +147,58 @@ class Supervisor:
         for worker in self._all_workers():
             worker.tell(FleetStatus(n_ready, self._current, self._swap_error))
 
+    def _look(self) -> None:
+        """Hears all workers, and kills those that are lost.
+
+        Time in which this process itself did not run does not count: a machine that was suspended has lost nobody.
+        """
+        now_s = time.monotonic()
+        self._awake_s += min(now_s - self._ticked_s, 2 * TICK_S)
+        self._ticked_s = now_s
+        for worker in self._all_workers():
+            worker.look(self._awake_s)
+        for workers in (*(fleet.workers for fleet in (self._serving, self._coming) if fleet), self._leaving):
+            worked_s = max((worker.pulse.worked_s for worker in workers if worker.opening), default=0.0)
+            for worker in workers:
+                worker.judge(self._awake_s, self.limits, worked_s)
+
     def _keep_serving(self) -> None:
-        """Replaces workers of the serving fleet that died."""
+        """Replaces workers of the serving fleet that died or were killed."""
         fleet = self._serving
         if fleet is None:
             return
-        for worker in [worker for worker in fleet.workers if worker.ended]:
+        for worker in [worker for worker in fleet.workers if worker.failure]:
             fleet.workers.remove(worker)
             self._users_doubtful |= worker.crashed
+            if not worker.ended:  # it may hang in the kernel: nobody waits for that
+                self._dismiss([worker])
+            self._totals.worker_failures[worker.failure] += 1
             if worker.age_s > STABLE_S:
                 fleet.backoff = Backoff()
             fleet.backoff.failed(LONGEST_SERVED_S if worker.served else LONGEST_S)
             _log.error("worker died: %s", worker.error, extra={"pid": worker.pid, "bundle": fleet.bundle_id})
         if len(fleet.workers) < self._n_workers and fleet.backoff.over:
-            fresh = self._spawn(fleet.bundle_id, self._n_workers - len(fleet.workers)).workers
-            fleet.workers += fresh
-            self._users_doubtful = False
-            self._totals.worker_restarts += len(fresh)
+            fresh = self._spawn(fleet.bundle_id, self._n_workers - len(fleet.workers))
+            fleet.workers += fresh.workers
+            self._users_doubtful &= not fresh.workers
+            self._totals.worker_restarts += len(fresh.workers)
+            if fresh.spawn_error:
+                fleet.backoff.failed(LONGEST_SPAWN_S)
+                _log.error("%s", fresh.spawn_error, extra={"bundle": fleet.bundle_id})
 
     def _watch_coming(self) -> None:
         """Moves to the coming fleet when all of it is ready; gives it up when any of it failed."""
         fleet = self._coming
         if fleet is None:
             return
-        failed = next((worker for worker in fleet.workers if worker.ended or worker.error), None)
-        if failed is not None:
+        error = next((worker.error for worker in fleet.workers if worker.error), fleet.spawn_error)
+        if error:
             if self._serving is None:
-                raise LhydraError(failed.error)
-            self._refused, self._swap_error = fleet.bundle_id, failed.error
+                raise LhydraError(error)
+            self._refused, self._swap_error = fleet.bundle_id, error
             self._retry.failed()
             self._totals.swap_failures += 1
-            _log.error("swap failed: %s", failed.error, extra={"bundle": fleet.bundle_id})
+            _log.error("swap failed: %s", error, extra={"bundle": fleet.bundle_id})
             self._give_up_coming()
         elif fleet.n_ready == self._n_workers:
             took_ms = round((time.monotonic() - fleet.started_s) * 1e3)
@@ -244,8 +270,13 @@ class Supervisor:
         counting = bool(self._settings.metrics_port)
         fleet = Fleet(bundle_id)
         for core in self._free_cores(bundle_id)[:count]:
-            block = self._totals.block(bundle_id) if counting else None
-            fleet.workers.append(WorkerProcess(self._command, replace(settings, core=core), block))
+            try:
+                block = self._totals.block(bundle_id) if counting else None
+                fleet.workers.append(WorkerProcess(self._command, replace(settings, core=core), self._awake_s, block))
+            except OSError as error:  # no descriptor, memory or process is left for now
+                fleet.spawn_error = complain("a new worker", str(error), "one more process: see `ulimit -a`")
+                self._totals.worker_failures["not_started"] += 1
+                break
         return fleet
 
     def _free_cores(self, bundle_id: str) -> list[int]:
@@ -279,7 +310,7 @@ class Supervisor:
         poll = select.poll()  # select.select takes no descriptor beyond 1,023
         poll.register(self._woken, select.POLLIN)
         for worker in self._all_workers():
-            if worker.report is not None:
+            if worker.report >= 0:
                 poll.register(worker.report, select.POLLIN)
         poll.poll(most_s * 1000)
         with contextlib.suppress(BlockingIOError):
@@ -297,6 +328,7 @@ class Supervisor:
         while self._leaving:
             if most_s and len(self._signals) != n_signals:
                 started_s, most_s = time.monotonic(), 0.0
+            self._look()
             self._leaving = [worker for worker in self._leaving if not worker.finished(most_s)]
             if self._leaving and time.monotonic() - started_s > most_s + KILL_TIMEOUT_S:
                 _log.error("killed workers do not end", extra={"pids": [worker.pid for worker in self._leaving]})

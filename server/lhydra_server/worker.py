@@ -30,10 +30,10 @@ from lhydra_server.config import (
     MAX_ERROR_CHARS,
     NOTICE_S,
     FleetStatus,
-    WorkerReport,
     WorkerSettings,
     longest_stop_s,
 )
+from lhydra_server.heartbeat import Heart, continue_when_orphaned
 from lhydra_server.metrics.worker import Metrics
 from lhydra_server.service import RecommenderService, Served
 
@@ -97,9 +97,10 @@ def run(load: Callable[[WorkerSettings], Served] = open_served) -> int:
     """
     for number in LEFT_TO_SUPERVISOR:
         signal.signal(number, signal.SIG_IGN)
-    report = os.dup(1)
+    heart = Heart(os.dup(1))
     logs.QUEUE.take_stderr()
     os.dup2(2, 1)  # whatever prints must not look like a report
+    continue_when_orphaned()
     woken, wake = os.pipe()
     lines = _lines(0)
     settings = WorkerSettings.from_json(next(lines, ""))
@@ -132,11 +133,12 @@ def run(load: Callable[[WorkerSettings], Served] = open_served) -> int:
             gc.freeze()  # what is loaded stays: the collector need not walk through it again
             wake_on_sigterm(wake)
             listener.start()
+            heart.stuck_s = listener.stuck_s
     except Exception as error:
         if not isinstance(error, LhydraError):
             _log.exception("worker cannot start")
         reason = " ".join(str(error).split()) or type(error).__name__
-        _report(report, WorkerReport(reason[:MAX_ERROR_CHARS]))
+        heart.report(error=reason[:MAX_ERROR_CHARS])
         return 1
 
     def listen() -> None:
@@ -149,7 +151,8 @@ def run(load: Callable[[WorkerSettings], Served] = open_served) -> int:
         os.write(wake, b".")
 
     threading.Thread(target=listen, name="supervisor", daemon=True).start()
-    _report(report, WorkerReport(model_id=served.model_id))
+    if not heart.report(ready=True, model_id=served.model_id):
+        _log.warning("the supervisor is gone")  # stdin says so too
     os.read(woken, 1)
     signal.alarm(math.ceil(longest_stop_s(settings.connection_age_s)))  # ends it if a thread hangs and nobody kills it
     listener.drain(NOTICE_S)
@@ -198,14 +201,6 @@ def _held_logs() -> Iterator[None]:
         held.flush()
     finally:
         root.handlers[:] = handlers
-
-
-def _report(descriptor: int, report: WorkerReport) -> None:
-    try:
-        os.write(descriptor, report.to_json().encode() + b"\n")
-    except BrokenPipeError:
-        _log.warning("the supervisor is gone")  # stdin says so too
-    os.close(descriptor)
 
 
 def _lines(descriptor: int) -> Iterator[str]:

@@ -1,6 +1,5 @@
-"""What all workers have counted, as the supervisor keeps it and shows it to Prometheus."""
+"""What all workers have counted, as the supervisor keeps it."""
 
-import errno
 import itertools
 import mmap
 import os
@@ -8,11 +7,9 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from lhydra.errors import ConfigError, PortInUse, complain
 from lhydra_server.metrics.layout import BLOCK_BYTES, CELLS, FAMILIES, LAYOUT_MARK, Family
 from lhydra_server.metrics.worker import IN_FLIGHT, QUEUE
 
@@ -21,6 +18,7 @@ if TYPE_CHECKING:
 
 RECENT = 8  # bundles that have a label of their own; what older ones counted is added up under `older`
 OLDER = "older"
+FAILURES = ("ended", "frozen", "stuck", "hung", "not_started")
 
 
 class Block:
@@ -29,13 +27,21 @@ class Block:
     Args:
         totals: keep the counters when the worker has ended.
         bundle_id: what the worker serves.
+
+    Raises:
+        OSError: no descriptor or no memory is left.
     """
 
     def __init__(self, totals: "Totals", bundle_id: str) -> None:
         self._totals = totals
         self.bundle_id = bundle_id
         self.descriptor = _memory()
-        self.cells = memoryview(mmap.mmap(self.descriptor, BLOCK_BYTES)).cast("q")
+        try:
+            os.ftruncate(self.descriptor, BLOCK_BYTES)
+            self.cells = memoryview(mmap.mmap(self.descriptor, BLOCK_BYTES)).cast("q")
+        except OSError:
+            os.close(self.descriptor)
+            raise
         self.cells[0] = LAYOUT_MARK
 
     def handed_over(self) -> None:
@@ -48,14 +54,11 @@ class Block:
 
 
 def _memory() -> int:
-    """A descriptor of new zeroed memory without a name: nothing is left behind, however the processes end."""
+    """A descriptor of new memory without a name: nothing is left behind, however the processes end."""
     if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("lhydra-metrics")
-    else:
-        with tempfile.TemporaryFile() as file:
-            descriptor = os.dup(file.fileno())
-    os.ftruncate(descriptor, BLOCK_BYTES)
-    return descriptor
+        return os.memfd_create("lhydra-metrics")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
 
 
 class Totals:
@@ -66,6 +69,7 @@ class Totals:
 
     def __init__(self) -> None:
         self.workers = self.worker_restarts = self.swap_failures = 0
+        self.worker_failures = dict.fromkeys(FAILURES, 0)
         self.serving: tuple[str, str] | None = None  # bundle id, model id
         self._lock = threading.Lock()
         self._blocks: list[Block] = []
@@ -131,6 +135,14 @@ class Totals:
         yield CounterMetricFamily(
             "lhydra_worker_restarts_total", "Workers started in place of dead ones.", self.worker_restarts
         )
+        failures = CounterMetricFamily(
+            "lhydra_worker_failures_total",
+            "Workers lost, and those that could not be started, by reason.",
+            labels=("reason",),
+        )
+        for reason, number in self.worker_failures.items():
+            failures.add_metric((reason,), number)
+        yield failures
         yield CounterMetricFamily("lhydra_swap_failures_total", "Moves to CURRENT that failed.", self.swap_failures)
 
 
@@ -173,38 +185,3 @@ def _age_s(bundle_id: str) -> float | None:
     except ValueError:
         return None
     return max(time.time() - made.timestamp(), 0.0)
-
-
-@contextmanager
-def exposed(totals: Totals, host: str, port: int) -> Iterator[None]:
-    """Answers http://HOST:PORT/metrics as long as the context lasts.
-
-    Args:
-        totals: what is shown.
-        host: address to listen on.
-        port: to listen on.
-
-    Yields:
-        Once, when it listens.
-
-    Raises:
-        PortInUse: somebody listens there already.
-        ConfigError: not an address of this machine, or one that may not be used.
-    """
-    from prometheus_client import CollectorRegistry, start_http_server
-
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(totals)
-    try:
-        server, thread = start_http_server(port, host, registry)
-    except OSError as error:
-        thing = f"metrics address {host}:{port}"
-        if error.errno == errno.EADDRINUSE:
-            raise PortInUse(complain(thing, "the port in use", "a free --metrics-port")) from None
-        raise ConfigError(complain(thing, str(error.strerror), "an address this process may listen on")) from None
-    try:
-        yield
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
