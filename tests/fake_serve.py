@@ -62,11 +62,11 @@ def main() -> int:
         return worker.run(load)
     logs.configure("info", as_json=True)
     settings = ServeSettings(**json.loads(sys.argv[2]))
-    supervisor = Supervisor(Path(sys.argv[1]), settings, command=(sys.executable, __file__))
-    signal.signal(signal.SIGUSR1, lambda *_: setattr(supervisor, "limits", Limits(open_s=0.0)))
-    signal.signal(signal.SIGUSR2, lambda *_: setattr(supervisor, "limits", Limits()))
-    supervisor.limits = Limits(**json.loads(os.environ.get("LIMITS", "{}")))
     try:
+        supervisor = Supervisor(Path(sys.argv[1]), settings, command=(sys.executable, __file__))
+        signal.signal(signal.SIGUSR1, lambda *_: setattr(supervisor, "limits", Limits(open_s=0.0)))
+        signal.signal(signal.SIGUSR2, lambda *_: setattr(supervisor, "limits", Limits()))
+        supervisor.limits = Limits(**json.loads(os.environ.get("LIMITS", "{}")))
         return supervisor.run()
     except LhydraError as error:
         print(error, file=sys.stderr)

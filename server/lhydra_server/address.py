@@ -9,6 +9,8 @@ from types import TracebackType
 
 from lhydra.errors import ConfigError, PortInUse, complain
 
+_FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
+
 
 def joined(host: str, port: int | str) -> str:
     """Joins a host and a port the way clients take them: an IPv6 address stands in brackets.
@@ -60,6 +62,29 @@ class Reservation:
         name, self.port = self._held.getsockname()[:2]
         self.address = joined(name, self.port)
 
+    def for_worker(self) -> str:
+        """Names what one more worker is to bind.
+
+        Returns:
+            The address that they all share.
+        """
+        return self.address
+
+    def publish(self, address: str) -> None:
+        """Does nothing: new connections reach a worker as soon as it has bound the port.
+
+        Args:
+            address: that the worker has bound.
+        """
+
+    def lost(self) -> bool:
+        """Tells whether nobody can connect any more.
+
+        Returns:
+            False: nobody can take the port away.
+        """
+        return False
+
     def __enter__(self) -> "Reservation":
         return self
 
@@ -69,34 +94,34 @@ class Reservation:
         self._held.close()
 
 
-def stop_listening(port: int) -> None:
-    """Lets the other workers have all new connections to `port`; those this process has stay as they are.
+def stop_listening(bound: int | str) -> None:
+    """Lets the other workers have all new connections; those this process has stay as they are.
 
     gRPC can only stop listening and stop answering in one step, and a call that arrives between that step and
     the client's learning of it fails. So the listening socket is shut beneath it.
 
     Args:
-        port: of this process.
+        bound: port, or path of a unix socket, of this process.
     """
-    for opened in _sockets(port):
+    for opened in _sockets(bound):
         if opened.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             opened.shutdown(socket.SHUT_RDWR)
 
 
-def count_connections(port: int) -> int:
+def count_connections(bound: int | str) -> int:
     """Counts the clients that are connected.
 
     Args:
-        port: of this process.
+        bound: port, or path of a unix socket, of this process.
 
     Returns:
         0 where the system cannot tell.
     """
-    return sum(_is_connected(opened) for opened in _sockets(port))
+    return sum(_is_connected(opened) for opened in _sockets(bound))
 
 
-def _sockets(port: int) -> Iterator[socket.socket]:
-    """The sockets of this process on a local port, as duplicates that are closed when the next one is asked for."""
+def _sockets(bound: int | str) -> Iterator[socket.socket]:
+    """The sockets of this process on a port or path, as duplicates that are closed when the next one is asked for."""
     try:
         descriptors = [int(name) for name in os.listdir("/proc/self/fd")]
     except OSError:  # not Linux
@@ -109,7 +134,8 @@ def _sockets(port: int) -> Iterator[socket.socket]:
         except OSError:  # closed meanwhile
             continue
         with opened:
-            if opened.family in (socket.AF_INET, socket.AF_INET6) and opened.getsockname()[1] == port:
+            name = opened.getsockname() if opened.family in _FAMILIES else None
+            if bound in ((name,) if opened.family == socket.AF_UNIX else (name or ())[1:2]):
                 yield opened
 
 

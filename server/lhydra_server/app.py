@@ -15,6 +15,7 @@ from lhydra_server.health import Health
 from lhydra_server.interceptors import HandlerFactory
 from lhydra_server.metrics.worker import Metrics, NoMetrics
 from lhydra_server.service import RecommenderService
+from lhydra_server.socket_file import path_of
 from lhydra_server.unread import UnreadReplies
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Recommender"].full_name
@@ -32,7 +33,7 @@ class Listener:
 
     Args:
         service: answers the calls of the API.
-        address: HOST:PORT.
+        address: HOST:PORT or unix:PATH.
         max_in_flight: calls of the API, running or waiting for a thread; more get RESOURCE_EXHAUSTED at once.
         connection_age_s: how long a client keeps a connection (± 10 %); at its end gRPC opens another one, to any of
             the workers, without a call noticing.
@@ -93,6 +94,7 @@ class Listener:
             ],
         )
         self.port = self._server.add_insecure_port(address)
+        self._bound = path_of(address) or self.port
 
     def start(self) -> None:
         """Begins to answer, and says so."""
@@ -110,11 +112,11 @@ class Listener:
         """
         self._health.leave()
         time.sleep(notice_s)
-        stop_listening(self.port)
+        stop_listening(self._bound)
         self._health.end()  # whoever waits for us only would keep us
         self._reflections.cancel()
         last_s = time.monotonic() + longest_drain_s(self._connection_age_s)
-        while count_connections(self.port) and time.monotonic() < last_s:
+        while count_connections(self._bound) and time.monotonic() < last_s:
             time.sleep(0.05)
 
     def stop(self, grace_s: float) -> None:

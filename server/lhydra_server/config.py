@@ -22,7 +22,7 @@ SPARE_S = 8.0  # for what else a worker does before it ends
 class ServeSettings(Settings):
     """Flags, YAML section `serve` and environment LHYDRA_SERVE_… in one."""
 
-    host: str = setting("127.0.0.1", "address to listen on")
+    host: str = setting("127.0.0.1", "address to listen on, or unix:PATH for one worker on a unix socket")
     port: int = setting(50051, "port to listen on; 0 picks a free one", low=0, high=65_535)
     workers: int = setting(0, "worker processes; 0 means one per core", low=0, high=1_024)
     users: str | None = setting(None, "user store, lmdb:PATH or redis://HOST:PORT/DB; by default the one inside STORE")
@@ -77,7 +77,7 @@ class WorkerSettings(Message):
 
     store: str
     bundle_id: str
-    address: str  # HOST:PORT, [HOST]:PORT for IPv6
+    address: str  # HOST:PORT, [HOST]:PORT for IPv6, unix:PATH
     users: str | None = None
     users_id: str = ""  # of the user store that was there when the server started
     users_doubtful: bool = False  # its files are tried by a process of its own before they are used

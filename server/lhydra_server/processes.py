@@ -41,7 +41,7 @@ class WorkerProcess:
         self, command: Sequence[str], settings: WorkerSettings, now_s: float, block: Block | None = None
     ) -> None:
         environment = {"GRPC_VERBOSITY": "NONE"} | os.environ | _ENVIRONMENT
-        self.core, self._block = settings.core, block
+        self.core, self.address, self._block = settings.core, settings.address, block
         if block is not None:
             settings = replace(settings, metrics=block.descriptor)
         try:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from lhydra.bundle.manifest import current_bundle_id
-from lhydra.errors import LhydraError, complain
+from lhydra.errors import ConfigError, LhydraError, complain
 from lhydra.lines import say
 from lhydra.users.place import claim
 from lhydra_server.address import Reservation, joined
@@ -24,6 +24,7 @@ from lhydra_server.config import FleetStatus, ServeSettings, WorkerSettings, lon
 from lhydra_server.heartbeat import Limits
 from lhydra_server.metrics.totals import Totals
 from lhydra_server.processes import COMMAND, WorkerProcess
+from lhydra_server.socket_file import SCHEME, SocketFile
 
 TICK_S = 0.2  # how often CURRENT is looked at; everything else wakes the loop
 KILL_TIMEOUT_S = 5.0  # a killed worker that is there after so long hangs in the kernel: the supervisor ends without it
@@ -68,6 +69,7 @@ class Fleet:
     backoff: Backoff = field(default_factory=Backoff)
     started_s: float = field(default_factory=time.monotonic)
     spawn_error: str = ""  # why it has fewer workers than asked for
+    publish_error: str = ""  # why new connections do not reach it
 
     @property
     def n_ready(self) -> int:
@@ -90,10 +92,15 @@ class Supervisor:
     ) -> None:
         self._store, self._settings, self._log_level, self._command = store, settings, log_level, command
         self._host = settings.host.removeprefix("[").removesuffix("]")  # [::1] is ::1
+        self._metrics_host = "127.0.0.1" if self._host.startswith(SCHEME) else self._host
         self._stop_s = longest_stop_s(settings.connection_age_s)
         self.limits = Limits()
         self._awake_s, self._ticked_s = 0.0, time.monotonic()
-        self._n_workers = settings.workers or len(_cores())
+        self._on_file = self._host.startswith(SCHEME)
+        if self._on_file and settings.workers > 1:
+            expected = f"1 with --host {SCHEME}PATH: workers cannot share a unix socket"
+            raise ConfigError(complain("--workers", str(settings.workers), expected))
+        self._n_workers = 1 if self._on_file else settings.workers or len(_cores())
         self._serving: Fleet | None = None
         self._coming: Fleet | None = None
         self._leaving: list[WorkerProcess] = []
@@ -115,8 +122,8 @@ class Supervisor:
             LhydraError: the first fleet cannot serve: no bundle, a bad one, port in use.
         """
         self._current = current_bundle_id(self._store)
-        with Reservation(self._host, self._settings.port) as reservation, self._metrics_shown():
-            self._address = reservation.address
+        place = SocketFile(self._host) if self._on_file else Reservation(self._host, self._settings.port)
+        with place as self._place, self._metrics_shown():
             self._listen_to_signals()
             try:
                 self._users_id, self._users_made = claim(self._settings.users, self._store, self._settings.users_create)
@@ -134,7 +141,7 @@ class Supervisor:
             return contextlib.nullcontext()
         from lhydra_server.metrics.exposition import exposed  # and asyncio with it
 
-        return exposed(self._totals, self._host, port)
+        return exposed(self._totals, self._metrics_host, port)
 
     def _tick(self) -> None:
         self._look()
@@ -146,6 +153,22 @@ class Supervisor:
         self._totals.workers = n_ready
         for worker in self._all_workers():
             worker.tell(FleetStatus(n_ready, self._current, self._swap_error))
+
+    def _publish(self, fleet: Fleet) -> bool:
+        """Lets new connections reach the ready workers of a fleet; tried again at the next tick where that fails."""
+        try:
+            for worker in fleet.workers:
+                if worker.ready:
+                    self._place.publish(worker.address)
+        except OSError as error:
+            if self._serving is None:
+                raise ConfigError(complain(self._place.address, str(error), "a folder to write to")) from None
+            if fleet.publish_error != str(error):
+                _log.error("%s cannot be bound: %s", self._place.address, error)
+            fleet.publish_error = str(error)
+            return False
+        fleet.publish_error = ""
+        return True
 
     def _look(self) -> None:
         """Hears all workers, and kills those that are lost.
@@ -167,6 +190,11 @@ class Supervisor:
         fleet = self._serving
         if fleet is None:
             return
+        self._publish(fleet)
+        if self._place.lost() and fleet.workers:
+            _log.error("%s was taken away: making it again", self._place.address)
+            self._dismiss(fleet.workers)
+            fleet.workers = []
         for worker in [worker for worker in fleet.workers if worker.failure]:
             fleet.workers.remove(worker)
             self._users_doubtful |= worker.crashed
@@ -200,15 +228,17 @@ class Supervisor:
             self._totals.swap_failures += 1
             _log.error("swap failed: %s", error, extra={"bundle": fleet.bundle_id})
             self._give_up_coming()
-        elif fleet.n_ready == self._n_workers:
+        elif fleet.n_ready == self._n_workers and self._publish(fleet):
             took_ms = round((time.monotonic() - fleet.started_s) * 1e3)
             if self._serving is None:
                 if self._users_made:
                     _log.warning("made an empty user store")
-                address = joined(self._host, self._address.rpartition(":")[2])
+                address = self._place.address
+                if not self._on_file:  # as the caller wrote the host
+                    address = joined(self._host, address.rpartition(":")[2])
                 say(f"serving bundle {fleet.bundle_id} on {address} with {self._n_workers} workers")
                 if self._settings.metrics_port:
-                    say(f"metrics on http://{joined(self._host, self._settings.metrics_port)}/metrics")
+                    say(f"metrics on http://{joined(self._metrics_host, self._settings.metrics_port)}/metrics")
             else:
                 self._dismiss(self._serving.workers)
             _log.info("serving", extra={"bundle": fleet.bundle_id, "workers": self._n_workers, "took_ms": took_ms})
@@ -254,7 +284,7 @@ class Supervisor:
         settings = WorkerSettings(
             store=str(self._store),
             bundle_id=bundle_id,
-            address=self._address,
+            address="",
             users=self._settings.users,
             users_id=self._users_id,
             users_doubtful=self._users_doubtful,
@@ -272,7 +302,14 @@ class Supervisor:
         for core in self._free_cores(bundle_id)[:count]:
             try:
                 block = self._totals.block(bundle_id) if counting else None
-                fleet.workers.append(WorkerProcess(self._command, replace(settings, core=core), self._awake_s, block))
+                fleet.workers.append(
+                    WorkerProcess(
+                        self._command,
+                        replace(settings, core=core, address=self._place.for_worker()),
+                        self._awake_s,
+                        block,
+                    )
+                )
             except OSError as error:  # no descriptor, memory or process is left for now
                 fleet.spawn_error = complain("a new worker", str(error), "one more process: see `ulimit -a`")
                 self._totals.worker_failures["not_started"] += 1

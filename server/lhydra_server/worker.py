@@ -36,6 +36,7 @@ from lhydra_server.config import (
 from lhydra_server.heartbeat import Heart, continue_when_orphaned
 from lhydra_server.metrics.worker import Metrics
 from lhydra_server.service import RecommenderService, Served
+from lhydra_server.socket_file import MODE
 
 LEFT_TO_SUPERVISOR = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _log = logging.getLogger(__name__)
@@ -121,6 +122,7 @@ def run(load: Callable[[WorkerSettings], Served] = open_served) -> int:
             metrics = Metrics.open(settings.metrics)
             logs.QUEUE.count_lost = metrics.log_lines_lost
             keep_to(settings.core)
+            others = os.umask(0o777 & ~MODE)  # of a unix socket, which gRPC makes
             listener = Listener(
                 RecommenderService(served, users, max_k=settings.max_k, fleet=lambda: fleet, metrics=metrics),
                 settings.address,
@@ -129,6 +131,7 @@ def run(load: Callable[[WorkerSettings], Served] = open_served) -> int:
                 metrics=metrics,
                 access_log=AccessLog(settings.log_sample, name="lhydra_server.calls"),
             )
+            os.umask(others)
             gc.collect()
             gc.freeze()  # what is loaded stays: the collector need not walk through it again
             wake_on_sigterm(wake)
