@@ -18,11 +18,14 @@ from lhydra.domain import Query, Repeat, UserState, make_history
 from lhydra.errors import DataError
 from lhydra.evaluation.rolling.baselines import baselines
 from lhydra.evaluation.rolling.blend import candidates, fit_weights
+from lhydra.evaluation.rolling.document import heard_in_truth
 from lhydra.evaluation.rolling.factors import fold_in
 from lhydra.evaluation.rolling.lists import FIGURES, K, Lister
+from lhydra.evaluation.rolling.measure import measure
 from lhydra.evaluation.rolling.moments import DAY_S, PROTOCOLS, Moments, find_moments
 from lhydra.evaluation.rolling.past import Known, Past, fold_seen
 from lhydra.evaluation.rolling.served import PICKED, SERVED, Served
+from lhydra.evaluation.rolling.slices import last_ages, slices
 from lhydra.recommender import Recommender
 
 TRACKS = 8
@@ -358,3 +361,37 @@ def test_what_is_served_knows_the_plays_before_the_moment_alone(tiny_bundle: Bun
         assert not np.isin(found["discovery", PICKED], heard).any()
         picked = found["all", SERVED][~np.isin(found["all", SERVED], heard)]
         assert len(found["discovery", PICKED]) >= len(picked)
+
+
+@settings(deadline=None, max_examples=40)
+@given(worlds(), st.integers(0, 99))
+def test_slices_part_lists_targets_and_users(events: Events, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    past = Past(events, TRACKS, fold_seen(events, 3, 0))
+    for moments in some_moments(events):
+        lists = {"x": np.stack([rng.permutation(TRACKS)[:3] for _ in range(len(moments))])}
+        found = {"x": measure(lists["x"], moments, "all", TRACKS)}
+        parts = slices(lists, found, moments, past, heard_in_truth(moments))
+        sizes: Counter[str] = Counter()
+        sums: dict[str, float] = defaultdict(float)
+        for part in parts:
+            sizes[part["by"]] += part["n"]
+            sums[part["by"]] += part["n"] * part["scorers"]["x"]
+        assert sizes["place"] in (0, len(moments))
+        assert sizes["age"] == moments.heard.sum()
+        assert sizes["share"] == len(np.unique(moments.user))
+        for by, law in (("place", found["x"].by_moment), ("share", found["x"].by_user)):
+            assert by not in sums or sums[by] == pytest.approx(law["ndcg@10"].sum())
+        hits = 0
+        for n in range(len(moments)):
+            own = slice(moments.offsets[n], moments.offsets[n + 1])
+            known, coming = past.at(moments, n), int(moments.session[n])
+            sessions = events.session[known.cut - len(known.tracks) : known.cut]
+            coming = coming if coming >= 0 else int(sessions.max(initial=-1)) + 1
+            law_ages = [
+                max(coming - int(sessions[known.tracks == track][-1]), 1) if heard else 0
+                for track, heard in zip(moments.tracks[own].tolist(), moments.heard[own].tolist(), strict=True)
+            ]
+            assert last_ages(moments, past)[own].tolist() == law_ages
+            hits += sum(track in lists["x"][n] for track in moments.tracks[own][moments.heard[own]])
+        assert sums["age"] == pytest.approx(hits)

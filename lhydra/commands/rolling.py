@@ -39,6 +39,11 @@ COLUMNS = {
     "ndcg@100": "NDCG@100",
     "recall@100": "Recall@100",
 }
+SLICES = {
+    "place": "All, by place in the session: NDCG@10, mean of lists",
+    "age": "All, targets heard before, by their last play: share in the top 10",
+    "share": "All, users by their share of repeats: NDCG@10",
+}
 OWN = ("own-count", "own-recency", "bll")  # knows nothing of new tracks
 
 
@@ -157,6 +162,7 @@ def show(document: "RollingDocument") -> None:
         print_table(
             ["", "HitRate@20", "MRR@20"], rows, "All, plain mean of all lists, as session-based work reports it"
         )
+    show_slices(document)
     repeats = document["repeats"]
     rows = [["what was played", number(repeats["truth"]["mean"]), half_width(repeats["truth"])]]
     rows += [[name, number(one["mean"]), half_width(one)] for name, one in repeats["lists"].items()]
@@ -176,6 +182,20 @@ def show(document: "RollingDocument") -> None:
     )
     for name, why in document["skipped"].items():
         print(f"{name} skipped: {why}")
+
+
+def show_slices(document: "RollingDocument") -> None:
+    """Prints where lists are good.
+
+    Args:
+        document: a rolling evaluation.
+    """
+    for by, title in SLICES.items():
+        parts = [part for part in document["slices"] if part["by"] == by]
+        names = list(parts[0]["scorers"]) if parts else []
+        rows = [[one["name"], f"{one['n']:,}", *(number(one["scorers"][name]) for name in names)] for one in parts]
+        if rows:
+            print_table(["", "of them", *names], rows, title)
 
 
 def useless(name: str, figure: str) -> bool:

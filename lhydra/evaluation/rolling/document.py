@@ -18,6 +18,7 @@ from lhydra.evaluation.rolling.moments import Moments
 from lhydra.evaluation.rolling.own import Params
 from lhydra.evaluation.rolling.past import F64
 from lhydra.evaluation.rolling.served import SERVED
+from lhydra.evaluation.rolling.slices import RollingSlice
 
 FORMAT = "rolling-1"
 PAIRED = ("ndcg@10", "hr@20", "mrr")
@@ -92,6 +93,7 @@ class RollingDocument(TypedDict):
     ranking: dict[str, dict[str, dict[str, Interval]]]
     by_moment: dict[str, dict[str, dict[str, float | None]]]
     paired: dict[str, dict[str, dict[str, Difference]]]  # figure, scorer, metric: what is served less the scorer
+    slices: list[RollingSlice]
     chosen: dict[str, dict[str, Chosen]]
     skipped: dict[str, str]
     per_user: RollingPerUser
@@ -101,6 +103,7 @@ def make_document(
     dataset: Dataset,
     moments: Moments,
     measured: Mapping[Figure, Mapping[str, Measured]],
+    parts: list[RollingSlice],
     shares: Mapping[str, F64],
     chosen: Mapping[str, Mapping[Figure, Choice]],
     weights: Mapping[Figure, tuple[F64, float | None]],
@@ -113,6 +116,7 @@ def make_document(
         dataset: knows ids.
         moments: that were asked for.
         measured: by figure and scorer.
+        parts: of the lists, targets and users, with figures of each.
         shares: by scorer, the share of heard tracks in the top 10 of `all`, by user.
         chosen: settings of each baseline by figure.
         weights: of the blend by figure; {} without it.
@@ -167,6 +171,7 @@ def make_document(
             }
             for figure, own in measured.items()
         },
+        "slices": parts,
         "chosen": facts,
         "skipped": dict(skipped),
         "per_user": {

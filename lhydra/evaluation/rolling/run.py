@@ -15,13 +15,14 @@ from lhydra.evaluation.lists import Recommends
 from lhydra.evaluation.metrics import MRR_DEPTH
 from lhydra.evaluation.rolling.baselines import BLEND, Baseline, baselines
 from lhydra.evaluation.rolling.blend import Candidates, blended, candidates, fit_weights
-from lhydra.evaluation.rolling.document import Choice, RollingDocument, make_document
+from lhydra.evaluation.rolling.document import Choice, RollingDocument, heard_in_truth, make_document
 from lhydra.evaluation.rolling.lists import FIGURES, Figure, K, Lister, belongs
 from lhydra.evaluation.rolling.measure import KS, heard_share, mean_over_users, measure
 from lhydra.evaluation.rolling.moments import Moments, Protocol, find_moments
 from lhydra.evaluation.rolling.own import Params, Scored, Scorer
 from lhydra.evaluation.rolling.past import F64, Known, Past, fold_seen
 from lhydra.evaluation.rolling.served import Served
+from lhydra.evaluation.rolling.slices import slices
 from lhydra.evaluation.unseen import describe
 
 MAX_TUNED = 600  # moments of the valid fold that settings are chosen on
@@ -79,8 +80,9 @@ def evaluate_rolling(
         figure: {name: measure(found, moments, figure, dataset.n_tracks) for name, found in own.items()}
         for figure, own in lists.items()
     }
+    parts = slices(lists["all"], measured["all"], moments, past, heard_in_truth(moments))
     return make_document(
-        dataset, moments, measured, shares, chosen, weights, skipped,
+        dataset, moments, measured, parts, shares, chosen, weights, skipped,
         {
             "split": dataset.info.split, "protocol": protocol, "as_of": as_of, "known": known, "refit": refit,
             "ks": list(KS), "mrr_depth": MRR_DEPTH, "users": users or "all", "seed": seed,
