@@ -30,6 +30,7 @@ from lhydra.users import heard as chunks
 from lhydra.users import record
 from lhydra.users.lmdb_store import LmdbUsers
 from lhydra.users.packed import pack, unpack
+from lhydra.users.place import claim
 from lhydra.users.record import UserRecord, user_tag
 from lhydra.users.redis_store import RedisUsers
 from lhydra.users.store import UserStore, open_users
@@ -366,10 +367,26 @@ def test_what_is_no_store_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     (tmp_path / "junk").mkdir()
     (tmp_path / "junk" / "data.mdb").write_bytes(b"junk" * 5000)
-    for name in ("file", "junk", "absent/users.lmdb"):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thing").touch()
+    for name in ("file", "junk", "absent/users.lmdb", "other", "n" * 300):
         with pytest.raises(UserStoreError, match="expected an LMDB folder") as caught:
             LmdbUsers(tmp_path / name)
         assert "\n" not in str(caught.value)
+        assert str(caught.value).count(str(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_a_server_is_told_what_lies_where_its_users_should(tmp_path: Path, create: bool) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thing").touch()
+    for name, found in (("file", "a file"), ("other", "a folder with other things"), ("n" * 300, "File name too long")):
+        with pytest.raises(UserStoreError, match=f"found {found}.*, expected an LMDB folder"):
+            claim(f"lmdb:{tmp_path / name}", tmp_path, create)
+    assert [one.name for one in (tmp_path / "other").iterdir()] == ["thing"]
+    with pytest.raises(ConfigError, match="--users: found no path, expected lmdb:PATH"):
+        claim("lmdb:", tmp_path, create)
 
 
 WRITER = """

@@ -19,12 +19,11 @@ import lmdb
 
 from lhydra.errors import UserStoreError, complain
 from lhydra.users.opened import META_BYTES, Opened, file_of, identified, reserve
-from lhydra.users.place import try_files
+from lhydra.users.place import EXPECTED, refuse_other, try_files
 from lhydra.users.writer import WAIT_S, Writer
 
 TRY_EVERY_S = 30.0  # after which doubtful files are read through once more
 RETRY_S = 1.0  # after which a server tries again to open what it could not
-EXPECTED = "an LMDB folder that can be written"
 _CREATING_S = 1.0  # how long the process that makes a store has for the first write of its file
 _log = logging.getLogger(__name__)
 
@@ -195,28 +194,29 @@ class Environment:
             UserStoreError: they are not.
         """
         folder, data = self.path, self.path / "data.mdb"
-        there = {one.name for one in folder.iterdir()} - {"lost+found"} if folder.is_dir() else set()
-        if there and not there & {"lock.mdb", "data.mdb"}:  # the lock comes first where others open it at this moment
-            expected = "an LMDB folder, an empty one or a free path"
-            raise UserStoreError(complain(folder, "a folder with other things in it", expected))
-        if "data.mdb" not in there and not self._create:
-            raise UserStoreError(complain(folder, "no user store", "one: put it back, or make one (--users-create)"))
         try:
-            if "data.mdb" in there:
+            refuse_other(folder)
+            if data.exists():
                 self._check_size(data)
+            elif not self._create:
+                expected = "one: put it back, or restart the server, with --users-create for a new one"
+                raise UserStoreError(complain(folder, "no user store", expected))
             if folder.is_dir():
                 self._check_alone(folder / "lock.mdb")
                 reserve(folder / "lock.mdb")
             opened = Opened(folder, self._sync_s <= 0)
-        except (lmdb.Error, OSError) as error:
-            raise UserStoreError(complain(folder, str(error), EXPECTED)) from None
+        except OSError as error:
+            raise UserStoreError(complain(folder, error.strerror or str(error), EXPECTED)) from None
+        except lmdb.Error as error:  # names the path itself
+            raise UserStoreError(complain(folder, str(error).removeprefix(f"{folder}: "), EXPECTED)) from None
         try:
             if fault := opened.fault():
                 raise UserStoreError(complain(folder, fault, "the whole files: restore the backup"))
             identity = opened.identity()
             if self.identity and identity != self.identity:
                 found = f"store {identity or 'without id'}"
-                raise UserStoreError(complain(folder, found, f"store {self.identity}, which was served; or a restart"))
+                expected = f"store {self.identity}, which was served: put it back, or restart the server"
+                raise UserStoreError(complain(folder, found, expected))
         except lmdb.Error as error:
             opened.give_up()
             raise UserStoreError(complain(folder, str(error), EXPECTED)) from None

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lhydra.errors import ConfigError, UserStoreError, complain
 
+EXPECTED = "an LMDB folder that can be written"
 _TRY_S = 600.0  # for reading all of a store
 _OPEN_S = 10.0  # for a look at a store; a server starts without it
 _log = logging.getLogger(__name__)
@@ -37,8 +38,29 @@ def folder_of(url: str | None, store: Path) -> Path | None:
         return Path(rest)
     if scheme in ("redis", "rediss"):
         return None
-    found = f"an address of kind '{scheme}'"  # no more of it: it may hold a password
+    found = "no path" if scheme == "lmdb" else f"an address of kind '{scheme}'"  # no more: it may hold a password
     raise ConfigError(complain("--users", found, "lmdb:PATH or redis://HOST"))
+
+
+def refuse_other(folder: Path) -> None:
+    """Refuses a place where something else than an LMDB environment lies: nothing is written there.
+
+    Args:
+        folder: of a user store.
+
+    Raises:
+        UserStoreError: there is a file, or a folder with other things in it.
+        OSError: the system does not tell.
+    """
+    found = ""
+    if folder.is_dir():
+        there = {one.name for one in folder.iterdir()} - {"lost+found"}
+        if there and not there & {"lock.mdb", "data.mdb"}:  # the lock comes first where others open it at this moment
+            found = "a folder with other things in it"
+    elif folder.exists():
+        found = "a file"
+    if found:
+        raise UserStoreError(complain(folder, found, "an LMDB folder, an empty one or a free path"))
 
 
 def claim(url: str | None, store: Path, create: bool) -> tuple[str, bool]:
@@ -60,9 +82,12 @@ def claim(url: str | None, store: Path, create: bool) -> tuple[str, bool]:
     folder = folder_of(url, store)
     if folder is None:
         return "", False
-    there = (folder / "data.mdb").exists()
-    others = folder.exists() and not folder.is_dir()
-    if not there and not create and url is not None and not others:
+    try:
+        refuse_other(folder)
+        there = (folder / "data.mdb").exists()
+    except OSError as error:
+        raise UserStoreError(complain(folder, error.strerror or str(error), EXPECTED)) from None
+    if not there and not create and url is not None:
         raise UserStoreError(complain(f"--users {url}", "no user store", "one; --users-create makes it"))
     command = [sys.executable, "-P", "-m", "lhydra.users.place", str(folder)]
     try:
