@@ -506,9 +506,8 @@ def test_a_wrong_filter_is_checked_once_and_nothing_is_looked_up_for_it(
 
 
 def test_fields_that_are_set_to_nothing_are_fine(running: Running) -> None:
-    assert ids(running.stub.Recommend(request(filter=pb.Filter(), diversity=pb.Diversity(), seed=7))) == expected_ids(
-        N, 5
-    )
+    found = running.stub.Recommend(request(filter=pb.Filter(), diversity=pb.Diversity(), seed=0))
+    assert ids(found) == expected_ids(N, 5)
 
 
 def test_methods_of_later_versions_are_refused_by_name(running: Running) -> None:

@@ -211,6 +211,13 @@ def test_entries_added_up_are_those_of_make_history_and_brute_force(data: st.Dat
     assert_repeats(found, entries)
 
 
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(2**63, 2**63 + 9) | st.integers(0, 2**64 - 1)), max_size=40))
+def test_the_heard_tracks_of_many_users_are_sorted_to_the_last_bit(heard_by: list[tuple[int, int]]) -> None:
+    users = np.array([user for user, _ in heard_by], np.int64)
+    found = hashes_of(np.array([track for _, track in heard_by], np.uint64), users, 6)
+    assert [one.tolist() for one in found] == [sorted({t for u, t in heard_by if u == user}) for user in range(6)]
+
+
 def test_many_users_added_up_at_once_are_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     owners = np.sort(rng.integers(0, 9, 4000))
