@@ -169,7 +169,8 @@ def test_the_store_inside_a_fresh_bundle_store_is_made_with_a_line(store: Path) 
     with running(fake(store), store.parent / "log") as server:
         assert record(server, "e") is grpc.StatusCode.OK
     assert events_of(store / "users.lmdb") == 1
-    assert [line["level"] for line in server.lines() if line["message"] == "made an empty user store"] == ["warning"]
+    (made,) = (line for line in server.lines() if line["message"] == "made an empty user store")
+    assert (made["level"], made["folder"]) == ("warning", str(store / "users.lmdb"))
 
 
 def test_files_that_kill_a_worker_are_not_mapped_by_the_next_one(server: Server, users: Path) -> None:

@@ -179,10 +179,12 @@ def test_a_port_of_somebody_else_is_refused() -> None:
                 Reservation("127.0.0.1", other.getsockname()[1])
 
 
-@pytest.mark.parametrize("host", ["no.such.host.invalid", "", "a" * 300, "a..b"])
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "", "a" * 300, "a..b", "127.0.0.1:50051"])
 def test_what_is_no_address_of_this_machine_is_refused(host: str) -> None:
-    with pytest.raises(ConfigError, match=r"--host: found .*, expected an address of this machine"):
+    with pytest.raises(ConfigError, match=r"--host: found .*, expected an address of this machine") as caught:
         Reservation(host, 0)
+    assert f"found {host[:9] or 'nothing'}" in str(caught.value)
+    assert "Errno" not in str(caught.value)
 
 
 def test_every_address_of_this_machine_can_be_reserved() -> None:

@@ -44,7 +44,9 @@ class Reservation:
         try:
             info = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         except (socket.gaierror, UnicodeError) as error:
-            raise ConfigError(complain("--host", f"{host} ({error})", "an address of this machine")) from None
+            found = f"{host or 'nothing'} ({error.strerror if isinstance(error, OSError) else error})"
+            expected = "an address of this machine, without a port, or unix:PATH"
+            raise ConfigError(complain("--host", found, expected)) from None
         family, kind, _, _, place = info[0]
         try:
             if port:

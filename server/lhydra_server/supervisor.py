@@ -1,4 +1,4 @@
-"""The supervisor: spawns workers on one port, watches CURRENT, moves to a new bundle, replaces dead workers.
+"""The supervisor: spawns workers on one address, watches CURRENT, moves to a new bundle, replaces dead workers.
 
 A set of workers is called a fleet. A new bundle gets a new fleet beside the serving one; when all of it is
 ready the serving one is drained, and when any of it fails it is ended and the serving one stays.
@@ -18,7 +18,7 @@ from types import FrameType
 from lhydra.bundle.manifest import current_bundle_id
 from lhydra.errors import ConfigError, LhydraError, complain
 from lhydra.lines import say
-from lhydra.users.place import claim
+from lhydra.users.place import claim, folder_of
 from lhydra_server.address import Reservation, joined
 from lhydra_server.config import FleetStatus, ServeSettings, WorkerSettings, longest_stop_s
 from lhydra_server.heartbeat import Limits
@@ -92,11 +92,11 @@ class Supervisor:
     ) -> None:
         self._store, self._settings, self._log_level, self._command = store, settings, log_level, command
         self._host = settings.host.removeprefix("[").removesuffix("]")  # [::1] is ::1
-        self._metrics_host = "127.0.0.1" if self._host.startswith(SCHEME) else self._host
         self._stop_s = longest_stop_s(settings.connection_age_s)
         self.limits = Limits()
         self._awake_s, self._ticked_s = 0.0, time.monotonic()
         self._on_file = self._host.startswith(SCHEME)
+        self._metrics_host = "127.0.0.1" if self._on_file else self._host
         if self._on_file and settings.workers > 1:
             expected = f"1 with --host {SCHEME}PATH: workers cannot share a unix socket"
             raise ConfigError(complain("--workers", str(settings.workers), expected))
@@ -232,7 +232,8 @@ class Supervisor:
             took_ms = round((time.monotonic() - fleet.started_s) * 1e3)
             if self._serving is None:
                 if self._users_made:
-                    _log.warning("made an empty user store")
+                    folder = str(folder_of(self._settings.users, self._store))
+                    _log.warning("made an empty user store", extra={"folder": folder})
                 address = self._place.address
                 if not self._on_file:  # as the caller wrote the host
                     address = joined(self._host, address.rpartition(":")[2])
