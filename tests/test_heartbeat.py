@@ -4,16 +4,21 @@ import json
 import os
 import resource
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
 
 from lhydra_protos.v1 import recommender_pb2 as pb
+from lhydra_protos.v1.recommender_pb2_grpc import RecommenderStub
 from lhydra_server.config import WorkerReport
 from lhydra_server.heartbeat import WORK_STEP, Heart, Limits, Pulse
 from tests.fake_serve import write_bundle
@@ -46,7 +51,8 @@ def test_a_worker_is_lost_when_its_last_sign_of_life_says_so(
             worked.append((now_s, work))
     last_s = now_s
     for now_s in (last_s, last_s + 2, last_s + 5, last_s + 11, last_s + 70):
-        silent = bool(heard) and now_s - heard[-1][0] > (LIMITS.silent_s if ready else LIMITS.silent_opening_s)
+        silent_s = (LIMITS.silent_s if ready else LIMITS.silent_opening_s) if heard else LIMITS.start_s
+        silent = now_s - (heard[-1][0] if heard else 0.0) > silent_s
         well = [i for i, (_, stuck_s) in enumerate(heard) if not stuck_s]
         overdue = heard[well[-1] + 1 if well else 0 :]
         stuck = bool(overdue) and overdue[-1][0] - overdue[0][0] > LIMITS.stuck_s
@@ -59,6 +65,7 @@ def test_a_worker_is_lost_when_its_last_sign_of_life_says_so(
 def test_who_waits_for_another_worker_is_not_idle() -> None:
     pulse = Pulse("worker 1", 0.0)
     now_s = LIMITS.idle_s + 1
+    assert pulse.failure(now_s, LIMITS, opening=True, worked_s=now_s - 1)[0] == "frozen"  # it never beat
     pulse.heard(WorkerReport(), now_s)
     assert pulse.failure(now_s, LIMITS, opening=True, worked_s=0.0)[0] == "hung"
     assert pulse.failure(now_s, LIMITS, opening=True, worked_s=now_s - 1)[0] == ""
@@ -200,3 +207,111 @@ def test_a_swap_without_descriptors_is_tried_again(store: Path) -> None:
         assert server.status().bundle_id == B1
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (most, most))
         until(lambda: server.status().bundle_id == B2)
+
+
+def test_workers_that_freeze_at_once_are_both_replaced(store: Path) -> None:
+    with running(fake(store), store.parent / "log") as server:
+        workers = server.workers()
+        for pid in workers:
+            os.kill(pid, signal.SIGSTOP)
+        until(lambda: all(gone(pid) for pid in workers))
+        until(lambda: server.status().workers == 2)
+        until(lambda: len(errors(server)) == 2)
+
+
+def place_of(server: Server) -> tuple[str, int]:
+    host, _, port = server.address.rpartition(":")
+    return host, int(port)
+
+
+def test_a_worker_that_freezes_while_it_leaves_is_killed(store: Path) -> None:
+    with running(fake(store, connection_age_s=300), store.parent / "log") as server:  # it would stay for 5 minutes
+        workers = server.workers()
+        with socket.create_connection(place_of(server)):
+            publish(store, B2)
+            stays = until(lambda: len(left := [pid for pid in workers if not gone(pid)]) == 1 and left[0])
+            os.kill(stays, signal.SIGSTOP)
+            until(lambda: gone(stays))
+        assert server.status().bundle_id == B2
+
+
+def test_workers_that_freeze_as_they_come_leave_the_old_ones_serving(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIMITS", json.dumps({"start_s": 4.0, "silent_opening_s": 4.0}))  # both: see which is met
+    with running(fake(store), store.parent / "log") as server:
+        workers = server.workers()
+        publish(store, B2)
+        coming = until(lambda: len(pids := {*server.children()} - {*workers}) == 2 and pids)
+        for pid in coming:  # in their imports
+            os.kill(pid, signal.SIGSTOP)
+        until(lambda: all(gone(pid) for pid in coming))
+        error = until(lambda: errors(server))[0]
+        assert error.startswith("swap failed: worker ")
+        assert "no sign of life for 4 s" in error
+        assert {*workers} <= {*server.children()}
+        until(lambda: server.status().bundle_id == B2)  # it is tried again
+
+
+def test_a_worker_that_keeps_pythons_lock_does_not_outlive_its_supervisor(store: Path) -> None:
+    write_bundle(store, HUNG, locks=True)
+    with running(fake(store), store.parent / "log") as server:
+        workers = server.workers()
+        publish(store, HUNG)
+        locked = until(lambda: len(found := [*(store / HUNG).glob("locked-*")]) == 2 and found)
+        pids = [*workers, *(int(path.name.partition("-")[2]) for path in locked)]
+        server.process.kill()
+        try:
+            until(lambda: all(gone(pid) for pid in pids))
+        finally:
+            for pid in pids:
+                if not gone(pid):
+                    os.kill(pid, signal.SIGKILL)
+
+
+def test_a_worker_whose_calls_hang_says_so_and_is_replaced(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CALL_LIMIT_S", "0.5")
+    port, stuck = free_port(), store / B1 / "stuck"
+    with running(fake(store, metrics_port=port), store.parent / "log") as server:
+        workers = server.workers()
+        stuck.touch()
+        with grpc.insecure_channel(server.address) as channel:
+            hangs = RecommenderStub(channel).Recommend.future(pb.RecommendRequest(user_id="ann", k=3), timeout=60)
+            check = health_pb2_grpc.HealthStub(channel).Check
+            not_serving = health_pb2.HealthCheckResponse.NOT_SERVING
+            until(lambda: check(health_pb2.HealthCheckRequest(), timeout=30).status == not_serving)
+            until(lambda: sum(gone(pid) for pid in workers) == 1)
+            stuck.unlink()
+            assert hangs.code() == grpc.StatusCode.UNAVAILABLE
+        until(lambda: server.status().workers == 2)
+        (error,) = errors(server)
+        assert error.endswith(": found calls that do not end, expected every call answered within seconds")
+        assert value(Scraped(server, port)(), "lhydra_worker_failures_total", reason="stuck") == 1
+
+
+def cpu_s(pid: int) -> float:
+    used = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return sum(map(int, used)) / os.sysconf("SC_CLK_TCK")
+
+
+def test_full_ports_neither_end_nor_busy_a_server_with_few_descriptors(store: Path) -> None:
+    port, (soft, hard) = free_port(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        with running(fake(store, metrics_port=port), store.parent / "log") as server, ExitStack() as stack:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4_096), hard))
+            address, here = place_of(server), ("127.0.0.1", port)
+            for place, sent, n in ((address, b"", 700), (here, b"GET /met", 300)):
+                for _ in range(n):
+                    stack.enter_context(socket.create_connection(place, timeout=60)).sendall(sent)
+            pids = [server.process.pid, *server.workers()]
+            before = [cpu_s(pid) for pid in pids]
+            time.sleep(1)  # to see who is busy
+            assert all(cpu_s(pid) - used < 0.5 for pid, used in zip(pids, before, strict=True))
+            os.kill(pids[1], signal.SIGKILL)
+            until(lambda: len(server.children()) == 2 and gone(pids[1]))
+            stack.close()
+            until(lambda: server.status().workers == 2)
+            assert Scraped(server, port)()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Self
 
 from lhydra.errors import complain
 from lhydra_server.config import WorkerReport
@@ -22,6 +23,7 @@ PR_SET_PDEATHSIG = 1  # of prctl(2)
 class Limits:
     """When a worker is lost, in seconds that its supervisor was awake."""
 
+    start_s: float = 20.0  # a new worker without any: Python itself may have to come from a slow disk
     silent_s: float = 3.0  # a serving worker without a sign of life
     silent_opening_s: float = 10.0  # one that still opens: some of that holds Python's lock for long
     stuck_s: float = 2.0  # every sign of life for so long says that a call is overdue
@@ -43,6 +45,17 @@ class Heart:
         self._lock = threading.Lock()
         self.stuck_s: Callable[[], float] = lambda: 0.0
         threading.Thread(target=self._beat, name="heart", daemon=True).start()
+
+    @classmethod
+    def of_this_process(cls) -> Self:
+        """Takes stdout for the reports; whatever else prints goes to stderr and cannot look like one.
+
+        Returns:
+            A heart that beats.
+        """
+        heart = cls(os.dup(1))
+        os.dup2(2, 1)
+        return heart
 
     def report(self, **news: str | bool | float) -> bool:
         """Says at once how the worker is, and again with every beat.
@@ -74,13 +87,14 @@ def _work() -> int:
     return round((used.ru_utime + used.ru_stime - time.thread_time()) * 1e3) + used.ru_inblock
 
 
-def continue_when_orphaned() -> None:
-    """Has the kernel wake this process when its supervisor dies, on Linux.
+def end_when_orphaned() -> None:
+    """Has the kernel kill this process when its supervisor dies, on Linux.
 
-    The end of stdin says so too, but a process that was stopped (SIGSTOP) would go on holding its part of the port.
+    The end of stdin says so too, but a process that is stopped (SIGSTOP), or in which a thread keeps Python's lock,
+    would go on holding its part of the port, and no other signal ends both.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGCONT)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Pulse:
@@ -126,7 +140,9 @@ class Pulse:
             (reason, error); empty while the worker is well.
         """
         silent_s = limits.silent_opening_s if opening else limits.silent_s
-        if self._beats and now_s - self._heard_s > silent_s:
+        if not self._beats:
+            silent_s = limits.start_s
+        if now_s - self._heard_s > silent_s:
             return "frozen", complain(self._name, f"no sign of life for {silent_s:g} s", f"one every {BEAT_S:g} s")
         stuck_since_s = self._stuck_since_s
         if not opening and stuck_since_s is not None and self._heard_s - stuck_since_s > limits.stuck_s:

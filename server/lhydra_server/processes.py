@@ -13,7 +13,7 @@ from lhydra_server.config import FleetStatus, Message, WorkerReport, WorkerSetti
 from lhydra_server.heartbeat import Limits, Pulse
 from lhydra_server.metrics.totals import Block
 
-COMMAND = (sys.executable, "-P", "-m", "lhydra_server.worker")
+COMMAND = (sys.executable, "-P", "-m", "lhydra_server.start")
 _ENVIRONMENT = {  # one thread budget per worker: must be in the environment before the libraries load
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",

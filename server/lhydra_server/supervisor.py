@@ -202,8 +202,9 @@ class Supervisor:
                 self._dismiss([worker])
             self._totals.worker_failures[worker.failure] += 1
             if worker.age_s > STABLE_S:
-                fleet.backoff = Backoff()
-            fleet.backoff.failed(LONGEST_SERVED_S if worker.served else LONGEST_S)
+                fleet.backoff = Backoff()  # and the next one is started at once
+            else:
+                fleet.backoff.failed(LONGEST_SERVED_S if worker.served else LONGEST_S)
             _log.error("worker died: %s", worker.error, extra={"pid": worker.pid, "bundle": fleet.bundle_id})
         if len(fleet.workers) < self._n_workers and fleet.backoff.over:
             fresh = self._spawn(fleet.bundle_id, self._n_workers - len(fleet.workers))

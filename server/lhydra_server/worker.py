@@ -10,7 +10,6 @@ import logging
 import math
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -33,7 +32,7 @@ from lhydra_server.config import (
     WorkerSettings,
     longest_stop_s,
 )
-from lhydra_server.heartbeat import Heart, continue_when_orphaned
+from lhydra_server.heartbeat import Heart
 from lhydra_server.metrics.worker import Metrics
 from lhydra_server.service import RecommenderService, Served
 from lhydra_server.socket_file import MODE
@@ -87,21 +86,19 @@ def served_of(bundle: Bundle, recommender: Recommender) -> Served:
     )
 
 
-def run(load: Callable[[WorkerSettings], Served] = open_served) -> int:
+def run(load: Callable[[WorkerSettings], Served] = open_served, *, heart: Heart) -> int:
     """Serves until SIGTERM or the end of stdin.
 
     Args:
         load: opens what is served; tests open less.
+        heart: beats since the process began.
 
     Returns:
         The exit code.
     """
     for number in LEFT_TO_SUPERVISOR:
         signal.signal(number, signal.SIG_IGN)
-    heart = Heart(os.dup(1))
     logs.QUEUE.take_stderr()
-    os.dup2(2, 1)  # whatever prints must not look like a report
-    continue_when_orphaned()
     woken, wake = os.pipe()
     lines = _lines(0)
     settings = WorkerSettings.from_json(next(lines, ""))
@@ -212,7 +209,3 @@ def _lines(descriptor: int) -> Iterator[str]:
     while chunk := os.read(descriptor, 65_536):
         *whole, pending = (pending + chunk).split(b"\n")
         yield from (line.decode() for line in whole)
-
-
-if __name__ == "__main__":
-    sys.exit(run())

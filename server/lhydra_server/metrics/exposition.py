@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PATH = "/metrics"
 METHODS = "GET, HEAD, OPTIONS"
 MAX_CONNECTIONS = 32  # a scrape is short: what has been here longest is none
+QUEUED = 1_024  # in the kernel, which drops what is more: its clients would try again after a second
 REQUEST_S = 5.0  # to send a request in
 REPLY_S = 10.0  # to take the reply in
 MAX_LINE_BYTES = 8_192
@@ -237,6 +238,7 @@ def exposed(totals: Totals, host: str, port: int) -> Iterator[None]:
     loop.set_exception_handler(_tell)
     begun = asyncio.start_server(connections.serve, sock=listening, limit=MAX_LINE_BYTES, backlog=MAX_CONNECTIONS)
     server = loop.run_until_complete(begun)
+    listening.listen(QUEUED)  # as the backlog of asyncio it would be accepted at once, and take as many descriptors
     thread = threading.Thread(target=loop.run_forever, name="metrics", daemon=True)
     thread.start()
     try:
