@@ -1,5 +1,6 @@
 """`lhydra serve` as processes: on fake bundles (what the supervisor does), then on real ones (the whole road)."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -147,6 +148,23 @@ class Load:
         self.stop.set()
         for thread in self.threads:
             thread.join()
+
+
+# -- descriptors ------------------------------------------------------------------------------------------
+
+
+def test_idle_connections_beyond_the_soft_limit_keep_nobody_waiting(tmp_path: Path) -> None:
+    write_bundle(tmp_path, B1, n=100)
+    publish(tmp_path, B1)
+    lower = "resource.setrlimit(resource.RLIMIT_NOFILE, (128, 1_000))"
+    code = f"import os, resource, sys; {lower}; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    argv: list[str | Path] = ["-c", code, ROOT / "tests/fake_serve.py", tmp_path, json.dumps({"port": 0, "workers": 1})]
+    with running(argv, tmp_path / "log") as server, contextlib.ExitStack() as stack:
+        host, _, port = server.address.rpartition(":")
+        for _ in range(300):
+            stack.enter_context(socket.create_connection((host, int(port))))
+        with open_stub(server.address) as stub:
+            assert stub.GetStatus(pb.GetStatusRequest(), timeout=5).bundle_id == B1
 
 
 # -- the address ------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from lhydra_server.address import Reservation, joined
 from lhydra_server.config import FleetStatus, ServeSettings, WorkerSettings, longest_stop_s
 from lhydra_server.heartbeat import Limits
 from lhydra_server.metrics.totals import Totals
-from lhydra_server.processes import COMMAND, WorkerProcess
+from lhydra_server.processes import COMMAND, WorkerProcess, use_all_descriptors
 from lhydra_server.socket_file import SCHEME, SocketFile
 
 TICK_S = 0.2  # how often CURRENT is looked at; everything else wakes the loop
@@ -121,6 +121,7 @@ class Supervisor:
         Raises:
             LhydraError: the first fleet cannot serve: no bundle, a bad one, port in use.
         """
+        use_all_descriptors()
         self._current = current_bundle_id(self._store)
         place = SocketFile(self._host) if self._on_file else Reservation(self._host, self._settings.port)
         with place as self._place, self._metrics_shown():
