@@ -11,7 +11,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lhydra_server.metrics import exposition
@@ -147,6 +147,7 @@ def test_whatever_comes_is_answered(lines: list[str]) -> None:
         max_size=9,
     )
 )
+@example(["application/openmetrics-text;version=", "x"])
 def test_whatever_is_accepted_something_is_shown(parts: list[str]) -> None:
     code, _, body = asked("GET /metrics HTTP/1.1", "Accept: " + "".join(parts))
     assert code == 200

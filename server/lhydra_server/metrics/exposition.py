@@ -142,7 +142,7 @@ def _encoder(accept: str) -> tuple[Any, str]:
 
     try:
         return choose_encoder(accept)
-    except (ValueError, IndexError):  # a version that is none
+    except (ValueError, IndexError, TypeError):  # a version that is none
         return choose_encoder("")
 
 
