@@ -1,5 +1,6 @@
 """The metrics port as strangers use it: every request has its answer, and no number of them stops a server."""
 
+import gc
 import gzip
 import os
 import resource
@@ -230,6 +231,19 @@ def test_half_requests_without_number_neither_end_a_server_nor_hide_its_metrics(
             assert server.process.wait(60) == 0
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_stop_leaves_no_connection_open(recwarn: pytest.WarningsRecorder) -> None:
+    for i in range(100):  # at least one stop comes while a connection is being closed
+        with listening() as port, ExitStack() as stack:
+            for _ in range(8):
+                client = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60))
+                client.sendall(b"GET / HTTP/1.1\r\n\r\n")
+                client.shutdown(socket.SHUT_WR)
+            for _ in range(i % 20):
+                os.sched_yield()
+    gc.collect()
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 def test_keep_alive_clients_are_served(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_protos.v1.recommender_pb2_grpc import RecommenderStub
 from lhydra_server import outage_log
 from lhydra_server.app import CALL_THREADS, SERVICE, Listener
-from lhydra_server.config import FleetStatus, ServeSettings, WorkerSettings
+from lhydra_server.config import FleetStatus, ServeSettings, WorkerReport, WorkerSettings
 from lhydra_server.errors import CODES, status_of
 from lhydra_server.metrics.layout import FAMILIES
 from lhydra_server.metrics.totals import Block, Totals
@@ -333,7 +333,9 @@ def another_worker(store: Path) -> Iterator[RecommenderStub]:
         assert worker.stdout is not None
         worker.stdin.write(WorkerSettings(str(store), "b-1", address, max_k=MAX_K).to_json() + "\n")
         worker.stdin.flush()
-        assert json.loads(worker.stdout.readline())["error"] == ""
+        reports = map(WorkerReport.from_json, worker.stdout)
+        said = next(report for report in reports if report.ready or report.error)  # before it, that it lives
+        assert said.error == ""
         with grpc.insecure_channel(address) as channel:
             yield RecommenderStub(channel)
         worker.stdin.close()  # as when the supervisor is gone: it ends

@@ -32,6 +32,7 @@ REQUEST_S = 5.0  # to send a request in
 REPLY_S = 10.0  # to take the reply in
 MAX_LINE_BYTES = 8_192
 MAX_LINES = 100
+ROUNDS = 8  # of the loop: one to accept, to begin, to close and to be told so, and as many to spare
 SUFFIXES = ("", "_total", "_bucket", "_sum", "_count")
 _log = logging.getLogger(__name__)
 
@@ -208,10 +209,12 @@ class _Connections:
         self._open.pop(writer, None)
         writer.transport.abort()
 
-    def close(self) -> None:
-        """Closes all of them."""
-        for writer in [*self._open]:
-            self._close(writer)
+    async def end(self) -> None:
+        """Closes all of them, those that are just being accepted or closed too."""
+        for _ in range(ROUNDS):
+            for writer in [*self._open]:
+                self._close(writer)
+            await asyncio.sleep(0)
 
 
 @contextmanager
@@ -246,10 +249,9 @@ def exposed(totals: Totals, host: str, port: int) -> Iterator[None]:
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
+        loop.remove_reader(listening)  # no more of them: asyncio loses those that it accepts as a server closes
+        loop.run_until_complete(connections.end())
         server.close()
-        connections.close()
-        if left := asyncio.all_tasks(loop):
-            loop.run_until_complete(asyncio.wait(left, timeout=1))
         loop.close()
 
 
