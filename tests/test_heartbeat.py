@@ -296,10 +296,11 @@ def cpu_s(pid: int) -> float:
 
 def test_full_ports_neither_end_nor_busy_a_server_with_few_descriptors(store: Path) -> None:
     port, (soft, hard) = free_port(), resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4_096), hard))
     try:
         with running(fake(store, metrics_port=port), store.parent / "log") as server, ExitStack() as stack:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4_096), hard))
+            for pid in (server.process.pid, *server.workers()):
+                resource.prlimit(pid, resource.RLIMIT_NOFILE, (256, 256))
             address, here = place_of(server), ("127.0.0.1", port)
             for place, sent, n in ((address, b"", 700), (here, b"GET /met", 300)):
                 for _ in range(n):
