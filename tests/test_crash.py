@@ -141,7 +141,9 @@ def waiting(words: list[str], step: str, **named: Any) -> Iterator["subprocess.P
 
 
 def left_over(store: Path) -> list[str]:
-    return sorted(path.name for path in store.iterdir() if path.name.startswith("."))
+    """Hidden files, without the memory of verified ones, which stays."""
+    hidden = (path.name for path in store.iterdir() if path.name.startswith("."))
+    return sorted(name for name in hidden if not name.startswith(".verified-"))
 
 
 def bundles(store: Path) -> list[str]:
