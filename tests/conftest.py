@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,16 @@ from lhydra_index_builder.config import RebuildSettings
 
 os.environ.update(no_grpc_proxy="127.0.0.1")  # plain channels of tests, and of what they start, stay on this machine
 TINY_TRAINING = TrainSettings(epochs=4, dim=32, hidden=32, temperature=0.15, threads=1)
+
+
+def pytest_configure() -> None:
+    """Has the servers under test start as from a terminal, though `nohup` or `&` ignore signals for these tests.
+
+    A process hands ignored signals on to those it starts; one that has a handler starts them with the default.
+    """
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: None)
 
 
 @pytest.fixture(scope="session")
