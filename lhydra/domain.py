@@ -250,17 +250,3 @@ def make_history(tracks: Hashes, counts: Sequence[float] | F32, times: Sequence[
     np.maximum.at(latest, inverse, np.asarray(times, np.int64))
     entries["time"] = latest
     return entries[history_order(unique, entries["count"], entries["time"])[-MAX_HISTORY:]]
-
-
-def merge_history(a: History, b: History) -> History:
-    """Returns the history of the plays in both, as `make_history` would from all of them.
-
-    Args:
-        a: (n,) HISTORY_DTYPE.
-        b: (m,) HISTORY_DTYPE.
-
-    Returns:
-        At most MAX_HISTORY entries in `history_order`.
-    """
-    both = np.concatenate([a, b])
-    return make_history(both["track"], both["count"], both["time"])

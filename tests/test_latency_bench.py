@@ -594,7 +594,7 @@ done = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: done.set())
 with serving(FakeRecommender()) as address:
     print("starting", flush=True)
-    print(f"serving bundle b-1 on {{address}} with 1 workers", flush=True)
+    print(f"serving bundle b-1 on {{address}} with 1 worker", flush=True)
     done.wait()
 pathlib.Path({str(stopped)!r}).touch()
 """

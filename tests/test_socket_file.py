@@ -58,7 +58,7 @@ def test_an_address_is_the_path_again(path: Path) -> None:
 
 def test_it_answers_on_the_path_alone_and_leaves_nothing(server: Server, store: Path, path: Path) -> None:
     assert server.address == address_of(str(path))
-    assert server.first_line.endswith(" with 1 workers")
+    assert server.first_line.endswith(" with 1 worker")
     assert server.status().bundle_id == B1
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
     assert [entry.name for entry in path.parent.iterdir()] == [path.name]

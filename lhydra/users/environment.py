@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -94,27 +94,14 @@ class Environment:
             raise UserStoreError(self._why)
         return self._opened.env
 
-    @contextmanager
-    def reading(self) -> Iterator[lmdb.Transaction]:
+    def reading(self) -> AbstractContextManager[lmdb.Transaction]:
         """Lends a read transaction to the block.
 
-        Yields:
-            The transaction.
-
-        Raises:
-            UserStoreError: the environment cannot be used, or the block fails in it.
+        Returns:
+            The context of the transaction; entering it raises UserStoreError where the environment cannot be used, and
+            so does a block that fails in it.
         """
-        opened = self._opened
-        if opened is None or not opened.enter():
-            raise UserStoreError(self._why)
-        try:
-            self._check(opened)
-            with opened.env.begin() as txn:
-                yield txn
-        except lmdb.Error as error:
-            raise self._failed(str(error)) from None
-        finally:
-            opened.leave()
+        return self._in_use(self._opened, lmdb.Environment.begin)
 
     def write(self, change: Callable[[lmdb.Transaction], T], deadline_s: float = math.inf, wait_s: float = WAIT_S) -> T:
         """Changes what is stored, all or nothing; see `Writer.write`.
@@ -158,13 +145,16 @@ class Environment:
             opened.give_up()
 
     @contextmanager
-    def _in_use(self, opened: Opened) -> Iterator[Opened]:
+    def _in_use(
+        self, opened: Opened | None, use: Callable[[lmdb.Environment], AbstractContextManager[T]]
+    ) -> Iterator[T]:
         """Keeps the opened files open during the block; raises where they are not what they were."""
-        if not opened.enter():
+        if opened is None or not opened.enter():
             raise UserStoreError(self._why)
         try:
             self._check(opened)
-            yield opened
+            with use(opened.env) as used:
+                yield used
         except lmdb.Error as error:
             raise self._failed(str(error)) from None
         finally:
@@ -178,14 +168,13 @@ class Environment:
     @contextmanager
     def _writing(self, opened: Opened) -> Iterator[lmdb.Transaction]:
         """One write transaction: committed when the block ends, undone when it raises."""
-        with self._in_use(opened):
-            with opened.env.begin(write=True) as txn:
-                self._check(opened)  # it may have waited long
-                identity = self.identity or identified(opened.env, txn)
-                yield txn
-                self._check(opened)
-            self.identity = identity
-            self._unsynced.set()
+        with self._in_use(opened, lambda env: env.begin(write=True)) as txn:
+            self._check(opened)  # it may have waited long
+            identity = self.identity or identified(opened.env, txn)
+            yield txn
+            self._check(opened)
+        self.identity = identity
+        self._unsynced.set()
 
     def _open(self) -> None:
         """Opens the files, where they are sound and of the right store.
@@ -263,8 +252,8 @@ class Environment:
             opened = self._opened
             try:
                 if opened is not None:
-                    with self._in_use(opened):
-                        opened.env.reader_check()
+                    with self._in_use(opened, nullcontext) as env:
+                        env.reader_check()
                     continue
                 if self._doubtful:
                     if time.monotonic() < self._try_after_s:
@@ -289,8 +278,8 @@ class Environment:
             opened = self._opened
             try:
                 if opened is not None:
-                    with self._in_use(opened):
-                        opened.env.sync(True)
+                    with self._in_use(opened, nullcontext) as env:
+                        env.sync(True)
             except UserStoreError as error:
                 if not self._closing.is_set():
                     _log.error("user store not flushed: %s", error)

@@ -12,7 +12,17 @@ import lmdb
 from lhydra.domain import Play, UserState
 from lhydra.users.environment import Environment
 from lhydra.users.heard import chunk_key
-from lhydra.users.packed import Change, chunk_of, loading, recording, unpack, unpack_state, values, with_chunks
+from lhydra.users.packed import (
+    Change,
+    chunk_of,
+    in_order,
+    loading,
+    recordings,
+    unpack,
+    unpack_state,
+    values,
+    with_chunks,
+)
 from lhydra.users.record import UserRecord, user_key
 
 _LOAD_CHUNK = 1000  # users per write transaction: short, so that live plays get their turn
@@ -73,17 +83,10 @@ class LmdbUsers:
         Returns:
             Whether each play was new, in order.
         """
-        positions_of: dict[str, list[int]] = {}
-        for position, play in enumerate(plays):
-            positions_of.setdefault(play.user_id, []).append(position)
+        changes = recordings(plays)
 
         def change(txn: lmdb.Transaction) -> list[bool]:
-            fresh = [False] * len(plays)
-            for user_id, positions in positions_of.items():
-                flags = _changed(txn, user_id, recording([plays[position] for position in positions]))
-                for position, flag in zip(positions, flags, strict=True):
-                    fresh[position] = flag
-            return fresh
+            return in_order(plays, {user_id: _changed(txn, user_id, own) for user_id, own in changes.items()})
 
         return self._env.write(change, deadline_s)
 

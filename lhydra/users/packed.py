@@ -18,7 +18,7 @@ A request costs one read and no parsing of lists:
 import json
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 
@@ -62,16 +62,36 @@ class Change:
     of: Callable[[UserRecord], tuple[UserRecord, list[bool]]]
 
 
-def recording(plays: Sequence[Play]) -> Change:
-    """Returns the change of `UserStore.record`, which answers whether each play was new.
+def recordings(plays: Sequence[Play]) -> dict[str, Change]:
+    """Returns the changes of `UserStore.record`, one for each user.
 
     Args:
-        plays: of one user, in order of arrival.
+        plays: of any users, in order of arrival.
 
     Returns:
-        The change.
+        The changes by user id; each answers whether its user's plays were new, for `in_order`.
     """
-    return Change(track_hashes(play.track_id for play in plays), partial(UserRecord.with_plays, plays=plays))
+    plays_of: dict[str, list[Play]] = {}
+    for play in plays:
+        plays_of.setdefault(play.user_id, []).append(play)
+    return {
+        user_id: Change(track_hashes(play.track_id for play in own), partial(UserRecord.with_plays, plays=own))
+        for user_id, own in plays_of.items()
+    }
+
+
+def in_order(plays: Sequence[Play], flags: Mapping[str, Sequence[bool]]) -> list[bool]:
+    """Returns what the changes of `recordings` answered, in the order of the plays.
+
+    Args:
+        plays: as they were given.
+        flags: the answers by user id.
+
+    Returns:
+        The answer for each play.
+    """
+    left = {user_id: iter(own) for user_id, own in flags.items()}
+    return [next(left[play.user_id]) for play in plays]
 
 
 def loading(loaded: Sequence[UserState]) -> Change:

@@ -20,7 +20,17 @@ from lhydra.errors import DeadlineExceeded, UserStoreError, complain
 from lhydra.users.breaker import Breaker, BreakerOpen
 from lhydra.users.connections import Address, Connections, limit
 from lhydra.users.heard import chunk_key
-from lhydra.users.packed import Change, chunk_of, loading, recording, unpack, unpack_state, values, with_chunks
+from lhydra.users.packed import (
+    Change,
+    chunk_of,
+    in_order,
+    loading,
+    recordings,
+    unpack,
+    unpack_state,
+    values,
+    with_chunks,
+)
 from lhydra.users.record import UserRecord, user_key
 
 READ_S = 0.02  # a request waits so long for its user
@@ -83,18 +93,7 @@ class RedisUsers:
         Returns:
             Whether each play was new, in order.
         """
-        positions_of: dict[str, list[int]] = {}
-        for position, play in enumerate(plays):
-            positions_of.setdefault(play.user_id, []).append(position)
-        changes = {
-            user_id: recording([plays[position] for position in positions])
-            for user_id, positions in positions_of.items()
-        }
-        fresh = [False] * len(plays)
-        for user_id, flags in self._change(changes, WRITE_S, CONTENDED_S, deadline_s).items():
-            for position, flag in zip(positions_of[user_id], flags, strict=True):
-                fresh[position] = flag
-        return fresh
+        return in_order(plays, self._change(recordings(plays), WRITE_S, CONTENDED_S, deadline_s))
 
     def load(self, states: Iterable[tuple[str, UserState]]) -> int:
         """See `UserStore.load`. Writes _LOAD_CHUNK users at a time: an error leaves those before it loaded.

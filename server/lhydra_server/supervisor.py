@@ -239,7 +239,8 @@ class Supervisor:
                 address = self._place.address
                 if not self._on_file:  # as the caller wrote the host
                     address = joined(self._host, address.rpartition(":")[2])
-                say(f"serving bundle {fleet.bundle_id} on {address} with {self._n_workers} workers")
+                n_workers = f"{self._n_workers} worker" + "s" * (self._n_workers > 1)
+                say(f"serving bundle {fleet.bundle_id} on {address} with {n_workers}")
                 if self._settings.metrics_port:
                     say(f"metrics on http://{joined(self._metrics_host, self._settings.metrics_port)}/metrics")
             else:
