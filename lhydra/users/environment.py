@@ -18,13 +18,18 @@ from typing import TypeVar
 import lmdb
 
 from lhydra.errors import UserStoreError, complain
-from lhydra.users.opened import META_BYTES, Opened, file_of, identified, reserve
+from lhydra.users.opened import MAP_BYTES, META_BYTES, Opened, file_of, identified, reserve
 from lhydra.users.place import EXPECTED, refuse_other, try_files
 from lhydra.users.writer import WAIT_S, Writer
 
 TRY_EVERY_S = 30.0  # after which doubtful files are read through once more
 RETRY_S = 1.0  # after which a server tries again to open what it could not
 _CREATING_S = 1.0  # how long the process that makes a store has for the first write of its file
+_NEEDS = {
+    lmdb.DiskError: "room on its disk: nothing was recorded, reads go on",
+    lmdb.MapFullError: f"at most {MAP_BYTES / 2**30:g} GiB in one store: nothing was recorded, reads go on",
+    lmdb.ReadersFullError: "fewer readers: see which processes have its lock.mdb open",
+}
 _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -140,7 +145,7 @@ class Environment:
             if not opened.fault():
                 opened.env.sync(True)
         except lmdb.Error as error:
-            raise self._failed(str(error)) from None
+            raise _failed(f"user store {self.path}", error) from None
         finally:
             opened.give_up()
 
@@ -156,7 +161,7 @@ class Environment:
             with use(opened.env) as used:
                 yield used
         except lmdb.Error as error:
-            raise self._failed(str(error)) from None
+            raise _failed(f"user store {self.path}", error) from None
         finally:
             opened.leave()
 
@@ -190,14 +195,14 @@ class Environment:
             elif not self._create:
                 expected = "one: put it back, or restart the server, with --users-create for a new one"
                 raise UserStoreError(complain(folder, "no user store", expected))
-            if folder.is_dir():
-                self._check_alone(folder / "lock.mdb")
-                reserve(folder / "lock.mdb")
+            folder.mkdir(exist_ok=True)
+            self._check_alone(folder / "lock.mdb")
+            reserve(folder / "lock.mdb")
             opened = Opened(folder, self._sync_s <= 0)
         except OSError as error:
             raise UserStoreError(complain(folder, error.strerror or str(error), EXPECTED)) from None
         except lmdb.Error as error:  # names the path itself
-            raise UserStoreError(complain(folder, str(error).removeprefix(f"{folder}: "), EXPECTED)) from None
+            raise _failed(folder, error, EXPECTED) from None
         try:
             if fault := opened.fault():
                 raise UserStoreError(complain(folder, fault, "the whole files: restore the backup"))
@@ -208,7 +213,7 @@ class Environment:
                 raise UserStoreError(complain(folder, found, expected))
         except lmdb.Error as error:
             opened.give_up()
-            raise UserStoreError(complain(folder, str(error), EXPECTED)) from None
+            raise _failed(folder, error, EXPECTED) from None
         except UserStoreError:
             opened.give_up()
             raise
@@ -284,5 +289,8 @@ class Environment:
                 if not self._closing.is_set():
                     _log.error("user store not flushed: %s", error)
 
-    def _failed(self, error: str) -> UserStoreError:
-        return UserStoreError(complain(f"user store {self.path}", error, "a store that can be read and written"))
+
+def _failed(thing: object, error: lmdb.Error, expected: str = "a store that can be read and written") -> UserStoreError:
+    """What LMDB says, without the path, and without the advice that is for programmers."""
+    found = str(error).removeprefix(f"{thing}: ").partition(" (Please ")[0]
+    return UserStoreError(complain(thing, found, _NEEDS.get(type(error), expected)))

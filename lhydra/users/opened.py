@@ -9,11 +9,11 @@ from pathlib import Path
 
 import lmdb
 
-MAX_READERS = 1024  # read transactions at a time, of all processes
+MAX_READERS = 1024  # read transactions at a time, of all processes; a lock file of _LOCK_BYTES has room for more
 MAX_DATABASES = 16  # named ones, with room for later
 META, IDENTITY = b"meta", b"id"  # the named database of what is known of the store, and its key of the store's id
 META_BYTES = 8192  # of the two meta pages; without them LMDB would begin a new store in the file
-_MAP_BYTES = 2**36 if sys.maxsize > 2**32 else 2**30  # address space, not disk: the file grows as needed
+MAP_BYTES = 2**36 if sys.maxsize > 2**32 else 2**30  # address space, not disk: the file grows as needed
 _LOCK_BYTES = 2**17  # enough for the table of MAX_READERS
 
 File = tuple[int, int]  # device and inode
@@ -31,7 +31,7 @@ class Opened:
         self.data, self.lock = folder / "data.mdb", folder / "lock.mdb"
         self.env = lmdb.open(
             str(folder),
-            map_size=_MAP_BYTES,
+            map_size=MAP_BYTES,
             max_readers=MAX_READERS,
             max_dbs=MAX_DATABASES,
             max_spare_txns=8,

@@ -9,12 +9,17 @@ import logging
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
-from lhydra.errors import ConfigError, UserStoreError, complain
+from lhydra.errors import ConfigError, MissingExtra, UserStoreError, complain
+
+if TYPE_CHECKING:
+    from lhydra.users.redis_store import RedisUsers  # an extra package
 
 EXPECTED = "an LMDB folder that can be written"
 _TRY_S = 600.0  # for reading all of a store
 _OPEN_S = 10.0  # for a look at a store; a server starts without it
+_NO_ADDRESS = 2  # exit code
 _log = logging.getLogger(__name__)
 
 
@@ -63,7 +68,7 @@ def refuse_other(folder: Path) -> None:
         raise UserStoreError(complain(folder, found, "an LMDB folder, an empty one or a free path"))
 
 
-def claim(url: str | None, store: Path, create: bool) -> tuple[str, bool]:
+def claim(url: str | None, store: Path, create: bool) -> tuple[str, str]:
     """Finds the user store of a server that starts, or makes it: inside the bundle store, or where `create` says so.
 
     Args:
@@ -72,16 +77,16 @@ def claim(url: str | None, store: Path, create: bool) -> tuple[str, bool]:
         create: makes a store at any place.
 
     Returns:
-        The id of the store, which workers hold theirs against, empty where it cannot be read or is on Redis; and
-        whether the store was made.
+        The id of the store, which workers hold theirs against, empty where it cannot be read; and the place of a store
+        that was made.
 
     Raises:
-        ConfigError: a URL of no known kind.
+        ConfigError: a URL of no known kind, or a malformed one.
         UserStoreError: there is no store where one should be, or it cannot be made.
     """
     folder = folder_of(url, store)
     if folder is None:
-        return "", False
+        return _claim_redis(url or "")
     try:
         refuse_other(folder)
         there = (folder / "data.mdb").exists()
@@ -89,19 +94,35 @@ def claim(url: str | None, store: Path, create: bool) -> tuple[str, bool]:
         raise UserStoreError(complain(folder, error.strerror or str(error), EXPECTED)) from None
     if not there and not create and url is not None:
         raise UserStoreError(complain(f"--users {url}", "no user store", "one; --users-create makes it"))
-    command = [sys.executable, "-P", "-m", "lhydra.users.place", str(folder)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_OPEN_S, check=False)
-        reason, code = done.stderr.strip(), done.returncode
-    except subprocess.TimeoutExpired:
-        reason, code = f"{folder}: no answer within {_OPEN_S:g} s", 1
+    code, found, reason = _asked([str(folder)], "", f"{folder}: no answer within {_OPEN_S:g} s")
     if code == 0:
-        return done.stdout.strip(), not there
+        return found, "" if there else str(folder)
     if not there:
-        raise UserStoreError(reason.splitlines()[-1] if reason else f"{folder}: found exit code {code}")
-    how = f"user store {folder}: reading it ended with signal {-code}" if code < 0 else reason.splitlines()[-1]
+        raise UserStoreError(reason or f"{folder}: found exit code {code}")
+    how = f"user store {folder}: reading it ended with signal {-code}" if code < 0 else reason
     _log.error("starting without the user store: %s", how)
-    return "", False
+    return "", ""
+
+
+def _claim_redis(url: str) -> tuple[str, str]:
+    """The same for a store on Redis, which is served without where it does not answer now."""
+    code, found, reason = _asked(["--redis"], url, f"user store on Redis: no answer within {_OPEN_S:g} s")
+    if code == _NO_ADDRESS:
+        raise ConfigError(reason)
+    if code:
+        _log.error("starting without the user store: %s", reason)
+    identity, _, place = found.partition(" ")
+    return identity, place
+
+
+def _asked(arguments: list[str], given: str, late: str) -> tuple[int, str, str]:
+    """What a process of its own says of a store: exit code, output, and the last line of its errors."""
+    command = [sys.executable, "-P", "-m", "lhydra.users.place", *arguments]
+    try:
+        done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=_OPEN_S, check=False)
+    except subprocess.TimeoutExpired:
+        return 1, "", late
+    return done.returncode, done.stdout.strip(), (done.stderr.strip().splitlines() or [""])[-1]
 
 
 def try_files(folder: Path) -> None:
@@ -128,7 +149,8 @@ def try_files(folder: Path) -> None:
 def main() -> int:
     """Opens the store whose folder is the argument, makes it where there is none, and prints its id.
 
-    With `--all` it makes none, and reads every value of an old one.
+    With `--all` it makes none, and reads every value of an old one. With `--redis` the store is the one whose URL is on
+    stdin, since it may hold a password; where its database was empty, the place follows the id.
 
     Returns:
         The exit code.
@@ -136,6 +158,9 @@ def main() -> int:
     from lhydra.users.environment import Environment
 
     try:
+        if sys.argv[1:] == ["--redis"]:
+            print(_redis_identity(sys.stdin.read()))
+            return 0
         try_all = sys.argv[2:] == ["--all"]
         environment = Environment(Path(sys.argv[1]), sync_s=0, create=not try_all)
         if try_all:
@@ -147,10 +172,20 @@ def main() -> int:
             environment.write(lambda transaction: None)  # the first write gives it one
         print(environment.identity)
         environment.close()
+    except (ConfigError, MissingExtra) as error:
+        print(error, file=sys.stderr)
+        return _NO_ADDRESS
     except UserStoreError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def _redis_identity(url: str) -> str:
+    from lhydra.users.store import open_users, redacted
+
+    identity, empty = cast("RedisUsers", open_users(url, Path())).claim()
+    return f"{identity} {redacted(url)}" if empty else identity
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """The user store on Redis, for servers on several machines: the records that LMDB would hold, one value per user.
 
-A request waits READ_S for it at most, and not at all while the circuit breaker is open.
+A request waits READ_S for it at most, and not at all while the circuit breaker is open. A key beside the users holds
+the store's id, which is read with every user: a database that was emptied, or is another one, is no store of nobody.
 """
 
 import itertools
 import math
 import random
+import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,7 +40,9 @@ WRITE_S = 0.1  # for each of the two round trips of `record`
 BULK_S = 5.0  # for each round trip of what no request waits for
 CONTENDED_S = 1.0  # how long `record` tries to write what others keep writing too
 BULK_CONTENDED_S = 30.0  # the same for `load`
-_PREFIX, _PATTERN = b"lhydra:", b"lhydra:[uh]:*"
+CLAIM_S = 1.0  # a server that starts waits so long
+_PREFIX, _PATTERN, _IDENTITY = b"lhydra:", b"lhydra:[uh]:*", b"lhydra:id"
+_GET_IDENTITY = b"*2\r\n$3\r\nGET\r\n$9\r\nlhydra:id\r\n"  # as it is sent: packing it for each request takes 10 us
 _LOAD_CHUNK = 200  # users per transaction: short, so that live plays seldom come between
 _READ_CHUNK = 50
 _UNREACHED = (redis.ConnectionError, redis.TimeoutError)
@@ -54,11 +58,14 @@ class RedisUsers:
 
     Args:
         address: of the server.
+        identity: of the store that it must be; empty: the one found first; None: any, at any time.
         clock: monotonic, in seconds, for the circuit breaker.
     """
 
-    def __init__(self, address: Address, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self.address = address
+    def __init__(
+        self, address: Address, *, identity: str | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.address, self.identity = address, identity
         self.breaker = Breaker(f"user store {address}", _UNREACHED, clock=clock)
         self._connections = Connections(address)
         self._connections.prepare()
@@ -76,8 +83,11 @@ class RedisUsers:
         until_s = min(time.monotonic() + READ_S, deadline_s)
         with self._connection(READ_S, deadline_s) as connection:
             name = _name(user_key(user_id))
-            (packed,) = _ask(connection, ("GET", name))
-            return _whole(connection, name, packed, user_id, until_s)
+            connection.send_packed_command([_GET_IDENTITY + b"".join(connection.pack_command("GET", name))])
+            identity, packed = connection.read_response(), connection.read_response()
+            state = _whole(connection, name, packed, user_id, until_s)
+        self._check(identity)
+        return state
 
     def record(self, plays: Sequence[Play], deadline_s: float = math.inf) -> list[bool]:
         """See `UserStore.record`.
@@ -144,6 +154,21 @@ class RedisUsers:
                 ]
         return [state for state in states if state is not None]
 
+    def claim(self) -> tuple[str, bool]:
+        """Gives the store an id where it has none.
+
+        Returns:
+            The id, and whether the database was empty.
+
+        Raises:
+            UserStoreError: the server does not answer within CLAIM_S, or takes nothing.
+        """
+        with self._connection(CLAIM_S) as connection:
+            found, n_keys = _ask(connection, ("GET", _IDENTITY), ("DBSIZE",))
+            if found is None:
+                _, found = _ask(connection, _identified(), ("GET", _IDENTITY))
+        return found.decode(errors="replace"), not n_keys
+
     def close(self) -> None:
         """Closes the connections; the server makes its data durable by its own settings."""
         self._connections.close()
@@ -165,7 +190,8 @@ class RedisUsers:
         done: dict[str, tuple[bytes | None, list[tuple[bytes, bytes]], list[bool]]] = {}  # stored, to store, flags
         for attempt in itertools.count():
             with self._connection(budget_s, deadline_s) as connection:
-                _, stored = _ask(connection, ("WATCH", *names), ("MGET", *names))
+                _, (identity, *stored) = _ask(connection, ("WATCH", _IDENTITY, *names), ("MGET", _IDENTITY, *names))
+                self._check(identity)
                 todo = {
                     user_id: UserRecord() if packed is None else unpack(packed, user_id)
                     for user_id, packed in zip(changes, stored, strict=True)
@@ -191,6 +217,8 @@ class RedisUsers:
                 if not writes:
                     _ask(connection, ("UNWATCH",))
                     break
+                if identity is None:
+                    writes.append(_identified())
                 if _ask(connection, ("MULTI",), *writes, ("EXEC",))[-1] is not None:
                     break
             if time.monotonic() >= min(give_up, deadline_s):
@@ -215,6 +243,16 @@ class RedisUsers:
         except redis.RedisError as error:
             raise self._failed(_reason(error, budget_s)) from None
 
+    def _check(self, found: bytes | None) -> None:
+        """Raises where the store is another one than it was."""
+        identity = (found or b"").decode(errors="replace")
+        if self.identity == "":
+            self.identity = identity
+        if self.identity not in (None, identity):
+            expected = f"store {self.identity}, which was served: put it back, or restart the server"
+            there = f"store {identity}" if identity else "no store: the database was emptied, or is another one"
+            raise UserStoreError(complain(f"user store {self.address}", there, expected))
+
     def _left(self, budget_s: float, deadline_s: float) -> float:
         """How long to wait for one step: the budget, or what is left to the caller, in seconds above 0."""
         if (left_s := deadline_s - time.monotonic()) <= 0:
@@ -223,6 +261,11 @@ class RedisUsers:
 
     def _failed(self, found: str) -> UserStoreError:
         return UserStoreError(complain(f"user store {self.address}", found, "a Redis server that answers"))
+
+
+def _identified() -> Command:
+    """The command that gives a store its id, where it has none."""
+    return "SET", _IDENTITY, secrets.token_hex(8), "NX"
 
 
 def _ask(connection: redis.Connection, *commands: Command) -> list[Any]:

@@ -92,8 +92,9 @@ def open_users(
         sync_s: at most so long after a write LMDB forces it to disk (0: before the write returns); what a killed
             process wrote survives in any case.
         create: makes the folder where there is none.
-        lasting: for servers: a folder that cannot be opened, now or later, is no error here and tried every second.
-        identity: the id of the store that the folder must hold; empty where any will do.
+        lasting: for servers: a folder that cannot be opened, now or later, is no error here and tried every second; a
+            Redis database that was emptied is no store.
+        identity: the id of the store that it must be; empty where any will do.
         doubtful: has the files of a lasting store read by a process of its own first: they may end whoever maps them.
 
     Returns:
@@ -115,7 +116,7 @@ def open_users(
         if error.name != "redis":
             raise
         raise MissingExtra("redis", "redis") from None
-    return RedisUsers(Address.parse(url))
+    return RedisUsers(Address.parse(url), identity=identity if lasting else None)
 
 
 def redacted(url: str) -> str:

@@ -18,7 +18,7 @@ from types import FrameType
 from lhydra.bundle.manifest import current_bundle_id
 from lhydra.errors import ConfigError, LhydraError, complain
 from lhydra.lines import say
-from lhydra.users.place import claim, folder_of
+from lhydra.users.place import claim
 from lhydra_server.address import Reservation, joined
 from lhydra_server.config import FleetStatus, ServeSettings, WorkerSettings, longest_stop_s
 from lhydra_server.heartbeat import Limits
@@ -107,7 +107,7 @@ class Supervisor:
         self._refused = ""  # the bundle that could not be served, tried again when CURRENT changes or time has passed
         self._retry = Backoff()
         self._current, self._swap_error = "", ""
-        self._users_id, self._users_made = "", False
+        self._users_id, self._users_made = "", ""
         self._users_doubtful = False  # since a worker crashed: the next ones try the user store's files first
         self._totals = Totals()
         self._signals: list[str] = []
@@ -234,8 +234,7 @@ class Supervisor:
             took_ms = round((time.monotonic() - fleet.started_s) * 1e3)
             if self._serving is None:
                 if self._users_made:
-                    folder = str(folder_of(self._settings.users, self._store))
-                    _log.warning("made an empty user store", extra={"folder": folder})
+                    _log.warning("made an empty user store", extra={"folder": self._users_made})
                 address = self._place.address
                 if not self._on_file:  # as the caller wrote the host
                     address = joined(self._host, address.rpartition(":")[2])
