@@ -151,10 +151,7 @@ def run(args: argparse.Namespace) -> int:
     ks = list_lengths(settings.k)
     if (args.model is None) == (args.store is None):
         raise ConfigError(complain("--model, --store", "neither" if args.model is None else "both", "one of the two"))
-    check_output("--json", args.json, is_json_with("protocol", "ranking"))
-    check_output("--report", args.report, is_page("evaluation"))
-    if args.json is not None and args.report is not None and args.json.resolve() == args.report.resolve():
-        raise ConfigError(complain("--json, --report", f"{args.json} for both", "two files"))
+    check_outputs(args)
     baselines = chosen_baselines(settings.baselines)
     if baselines:
         check_installed("implicit", "scipy", "threadpoolctl")
@@ -197,6 +194,21 @@ def run(args: argparse.Namespace) -> int:
     show(bundle.bundle_id, document)
     print(*("", *written) if written else (), sep="\n", end="\n" if written else "")
     return 0
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Checks that the JSON file and the report can be written.
+
+    Args:
+        args: of the command line.
+
+    Raises:
+        ConfigError: one cannot, or both are the same file.
+    """
+    check_output("--json", args.json, is_json_with("protocol", "ranking"))
+    check_output("--report", args.report, is_page("evaluation"))
+    if args.json is not None and args.report is not None and args.json.resolve() == args.report.resolve():
+        raise ConfigError(complain("--json, --report", f"{args.json} for both", "two files"))
 
 
 def check_installed(*modules: str) -> None:

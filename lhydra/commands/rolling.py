@@ -10,11 +10,11 @@ from lhydra.commands.evaluate import (
     ROLLING_BASELINES,
     EvaluateSettings,
     check_installed,
+    check_outputs,
     chosen_baselines,
     half_width,
     number,
 )
-from lhydra.commands.outputs import check_output, is_json_with
 from lhydra.console import print_table
 from lhydra.errors import ConfigError, complain
 
@@ -44,11 +44,10 @@ SLICES = {
     "age": "All, targets heard before, by their last play: share in the top 10",
     "share": "All, users by their share of repeats: NDCG@10",
 }
-OWN = ("own-count", "own-recency", "bll")  # knows nothing of new tracks
 
 
 def run_rolling(args: argparse.Namespace, settings: EvaluateSettings) -> int:
-    """Prints the tables and writes the JSON file when asked for.
+    """Prints the tables and writes the JSON file and the report when asked for.
 
     Args:
         args: of the command line.
@@ -65,8 +64,6 @@ def run_rolling(args: argparse.Namespace, settings: EvaluateSettings) -> int:
     for name in ("k", "mask"):
         if getattr(settings, name) != usual[name]:
             raise ConfigError(complain(f"--{name}", str(getattr(settings, name)), static))
-    if args.report is not None:
-        raise ConfigError(complain("--report", str(args.report), f"--json with --protocol {settings.protocol}"))
     if args.model is not None and args.store is not None:
         raise ConfigError(complain("--model, --store", "both", "one of the two, or none for the baselines alone"))
     if settings.known and settings.protocol == "next-day":
@@ -80,9 +77,11 @@ def run_rolling(args: argparse.Namespace, settings: EvaluateSettings) -> int:
     alone = args.model is None and args.store is None
     if alone and not set(names) - {"blend"}:
         raise ConfigError(complain("--baselines", settings.baselines, "at least one to measure besides the blend"))
-    check_output("--json", args.json, is_json_with("protocol", "ranking"))
+    check_outputs(args)
     if "ials" in names:
         check_installed("implicit", "scipy", "threadpoolctl")
+    if args.report is not None:
+        check_installed("plotly", "jinja2")
     from lhydra.commands.evaluated import opened
     from lhydra.data.dataset import Dataset
     from lhydra.evaluation.rolling.moments import find_moments
@@ -113,11 +112,17 @@ def run_rolling(args: argparse.Namespace, settings: EvaluateSettings) -> int:
     document["protocol"] = {"dataset": str(args.dataset), **source, **document["protocol"]}
     if fitted is not None and (doubt := learned(dataset, fitted)):
         document["protocol"]["doubt"] = doubt
+    written = []  # before anything is printed: whoever reads that may stop reading
     if args.json is not None:
         write_text(args.json, json.dumps(document, indent=2, allow_nan=False) + "\n")
+        written.append(f"wrote {args.json}: every number, for `lhydra compare`")
+    if args.report is not None:
+        from lhydra.evaluation.rolling.report import render
+
+        write_text(args.report, render(document))
+        written.append(f"wrote {args.report}: open it in a browser")
     show(document)
-    if args.json is not None:
-        print(f"\nwrote {args.json}: every number")
+    print(*("", *written) if written else (), sep="\n", end="\n" if written else "")
     return 0
 
 
@@ -127,6 +132,8 @@ def show(document: "RollingDocument") -> None:
     Args:
         document: a rolling evaluation.
     """
+    from lhydra.evaluation.rolling.baselines import useless
+
     counts, protocol = document["counts"], document["protocol"]
     if "doubt" in protocol:
         print(f"NOT A FAIR MEASURE: {protocol['doubt']}")
@@ -196,16 +203,3 @@ def show_slices(document: "RollingDocument") -> None:
         rows = [[one["name"], f"{one['n']:,}", *(number(one["scorers"][name]) for name in names)] for one in parts]
         if rows:
             print_table(["", "of them", *names], rows, title)
-
-
-def useless(name: str, figure: str) -> bool:
-    """Tells whether a scorer has nothing to say of a figure.
-
-    Args:
-        name: of the scorer.
-        figure: all, repeat or discovery.
-
-    Returns:
-        True for own listening, asked for new tracks.
-    """
-    return figure == "discovery" and name in OWN

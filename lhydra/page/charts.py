@@ -106,6 +106,27 @@ def lines(
     return Chart(spec | ({"ticks": list(depths), "log": True} if depths else {}), f"{y} by {x}")
 
 
+def curves(x: str, y: str, steps: Sequence[str], values: Mapping[str, Sequence[float | None]]) -> Chart:
+    """Draws a line per name over named steps.
+
+    Args:
+        x: title of the axis.
+        y: title of the other axis.
+        steps: what stands below each step.
+        values: by name, one per step; the first names are drawn boldest, four look different.
+
+    Returns:
+        The chart.
+    """
+    tones, places = ("accent", "quiet", "dashed", "dotted"), range(len(steps))
+    series = [
+        line_series(name, places, own, tones[min(n, len(tones) - 1)], marked=True)
+        for n, (name, own) in enumerate(values.items())
+    ]
+    chart = lines(x, y, series)
+    return Chart({**chart.spec, "ticks": list(places), "tick_names": list(map(_escaped, steps))}, chart.alternative)
+
+
 def bars(
     labels: Sequence[str],
     parts: Iterable[tuple[str, str, Sequence[int]]],

@@ -58,12 +58,14 @@
   function lines(chart) {
     const style = {
       accent: { color: color("accent"), width: 2.6 }, quiet: { color: color("quiet"), width: 2.2 },
-      dashed: { color: color("faint"), width: 1.4, dash: "dash" },
+      dashed: { color: color("faint"), width: 1.4, dash: "dash" }, dotted: { color: color("faint"), width: 1.8, dash: "dot" },
     };
+    const named = chart.tick_names && !chart.log; // steps that have a name each
     const traces = chart.series.map((series) => ({
       type: "scatter", mode: series.marked ? "lines+markers" : "lines", name: series.name, x: series.x, y: series.y,
       line: style[series.tone], marker: { size: 7 }, connectgaps: false,
-      hovertemplate: `${chart.x} %{x:.3~g}<br>${chart.y} %{y:.4~g}<extra>${series.name}</extra>`,
+      text: named ? series.x.map((step) => chart.tick_names[step]) : undefined,
+      hovertemplate: `${chart.x} ${named ? "%{text}" : "%{x:.3~g}"}<br>${chart.y} %{y:.4~g}<extra>${series.name}</extra>`,
     }));
     const square = chart.range ? { range: chart.range, constrain: "domain" } : {};
     return [traces, {

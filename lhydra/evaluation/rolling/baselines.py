@@ -15,6 +15,7 @@ from lhydra.evaluation.rolling.own import Params, Scorer, fit_bll, fit_count, fi
 from lhydra.evaluation.rolling.past import Past
 
 BLEND = "blend"
+_OWN = ("own-count", "own-recency", "bll")  # know nothing of new tracks
 
 
 @dataclass(frozen=True)
@@ -81,3 +82,16 @@ def baselines(clock: bool) -> dict[str, Baseline]:
 
 
 NAMES = (*baselines(clock=True), BLEND)
+
+
+def useless(name: str, figure: str) -> bool:
+    """Tells whether a scorer has nothing to say of a figure.
+
+    Args:
+        name: of the scorer.
+        figure: all, repeat or discovery.
+
+    Returns:
+        True for own listening, asked for new tracks.
+    """
+    return figure == "discovery" and name in _OWN
