@@ -109,6 +109,7 @@ class Repeat(IntEnum):
     EXCLUDE = 1
     ALLOW = 2
     DECAY = 3
+    LEARNT = 4
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ class Query:
     known: the user id was found in the user store (decides the tier only).
     exclude: hashes of tracks that must not be returned, in any order; repeat: whether heard ones may be.
     filter: conditions that every track returned must meet, which the bundle's columns can answer
-    (`lhydra.bundle.columns.check`). now: Unix seconds, from which Repeat.DECAY counts.
+    (`lhydra.bundle.columns.check`). now: Unix seconds, from which ages count.
     """
 
     k: int

@@ -15,6 +15,7 @@ CONTROL = r"[\x00-\x1f\x7f-\x9f]"  # what no id holds, as `re` and DuckDB read i
 MAX_EVENT_CHARS = 128
 MAX_EXCLUDED = 10_000  # tracks that a request excludes
 MAX_ENTRIES = 10_000  # history entries that a request brings
+MAX_SESSION = 256  # plays of now that a request brings
 MAX_COUNT = 1e9  # plays of one history entry; sums of them stay finite in float32
 MAX_PLAYS = 1_000  # recorded by one call
 CLOCK_SKEW_S = 86_400  # a play may be ahead of our clock by so much; one further ahead counts as of now

@@ -5,38 +5,50 @@ The server, `lhydra index diff --requests`, batch lists and evaluation all make 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 
 from lhydra.domain import (
-    HISTORY_DTYPE,
     MAX_HISTORY,
+    MAX_RECENT,
     Condition,
     Hashes,
-    History,
     Query,
+    Recent,
     Repeat,
     UserState,
     Value,
-    no_history,
     track_hashes,
 )
 from lhydra.errors import InvalidRequest, quoted
 from lhydra.limits import (
+    CLOCK_SKEW_S,
     MAX_COUNT,
     MAX_DEPTH,
     MAX_ENTRIES,
     MAX_EXCLUDED,
+    MAX_SESSION,
     check_id,
     check_range,
     check_time,
 )
+from lhydra.repeats import (
+    Ended,
+    after_plays,
+    at_once,
+    live_flags,
+    make_recent,
+    merge_recent,
+    single_plays,
+    sums_by_track,
+    without,
+)
 
 
 class HistoryEntry(Protocol):
-    """One track of a history that a request brings, in the words of the API."""
+    """One track of a history that a request brings, or one play of it, in the words of the API."""
 
     @property
     def track_id(self) -> str:
@@ -51,12 +63,24 @@ class HistoryEntry(Protocol):
         """The last play in Unix seconds; 0 means unknown."""
 
 
+class SessionEntry(Ended, Protocol):
+    """One play of now that is not recorded yet, in the words of the API."""
+
+    @property
+    def track_id(self) -> str:
+        """Which track."""
+
+    @property
+    def timestamp_s(self) -> int:
+        """Unix seconds; 0 means unknown."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What a request says, before anything is looked up. Fields as in `lhydra.v1.RecommendRequest`.
 
     profile: text, numbers or None by column; None counts as not given. filter: conditions that the bundle's columns
-    can answer, normalised.
+    can answer, normalised. session: plays of now, oldest first. now: Unix seconds, 0 for the clock of who answers.
     """
 
     user_id: str
@@ -67,10 +91,18 @@ class Request:
     depth: int = 0
     repeat: Repeat = Repeat.EXCLUDE
     filter: tuple[Condition, ...] = ()
+    session: Sequence[SessionEntry] = ()
+    now: int = 0
 
 
 def check(
-    request: Request, max_k: int, now: int, *, history: str = "history.entries", profile: str = "profile.columns"
+    request: Request,
+    max_k: int,
+    now: int,
+    *,
+    history: str = "history.entries",
+    profile: str = "profile.columns",
+    session: str = "session.entries",
 ) -> None:
     """Checks every limit of a request but those of its filter.
 
@@ -80,6 +112,7 @@ def check(
         now: Unix seconds.
         history: what the caller calls the history entries, for errors.
         profile: what the caller calls the profile columns, for errors.
+        session: what the caller calls the plays of the session, for errors.
 
     Raises:
         InvalidRequest: a limit is passed; names the field.
@@ -98,31 +131,39 @@ def check(
     for name, value in request.profile.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise InvalidRequest(f"{profile}[{quoted(name)}]", value, "a finite number")
+    if request.session:
+        check_range(session, len(request.session), 0, MAX_SESSION, "entries")
+        for i, play in enumerate(request.session):
+            check_id(f"{session}[{i}].track_id", play.track_id)
+            check_time(f"{session}[{i}].timestamp_s", play.timestamp_s, now)
+    if request.now:
+        check_time("now_s", request.now, now)
 
 
 def to_query(request: Request, stored: UserState | None, now: int) -> Query:
     """Returns the query of a checked request: what it says of the user, merged with what is stored.
 
     The stored state wins: the request's profile fills columns that the store does not have, its history counts where
-    the store has none. Every track named in either history is heard.
+    the store has none. Every track named in either history is heard. What the request's session says comes after that,
+    as if its plays had just been recorded; a play that is among the last ones already counts once.
 
     Args:
         request: a request that passed `check`.
         stored: the state in the user store, None for a user it does not know.
-        now: Unix seconds, from which Repeat.DECAY counts.
+        now: Unix seconds, from which ages count where the request has no clock of its own.
 
     Returns:
         The query; `known` tells whether the user is stored.
     """
     state = UserState() if stored is None else stored
-    if request.history or request.profile:
+    now = request.now or now
+    if request.profile:
         profile = {name: _value(value) for name, value in request.profile.items() if value is not None}
-        history, heard = _played(request.history)
-        if stored is not None:
-            profile |= stored.profile
-            history = stored.history if len(stored.history) else history
-            heard = _union(stored.heard, heard)
-        state = UserState(profile, history, heard, state.skipped, state.repeats, state.recent, state.version)
+        state = replace(state, profile=profile | dict(state.profile))
+    if request.history:
+        state = _with_history(state, request.history)
+    if request.session:
+        state = _after_session(state, request.session, now)
     exclude = track_hashes(request.exclude_track_ids)
     return Query(request.k, state, stored is not None, exclude, request.depth, request.repeat, request.filter, now)
 
@@ -142,25 +183,60 @@ def known_user(state: UserState, k: int, *, depth: int = 0, include_heard: bool 
     return Query(k, state, True, depth=depth, repeat=Repeat.ALLOW if include_heard else Repeat.EXCLUDE)
 
 
-def _played(entries: Sequence[HistoryEntry]) -> tuple[History, Hashes]:
-    """The history of these entries, and the tracks in it, ascending. Counts have the precision of the API: float32.
+def _with_history(state: UserState, entries: Sequence[HistoryEntry]) -> UserState:
+    """The state with the history of a request, where it has none of its own; counts in the API's precision, float32.
 
     Entries come oldest first, so their order counts where times do not decide: among equal times, and among entries
-    without one, which stand before all others. Of a track that comes again the last entry tells the place.
+    without one, which stand before all others. Of a track that comes again the last entry tells the place. Each entry
+    is a play of its time to the last plays, and as many as it counts to the decayed counts.
     """
-    if not entries:
-        return no_history(), np.empty(0, np.uint64)
-    tracks, at = np.unique(track_hashes(entry.track_id for entry in entries), return_inverse=True)
+    hashes = track_hashes(entry.track_id for entry in entries)
+    if len(state.history):
+        return replace(state, heard=_union(state.heard, np.unique(hashes)))
     counts = np.array([entry.count for entry in entries], np.float32)
     counts[counts == 0] = 1
-    history = np.zeros(len(tracks), HISTORY_DTYPE)
-    history["track"] = tracks
-    history["count"] = np.bincount(at, counts, len(tracks))
-    latest, place = np.zeros((2, len(tracks)), np.int64)
-    np.maximum.at(latest, at, np.array([entry.timestamp_s for entry in entries], np.int64))
-    np.maximum.at(place, at, np.arange(len(entries)))
-    history["time"] = np.where(latest > 0, latest, place - len(entries))
-    return history[np.lexsort((place, history["time"]))[-MAX_HISTORY:]], tracks
+    times = np.array([entry.timestamp_s for entry in entries], np.int64)
+    plays = single_plays(hashes, counts, times)
+    history, repeats, _ = sums_by_track(plays, at_once(plays))
+    tracks, place = history["track"].copy(), np.zeros(len(history), np.int64)
+    np.maximum.at(place, np.searchsorted(tracks, hashes), np.arange(len(entries)))
+    history["time"] = np.where(history["time"] > 0, history["time"], place - len(entries))
+    order = np.lexsort((place, history["time"]))[-MAX_HISTORY:]
+    last = np.argsort(times, kind="stable")[-MAX_RECENT:]
+    recent = make_recent(hashes[last], times[last], np.zeros(len(last), np.int64))
+    recent = merge_recent(recent, without(state.recent, recent))
+    return replace(
+        state,
+        history=history[order],
+        heard=_union(state.heard, tracks),
+        repeats=repeats[order],
+        recent=recent,
+    )
+
+
+def _after_session(state: UserState, entries: Sequence[SessionEntry], now: int) -> UserState:
+    """The state once these plays are recorded, but for those that are among its last plays already."""
+    played = make_recent(
+        track_hashes(entry.track_id for entry in entries), _placed(entries, state.recent, now), live_flags(entries)
+    )
+    played = without(played, state.recent)
+    plays = single_plays(played["track"], np.ones(len(played), np.float32), played["time"].astype(np.int64))
+    state = replace(state, heard=_union(state.heard, np.unique(played["track"])))
+    return after_plays(state, plays, played["flags"].astype(np.int64))
+
+
+def _placed(entries: Sequence[SessionEntry], recent: Recent, now: int) -> list[int]:
+    """The times of a session's plays, more than CLOCK_SKEW_S ahead as of now, as recording has it.
+
+    An unknown time is a second before that of the play after it, or now of the last play, but not before a play that
+    came earlier: plays keep their order.
+    """
+    times = [entry.timestamp_s if entry.timestamp_s <= now + CLOCK_SKEW_S else now for entry in entries]
+    earlier = np.maximum.accumulate([int(recent["time"][-1]) if len(recent) else 1, *times]).tolist()
+    after = now + 1
+    for i in reversed(range(len(times))):
+        after = times[i] = times[i] or max(after - 1, min(earlier[i], after))
+    return times
 
 
 def _union(a: Hashes, b: Hashes) -> Hashes:

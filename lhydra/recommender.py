@@ -6,7 +6,7 @@ No answer depends on the other requests of the batch, to the last bit.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from threading import Lock
 
 import numpy as np
@@ -30,6 +30,7 @@ MAX_OVERFETCHED_EXCLUSIONS = 256  # up to so many, excluded tracks are fetched b
 SKIP_WEIGHT = 0.25  # of the mean vector of skipped tracks, subtracted from the user vector
 REPEAT_AFTER_S, REPEAT_SCALE_S = 7 * 86_400, 30 * 86_400  # Repeat.DECAY: the shortest gap, and the time constant
 FILTER_CACHE_BYTES = 24 * 2**20
+LEARNT_AS_DECAY = "repeat_policy learnt: this bundle's model knows nothing of repeats; answered as decay"
 
 
 def _no_check() -> None:
@@ -81,6 +82,11 @@ class Recommender:
     def catalog(self) -> Catalog:
         """The tracks that can be recommended."""
         return self.bundle.catalog
+
+    @property
+    def knows_repeats(self) -> bool:
+        """Whether the head has learnt what is played again; without it, Repeat.LEARNT is answered as DECAY."""
+        return False
 
     def recommend(self, query: Query, check: Callable[[], None] = _no_check) -> Recommendation:
         """Returns exactly k tracks, or all that are eligible, best first by raw logit, ties by track id.
@@ -179,6 +185,8 @@ class Recommender:
         """Resolves the filter, the exclusions and the heard tracks to rows."""
         with timed("exclude", request.stage_us):
             query = request.query
+            if query.repeat is Repeat.LEARNT:
+                query = request.query = replace(query, repeat=Repeat.ALLOW if self.knows_repeats else Repeat.DECAY)
             if query.filter:
                 request.eligible = self._filters.get(query.filter, self._filtered)
             excluded = self.catalog.rows(query.exclude)

@@ -6,18 +6,24 @@ work never depends on how many plays a sum holds already.
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from lhydra.domain import (
+    COMPLETED,
     F32,
     HALF_LIVES_DAYS,
     HISTORY_DTYPE,
     I64,
+    LIVE,
     MAX_HISTORY,
     MAX_RECENT,
+    MAX_SKIPPED,
     RECENT_DTYPE,
     REPEAT_DTYPE,
+    SKIPPED,
     Hashes,
     History,
     Recent,
@@ -31,6 +37,18 @@ from lhydra.domain import (
 
 _HALF_LIVES_S = np.array(HALF_LIVES_DAYS) * 86_400.0
 _LATEST = np.iinfo(np.uint32).max  # of REPEAT_DTYPE and RECENT_DTYPE: the year 2106
+
+
+class Ended(Protocol):
+    """How a play ended."""
+
+    @property
+    def skipped(self) -> bool | None:
+        """Whether it was skipped; None and False say the same."""
+
+    @property
+    def completed(self) -> bool | None:
+        """Whether it was played to its end; None and False say the same."""
 
 
 def single_plays(tracks: Hashes, counts: Sequence[float] | F32, times: Sequence[int] | I64) -> History:
@@ -216,6 +234,68 @@ def merge_recent(before: Recent, later: Recent) -> Recent:
     if (both["time"][1:] < both["time"][:-1]).any():
         both = both[np.argsort(both["time"], kind="stable")]
     return both[-MAX_RECENT:]
+
+
+def live_flags(plays: Sequence[Ended]) -> I64:
+    """Returns the flags of plays that arrive live.
+
+    Args:
+        plays: n of them.
+
+    Returns:
+        (n,) LIVE, with SKIPPED and COMPLETED.
+    """
+    flags = [LIVE | (SKIPPED if play.skipped else 0) | (COMPLETED if play.completed else 0) for play in plays]
+    return np.array(flags, np.int64)
+
+
+def after_plays(state: UserState, plays: History, flags: I64) -> UserState:
+    """Returns a state after plays: the one rule for those that are recorded and for the session that a request brings.
+
+    A skipped play does not enter the history: it is no sign of liking. Its track counts as skipped until a play of it
+    arrives that was not.
+
+    Args:
+        state: before.
+        plays: (n,) single plays in order of arrival.
+        flags: (n,) SKIPPED, COMPLETED, LIVE of each.
+
+    Returns:
+        The state; `heard` is as before, for it may lie elsewhere.
+    """
+    liked = flags & SKIPPED == 0
+    added = plays[liked]
+    history, repeats = merged(state.history, repeats_of(state), added, at_once(added))
+    recent = merge_recent(state.recent, make_recent(plays["track"], plays["time"], flags))
+    skipped = _skipped(state.skipped, plays["track"], liked)
+    return UserState(state.profile, history, state.heard, skipped, repeats, recent, state.version)
+
+
+def merged(a: History, a_repeats: Repeats, b: History, b_repeats: Repeats) -> tuple[History, Repeats]:
+    """Returns two histories added up.
+
+    Args:
+        a: (n,) entries.
+        a_repeats: (n,) theirs.
+        b: (m,) entries.
+        b_repeats: (m,) theirs.
+
+    Returns:
+        What `add_up` says of all of them; `a` as it is where `b` is empty.
+    """
+    if not len(b):
+        return a, a_repeats
+    return add_up(np.concatenate([a, b]), np.concatenate([a_repeats, b_repeats]))
+
+
+def _skipped(before: Hashes, tracks: Hashes, liked: npt.NDArray[np.bool_]) -> Hashes:
+    """Tracks skipped last and not liked since, after plays of `tracks` in order."""
+    kept = dict.fromkeys(before.tolist())
+    for track, is_liked in zip(tracks.tolist(), liked.tolist(), strict=True):
+        kept.pop(track, None)
+        if not is_liked:
+            kept[track] = None
+    return np.array(list(kept)[-MAX_SKIPPED:], np.uint64)
 
 
 def either(a: UserState, b: UserState) -> tuple[History, Repeats, Recent]:

@@ -58,6 +58,7 @@ class FakeRecommender:
     catalog: FakeCatalog
     depth: int = 300
     fallbacks: int = 0
+    knows_repeats: bool = False
     queries: list[Query] = field(default_factory=list)
     between: Callable[[Callable[[], None]], None] = lambda check: None
 

@@ -29,6 +29,7 @@ from lhydra_client import (
     Play,
     Recorded,
     ServerError,
+    SessionEntry,
     Timeout,
     Track,
     Unavailable,
@@ -85,6 +86,8 @@ def test_recommend_request_reaches_the_server_whole(client: Client, fake: FakeRe
         profile={"age": 31, "country": "Chile", "hours": 1.5, "gender": None},
         allow_repeats=True,
         depth=50,
+        session=["t6", SessionEntry("t7", 18, completed=False, skipped=True)],
+        now_s=19,
     )
     assert fake.seen == [
         pb.RecommendRequest(
@@ -106,8 +109,16 @@ def test_recommend_request_reaches_the_server_whole(client: Client, fake: FakeRe
                 }
             ),
             depth=50,
+            session=pb.Session(
+                entries=[
+                    pb.SessionEntry(track_id="t6"),
+                    pb.SessionEntry(track_id="t7", timestamp_s=18, completed=False, skipped=True),
+                ]
+            ),
+            now_s=19,
         )
     ]
+    assert not fake.seen[0].session.entries[0].HasField("skipped")
 
 
 def test_plain_recommend_sends_only_user_and_k(client: Client, fake: FakeRecommender) -> None:
@@ -167,7 +178,7 @@ def test_each_play_has_its_own_event_id_and_keeps_it(client: Client, fake: FakeR
 
 def test_aio_client_asks_and_answers_as_the_sync_one(address: str, fake: FakeRecommender) -> None:
     options: dict[str, Any] = {"exclude": ["t9"], "history": ["t4"], "profile": {"age": 3}, "depth": 7}
-    options |= {"filter": FILTER, "repeat": "decay"}
+    options |= {"filter": FILTER, "repeat": "learnt", "session": ["t6"], "now_s": 5}
 
     async def asked() -> list[Any]:
         async with AsyncClient(address, timeout_s=5.0) as client:
@@ -241,6 +252,7 @@ def test_what_a_filter_does_not_say_is_not_sent(client: Client, fake: FakeRecomm
         ({"repeat": "exclude"}, pb.REPEAT_POLICY_EXCLUDE),
         ({"repeat": "allow"}, pb.REPEAT_POLICY_ALLOW),
         ({"repeat": "decay"}, pb.REPEAT_POLICY_DECAY),
+        ({"repeat": "learnt"}, pb.REPEAT_POLICY_LEARNT),
         ({"allow_repeats": True}, pb.REPEAT_POLICY_ALLOW),
         ({"allow_repeats": True, "repeat": "allow"}, pb.REPEAT_POLICY_ALLOW),
     ],
@@ -269,6 +281,11 @@ def test_every_repeat_policy_has_its_word(
         (lambda c: c.recommend("u1", exclude=["t1", 2]), r"exclude_track_ids\[1\]"),
         (lambda c: c.recommend("u1", history=[3]), r"history.entries\[0\].track_id"),
         (lambda c: c.recommend("u1", history=[HistoryEntry("t", count="x")]), r"history.entries\[0\].count"),  # type: ignore[arg-type]
+        (lambda c: c.recommend("u1", session="t1"), "session"),
+        (lambda c: c.recommend("u1", session=["t1", 2]), r"session.entries\[1\].track_id"),
+        (lambda c: c.recommend("u1", session=[SessionEntry("t", 1.5)]), r"session.entries\[0\].timestamp_s"),  # type: ignore[arg-type]
+        (lambda c: c.recommend("u1", now_s=2**63), "now_s"),
+        (lambda c: c.recommend("u1", now_s="now"), "now_s"),
         (lambda c: c.recommend("u1", profile={"age": [1]}), "profile.columns"),
         (lambda c: c.recommend("u1", profile={3: 1}), "profile.columns"),
         (lambda c: c.recommend("u1", repeat="often"), "repeat_policy"),

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from lhydra.bundle.bundle import Bundle
 from lhydra.domain import MAX_HISTORY, UserState, make_history, track_hashes
+from lhydra.limits import LAST_S
 from lhydra.logs import AccessLog, JsonFormatter
 from lhydra.queries import Request, to_query
 from lhydra.recommender import Recommender
@@ -143,6 +144,11 @@ def recommends(draw: st.DrawFn) -> pb.RecommendRequest:
     for entry in message.history.entries:
         if draw(st.booleans()):
             entry.track_id, entry.timestamp_s = "T0000001", draw(st.sampled_from([0, 5, NOW]))
+    for play in message.session.entries:
+        if draw(st.booleans()):
+            play.track_id, play.timestamp_s = "T0000001", draw(st.sampled_from([0, 5, NOW]))
+    if draw(st.booleans()):
+        message.now_s = draw(st.sampled_from([0, 1, NOW, LAST_S]))
     return message
 
 

@@ -31,7 +31,7 @@ def test_the_wheel_holds_our_packages_and_nothing_else(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "forbidden"),
     [
-        ("lhydra_client.client", r"numpy|torch|faiss|onnxruntime|rich|yaml|pandas|lhydra|lhydra_server"),
+        ("lhydra_client.aio", r"numpy|torch|faiss|onnxruntime|rich|yaml|pandas|lhydra|lhydra_server"),
         ("lhydra_server.worker", r"torch|pandas|pyarrow|duckdb|rich|lhydra\.(data|training|evaluation)"),
         ("lhydra_server.app", r"torch|pandas|pyarrow|duckdb|rich|lhydra\.(data|training|evaluation)"),
         ("lhydra_server.supervisor", r"torch|pandas|pyarrow|duckdb|rich|lhydra\.(data|training|evaluation)"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from lhydra.domain import Query, UserState, make_history, track_hashes
 from lhydra.errors import InvalidRequest
-from lhydra.limits import CLOCK_SKEW_S, MAX_COUNT, MAX_ENTRIES, MAX_EXCLUDED, MAX_ID_CHARS, MAX_K
+from lhydra.limits import CLOCK_SKEW_S, MAX_COUNT, MAX_ENTRIES, MAX_EXCLUDED, MAX_ID_CHARS, MAX_K, MAX_SESSION
 from lhydra.queries import Request, known_user, to_query
 from lhydra_index_builder.diff import asking
 from lhydra_protos.v1 import recommender_pb2 as pb
@@ -23,6 +23,10 @@ ids = st.text(st.characters(exclude_categories=["Cs"]), max_size=3) | st.sampled
 counts = st.none() | st.floats(width=32) | st.integers(-1, 3) | st.sampled_from([0.1, MAX_COUNT, 2 * MAX_COUNT])
 times = st.none() | st.integers(-1, 3) | st.sampled_from([NOW, NOW + CLOCK_SKEW_S, NOW + CLOCK_SKEW_S + 1, 2**41])
 entries = st.fixed_dictionaries({"track_id": ids}, optional={"count": counts, "timestamp_s": times})
+plays = st.fixed_dictionaries(
+    {"track_id": ids},
+    optional={"timestamp_s": times, "completed": st.none() | st.booleans(), "skipped": st.none() | st.booleans()},
+)
 values = st.none() | ids | st.floats() | st.integers(-(2**70), 2**70) | st.booleans()
 requests = st.fixed_dictionaries(
     {"user_id": ids},
@@ -30,6 +34,8 @@ requests = st.fixed_dictionaries(
         "k": st.sampled_from([1, 7, MAX_K, MAX_K + 1]),
         "exclude_track_ids": st.none() | st.lists(ids, max_size=3),
         "history": st.none() | st.lists(entries, max_size=4),
+        "session": st.none() | st.lists(plays, max_size=4),
+        "now_s": times,
         "profile": st.none() | st.dictionaries(st.sampled_from(["age", "country", "π"]), values),
     },
 )
@@ -52,6 +58,14 @@ def message(request: dict[str, Any]) -> pb.RecommendRequest:
         sent.history.entries.add(
             track_id=entry["track_id"], count=entry.get("count") or 0, timestamp_s=entry.get("timestamp_s") or 0
         )
+    for play in request.get("session") or []:
+        sent.session.entries.add(
+            track_id=play["track_id"],
+            timestamp_s=play.get("timestamp_s") or 0,
+            completed=play.get("completed"),
+            skipped=play.get("skipped"),
+        )
+    sent.now_s = request.get("now_s") or 0
     for name, value in (request.get("profile") or {}).items():
         if isinstance(value, str):
             sent.profile.columns[name].text = value
@@ -73,6 +87,8 @@ def same(a: Query, b: Query) -> None:
         (a.state.history, b.state.history),
         (a.state.heard, b.state.heard),
         (a.state.skipped, b.state.skipped),
+        (a.state.repeats, b.state.repeats),
+        (a.state.recent, b.state.recent),
     ):
         np.testing.assert_array_equal(x, y)
 
@@ -106,14 +122,39 @@ def test_a_request_and_its_recording_become_the_same_query_or_are_both_refused(
     [
         ("exclude_track_ids", {"exclude_track_ids": ["t"] * (MAX_EXCLUDED + 1)}),
         ("history", {"history": [{"track_id": "t"}] * (MAX_ENTRIES + 1)}),
+        ("session", {"session": [{"track_id": "t"}] * (MAX_SESSION + 1)}),
     ],
 )
 def test_long_lists_are_refused_by_both(field: str, request_: dict[str, Any]) -> None:
     said = {"user_id": "u", **request_}
-    with pytest.raises(InvalidRequest, match=f"^{field}.*: found 10001 entries, expected 0 to 10000 entries"):
+    most = MAX_SESSION if field == "session" else MAX_ENTRIES
+    line = f"^{field}.*: found {most + 1} entries, expected 0 to {most} entries"
+    with pytest.raises(InvalidRequest, match=line):
         to_request(message(said), MAX_K, {}, None, NOW)
-    with pytest.raises(InvalidRequest, match=f"^{field}.*: found 10001 entries, expected 0 to 10000 entries"):
+    with pytest.raises(InvalidRequest, match=line):
         asking._parsed(json.dumps(said).encode(), 10, NOW)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('"session": {}', "session: found {}, expected a list"),
+        ('"session": ["t1"]', "session[0]: found 't1', expected a JSON object"),
+        ('"session": [{"track_id": 1}]', "session[0].track_id: found 1, expected text"),
+        ('"session": [{"track_id": "a", "skipped": 1}]', "session[0].skipped: found 1, expected true or false"),
+        ('"session": [{"track_id": "a", "count": 1}]', "session[0]: found field 'count', expected only track_id, "),
+        ('"session": [{"track_id": "a", "timestamp_s": -1}]', "session[0].timestamp_s: found -1, expected Unix sec"),
+        ('"session": [{"track_id": ""}]', "session[0].track_id: found 0 characters"),
+        ('"now_s": "today"', "now_s: found 'today', expected whole seconds since 1970"),
+        ('"now_s": true', "now_s: found True, expected whole seconds since 1970"),
+        ('"now_s": -1', "now_s: found -1, expected Unix seconds"),
+        ('"now_s": 1700000000000', "now_s: found 1700000000000, expected Unix seconds"),
+    ],
+)
+def test_a_recorded_session_and_clock_are_refused_by_name(line: str, message: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        asking._parsed(f'{{"user_id": "u", {line}}}'.encode(), 10, NOW)
+    assert str(caught.value).startswith(message)
 
 
 def test_batch_and_evaluation_ask_what_a_bare_request_of_a_known_user_asks() -> None:

@@ -88,6 +88,22 @@ def test_recommend_sends_the_filter_of_the_flags(fake: FakeRecommender) -> None:
     assert fake.seen == [expected] * 2
 
 
+def test_recommend_sends_session_clock_and_policy(fake: FakeRecommender) -> None:
+    flags = ["--session", "t1,t2", "--session-id", "a,b", "--now-s", "17", "--repeat", "learnt"]
+    for _ in range(2):
+        assert query("recommend", "ana", *flags) == 0
+    expected = pb.RecommendRequest(user_id="ana", k=10, now_s=17, repeat_policy=pb.REPEAT_POLICY_LEARNT)
+    for track in ("t1", "t2", "a,b"):
+        expected.session.entries.add(track_id=track)
+    assert fake.seen == [expected] * 2
+
+
+def test_an_unknown_policy_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert query("recommend", "ana", "--repeat", "never") == 1
+    expected = "lhydra query: repeat_policy: found 'never', expected one of exclude, allow, decay, learnt\n"
+    assert capsys.readouterr().err == expected
+
+
 @pytest.mark.parametrize(
     ("flags", "wanted"),
     [

@@ -235,6 +235,7 @@ def test_the_stored_state_wins_over_the_request(running: Running) -> None:
         (pb.REPEAT_POLICY_EXCLUDE, Repeat.EXCLUDE),
         (pb.REPEAT_POLICY_ALLOW, Repeat.ALLOW),
         (pb.REPEAT_POLICY_DECAY, Repeat.DECAY),
+        (pb.REPEAT_POLICY_LEARNT, Repeat.LEARNT),
     ],
 )
 def test_the_repeat_policy_reaches_the_recommender(running: Running, asked: pb.RepeatPolicy, policy: Repeat) -> None:
@@ -410,6 +411,10 @@ def history(**entry: Any) -> dict[str, Any]:
     return {"history": pb.History(entries=[pb.HistoryEntry(track_id="t"), pb.HistoryEntry(**entry)])}
 
 
+def session(**entry: Any) -> dict[str, Any]:
+    return {"session": pb.Session(entries=[pb.SessionEntry(track_id="t"), pb.SessionEntry(**entry)])}
+
+
 def profile(number: float) -> dict[str, Any]:
     return {"profile": pb.Profile(columns={"age": pb.Value(number=number)})}
 
@@ -440,6 +445,16 @@ def profile(number: float) -> dict[str, Any]:
         ("history.entries[1].count: found -1.0", request(**history(track_id="t", count=-1))),
         ("history.entries[1].timestamp_s: found -1", request(**history(track_id="t", timestamp_s=-1))),
         ("history.entries[1].timestamp_s: found 9", request(**history(track_id="t", timestamp_s=2**63 - 1))),
+        (
+            "session.entries: found 257 entries, expected 0 to 256 entries",
+            request(session=pb.Session(entries=[pb.SessionEntry(track_id="t")] * 257)),
+        ),
+        ("session.entries[1].track_id: found 0 characters", request(**session())),
+        ("session.entries[1].track_id: found a\\nb, expected no control", request(**session(track_id="a\nb"))),
+        ("session.entries[1].timestamp_s: found -1", request(**session(track_id="t", timestamp_s=-1))),
+        ("session.entries[1].timestamp_s: found 9", request(**session(track_id="t", timestamp_s=2**63 - 1))),
+        ("now_s: found -1, expected Unix seconds", request(now_s=-1)),
+        ("now_s: found 1700000000000, expected Unix seconds", request(now_s=1_700_000_000_000)),
         ("profile.columns['age']: found nan, expected a finite number", request(**profile(float("nan")))),
         ("profile.columns['age']: found -inf, expected a finite number", request(**profile(float("-inf")))),
         ("repeat_policy: found 9, expected a known policy", request(repeat_policy=cast(Any, 9))),

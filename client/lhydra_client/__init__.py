@@ -11,7 +11,8 @@ Names are loaded when first used, so that `lhydra --help` does not pay for impor
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lhydra_client.client import AsyncClient, Client
+    from lhydra_client.aio import AsyncClient
+    from lhydra_client.client import Client
     from lhydra_client.errors import (
         ClientError,
         InvalidRequest,
@@ -21,16 +22,17 @@ if TYPE_CHECKING:
         Unavailable,
         Unsupported,
     )
-    from lhydra_client.requests import Condition, Filter, HistoryEntry, Play
+    from lhydra_client.requests import Condition, Filter, HistoryEntry, Play, SessionEntry
     from lhydra_client.results import Explanation, Recommendations, Recorded, Status, Track
 else:
     _HOMES = {
-        "client": ("AsyncClient", "Client"),
+        "aio": ("AsyncClient",),
+        "client": ("Client",),
         "errors": (
             *("ClientError", "InvalidRequest", "Overloaded", "ServerError"),
             *("Timeout", "Unavailable", "Unsupported"),
         ),
-        "requests": ("Condition", "Filter", "HistoryEntry", "Play"),
+        "requests": ("Condition", "Filter", "HistoryEntry", "Play", "SessionEntry"),
         "results": ("Explanation", "Recommendations", "Recorded", "Status", "Track"),
     }
 
@@ -58,6 +60,7 @@ __all__ = [
     "Recommendations",
     "Recorded",
     "ServerError",
+    "SessionEntry",
     "Status",
     "Timeout",
     "Track",

@@ -73,6 +73,19 @@ def proxy_variable(target: str, environ: Mapping[str, str] = os.environ) -> str:
     return "" if hosts and any(_is_within(hosts[0], entry.strip()) for entry in excepted) else name
 
 
+def server_name(target: str) -> str:
+    """Names a server as errors do, with what stands between it and us.
+
+    Args:
+        target: as `target` returned it.
+
+    Returns:
+        The target, and the variable of the proxy where there is one.
+    """
+    variable = proxy_variable(target)
+    return f"{target} through the proxy of {variable}" if variable else target
+
+
 def _hosts(target: str) -> list[str]:
     """The hosts that a target names, without brackets."""
     scheme = next((scheme for scheme in _SCHEMES if target.startswith(scheme)), "")

@@ -51,7 +51,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="ID,...",
         help="plays, oldest first, for an unknown user",
     )
-    for flag, what in (("exclude", "a track never to return"), ("history", "the next play")):
+    recommend.add_argument(
+        "--session",
+        type=_ids,
+        action="extend",
+        default=[],
+        metavar="ID,...",
+        help="plays of now that are not recorded, oldest first",
+    )
+    ids = {"exclude": "a track never to return", "history": "the next play", "session": "the next play of now"}
+    for flag, what in ids.items():
         text = f"{what}, its id as it is, commas and all; again for more"
         recommend.add_argument(f"--{flag}-id", dest=flag, action="append", metavar="ID", help=text)
     recommend.add_argument(
@@ -76,6 +85,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     repeats = recommend.add_mutually_exclusive_group()
     repeats.add_argument("--allow-repeats", action="store_true", help="heard tracks may come back")
     repeats.add_argument("--decay-repeats", action="store_true", help="heard tracks may come back after a time")
+    repeats.add_argument(
+        "--repeat",
+        metavar="POLICY",
+        help="what becomes of heard tracks: exclude (the default), allow, decay, or learnt, when the model has learnt "
+        "that they come back",
+    )
+    recommend.add_argument(
+        "--now-s", type=_whole, default=0, metavar="SECONDS", help="Unix time from which ages count (default: now)"
+    )
 
     plays = action("plays", "Records that a user played tracks, just now.")
     plays.add_argument("user", metavar="USER")
@@ -130,7 +148,9 @@ def _recommend(client: "Client", args: argparse.Namespace) -> tuple[str, dict[st
         profile=dict(args.profile),
         filter=None if wanted == Filter([], []) else wanted,
         allow_repeats=args.allow_repeats,
-        repeat="decay" if args.decay_repeats else None,
+        repeat="decay" if args.decay_repeats else args.repeat,
+        session=args.session,
+        now_s=args.now_s,
     )
     return _list_of_tracks(f"user {args.user}", answer), {"user_id": args.user, "k": args.k} | _values(answer)
 

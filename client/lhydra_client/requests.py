@@ -15,11 +15,12 @@ from lhydra_protos.v1 import recommender_pb2 as pb
 
 T = TypeVar("T")
 Value = str | SupportsFloat | None  # a profile column; None is left out
-Repeat = Literal["exclude", "allow", "decay"]  # what becomes of heard tracks
+Repeat = Literal["exclude", "allow", "decay", "learnt"]  # what becomes of heard tracks
 REPEATS: "dict[str, pb.RepeatPolicy.ValueType]" = {
     "exclude": pb.REPEAT_POLICY_EXCLUDE,
     "allow": pb.REPEAT_POLICY_ALLOW,
     "decay": pb.REPEAT_POLICY_DECAY,
+    "learnt": pb.REPEAT_POLICY_LEARNT,
 }
 INT32 = (-(2**31), 2**31 - 1)
 UINT32 = (0, 2**32 - 1)
@@ -28,7 +29,7 @@ INT64 = (-(2**63), 2**63 - 1)
 
 @dataclass(frozen=True, slots=True)
 class HistoryEntry:
-    """One track of a history.
+    """One track of a history, or one play of it: a track may come several times.
 
     Args:
         track_id: the track.
@@ -39,6 +40,23 @@ class HistoryEntry:
     track_id: str
     count: float = 1.0
     timestamp_s: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEntry:
+    """One play of now that is not recorded yet.
+
+    Args:
+        track_id: the track.
+        timestamp_s: Unix seconds of the play, 0 when unknown: shortly before now, in its place.
+        completed: whether the track was played to its end, None when unknown.
+        skipped: whether the track was skipped, None when unknown.
+    """
+
+    track_id: str
+    timestamp_s: int = 0
+    completed: bool | None = None
+    skipped: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +137,8 @@ def recommend_request(
     allow_repeats: bool = False,
     repeat: Repeat | None = None,
     depth: int = 0,
+    session: Iterable[str | SessionEntry] = (),
+    now_s: int = 0,
 ) -> pb.RecommendRequest:
     """Makes the request of `Client.recommend`.
 
@@ -132,6 +152,8 @@ def recommend_request(
         allow_repeats: short for repeat="allow".
         repeat: what becomes of heard tracks; None for the server's default.
         depth: candidates to rerank; 0 for the server's default.
+        session: track ids or entries, oldest first.
+        now_s: Unix seconds; 0 for the server's clock.
 
     Returns:
         The message.
@@ -144,6 +166,7 @@ def recommend_request(
         k=_whole("k", k, *UINT32),
         exclude_track_ids=_texts("exclude_track_ids", exclude),
         depth=_whole("depth", depth, *UINT32),
+        now_s=_whole("now_s", now_s, *INT64),
     )
     if filter is not None:
         request.filter.CopyFrom(_filter(filter))
@@ -162,6 +185,15 @@ def recommend_request(
             track_id=_text(f"{name}.track_id", entry.track_id),
             count=_number(f"{name}.count", entry.count),
             timestamp_s=_whole(f"{name}.timestamp_s", entry.timestamp_s, *INT64),
+        )
+    for position, played in enumerate(_listed("session", session)):
+        played = played if isinstance(played, SessionEntry) else SessionEntry(played)
+        name = f"session.entries[{position}]"
+        request.session.entries.add(
+            track_id=_text(f"{name}.track_id", played.track_id),
+            timestamp_s=_whole(f"{name}.timestamp_s", played.timestamp_s, *INT64),
+            completed=None if played.completed is None else bool(played.completed),
+            skipped=None if played.skipped is None else bool(played.skipped),
         )
     for column, value in (profile or {}).items():
         name = f"profile.columns[{_text('profile.columns', column)!r}]"

@@ -6,17 +6,15 @@ that it is divided in (`lhydra.users.heard`).
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from lhydra.domain import (
-    COMPLETED,
     I64,
     LIVE,
     MAX_HISTORY,
-    MAX_SKIPPED,
     SKIPPED,
     Hashes,
     History,
@@ -28,7 +26,17 @@ from lhydra.domain import (
     no_repeats,
     track_hashes,
 )
-from lhydra.repeats import add_up, at_once, make_recent, merge_recent, repeats_of, single_plays, without
+from lhydra.repeats import (
+    add_up,
+    after_plays,
+    at_once,
+    live_flags,
+    merge_recent,
+    merged,
+    repeats_of,
+    single_plays,
+    without,
+)
 from lhydra.users import heard
 
 MAX_EVENTS = 1024  # remembered event ids per user
@@ -57,8 +65,7 @@ class UserRecord:
     def with_plays(self, plays: Sequence[Play]) -> tuple["UserRecord", list[bool]]:
         """Returns the record with `plays` added, and which of them were new.
 
-        A skipped play is heard, but does not enter the history: it is no sign of liking. Its track counts as
-        skipped until a play of it arrives that was not.
+        `after_plays` says how the state changes; every play is heard, a skipped one too.
 
         Args:
             plays: of this user, in order of arrival.
@@ -73,19 +80,13 @@ class UserRecord:
             seen.add(event)
         new = [play for play, is_new in zip(plays, fresh, strict=True) if is_new]
         tracks, times = track_hashes(play.track_id for play in new), [play.time for play in new]
-        liked = np.array([not play.skipped for play in new], bool)
-        added = single_plays(tracks, [play.count for play in new], times)[liked]
-        live, sums = np.concatenate([self.live, added]), self.sums
+        added, flags = single_plays(tracks, [play.count for play in new], times), live_flags(new)
+        live, sums = np.concatenate([self.live, added[flags & SKIPPED == 0]]), self.sums
         if len(live) > MAX_LIVE:
             live, sums = add_up(live, _repeats_of(live, self.sums))
-        state = self.state
-        history, repeats = _merged(state.history, repeats_of(state), added, at_once(added))
-        flags = [LIVE | (SKIPPED if play.skipped else 0) | (COMPLETED if play.completed else 0) for play in new]
-        recent = merge_recent(state.recent, make_recent(tracks, times, flags))
-        skipped = _skipped(state.skipped, tracks, liked)
         kept = np.concatenate([self.events, events[fresh]])[-MAX_EVENTS:]
         lying = self._lying(np.unique(tracks))
-        state = UserState(state.profile, history, lying[0], skipped, repeats, recent, state.version)
+        state = replace(after_plays(self.state, added, flags), heard=lying[0])
         return UserRecord(state, live, kept, sums, *lying[1:], self.flags), fresh
 
     def with_base(self, loaded: UserState) -> "UserRecord":
@@ -112,7 +113,7 @@ class UserRecord:
         if len(live):
             kept = ~_covered(history, live["track"], live["time"])
             live, sums = live[kept], sums[kept[: len(sums)]]
-            history, repeats = _merged(history, repeats, live, _repeats_of(live, sums))
+            history, repeats = merged(history, repeats, live, _repeats_of(live, sums))
         lying = self._lying(loaded.heard)
         recent = merge_recent(loaded.recent, own)
         state = UserState(loaded.profile, history, lying[0], self.state.skipped, repeats, recent, self.state.version)
@@ -145,12 +146,6 @@ def _repeats_of(live: History, sums: Repeats) -> Repeats:
     return np.concatenate([sums, at_once(live[len(sums) :])])
 
 
-def _merged(a: History, a_repeats: Repeats, b: History, b_repeats: Repeats) -> tuple[History, Repeats]:
-    if not len(b):
-        return a, a_repeats
-    return add_up(np.concatenate([a, b]), np.concatenate([a_repeats, b_repeats]))
-
-
 def _covered(history: History, tracks: Hashes, times: I64) -> npt.NDArray[np.bool_]:
     """Which of some plays the loaded history holds already: their track, with a last play at least as late."""
     if not (len(history) and len(tracks)):
@@ -160,16 +155,6 @@ def _covered(history: History, tracks: Hashes, times: I64) -> npt.NDArray[np.boo
     at = np.minimum(np.searchsorted(held["track"], tracks), len(held) - 1)
     covered: npt.NDArray[np.bool_] = (held["track"][at] == tracks) & (held["time"][at] >= times)
     return covered
-
-
-def _skipped(before: Hashes, tracks: Hashes, liked: npt.NDArray[np.bool_]) -> Hashes:
-    """Tracks skipped last and not liked since, after plays of `tracks` in order."""
-    kept = dict.fromkeys(before.tolist())
-    for track, is_liked in zip(tracks.tolist(), liked.tolist(), strict=True):
-        kept.pop(track, None)
-        if not is_liked:
-            kept[track] = None
-    return np.array(list(kept)[-MAX_SKIPPED:], np.uint64)
 
 
 def user_tag(user_id: str) -> str:

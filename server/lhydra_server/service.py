@@ -11,10 +11,10 @@ import numpy as np
 from lhydra import __version__
 from lhydra.bundle.columns import NO_COLUMNS, FilterColumns
 from lhydra.bundle.strings import StringColumn
-from lhydra.domain import I64, Hashes, Query, Recommendation, UserState, track_hashes
+from lhydra.domain import I64, Hashes, Query, Recommendation, Repeat, UserState, track_hashes
 from lhydra.errors import FeatureError, InvalidRequest, Unsupported, UserStoreError, one_line, quoted
 from lhydra.queries import to_query
-from lhydra.recommender import MAX_BATCH
+from lhydra.recommender import LEARNT_AS_DECAY, MAX_BATCH
 from lhydra.timing import timed
 from lhydra.users.record import user_tag
 from lhydra.users.store import UserStore
@@ -37,6 +37,10 @@ class Recommends(Protocol):
 
     depth: int
     fallbacks: int  # searches that had to be done again, ever
+
+    @property
+    def knows_repeats(self) -> bool:
+        """Whether the model has learnt what is played again."""
 
     def recommend_many(self, queries: Sequence[QueryAndCheck], /) -> list[Recommendation | Exception]:
         """Answers a batch of queries.
@@ -146,6 +150,8 @@ class RecommenderService:
             query = to_query(parsed, self._look_up(request.user_id, call), now)
         if served.profile is not None and (unused := parsed.profile.keys() - served.profile):
             call.degraded.append(unused_columns(unused, served.profile))
+        if parsed.repeat is Repeat.LEARNT and not served.recommender.knows_repeats:
+            call.degraded.append(LEARNT_AS_DECAY)
         call.check()
         found, took_us = self._batcher.answer((query, call.check))
         if isinstance(found, FeatureError) and request.profile.columns:

@@ -49,6 +49,8 @@ def to_request(
         {name: _value(value) for name, value in request.profile.columns.items()} if request.HasField("profile") else {},
         request.depth,
         Repeat(request.repeat_policy or Repeat.EXCLUDE),
+        session=request.session.entries if request.HasField("session") else (),
+        now=request.now_s,
     )
     check(parsed, max_k, now)
     for field, is_set in (

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,8 +24,9 @@ from lhydra_index_builder.changes import some_users
 
 SEED = 0
 WARM_UP_QUERIES = 50  # asked once before anything is timed
-_FIELDS = ("user_id", "k", "exclude_track_ids", "history", "profile")
+_FIELDS = ("user_id", "k", "exclude_track_ids", "history", "profile", "session", "now_s")
 _ENTRY_FIELDS = ("track_id", "count", "timestamp_s")
+_SESSION_FIELDS = ("track_id", "timestamp_s", "completed", "skipped")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,16 @@ class _Entry:
     track_id: str
     count: float
     timestamp_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Play:
+    """One play of a recorded session."""
+
+    track_id: str
+    timestamp_s: int
+    completed: bool | None
+    skipped: bool | None
 
 
 @dataclass(frozen=True)
@@ -101,8 +113,9 @@ def of_requests(file: Path, store: Path, url: str | None, n: int, k: int) -> Ask
     """Returns recorded requests, drawn at random, in their order.
 
     One JSON object per line: `user_id`, and maybe `k`, `exclude_track_ids`, `history` (objects of `track_id` and maybe
-    `count` and `timestamp_s`) and `profile` (values by column). They become the queries that a server
-    would have made of them, with what the user store holds now and within the limits of the API.
+    `count` and `timestamp_s`), `profile` (values by column), `session` (objects of `track_id` and maybe `timestamp_s`,
+    `completed` and `skipped`) and `now_s`. They become the queries that a server would have made of them, with what the
+    user store holds now and within the limits of the API.
 
     Args:
         file: the requests.
@@ -196,7 +209,10 @@ def _parsed(line: bytes, k: int, now: int) -> Request:
     if not _whole(given.get("k", k)):
         raise InvalidRequest("k", repr(given["k"]), "a whole number")
     excluded, entries, profile = given.get("exclude_track_ids", []), given.get("history", []), given.get("profile", {})
-    for name, value in (("exclude_track_ids", excluded), ("history", entries)):
+    plays, now_s = given.get("session", []), given.get("now_s", 0)
+    if not _whole(now_s):
+        raise InvalidRequest("now_s", repr(now_s), "whole seconds since 1970")
+    for name, value in (("exclude_track_ids", excluded), ("history", entries), ("session", plays)):
         if not isinstance(value, list):
             raise InvalidRequest(name, repr(value), "a list")
     for i, track_id in enumerate(excluded):
@@ -207,8 +223,9 @@ def _parsed(line: bytes, k: int, now: int) -> Request:
     for name, value in profile.items():
         if not (value is None or isinstance(value, str | bool) or _number(value)):
             raise InvalidRequest(f"profile[{name!r}]", repr(value), "text or a finite number")
-    found = Request(given["user_id"], given.get("k", k), excluded, history, profile)
-    check(found, MAX_K, now, history="history", profile="profile")
+    session = [_play(f"session[{i}]", play) for i, play in enumerate(plays)]
+    found = Request(given["user_id"], given.get("k", k), excluded, history, profile, session=session, now=now_s)
+    check(found, MAX_K, now, history="history", profile="profile", session="session")
     return found
 
 
@@ -216,12 +233,27 @@ def _entry(field: str, entry: object) -> _Entry:
     _check_fields(field, entry, _ENTRY_FIELDS, "track_id")
     assert isinstance(entry, dict)  # checked
     _check_text(f"{field}.track_id", entry["track_id"])
-    count, timestamp_s = entry.get("count"), entry.get("timestamp_s")
+    count = entry.get("count")
     if not (count is None or _number(count)):
         raise InvalidRequest(f"{field}.count", repr(count), "a finite number, not negative")
+    return _Entry(entry["track_id"], count or 0, _time(field, entry))
+
+
+def _play(field: str, play: object) -> _Play:
+    _check_fields(field, play, _SESSION_FIELDS, "track_id")
+    assert isinstance(play, dict)  # checked
+    _check_text(f"{field}.track_id", play["track_id"])
+    for name in ("completed", "skipped"):
+        if not (play.get(name) is None or isinstance(play[name], bool)):
+            raise InvalidRequest(f"{field}.{name}", repr(play[name]), "true or false")
+    return _Play(play["track_id"], _time(field, play), play.get("completed"), play.get("skipped"))
+
+
+def _time(field: str, entry: dict[str, Any]) -> int:
+    timestamp_s = entry.get("timestamp_s")
     if not (timestamp_s is None or _whole(timestamp_s)):
         raise InvalidRequest(f"{field}.timestamp_s", repr(timestamp_s), "whole seconds since 1970")
-    return _Entry(entry["track_id"], count or 0, timestamp_s or 0)
+    return timestamp_s or 0
 
 
 def _check_fields(thing: str, found: object, known: Sequence[str], needed: str) -> None:

@@ -71,6 +71,8 @@ class _RepeatPolicyEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._E
     """treat them like any other track"""
     REPEAT_POLICY_DECAY: _RepeatPolicy.ValueType  # 3
     """they may return after a time"""
+    REPEAT_POLICY_LEARNT: _RepeatPolicy.ValueType  # 4
+    """they may return when the model has learnt that they do"""
 
 class RepeatPolicy(_RepeatPolicy, metaclass=_RepeatPolicyEnumTypeWrapper):
     """What happens to tracks the user has heard."""
@@ -83,6 +85,8 @@ REPEAT_POLICY_ALLOW: RepeatPolicy.ValueType  # 2
 """treat them like any other track"""
 REPEAT_POLICY_DECAY: RepeatPolicy.ValueType  # 3
 """they may return after a time"""
+REPEAT_POLICY_LEARNT: RepeatPolicy.ValueType  # 4
+"""they may return when the model has learnt that they do"""
 Global___RepeatPolicy: typing_extensions.TypeAlias = RepeatPolicy
 
 @typing.final
@@ -145,7 +149,7 @@ Global___Profile: typing_extensions.TypeAlias = Profile
 
 @typing.final
 class HistoryEntry(google.protobuf.message.Message):
-    """One track of a history."""
+    """One track of a history, or one play of it: a track may come several times."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -185,6 +189,58 @@ class History(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["entries", b"entries"]) -> None: ...
 
 Global___History: typing_extensions.TypeAlias = History
+
+@typing.final
+class SessionEntry(google.protobuf.message.Message):
+    """One play of now that is not recorded yet."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TRACK_ID_FIELD_NUMBER: builtins.int
+    TIMESTAMP_S_FIELD_NUMBER: builtins.int
+    COMPLETED_FIELD_NUMBER: builtins.int
+    SKIPPED_FIELD_NUMBER: builtins.int
+    track_id: builtins.str
+    timestamp_s: builtins.int
+    """Unix seconds; 0 means unknown: shortly before now, in its place"""
+    completed: builtins.bool
+    skipped: builtins.bool
+    def __init__(
+        self,
+        *,
+        track_id: builtins.str = ...,
+        timestamp_s: builtins.int = ...,
+        completed: builtins.bool | None = ...,
+        skipped: builtins.bool | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_completed", b"_completed", "_skipped", b"_skipped", "completed", b"completed", "skipped", b"skipped"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_completed", b"_completed", "_skipped", b"_skipped", "completed", b"completed", "skipped", b"skipped", "timestamp_s", b"timestamp_s", "track_id", b"track_id"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_completed", b"_completed"]) -> typing.Literal["completed"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_skipped", b"_skipped"]) -> typing.Literal["skipped"] | None: ...
+
+Global___SessionEntry: typing_extensions.TypeAlias = SessionEntry
+
+@typing.final
+class Session(google.protobuf.message.Message):
+    """The plays of now, oldest first. The answer is the one that would be given had they just been recorded."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ENTRIES_FIELD_NUMBER: builtins.int
+    @property
+    def entries(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___SessionEntry]:
+        """at most 256"""
+
+    def __init__(
+        self,
+        *,
+        entries: collections.abc.Iterable[Global___SessionEntry] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["entries", b"entries"]) -> None: ...
+
+Global___Session: typing_extensions.TypeAlias = Session
 
 @typing.final
 class Condition(google.protobuf.message.Message):
@@ -320,6 +376,8 @@ class RecommendRequest(google.protobuf.message.Message):
     DEPTH_FIELD_NUMBER: builtins.int
     EXPLAIN_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
+    SESSION_FIELD_NUMBER: builtins.int
+    NOW_S_FIELD_NUMBER: builtins.int
     user_id: builtins.str
     """1 to 256 characters, no control characters"""
     k: builtins.int
@@ -331,6 +389,8 @@ class RecommendRequest(google.protobuf.message.Message):
     """fill ScoredTrack.reasons"""
     seed: builtins.int
     """for rules that draw at random"""
+    now_s: builtins.int
+    """from which ages count, Unix seconds; 0 means the server's clock"""
     @property
     def exclude_track_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """never returned; unknown ids are ignored"""
@@ -347,6 +407,10 @@ class RecommendRequest(google.protobuf.message.Message):
     def profile(self) -> Global___Profile:
         """for an unknown user"""
 
+    @property
+    def session(self) -> Global___Session:
+        """plays of now that are not recorded yet, for any user"""
+
     def __init__(
         self,
         *,
@@ -361,9 +425,11 @@ class RecommendRequest(google.protobuf.message.Message):
         depth: builtins.int = ...,
         explain: builtins.bool = ...,
         seed: builtins.int = ...,
+        session: Global___Session | None = ...,
+        now_s: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["diversity", b"diversity", "filter", b"filter", "history", b"history", "profile", b"profile"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["depth", b"depth", "diversity", b"diversity", "exclude_track_ids", b"exclude_track_ids", "explain", b"explain", "filter", b"filter", "history", b"history", "k", b"k", "profile", b"profile", "repeat_policy", b"repeat_policy", "seed", b"seed", "user_id", b"user_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["diversity", b"diversity", "filter", b"filter", "history", b"history", "profile", b"profile", "session", b"session"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["depth", b"depth", "diversity", b"diversity", "exclude_track_ids", b"exclude_track_ids", "explain", b"explain", "filter", b"filter", "history", b"history", "k", b"k", "now_s", b"now_s", "profile", b"profile", "repeat_policy", b"repeat_policy", "seed", b"seed", "session", b"session", "user_id", b"user_id"]) -> None: ...
 
 Global___RecommendRequest: typing_extensions.TypeAlias = RecommendRequest
 

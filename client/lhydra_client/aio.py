@@ -1,0 +1,194 @@
+"""The client for asyncio: the methods, values and errors of `Client`."""
+
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import TypeVar
+
+import grpc
+import grpc.aio
+
+from lhydra_client import requests, results
+from lhydra_client.address import server_name, target
+from lhydra_client.client import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, channel_options
+from lhydra_client.errors import from_rpc
+from lhydra_client.requests import Filter, HistoryEntry, Play, Repeat, SessionEntry, Value
+from lhydra_client.results import Explanation, Recommendations, Recorded, Status
+from lhydra_protos.v1 import recommender_pb2 as pb
+from lhydra_protos.v1.recommender_pb2_grpc import RecommenderStub
+
+Request = TypeVar("Request")
+Reply = TypeVar("Reply")
+
+
+class AsyncClient:
+    """The client for asyncio, with the methods of `Client`. Make it in the running loop; close it, or use `async with`.
+
+    Args:
+        address: HOST:PORT, [HOST]:PORT for IPv6, or a gRPC URI such as unix:PATH.
+        timeout_s: deadline of a call in seconds, retries included, unless the call names its own.
+        channel: used instead of opening one; its owner closes it and gives it a retry policy.
+
+    Raises:
+        InvalidRequest: the address or the deadline is not one.
+    """
+
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        channel: grpc.aio.Channel | None = None,
+    ) -> None:
+        self._timeout_s = requests.deadline(timeout_s)
+        self._server = "the server" if channel is not None else server_name(target(address))
+        self._owned = channel is None
+        self._channel = channel or grpc.aio.insecure_channel(target(address), channel_options(address))
+        self._stub = RecommenderStub(self._channel)
+
+    async def recommend(
+        self,
+        user_id: str,
+        k: int = 10,
+        *,
+        exclude: Iterable[str] = (),
+        history: Iterable[str | HistoryEntry] = (),
+        profile: Mapping[str, Value] | None = None,
+        filter: Filter | None = None,
+        allow_repeats: bool = False,
+        repeat: Repeat | None = None,
+        depth: int = 0,
+        session: Iterable[str | SessionEntry] = (),
+        now_s: int = 0,
+        timeout_s: float | None = None,
+    ) -> Recommendations:
+        """Returns the best k tracks for a user, or all that are eligible.
+
+        Args:
+            user_id: the listener; an unknown one gets an answer too.
+            k: how many tracks, from 1 to the server's `max_k`.
+            exclude: ids of tracks never to return.
+            history: track ids or entries, oldest first; used for a user of whom the server has no plays.
+            profile: text or numbers by column, such as {"age": 31}; fills columns that the server lacks.
+            filter: which tracks are eligible, by columns of the catalog.
+            allow_repeats: short for repeat="allow".
+            repeat: "exclude" (the default) never returns heard tracks, "allow" treats them like any other, "decay"
+                lets them return after a time, "learnt" when the model has learnt that they do.
+            depth: candidates to rerank; 0 for the server's default.
+            session: the plays of now that are not recorded yet, track ids or entries, oldest first.
+            now_s: Unix seconds from which ages count; 0 for the server's clock.
+            timeout_s: deadline of this call in seconds, retries included; None for the client's.
+
+        Returns:
+            The tracks, best first, and how they were made.
+
+        Raises:
+            ClientError: one of its subclasses; `Overloaded` says when to try again.
+        """
+        request = requests.recommend_request(
+            user_id,
+            k,
+            exclude=exclude,
+            history=history,
+            profile=profile,
+            filter=filter,
+            allow_repeats=allow_repeats,
+            repeat=repeat,
+            depth=depth,
+            session=session,
+            now_s=now_s,
+        )
+        return results.recommendations(await self._call(self._stub.Recommend, request, timeout_s))
+
+    async def similar(
+        self, track_ids: Iterable[str], k: int = 10, *, exclude: Iterable[str] = (), timeout_s: float | None = None
+    ) -> Recommendations:
+        """Returns the k tracks most similar to the given ones.
+
+        Args:
+            track_ids: the tracks to compare with.
+            k: how many tracks.
+            exclude: ids of tracks never to return.
+            timeout_s: deadline of this call in seconds, retries included; None for the client's.
+
+        Returns:
+            The tracks, most similar first.
+
+        Raises:
+            ClientError: one of its subclasses; `Unsupported` by a server that does not answer the method yet.
+        """
+        request = requests.similar_request(track_ids, k, exclude=exclude)
+        return results.recommendations(await self._call(self._stub.SimilarTracks, request, timeout_s))
+
+    async def explain(self, user_id: str, track_id: str, *, timeout_s: float | None = None) -> Explanation:
+        """Explains why a track is in a user's list, or why it is not.
+
+        Args:
+            user_id: the listener.
+            track_id: the track to explain.
+            timeout_s: deadline of this call in seconds, retries included; None for the client's.
+
+        Returns:
+            The track's rank and score, or the stage that removed it.
+
+        Raises:
+            ClientError: one of its subclasses; `Unsupported` by a server that does not answer the method yet.
+        """
+        request = requests.explain_request(user_id, track_id)
+        return results.explanation(await self._call(self._stub.Explain, request, timeout_s))
+
+    async def record_plays(self, plays: Iterable[Play], *, timeout_s: float | None = None) -> Recorded:
+        """Appends plays to users' histories; the server checks all of them before it records any.
+
+        After a Timeout the plays may or may not be recorded. Send the same objects again: they count once.
+
+        Args:
+            plays: 1 to 1,000 plays of any users.
+            timeout_s: deadline of this call in seconds, retries included; None for the client's.
+
+        Returns:
+            How many were recorded, and how many had been recorded before.
+
+        Raises:
+            ClientError: one of its subclasses; after `Timeout` and `Unavailable` the same plays are worth sending
+                again.
+        """
+        request = requests.record_plays_request(plays)
+        return results.recorded(await self._call(self._stub.RecordPlays, request, timeout_s))
+
+    async def status(self, *, timeout_s: float | None = None) -> Status:
+        """Returns what is being served, and how the server is.
+
+        Args:
+            timeout_s: deadline of this call in seconds, retries included; None for the client's.
+
+        Returns:
+            The bundle, the limits and the counters of the worker that answered.
+
+        Raises:
+            ClientError: one of its subclasses.
+        """
+        return results.status(await self._call(self._stub.GetStatus, pb.GetStatusRequest(), timeout_s))
+
+    async def close(self) -> None:
+        """Closes the channel, unless the caller brought it."""
+        if self._owned:
+            await self._channel.close()
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _call(
+        self,
+        method: "grpc.aio.UnaryUnaryMultiCallable[Request, Reply]",
+        request: Request,
+        timeout_s: float | None,
+    ) -> Reply:
+        timeout_s = self._timeout_s if timeout_s is None else requests.deadline(timeout_s)
+        try:
+            return await method(request, timeout=timeout_s)
+        except grpc.RpcError as error:
+            raise from_rpc(error, self._server, timeout_s) from None
