@@ -61,7 +61,7 @@ def test_three_figures_are_printed_and_written(
         for name, found in own.items():
             assert 0 <= found["ndcg@10"]["low"] <= found["ndcg@10"]["mean"] <= found["ndcg@10"]["high"] <= 1
             assert found["recall@10"]["mean"] <= found["recall@100"]["mean"]
-            users = [value for value in document["per_user"]["figures"][figure][name] if value is not None]
+            users = [value for value in document["per_user"]["figures"][figure][name]["ndcg@10"] if value is not None]
             assert np.mean(users) == pytest.approx(found["ndcg@10"]["mean"], abs=1e-5)
     best = max(
         own["valid"] for name, figures in document["chosen"].items() for own in [figures["all"]] if name != "blend"

@@ -1,5 +1,6 @@
 """Two evaluation documents of one protocol side by side: B less A, user by user."""
 
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -64,7 +65,8 @@ def compare(a: Document, b: Document, names: tuple[str, str], seed: int = 0) -> 
     check_protocols(a, b, names)
     stages: dict[str, dict[str, PairedChange]] = {}
     for stage in (stage for stage in a["per_user"]["stages"] if stage in b["per_user"]["stages"]):
-        stages[stage] = {metric: _paired(a, b, stage, metric, seed) for metric in METRICS}
+        before, after = (document["per_user"]["stages"][stage] for document in (a, b))
+        stages[stage] = {metric: paired_change(before[metric], after[metric], seed) for metric in METRICS}
     metrics = {
         stage: {
             name: _side_by_side(a["ranking"][stage][name]["mean"], b["ranking"][stage][name]["mean"])
@@ -91,7 +93,7 @@ def compare(a: Document, b: Document, names: tuple[str, str], seed: int = 0) -> 
         "format": 1,
         "a": a["protocol"],
         "b": b["protocol"],
-        "summary": [verdict(stages["cascade"]["ndcg@10"], sum(map(tie_width, (a, b))))],
+        "summary": [verdict(stages["cascade"]["ndcg@10"], ties=sum(map(tie_width, (a, b))))],
         "stages": stages,
         "metrics": metrics,
         "cohorts": cohorts,
@@ -130,18 +132,36 @@ def check_protocols(a: Document, b: Document, names: tuple[str, str]) -> None:
     ours, theirs = a["protocol"], b["protocol"]
     if ours["hash"] == theirs["hash"] and a["per_user"]["users"] == b["per_user"]["users"]:
         return
-    what = next((name for name in DECIDES if ours.get(name) != theirs.get(name)), "hash")
-    found, expected = (f"{what} {_short(protocol.get(what))}" for protocol in (theirs, ours))
-    if found == expected:
-        found, expected = "other data or users", "the same"
-    raise DataError(complain(names[1], found, f"the protocol of {names[0]}: {expected}"))
+    raise other_protocol({**ours}, {**theirs}, DECIDES, names)
 
 
-def verdict(found: PairedChange, ties: float = 0.0) -> str:
-    """Writes the first line: which of the two has the better served lists, and how sure that is.
+def other_protocol(
+    ours: Mapping[str, Any], theirs: Mapping[str, Any], decides: Iterable[str], names: tuple[str, str]
+) -> DataError:
+    """Makes the complaint about two documents that measured different things.
 
     Args:
-        found: NDCG@10 of the cascade.
+        ours: the protocol of A.
+        theirs: that of B.
+        decides: the settings that have to be the same, in the order they are looked at.
+        names: what to call A and B.
+
+    Returns:
+        The error; it names the first setting that differs.
+    """
+    what = next((name for name in decides if ours.get(name) != theirs.get(name)), "")
+    found, expected = (f"{what} {_short(protocol.get(what))}" for protocol in (theirs, ours))
+    if not what or found == expected:
+        found, expected = "other data or users", "the same"
+    return DataError(complain(names[1], found, f"the protocol of {names[0]}: {expected}"))
+
+
+def verdict(found: PairedChange, what: str = "cascade NDCG@10", ties: float = 0.0) -> str:
+    """Writes the first line: which of the two has the better lists, and how sure that is.
+
+    Args:
+        found: a metric.
+        what: its name and whose it is.
         ties: how far the order of equal scores could move the two figures together.
 
     Returns:
@@ -149,24 +169,33 @@ def verdict(found: PairedChange, ties: float = 0.0) -> str:
     """
     a, b, change, low, high = (found[key] or 0.0 for key in ("a", "b", "difference", "low", "high"))
     if change == low == high == 0:
-        return f"B and A rank alike: cascade NDCG@10 {a:.4f}"
+        return f"B and A rank alike: {what} {a:.4f}"
     word = "is better than" if change > 0 else "is WORSE than"
     certain = "" if low > 0 or high < 0 else "; not certain"
     if ties > abs(change):
         certain = "; not certain: ties"
     span = f"95 % interval {low:+.4f} to {high:+.4f}"
-    return f"B, cascade NDCG@10 {b:.4f}, {word} A {a:.4f} by {abs(change):.4f} ({span}{certain})"
+    return f"B, {what} {b:.4f}, {word} A {a:.4f} by {abs(change):.4f} ({span}{certain})"
 
 
-def _paired(a: Document, b: Document, stage: str, metric: str, seed: int) -> PairedChange:
-    """B less A over the users that both have a number for."""
-    ours, theirs = (_values(document["per_user"]["stages"][stage][metric]) for document in (a, b))
+def paired_change(a: Sequence[float | None], b: Sequence[float | None], seed: int) -> PairedChange:
+    """Compares a metric user by user.
+
+    Args:
+        a: of every user, None where there is nothing to measure.
+        b: of the same users.
+        seed: of the interval.
+
+    Returns:
+        B less A over the users that both have a number for.
+    """
+    ours, theirs = _values(a), _values(b)
     both = ~np.isnan(ours) & ~np.isnan(theirs)
     means = [float(values[both].mean()) if both.any() else None for values in (ours, theirs)]
     return {"a": means[0], "b": means[1], **difference(ours[both], theirs[both], seed)}
 
 
-def _values(numbers: list[float | None]) -> F64:
+def _values(numbers: Sequence[float | None]) -> F64:
     return np.array([np.nan if number is None else number for number in numbers], np.float64)
 
 

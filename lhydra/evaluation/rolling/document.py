@@ -4,13 +4,15 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 
 from lhydra.data.dataset import Dataset
+from lhydra.errors import DataError, complain
 from lhydra.evaluation.bootstrap import difference, interval, intervals
-from lhydra.evaluation.document import Difference, Interval, Source
+from lhydra.evaluation.document import WRITTEN_BY, Difference, Interval, Source
 from lhydra.evaluation.rolling.baselines import BLEND
 from lhydra.evaluation.rolling.lists import FIGURES, Figure, belongs
 from lhydra.evaluation.rolling.measure import Measured
@@ -19,9 +21,12 @@ from lhydra.evaluation.rolling.own import Params
 from lhydra.evaluation.rolling.past import F64
 from lhydra.evaluation.rolling.served import SERVED
 from lhydra.evaluation.rolling.slices import RollingSlice
+from lhydra.files import read_json
+from lhydra.typed import checked
 
-FORMAT = "rolling-1"
+FORMAT = "rolling-2"
 PAIRED = ("ndcg@10", "hr@20", "mrr")
+DECIDES = ("protocol", "as_of", "known", "split", "users", "seed", "ks", "mrr_depth")  # in the order they are named
 
 
 @dataclass(frozen=True)
@@ -77,10 +82,10 @@ class Chosen(TypedDict):
 
 
 class RollingPerUser(TypedDict):
-    """NDCG@10 of every user, by figure and scorer, in the order of `users`; null where there is no target."""
+    """By figure, scorer and metric of PAIRED one value per user, in the order of `users`; null without a target."""
 
     users: list[str]
-    figures: dict[str, dict[str, list[float | None]]]
+    figures: dict[str, dict[str, dict[str, list[float | None]]]]
 
 
 class RollingDocument(TypedDict):
@@ -127,8 +132,7 @@ def make_document(
         The document.
     """
     seed, decides = protocol["seed"], cast("dict[str, Any]", protocol)
-    names = ("split", "protocol", "as_of", "known", "ks", "mrr_depth", "users", "seed")
-    text = json.dumps([FORMAT, dataset.info.counts, *(decides[name] for name in names)], sort_keys=True)
+    text = json.dumps([FORMAT, dataset.info.counts, *(decides[name] for name in DECIDES)], sort_keys=True)
     protocol["hash"] = hashlib.sha256(text.encode()).hexdigest()[:16]
     facts: dict[str, dict[str, Chosen]] = {
         name: {figure: {"settings": one.params, "tried": one.tried, "valid": one.valid} for figure, one in own.items()}
@@ -178,8 +182,7 @@ def make_document(
             "users": [dataset.user_ids[user] for user in users],
             "figures": {
                 figure: {
-                    name: [None if np.isnan(value) else round(value, 6) for value in found.by_user["ndcg@10"].tolist()]
-                    for name, found in own.items()
+                    name: {metric: _defined(found.by_user[metric]) for metric in PAIRED} for name, found in own.items()
                 }
                 for figure, own in measured.items()
             },
@@ -207,6 +210,24 @@ def paired(measured: Mapping[str, Measured], seed: int) -> dict[str, dict[str, D
     }
 
 
+def read_rolling(path: Path) -> RollingDocument:
+    """Reads a rolling evaluation.
+
+    Args:
+        path: a JSON file.
+
+    Returns:
+        The document, every part of it checked.
+
+    Raises:
+        DataError: no such file, no JSON, another format, or a part that is missing or of another type.
+    """
+    document, again = read_json(path, DataError, WRITTEN_BY), "write it again with `lhydra evaluate --json`"
+    if document.get("format") != FORMAT:
+        raise DataError(complain(path, f"format {document.get('format')}", f"{FORMAT}; {again}"))
+    return checked(document, RollingDocument, path, DataError, again)
+
+
 def heard_in_truth(moments: Moments) -> F64:
     """Tells how much of what users played they had heard.
 
@@ -219,6 +240,11 @@ def heard_in_truth(moments: Moments) -> F64:
     share = np.add.reduceat(moments.heard, moments.offsets[:-1], dtype=np.float64) / np.diff(moments.offsets)
     _, place = np.unique(moments.user, return_inverse=True)
     return np.asarray(np.bincount(place, share) / np.bincount(place))
+
+
+def _defined(values: F64) -> list[float | None]:
+    """Values with six digits, None for NaN."""
+    return [None if np.isnan(value) else round(value, 6) for value in values.tolist()]
 
 
 def _mean(values: F64) -> float | None:
