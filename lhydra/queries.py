@@ -168,19 +168,20 @@ def to_query(request: Request, stored: UserState | None, now: int) -> Query:
     return Query(request.k, state, stored is not None, exclude, request.depth, request.repeat, request.filter, now)
 
 
-def known_user(state: UserState, k: int, *, depth: int = 0, include_heard: bool = False) -> Query:
+def known_user(state: UserState, k: int, *, depth: int = 0, repeat: Repeat = Repeat.EXCLUDE, now: int = 0) -> Query:
     """Returns the query of a known user who says nothing more: what batch lists, evaluation and the gate ask.
 
     Args:
         state: what is known of the user.
         k: how many tracks.
         depth: candidates to rerank, 0 for the recommender's own.
-        include_heard: whether tracks in `state.heard` may be returned.
+        repeat: what happens to tracks in `state.heard`.
+        now: Unix seconds, from which ages count.
 
     Returns:
-        The query that the server makes of a request with nothing but the user's id and k.
+        The query that the server makes of a request with nothing but the user's id, k, policy and clock.
     """
-    return Query(k, state, True, depth=depth, repeat=Repeat.ALLOW if include_heard else Repeat.EXCLUDE)
+    return Query(k, state, True, depth=depth, repeat=repeat, now=now)
 
 
 def _with_history(state: UserState, entries: Sequence[HistoryEntry]) -> UserState:

@@ -97,6 +97,7 @@ class FakeRecommender:
     catalog: FakeCatalog
     depth: int = 50
     bundle_id: str = "fake-1"
+    knows_repeats: bool = False
     queries: list[Query] = field(default_factory=list)
 
     def scores(self, state: UserState) -> tuple[F32, F32]:

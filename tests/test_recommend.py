@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 
 from lhydra.cli import main
 from lhydra.data.dataset import TRAIN, VALID, Dataset, user_states
-from lhydra.domain import Query, no_hashes
+from lhydra.domain import Query, Repeat, no_hashes
 from lhydra.evaluation import lists
 from lhydra.evaluation.evaluate import evaluate
+from lhydra.recommender import LEARNT_AS_DECAY
 from tests.test_evaluate import Fake, FakeCatalog, FakeRecommender, installed, names, world, write_dataset
 from tests.test_metrics import shared_tool
 
@@ -73,6 +75,31 @@ def test_as_of_and_include_heard(world: World, installed: Fake, tmp_path: Path, 
     flags = ["--as-of", as_of, *(["--include-heard"] if heard else [])]
     assert main(["recommend", str(dataset.path), "s", "--out", str(out), *flags]) == 0
     assert read(out) == expected_rows(world, 10, as_of, heard=heard)
+
+
+@pytest.mark.parametrize("word", ["exclude", "allow", "decay", "learnt"])
+def test_policy_and_clock_reach_the_recommender(
+    world: World, installed: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str], word: str
+) -> None:
+    dataset, recommender = world
+    installed(recommender)
+    command = ["recommend", str(dataset.path), "s", "--out", str(tmp_path / "recs.csv"), "--repeat", word]
+    assert main([*command, "--now-s", "17"]) == 0
+    assert {(query.repeat, query.now) for query in recommender.queries} == {(Repeat[word.upper()], 17)}
+    assert (LEARNT_AS_DECAY[:60] in capsys.readouterr().err) is (word == "learnt")
+    recommender.queries.clear()
+    before = int(time.time())
+    assert main(command) == 0
+    (now,) = {query.now for query in recommender.queries}
+    assert before <= now <= time.time()
+
+
+def test_two_policies_are_refused(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["recommend", str(world[0].path), "s", "--out", str(tmp_path / "recs.csv"), "--include-heard"]
+    assert main([*command, "--repeat", "decay"]) != 0
+    assert (
+        capsys.readouterr().err == "lhydra recommend: --repeat: found decay and --include-heard, expected one of them\n"
+    )
 
 
 def test_chosen_users_in_the_order_asked_and_once(world: World, installed: Fake, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import csv
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,20 +30,23 @@ def ids(found: Recommendations) -> list[str]:
     return [track.track_id for track in found.tracks]
 
 
+@pytest.mark.parametrize(("repeat", "n"), [("exclude", N_USERS), ("allow", 40), ("decay", 40), ("learnt", 40)])
 def test_ids_and_scores_are_those_of_recommend(
-    server: Server, tiny_dataset: Dataset, tiny_store: Path, tmp_path: Path
+    server: Server, tiny_dataset: Dataset, tiny_store: Path, tmp_path: Path, repeat: Any, n: int
 ) -> None:
-    users, out = tiny_dataset.user_ids[:N_USERS], tmp_path / "lists.csv"
+    users, out = tiny_dataset.user_ids[:n], tmp_path / "lists.csv"
+    now_s = int(tiny_dataset.plays.time.max()) + 20 * 86_400
     options = ["--users", ",".join(users), "--as-of", "now", "--k", str(K), "--out", str(out)]
+    options += ["--repeat", repeat, "--now-s", str(now_s)]
     assert main(["recommend", str(tiny_dataset.path), str(tiny_store), *options]) == 0
     offline: dict[str, list[tuple[str, float]]] = {}
     with out.open(newline="", encoding="utf-8") as lines:
         for row in csv.DictReader(lines):
             offline.setdefault(row["user_id"], []).append((row["track_id"], float(row["score"])))
-    assert len(offline) == N_USERS
+    assert len(offline) == n
     with Client(server.address, timeout_s=60) as client:
         for user in users:
-            found = client.recommend(user, k=K)
+            found = client.recommend(user, k=K, repeat=repeat, now_s=now_s)
             assert ids(found) == [track_id for track_id, _ in offline[user]], user
             assert [track.score for track in found.tracks] == pytest.approx(
                 [score for _, score in offline[user]], abs=1e-5

@@ -1,6 +1,7 @@
 """`lhydra recommend`: lists for the users of a dataset or of an export, from the recommender that servers run."""
 
 import argparse
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -10,15 +11,18 @@ from lhydra.commands.histories import check_flags
 from lhydra.commands.ids import read_ids
 from lhydra.data.settings import ReadSettings
 from lhydra.errors import ConfigError, complain
-from lhydra.limits import DEFAULT_MAX_K, MAX_DEPTH
+from lhydra.limits import DEFAULT_MAX_K, LAST_S, MAX_DEPTH
 
 if TYPE_CHECKING:
     from lhydra.data.dataset import AsOf, Dataset, Mask
-    from lhydra.domain import I64, UserState
+    from lhydra.domain import I64, Repeat, UserState
     from lhydra.recommender import Recommender
 
 HELP = "write recommendations for many users, or for an export of somebody's listening"
 EXTRA = "index"
+
+
+REPEATS = ("exclude", "allow", "decay", "learnt")
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,11 @@ class RecommendSettings(ReadSettings):
         ("test", "valid", "refit", "now"),
     )
     mask: str = config.setting("seen", "what counts as heard: as --as-of says, or train alone", ("seen", "train"))
-    include_heard: bool = config.setting(False, "also recommend what the user has heard")
+    repeat: str | None = config.setting(
+        None, "what becomes of what the user has heard, as in the API (default: exclude)", REPEATS
+    )
+    include_heard: bool = config.setting(False, "short for --repeat allow")
+    now_s: int = config.setting(0, "Unix time from which ages count, 0 for now", low=0, high=LAST_S)
     bundle: str | None = config.setting(None, "bundle of the store, instead of the current one")
     overwrite: bool = config.setting(False, "replace FILE even if it is no list of recommendations")
     depth: int = config.setting(0, "candidates to rerank, 0 for the server's default", low=0, high=MAX_DEPTH)
@@ -75,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
     if (settings.history is None) == (args.dataset is None):
         found = "neither" if settings.history is None else "both"
         raise ConfigError(complain("DATASET and --history", found, "one of them"))
+    if settings.include_heard and settings.repeat not in (None, "allow"):
+        raise ConfigError(complain("--repeat", f"{settings.repeat} and --include-heard", "one of them"))
     check_flags(args, ("users", "users_file", "as_of", "mask"), history=settings.history is not None)
     if settings.users_file is not None and (settings.users != "all" or hasattr(args, "users")):
         raise ConfigError(complain("--users-file", "--users as well", "one of them"))
@@ -89,15 +99,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _of_users(args: argparse.Namespace, settings: RecommendSettings) -> int:
     """Writes lists for the users of a dataset."""
-    from lhydra.bundle.bundle import Bundle
     from lhydra.data.dataset import Dataset
     from lhydra.evaluation import lists
-    from lhydra.recommender import Recommender
     from lhydra.timing import timed
 
     dataset = Dataset.open(args.dataset)
     positions = chosen_users(dataset, settings.users, settings.users_file)
-    recommender = Recommender(Bundle.open(args.store, settings.bundle), settings.depth)
+    recommender = _opened(args, settings)
 
     with timed("recommend"):
         short, rows = lists.write_lists(
@@ -108,7 +116,8 @@ def _of_users(args: argparse.Namespace, settings: RecommendSettings) -> int:
             stage=cast("lists.Stage", settings.stage),
             as_of=cast("AsOf", settings.as_of),
             positions=positions,
-            include_heard=settings.include_heard,
+            repeat=_policy(settings),
+            now=_now(settings),
             mask=cast("Mask", settings.mask),
         )
     _tell(args.out, rows, len(positions), short, settings, recommender.bundle_id)
@@ -117,13 +126,11 @@ def _of_users(args: argparse.Namespace, settings: RecommendSettings) -> int:
 
 def _of_history(args: argparse.Namespace, settings: RecommendSettings, history: Path) -> int:
     """Writes or prints lists for people whose listening a file holds; nothing of them is stored."""
-    from lhydra.bundle.bundle import Bundle
     from lhydra.commands.histories import read_histories, tell_notes
     from lhydra.console import print_table
     from lhydra.evaluation import lists
-    from lhydra.recommender import Recommender
 
-    recommender = Recommender(Bundle.open(args.store, settings.bundle), settings.depth)
+    recommender = _opened(args, settings)
     found = read_histories(history, settings, recommender.catalog)
     if args.out is None and len(found.states) > _PRINTED:
         what = f"a file for the lists of {len(found.states):,} users"
@@ -133,7 +140,7 @@ def _of_history(args: argparse.Namespace, settings: RecommendSettings, history: 
         stage = cast("lists.Stage", settings.stage)
         states, n = found.states.items(), len(found.states)
         short, rows = lists.write_states(
-            recommender, states, n, args.out, k=settings.k, stage=stage, include_heard=settings.include_heard
+            recommender, states, n, args.out, k=settings.k, stage=stage, repeat=_policy(settings), now=_now(settings)
         )
         _tell(args.out, rows, n, short, settings, recommender.bundle_id)
         return 0
@@ -147,7 +154,8 @@ def _of_history(args: argparse.Namespace, settings: RecommendSettings, history: 
 def _cells(recommender: "Recommender", state: "UserState", settings: RecommendSettings) -> list[list[str]]:
     from lhydra.queries import known_user
 
-    answer, k = recommender.recommend(known_user(state, settings.k, include_heard=settings.include_heard)), settings.k
+    k, repeat, now = settings.k, _policy(settings), _now(settings)
+    answer = recommender.recommend(known_user(state, k, repeat=repeat, now=now))
     final = settings.stage == "final"
     rows = answer.rows if final else answer.candidates[:k]
     scores = answer.scores if final else answer.candidate_scores[:k]
@@ -157,6 +165,28 @@ def _cells(recommender: "Recommender", state: "UserState", settings: RecommendSe
         [str(rank), artist, title, track_id, f"{score:.3f}"]
         for rank, (artist, title, track_id, score) in enumerate(zip(*columns, strict=True), start=1)
     ]
+
+
+def _policy(settings: RecommendSettings) -> "Repeat":
+    from lhydra.domain import Repeat
+
+    return Repeat[(settings.repeat or ("allow" if settings.include_heard else "exclude")).upper()]
+
+
+def _now(settings: RecommendSettings) -> int:
+    return settings.now_s or int(time.time())
+
+
+def _opened(args: argparse.Namespace, settings: RecommendSettings) -> "Recommender":
+    """The recommender of the bundle; what it cannot answer as asked is told on stderr."""
+    from lhydra.bundle.bundle import Bundle
+    from lhydra.commands.histories import tell_notes
+    from lhydra.recommender import LEARNT_AS_DECAY, Recommender
+
+    recommender = Recommender(Bundle.open(args.store, settings.bundle), settings.depth)
+    if settings.repeat == "learnt" and not recommender.knows_repeats:
+        tell_notes([LEARNT_AS_DECAY])
+    return recommender
 
 
 def _tell(out: Path, rows: int, users: int, short: int, settings: RecommendSettings, bundle_id: str) -> None:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from lhydra import files
 from lhydra.console import with_progress
 from lhydra.data.dataset import AsOf, Dataset, Mask, user_states
-from lhydra.domain import F32, I64, Hashes, Query, Recommendation, UserState
+from lhydra.domain import F32, I64, Hashes, Query, Recommendation, Repeat, UserState
 from lhydra.errors import ConfigError, complain
 from lhydra.queries import known_user
 
@@ -99,7 +99,8 @@ def recommend_users(
     k: int,
     *,
     positions: I64 | None = None,
-    include_heard: bool = False,
+    repeat: Repeat = Repeat.EXCLUDE,
+    now: int = 0,
     mask: Mask = "seen",
 ) -> Iterator[tuple[str, UserState, Recommendation]]:
     """Asks for users one by one; nothing is kept.
@@ -110,14 +111,15 @@ def recommend_users(
         as_of: the fold up to which their plays are known.
         k: tracks per list.
         positions: (n,) of the users, in this order; None for all.
-        include_heard: whether lists may hold heard tracks.
+        repeat: what happens to heard tracks.
+        now: Unix seconds, from which ages count.
         mask: what counts as heard.
 
     Yields:
         (user id, state, answer).
     """
     for user_id, state in user_states(dataset, as_of, positions=positions, mask=mask):
-        yield user_id, state, recommender.recommend(known_user(state, k, include_heard=include_heard))
+        yield user_id, state, recommender.recommend(known_user(state, k, repeat=repeat, now=now))
 
 
 def check_destination(out: Path, *, overwrite: bool = False) -> None:
@@ -164,7 +166,8 @@ def write_lists(
     stage: Stage,
     as_of: AsOf,
     positions: I64,
-    include_heard: bool = False,
+    repeat: Repeat = Repeat.EXCLUDE,
+    now: int = 0,
     mask: Mask = "seen",
 ) -> tuple[int, int]:
     """Writes the lists of a dataset's users to a file, as `write_states` does.
@@ -177,14 +180,15 @@ def write_lists(
         stage: the reranked list, or what retrieval alone finds.
         as_of: the fold up to which plays are known.
         positions: (n,) of the users, in this order.
-        include_heard: whether lists may hold heard tracks.
+        repeat: what happens to heard tracks.
+        now: Unix seconds, from which ages count.
         mask: what counts as heard.
 
     Returns:
         How many lists are shorter than k, and how many rows were written.
     """
     states = user_states(dataset, as_of, positions=positions, mask=mask)
-    return write_states(recommender, states, len(positions), out, k=k, stage=stage, include_heard=include_heard)
+    return write_states(recommender, states, len(positions), out, k=k, stage=stage, repeat=repeat, now=now)
 
 
 def write_states(
@@ -195,7 +199,8 @@ def write_states(
     *,
     k: int,
     stage: Stage,
-    include_heard: bool = False,
+    repeat: Repeat = Repeat.EXCLUDE,
+    now: int = 0,
 ) -> tuple[int, int]:
     """Writes lists to a file, which appears whole, or not at all when anything fails on the way.
 
@@ -206,7 +211,8 @@ def write_states(
         out: the file; its ending tells the format.
         k: tracks per list.
         stage: the reranked list, or what retrieval alone finds.
-        include_heard: whether lists may hold heard tracks.
+        repeat: what happens to heard tracks.
+        now: Unix seconds, from which ages count.
 
     Returns:
         How many lists are shorter than k, and how many rows were written.
@@ -215,7 +221,7 @@ def write_states(
     held: list[tuple[str, int, str, np.float32]] = []
     with _open(out) as write:
         for user_id, state in with_progress(states, n, "recommending"):
-            answer = recommender.recommend(known_user(state, k, include_heard=include_heard))
+            answer = recommender.recommend(known_user(state, k, repeat=repeat, now=now))
             rows, scores = answer.rows, answer.scores
             if stage == "retrieval":
                 rows, scores = answer.candidates[:k], answer.candidate_scores[:k]
