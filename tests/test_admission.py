@@ -21,6 +21,7 @@ from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_protos.v1.recommender_pb2_grpc import RecommenderStub
 from lhydra_server import admission, app, unread
 from lhydra_server.app import SERVICE
+from lhydra_server.config import FleetStatus
 from lhydra_server.metrics.layout import FAMILIES
 from tests import raw_http2
 from tests.fake_core import expected_ids
@@ -133,6 +134,48 @@ def test_writes_that_wait_refuse_no_read(tmp_path: Path, monkeypatch: pytest.Mon
         let.set()
         assert sorted(call.result().recorded for call in writes) == [0, 0, 1]
         until(lambda: running.in_flight == 0)
+
+
+# -- many calls at once ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def busy(running: Running, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The thread in which gRPC receives calls takes none during the block."""
+    let, busy = threading.Event(), threading.Event()
+
+    def held() -> FleetStatus:
+        busy.set()
+        assert let.wait(60)
+        return running.fleet
+
+    monkeypatch.setattr(running.service, "_fleet", held)
+    status = running.stub.GetStatus.future(pb.GetStatusRequest(), timeout=60)
+    assert busy.wait(30)
+    try:
+        yield
+    finally:
+        monkeypatch.setattr(running.service, "_fleet", lambda: running.fleet)
+        let.set()
+        assert status.result().bundle_id == "b-1"
+
+
+def test_calls_of_one_moment_are_bounded_and_those_kept_are_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "MAX_PENDING", 150)
+    path, data, numbers = f"/{SERVICE}/Recommend", request().SerializeToString(), range(1, 800, 2)
+    with serve(tmp_path) as running, raw_http2.connection(running.listener.port) as raw:
+        ended = raw_http2.answered(raw)
+        with busy(running, monkeypatch):
+            raw.sendall(b"".join(raw_http2.headers(one, path) + raw_http2.message(one, data) for one in numbers))
+            told = [next(ended) for _ in range(400 - 160)]
+        told += [next(ended) for _ in range(160)]
+        assert sorted(told) == list(numbers)
+        codes = [line["code"] for line in running.lines() if line["method"] != "GetStatus"]
+        assert 150 <= len(codes) <= 160  # gRPC has asked for some of them already
+        assert set(codes) <= {"OK", "RESOURCE_EXHAUSTED"}
+        assert ids(running.stub.Recommend(request(), timeout=20)) == expected_ids(N, 5)
 
 
 # -- health and reflection ---------------------------------------------------------------------------------

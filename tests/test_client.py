@@ -470,8 +470,11 @@ def test_every_call_has_a_deadline(address: str, fake: FakeRecommender) -> None:
 # ---- retries
 
 
-def test_an_unavailable_server_is_asked_again_with_the_same_events(client: Client, fake: FakeRecommender) -> None:
-    fake.before = aborting(grpc.StatusCode.UNAVAILABLE, times=3)
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED])
+def test_an_unavailable_server_is_asked_again_with_the_same_events(
+    client: Client, fake: FakeRecommender, code: grpc.StatusCode
+) -> None:
+    fake.before = aborting(code, times=3)
     assert client.record_plays([Play("u1", "t1"), Play("u1", "t2")]).recorded == 2
     assert len(fake.seen) == 4
     assert all(request == fake.seen[0] for request in fake.seen)

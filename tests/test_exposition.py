@@ -220,9 +220,11 @@ def test_half_requests_without_number_neither_end_a_server_nor_hide_its_metrics(
     try:
         with running(fake(store, metrics_port=port), tmp_path / "log") as server, ExitStack() as stack:
             dies = server.workers()[0]
+            halves = []
             for _ in range(1_100):
-                half = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60))
-                half.sendall(b"GET /metrics HTTP/1.1\r\nA: ")
+                halves.append(stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=60)))
+                halves[-1].sendall(b"GET /metrics HTTP/1.1\r\nA: ")
+            assert ended(halves[-MAX_CONNECTIONS - 1])  # by a newer one, not after its 5 s with a word
             assert len(os.listdir(f"/proc/{server.process.pid}/fd")) < 200
             os.kill(dies, signal.SIGKILL)
             until(lambda: server.status().workers == 2 and dies not in server.children())

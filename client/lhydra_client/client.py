@@ -1,7 +1,7 @@
 """The client that blocks; `lhydra_client.aio` has the one that awaits.
 
-Every call has a deadline. A call that no server took (UNAVAILABLE) is tried again by gRPC itself, four times at
-most within the deadline; plays carry event ids, so a repeated call counts them once.
+Every call has a deadline. A call that no server took (UNAVAILABLE, CANCELLED) is tried again by gRPC itself, four times
+at most within the deadline; plays carry event ids, so a repeated call counts them once.
 """
 
 import json
@@ -29,7 +29,8 @@ RETRY_POLICY = {
     "initialBackoff": "0.05s",
     "maxBackoff": "0.5s",
     "backoffMultiplier": 2,
-    "retryableStatusCodes": ["UNAVAILABLE"],  # never RESOURCE_EXHAUSTED: repeating would feed the overload
+    # CANCELLED by the server: it never saw the call. Never RESOURCE_EXHAUSTED: repeating would feed the overload
+    "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],
 }
 CHANNEL_OPTIONS = (
     (

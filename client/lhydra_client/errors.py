@@ -86,7 +86,7 @@ ERRORS: dict[grpc.StatusCode, type[ClientError]] = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
     grpc.StatusCode.UNAVAILABLE: Unavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: Timeout,
-    grpc.StatusCode.CANCELLED: ServerError,
+    grpc.StatusCode.CANCELLED: Unavailable,
     grpc.StatusCode.UNKNOWN: ServerError,
     grpc.StatusCode.NOT_FOUND: ServerError,
     grpc.StatusCode.ALREADY_EXISTS: ServerError,

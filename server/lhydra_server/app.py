@@ -23,6 +23,7 @@ CALL_THREADS = 64  # of calls that are queued for a batch, or wait for the user 
 WATCHES, REFLECTIONS = 64, 8  # at a time
 MAX_REQUEST_BYTES = 2**20
 MAX_STREAMS = 1_000  # calls on one connection
+MAX_PENDING = 500  # calls of one moment, 15 kB each, that gRPC keeps until this process takes them, .3 ms each
 CONNECTION_GRACE_S = 5.0  # for the calls of a connection that has reached its age: no wait for a caller is longer
 HANDSHAKE_S = 10.0  # for a connection to say that it speaks HTTP/2
 NO_METRICS, ACCESS_LOG = NoMetrics(), AccessLog(name="lhydra_server.calls")
@@ -77,6 +78,7 @@ class Listener:
             "RecommendMany": handlers.refused_stream("RecommendMany"),
             "GetStatus": handlers.unary("GetStatus", pb.GetStatusRequest, service.GetStatus, self._direct),
         }
+        pending = max(MAX_PENDING, 2 * max_in_flight)
         self._server = grpc.server(
             self._direct,
             handlers=[
@@ -91,6 +93,8 @@ class Listener:
                 ("grpc.max_connection_age_grace_ms", int(CONNECTION_GRACE_S * 1000)),
                 ("grpc.max_concurrent_streams", MAX_STREAMS),
                 ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_S * 1000)),
+                ("grpc.server.max_pending_requests", pending),  # beyond it gRPC itself ends calls: CANCELLED
+                ("grpc.server.max_pending_requests_hard_limit", pending),
             ],
         )
         self.port = self._server.add_insecure_port(address)

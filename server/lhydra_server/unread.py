@@ -5,7 +5,7 @@ from threading import Lock
 
 import grpc
 
-MOST_BYTES = 2**24  # of a worker
+MOST_BYTES = 2**23  # of a worker
 CALL_BYTES = 8_192  # what a call takes until its reply has been taken; the reply itself is there twice
 
 
