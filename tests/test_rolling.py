@@ -295,7 +295,8 @@ def test_a_user_is_folded_in_by_weighted_least_squares(seed: int, n: int) -> Non
     weight[own], target[own] = 1 + confidence, 1
     rows = np.concatenate([factors * np.sqrt(weight)[:, None], np.sqrt(0.5) * np.eye(3)])
     law = np.linalg.lstsq(rows, np.concatenate([target * np.sqrt(weight), np.zeros(3)]), rcond=None)[0]
-    np.testing.assert_allclose(fold_in(factors[own], confidence, factors.T @ factors + 0.5 * np.eye(3)), law)
+    single = [values.astype(np.float32) for values in (factors[own], confidence, factors.T @ factors + 0.5 * np.eye(3))]
+    assert fold_in(*single).tolist() == pytest.approx(law.tolist(), rel=1e-3, abs=1e-4)
 
 
 @settings(deadline=None, max_examples=50)

@@ -5,11 +5,11 @@ import warnings
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from lhydra.domain import F32, I64
 from lhydra.evaluation.rolling.others import query
 from lhydra.evaluation.rolling.own import Params, Scored, Scorer
-from lhydra.evaluation.rolling.past import F64, Known, Past
+from lhydra.evaluation.rolling.past import Known, Past
 
 _TOP = 1000  # of the tracks not heard before, so many are scored
 
@@ -24,6 +24,26 @@ def fit_ials(past: Past, params: Params) -> Scorer:
     Returns:
         The scorer.
     """
+    from threadpoolctl import ThreadpoolController
+
+    wanted = (params["factors"], params["regularization"], params["alpha"])
+    if wanted not in past.fits:  # ages weigh the user's plays alone, so settings of them share the factors
+        past.fits[wanted] = _fitted(past, *wanted)
+    factors, gram = past.fits[wanted]
+    threads = ThreadpoolController()
+
+    def score(known: Known) -> Scored:
+        tracks, weights = query(known, params)
+        with threads.limit(limits=1, user_api="blas"):  # products this small take longer on two cores than on one
+            user = fold_in(factors[tracks], np.float32(params["alpha"]) * weights.astype(np.float32), gram)
+            scores = factors @ user
+        return _best(scores, tracks)
+
+    return score
+
+
+def _fitted(past: Past, factors: int, regularization: float, alpha: float) -> tuple[F32, F32]:
+    """Factors of the tracks, and the regularised gram matrix of all of them."""
     from scipy.sparse import csr_matrix
     from threadpoolctl import threadpool_limits
 
@@ -35,22 +55,14 @@ def fit_ials(past: Past, params: Params) -> Scorer:
         warnings.simplefilter("ignore")
         from implicit.cpu.als import AlternatingLeastSquares
 
-        model: Any = AlternatingLeastSquares(
-            params["factors"], params["regularization"], params["alpha"], random_state=0
-        )
+        model: Any = AlternatingLeastSquares(factors, regularization, alpha, random_state=0)
         with contextlib.redirect_stdout(None):
             model.fit(plays, show_progress=False)
-    factors = np.asarray(model.item_factors, np.float64)
-    gram = factors.T @ factors + params["regularization"] * np.eye(factors.shape[1])
-
-    def score(known: Known) -> Scored:
-        tracks, weights = query(known, params)
-        return _best(factors @ fold_in(factors[tracks], params["alpha"] * weights, gram), tracks)
-
-    return score
+    found = np.ascontiguousarray(model.item_factors, np.float32)
+    return found, found.T @ found + np.float32(regularization) * np.eye(factors, dtype=np.float32)
 
 
-def fold_in(factors: F64, confidence: F64, gram: F64) -> F64:
+def fold_in(factors: F32, confidence: F32, gram: F32) -> F32:
     """Solves for a user's factors.
 
     Args:
@@ -61,14 +73,14 @@ def fold_in(factors: F64, confidence: F64, gram: F64) -> F64:
     Returns:
         (f,) that minimise the weighted squared error.
     """
-    return np.asarray(np.linalg.solve(gram + (factors.T * confidence) @ factors, factors.T @ (1 + confidence)))
+    scaled = factors * np.sqrt(confidence)[:, None]
+    return np.asarray(np.linalg.solve(gram + scaled.T @ scaled, (1 + confidence) @ factors))
 
 
-def _best(scores: F64, heard: npt.NDArray[np.int64]) -> Scored:
+def _best(scores: F32, heard: I64) -> Scored:
     """What was heard, and the best of the rest; only scores above 0."""
     rest = scores.copy()
     rest[heard] = 0
-    top = np.argpartition(-rest, min(_TOP, len(rest) - 1))[:_TOP]
-    tracks = np.union1d(heard, top[rest[top] > 0])
-    tracks = tracks[scores[tracks] > 0]
-    return tracks, scores[tracks]
+    least = np.partition(rest, max(len(rest) - _TOP, 0))[max(len(rest) - _TOP, 0)]
+    tracks = np.concatenate([heard[scores[heard] > 0], np.flatnonzero((rest >= least) & (rest > 0))])
+    return tracks, scores[tracks].astype(np.float64)

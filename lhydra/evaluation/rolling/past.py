@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +61,11 @@ class Past:
     events: Events
     n_tracks: int
     seen: I64
+
+    @cached_property
+    def fits(self) -> dict[Any, Any]:
+        """What has been fitted on these plays already, for those who share it: by settings."""
+        return {}
 
     @cached_property
     def begin(self) -> I64:
