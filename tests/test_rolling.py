@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lhydra.bundle.bundle import Bundle
-from lhydra.data.dataset import Dataset, DatasetInfo, Events
-from lhydra.domain import Query, Repeat, UserState, make_history
+from lhydra.data.clock import play_times
+from lhydra.data.dataset import Dataset, DatasetInfo, Events, user_states
+from lhydra.data.plays import with_plays
+from lhydra.domain import MAX_RECENT, Query, Recommendation, Repeat, make_history
 from lhydra.errors import DataError
 from lhydra.evaluation.rolling.baselines import baselines
 from lhydra.evaluation.rolling.blend import candidates, fit_weights
@@ -348,11 +351,14 @@ def test_what_is_served_knows_the_plays_before_the_moment_alone(tiny_bundle: Bun
         known = past.at(moments, n)
         own = slice(known.cut - len(known.tracks), known.cut)
         hashes, counts = tiny_dataset.hashes[known.tracks], tiny_dataset.events.count[own]
-        profile = next(tiny_dataset.profiles(np.array([known.user])))
-        state = UserState(profile, make_history(hashes, counts, known.times), np.unique(hashes))
-        found = served.lists(known, counts)
+        state = served.state(known)
+        assert state.history.tolist() == make_history(hashes, counts, known.times).tolist()
+        assert state.heard.tolist() == np.unique(hashes).tolist()
+        assert state.recent["track"].tolist() == hashes[known.times > 0][-MAX_RECENT:].tolist()
+        assert state.profile == next(tiny_dataset.profiles(np.array([known.user])))
+        found = served.lists(known)
         for key, repeat in {("all", SERVED): Repeat.ALLOW, ("discovery", SERVED): Repeat.EXCLUDE}.items():
-            answer = recommender.recommend(Query(K, state, repeat=repeat, now=known.now))
+            answer = recommender.recommend(Query(K, state, True, repeat=repeat, now=known.now))
             assert position[found[key]].tolist() == answer.rows.tolist()  # type: ignore[index]
         heard = np.unique(known.tracks)
         assert np.isin(found["repeat", SERVED], heard).all()
@@ -362,6 +368,49 @@ def test_what_is_served_knows_the_plays_before_the_moment_alone(tiny_bundle: Bun
         assert not np.isin(found["discovery", PICKED], heard).any()
         picked = found["all", SERVED][~np.isin(found["all", SERVED], heard)]
         assert len(found["discovery", PICKED]) >= len(picked)
+
+
+def test_the_state_of_a_moment_is_what_users_load_writes(tiny_bundle: Bundle, tiny_dataset: Dataset) -> None:
+    """Asked at the end of a user's train plays, with valid to come."""
+    served, events = Served(Recommender(tiny_bundle), tiny_dataset), tiny_dataset.events
+    begin = np.searchsorted(events.user, np.arange(len(tiny_dataset.user_ids)))
+    seen, checked = fold_seen(events, len(tiny_dataset.user_ids), 0), 0
+    loaded = with_plays(tiny_dataset, "valid", user_states(tiny_dataset, "valid"))
+    for user, (_, law) in enumerate(loaded):
+        tracks = events.track[begin[user] : seen[user]].astype(np.int64)
+        nothing = np.empty(0, np.int64)
+        known = Known(user, int(seen[user]), 0, tracks, nothing, nothing.astype(np.float64), nothing.astype(np.bool_))
+        found = served.state(known)
+        for name in ("history", "heard", "skipped", "repeats", "recent"):
+            assert getattr(found, name).tobytes() == getattr(law, name).tobytes(), name
+        assert found.profile == law.profile
+        checked += len(found.recent) > 0
+    assert checked > len(begin) // 2
+
+
+def test_plays_without_a_clock_are_served_with_that_of_their_sessions(
+    tiny_bundle: Bundle, tiny_dataset: Dataset
+) -> None:
+    events = replace(tiny_dataset.events, time=np.zeros_like(tiny_dataset.events.time))
+    dataset = Dataset(tiny_dataset.path, tiny_dataset.info)
+    dataset.__dict__["events"] = events
+    asked: list[Query] = []
+
+    class Listens(Recommender):
+        def recommend(self, query: Query, check: Callable[[], None] = lambda: None) -> Recommendation:
+            asked.append(query)
+            return super().recommend(query, check)
+
+    moments = find_moments(dataset, "next-session", "test")
+    past = Past(events, dataset.n_tracks, fold_seen(events, len(dataset.user_ids), 0))
+    known = past.at(moments, len(moments) // 2)
+    Served(Listens(tiny_bundle), dataset).lists(known)
+    times = play_times(events)
+    for query in asked:
+        assert query.now == times[known.cut] > query.state.recent["time"][-1]
+        last = min(MAX_RECENT, len(known.tracks))
+        assert query.state.recent["track"].tolist() == dataset.hashes[known.tracks[-last:]].tolist()
+        assert query.state.recent["time"].tolist() == times[known.cut - last : known.cut].tolist()
 
 
 @settings(deadline=None, max_examples=40)

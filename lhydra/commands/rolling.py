@@ -146,6 +146,8 @@ def show(document: "RollingDocument") -> None:
     print(f"of {counts['users']:,} users, {counts['targets']['all']:,} targets,", end=" ")
     print(f"{counts['targets']['repeat']:,} heard before; {counts['catalogue']:,} tracks; protocol {protocol['hash']}")
     print("mean of each user's lists, then of users; ±: half the 95 % interval over users")
+    if protocol["split"].get("protocol") == "next-session":
+        print("split next-session: what is fitted knows train plays of other people that may lie after the moment")
     for figure, stages in document["ranking"].items():
         rows = [
             [name, *(number(found[key]["mean"]) for key in COLUMNS), half_width(found["ndcg@10"])]

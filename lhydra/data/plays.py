@@ -1,26 +1,30 @@
 """What single plays say of users beyond what they add up to: first plays, decayed counts, the last plays in order."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lhydra.data.dataset import TEST, TRAIN, VALID, AsOf, Dataset
+from lhydra.data.dataset import TEST, TRAIN, VALID, AsOf, Dataset, Events
 from lhydra.domain import (
     COMPLETED,
+    F32,
+    I64,
     SKIPPED,
+    Hashes,
     History,
     Recent,
     Repeats,
     UserState,
+    Value,
     no_history,
     no_recent,
     no_repeats,
 )
 from lhydra.errors import DataError, complain
-from lhydra.repeats import at_once, recent_of, single_plays, sums_by_track
+from lhydra.repeats import add_up, at_once, recent_of, single_plays, sums_by_track
 
 _COLUMNS = ["user", "track", "time", "count", "skipped", "completed", "fold"]
 _BATCH = 1 << 17  # plays at a time
@@ -49,6 +53,37 @@ def with_plays(
     for (user_id, state), (history, repeats, recent) in zip(states, told, strict=True):
         repeats = _aligned(state.history, history, repeats)
         yield user_id, UserState(state.profile, state.history, state.heard, state.skipped, repeats, recent)
+
+
+def state_of(profile: Mapping[str, Value], tracks: Hashes, counts: F32, times: I64, flags: I64) -> UserState:
+    """Returns what `with_plays` would of one user with these plays.
+
+    Args:
+        profile: of the user.
+        tracks: (n,) uint64 hashes, in order of listening.
+        counts: (n,) plays.
+        times: (n,) Unix seconds, 0 unknown.
+        flags: (n,) SKIPPED, COMPLETED of each.
+
+    Returns:
+        The state.
+    """
+    single, order = single_plays(tracks, counts, times), np.argsort(times, kind="stable")
+    history, repeats = add_up(single, at_once(single))
+    (recent,) = recent_of(tracks[order], times[order], np.zeros(len(order), np.int64), 1, flags[order])
+    return UserState(profile, history, np.unique(tracks), repeats=repeats, recent=recent)
+
+
+def flags_of(events: Events) -> I64:
+    """Returns what is known of plays beside their tracks and times.
+
+    Args:
+        events: n plays.
+
+    Returns:
+        (n,) SKIPPED, COMPLETED of each.
+    """
+    return np.asarray((events.skipped == 1) * SKIPPED + (events.completed == 1) * COMPLETED, np.int64)
 
 
 def _aligned(history: History, told: History, repeats: Repeats) -> Repeats:

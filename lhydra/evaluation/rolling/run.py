@@ -237,7 +237,7 @@ def answer(
         heard.append(np.unique(known.tracks))
         found: dict[tuple[Figure, str], I64] = {}
         if served is not None:
-            found |= served.lists(known, past.events.count[known.cut - len(known.tracks) : known.cut])
+            found |= served.lists(known)
         scored = {key: scorer(known) for key, scorer in scorers.items()}
         for figure in FIGURES:
             own = {name: scored[_key(name, chosen[name][figure].params)] for name in fair}
