@@ -25,11 +25,6 @@ if TYPE_CHECKING:
     from lhydra.evaluation.rolling.moments import Protocol
     from lhydra.evaluation.run import Moment
 
-TITLES = {
-    "all": "All: whatever is played next, heard before or not",
-    "repeat": "Repeat: of the tracks heard before, those played again",
-    "discovery": "Discovery: of the tracks not heard before, those played",
-}
 COLUMNS = {
     "ndcg@10": "NDCG@10",
     "recall@10": "Recall@10",
@@ -133,6 +128,7 @@ def show(document: "RollingDocument") -> None:
         document: a rolling evaluation.
     """
     from lhydra.evaluation.rolling.baselines import useless
+    from lhydra.evaluation.rolling.document import MEANINGS
 
     counts, protocol = document["counts"], document["protocol"]
     if "doubt" in protocol:
@@ -154,7 +150,7 @@ def show(document: "RollingDocument") -> None:
             for name, found in stages.items()
             if not useless(name, figure)
         ]
-        print_table(["", *COLUMNS.values(), "NDCG@10 ±"], rows, TITLES[figure])
+        print_table(["", *COLUMNS.values(), "NDCG@10 ±"], rows, f"{figure.capitalize()}: {MEANINGS[figure]}")
     rows = [
         [figure, name, f"{one['difference'] or 0:+.4f}", f"{one['low'] or 0:+.4f} to {one['high'] or 0:+.4f}"]
         for figure, own in document["paired"].items()

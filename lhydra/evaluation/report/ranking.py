@@ -1,9 +1,9 @@
 """Sections on lists: how good they are, beside the baselines, and what the shortlist costs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lhydra.evaluation.document import NDCG, RECALL, Document, Interval
+from lhydra.evaluation.document import NDCG, RECALL, Document
 from lhydra.evaluation.report.words import METRIC_NAMES, metric_name, stage_name
 from lhydra.page.blocks import Block, Cell, Folded, Grid, Panel, Read, Table
 from lhydra.page.charts import SHORT_NUMBER, dot_series, dots, line_series, lines
@@ -34,7 +34,7 @@ def ranking(document: Document) -> list[Block]:
         if series:
             panels.append(Panel(METRIC_NAMES[kind], dots(names, tones, series, METRIC_NAMES[kind])))
     rows = [
-        [metric_name(metric), *(_with_interval(found.get(metric), metric) for found in stages.values())]
+        [metric_name(metric), *(with_interval(found.get(metric), metric) for found in stages.values())]
         for metric in metrics
     ]
     return [
@@ -61,7 +61,7 @@ def paired(document: Document) -> list[Block]:
             points = [dict(one, mean=one.get("difference")) for one in found.values()]
             labels = [f"over {stage_name(name)}" for name in found]
             series = [dot_series("", points, signed=True)]
-            chart = dots(labels, list(map(_tone, points)), series, "difference", reference=0.0)
+            chart = dots(labels, list(map(tone, points)), series, "difference", reference=0.0)
             panels.append(Panel(f"{metric_name(metric)}, Lhydra minus baseline", chart))
     if not panels:
         return []
@@ -69,7 +69,15 @@ def paired(document: Document) -> list[Block]:
     return [Read(f"{how}is a tie."), Grid(panels), *_baselines(document)]
 
 
-def _tone(point: dict[str, Any]) -> str:
+def tone(point: Mapping[str, Any]) -> str:
+    """Chooses the colour of a difference.
+
+    Args:
+        point: has `low` and `high`, or not.
+
+    Returns:
+        `accent` where it is surely above 0, `bad` where it is surely below, else `quiet`.
+    """
     if is_number(point.get("high")) and point["high"] < 0:
         return "bad"
     return "accent" if (point.get("low") or 0) > 0 else "quiet"
@@ -122,7 +130,16 @@ def _of_kind(metrics: Iterable[str], kind: str) -> list[str]:
     return [metric for metric in metrics if metric.startswith(f"{kind}@")]
 
 
-def _with_interval(value: Interval | None, metric: str) -> Cell:
+def with_interval(value: Mapping[str, Any] | None, metric: str) -> Cell:
+    """Writes a metric and its interval.
+
+    Args:
+        value: of the metric, or nothing.
+        metric: its name.
+
+    Returns:
+        The cell of a table; a dash for nothing.
+    """
     if not value:
         return DASH
     shown = share(value.get("mean")) if metric.startswith("coverage") else number(value.get("mean"))

@@ -25,6 +25,11 @@ from lhydra.files import read_json
 from lhydra.typed import checked
 
 FORMAT = "rolling-2"
+MEANINGS: dict[str, str] = {
+    "all": "whatever is played next, heard before or not",
+    "repeat": "of the tracks heard before, those played again",
+    "discovery": "of the tracks not heard before, those played",
+}
 PAIRED = ("ndcg@10", "hr@20", "mrr")
 DECIDES = ("protocol", "as_of", "known", "split", "users", "seed", "ks", "mrr_depth")  # in the order they are named
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lhydra.domain import F32, I64
-from lhydra.evaluation.rolling.others import query
+from lhydra.evaluation.rolling.others import question
 from lhydra.evaluation.rolling.own import Params, Scored, Scorer
 from lhydra.evaluation.rolling.past import Known, Past
 
@@ -33,7 +33,7 @@ def fit_ials(past: Past, params: Params) -> Scorer:
     threads = ThreadpoolController()
 
     def score(known: Known) -> Scored:
-        tracks, weights = query(known, params)
+        tracks, weights = question(known, params)
         with threads.limit(limits=1, user_api="blas"):  # products this small take longer on two cores than on one
             user = fold_in(factors[tracks], np.float32(params["alpha"]) * weights.astype(np.float32), gram)
             scores = factors @ user

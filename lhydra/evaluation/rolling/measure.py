@@ -82,14 +82,13 @@ def heard_share(lists: I64, moments: Moments, known: Sequence[I64], k: int = 10)
         (users,) mean shares of each user's moments.
     """
     shares = np.array(
-        [np.isin(own[own >= 0], past).mean() if own[0] >= 0 else 0.0 for own, past in _pairs(lists, known, k)]
+        [
+            np.isin(own[own >= 0], past).mean() if own[0] >= 0 else 0.0
+            for own, past in zip(lists[:, :k], known, strict=True)
+        ]
     )
     users, place = np.unique(moments.user, return_inverse=True)
     return _means(shares, place, len(users))
-
-
-def _pairs(lists: I64, known: Sequence[I64], k: int) -> "zip[tuple[I64, I64]]":
-    return zip(lists[:, :k], known, strict=True)
 
 
 def _means(values: F64, place: I64, n: int) -> F64:

@@ -9,9 +9,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from lhydra.data.clock import by_session
 from lhydra.data.dataset import TEST, VALID, Dataset, Events
 from lhydra.domain import I64
 from lhydra.errors import DataError, complain
+from lhydra.features.histories import offsets_of, spans
 
 Protocol = Literal["next-session", "next-day", "next-track"]
 PROTOCOLS: tuple[Protocol, ...] = ("next-session", "next-day", "next-track")
@@ -50,11 +52,11 @@ class Moments:
         Returns:
             Those.
         """
-        sizes = np.diff(self.offsets)[chosen]
-        own = spans(self.offsets[chosen], sizes)
+        starts, ends = self.offsets[chosen], self.offsets[chosen + 1]
+        own = spans(starts, ends)
         user, cut, now = self.user[chosen], self.cut[chosen], self.now[chosen]
         session, place = self.session[chosen], self.place[chosen]
-        return Moments(user, cut, now, session, place, offsets_of(sizes), self.tracks[own], self.heard[own])
+        return Moments(user, cut, now, session, place, offsets_of(ends - starts), self.tracks[own], self.heard[own])
 
     def only(self, mask: npt.NDArray[np.bool_]) -> tuple[I64, I64]:
         """Keeps some of the targets.
@@ -66,49 +68,6 @@ class Moments:
             (q + 1,) offsets and the targets kept.
         """
         return np.append(0, np.cumsum(mask, dtype=np.int64))[self.offsets], self.tracks[mask]
-
-
-def spans(starts: I64, sizes: I64) -> I64:
-    """Counts through several ranges.
-
-    Args:
-        starts: (n,) where each begins.
-        sizes: (n,) how long each is.
-
-    Returns:
-        (sum of sizes,) the numbers of all ranges, one after the other.
-    """
-    ends = np.cumsum(sizes)
-    total = int(ends[-1]) if len(ends) else 0
-    return np.asarray(np.arange(total) + np.repeat(starts - (ends - sizes), sizes), np.int64)
-
-
-def offsets_of(sizes: I64) -> I64:
-    """Tells where parts of these sizes begin.
-
-    Args:
-        sizes: (n,).
-
-    Returns:
-        (n + 1,) int64.
-    """
-    return np.append(0, np.cumsum(sizes)).astype(np.int64)
-
-
-def by_session(events: Events) -> tuple[I64, I64]:
-    """Puts plays session by session: two of a user that interleave lie one after the other.
-
-    Args:
-        events: n plays.
-
-    Returns:
-        (n,) rows by user, session and order of listening, and where in them each session begins, (sessions,); plays of
-        no session are one, the user's first.
-    """
-    order = np.lexsort((events.session, events.user)).astype(np.int64)  # stable: rows stay in order
-    user, session = events.user[order], events.session[order]
-    new = np.append(True, (user[1:] != user[:-1]) | (session[1:] != session[:-1]))[: len(order)]
-    return order, np.flatnonzero(new)
 
 
 def find_moments(dataset: Dataset, protocol: Protocol, as_of: str, known: int = 0) -> Moments:

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from lhydra.domain import I64
-from lhydra.evaluation.rolling.moments import spans
 from lhydra.evaluation.rolling.own import Params, Scored, Scorer, ages, summed
 from lhydra.evaluation.rolling.past import F64, Known, Past, Rows
+from lhydra.features.histories import offsets_of, spans
 
 _FAVOURITES = 1000  # of the popular tracks, so many are scored
 _HALF_LIVES = 10  # a play older than so many half-lives counts nothing
@@ -50,7 +50,7 @@ def fit_popular_lately(past: Past, params: Params) -> Scorer:
         start, stop = np.searchsorted(times, [max(known.now - _HALF_LIVES * half_life, 1), known.now])
         weights = np.exp2((times[start:stop] - known.now) / half_life)
         scores = np.bincount(tracks[start:stop], weights, past.n_tracks)
-        found = np.flatnonzero(scores)
+        found = np.flatnonzero(scores > 0)
         if len(found) > 2 * _FAVOURITES:
             found = found[np.argpartition(-scores[found], _FAVOURITES)[:_FAVOURITES]]
         return found, np.asarray(scores[found], np.float64)
@@ -58,7 +58,7 @@ def fit_popular_lately(past: Past, params: Params) -> Scorer:
     return score
 
 
-def query(known: Known, params: Params) -> Scored:
+def question(known: Known, params: Params) -> Scored:
     """Weighs what the user has played as the question to neighbours: the session that goes on, or all by age.
 
     Args:
@@ -89,12 +89,12 @@ def near_rows(rows: Rows, past: Past, known: Known, tracks: I64, weights: F64) -
         The rows, ascending, and the summed weights of the tracks that they hold over the root of their size.
     """
     limits = past.limits(known)
-    sizes = rows.of_track[tracks + 1] - rows.of_track[tracks]
-    pairs = rows.by_track[spans(rows.of_track[tracks], sizes)]
+    starts, ends = rows.of_track[tracks], rows.of_track[tracks + 1]
+    pairs = rows.by_track[spans(starts, ends)]
     row = rows.row[pairs]
     visible = rows.event[pairs] < limits[rows.user[row]]
-    total = np.bincount(row[visible], np.repeat(weights, sizes)[visible], len(rows.user))
-    found = np.flatnonzero(total)
+    total = np.bincount(row[visible], np.repeat(weights, ends - starts)[visible], len(rows.user))
+    found = np.flatnonzero(total > 0)
     size = rows.fitted[found]
     own = np.flatnonzero(rows.user[found] == known.user)
     for place in own.tolist():  # grown since the fit
@@ -117,11 +117,11 @@ def tracks_of(rows: Rows, past: Past, known: Known, found: I64, weights: F64) ->
         The tracks that they hold and the summed weights of the rows.
     """
     limits = past.limits(known)
-    sizes = rows.of_row[found + 1] - rows.of_row[found]
-    pairs = spans(rows.of_row[found], sizes)
+    starts, ends = rows.of_row[found], rows.of_row[found + 1]
+    pairs = spans(starts, ends)
     visible = rows.event[pairs] < limits[rows.user[rows.row[pairs]]]
-    total = np.bincount(rows.track[pairs][visible], np.repeat(weights, sizes)[visible], past.n_tracks)
-    tracks = np.flatnonzero(total)
+    total = np.bincount(rows.track[pairs][visible], np.repeat(weights, ends - starts)[visible], past.n_tracks)
+    tracks = np.flatnonzero(total > 0)
     return tracks, np.asarray(total[tracks], np.float64)
 
 
@@ -140,7 +140,7 @@ def fit_co_listening(past: Past, params: Params) -> Scorer:
     listeners = np.maximum(past.listeners, 1).astype(np.float64)
 
     def score(known: Known) -> Scored:
-        tracks, weights = query(known, params)
+        tracks, weights = question(known, params)
         found, total = near_rows(rows, past, known, tracks, weights / np.sqrt(listeners[tracks]))
         tracks, scores = tracks_of(rows, past, known, found, total)
         return tracks, scores / listeners[tracks] ** params["norm"]
@@ -162,7 +162,7 @@ def fit_vsknn(past: Past, params: Params) -> Scorer:
     rarity = np.log(1 + (past.listeners.max(initial=0) + 1) / np.maximum(past.listeners, 1))
 
     def score(known: Known) -> Scored:
-        tracks, weights = query(known, params)
+        tracks, weights = question(known, params)
         before = known
         if known.current.any():  # the session that goes on is no neighbour of itself
             before = replace(known, cut=known.cut - len(known.tracks) + int(known.current.argmax()))
@@ -193,14 +193,14 @@ def fit_transitions(past: Past, params: Params) -> Scorer:
     session[past.events.session[order] < 0] = -1
     by_track = np.argsort(track, kind="stable").astype(np.int64)
     counts = np.bincount(track, minlength=past.n_tracks)
-    begin = np.append(0, np.cumsum(counts)).astype(np.int64)
+    begin = offsets_of(counts)
     listeners = np.maximum(past.listeners, 1).astype(np.float64)
     steps = np.arange(1, _FOLLOWERS + 1)
 
     def score(known: Known) -> Scored:
         limits = past.limits(known)
-        tracks, weights = query(known, params)
-        places = by_track[spans(begin[tracks], counts[tracks])]
+        tracks, weights = question(known, params)
+        places = by_track[spans(begin[tracks], begin[tracks + 1])]
         weights = np.repeat(weights / listeners[tracks] ** params["norm"], counts[tracks])
         later = places[:, None] + steps
         inside = later < len(order)

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lhydra.data.clock import by_session
 from lhydra.data.dataset import Events
 from lhydra.domain import I64
-from lhydra.evaluation.rolling.moments import Moments, by_session, offsets_of, spans
+from lhydra.evaluation.rolling.moments import Moments
+from lhydra.features.histories import offsets_of
 
 F64 = npt.NDArray[np.float64]
 
@@ -73,11 +75,6 @@ class Past:
         return np.searchsorted(self.events.user, np.arange(len(self.seen) + 1)).astype(np.int64)
 
     @cached_property
-    def fitted(self) -> I64:
-        """The rows of the events that are fitted on."""
-        return spans(self.begin[:-1], self.seen - self.begin[:-1])
-
-    @cached_property
     def listeners(self) -> I64:
         """How many users have played each track in what is fitted on, (tracks,)."""
         rows = self.users
@@ -105,7 +102,7 @@ class Past:
 
     @cached_property
     def by_session(self) -> tuple[I64, I64]:
-        """`moments.by_session` of the plays."""
+        """`by_session` of the plays."""
         return by_session(self.events)
 
     def _rows(self, user: I64, number: I64) -> Rows:

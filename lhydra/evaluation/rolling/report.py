@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from lhydra.evaluation.report.protocol import protocol
+from lhydra.evaluation.report.ranking import tone, with_interval
 from lhydra.evaluation.report.words import metric_name, stage_name
 from lhydra.evaluation.rolling.baselines import BLEND, useless
-from lhydra.evaluation.rolling.document import RollingDocument
+from lhydra.evaluation.rolling.document import MEANINGS, RollingDocument
 from lhydra.evaluation.rolling.lists import FIGURES
 from lhydra.evaluation.rolling.served import PICKED, SERVED
 from lhydra.page import page
@@ -18,11 +19,6 @@ from lhydra.page.words import DASH, count, defined, interval, is_number, number,
 
 _NDCG = "ndcg@10"
 _DRAWN = 4  # scorers in one chart of lines
-_TITLES = {
-    "all": ("All", "whatever is played next, heard before or not"),
-    "repeat": ("Repeat", "of the tracks heard before, those played again"),
-    "discovery": ("Discovery", "of the tracks not heard before, those played"),
-}
 _NAMES = {
     SERVED: "Lhydra",
     PICKED: "Lhydra, new tracks where repeats are allowed",
@@ -99,11 +95,11 @@ def _top(document: RollingDocument) -> Top:
     where = Path(str(told["dataset"])).name if told.get("dataset") else None
     fold = f"{told['as_of']} fold" if told.get("as_of") else None
     asked = str(told.get("protocol", ""))
-    known = f"{count(told['known'])} plays known" if told.get("known") else None
+    known = f"plays known: {count(told['known'])}" if told.get("known") else None
     subject = " · ".join(str(one) for one in ("Lhydra evaluation", asked, what, where, fold, known) if one)
     lines, tiles = [], []
     for figure, own in _figures(document).items():
-        title, meaning = _TITLES[figure]
+        title, meaning = figure.capitalize(), MEANINGS[figure]
         first, best = (SERVED if SERVED in own else None), _best(own)
         shown = first or best
         if shown is None:
@@ -144,7 +140,7 @@ def _ranking(document: RollingDocument) -> list[Block]:
     """The three figures by scorer."""
     panels, folded = [], []
     for figure, own in _figures(document).items():
-        title, meaning = _TITLES[figure]
+        title, meaning = figure.capitalize(), MEANINGS[figure]
         names, best = list(map(_name, own)), _best(own)
         shown = SERVED if SERVED in own else best
         tones = ["accent" if name in (shown, PICKED) else "quiet" for name in own]
@@ -152,7 +148,7 @@ def _ranking(document: RollingDocument) -> list[Block]:
         panels.append(Panel(f"{title}: {meaning}", chart))
         metrics = list(dict.fromkeys(metric for one in own.values() for metric in one))
         rows: list[Sequence[Cell]] = [
-            [_name(name), *(_with_interval(one.get(metric)) for metric in metrics)] for name, one in own.items()
+            [_name(name), *(with_interval(one.get(metric), metric) for metric in metrics)] for name, one in own.items()
         ]
         folded.append(
             Folded(f"{title}: all metrics as numbers", [Table(["", *map(metric_name, metrics)], rows, 1, True)])
@@ -165,13 +161,6 @@ def _ranking(document: RollingDocument) -> list[Block]:
     return [Read(how), Grid(panels), *folded] if panels else []
 
 
-def _with_interval(value: Mapping[str, Any] | None) -> Cell:
-    if not value:
-        return DASH
-    shown = number(value.get("mean"))
-    return (shown, interval(value)) if interval(value) else shown
-
-
 def _paired(document: RollingDocument) -> list[Block]:
     """What is served less every other scorer."""
     panels = []
@@ -180,18 +169,12 @@ def _paired(document: RollingDocument) -> list[Block]:
         if not found:
             continue
         points = [{**one, "mean": one.get("difference")} for one in found.values()]
-        tones = [_tone(point) for point in points]
+        tones = [tone(point) for point in points]
         labels = [f"over {_name(name)}" for name in found]
         chart = dots(labels, tones, [dot_series("", points, signed=True)], "difference", reference=0.0)
-        panels.append(Panel(f"{_TITLES[figure][0]}, {metric_name(_NDCG)}, Lhydra minus the other", chart))
+        panels.append(Panel(f"{figure.capitalize()}, {metric_name(_NDCG)}, Lhydra minus the other", chart))
     how = "User by user on the same targets. Right of the dotted line Lhydra is better; an interval that crosses it "
     return [Read(f"{how}is a tie."), Grid(panels)] if panels else []
-
-
-def _tone(point: Mapping[str, Any]) -> str:
-    if is_number(point.get("high")) and point["high"] < 0:
-        return "bad"
-    return "accent" if (point.get("low") or 0) > 0 else "quiet"
 
 
 def _slices(document: RollingDocument) -> list[Block]:
@@ -254,7 +237,7 @@ def _chosen(document: RollingDocument) -> list[Block]:
             settings = {key: value for key, value in one["settings"].items() if name != BLEND or value}
             text = ", ".join(f"{key if name != BLEND else _name(key)} {value}" for key, value in settings.items())
             valid = number(one.get("valid")) if one.get("valid") is not None else "usual values"
-            rows.append([_name(name), _TITLES[figure][0], text, count(one.get("tried")), valid])
+            rows.append([_name(name), figure.capitalize(), text, count(one.get("tried")), valid])
     rows += [[_name(name), DASH, f"skipped: {why}", DASH, DASH] for name, why in part(document.get("skipped")).items()]
     if not rows:
         return []

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,13 @@ from lhydra.evaluation.rolling.document import Choice, RollingDocument, heard_in
 from lhydra.evaluation.rolling.lists import FIGURES, Figure, K, Lister, belongs
 from lhydra.evaluation.rolling.measure import KS, heard_share, mean_over_users, measure
 from lhydra.evaluation.rolling.moments import Moments, Protocol, find_moments
-from lhydra.evaluation.rolling.own import Params, Scored, Scorer
+from lhydra.evaluation.rolling.own import Scored, Scorer
 from lhydra.evaluation.rolling.past import F64, Known, Past, fold_seen
 from lhydra.evaluation.rolling.served import Served
 from lhydra.evaluation.rolling.slices import slices
 from lhydra.evaluation.unseen import describe
 
 MAX_TUNED = 600  # moments of the valid fold that settings are chosen on
-Key = tuple[str, str]  # name of a baseline, its settings as text
 
 
 def evaluate_rolling(
@@ -147,27 +147,57 @@ def _lists(lister: Lister, scored: Any, n: int, k: int = 20) -> dict[Figure, I64
     return found
 
 
-def _scorers(
-    fair: Mapping[str, Baseline], chosen: Mapping[str, Mapping[Figure, Choice]], past: Past
-) -> dict[Key, Scorer]:
-    """A scorer for every baseline and settings that some figure chose."""
-    wanted = {_key(name, one.params): (name, one.params) for name, own in chosen.items() for one in own.values()}
-    return {key: fair[name].fit(past, params) for key, (name, params) in wanted.items()}
+@dataclass(frozen=True)
+class Fitted:
+    """The scorers of all settings that a figure chose; `of` names by figure and baseline the place of its scorer."""
+
+    scorers: Sequence[Scorer]
+    of: Mapping[Figure, Mapping[str, int]]
+
+    def scores(self, known: Known) -> dict[Figure, dict[str, Scored]]:
+        """Scores the tracks of a moment, with each scorer once.
+
+        Args:
+            known: of the moment.
+
+        Returns:
+            By figure and baseline.
+        """
+        scored = [scorer(known) for scorer in self.scorers]
+        return {figure: {name: scored[n] for name, n in own.items()} for figure, own in self.of.items()}
 
 
-def _key(name: str, params: Params) -> Key:
-    return name, json.dumps(params, sort_keys=True)
+def fit(fair: Mapping[str, Baseline], chosen: Mapping[str, Mapping[Figure, Choice]], past: Past) -> Fitted:
+    """Fits every baseline with the settings that some figure chose.
 
+    Args:
+        fair: the baselines.
+        chosen: their settings.
+        past: what is fitted on.
 
-def _candidates(
-    known: Known, scored: Mapping[Key, Scored], chosen: Mapping[str, Mapping[Figure, Choice]], figure: Figure
-) -> Candidates:
-    """What the baselines, with the settings of a figure, say of the tracks that it is about."""
-    heard = np.unique(known.tracks)
-    fitting = []
+    Returns:
+        The scorers.
+    """
+    scorers: list[Scorer] = []
+    of: dict[Figure, dict[str, int]] = {figure: {} for figure in FIGURES}
     for name, own in chosen.items():
-        tracks, scores = scored[_key(name, own[figure].params)]
-        fits = belongs(figure, np.isin(tracks, heard, assume_unique=True)) if figure != "all" else slice(None)
+        places: dict[str, int] = {}
+        for figure, one in own.items():
+            settings = json.dumps(one.params, sort_keys=True)
+            if settings not in places:
+                places[settings] = len(scorers)
+                scorers.append(fair[name].fit(past, one.params))
+            of[figure][name] = places[settings]
+    return Fitted(scorers, of)
+
+
+def _candidates(known: Known, scored: Mapping[str, Scored], figure: Figure, n_tracks: int) -> Candidates:
+    """What the baselines say of the tracks that a figure is about."""
+    heard = np.zeros(n_tracks, np.bool_)
+    heard[known.tracks] = True
+    fitting = []
+    for tracks, scores in scored.values():
+        fits = belongs(figure, heard[tracks])
         fitting.append((tracks[fits], scores[fits]))
     return candidates(fitting)
 
@@ -193,12 +223,11 @@ def blend_weights(
     """
     if tuned is None:
         return {figure: (np.ones(len(fair)), None) for figure in FIGURES}
-    scorers, found = _scorers(fair, chosen, past), {figure: list[Candidates]() for figure in FIGURES}
+    fitted, found = fit(fair, chosen, past), {figure: list[Candidates]() for figure in FIGURES}
     for n in with_progress(range(len(tuned)), len(tuned), "scoring for the blend"):
         known = past.at(tuned, n)
-        scored = {key: scorer(known) for key, scorer in scorers.items()}
-        for figure in FIGURES:
-            found[figure].append(_candidates(known, scored, chosen, figure))
+        for figure, scored in fitted.scores(known).items():
+            found[figure].append(_candidates(known, scored, figure, past.n_tracks))
     weights: dict[Figure, tuple[F64, float | None]] = {}
     for figure in FIGURES:
         offsets, targets = tuned.only(belongs(figure, tuned.heard))
@@ -231,19 +260,18 @@ def answer(
         By figure and name (q, K) lists, -1 padded; by name the share of heard tracks in the top 10 of `all`, by user.
     """
     lists: dict[Figure, dict[str, I64]] = {figure: {} for figure in FIGURES}
-    scorers, lister, heard = _scorers(fair, chosen, past), Lister(past), []
+    fitted, lister, heard = fit(fair, chosen, past), Lister(past), []
     for n in with_progress(range(len(moments)), len(moments), "asking"):
         known = past.at(moments, n)
         heard.append(np.unique(known.tracks))
         found: dict[tuple[Figure, str], I64] = {}
         if served is not None:
             found |= served.lists(known)
-        scored = {key: scorer(known) for key, scorer in scorers.items()}
-        for figure in FIGURES:
-            own = {name: scored[_key(name, chosen[name][figure].params)] for name in fair}
+        for figure, scored in fitted.scores(known).items():
             if weights:
-                own[BLEND] = blended(_candidates(known, scored, chosen, figure), weights[figure][0])
-            found |= {(figure, name): lister.lists(known, one, (figure,))[figure] for name, one in own.items()}
+                blend = blended(_candidates(known, scored, figure, past.n_tracks), weights[figure][0])
+                scored = {**scored, BLEND: blend}
+            found |= {(figure, name): lister.lists(known, one, (figure,))[figure] for name, one in scored.items()}
         for (figure, name), listed in found.items():
             if name not in lists[figure]:
                 lists[figure][name] = np.full((len(moments), K), -1, np.int64)

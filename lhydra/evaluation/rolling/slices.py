@@ -1,9 +1,10 @@
 """Where lists are good: by place in the session, by how long ago a target was played last, by how much users repeat."""
 
 from collections.abc import Mapping
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 
 from lhydra.domain import I64
 from lhydra.evaluation.rolling.measure import Measured
@@ -12,6 +13,7 @@ from lhydra.evaluation.rolling.past import F64, Past
 
 _PLACES = (0, 1, 2, 5, 10, 20)  # plays of the session known, from which each group begins
 _AGES = (1, 2, 4, 8, 16, 32)  # sessions since the last play
+_Values = Mapping[str, npt.NDArray[Any]]  # by scorer
 _SHARES = ("the third who repeat least", "the third between", "the third who repeat most")
 
 
@@ -41,29 +43,28 @@ def slices(
         The groups that have a member.
     """
     found: list[RollingSlice] = []
+
+    def add(
+        by: str, name: str, metric: str, inside: npt.NDArray[np.bool_], values: Mapping[str, npt.NDArray[Any]]
+    ) -> None:
+        means = {scorer: float(own[inside].mean()) for scorer, own in values.items()}
+        found.append({"by": by, "name": name, "n": int(inside.sum()), "metric": metric, "scorers": means})
+
+    of_moment = {name: one.by_moment["ndcg@10"] for name, one in measured.items()}
     group = np.searchsorted(_PLACES, moments.place, side="right") - 1
     groups = np.unique(group).tolist()
     for n in groups if len(groups) > 1 else []:
-        inside = group == n
-        values = {name: float(one.by_moment["ndcg@10"][inside].mean()) for name, one in measured.items()}
-        name = _span(_PLACES, n) + " plays known"
-        found.append({"by": "place", "name": name, "n": int(inside.sum()), "metric": "ndcg@10", "scorers": values})
+        add("place", f"{_span(_PLACES, n)} plays known", "ndcg@10", group == n, of_moment)
     ages = last_ages(moments, past)
-    group = np.searchsorted(_AGES, ages, side="right") - 1
+    group = np.searchsorted(_AGES, ages, side="right") - 1  # below 0 for what was not played before
     owner = np.repeat(np.arange(len(moments)), np.diff(moments.offsets))
     hits = {name: (own[owner, :10] == moments.tracks[:, None]).any(axis=1) for name, own in lists.items()}
-    for n in np.unique(group[ages > 0]).tolist():
-        inside = (group == n) & (ages > 0)
-        values = {name: float(one[inside].mean()) for name, one in hits.items()}
-        name = _span(_AGES, n) + " sessions ago"
-        found.append({"by": "age", "name": name, "n": int(inside.sum()), "metric": "recall@10", "scorers": values})
+    for n in np.unique(group[group >= 0]).tolist():
+        add("age", f"{_span(_AGES, n)} sessions ago", "recall@10", group == n, hits)
+    of_user = {name: one.by_user["ndcg@10"] for name, one in measured.items()}
     third = np.argsort(np.argsort(repeats, kind="stable"), kind="stable") * 3 // max(len(repeats), 1)
     for n in np.unique(third).tolist():
-        inside = third == n
-        values = {name: float(one.by_user["ndcg@10"][inside].mean()) for name, one in measured.items()}
-        found.append(
-            {"by": "share", "name": _SHARES[n], "n": int(inside.sum()), "metric": "ndcg@10", "scorers": values}
-        )
+        add("share", _SHARES[n], "ndcg@10", third == n, of_user)
     return found
 
 
