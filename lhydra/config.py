@@ -186,7 +186,7 @@ def read_section(path: Path, section: str) -> dict[str, Any]:
     Raises:
         ConfigError: the file cannot be read, or is not a mapping of known sections to mappings.
     """
-    document = _read_yaml(path)
+    document = read_yaml(path)
     if isinstance(document, Null):
         return {}
     if not isinstance(document, dict):
@@ -202,8 +202,18 @@ def read_section(path: Path, section: str) -> dict[str, Any]:
     return {str(key): value for key, value in chosen.items()}
 
 
-def _read_yaml(path: Path) -> Any:
-    """Returns what a YAML file holds, every scalar as the text that stands there; nothing is Null."""
+def read_yaml(path: Path) -> Any:
+    """Reads a YAML file.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        What it holds, every scalar as the text that stands there; nothing is Null.
+
+    Raises:
+        ConfigError: it cannot be read, is not YAML, or says a key twice.
+    """
     import yaml  # only where a file is given: `lhydra query` runs without PyYAML
 
     def text(loader: Any, node: Any) -> str:

@@ -12,6 +12,8 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
+from lhydra.rules import Applied, Rules
+
 Value = str | float | int | bool | None
 F32 = npt.NDArray[np.float32]
 F16 = npt.NDArray[np.float16]
@@ -152,6 +154,7 @@ class Query:
     exclude: hashes of tracks that must not be returned, in any order; repeat: whether heard ones may be.
     filter: conditions that every track returned must meet, which the bundle's columns can answer
     (`lhydra.bundle.columns.check`). now: Unix seconds, from which ages count.
+    rules: what makes the list of the scored candidates, None for their order; seed: of the draws of its exploration.
     """
 
     k: int
@@ -162,6 +165,8 @@ class Query:
     repeat: Repeat = Repeat.ALLOW
     filter: tuple[Condition, ...] = ()
     now: int = 0
+    rules: Rules | None = None
+    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +177,10 @@ class Recommendation:
     logits: float32, the head's raw output that orders the list. retrieval_scores: float32 cosines.
     candidates, candidate_scores: (m,) rows and cosines that retrieval alone would return, best first, m at
     least min(k, eligible).
+
+    With rules the list is in their order, so scores need not descend. applied: what each rule did. moved_by: for each
+    track the rules that brought it into the list or further up. propensity: (n,) float32 chance with which each track
+    came to its place, given those above it; None without exploration.
     """
 
     rows: I64
@@ -182,6 +191,9 @@ class Recommendation:
     candidate_scores: F32
     tier: Tier
     stage_us: Mapping[str, int]
+    applied: tuple[Applied, ...] = ()
+    moved_by: tuple[tuple[str, ...], ...] = ()
+    propensity: F32 | None = None
 
 
 def track_hashes(track_ids: Iterable[str]) -> Hashes:

@@ -45,6 +45,7 @@ from lhydra.repeats import (
     sums_by_track,
     without,
 )
+from lhydra.rules import Rules
 
 
 class HistoryEntry(Protocol):
@@ -81,6 +82,7 @@ class Request:
 
     profile: text, numbers or None by column; None counts as not given. filter: conditions that the bundle's columns
     can answer, normalised. session: plays of now, oldest first. now: Unix seconds, 0 for the clock of who answers.
+    rules: whose columns the bundle has; seed: of their draws.
     """
 
     user_id: str
@@ -93,6 +95,8 @@ class Request:
     filter: tuple[Condition, ...] = ()
     session: Sequence[SessionEntry] = ()
     now: int = 0
+    rules: Rules | None = None
+    seed: int = 0
 
 
 def check(
@@ -165,7 +169,10 @@ def to_query(request: Request, stored: UserState | None, now: int) -> Query:
     if request.session:
         state = _after_session(state, request.session, now)
     exclude = track_hashes(request.exclude_track_ids)
-    return Query(request.k, state, stored is not None, exclude, request.depth, request.repeat, request.filter, now)
+    return Query(
+        *(request.k, state, stored is not None, exclude, request.depth, request.repeat, request.filter, now),
+        *(request.rules, request.seed),
+    )
 
 
 def known_user(state: UserState, k: int, *, depth: int = 0, repeat: Repeat = Repeat.EXCLUDE, now: int = 0) -> Query:

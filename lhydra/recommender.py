@@ -7,20 +7,24 @@ No answer depends on the other requests of the batch, to the last bit.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from threading import Lock
 
 import numpy as np
-import numpy.typing as npt
 
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.catalog import Catalog
+from lhydra.bundle.columns import normalised
+from lhydra.bundle.decay import decayed_scores, repeatable
 from lhydra.bundle.eligible import EligibleSet, eligible_set, search_eligible
 from lhydra.bundle.exact import best_first
 from lhydra.bundle.filter_cache import FilterCache
 from lhydra.bundle.index import BLAS_QUERIES
+from lhydra.bundle.popular import most_played
 from lhydra.domain import F32, I64, Condition, Query, Recommendation, Repeat, Tier, UserState
 from lhydra.errors import LhydraError, complain
 from lhydra.features.histories import EncodedUsers, Histories, offsets_of
+from lhydra.ruled import Asked, Prepared, Ruled, rules_depth
 from lhydra.scratch import borrowed_mask
 from lhydra.timing import timed
 
@@ -28,7 +32,6 @@ DEFAULT_DEPTH = 300
 MAX_BATCH = min(16, BLAS_QUERIES - 1)  # requests in one call of recommend_many
 MAX_OVERFETCHED_EXCLUSIONS = 256  # up to so many, excluded tracks are fetched beyond the depth and dropped afterwards
 SKIP_WEIGHT = 0.25  # of the mean vector of skipped tracks, subtracted from the user vector
-REPEAT_AFTER_S, REPEAT_SCALE_S = 7 * 86_400, 30 * 86_400  # Repeat.DECAY: the shortest gap, and the time constant
 FILTER_CACHE_BYTES = 24 * 2**20
 LEARNT_AS_DECAY = "repeat_policy learnt: this bundle's model knows nothing of repeats; answered as decay"
 
@@ -47,6 +50,8 @@ class _Request:
     tier: Tier = Tier.POPULAR
     eligible: EligibleSet | None = None  # of the filter, None without one
     excluded: I64 = field(default_factory=lambda: np.empty(0, np.int64))  # rows that must not be returned
+    prepared: Prepared | None = None  # of the rules, None without any
+    barred: I64 = field(default_factory=lambda: np.empty(0, np.int64))  # that not even a pin may show
     user: EncodedUsers | None = None
     vector: F32 | None = None  # (1, dim)
     candidates: tuple[I64, F32] | None = None  # rows and cosines
@@ -69,6 +74,7 @@ class Recommender:
         self._tracks = bundle.catalog.tracks
         self._segment_columns = frozenset(bundle.spec.profile_columns) - {"country"}  # any of them makes a segment
         self._filters = FilterCache(FILTER_CACHE_BYTES)
+        self._ruled = Ruled(bundle)
         self._all_eligible: EligibleSet | None = None
         self._lock = Lock()
         self.fallbacks = 0  # searches that came up short and were repeated, wider; counted roughly under threads
@@ -187,13 +193,18 @@ class Recommender:
             query = request.query
             if query.repeat is Repeat.LEARNT:
                 query = request.query = replace(query, repeat=Repeat.ALLOW if self.knows_repeats else Repeat.DECAY)
-            if query.filter:
-                request.eligible = self._filters.get(query.filter, self._filtered)
+            wanted = query.filter
             excluded = self.catalog.rows(query.exclude)
+            if query.rules is not None:
+                request.prepared = self._ruled.prepare(query)
+                wanted = normalised((*wanted, *request.prepared.conditions))
+                excluded = request.barred = np.concatenate([excluded, request.prepared.blocked])
+            if wanted:
+                request.eligible = self._filters.get(wanted, self._filtered)
             if query.repeat is not Repeat.ALLOW:
                 heard = self.catalog.rows(query.state.heard)
                 if query.repeat is Repeat.DECAY:
-                    heard = np.setdiff1d(heard, self._repeatable(query)[0])
+                    heard = np.setdiff1d(heard, repeatable(self.catalog, query)[0])
                 excluded = np.concatenate([excluded, heard]) if len(excluded) else heard
             request.excluded = excluded if excluded.min(initial=0) >= 0 else excluded[excluded >= 0]
 
@@ -243,25 +254,26 @@ class Recommender:
 
     def _search_eligible(self, request: _Request) -> None:
         with timed("retrieve", request.stage_us):
-            assert request.vector is not None
-            eligible, depth = request.eligible or self._unfiltered(), self._depth(request.query)
-            request.candidates = search_eligible(self.bundle.index, request.vector, depth, eligible, request.excluded)
+            request.candidates = self._find(request, self._depth(request.query))
+
+    def _find(self, request: _Request, depth: int) -> tuple[I64, F32]:
+        assert request.vector is not None
+        eligible = request.eligible or self._unfiltered()
+        return search_eligible(self.bundle.index, request.vector, depth, eligible, request.excluded)
 
     def _rerank(self, request: _Request) -> None:
-        """Scores the candidates by the head and selects the k best."""
+        """Scores the candidates by the head and selects the k best, or those that the rules choose."""
         assert request.candidates is not None
-        assert request.user is not None
-        assert request.vector is not None
+        if request.prepared is not None:
+            find, scored = partial(self._find, request), partial(self._scored, request)
+            request.answer = self._ruled.answer(self._asked(request), request.candidates, find, scored, request.vector)
+            return
         rows, cosines = request.candidates
-        query = request.query
         with timed("rerank", request.stage_us):
-            logits, scores = self.bundle.score(request.vector, request.user, rows)
+            logits, scores, key = self._scored(request, rows)
         request.check()
         with timed("select", request.stage_us):
-            key = logits
-            if query.repeat is Repeat.DECAY:
-                key = scores = self._decayed_scores(query, rows, scores)
-            best = best_first(rows, key, query.k)
+            best = best_first(rows, key, request.query.k)
             request.answer = Recommendation(
                 rows.take(best),
                 np.minimum.accumulate(scores.take(best)),  # the graph's sigmoid is not monotone to the last bit
@@ -273,28 +285,40 @@ class Recommender:
                 request.stage_us,
             )
 
+    def _scored(self, request: _Request, rows: I64) -> tuple[F32, F32, F32]:
+        """Logits and scores of candidates, and what orders them."""
+        assert request.user is not None
+        assert request.vector is not None
+        logits, scores = self.bundle.score(request.vector, request.user, rows)
+        if request.query.repeat is not Repeat.DECAY:
+            return logits, scores, logits
+        scores = decayed_scores(self.catalog, request.query, rows, scores)
+        return logits, scores, scores
+
     def _select_popular(self, request: _Request) -> None:
         """Answers with the most played tracks, first of the user's country; the score is the share of listeners."""
+        query, mask = request.query, request.eligible.mask if request.eligible else None
+        country = query.state.profile.get("country")
+
+        def find(depth: int) -> tuple[I64, F32]:
+            return most_played(self.catalog, country, depth, request.excluded, mask)
+
+        if request.prepared is not None:
+            request.answer = self._ruled.answer_popular(self._asked(request), find, self._depth(query))
+            return
         with timed("select", request.stage_us):
-            excluded = np.zeros(len(self.catalog), np.bool_)
-            excluded[request.excluded] = True
-            excluded[self.catalog.removed] = True
-            if request.eligible is not None:
-                excluded |= ~request.eligible.mask
-            k = request.query.k
-            rows, share = self.catalog.chart(request.query.state.profile.get("country"))
-            kept = np.flatnonzero(~excluded.take(rows))[:k]
-            rows, share = rows[kept], share[kept]
-            if len(rows) < k:  # filled up from the worldwide chart
-                excluded[rows] = True
-                wide = min(k + int(np.count_nonzero(excluded)), len(excluded))
-                others = self.catalog.popular[:wide].astype(np.int64)
-                others = others[~excluded.take(others)][: k - len(rows)]
-                least = share[-1] if len(share) else np.float32(1)
-                rows = np.concatenate([rows, others])
-                share = np.concatenate([share, np.minimum(self.catalog.share[others], least)])
+            rows, share = find(query.k)
         nothing = np.zeros(len(rows), np.float32)
         request.answer = Recommendation(rows, share, share, nothing, rows, nothing, Tier.POPULAR, request.stage_us)
+
+    def _asked(self, request: _Request) -> Asked:
+        """What the rules of a request need to know of it."""
+        assert request.prepared is not None
+        assert request.user is not None
+        return Asked(
+            *(request.query, request.prepared, request.tier, request.user.histories.rows, request.eligible),
+            *(request.barred, request.stage_us, request.check),
+        )
 
     # -- parts of stages ---------------------------------------------------------------------------------
 
@@ -331,7 +355,8 @@ class Recommender:
         return Tier.SEGMENT if any(profile.get(name) is not None for name in self._segment_columns) else Tier.POPULAR
 
     def _depth(self, query: Query) -> int:
-        return max(query.depth or self.depth, query.k)
+        depth = max(query.depth or self.depth, query.k)
+        return depth if query.rules is None else rules_depth(depth, query.k)
 
     def _without_excluded(self, request: _Request, rows: I64, cosines: F32) -> tuple[I64, F32] | None:
         """Returns the first `depth` candidates not excluded; None when an approximate index came up short."""
@@ -361,28 +386,6 @@ class Recommender:
                 mask[self.catalog.removed] = False
                 self._all_eligible = eligible_set(self.bundle.index, mask, self.catalog.vectors)
             return self._all_eligible
-
-    def _repeatable(self, query: Query) -> tuple[I64, npt.NDArray[np.float64]]:
-        """Returns rows of heard tracks that Repeat.DECAY lets return, and the probability that they are wanted again.
-
-        The probability is 1 - exp(-days since the last play / 30).
-        """
-        history = query.state.history
-        gap = np.maximum(query.now - history["time"], 0)
-        returns = (history["time"] > 0) & (gap >= REPEAT_AFTER_S)
-        rows = self.catalog.rows(history["track"][returns])
-        chance = -np.expm1(-gap[returns] / REPEAT_SCALE_S)
-        return rows[rows >= 0], chance[rows >= 0]
-
-    def _decayed_scores(self, query: Query, rows: I64, scores: F32) -> F32:
-        """Returns the scores (n,), those of heard tracks times the probability that they are wanted again."""
-        repeatable, chance = self._repeatable(query)
-        if not len(repeatable):
-            return scores
-        order = np.argsort(repeatable)
-        repeatable, chance = repeatable[order], chance[order]
-        at = np.minimum(np.searchsorted(repeatable, rows), len(repeatable) - 1)
-        return np.where(repeatable[at] == rows, scores * chance[at], scores).astype(np.float32)
 
 
 def _unfinished(requests: list[_Request]) -> list[_Request]:

@@ -124,23 +124,45 @@ def fields(message: Message, draw: st.DrawFn, leave_out: tuple[str, ...] = ()) -
         elif field.message_type.GetOptions().map_entry:
             for _ in range(times):
                 name = draw(TEXTS | st.sampled_from(["age", "country", "gender"]))
-                fields(getattr(message, field.name)[name], draw)
+                inner, value = getattr(message, field.name), field.message_type.fields_by_name["value"]
+                if value.message_type is None:
+                    inner[name] = draw(OF_TYPE[value.type])
+                else:
+                    fields(inner[name], draw)
         else:
             for _ in range(times):
                 inner = getattr(message, field.name)
                 fields(inner.add() if field.is_repeated else inner, draw)
 
 
+def fit_rules(message: pb.RecommendRequest, draw: st.DrawFn) -> None:
+    """Rules of a kind that the bundle can answer, of whatever size."""
+    columns, values = st.sampled_from(["artist", "genre", "tags", "year"]), st.sampled_from(["1999", "rock", "0.5"])
+    message.diversity.strength = draw(st.floats(0, 1, width=32))
+    message.rules.Clear()
+    for _ in range(draw(st.integers(0, 3))):
+        message.rules.caps[draw(columns)] = draw(whole(0, 9))
+        message.rules.boosts.add(
+            column=draw(columns), values=[draw(values)], factor=draw(st.sampled_from([1e-3, 2, 1e6]))
+        )
+    if draw(st.booleans()):
+        message.rules.blocks.add(column=draw(columns), values=[draw(values)])
+    message.rules.calibration.column = draw(columns)
+    message.rules.explore_slots = draw(whole(0, 9))
+
+
 @st.composite
 def recommends(draw: st.DrawFn) -> pb.RecommendRequest:
     """Mostly valid where it does not matter, so that what is drawn is reached."""
     message = pb.RecommendRequest(user_id="ann", k=5)
-    fields(message, draw, ("user_id", "k", *(["diversity", "explain", "seed"] if draw(st.booleans()) else [])))
+    fields(message, draw, ("user_id", "k", *(["diversity", "explain", "rules"] if draw(st.booleans()) else [])))
     if draw(st.integers(0, 9)) == 0:
         message.user_id, message.k = draw(TEXTS), draw(whole(0, 2**32 - 1))
     for condition in message.filter.conditions:
         if draw(st.booleans()):
             condition.column = draw(st.sampled_from(["year", "tempo", "genre", "tags"]))
+    if draw(st.booleans()):
+        fit_rules(message, draw)
     for entry in message.history.entries:
         if draw(st.booleans()):
             entry.track_id, entry.timestamp_s = "T0000001", draw(st.sampled_from([0, 5, NOW]))
@@ -235,10 +257,9 @@ def test_a_profile_column_that_the_model_does_not_use_is_named_in_the_answer(ser
     assert ", ..." in told.degraded[0]
 
 
-def test_a_seed_is_refused_while_nothing_draws_with_it(server: Served) -> None:
-    code, details, _ = server.ask("Recommend", pb.RecommendRequest(user_id="ann", k=5, seed=7))
-    assert (code, details) == (Code.UNIMPLEMENTED, "seed: this version does not answer it")
-    assert server.ask("Recommend", pb.RecommendRequest(user_id="ann", k=5, seed=0))[0] is Code.OK
+def test_a_seed_without_a_draw_changes_nothing(server: Served) -> None:
+    lists = [server.ask("Recommend", pb.RecommendRequest(user_id="ann", k=5, seed=seed))[2].tracks for seed in (0, 7)]
+    assert list(lists[0]) == list(lists[1])
 
 
 # -- the order of a history ------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from lhydra import recommender as recommenders
 from lhydra.bundle import eligible as filtered
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.columns import check, normalised
+from lhydra.bundle.decay import REPEAT_AFTER_S, REPEAT_SCALE_S
 from lhydra.bundle.eligible import eligible_set, search_eligible
 from lhydra.bundle.exact import best_first, nearest
 from lhydra.bundle.index import BLAS_QUERIES, Index
@@ -38,7 +39,7 @@ from lhydra.domain import (
     track_hashes,
 )
 from lhydra.errors import DeadlineExceeded, FeatureError, InvalidRequest
-from lhydra.recommender import REPEAT_AFTER_S, REPEAT_SCALE_S, Recommender
+from lhydra.recommender import Recommender
 
 DAY = 86_400
 RECIPES = ("flat", "IVF8,SQ8", "HNSW4", "IVF4,PQ8x4fs")

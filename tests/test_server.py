@@ -470,7 +470,6 @@ def test_bad_requests_are_refused_naming_the_field(running: Running, message: st
 @pytest.mark.parametrize(
     ("field", "unanswered"),
     [
-        ("diversity", request(diversity=pb.Diversity(max_per_artist=2))),
         ("explain", request(explain=True)),
     ],
 )

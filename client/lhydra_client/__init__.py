@@ -23,7 +23,8 @@ if TYPE_CHECKING:
         Unsupported,
     )
     from lhydra_client.requests import Condition, Filter, HistoryEntry, Play, SessionEntry
-    from lhydra_client.results import Explanation, Recommendations, Recorded, Status, Track
+    from lhydra_client.results import AppliedRule, Explanation, Recommendations, Recorded, Status, Track
+    from lhydra_client.rules import Boost, Rules
 else:
     _HOMES = {
         "aio": ("AsyncClient",),
@@ -33,7 +34,8 @@ else:
             *("Timeout", "Unavailable", "Unsupported"),
         ),
         "requests": ("Condition", "Filter", "HistoryEntry", "Play", "SessionEntry"),
-        "results": ("Explanation", "Recommendations", "Recorded", "Status", "Track"),
+        "results": ("AppliedRule", "Explanation", "Recommendations", "Recorded", "Status", "Track"),
+        "rules": ("Boost", "Rules"),
     }
 
     def __getattr__(name):
@@ -47,7 +49,9 @@ else:
 
 
 __all__ = [
+    "AppliedRule",
     "AsyncClient",
+    "Boost",
     "Client",
     "ClientError",
     "Condition",
@@ -59,6 +63,7 @@ __all__ = [
     "Play",
     "Recommendations",
     "Recorded",
+    "Rules",
     "ServerError",
     "SessionEntry",
     "Status",

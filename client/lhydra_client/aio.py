@@ -13,6 +13,7 @@ from lhydra_client.client import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, channel_opt
 from lhydra_client.errors import from_rpc
 from lhydra_client.requests import Filter, HistoryEntry, Play, Repeat, SessionEntry, Value
 from lhydra_client.results import Explanation, Recommendations, Recorded, Status
+from lhydra_client.rules import Rules
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_protos.v1.recommender_pb2_grpc import RecommenderStub
 
@@ -58,6 +59,10 @@ class AsyncClient:
         depth: int = 0,
         session: Iterable[str | SessionEntry] = (),
         now_s: int = 0,
+        rules: Rules | str | None = None,
+        max_per_artist: int = 0,
+        diversity: float = 0.0,
+        seed: int = 0,
         timeout_s: float | None = None,
     ) -> Recommendations:
         """Returns the best k tracks for a user, or all that are eligible.
@@ -75,6 +80,10 @@ class AsyncClient:
             depth: candidates to rerank; 0 for the server's default.
             session: the plays of now that are not recorded yet, track ids or entries, oldest first.
             now_s: Unix seconds from which ages count; 0 for the server's clock.
+            rules: the name of a rule set, or what differs from the server's default set; None for that set.
+            max_per_artist: tracks of one artist at most, while there are others; 0 for no cap.
+            diversity: how far the list spreads, from 0, not at all, to 1.
+            seed: of the draws of exploration; 0 for one made of the request id.
             timeout_s: deadline of this call in seconds, retries included; None for the client's.
 
         Returns:
@@ -95,6 +104,10 @@ class AsyncClient:
             depth=depth,
             session=session,
             now_s=now_s,
+            rules=rules,
+            max_per_artist=max_per_artist,
+            diversity=diversity,
+            seed=seed,
         )
         return results.recommendations(await self._call(self._stub.Recommend, request, timeout_s))
 

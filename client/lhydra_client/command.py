@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lhydra_client.client import Client
     from lhydra_client.results import Recommendations
+    from lhydra_client.rules import Rules
 
 HELP = "ask a running server: recommend, plays, status, similar, explain"
 EXTRA = ""
@@ -94,6 +95,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
     recommend.add_argument(
         "--now-s", type=_whole, default=0, metavar="SECONDS", help="Unix time from which ages count (default: now)"
     )
+    recommend.add_argument("--rules", metavar="NAME", help="a rule set of the server, or off (default: the server's)")
+    recommend.add_argument(
+        "--max-per-artist", type=_whole, default=0, metavar="N", help="tracks of one artist, while there are others"
+    )
+    recommend.add_argument(
+        "--diversity", type=_number, default=0.0, metavar="S", help="how far the list spreads, 0 to 1 (default: 0)"
+    )
+    recommend.add_argument(
+        "--cap", type=_cap, action="append", default=[], metavar="COLUMN=N", help="tracks of one value in a column"
+    )
+    recommend.add_argument(
+        "--calibrate", metavar="COLUMN", default="", help="mix this column as the user's own plays do"
+    )
+    recommend.add_argument(
+        "--block", type=_named, action="append", default=[], metavar="COLUMN=VALUE", help="never return such tracks"
+    )
+    recommend.add_argument(
+        "--explore", type=_whole, default=0, metavar="N", help="places of the list that are drawn at random"
+    )
+    recommend.add_argument(
+        "--seed", type=_whole, default=0, metavar="N", help="of those draws; the same seed draws the same list"
+    )
 
     plays = action("plays", "Records that a user played tracks, just now.")
     plays.add_argument("user", metavar="USER")
@@ -151,8 +174,29 @@ def _recommend(client: "Client", args: argparse.Namespace) -> tuple[str, dict[st
         repeat="decay" if args.decay_repeats else args.repeat,
         session=args.session,
         now_s=args.now_s,
+        rules=_rules(args),
+        max_per_artist=args.max_per_artist,
+        diversity=args.diversity,
+        seed=args.seed,
     )
     return _list_of_tracks(f"user {args.user}", answer), {"user_id": args.user, "k": args.k} | _values(answer)
+
+
+def _rules(args: argparse.Namespace) -> "Rules | None":
+    from lhydra_client.rules import Rules
+
+    block: dict[str, list[str]] = {}
+    for column, value in args.block:
+        block.setdefault(column, []).append(value)
+    rules = Rules(
+        "" if args.rules in (None, "off") else args.rules,
+        args.rules == "off",
+        dict(args.cap),
+        args.calibrate,
+        block=block,
+        explore_slots=args.explore,
+    )
+    return None if rules == Rules() else rules
 
 
 def _similar(client: "Client", args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
@@ -197,6 +241,10 @@ def _list_of_tracks(title: str, answer: "Recommendations") -> str:
     took_ms = sum(answer.stages_us.values()) / 1000
     lines = [_clean(f"{title} · tier {answer.tier} · bundle {answer.bundle_id} · took {took_ms:.1f} ms")]
     lines += [_clean(f"degraded: {reason}") for reason in answer.degraded]
+    lines += [
+        _clean(f"rule {one.rule}: moved {one.moved}{f'; {one.gave_way}' * bool(one.gave_way)}")
+        for one in answer.rules_applied
+    ]
     rows = [
         (str(rank), track.title, track.artist, f"{track.score:.4f}", track.track_id)
         for rank, track in enumerate(answer.tracks, 1)
@@ -237,6 +285,18 @@ def _number(text: str) -> float:
     if not _NUMBER.fullmatch(text):
         raise argparse.ArgumentTypeError(f"found {text!r}, expected a number")
     return float(text)
+
+
+def _cap(text: str) -> tuple[str, int]:
+    name, value = _named(text)
+    return name, _whole(value)
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, found, value = text.partition("=")
+    if not (name and found):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected COLUMN=VALUE")
+    return name, value
 
 
 def _column(text: str) -> tuple[str, str | float]:

@@ -4,16 +4,29 @@ Only what the wire cannot express is refused here (a negative k, an id that is n
 the server's, which names the field.
 """
 
-import operator
 import uuid
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, SupportsFloat, SupportsIndex, TypeVar
+from typing import Literal, SupportsFloat
 
+from lhydra_client.checks import (
+    INT32,
+    INT64,
+    UINT32,
+    UINT64,
+    kept,
+    kept_texts,
+    listed,
+    number,
+    shown,
+    text,
+    texts,
+    whole,
+)
 from lhydra_client.errors import InvalidRequest
+from lhydra_client.rules import Rules, rules_message
 from lhydra_protos.v1 import recommender_pb2 as pb
 
-T = TypeVar("T")
 Value = str | SupportsFloat | None  # a profile column; None is left out
 Repeat = Literal["exclude", "allow", "decay", "learnt"]  # what becomes of heard tracks
 REPEATS: "dict[str, pb.RepeatPolicy.ValueType]" = {
@@ -22,9 +35,6 @@ REPEATS: "dict[str, pb.RepeatPolicy.ValueType]" = {
     "decay": pb.REPEAT_POLICY_DECAY,
     "learnt": pb.REPEAT_POLICY_LEARNT,
 }
-INT32 = (-(2**31), 2**31 - 1)
-UINT32 = (0, 2**32 - 1)
-INT64 = (-(2**63), 2**63 - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +149,10 @@ def recommend_request(
     depth: int = 0,
     session: Iterable[str | SessionEntry] = (),
     now_s: int = 0,
+    rules: Rules | str | None = None,
+    max_per_artist: int = 0,
+    diversity: float = 0.0,
+    seed: int = 0,
 ) -> pb.RecommendRequest:
     """Makes the request of `Client.recommend`.
 
@@ -154,6 +168,10 @@ def recommend_request(
         depth: candidates to rerank; 0 for the server's default.
         session: track ids or entries, oldest first.
         now_s: Unix seconds; 0 for the server's clock.
+        rules: the name of a rule set, or what differs from the server's default; None for that.
+        max_per_artist: tracks per artist; 0 for no cap.
+        diversity: how far the list spreads, 0 to 1.
+        seed: of draws; 0 for one made of the request id.
 
     Returns:
         The message.
@@ -162,45 +180,51 @@ def recommend_request(
         InvalidRequest: a value that the wire cannot express; names the field.
     """
     request = pb.RecommendRequest(
-        user_id=_text("user_id", user_id),
-        k=_whole("k", k, *UINT32),
-        exclude_track_ids=_texts("exclude_track_ids", exclude),
-        depth=_whole("depth", depth, *UINT32),
-        now_s=_whole("now_s", now_s, *INT64),
+        user_id=text("user_id", user_id),
+        k=whole("k", k, *UINT32),
+        exclude_track_ids=texts("exclude_track_ids", exclude),
+        depth=whole("depth", depth, *UINT32),
+        now_s=whole("now_s", now_s, *INT64),
+        seed=whole("seed", seed, *UINT64),
     )
+    if rules is not None:
+        request.rules.CopyFrom(rules_message(rules))
+    if max_per_artist or diversity:
+        request.diversity.max_per_artist = whole("diversity.max_per_artist", max_per_artist, *UINT32)
+        request.diversity.strength = number("diversity.strength", diversity)
     if filter is not None:
         request.filter.CopyFrom(_filter(filter))
     if repeat is None:
         repeat = "allow" if allow_repeats else None
     elif not isinstance(repeat, str) or repeat not in REPEATS:
-        raise InvalidRequest(f"repeat_policy: found {_shown(repeat)}, expected one of {', '.join(REPEATS)}")
+        raise InvalidRequest(f"repeat_policy: found {shown(repeat)}, expected one of {', '.join(REPEATS)}")
     elif allow_repeats and repeat != "allow":
         raise InvalidRequest(f"repeat_policy: found allow_repeats and {repeat!r}, expected one of them")
     if repeat is not None:
         request.repeat_policy = REPEATS[repeat]
-    for position, entry in enumerate(_listed("history", history)):
+    for position, entry in enumerate(listed("history", history)):
         entry = entry if isinstance(entry, HistoryEntry) else HistoryEntry(entry)
         name = f"history.entries[{position}]"
         request.history.entries.add(
-            track_id=_text(f"{name}.track_id", entry.track_id),
-            count=_number(f"{name}.count", entry.count),
-            timestamp_s=_whole(f"{name}.timestamp_s", entry.timestamp_s, *INT64),
+            track_id=text(f"{name}.track_id", entry.track_id),
+            count=number(f"{name}.count", entry.count),
+            timestamp_s=whole(f"{name}.timestamp_s", entry.timestamp_s, *INT64),
         )
-    for position, played in enumerate(_listed("session", session)):
+    for position, played in enumerate(listed("session", session)):
         played = played if isinstance(played, SessionEntry) else SessionEntry(played)
         name = f"session.entries[{position}]"
         request.session.entries.add(
-            track_id=_text(f"{name}.track_id", played.track_id),
-            timestamp_s=_whole(f"{name}.timestamp_s", played.timestamp_s, *INT64),
+            track_id=text(f"{name}.track_id", played.track_id),
+            timestamp_s=whole(f"{name}.timestamp_s", played.timestamp_s, *INT64),
             completed=None if played.completed is None else bool(played.completed),
             skipped=None if played.skipped is None else bool(played.skipped),
         )
     for column, value in (profile or {}).items():
-        name = f"profile.columns[{_text('profile.columns', column)!r}]"
+        name = f"profile.columns[{text('profile.columns', column)!r}]"
         if isinstance(value, str):
-            request.profile.columns[column].text = _text(name, value)
+            request.profile.columns[column].text = text(name, value)
         elif value is not None:
-            request.profile.columns[column].number = _number(name, value)
+            request.profile.columns[column].number = number(name, value)
     return request
 
 
@@ -219,9 +243,9 @@ def similar_request(track_ids: Iterable[str], k: int, *, exclude: Iterable[str] 
         InvalidRequest: a value that the wire cannot express; names the field.
     """
     return pb.SimilarTracksRequest(
-        track_ids=_texts("track_ids", track_ids),
-        k=_whole("k", k, *UINT32),
-        exclude_track_ids=_texts("exclude_track_ids", exclude),
+        track_ids=texts("track_ids", track_ids),
+        k=whole("k", k, *UINT32),
+        exclude_track_ids=texts("exclude_track_ids", exclude),
     )
 
 
@@ -238,7 +262,7 @@ def explain_request(user_id: str, track_id: str) -> pb.ExplainRequest:
     Raises:
         InvalidRequest: a value that the wire cannot express; names the field.
     """
-    return pb.ExplainRequest(user_id=_text("user_id", user_id), track_id=_text("track_id", track_id))
+    return pb.ExplainRequest(user_id=text("user_id", user_id), track_id=text("track_id", track_id))
 
 
 def record_plays_request(plays: Iterable[Play]) -> pb.RecordPlaysRequest:
@@ -254,16 +278,16 @@ def record_plays_request(plays: Iterable[Play]) -> pb.RecordPlaysRequest:
         InvalidRequest: a value that the wire cannot express; names the field.
     """
     request = pb.RecordPlaysRequest()
-    for position, play in enumerate(_listed("plays", plays)):
+    for position, play in enumerate(listed("plays", plays)):
         name = f"plays[{position}]"
         if not isinstance(play, Play):
-            raise InvalidRequest(f"{name}: found {_shown(play)}, expected a Play")
+            raise InvalidRequest(f"{name}: found {shown(play)}, expected a Play")
         request.plays.add(
-            event_id=_text(f"{name}.event_id", play.event_id),
-            user_id=_text(f"{name}.user_id", play.user_id),
-            track_id=_text(f"{name}.track_id", play.track_id),
-            timestamp_s=_whole(f"{name}.timestamp_s", play.timestamp_s, *INT64),
-            count=_whole(f"{name}.count", play.count, *UINT32),
+            event_id=text(f"{name}.event_id", play.event_id),
+            user_id=text(f"{name}.user_id", play.user_id),
+            track_id=text(f"{name}.track_id", play.track_id),
+            timestamp_s=whole(f"{name}.timestamp_s", play.timestamp_s, *INT64),
+            count=whole(f"{name}.count", play.count, *UINT32),
             completed=None if play.completed is None else bool(play.completed),
             skipped=None if play.skipped is None else bool(play.skipped),
         )
@@ -282,7 +306,7 @@ def deadline(timeout_s: float) -> float:
     Raises:
         InvalidRequest: not a number above 0 and at most 86,400 (a day).
     """
-    seconds = _number("timeout_s", timeout_s)
+    seconds = number("timeout_s", timeout_s)
     if not 0 < seconds <= 86_400:  # gRPC takes far larger numbers for a deadline that has passed
         raise InvalidRequest(f"timeout_s: found {seconds:g}, expected above 0 and at most 86400 seconds")
     return seconds
@@ -290,75 +314,26 @@ def deadline(timeout_s: float) -> float:
 
 def _filter(wanted: Filter) -> pb.Filter:
     if not isinstance(wanted, Filter):
-        raise InvalidRequest(f"filter: found {_shown(wanted)}, expected a Filter")
+        raise InvalidRequest(f"filter: found {shown(wanted)}, expected a Filter")
     if not (wanted.explicit is None or isinstance(wanted.explicit, bool)):  # the text "no" would be true
-        raise InvalidRequest(f"filter.explicit: found {_shown(wanted.explicit)}, expected True or False")
+        raise InvalidRequest(f"filter.explicit: found {shown(wanted.explicit)}, expected True or False")
     message = pb.Filter(
-        genres=_kept_texts("filter.genres", wanted.genres),
-        artists=_kept_texts("filter.artists", wanted.artists),
-        min_year=None if wanted.min_year is None else _whole("filter.min_year", wanted.min_year, *INT32),
-        max_year=None if wanted.max_year is None else _whole("filter.max_year", wanted.max_year, *INT32),
+        genres=kept_texts("filter.genres", wanted.genres),
+        artists=kept_texts("filter.artists", wanted.artists),
+        min_year=None if wanted.min_year is None else whole("filter.min_year", wanted.min_year, *INT32),
+        max_year=None if wanted.max_year is None else whole("filter.max_year", wanted.max_year, *INT32),
         explicit=wanted.explicit,
     )
-    for position, condition in enumerate(_kept("filter.conditions", wanted.conditions)):
+    for position, condition in enumerate(kept("filter.conditions", wanted.conditions)):
         name = f"filter.conditions[{position}]"
         if not isinstance(condition, Condition):
-            raise InvalidRequest(f"{name}: found {_shown(condition)}, expected a Condition")
+            raise InvalidRequest(f"{name}: found {shown(condition)}, expected a Condition")
         message.conditions.add(
-            column=_text(f"{name}.column", condition.column),
-            any_of=_kept_texts(f"{name}.any_of", condition.any_of),
-            all_of=_kept_texts(f"{name}.all_of", condition.all_of),
-            none_of=_kept_texts(f"{name}.none_of", condition.none_of),
-            min=None if condition.min is None else _number(f"{name}.min", condition.min),
-            max=None if condition.max is None else _number(f"{name}.max", condition.max),
+            column=text(f"{name}.column", condition.column),
+            any_of=kept_texts(f"{name}.any_of", condition.any_of),
+            all_of=kept_texts(f"{name}.all_of", condition.all_of),
+            none_of=kept_texts(f"{name}.none_of", condition.none_of),
+            min=None if condition.min is None else number(f"{name}.min", condition.min),
+            max=None if condition.max is None else number(f"{name}.max", condition.max),
         )
     return message
-
-
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise InvalidRequest(f"{name}: found {_shown(value)}, expected text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise InvalidRequest(f"{name}: found {_shown(value)}, expected text that UTF-8 can hold") from None
-    return value
-
-
-def _whole(name: str, value: object, low: int, high: int) -> int:
-    number = operator.index(value) if isinstance(value, SupportsIndex) else None
-    if number is None or not low <= number <= high:
-        raise InvalidRequest(f"{name}: found {_shown(value)}, expected a whole number from {low} to {high}")
-    return number
-
-
-def _number(name: str, value: object) -> float:
-    try:
-        return float(value if isinstance(value, SupportsFloat) else "")
-    except (ValueError, OverflowError):
-        raise InvalidRequest(f"{name}: found {_shown(value)}, expected a number") from None
-
-
-def _listed(name: str, values: Iterable[T]) -> Iterable[T]:
-    if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
-        raise InvalidRequest(f"{name}: found {_shown(values)}, expected a list")
-    return values
-
-
-def _kept(name: str, values: Collection[T]) -> Iterable[T]:
-    if not isinstance(values, Collection):  # an iterator: nothing would be left of it for the second request
-        raise InvalidRequest(f"{name}: found {_shown(values)}, expected a list")
-    return _listed(name, values)
-
-
-def _kept_texts(name: str, values: Collection[str]) -> list[str]:
-    return _texts(name, _kept(name, values))
-
-
-def _texts(name: str, values: Iterable[str]) -> list[str]:
-    return [_text(f"{name}[{position}]", value) for position, value in enumerate(_listed(name, values))]
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -16,6 +16,8 @@ class Track:
         retrieval_score: cosine of user and track vector, -1 to 1; 0 for tier "popular".
         title: "" where the catalog has none.
         artist: "" where the catalog has none.
+        propensity: chance with which it came to its place, given those above; 0 without exploration.
+        moved_by: rules that brought it into the list or further up.
     """
 
     track_id: str
@@ -23,6 +25,23 @@ class Track:
     retrieval_score: float
     title: str
     artist: str
+    propensity: float = 0.0
+    moved_by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedRule:
+    """What a rule did to an answer.
+
+    Attributes:
+        rule: such as "cap artist".
+        moved: tracks that it brought into the list or further up; of "block", tracks that it keeps out.
+        gave_way: what could not be met; "" when all was.
+    """
+
+    rule: str
+    moved: int
+    gave_way: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +55,7 @@ class Recommendations:
         degraded: reasons why the answer is less than it could be, such as "user_store"; empty when it is whole.
         stages_us: microseconds that the server spent, by stage.
         request_id: finds the call in the server's log.
+        rules_applied: what each rule did; empty without rules.
     """
 
     tracks: tuple[Track, ...]
@@ -44,6 +64,7 @@ class Recommendations:
     degraded: tuple[str, ...]
     stages_us: Mapping[str, int]
     request_id: str
+    rules_applied: tuple[AppliedRule, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +125,8 @@ class Status:
         current_bundle_id: the bundle that the store calls CURRENT.
         swap_error: why CURRENT is not being served; "" when it is.
         requests: answered by the worker that answered this one.
+        rules_error: why the server's file of rules is not what is in force; "" when it is.
+        rule_sets: that requests can name.
     """
 
     bundle_id: str
@@ -119,6 +142,8 @@ class Status:
     current_bundle_id: str
     swap_error: str
     requests: int
+    rules_error: str = ""
+    rule_sets: tuple[str, ...] = ()
 
 
 def recommendations(reply: pb.RecommendResponse) -> Recommendations:
@@ -130,7 +155,10 @@ def recommendations(reply: pb.RecommendResponse) -> Recommendations:
     Returns:
         The tracks, best first, and how they were made.
     """
-    tracks = tuple(Track(t.track_id, t.score, t.retrieval_score, t.title, t.artist) for t in reply.tracks)
+    tracks = tuple(
+        Track(t.track_id, t.score, t.retrieval_score, t.title, t.artist, t.propensity, tuple(t.moved_by))
+        for t in reply.tracks
+    )
     return Recommendations(
         tracks=tracks,
         bundle_id=reply.bundle_id,
@@ -138,6 +166,7 @@ def recommendations(reply: pb.RecommendResponse) -> Recommendations:
         degraded=tuple(reply.degraded),
         stages_us={stage.name: stage.took_us for stage in reply.stages},
         request_id=reply.request_id,
+        rules_applied=tuple(AppliedRule(one.rule, one.moved, one.gave_way) for one in reply.rules_applied),
     )
 
 
@@ -183,7 +212,8 @@ def status(reply: pb.GetStatusResponse) -> Status:
     Returns:
         The status.
     """
-    return Status(*(getattr(reply, field.name) for field in fields(Status)))
+    values = {field.name: getattr(reply, field.name) for field in fields(Status)}
+    return Status(**values | {"rule_sets": tuple(reply.rule_sets)})
 
 
 def tier_name(tier: int) -> str:

@@ -1,12 +1,14 @@
 """The reply to Recommend as bytes, joined from parts that the bundle holds ready; see `lhydra_protos.v1.wire`."""
 
+import struct
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from lhydra.bundle.strings import StringColumn
 from lhydra.domain import F32, I64, STAGES, Recommendation
-from lhydra_protos.v1.wire import SCORE_BYTES, number_field, text_field
+from lhydra.rules import Applied
+from lhydra_protos.v1.wire import SCORE_BYTES, number_field, text_field, varint
 
 _SCORE, _RETRIEVAL_SCORE = np.arange(1, 5), np.arange(6, 10)  # where the floats are among the last SCORE_BYTES bytes
 _STAGE_NAMES = {stage: text_field(1, stage.encode()) for stage in STAGES}
@@ -38,7 +40,11 @@ def reply(
     tail += [text_field(4, reason.encode()) for reason in degraded]
     tail += [text_field(5, _STAGE_NAMES[stage] + number_field(2, stage_us.get(stage, 0))) for stage in STAGES]
     tail.append(text_field(6, request_id.encode()))
-    return b"".join([tracks(found.rows, found.scores, found.retrieval_scores, parts), *tail])
+    listed = tracks(found.rows, found.scores, found.retrieval_scores, parts)
+    if found.applied or found.moved_by:
+        listed = with_rules(listed, found)
+        tail += [text_field(7, _applied(one)) for one in found.applied]
+    return b"".join([listed, *tail])
 
 
 def tracks(rows: I64, scores: F32, retrieval_scores: F32, parts: StringColumn) -> bytearray:
@@ -62,3 +68,39 @@ def tracks(rows: I64, scores: F32, retrieval_scores: F32, parts: StringColumn) -
         out[at + _SCORE] = np.ascontiguousarray(scores, "<f4").view(np.uint8).reshape(-1, 4)
         out[at + _RETRIEVAL_SCORE] = np.ascontiguousarray(retrieval_scores, "<f4").view(np.uint8).reshape(-1, 4)
     return joined
+
+
+def with_rules(listed: bytes | bytearray, found: Recommendation) -> bytearray:
+    """Adds to each track what rules did to it.
+
+    Args:
+        listed: RecommendResponse.tracks as `tracks` encodes it.
+        found: with `moved_by`, and `propensity` where tracks were drawn.
+
+    Returns:
+        The field, once per row, as protobuf.
+    """
+    out, at = bytearray(), 0
+    chances = found.propensity.tolist() if found.propensity is not None else [0.0] * len(found.rows)
+    for moved_by, chance in zip(found.moved_by, chances, strict=True):
+        length, start = _read_varint(listed, at + 1)
+        at = start + length
+        more = b"".join(text_field(10, name.encode()) for name in moved_by)
+        more += b"\x45" + struct.pack("<f", chance) if chance else b""
+        out += b"\x0a" + varint(length + len(more)) + listed[start:at] + more
+    return out
+
+
+def _read_varint(data: bytes | bytearray, at: int) -> tuple[int, int]:
+    """The number there, and where it ends."""
+    number = shift = 0
+    while True:
+        byte = data[at]
+        number |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return number, at
+
+
+def _applied(one: Applied) -> bytes:
+    return text_field(1, one.rule.encode()) + number_field(2, one.moved) + text_field(3, one.gave_way.encode())

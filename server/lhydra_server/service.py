@@ -24,6 +24,7 @@ from lhydra_server.config import FleetStatus
 from lhydra_server.interceptors import Call
 from lhydra_server.metrics.worker import Metrics, NoMetrics
 from lhydra_server.replies import reply
+from lhydra_server.rules import NO_SETS
 from lhydra_server.translate import to_plays, to_request
 
 NO_METRICS = NoMetrics()
@@ -123,6 +124,7 @@ class RecommenderService:
         self._batcher: Batcher[QueryAndCheck, Recommendation | Exception] = Batcher(
             self._recommend_many, MAX_BATCH, self._count_batch
         )
+        self.rule_sets = NO_SETS  # replaced whole when the file of rules changes
         self._started_s = time.monotonic()
         self._count = itertools.count(1)
         self._answered = 0
@@ -145,7 +147,9 @@ class RecommenderService:
         served, stage_us = self._served, call.stage_us
         call.notes |= {"bundle": served.bundle_id, "user": user_tag(request.user_id), "stage_us": stage_us}
         now = int(time.time())
-        parsed = to_request(request, self._max_k, served.filters.names, served.genre, now)
+        parsed = to_request(
+            request, self._max_k, served.filters.names, served.genre, now, self.rule_sets, call.request_id
+        )
         with timed("lookup", stage_us):
             query = to_query(parsed, self._look_up(request.user_id, call), now)
         if served.profile is not None and (unused := parsed.profile.keys() - served.profile):

@@ -15,13 +15,21 @@ from lhydra.limits import (
     check_range,
     check_time,
 )
+from lhydra.lists.file import RuleSets
 from lhydra.queries import Request, check
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.filters import to_conditions
+from lhydra_server.rules import NO_SETS, seed_of, to_rules
 
 
 def to_request(
-    request: pb.RecommendRequest, max_k: int, columns: Mapping[str, str], genre: str | None, now: int
+    request: pb.RecommendRequest,
+    max_k: int,
+    columns: Mapping[str, str],
+    genre: str | None,
+    now: int,
+    sets: RuleSets = NO_SETS,
+    request_id: str = "",
 ) -> Request:
     """Returns what a request says, all of it checked.
 
@@ -31,6 +39,8 @@ def to_request(
         columns: the columns that can be filtered on, and their kinds, `FilterColumns.names`.
         genre: the column that holds genres.
         now: Unix seconds.
+        sets: the rule sets of this server.
+        request_id: of the call.
 
     Returns:
         The request; its filter as conditions that the columns can answer.
@@ -53,16 +63,14 @@ def to_request(
         now=request.now_s,
     )
     check(parsed, max_k, now)
-    for field, is_set in (
-        ("diversity", request.diversity.ByteSize() > 0),
-        ("explain", request.explain),
-        ("seed", request.seed != 0),
-    ):
-        if is_set:
-            raise Unsupported(f"{field}: this version does not answer it")
-    if not request.HasField("filter"):
-        return parsed
-    return replace(parsed, filter=to_conditions(request.filter, columns, genre))
+    if request.explain:
+        raise Unsupported("explain: this version does not answer it")
+    if request.HasField("filter"):
+        parsed = replace(parsed, filter=to_conditions(request.filter, columns, genre))
+    if sets.default is not None or request.HasField("rules") or request.HasField("diversity"):
+        rules = to_rules(request, sets, columns)
+        parsed = replace(parsed, rules=rules, seed=seed_of(request.seed, request_id))
+    return parsed
 
 
 def to_plays(request: pb.RecordPlaysRequest) -> list[Play]:

@@ -341,14 +341,14 @@ Global___Filter: typing_extensions.TypeAlias = Filter
 
 @typing.final
 class Diversity(google.protobuf.message.Message):
-    """Rules over the finished list; all off by default."""
+    """Short forms of rules, off by default."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MAX_PER_ARTIST_FIELD_NUMBER: builtins.int
     STRENGTH_FIELD_NUMBER: builtins.int
     max_per_artist: builtins.int
-    """0 means no cap"""
+    """0 means no cap; beside a cap of `rules` the smaller holds"""
     strength: builtins.float
     """0 to 1; 0 means off"""
     def __init__(
@@ -360,6 +360,169 @@ class Diversity(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["max_per_artist", b"max_per_artist", "strength", b"strength"]) -> None: ...
 
 Global___Diversity: typing_extensions.TypeAlias = Diversity
+
+@typing.final
+class Calibration(google.protobuf.message.Message):
+    """Moves the mix of a column in the list towards that of the user's own plays."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COLUMN_FIELD_NUMBER: builtins.int
+    STRENGTH_FIELD_NUMBER: builtins.int
+    column: builtins.str
+    strength: builtins.float
+    """0 to 1; 0 means 0.5"""
+    def __init__(
+        self,
+        *,
+        column: builtins.str = ...,
+        strength: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["column", b"column", "strength", b"strength"]) -> None: ...
+
+Global___Calibration: typing_extensions.TypeAlias = Calibration
+
+@typing.final
+class Boost(google.protobuf.message.Message):
+    """Tracks with one of some values count more, or less."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COLUMN_FIELD_NUMBER: builtins.int
+    VALUES_FIELD_NUMBER: builtins.int
+    FACTOR_FIELD_NUMBER: builtins.int
+    column: builtins.str
+    factor: builtins.float
+    """of the score: above 1 they rise, below 1 they are buried"""
+    @property
+    def values(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        column: builtins.str = ...,
+        values: collections.abc.Iterable[builtins.str] | None = ...,
+        factor: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["column", b"column", "factor", b"factor", "values", b"values"]) -> None: ...
+
+Global___Boost: typing_extensions.TypeAlias = Boost
+
+@typing.final
+class ColumnValues(google.protobuf.message.Message):
+    """Values of a column."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COLUMN_FIELD_NUMBER: builtins.int
+    VALUES_FIELD_NUMBER: builtins.int
+    column: builtins.str
+    @property
+    def values(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        column: builtins.str = ...,
+        values: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["column", b"column", "values", b"values"]) -> None: ...
+
+Global___ColumnValues: typing_extensions.TypeAlias = ColumnValues
+
+@typing.final
+class Rules(google.protobuf.message.Message):
+    """What turns scored candidates into a list. A request starts from the set that it names, or from the server's default,
+    and says what differs. Where rules cannot all hold: block > pin > cap > collapse > fresh > explore > calibration >
+    diversity > boost.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class CapsEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    SET_FIELD_NUMBER: builtins.int
+    OFF_FIELD_NUMBER: builtins.int
+    CAPS_FIELD_NUMBER: builtins.int
+    CALIBRATION_FIELD_NUMBER: builtins.int
+    BOOSTS_FIELD_NUMBER: builtins.int
+    BLOCKS_FIELD_NUMBER: builtins.int
+    EXPLORE_SLOTS_FIELD_NUMBER: builtins.int
+    set: builtins.str
+    """named in the server's file; empty means its default"""
+    off: builtins.bool
+    """no rules, whatever the default"""
+    explore_slots: builtins.int
+    """places drawn at random, in place of the set's number; 0 leaves it"""
+    @property
+    def caps(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
+        """most tracks per value of a column, in place of the set's; 0 lifts a cap"""
+
+    @property
+    def calibration(self) -> Global___Calibration:
+        """in place of the set's"""
+
+    @property
+    def boosts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Boost]:
+        """besides the set's"""
+
+    @property
+    def blocks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___ColumnValues]:
+        """besides the set's: these tracks are never returned"""
+
+    def __init__(
+        self,
+        *,
+        set: builtins.str = ...,
+        off: builtins.bool = ...,
+        caps: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
+        calibration: Global___Calibration | None = ...,
+        boosts: collections.abc.Iterable[Global___Boost] | None = ...,
+        blocks: collections.abc.Iterable[Global___ColumnValues] | None = ...,
+        explore_slots: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["calibration", b"calibration"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["blocks", b"blocks", "boosts", b"boosts", "calibration", b"calibration", "caps", b"caps", "explore_slots", b"explore_slots", "off", b"off", "set", b"set"]) -> None: ...
+
+Global___Rules: typing_extensions.TypeAlias = Rules
+
+@typing.final
+class RuleApplied(google.protobuf.message.Message):
+    """What a rule did to an answer."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RULE_FIELD_NUMBER: builtins.int
+    MOVED_FIELD_NUMBER: builtins.int
+    GAVE_WAY_FIELD_NUMBER: builtins.int
+    rule: builtins.str
+    """block, boost, collapse, cap, diversity, calibration, fresh, explore, pin"""
+    moved: builtins.int
+    """tracks that it brought into the list or further up; of block, tracks that it keeps out"""
+    gave_way: builtins.str
+    """what could not be met; empty when all was"""
+    def __init__(
+        self,
+        *,
+        rule: builtins.str = ...,
+        moved: builtins.int = ...,
+        gave_way: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["gave_way", b"gave_way", "moved", b"moved", "rule", b"rule"]) -> None: ...
+
+Global___RuleApplied: typing_extensions.TypeAlias = RuleApplied
 
 @typing.final
 class RecommendRequest(google.protobuf.message.Message):
@@ -378,6 +541,7 @@ class RecommendRequest(google.protobuf.message.Message):
     SEED_FIELD_NUMBER: builtins.int
     SESSION_FIELD_NUMBER: builtins.int
     NOW_S_FIELD_NUMBER: builtins.int
+    RULES_FIELD_NUMBER: builtins.int
     user_id: builtins.str
     """1 to 256 characters, no control characters"""
     k: builtins.int
@@ -388,7 +552,7 @@ class RecommendRequest(google.protobuf.message.Message):
     explain: builtins.bool
     """fill ScoredTrack.reasons"""
     seed: builtins.int
-    """for rules that draw at random"""
+    """of the draws of exploration; 0 means one made of the request id"""
     now_s: builtins.int
     """from which ages count, Unix seconds; 0 means the server's clock"""
     @property
@@ -411,6 +575,8 @@ class RecommendRequest(google.protobuf.message.Message):
     def session(self) -> Global___Session:
         """plays of now that are not recorded yet, for any user"""
 
+    @property
+    def rules(self) -> Global___Rules: ...
     def __init__(
         self,
         *,
@@ -427,9 +593,10 @@ class RecommendRequest(google.protobuf.message.Message):
         seed: builtins.int = ...,
         session: Global___Session | None = ...,
         now_s: builtins.int = ...,
+        rules: Global___Rules | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["diversity", b"diversity", "filter", b"filter", "history", b"history", "profile", b"profile", "session", b"session"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["depth", b"depth", "diversity", b"diversity", "exclude_track_ids", b"exclude_track_ids", "explain", b"explain", "filter", b"filter", "history", b"history", "k", b"k", "now_s", b"now_s", "profile", b"profile", "repeat_policy", b"repeat_policy", "seed", b"seed", "session", b"session", "user_id", b"user_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["diversity", b"diversity", "filter", b"filter", "history", b"history", "profile", b"profile", "rules", b"rules", "session", b"session"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["depth", b"depth", "diversity", b"diversity", "exclude_track_ids", b"exclude_track_ids", "explain", b"explain", "filter", b"filter", "history", b"history", "k", b"k", "now_s", b"now_s", "profile", b"profile", "repeat_policy", b"repeat_policy", "rules", b"rules", "seed", b"seed", "session", b"session", "user_id", b"user_id"]) -> None: ...
 
 Global___RecommendRequest: typing_extensions.TypeAlias = RecommendRequest
 
@@ -443,6 +610,8 @@ class ScoredTrack(google.protobuf.message.Message):
     TITLE_FIELD_NUMBER: builtins.int
     ARTIST_FIELD_NUMBER: builtins.int
     REASONS_FIELD_NUMBER: builtins.int
+    PROPENSITY_FIELD_NUMBER: builtins.int
+    MOVED_BY_FIELD_NUMBER: builtins.int
     track_id: builtins.str
     score: builtins.float
     """calibrated probability of a play; for TIER_POPULAR the share of listeners"""
@@ -451,8 +620,14 @@ class ScoredTrack(google.protobuf.message.Message):
     title: builtins.str
     """empty where the catalogue has none"""
     artist: builtins.str
+    propensity: builtins.float
+    """chance with which it came to its place, given those above; 0 without exploration"""
     @property
     def reasons(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    @property
+    def moved_by(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """rules that brought it into the list or further up"""
+
     def __init__(
         self,
         *,
@@ -462,8 +637,10 @@ class ScoredTrack(google.protobuf.message.Message):
         title: builtins.str = ...,
         artist: builtins.str = ...,
         reasons: collections.abc.Iterable[builtins.str] | None = ...,
+        propensity: builtins.float = ...,
+        moved_by: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["artist", b"artist", "reasons", b"reasons", "retrieval_score", b"retrieval_score", "score", b"score", "title", b"title", "track_id", b"track_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artist", b"artist", "moved_by", b"moved_by", "propensity", b"propensity", "reasons", b"reasons", "retrieval_score", b"retrieval_score", "score", b"score", "title", b"title", "track_id", b"track_id"]) -> None: ...
 
 Global___ScoredTrack: typing_extensions.TypeAlias = ScoredTrack
 
@@ -498,6 +675,7 @@ class RecommendResponse(google.protobuf.message.Message):
     DEGRADED_FIELD_NUMBER: builtins.int
     STAGES_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
+    RULES_APPLIED_FIELD_NUMBER: builtins.int
     bundle_id: builtins.str
     tier: Global___Tier.ValueType
     request_id: builtins.str
@@ -511,6 +689,10 @@ class RecommendResponse(google.protobuf.message.Message):
 
     @property
     def stages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Stage]: ...
+    @property
+    def rules_applied(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RuleApplied]:
+        """empty without rules"""
+
     def __init__(
         self,
         *,
@@ -520,8 +702,9 @@ class RecommendResponse(google.protobuf.message.Message):
         degraded: collections.abc.Iterable[builtins.str] | None = ...,
         stages: collections.abc.Iterable[Global___Stage] | None = ...,
         request_id: builtins.str = ...,
+        rules_applied: collections.abc.Iterable[Global___RuleApplied] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["bundle_id", b"bundle_id", "degraded", b"degraded", "request_id", b"request_id", "stages", b"stages", "tier", b"tier", "tracks", b"tracks"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bundle_id", b"bundle_id", "degraded", b"degraded", "request_id", b"request_id", "rules_applied", b"rules_applied", "stages", b"stages", "tier", b"tier", "tracks", b"tracks"]) -> None: ...
 
 Global___RecommendResponse: typing_extensions.TypeAlias = RecommendResponse
 
@@ -721,6 +904,8 @@ class GetStatusResponse(google.protobuf.message.Message):
     CURRENT_BUNDLE_ID_FIELD_NUMBER: builtins.int
     SWAP_ERROR_FIELD_NUMBER: builtins.int
     REQUESTS_FIELD_NUMBER: builtins.int
+    RULES_ERROR_FIELD_NUMBER: builtins.int
+    RULE_SETS_FIELD_NUMBER: builtins.int
     bundle_id: builtins.str
     model_id: builtins.str
     lhydra_version: builtins.str
@@ -738,6 +923,12 @@ class GetStatusResponse(google.protobuf.message.Message):
     """why CURRENT is not being served; empty when it is"""
     requests: builtins.int
     """answered by this worker"""
+    rules_error: builtins.str
+    """why the file of rules is not what is in force; empty when it is"""
+    @property
+    def rule_sets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """that requests can name"""
+
     def __init__(
         self,
         *,
@@ -754,7 +945,9 @@ class GetStatusResponse(google.protobuf.message.Message):
         current_bundle_id: builtins.str = ...,
         swap_error: builtins.str = ...,
         requests: builtins.int = ...,
+        rules_error: builtins.str = ...,
+        rule_sets: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["bundle_id", b"bundle_id", "current_bundle_id", b"current_bundle_id", "default_depth", b"default_depth", "dim", b"dim", "index_recipe", b"index_recipe", "lhydra_version", b"lhydra_version", "max_k", b"max_k", "model_id", b"model_id", "requests", b"requests", "swap_error", b"swap_error", "tracks", b"tracks", "uptime_s", b"uptime_s", "workers", b"workers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bundle_id", b"bundle_id", "current_bundle_id", b"current_bundle_id", "default_depth", b"default_depth", "dim", b"dim", "index_recipe", b"index_recipe", "lhydra_version", b"lhydra_version", "max_k", b"max_k", "model_id", b"model_id", "requests", b"requests", "rule_sets", b"rule_sets", "rules_error", b"rules_error", "swap_error", b"swap_error", "tracks", b"tracks", "uptime_s", b"uptime_s", "workers", b"workers"]) -> None: ...
 
 Global___GetStatusResponse: typing_extensions.TypeAlias = GetStatusResponse

@@ -1,0 +1,278 @@
+"""The rules of a request on one bundle: what they keep out, what they pin, and the list they make of the candidates."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.eligible import EligibleSet
+from lhydra.bundle.exact import best_first
+from lhydra.bundle.row_columns import RowColumns
+from lhydra.domain import F32, I64, Condition, Query, Recommendation, Tier, track_hashes
+from lhydra.limits import MAX_DEPTH
+from lhydra.lists.compose import Candidates, Composed, compose
+from lhydra.rules import Applied, Match, Rules
+from lhydra.timing import timed
+
+_NO_ROWS = np.empty(0, np.int64)
+_LEAST_DEPTH = 3  # candidates per place of the list: rules need something to choose from
+
+
+def rules_depth(depth: int, k: int) -> int:
+    """Returns how many candidates a request with rules takes.
+
+    Args:
+        depth: without rules.
+        k: how many tracks it asks for.
+
+    Returns:
+        At least three for each place.
+    """
+    return max(depth, _LEAST_DEPTH * k)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the rules of a request say before anything is retrieved.
+
+    conditions: that keep blocked values out; blocked: rows that are blocked by name; n_blocked: tracks of the catalog
+    that are kept out; pinned: rows to pin with their places, from 0, not yet held against filter and exclusions.
+    """
+
+    conditions: tuple[Condition, ...] = ()
+    blocked: I64 = field(default_factory=lambda: _NO_ROWS)
+    n_blocked: int = 0
+    pinned: tuple[tuple[int, int], ...] = ()
+    unknown: int = 0  # pinned tracks that the catalog does not have
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request with rules, as far as the stages before its list have come.
+
+    history: (m,) rows that the user has played. eligible: of filter and blocked values, None where everything is.
+    barred: rows that the request excludes and that are blocked, which no pin may show. stage_us: where the times go.
+    check: called between stages; what it raises stops the work.
+    """
+
+    query: Query
+    prepared: Prepared
+    tier: Tier
+    history: I64
+    eligible: EligibleSet | None
+    barred: I64
+    stage_us: dict[str, int]
+    check: Callable[[], None]
+
+
+class Ruled:
+    """Makes lists by rules from one bundle; safe to use from several threads.
+
+    Args:
+        bundle: whose tracks are listed.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle, self._catalog = bundle, bundle.catalog
+        self.columns = RowColumns(bundle.catalog, bundle.filters)
+        self._blocks = lru_cache(64)(self._blocked)
+        self._named = lru_cache(256)(lambda tracks: self._catalog.rows(track_hashes(tracks)))
+
+    def prepare(self, query: Query) -> Prepared:
+        """Finds what the rules of a request keep out and what they pin.
+
+        Args:
+            query: with rules.
+
+        Returns:
+            What retrieval must know.
+        """
+        rules = query.rules
+        assert rules is not None
+        if not (rules.blocks or rules.pins):
+            return Prepared()
+        matches = tuple(match for match in rules.blocks if match.holds(query.now))
+        conditions, blocked, n_blocked = self._blocks(matches) if matches else ((), _NO_ROWS, 0)
+        pinned, unknown = [], 0
+        for pin in rules.pins:
+            if pin.match.holds(query.now):
+                row = int(self._named(pin.match.tracks)[0])
+                unknown += row < 0
+                pinned += [(pin.position - 1, row)] if row >= 0 else []
+        return Prepared(conditions, blocked, n_blocked, tuple(pinned), unknown)
+
+    def answer(
+        self,
+        asked: Asked,
+        found: tuple[I64, F32],
+        find: Callable[[int], tuple[I64, F32]],
+        score: Callable[[I64], tuple[F32, F32, F32]],
+        vector: F32 | None,
+    ) -> Recommendation:
+        """Answers a request by its rules, with more candidates where caps or duplicates leave too few.
+
+        Args:
+            asked: the request.
+            found: rows of the candidates and their cosines.
+            find: finds so many candidates.
+            score: of rows: the logit; the score shown; what orders them, before their rows do.
+            vector: (1, dim) of the user, None where cosines say nothing.
+
+        Returns:
+            The answer.
+        """
+        pins, refused = self._allowed(asked)
+        pinned = np.array([row for _, row in pins], np.int64)
+        rows, cosines = found
+        while True:
+            n_found = len(rows)
+            if len(more := pinned[~np.isin(pinned, rows)]):
+                near = np.zeros(len(more), np.float32) if vector is None else self._vectors(more) @ vector[0]
+                rows, cosines = np.concatenate([rows, more]), np.concatenate([cosines, near])
+            with timed("rerank", asked.stage_us):
+                logits, scores, keys = score(rows)
+            asked.check()
+            with timed("select", asked.stage_us):
+                order = best_first(rows, keys, len(rows))
+                made = self.compose(asked.query, rows[order], scores[order], pins, asked.history)
+            if not made.short or n_found >= MAX_DEPTH:
+                break
+            wider = find(min(4 * n_found, MAX_DEPTH))
+            if len(wider[0]) <= n_found:  # that is all there is
+                break
+            rows, cosines = wider
+        best = order[made.order]
+        return Recommendation(
+            *(rows[best], scores[best], logits[best], cosines[best], *found, asked.tier, asked.stage_us),
+            *(_told(made, asked.prepared, refused), made.moved_by, made.propensity),
+        )
+
+    def answer_popular(self, asked: Asked, find: Callable[[int], tuple[I64, F32]], depth: int) -> Recommendation:
+        """Answers a request of which nothing is known by its rules, from what is played most.
+
+        Args:
+            asked: the request.
+            find: finds so many rows and the share of listeners of each, best first.
+            depth: how many candidates to begin with.
+
+        Returns:
+            The answer.
+        """
+        share = self._catalog.share.copy()
+        place = np.zeros(len(share), np.float32)  # 0, -1, -2, … from the most played down
+
+        def found(depth: int) -> tuple[I64, F32]:
+            rows, share[rows] = find(depth)
+            place[rows] = -np.arange(len(rows), dtype=np.float32)
+            return rows, np.zeros(len(rows), np.float32)
+
+        return self.answer(asked, found(depth), found, lambda rows: (share[rows], share[rows], place[rows]), None)
+
+    def compose(self, query: Query, rows: I64, scores: F32, pins: Sequence[tuple[int, int]], history: I64) -> Composed:
+        """Makes the list of a request.
+
+        Args:
+            query: with rules.
+            rows: (n,) candidates, pinned ones included, best first.
+            scores: (n,) of the candidates, descending.
+            pins: rows and places of the pins that may be shown.
+            history: (m,) rows that the user has played.
+
+        Returns:
+            The list, as positions in `rows`.
+        """
+        rules = query.rules
+        assert rules is not None
+        columns, mix = self.columns, None
+        if rules.calibration is not None and len(history):
+            wanted = columns.labels(rules.calibration.column, history).shares()
+            mix = (columns.labels(rules.calibration.column, rows), wanted) if wanted.any() else None
+        candidates = Candidates(
+            scores.astype(np.float64),
+            self._factors(rules, rows, query.now),
+            _places(pins, rows, min(query.k, len(rows))),
+            [(column, columns.labels(column, rows), most) for column, most in rules.caps],
+            columns.songs(rows, rules.collapse.versions) if rules.collapse else None,
+            self._vectors(rows) if rules.diversity else None,
+            mix,
+            self._fresh(rules, rows, query.now),
+        )
+        return compose(rules, candidates, query.k, query.seed)
+
+    def _allowed(self, asked: Asked) -> tuple[list[tuple[int, int]], int]:
+        """The pins that may be shown, as places and rows, and how many may not."""
+        prepared, eligible = asked.prepared, asked.eligible
+        if not prepared.pinned:
+            return [], prepared.unknown
+        out = {*asked.barred.tolist(), *self._catalog.removed.tolist()}
+        kept = [
+            (place, row)
+            for place, row in prepared.pinned
+            if row not in out and (eligible is None or bool(eligible.mask[row]))
+        ]
+        return kept, prepared.unknown + len(prepared.pinned) - len(kept)
+
+    def _vectors(self, rows: I64) -> F32:
+        return self._catalog.vectors.take(rows, 0).astype(np.float32)
+
+    def _blocked(self, matches: tuple[Match, ...]) -> tuple[tuple[Condition, ...], I64, int]:
+        """What keeps tracks out, the rows named, and how many tracks that are."""
+        conditions = tuple(
+            Condition(one.column, none_of=one.values, where="rules.blocks.") for one in matches if one.column
+        )
+        named = self._named(tuple(track for one in matches for track in one.tracks))
+        named = named[named >= 0]
+        out = ~self._bundle.filters.mask(conditions) if conditions else np.zeros(len(self._catalog), np.bool_)
+        out[named] = True
+        return conditions, named, int(np.count_nonzero(out))
+
+    def _factors(self, rules: Rules, rows: I64, now: int) -> npt.NDArray[np.float64] | None:
+        if not rules.boosts:
+            return None
+        factors = np.ones(len(rows))
+        for boost in rules.boosts:
+            match = boost.match
+            if match.holds(now):
+                own = np.isin(rows, self._named(match.tracks)) if match.tracks else np.zeros(len(rows), np.bool_)
+                factors[own | self.columns.having(match.column, match.values, rows) if match.column else own] *= (
+                    boost.factor
+                )
+        return factors
+
+    def _fresh(self, rules: Rules, rows: I64, now: int) -> npt.NDArray[np.bool_] | None:
+        fresh = rules.fresh
+        if fresh is None:
+            return None
+        numbers = self.columns.numbers(fresh.column, rows)
+        assert numbers is not None  # checked
+        since = fresh.since if fresh.since is not None else time.gmtime(now).tm_year - (fresh.within or 0)
+        return numbers >= since
+
+
+def _places(pins: Sequence[tuple[int, int]], rows: I64, k: int) -> dict[int, int]:
+    """Candidate by place: the wanted one, or where it is taken the nearest free below, else above."""
+    places: dict[int, int] = {}
+    at = {row: i for i, row in enumerate(rows.tolist())} if pins else {}
+    for place, row in sorted(pins):
+        if len(places) < k and row in at and at[row] not in places.values():
+            wanted = min(place, k - 1)
+            free = next((i for i in range(wanted, k) if i not in places), None)
+            free = next(i for i in range(wanted, -1, -1) if i not in places) if free is None else free
+            places[free] = at[row]
+    return places
+
+
+def _told(made: Composed, prepared: Prepared, refused: int) -> tuple[Applied, ...]:
+    """What the rules did, with what happened before there was a list: blocks, and pins that may not be shown."""
+    applied = list(made.applied)
+    if prepared.conditions or len(prepared.blocked):
+        applied.insert(0, Applied("block", prepared.n_blocked))
+    if refused:
+        gave_way = f"{refused} pinned tracks are unknown, blocked, excluded or filtered out"
+        applied = [one for one in applied if one.rule != "pin"]
+        applied.append(Applied("pin", sum("pin" in moves for moves in made.moved_by), gave_way))
+    return tuple(applied)
