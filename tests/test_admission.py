@@ -67,7 +67,7 @@ def test_of_calls_that_never_send_their_request_the_oldest_makes_room(
 ) -> None:
     monkeypatch.setattr(admission, "MOST_AWAITED", 10)
     path = f"/{SERVICE}/Recommend"
-    with serve(tmp_path) as running, half_open(running.listener.port, 10, path, 1) as (first,):
+    with serve(tmp_path, max_in_flight=10) as running, half_open(running.listener.port, 10, path, 1) as (first,):
         with half_open(running.listener.port, 4, path, 1):
             ended = raw_http2.answered(first)
             assert [next(ended) for _ in range(4)] == [1, 3, 5, 7]
@@ -75,6 +75,26 @@ def test_of_calls_that_never_send_their_request_the_oldest_makes_room(
             first.sendall(raw_http2.message(1, request().SerializeToString()))
             assert next(ended) == 9
         assert ids(running.stub.Recommend(request(), timeout=20)) == expected_ids(100, 5)
+
+
+def test_of_requests_that_come_slowly_so_many_are_kept_as_memory_allows(running: Running) -> None:
+    path, numbers = f"/{SERVICE}/Recommend", range(1, 400, 2)
+    begun = b"\0" + (app.MAX_REQUEST_BYTES - 100).to_bytes(4, "big") + bytes(100)
+    with raw_http2.connection(running.listener.port) as raw:
+        for number in numbers:
+            raw.sendall(raw_http2.headers(number, path) + raw_http2.frame(raw_http2.DATA, 0, number, begun))
+        ended = raw_http2.answered(raw)
+        most = admission.MOST_AWAITED
+        assert [next(ended) for _ in numbers[:-most]] == list(numbers[:-most])
+        until(lambda: len(running.listener._calls._awaited) == most)
+        assert ids(running.stub.Recommend(request(), timeout=20)) == expected_ids(N, 5)
+    assert most * app.MAX_REQUEST_BYTES <= 2**26
+
+
+def test_as_many_calls_come_in_one_moment_as_a_server_may_hold(tmp_path: Path) -> None:
+    with serve(tmp_path, max_in_flight=400) as running:
+        calls = [running.stub.Recommend.future(request(), timeout=60) for _ in range(400)]
+        assert {tuple(ids(call.result())) for call in calls} == {tuple(expected_ids(N, 5))}
 
 
 def test_a_call_that_never_sends_its_request_ends_with_its_connection(

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -33,6 +34,7 @@ from lhydra_protos.v1.recommender_pb2_grpc import RecommenderStub
 from lhydra_server import supervisor
 from lhydra_server.address import Reservation, joined
 from lhydra_server.config import GRACE_S, MAX_ERROR_CHARS, NOTICE_S, ServeSettings, WorkerReport, longest_stop_s
+from lhydra_server.descriptors import check_free_descriptors, use_all_descriptors
 from lhydra_server.heartbeat import Limits
 from lhydra_server.processes import WorkerProcess
 from lhydra_server.supervisor import Backoff
@@ -165,6 +167,22 @@ def test_idle_connections_beyond_the_soft_limit_keep_nobody_waiting(tmp_path: Pa
             stack.enter_context(socket.create_connection((host, int(port))))
         with open_stub(server.address) as stub:
             assert stub.GetStatus(pb.GetStatusRequest(), timeout=5).bundle_id == B1
+
+
+def test_too_few_descriptors_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_bundle(tmp_path, B1, n=100)
+    publish(tmp_path, B1)
+    lower = "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))"
+    code = f"import os, resource, sys; {lower}; os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    enough = "128 at least, better some thousands: raise `ulimit -Hn`"
+    assert refused(["-c", code, *fake(tmp_path)]) == f"open files: found a hard limit of 64, expected {enough}"
+    used = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (used + 10, used + 10))
+    with pytest.raises(ConfigError, match="in use before anybody connects, expected"):
+        check_free_descriptors()
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    check_free_descriptors()
+    use_all_descriptors()
 
 
 # -- the address ------------------------------------------------------------------------------------------

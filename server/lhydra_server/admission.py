@@ -16,7 +16,7 @@ import grpc
 from grpc import _server
 from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
-MOST_AWAITED = 1_000  # calls of a pool whose request has not come
+MOST_AWAITED = 64  # calls of a pool whose request has not come: gRPC keeps up to 1 MiB of each
 CALL_LIMIT_S = 5.0  # a call that runs for longer hangs: a slow one takes some 0.1 s
 _SUBMITTED: "Future[None]" = Future()  # gRPC does nothing with it but wait for its end
 _SUBMITTED.set_result(None)
@@ -101,7 +101,7 @@ class DirectPool(ThreadPoolExecutor):
 
     def __init__(self, refusal: Behavior) -> None:
         super().__init__(1)  # never started
-        self._refusal = refusal
+        self._refusal, self._most = refusal, 0
         self._awaited: OrderedDict[Task, None] = OrderedDict()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> "Future[Any]":
@@ -125,7 +125,7 @@ class DirectPool(ThreadPoolExecutor):
 
     def _take(self, task: Task) -> None:
         self._awaited[task] = None
-        if len(self._awaited) > MOST_AWAITED:
+        if len(self._awaited) > max(MOST_AWAITED, self._most):
             oldest, _ = self._awaited.popitem(last=False)
             oldest.answer(b"", self._refusal)
         task.receive(self._received)

@@ -1,13 +1,11 @@
 """A worker process as the supervisor sees it: spawned (never forked loaded), told, listened to, ended."""
 
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 
 from lhydra.errors import LhydraError
@@ -173,16 +171,6 @@ class WorkerProcess:
         except (BrokenPipeError, BlockingIOError):
             return False
         return True
-
-
-def use_all_descriptors() -> None:
-    """Lets this process, and those it starts, open as many files as it may.
-
-    Every connection takes one. The usual soft limit of 1,024 is for programs that call select(2).
-    """
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(OSError, ValueError):  # a system that allows less than it says
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _started(

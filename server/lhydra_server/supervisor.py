@@ -21,9 +21,10 @@ from lhydra.lines import say
 from lhydra.users.place import claim
 from lhydra_server.address import Reservation, joined
 from lhydra_server.config import FleetStatus, ServeSettings, WorkerSettings, longest_stop_s
+from lhydra_server.descriptors import use_all_descriptors
 from lhydra_server.heartbeat import Limits
 from lhydra_server.metrics.totals import Totals
-from lhydra_server.processes import COMMAND, WorkerProcess, use_all_descriptors
+from lhydra_server.processes import COMMAND, WorkerProcess
 from lhydra_server.socket_file import SCHEME, SocketFile
 
 TICK_S = 0.2  # how often CURRENT is looked at; everything else wakes the loop

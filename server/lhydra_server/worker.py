@@ -32,6 +32,7 @@ from lhydra_server.config import (
     WorkerSettings,
     longest_stop_s,
 )
+from lhydra_server.descriptors import check_free_descriptors
 from lhydra_server.heartbeat import Heart
 from lhydra_server.metrics.worker import Metrics
 from lhydra_server.service import RecommenderService, Served
@@ -129,6 +130,7 @@ def run(load: Callable[[WorkerSettings], Served] = open_served, *, heart: Heart)
                 access_log=AccessLog(settings.log_sample, name="lhydra_server.calls"),
             )
             os.umask(others)
+            check_free_descriptors()
             gc.collect()
             gc.freeze()  # what is loaded stays: the collector need not walk through it again
             wake_on_sigterm(wake)
