@@ -199,27 +199,26 @@ def _with_history(state: UserState, entries: Sequence[HistoryEntry]) -> UserStat
     is a play of its time to the last plays, and as many as it counts to the decayed counts.
     """
     hashes = track_hashes(entry.track_id for entry in entries)
+    tracks, n = np.unique(hashes), len(entries)
+    heard = _union(state.heard, tracks)
     if len(state.history):
-        return replace(state, heard=_union(state.heard, np.unique(hashes)))
+        return replace(state, heard=heard)
     counts = np.array([entry.count for entry in entries], np.float32)
     counts[counts == 0] = 1
     times = np.array([entry.timestamp_s for entry in entries], np.int64)
-    plays = single_plays(hashes, counts, times)
-    history, repeats, _ = sums_by_track(plays, at_once(plays))
-    tracks, place = history["track"].copy(), np.zeros(len(history), np.int64)
-    np.maximum.at(place, np.searchsorted(tracks, hashes), np.arange(len(entries)))
-    history["time"] = np.where(history["time"] > 0, history["time"], place - len(entries))
+    history, place = single_plays(hashes, counts, times), np.arange(n)
+    repeats = at_once(history)
+    if len(tracks) < n:
+        history, repeats, _ = sums_by_track(history, repeats)
+        place = np.zeros(len(tracks), np.int64)
+        np.maximum.at(place, np.searchsorted(tracks, hashes), np.arange(n))
+    history["time"] = np.where(history["time"] > 0, history["time"], place - n)
     order = np.lexsort((place, history["time"]))[-MAX_HISTORY:]
     last = np.argsort(times, kind="stable")[-MAX_RECENT:]
     recent = make_recent(hashes[last], times[last], np.zeros(len(last), np.int64))
-    recent = merge_recent(recent, without(state.recent, recent))
-    return replace(
-        state,
-        history=history[order],
-        heard=_union(state.heard, tracks),
-        repeats=repeats[order],
-        recent=recent,
-    )
+    if len(state.recent):  # skips
+        recent = merge_recent(recent, without(state.recent, recent))
+    return replace(state, history=history[order], heard=heard, repeats=repeats[order], recent=recent)
 
 
 def _after_session(state: UserState, entries: Sequence[SessionEntry], now: int) -> UserState:

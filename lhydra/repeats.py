@@ -272,20 +272,28 @@ def after_plays(state: UserState, plays: History, flags: I64) -> UserState:
 
 
 def merged(a: History, a_repeats: Repeats, b: History, b_repeats: Repeats) -> tuple[History, Repeats]:
-    """Returns two histories added up.
+    """Returns a history with entries added up to it, as `add_up` would; what they do not touch stays to the last bit.
+
+    Few entries cost little beside a long history, and tracks without a time keep the order that times below 0 tell.
 
     Args:
-        a: (n,) entries.
+        a: (n,) entries, one per track.
         a_repeats: (n,) theirs.
-        b: (m,) entries.
+        b: (m,) entries in any order, each a sum or a single play.
         b_repeats: (m,) theirs.
 
     Returns:
-        What `add_up` says of all of them; `a` as it is where `b` is empty.
+        At most MAX_HISTORY entries in `history_order`; their repeats.
     """
     if not len(b):
         return a, a_repeats
-    return add_up(np.concatenate([a, b]), np.concatenate([a_repeats, b_repeats]))
+    touched = np.isin(a["track"], b["track"])
+    if touched.any():
+        b, b_repeats = np.concatenate([a[touched], b]), np.concatenate([a_repeats[touched], b_repeats])
+    total, kept, _ = sums_by_track(b, b_repeats)
+    total, kept = np.concatenate([a[~touched], total]), np.concatenate([a_repeats[~touched], kept])
+    newest = history_order(total["track"], total["count"], total["time"])[-MAX_HISTORY:]
+    return total[newest], kept[newest]
 
 
 def _skipped(before: Hashes, tracks: Hashes, liked: npt.NDArray[np.bool_]) -> Hashes:

@@ -493,13 +493,17 @@ def test_recorded_requests_become_the_queries_of_a_server(store: Path, tmp_path:
         {"user_id": user_id, "history": [], "profile": {"mood": "calm", **dict.fromkeys(state.profile, "other")}},
         {"user_id": "nobody at all", "k": None, "history": None, "profile": None, "exclude_track_ids": None},
         {"user_id": "a stranger", "history": played},
+        {"user_id": user_id, "session": [{"track_id": first, "timestamp_s": 9, "skipped": True}], "now_s": 77},
     )
     asked = asking.of_requests(file, store, None, 100, 7)
-    stored, given, segment, filled, nobody, stranger = asked.queries
+    stored, given, segment, filled, nobody, stranger, playing = asked.queries
     assert asked.unknown == 2
     assert asked.source == f"requests of {file}"
-    assert [query.k for query in asked.queries] == [3, 7, 7, 7, 7, 7]
-    assert [query.known for query in asked.queries] == [True, True, False, True, False, False]
+    assert [query.k for query in asked.queries] == [3, 7, 7, 7, 7, 7, 7]
+    assert [query.known for query in asked.queries] == [True, True, False, True, False, False, True]
+    assert (playing.now, playing.state.skipped.tolist()) == (77, track_hashes([first]).tolist())
+    assert (first_hash := track_hashes([first])[0]) in playing.state.heard
+    assert first_hash in playing.state.recent["track"]
     assert (stored.state.history == state.history).all()
     assert (stored.exclude == track_hashes([first, second])).all()
     assert (given.state.history == state.history).all()

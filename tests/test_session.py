@@ -17,6 +17,7 @@ from lhydra.domain import (
     MAX_HISTORY,
     MAX_RECENT,
     SKIPPED,
+    History,
     Play,
     UserState,
     make_history,
@@ -25,6 +26,7 @@ from lhydra.domain import (
 from lhydra.limits import CLOCK_SKEW_S, MAX_SESSION
 from lhydra.queries import Request, to_query
 from lhydra.recommender import LEARNT_AS_DECAY, Recommender
+from lhydra.repeats import add_up, at_once, merged, single_plays
 from lhydra.users.record import UserRecord
 from lhydra.users.store import UserStore, open_users
 from lhydra_client import Client, HistoryEntry, Recommendations, SessionEntry
@@ -127,9 +129,30 @@ def test_a_session_comes_after_the_history_that_a_request_brings() -> None:
     assert state.heard.tolist() == sorted(names)
 
 
+def test_a_history_without_times_keeps_its_order_before_a_session() -> None:
+    names = "qwertyuiop"
+    state = asked(None, [SessionEntry("z"), SessionEntry("a")], history=[HistoryEntry(name) for name in names])
+    assert state.history["track"].tolist() == track_hashes([*names, "z", "a"]).tolist()
+
+
 def test_the_longest_session_is_taken() -> None:
     state = asked(None, [SessionEntry(f"t{i}") for i in range(MAX_SESSION)])
     assert len(state.history) == len(state.recent) == MAX_SESSION
+
+
+@settings(max_examples=200, deadline=None)
+@given(played, played)
+def test_plays_merged_into_a_history_are_all_plays_added_up(a: list[SessionEntry], b: list[SessionEntry]) -> None:
+    def single(entries: list[SessionEntry]) -> History:
+        return single_plays(
+            track_hashes(one.track_id for one in entries), [1.0] * len(entries), [one.timestamp_s for one in entries]
+        )
+
+    history, repeats = add_up(single(a), at_once(single(a)))
+    found = merged(history, repeats, single(b), at_once(single(b)))
+    expected = add_up(np.concatenate([history, single(b)]), np.concatenate([repeats, at_once(single(b))]))
+    for one, other in zip(found, expected, strict=True):
+        assert one.tobytes() == other.tobytes()
 
 
 # -- histories of single plays -----------------------------------------------------------------------------------
