@@ -244,7 +244,7 @@ def _chosen(document: RollingDocument) -> list[Block]:
     metric = metric_name(str(part(document.get("protocol")).get("tuned_on", _NDCG)))
     how = "The settings of every baseline, and the weights of the blend, are those best on the validation fold."
     head = ["", "figure", "settings", "tried", f"{metric} on validation"]
-    return [Read(how), Panel("", Table(head, rows, 3, True))]
+    return [Read(how), Panel("", Table(head, rows, 3))]
 
 
 def _flat(document: RollingDocument) -> Any:
