@@ -55,6 +55,8 @@ def read(path: Path) -> RuleSets:
         if not 1 <= len(name) <= 64 or name == OFF:
             raise ConfigError(complain(f"{path}: sets", name, f"names of 1 to 64 characters, not '{OFF}'"))
         sets[name] = _rules(name, value, f"{path}: sets.{name}")
+    if not sets:  # as of a file that somebody is writing
+        raise ConfigError(complain(f"{path}: sets", "nothing", "a rule set or more"))
     default = top.get("default", OFF)
     if default != OFF and default not in sets:
         known = ", ".join([*sets, OFF])

@@ -41,6 +41,7 @@ class ServeSettings(Settings):
     log_sample: float = setting(
         1.0, "share of the requests that succeed to write a log line for; others always have one", low=0, high=1
     )
+    rules: str | None = setting(None, "YAML file of rule sets for lists, read again when it changes")
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class WorkerSettings(Message):
     max_in_flight: int = 32
     connection_age_s: float = 5.0
     core: int = -1  # which it keeps to; below 0 any
+    rules: str = ""  # the copy of the file of rules in force; "" for none
     log_level: str = "info"
     log_sample: float = 1.0
     metrics: int = -1  # descriptor of the memory to count into, inherited; below 0 nothing is counted
@@ -110,6 +112,8 @@ class FleetStatus(Message):
     workers: int = 0  # that serve now
     current_bundle_id: str = ""  # what the store calls CURRENT
     swap_error: str = ""  # why CURRENT is not being served
+    rules: str = ""  # the copy of the file of rules in force; "" for none
+    rules_error: str = ""  # why the file itself is not in force
 
 
 def longest_drain_s(connection_age_s: float) -> float:

@@ -234,6 +234,8 @@ class RecommenderService:
             current_bundle_id=fleet.current_bundle_id,
             swap_error=fleet.swap_error,
             requests=self._answered,
+            rules_error=fleet.rules_error,
+            rule_sets=list(self.rule_sets.sets),
         )
 
     def SimilarTracks(self, request: pb.SimilarTracksRequest, call: Call) -> pb.RecommendResponse:

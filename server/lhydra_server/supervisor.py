@@ -25,6 +25,7 @@ from lhydra_server.descriptors import use_all_descriptors
 from lhydra_server.heartbeat import Limits
 from lhydra_server.metrics.totals import Totals
 from lhydra_server.processes import COMMAND, WorkerProcess
+from lhydra_server.rules_file import RulesFile
 from lhydra_server.socket_file import SCHEME, SocketFile
 
 TICK_S = 0.2  # how often CURRENT is looked at; everything else wakes the loop
@@ -111,6 +112,7 @@ class Supervisor:
         self._users_id, self._users_made = "", ""
         self._users_doubtful = False  # since a worker crashed: the next ones try the user store's files first
         self._totals = Totals()
+        self._rules = RulesFile(settings.rules, store)
         self._signals: list[str] = []
         self._woken, self._wake = os.pipe()
         for end in (self._woken, self._wake):
@@ -129,12 +131,14 @@ class Supervisor:
             self._listen_to_signals()
             try:
                 self._users_id, self._users_made = claim(self._settings.users, self._store, self._settings.users_create)
+                self._rules.open(self._current)
                 self._coming = self._spawn(self._current)
                 while not self._signals:
                     self._tick()
                     self._sleep(TICK_S)
             finally:
                 self._stop()
+                self._rules.close()
         return 0
 
     def _metrics_shown(self) -> contextlib.AbstractContextManager[None]:
@@ -151,10 +155,13 @@ class Supervisor:
         self._watch_coming()
         self._watch_current()
         self._leaving = [worker for worker in self._leaving if not worker.finished(self._stop_s)]
+        if self._serving:
+            self._rules.look(self._serving.bundle_id)
+            self._totals.rules_failures = self._rules.failures
         n_ready = self._serving.n_ready if self._serving else 0
         self._totals.workers = n_ready
         for worker in self._all_workers():
-            worker.tell(FleetStatus(n_ready, self._current, self._swap_error))
+            worker.tell(FleetStatus(n_ready, self._current, self._swap_error, self._rules.path, self._rules.error))
 
     def _publish(self, fleet: Fleet) -> bool:
         """Lets new connections reach the ready workers of a fleet; tried again at the next tick where that fails."""
@@ -297,6 +304,7 @@ class Supervisor:
             max_k=self._settings.max_k,
             max_in_flight=self._settings.max_in_flight,
             connection_age_s=self._settings.connection_age_s,
+            rules=self._rules.path,
             log_level=self._log_level,
             log_sample=self._settings.log_sample,
         )

@@ -35,6 +35,7 @@ from lhydra_server.config import (
 from lhydra_server.descriptors import check_free_descriptors
 from lhydra_server.heartbeat import Heart
 from lhydra_server.metrics.worker import Metrics
+from lhydra_server.rules_file import rule_sets
 from lhydra_server.service import RecommenderService, Served
 from lhydra_server.socket_file import MODE
 
@@ -108,6 +109,7 @@ def run(load: Callable[[WorkerSettings], Served] = open_served, *, heart: Heart)
     try:
         with _held_logs(), timed("worker.start"):
             served = load(settings)
+            sets = rule_sets(settings.rules, dict(served.filters.names))
             users = open_users(
                 settings.users,
                 Path(settings.store),
@@ -121,8 +123,10 @@ def run(load: Callable[[WorkerSettings], Served] = open_served, *, heart: Heart)
             logs.QUEUE.count_lost = metrics.log_lines_lost
             keep_to(settings.core)
             others = os.umask(0o777 & ~MODE)  # of a unix socket, which gRPC makes
+            service = RecommenderService(served, users, max_k=settings.max_k, fleet=lambda: fleet, metrics=metrics)
+            service.rule_sets = sets
             listener = Listener(
-                RecommenderService(served, users, max_k=settings.max_k, fleet=lambda: fleet, metrics=metrics),
+                service,
                 settings.address,
                 max_in_flight=settings.max_in_flight,
                 connection_age_s=settings.connection_age_s,
@@ -147,8 +151,10 @@ def run(load: Callable[[WorkerSettings], Served] = open_served, *, heart: Heart)
         nonlocal fleet
         for line in lines:
             try:
-                fleet = FleetStatus.from_json(line)
-            except LhydraError as error:  # the last status stays: to answer is worth more than to know
+                fleet, before = FleetStatus.from_json(line), fleet
+                if fleet.rules != (before.rules or settings.rules):
+                    service.rule_sets = rule_sets(fleet.rules, dict(served.filters.names))
+            except LhydraError as error:  # the last status and rules stay: to answer is worth more than to know
                 _log.error("%s", error)
         os.write(wake, b".")
 

@@ -68,7 +68,7 @@ class Totals:
     """
 
     def __init__(self) -> None:
-        self.workers = self.worker_restarts = self.swap_failures = 0
+        self.workers = self.worker_restarts = self.swap_failures = self.rules_failures = 0
         self.worker_failures = dict.fromkeys(FAILURES, 0)
         self.serving: tuple[str, str] | None = None  # bundle id, model id
         self._lock = threading.Lock()
@@ -144,6 +144,9 @@ class Totals:
             failures.add_metric((reason,), number)
         yield failures
         yield CounterMetricFamily("lhydra_swap_failures_total", "Moves to CURRENT that failed.", self.swap_failures)
+        yield CounterMetricFamily(
+            "lhydra_rules_failures_total", "Changes of the file of rules that were refused.", self.rules_failures
+        )
 
 
 def _added(rows: list[list[int]]) -> list[int]:
