@@ -21,7 +21,7 @@ _NDCG = "ndcg@10"
 _DRAWN = 4  # scorers in one chart of lines
 _NAMES = {
     SERVED: "Lhydra",
-    PICKED: "Lhydra, new tracks where repeats are allowed",
+    PICKED: "Lhydra, ALLOW",
     "popular-lately": "popular lately",
     "own-count": "own plays, by count",
     "own-recency": "own plays, by recency",
@@ -157,6 +157,8 @@ def _ranking(document: RollingDocument) -> list[Block]:
         "Each dot is a mean over users, the line through it its 95 % interval; further right is better. "
         "Each figure has a list of its own, of the tracks that it is about."
     )
+    if any(PICKED in own for own in _figures(document).values()):
+        how += " Lhydra, ALLOW: the new tracks of its list where repeats are allowed."
     panels += _repeats(document)
     return [Read(how), Grid(panels), *folded] if panels else []
 
