@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from lhydra import config
+from lhydra.commands import rule_sets
 from lhydra.commands.outputs import check_output, is_json_with, is_page
 from lhydra.config import Requirement
 from lhydra.console import print_table
@@ -114,6 +115,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", type=Path, metavar="STORE", help="the current bundle, as it is served")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every number and the protocol to FILE")
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="write a report with plots to FILE.html")
+    parser.add_argument("--rules", type=Path, metavar="FILE", help="measure its rule sets beside no rules")
     config.add_flags(parser, EvaluateSettings)
 
 
@@ -138,6 +140,7 @@ def run(args: argparse.Namespace) -> int:
     from lhydra.recommender import Recommender
 
     settings = config.resolve("evaluate", EvaluateSettings, args)
+    sets = rule_sets.asked(args.rules, settings.protocol)
     if settings.protocol != "static":
         from lhydra.commands.rolling import run_rolling
 
@@ -175,6 +178,10 @@ def run(args: argparse.Namespace) -> int:
         )
         document["protocol"] = {"dataset": str(args.dataset), **names, **document["protocol"]}
         document["training"] = training
+        if sets is not None:
+            document["rules"] = rule_sets.measured(
+                *(bundle, dataset, sets), as_of=as_of, mask=mask, users=settings.users, seed=settings.seed
+            )
         if names.get("fitted_on") == REFITTED and baselines:
             document["summary"].insert(
                 1 + len(told(document["protocol"])),
@@ -192,6 +199,8 @@ def run(args: argparse.Namespace) -> int:
         write_text(args.report, render(document))
         written.append(f"wrote {args.report}: open it in a browser")
     show(bundle.bundle_id, document)
+    if sets is not None:
+        rule_sets.show(document["rules"])
     print(*("", *written) if written else (), sep="\n", end="\n" if written else "")
     return 0
 

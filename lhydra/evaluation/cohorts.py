@@ -1,7 +1,7 @@
 """Who is served well: metrics by group of users, and for rare tracks, new tracks and cold users."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,17 +84,18 @@ def train_counts(dataset: Dataset) -> tuple[I64, I64]:
     return tracks, np.bincount(plays.user[fed], minlength=len(dataset.user_ids))
 
 
-def genres(dataset: Dataset) -> tuple[list[str], I64, I64] | None:
-    """Reads the genres of tracks: the first of main_genre, genre and tags that the tracks have.
+def genres(dataset: Dataset, names: Sequence[str] = _GENRE_COLUMNS) -> tuple[list[str], I64, I64] | None:
+    """Reads the genres of tracks: the first of some columns that the tracks have.
 
     Args:
         dataset: a prepared dataset.
+        names: of the columns, by default main_genre, genre and tags.
 
     Returns:
         Genre names; (tracks + 1,) offsets; the distinct genres of each track back to back. None without a column.
     """
     columns = {column.name for column in dataset.info.track_columns}
-    name = next((name for name in _GENRE_COLUMNS if name in columns), None)
+    name = next((name for name in names if name in columns), None)
     if name is None:
         return None
     numbers: dict[str, int] = {}

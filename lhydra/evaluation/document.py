@@ -287,6 +287,21 @@ class PerUser(TypedDict):
     stages: dict[str, dict[str, list[float | None]]]
 
 
+class RuleGains(TypedDict):
+    """What a rule set does to the served top 10 beyond accuracy; null where the dataset cannot tell."""
+
+    distance_by_tags: float | None
+    distance_by_co_listening: float | None
+    calibration_error: float | None
+    novelty: float | None
+
+
+RuleFigures = TypedDict(
+    "RuleFigures",
+    {"name": str, "ndcg@10": float, "paired": Difference, "coverage@10": float, "gains": RuleGains},
+)
+
+
 class Document(TypedDict):
     """An evaluation; `ranking` and `per_user.stages` go by stage or baseline, `baselines` and `paired` by baseline."""
 
@@ -308,6 +323,7 @@ class Document(TypedDict):
     importance: Importance | None
     training: list[dict[str, Any]]  # the lines of the model's metrics.jsonl
     per_user: PerUser
+    rules: NotRequired[list[RuleFigures]]  # no rules first, then the sets of a file
 
 
 def read_document(path: Path) -> Document:

@@ -2,6 +2,7 @@
 
 from lhydra.evaluation.document import Document
 from lhydra.evaluation.report import mistakes, model, protocol, ranking, users
+from lhydra.evaluation.report.rule_sets import rule_sets
 from lhydra.evaluation.report.top import top
 from lhydra.page import page
 from lhydra.page.page import Section
@@ -27,6 +28,7 @@ def render(document: Document) -> str:
         Section("cascade", "What the shortlist costs", ranking.cascade(document)),
         Section("cohorts", "Who is served well", users.cohorts(document)),
         Section("beyond", "Beyond accuracy", users.beyond(document)),
+        Section("rules", "Rule sets", rule_sets(document)),
         Section("slices", "Cold corners", users.slices(document)),
         Section("classification", "The head as a classifier", model.classification(document), secondary=True),
         Section("importance", "What the model relies on", model.importance(document)),
