@@ -5,6 +5,9 @@ user's mix, q that of the list, smoothed with a little of p. As in Steck's deriv
 -Σ p log Σ q, which is submodular, so that greedy is at most 1 - 1/e away from the best.
 """
 
+import heapq
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -36,7 +39,7 @@ def calibrate(relevance: F64, labels: Labels, wanted: F64, k: int, strength: flo
     """Picks k of n tracks.
 
     Args:
-        relevance: (n,) not negative, in the order that holds without calibration.
+        relevance: (n,) not negative, descending: the order that holds without calibration.
         labels: of the n tracks.
         wanted: (size,) shares of the user's plays.
         k: how many.
@@ -46,39 +49,43 @@ def calibrate(relevance: F64, labels: Labels, wanted: F64, k: int, strength: flo
     Returns:
         (min(k, n),) positions in the order in which they are picked; of equals the earlier comes first.
     """
-    n, size = len(relevance), labels.size
+    n = len(relevance)
     k = min(k, n)
     picked = np.empty(k, np.int64)
     if not k:
         return picked
     usual = float(relevance[:k].mean())
-    value = relevance * ((1 - strength) / (usual * k if usual > 0 else 1.0))
-    have = np.zeros(size) if held is None else held.astype(np.float64)
-    have += wanted * (k * SMOOTHING / (1 - SMOOTHING))
-    counts = labels.counts
-    widths, width = np.unique(counts[counts > 0], return_inverse=True)  # a track of w values adds 1/w to each
-    added = 1 / widths if len(widths) else np.empty(0)
-    entry = np.repeat(width, counts[counts > 0]) * size + labels.codes  # of each value of each track, in `table`
-    table = np.zeros((len(added), size))
+    value: list[float] = (relevance * ((1 - strength) / (usual * k if usual > 0 else 1.0))).tolist()
+    own = np.zeros(labels.size) if held is None else held
+    have = (own + wanted * (k * SMOOTHING / (1 - SMOOTHING))).tolist()
+    share = (wanted * strength).tolist()
+    alike: dict[tuple[int, ...], list[int]] = {}  # tracks of the same values add the same: the first of them is next
+    for i, codes in enumerate(labels.lists):
+        alike.setdefault(tuple(codes), []).append(i)
+    kinds = [([c for c in codes if share[c] > 0], 1 / max(len(codes), 1), tracks) for codes, tracks in alike.items()]
 
-    def learn(codes: I64) -> None:
-        """Fills in what one more track of each width would add to the objective by each of these values."""
-        table[:, codes] = strength * wanted[codes] * np.log1p(added[:, None] / have[codes])
+    def gain(kind: int, at: int) -> float:
+        """What the next track of a kind adds to the objective."""
+        codes, part, tracks = kinds[kind]
+        more: float = sum(share[c] * math.log1p(part / have[c]) for c in codes)
+        return value[tracks[at]] + more
 
-    learn(np.flatnonzero(wanted > 0))
-    flat = table.reshape(-1)
-    labelled = np.flatnonzero(counts > 0)
-    starts = labels.offsets[:-1][labelled]
-    alone = len(labels.codes) == len(labelled)  # one value each
-    gain, lists = np.empty(n), labels.lists
+    # gains only ever fall, so the largest that is up to date is the largest (lazy greedy: Minoux 1978)
+    heap = [(-gain(kind, 0), kinds[kind][2][0], kind, 0) for kind in range(len(kinds))]
+    heapq.heapify(heap)
     for t in range(k):
-        gain[:] = value
-        if len(labelled):
-            each = flat.take(entry)
-            gain[labelled] += each if alone else np.add.reduceat(each, starts)
-        picked[t] = best = int(gain.argmax())
-        value[best] = -np.inf
-        if codes := [code for code in lists[best] if wanted[code] > 0]:
-            have[codes] += 1 / counts[best]
-            learn(np.array(codes))
+        while True:
+            old, track, kind, at = heap[0]
+            new = -gain(kind, at)
+            if new <= old:
+                break
+            heapq.heapreplace(heap, (new, track, kind, at))
+        picked[t] = track
+        codes, part, tracks = kinds[kind]
+        for c in codes:
+            have[c] += part
+        if at + 1 < len(tracks):
+            heapq.heapreplace(heap, (-gain(kind, at + 1), tracks[at + 1], kind, at + 1))
+        else:
+            heapq.heappop(heap)
     return picked

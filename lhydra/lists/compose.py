@@ -93,7 +93,8 @@ def compose(rules: Rules, candidates: Candidates, k: int, seed: int = 0) -> Comp
     order, free, short = _admitted(candidates, pinned, order, need, note)
     if rules.diversity is not None and rules.diversity.strength > 0 and candidates.vectors is not None:
         choose = dpp if rules.diversity.method == "dpp" else mmr
-        chosen = choose(scores[order[:free]], candidates.vectors[order[:free]], need, rules.diversity.strength)
+        odds = scores / (1 - np.minimum(candidates.scores, 1 - 1e-6))
+        chosen = choose(odds[order[:free]], candidates.vectors[order[:free]], need, rules.diversity.strength)
         before, order = order, _first(order, chosen)
         note("diversity", before, order)
     placed: Placed | None = None
