@@ -160,6 +160,25 @@ def test_calibration_error_never_rises(
     assert errors[1] <= errors[0] + 1e-9
 
 
+def test_a_list_that_greedy_would_leave_further_from_the_mix_stays_as_it_is() -> None:
+    labels = labels_of([[0], [1], [0, 2], [0, 1]], 3)
+    relevance, wanted = np.array([0.97, 0.89, 0.5, 0.31]), np.array([0.52, 0.4, 0.08])
+    picked = calibrate(relevance, labels, wanted, 2, 0.5)
+    assert picked.tolist() == [3, 0]
+    assert error(wanted, labels.take(picked).shares()) > error(wanted, labels.take(np.arange(2)).shares())
+    made = compose(Rules(calibration=Calibration("genre", 0.5)), Candidates(relevance, mix=(labels, wanted)), 2)
+    assert made.order.tolist() == [0, 1]
+    assert [(one.rule, one.moved) for one in made.applied] == [("calibration", 0)]
+
+
+def test_who_rises_is_told_not_who_makes_room() -> None:
+    candidates = Candidates(np.array([0.9, 0.8, 0.7, 0.6]), factors=np.array([1.0, 1.0, 4.0, 0.5]))
+    made = compose(Rules(), candidates, 3)
+    assert made.order.tolist() == [2, 0, 1]
+    assert made.moved_by == (("boost",), (), ())
+    assert made.applied[0].moved == 1
+
+
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 500))
 def test_with_every_rule_there_are_k_distinct_tracks(n: int, k: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
