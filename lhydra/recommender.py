@@ -13,6 +13,7 @@ from threading import Lock
 import numpy as np
 
 from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.candidates import encode_states, moment_of, united
 from lhydra.bundle.catalog import Catalog
 from lhydra.bundle.columns import normalised
 from lhydra.bundle.decay import decayed_scores, repeatable
@@ -23,7 +24,8 @@ from lhydra.bundle.index import BLAS_QUERIES
 from lhydra.bundle.popular import most_played
 from lhydra.domain import F32, I64, Condition, Query, Recommendation, Repeat, Tier, UserState
 from lhydra.errors import LhydraError, complain
-from lhydra.features.histories import EncodedUsers, Histories, offsets_of
+from lhydra.features.histories import EncodedUsers
+from lhydra.features.listening import Moment
 from lhydra.ruled import Asked, Prepared, Ruled, rules_depth
 from lhydra.scratch import borrowed_mask
 from lhydra.timing import timed
@@ -55,6 +57,7 @@ class _Request:
     user: EncodedUsers | None = None
     vector: F32 | None = None  # (1, dim)
     candidates: tuple[I64, F32] | None = None  # rows and cosines
+    moment: Moment | None = None  # where the head knows what comes next
     answer: Recommendation | None = None
     error: Exception | None = None
 
@@ -71,7 +74,6 @@ class Recommender:
     def __init__(self, bundle: Bundle, depth: int = 0) -> None:
         self.bundle = bundle
         self.depth = depth or (bundle.manifest.depth if bundle.manifest else 0) or DEFAULT_DEPTH
-        self._tracks = bundle.catalog.tracks
         self._segment_columns = frozenset(bundle.spec.profile_columns) - {"country"}  # any of them makes a segment
         self._filters = FilterCache(FILTER_CACHE_BYTES)
         self._ruled = Ruled(bundle)
@@ -92,7 +94,7 @@ class Recommender:
     @property
     def knows_repeats(self) -> bool:
         """Whether the head has learnt what is played again; without it, Repeat.LEARNT is answered as DECAY."""
-        return False
+        return self.bundle.head.knows_moments
 
     def recommend(self, query: Query, check: Callable[[], None] = _no_check) -> Recommendation:
         """Returns exactly k tracks, or all that are eligible, best first by raw logit, ties by track id.
@@ -141,18 +143,20 @@ class Recommender:
         answers = [request.answer or request.error for request in requests]
         return [answer if answer is not None else AssertionError("neither answered nor refused") for answer in answers]
 
-    def score(self, state: UserState, rows: I64) -> tuple[F32, F32]:
+    def score(self, state: UserState, rows: I64, now: int = 0) -> tuple[F32, F32]:
         """Scores given tracks for a user, without retrieval.
 
         Args:
             state: the user.
-            rows: (n,) int64 rows of the catalog.
+            rows: (n,) int64 rows of the catalog, distinct.
+            now: Unix seconds, from which ages count; 0 for the user's last play.
 
         Returns:
             (n,) float32 raw logits of the head and (n,) float32 calibrated probabilities.
         """
         user = self.encode(state)
-        return self.bundle.score(self._user_vector(user, state), user, rows)
+        moment = moment_of(self.bundle, state, now)
+        return self.bundle.score(self._user_vector(user, state), user, rows, moment)
 
     def encode(self, state: UserState) -> EncodedUsers:
         """Encodes one user; tracks that this catalog does not hold drop out of the history.
@@ -163,7 +167,7 @@ class Recommender:
         Returns:
             Encoded users, one of them.
         """
-        return self._encode_states([state])
+        return encode_states(self.bundle, [state])
 
     def warm_up(self) -> None:
         """Runs requests of several shapes so that the first real one waits for no lazy loading."""
@@ -214,7 +218,7 @@ class Recommender:
             return
         started_ns = time.perf_counter_ns()
         try:
-            users = self._encode_states([request.query.state for request in requests])
+            users = encode_states(self.bundle, [request.query.state for request in requests])
         except LhydraError as error:
             for request in requests:
                 if len(requests) == 1:
@@ -243,6 +247,8 @@ class Recommender:
         for request in requests:
             if request.candidates is None:
                 self._run_stage(request, self._search_eligible)
+            if self.knows_repeats:
+                self._run_stage(request, self._unite)
 
     def _search_together(self, requests: list[_Request]) -> None:
         started_ns = time.perf_counter_ns()
@@ -260,6 +266,16 @@ class Recommender:
         assert request.vector is not None
         eligible = request.eligible or self._unfiltered()
         return search_eligible(self.bundle.index, request.vector, depth, eligible, request.excluded)
+
+    def _unite(self, request: _Request) -> None:
+        assert request.candidates is not None
+        assert request.vector is not None
+        with timed("retrieve", request.stage_us):
+            query, repeats = request.query, request.query.repeat is not Repeat.EXCLUDE
+            request.moment = moment_of(self.bundle, query.state, query.now)
+            limits = self._depth(query), request.excluded, request.eligible
+            found = united(self.bundle, request.moment, request.candidates, request.vector, *limits, repeats=repeats)
+            request.candidates = found
 
     def _rerank(self, request: _Request) -> None:
         """Scores the candidates by the head and selects the k best, or those that the rules choose."""
@@ -289,7 +305,7 @@ class Recommender:
         """Logits and scores of candidates, and what orders them."""
         assert request.user is not None
         assert request.vector is not None
-        logits, scores = self.bundle.score(request.vector, request.user, rows)
+        logits, scores = self.bundle.score(request.vector, request.user, rows, request.moment)
         if request.query.repeat is not Repeat.DECAY:
             return logits, scores, logits
         scores = decayed_scores(self.catalog, request.query, rows, scores)
@@ -321,22 +337,6 @@ class Recommender:
         )
 
     # -- parts of stages ---------------------------------------------------------------------------------
-
-    def _encode_states(self, states: Sequence[UserState]) -> EncodedUsers:
-        histories = [state.history for state in states]
-        history = np.concatenate(histories) if len(histories) > 1 else histories[0]
-        lengths = np.array([len(one) for one in histories])
-        rows = self.catalog.rows(history["track"])
-        counts, times = history["count"], history["time"]
-        known = rows >= 0
-        if not known.all():
-            rows, counts, times = rows[known], counts[known], times[known]
-            before = np.concatenate([[0], np.cumsum(known)])
-            lengths = np.diff(before[offsets_of(lengths)])
-        profiles = self.bundle.spec.encode_profile_rows([state.profile for state in states])
-        return self.bundle.spec.encode_users(
-            profiles, Histories(offsets_of(lengths), rows, counts, times), self._tracks
-        )
 
     def _user_vector(self, user: EncodedUsers, state: UserState) -> F32:
         """Returns the user vector, (1, dim), moved away from skipped tracks (negative feedback: Rocchio 1971)."""

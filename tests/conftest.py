@@ -27,7 +27,7 @@ from lhydra_index_builder.build import rebuild
 from lhydra_index_builder.config import RebuildSettings
 
 os.environ.update(no_grpc_proxy="127.0.0.1")  # plain channels of tests, and of what they start, stay on this machine
-TINY_TRAINING = TrainSettings(epochs=4, dim=32, hidden=32, temperature=0.15, threads=1)
+TINY_TRAINING = TrainSettings(epochs=4, dim=32, hidden=32, temperature=0.15, moments=0, threads=1)
 
 
 def pytest_configure() -> None:

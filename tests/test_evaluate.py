@@ -116,7 +116,7 @@ class FakeRecommender:
             rows, scores, logits[rows], retrieval[rows], candidates, retrieval[candidates], Tier.PERSONAL, {}
         )
 
-    def score(self, state: UserState, rows: I64) -> tuple[F32, F32]:
+    def score(self, state: UserState, rows: I64, now: int = 0) -> tuple[F32, F32]:
         logits = self.scores(state)[1][rows]
         return logits, np.asarray(1 / (1 + np.exp(-logits)), np.float32)
 
@@ -302,7 +302,7 @@ def test_the_head_is_judged_on_one_negative_per_play(world: tuple[Dataset, FakeR
     users = iter(targets.users.tolist())
     place = {track_id: position for position, track_id in enumerate(dataset.track_ids)}
 
-    def oracle(state: UserState, rows: I64) -> tuple[F32, F32]:
+    def oracle(state: UserState, rows: I64, now: int = 0) -> tuple[F32, F32]:
         user = next(users)
         tracks = recommender.catalog.track_ids(rows)
         p = np.array([0.9 if (user, place[track_id]) in liked else 0.2 for track_id in tracks], np.float32)

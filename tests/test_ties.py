@@ -95,7 +95,7 @@ class Undecided(FakeRecommender):
     def scores(self, state: UserState) -> tuple[F32, F32]:
         return np.zeros(len(self.catalog), np.float32), np.zeros(len(self.catalog), np.float32)
 
-    def score(self, state: UserState, rows: I64) -> tuple[F32, F32]:
+    def score(self, state: UserState, rows: I64, now: int = 0) -> tuple[F32, F32]:
         return np.zeros(len(rows), np.float32), np.full(len(rows), 0.5, np.float32)
 
 

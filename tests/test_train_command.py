@@ -27,7 +27,7 @@ from lhydra.training.progress import EpochDone, HeadFitted, Progress, TeacherTri
 from lhydra.training.train import train
 
 CONFIG = TrainSettings(epochs=8, dim=32, hidden=32, temperature=0.15, threads=1, head_epochs=1, depth=60)
-NAMES = ("epochs", "dim", "hidden", "temperature", "threads", "head_epochs", "depth")
+NAMES = ("epochs", "dim", "hidden", "temperature", "threads", "head_epochs", "depth", "moments")
 FLAGS = [word for name in NAMES for word in (f"--{name.replace('_', '-')}", str(getattr(CONFIG, name)))]
 # Whoever starts the tests in the background may have SIGINT ignored; a person at a terminal has not.
 PROGRAM = """\

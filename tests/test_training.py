@@ -34,8 +34,9 @@ from lhydra.training import export as exporting
 from lhydra.training import teachers
 from lhydra.training.calibration import platt
 from lhydra.training.data import TrainingData, hide, load, select, targets
+from lhydra.training.dropout import Dropout
 from lhydra.training.losses import log_q, softmax_loss
-from lhydra.training.model import Dropout, Network
+from lhydra.training.model import Network
 from lhydra.training.progress import EpochDone, Progress, TemperatureTried
 from lhydra.training.step import Tensors
 from lhydra.training.train import Run, _epoch, _fold, _new, _schedule, train

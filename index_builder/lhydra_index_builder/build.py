@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 
 from lhydra import __version__, files
 from lhydra.bundle import catalog as catalogs
-from lhydra.bundle import columns
+from lhydra.bundle import columns, sequence_files
 from lhydra.bundle.arrays import blocks
 from lhydra.bundle.bundle import PARTS, Bundle
 from lhydra.bundle.catalog import Catalog
-from lhydra.bundle.catalog_writer import train_users, write_catalog
+from lhydra.bundle.catalog_writer import sequences_by_row, train_users, write_catalog
 from lhydra.bundle.columns_writer import write_columns
 from lhydra.bundle.embedding import SHARD
 from lhydra.bundle.exact import nearest_of_many
@@ -111,7 +111,10 @@ def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildSetti
             np.save(folder / "removed.npy", removed)
             catalog = Catalog.open(folder)
         unindexed = Index.empty(model.dim, FLAT, np.empty((0, model.dim), np.float32), 0)
-        bundle = Bundle("", model.spec, catalog, model.user_tower, model.head, unindexed)
+        sequences = sequences_by_row(model, catalog)
+        if len(sequences):
+            sequence_files.save(folder, sequences)
+        bundle = Bundle("", model.spec, catalog, model.user_tower, model.head, unindexed, sequences=sequences)
         as_of, targets = held_out.for_depth(dataset, model.info.fitted_on)
 
         log("measuring how many candidates the head needs")
@@ -209,6 +212,7 @@ def finish(
     """
     now = datetime.now(UTC)
     names = [*PARTS, "golden.npz", *catalogs.file_names(), *columns.file_names(folder)]
+    names += sequence_files.names_in(folder)
     with timed("rebuild.seal"):
         sealed = dict(known) | files.seal(folder, [name for name in names if name not in known])
     manifest = replace(

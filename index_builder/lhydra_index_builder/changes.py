@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lhydra import __version__, files
-from lhydra.bundle import catalog_writer
+from lhydra.bundle import catalog_writer, sequence_files
 from lhydra.bundle.arrays import GrowingArrays, blocks
 from lhydra.bundle.bundle import Bundle, Golden, open_index
 from lhydra.bundle.catalog import ARRAYS, PER_ROW, TEXT, Catalog
@@ -160,6 +160,8 @@ def add(
             _merge(source.folder, folder, catalog, new | packed(*(_texts(new, name) for name in TEXTS)), at)
             insert_columns(source.folder, folder, table, at)
             _move_charts(source.folder, folder, moved)
+            if len(sequences := source.bundle.sequences):
+                sequence_files.save(folder, sequence_files.rearranged(sequences, moved, len(catalog) + len(at)))
         removed = np.setdiff1d(moved[catalog.removed], moved[restored])
         np.save(folder / "removed.npy", removed)
         added = pq.read_table(source.folder / "added.parquet")

@@ -20,6 +20,7 @@ import numpy as np
 from lhydra import files
 from lhydra.bundle import catalog as catalogs
 from lhydra.bundle import columns as filters
+from lhydra.bundle import sequence_files
 from lhydra.bundle.catalog import Catalog
 from lhydra.bundle.columns import NO_COLUMNS, FilterColumns
 from lhydra.bundle.index import Index
@@ -31,6 +32,8 @@ from lhydra.domain import F32, I64
 from lhydra.errors import BundleCorrupt, BundleMismatch, BundleMissing, complain
 from lhydra.features import item_item
 from lhydra.features.histories import EncodedUsers, Histories
+from lhydra.features.listening import Listening, Moment
+from lhydra.features.sequences import NO_SEQUENCES, Sequences
 from lhydra.features.spec import FeatureSpec
 
 PARTS = (
@@ -107,6 +110,7 @@ class Bundle:
     filters: FilterColumns = NO_COLUMNS
     manifest: Manifest | None = None  # None for a model that was never published
     lease: files.Lease | None = None  # while it lives, nobody deletes the folder
+    sequences: Sequences = NO_SEQUENCES  # what goes with what in time, by row
 
     @classmethod
     def open(cls, store: Path, bundle_id: str | None = None, *, again: bool = False) -> "Bundle":
@@ -159,6 +163,7 @@ class Bundle:
         index = open_index(folder, manifest, catalog)
         replies = StringColumn.open(folder, "replies")
         columns = FilterColumns.open(folder)
+        sequences = sequence_files.open_sequences(folder)
         for thing, found, expected in (
             ("features.json", manifest.features if as_written else spec.fingerprint, manifest.features),
             ("catalog tracks", len(catalog), manifest.n_tracks),
@@ -167,12 +172,13 @@ class Bundle:
             ("tracks of filters", columns.n, manifest.n_tracks),
             ("vector width", catalog.vectors.shape[1], manifest.dim),
             ("index width", index.dim, manifest.dim),
+            ("tracks of sequences", len(sequences) or manifest.n_tracks, manifest.n_tracks),
             ("encoded track columns", catalog.dense.shape[1], len(spec.track_dense)),
         ):
             if found != expected:
                 raise BundleMismatch(complain(f"{folder}: {thing}", str(found), f"{expected} as in the manifest"))
         towers = UserTower(folder / "user_tower.onnx"), Head(folder / "head.onnx")
-        bundle = cls(manifest.bundle_id, spec, catalog, *towers, index, replies, columns, manifest, lease)
+        bundle = cls(manifest.bundle_id, spec, catalog, *towers, index, replies, columns, manifest, lease, sequences)
         bundle._check_golden(folder)
         return bundle
 
@@ -192,13 +198,14 @@ class Bundle:
             logits.append(self.score(vectors[i : i + 1], users.take(np.array([i])), rows)[0])
         return Golden(users, vectors, rows, np.stack(logits))
 
-    def score(self, vector: F32, user: EncodedUsers, rows: I64) -> tuple[F32, F32]:
+    def score(self, vector: F32, user: EncodedUsers, rows: I64, moment: Moment | None = None) -> tuple[F32, F32]:
         """Scores tracks for one encoded user by the head.
 
         Args:
             vector: (1, dim) float32 of the user.
             user: the one encoded user.
-            rows: (n,) int64 of the catalog.
+            rows: (n,) int64 of the catalog, distinct.
+            moment: what is known of the user in time, for a head that asks for it; None makes it of the history.
 
         Returns:
             Logits and calibrated probabilities, (n,) float32 each.
@@ -209,7 +216,12 @@ class Bundle:
         together = item_item.scores(tracks.neighbours, tracks.neighbour_weights, played, user.entry, asked)
         vectors, dense = tracks.vectors.take(rows, 0), tracks.dense.take(rows, 0)
         ids = tracks.ids.take(rows, 0).astype(np.int64)
-        return self.head.score(vector, user, vectors, dense, ids, tracks.popularity.take(rows), together)
+        at: tuple[F32, F32] | None = None
+        if self.head.knows_moments:
+            if moment is None:
+                moment = Moment(Listening.of_history(user.histories, len(tracks)), self.sequences)
+            at = moment.signals(rows), moment.context()
+        return self.head.score(vector, user, vectors, dense, ids, tracks.popularity.take(rows), together, at)
 
     def _check_golden(self, folder: Path) -> None:
         then = Golden.open(folder / "golden.npz")

@@ -14,10 +14,12 @@ from lhydra.bundle.catalog import ARRAYS, CHART, PER_ROW, TEXT, Catalog, hash_sh
 from lhydra.bundle.embedding import SHARD, Run, Shard, embed_shard
 from lhydra.bundle.index import Index
 from lhydra.bundle.model import Model
+from lhydra.bundle.sequence_files import rearranged
 from lhydra.bundle.strings import StringColumn
 from lhydra.data.dataset import TRAIN, Dataset
 from lhydra.domain import F32, I64, Hashes
 from lhydra.errors import DataError, complain
+from lhydra.features.sequences import Sequences
 from lhydra.timing import timed
 
 
@@ -179,4 +181,23 @@ def unpublished_bundle(model: Model, dataset: Dataset, folder: Path) -> Bundle:
     """
     catalog = write_catalog(model, dataset, folder)
     index = Index.build(catalog.vectors, "flat")
-    return Bundle(model.model_id, model.spec, catalog, model.user_tower, model.head, index)
+    sequences = sequences_by_row(model, catalog)
+    return Bundle(model.model_id, model.spec, catalog, model.user_tower, model.head, index, sequences=sequences)
+
+
+def sequences_by_row(model: Model, catalog: Catalog) -> Sequences:
+    """Returns the tables of what goes with what in time, by row of a catalog.
+
+    Args:
+        model: whose tables name tracks by the number of their id.
+        catalog: the rows.
+
+    Returns:
+        The tables, empty ones where the model has none.
+    """
+    if not len(model.sequences):
+        return model.sequences
+    to = np.full(len(model.sequences), -1)
+    to[catalog.item_rows] = np.arange(len(catalog))
+    to[0] = -1  # stands for every track that training did not know
+    return rearranged(model.sequences, to, len(catalog))

@@ -10,7 +10,8 @@ from lhydra import files
 from lhydra.errors import BundleCorrupt, BundleMismatch, BundleMissing, complain
 from lhydra.typed import checked
 
-FORMAT = 4
+FORMAT = 5
+FORMATS = (4, FORMAT)  # those that open: 4 knows nothing of what comes next
 REMEDY = "rebuild, or roll back to another bundle"
 BUNDLE_ID = re.compile(r"[0-9]{8}T[0-9]{6}-[0-9a-f]{8}")
 
@@ -164,7 +165,7 @@ class Manifest:
         """
         path = folder / "manifest.json"
         raw = files.read_json(path, BundleCorrupt, "a bundle made by `lhydra index rebuild`")
-        if raw.get("format") != FORMAT:
+        if raw.get("format") not in FORMATS:
             raise BundleMismatch(complain(path, f"format {raw.get('format')!r}", f"format {FORMAT}"))
         checked(raw, _JSON, path, BundleCorrupt, REMEDY)
         if unknown := set(raw) - {field.name for field in fields(cls)}:

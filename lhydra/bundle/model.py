@@ -4,6 +4,7 @@ MODEL/model.json       format, model_id, dim, parents, metrics, sha256 and size 
       features.json    the fitted FeatureSpec
       item_tower.onnx  user_tower.onnx  head.onnx
       neighbours.npy  neighbour_weights.npy   the co-listening table, by number of the track id
+      sequence_*.npy   what goes with what in time, likewise; only where single plays tell
       metrics.jsonl    one line per epoch
       checkpoint/      what --resume continues from; not part of the model
 """
@@ -17,12 +18,15 @@ import numpy as np
 import numpy.typing as npt
 
 from lhydra import files
+from lhydra.bundle import sequence_files
 from lhydra.bundle.networks import Head, ItemTower, UserTower
-from lhydra.errors import ModelError, complain
+from lhydra.errors import BundleCorrupt, ModelError, complain
+from lhydra.features.sequences import NO_SEQUENCES, Sequences
 from lhydra.features.spec import FeatureSpec
 from lhydra.files import FileInfo
 
-FORMAT = 3
+FORMAT = 4
+FORMATS = (3, FORMAT)  # those that open: 3 knows nothing of what comes next
 GRAPHS = ("item_tower.onnx", "user_tower.onnx", "head.onnx")
 TABLE = ("neighbours.npy", "neighbour_weights.npy")  # (1 + trained tracks, width) int32 and float16
 PARTS = ("features.json", *GRAPHS, *TABLE)
@@ -96,14 +100,14 @@ class ModelInfo:
         if not folder.exists():
             raise ModelError(complain(folder, "nothing", expected))
         raw = files.read_json(path, ModelError, expected)
-        if raw.get("format") != FORMAT:
+        if raw.get("format") not in FORMATS:
             raise ModelError(complain(path, f"format {raw.get('format')!r}", f"format {FORMAT}"))
         for name, kind in _KINDS.items():
             if name in raw and not isinstance(raw[name], kind):
                 raise ModelError(complain(path, f"{name} {raw[name]!r}", f"{name} of type {kind.__name__}"))
             if name in ("model_id", "dim", "features", "files") and not raw.get(name):
                 raise ModelError(complain(path, f"no {name}", expected))
-        if sorted(raw["files"]) != sorted(PARTS):
+        if sorted(raw["files"]) not in (sorted(PARTS), sorted((*PARTS, *sequence_files.FILES))):
             raise ModelError(complain(path, f"files {sorted(raw['files'])}", expected))
         known = {one.name: raw[one.name] for one in fields(cls) if one.name in raw}
         return cls(**known | {"folds": tuple(raw.get("folds", ()))})
@@ -137,6 +141,7 @@ class Model:
     head: Head
     neighbours: npt.NDArray[np.int32]
     neighbour_weights: npt.NDArray[np.float16]
+    sequences: Sequences = NO_SEQUENCES
 
     @property
     def model_id(self) -> str:
@@ -168,4 +173,9 @@ class Model:
         spec = FeatureSpec.from_json((path / "features.json").read_text(encoding="utf-8"))
         towers = ItemTower(path / GRAPHS[0], threads), UserTower(path / GRAPHS[1], threads)
         table = (np.load(path / name, mmap_mode="r", allow_pickle=False) for name in TABLE)
-        return cls(path, info, spec, *towers, Head(path / GRAPHS[2], threads), *table)
+        try:
+            sequences = sequence_files.open_sequences(path)
+        except BundleCorrupt as error:
+            raise ModelError(str(error)) from None
+        neighbours, weights = table
+        return cls(path, info, spec, *towers, Head(path / GRAPHS[2], threads), neighbours, weights, sequences)

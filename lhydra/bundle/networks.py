@@ -30,6 +30,7 @@ HEAD_INPUTS = (
     "popularity",
     "colisten",
 )
+MOMENT_INPUTS = ("signals", "context")  # of a head that knows what comes next, beside HEAD_INPUTS
 FLOAT16_INPUTS = frozenset(("history", "vectors", "track_dense"))  # float16 in the bundle; the graphs widen them
 HEAD_OUTPUTS = ("logit", "probability")
 
@@ -53,6 +54,9 @@ class _Graph:
         found = tuple(node.name for node in self._session.get_outputs())
         if found != outputs:
             raise ModelError(complain(path, f"outputs {', '.join(found)}", f"outputs {', '.join(outputs)}"))
+
+    def takes(self, names: tuple[str, ...]) -> bool:
+        return self._inputs.issuperset(names)
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> list[F32]:
         # A graph whose data set lacks a feature group may have lost that input: feed what it still declares.
@@ -135,9 +139,18 @@ class Head:
 
     def __init__(self, path: Path, threads: int = 1) -> None:
         self._graph = _Graph(path, HEAD_OUTPUTS, threads)
+        self.knows_moments = self._graph.takes(MOMENT_INPUTS)
 
     def score(
-        self, vector: F32, user: EncodedUsers, vectors: F16, dense: F16, ids: I64, popularity: F32, item_item: F32
+        self,
+        vector: F32,
+        user: EncodedUsers,
+        vectors: F16,
+        dense: F16,
+        ids: I64,
+        popularity: F32,
+        item_item: F32,
+        moment: tuple[F32, F32] | None = None,
     ) -> tuple[F32, F32]:
         """Scores tracks for one user.
 
@@ -149,24 +162,27 @@ class Head:
             ids: (n, ct) ids of the tracks.
             popularity: (n,) float32.
             item_item: (n, 2) float32 co-listening scores.
+            moment: (n, s) float32 signals and (c,) float32 context, for a head that `knows_moments`.
 
         Returns:
             (n,) float32 raw logits and (n,) float32 calibrated probabilities.
         """
         tracks = (vectors, dense, ids, popularity, item_item)
-        logit, probability = self.run(vector, user.dense, user.ids, *(part[None] for part in tracks))
+        more = () if moment is None else (part[None] for part in moment)
+        logit, probability = self.run(vector, user.dense, user.ids, *(part[None] for part in tracks), *more)
         return logit[0], probability[0]
 
     def run(self, *inputs: npt.NDArray[Any]) -> tuple[F32, F32]:
         """Runs the graph on raw inputs.
 
         Args:
-            inputs: in the order of HEAD_INPUTS, of B users and N tracks each.
+            inputs: in the order of HEAD_INPUTS and MOMENT_INPUTS, of B users and N tracks each.
 
         Returns:
             (B, N) float32 logits and (B, N) float32 probabilities.
         """
-        logit, probability = self._graph.run(_halved(HEAD_INPUTS, inputs))
+        names = (*HEAD_INPUTS, *MOMENT_INPUTS)[: len(inputs)]
+        logit, probability = self._graph.run(_halved(names, inputs))
         return logit, probability
 
 

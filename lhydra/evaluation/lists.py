@@ -80,12 +80,13 @@ class Recommends(Protocol):
             The answer.
         """
 
-    def score(self, state: UserState, rows: I64) -> tuple[F32, F32]:
+    def score(self, state: UserState, rows: I64, now: int = 0) -> tuple[F32, F32]:
         """Scores tracks by the head.
 
         Args:
             state: of the user.
             rows: (n,) catalog rows.
+            now: Unix seconds, from which ages count; 0 for the last play.
 
         Returns:
             (n,) float32 raw logits and (n,) calibrated probabilities.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from lhydra import __version__, files
+from lhydra.bundle import sequence_files
 from lhydra.bundle.model import PARTS, TABLE, ModelInfo
 from lhydra.bundle.networks import (
     FLOAT16_INPUTS,
@@ -24,6 +25,7 @@ from lhydra.bundle.networks import (
     HEAD_OUTPUTS,
     ITEM_INPUTS,
     ITEM_OUTPUTS,
+    MOMENT_INPUTS,
     USER_INPUTS,
     USER_OUTPUTS,
     Head,
@@ -33,6 +35,8 @@ from lhydra.bundle.networks import (
 from lhydra.domain import I64
 from lhydra.errors import ModelError, complain
 from lhydra.features.item_item import CHANNELS
+from lhydra.features.listening import CONTEXT, SIGNALS
+from lhydra.features.sequences import Sequences
 from lhydra.features.spec import Encoded
 from lhydra.timing import timed
 from lhydra.training.data import TrainingData, select
@@ -45,7 +49,9 @@ OPSET = 20
 
 
 @timed("train.export")
-def export(network: Network, data: TrainingData, table: Table, out: Path, info: ModelInfo) -> ModelInfo:
+def export(
+    network: Network, data: TrainingData, table: Table, out: Path, info: ModelInfo, sequences: Sequences | None = None
+) -> ModelInfo:
     """Writes features.json, the three graphs, the co-listening table and model.json, checked in a staging folder first.
 
     The folder `out` is replaced as a whole and at the end; its other files, checkpoints say, stay.
@@ -56,6 +62,7 @@ def export(network: Network, data: TrainingData, table: Table, out: Path, info: 
         table: the co-listening table.
         out: the model folder.
         info: what training knows; ids, times, format and files are filled in here.
+        sequences: what goes with what in time, for a head with a part for moments.
 
     Returns:
         What model.json says.
@@ -67,6 +74,10 @@ def export(network: Network, data: TrainingData, table: Table, out: Path, info: 
     with files.replacing_folder(out.resolve()) as folder:
         (folder / "features.json").write_text(data.spec.to_json(), encoding="utf-8")
         _write_table(table, data.tracks.ids[:, 0], folder)
+        if sequences is not None:
+            numbers = data.tracks.ids[:, 0]
+            to = np.where(numbers > 0, numbers, -1)
+            sequence_files.save(folder, sequence_files.rearranged(sequences, to, 1 + int(numbers.max(initial=0))))
         _graphs(network, data, folder)
         _prove(network, data, folder)
         now = datetime.now(UTC)
@@ -77,7 +88,7 @@ def export(network: Network, data: TrainingData, table: Table, out: Path, info: 
             lhydra_version=__version__,
             dim=network.head.of_track.in_features,
             features=data.spec.fingerprint,
-            files=files.seal(folder, list(PARTS)),
+            files=files.seal(folder, [*PARTS, *sequence_files.names_in(folder)]),
         )
         files.write_text(folder / "model.json", info.to_json())
         files.link_missing(out, folder)
@@ -102,9 +113,9 @@ def _graphs(network: Network, data: TrainingData, folder: Path) -> None:
     _export(network.item_tower, item, ITEM_INPUTS, ITEM_OUTPUTS, [{0: tracks}] * 3, folder / "item_tower.onnx")
     shapes = [{0: batch}, {0: batch}, *[{0: batch, 1: history}] * 3]
     _export(network.user_tower, user, USER_INPUTS, USER_OUTPUTS, shapes, folder / "user_tower.onnx")
-    per_user = ("user", "user_dense", "user_ids")
-    shapes = [{0: batch} if name in per_user else {0: batch, 1: tracks} for name in HEAD_INPUTS]
-    _export(network.head, head, HEAD_INPUTS, HEAD_OUTPUTS, shapes, folder / "head.onnx")
+    per_user, names = ("user", "user_dense", "user_ids", "context"), (*HEAD_INPUTS, *MOMENT_INPUTS)[: len(head)]
+    shapes = [{0: batch} if name in per_user else {0: batch, 1: tracks} for name in names]
+    _export(network.head, head, names, HEAD_OUTPUTS, shapes, folder / "head.onnx")
 
 
 def _export(
@@ -198,7 +209,10 @@ def _examples(network: Network, data: TrainingData, users: int, tracks: int) -> 
     popularity = tensors.popularity(tensors.listeners)[at].expand(users, tracks)
     together = torch.rand(users, tracks, len(CHANNELS))
     head = (network.user_tower(*user_inputs), user[0], user[1], *spread, popularity, together)
-    return item, user_inputs, _halved(HEAD_INPUTS, tuple(part.contiguous() for part in head))
+    if network.head.moments is not None:
+        head = (*head, torch.rand(users, tracks, len(SIGNALS)), torch.rand(users, len(CONTEXT)))
+    names = (*HEAD_INPUTS, *MOMENT_INPUTS)[: len(head)]
+    return item, user_inputs, _halved(names, tuple(part.contiguous() for part in head))
 
 
 def _halved(names: tuple[str, ...], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -66,6 +66,23 @@ def lambda_loss(logits: Tensor, labels: Tensor, excluded: Tensor, wanted: Tensor
     return (weight * F.softplus(-apart)).sum((1, 2)).mean()
 
 
+def listwise_loss(logits: Tensor, wanted: Tensor, real: Tensor) -> Tensor:
+    """Mean over lists of the cross-entropy of softmax(logits) against the wanted tracks (ListNet, Cao et al. 2007).
+
+    Args:
+        logits: (B, N) float.
+        wanted: (B, N) float, how much each candidate is wanted; a list without any counts nothing.
+        real: (B, N) bool, places that hold a candidate.
+
+    Returns:
+        () float.
+    """
+    log_share = torch.log_softmax(logits.masked_fill(~real, -1e4), 1)
+    total = wanted.sum(1)
+    per_list = -(log_share * wanted).sum(1) / total.clamp(min=1e-6)
+    return per_list.sum() / (total > 0).sum().clamp(min=1)
+
+
 def log_q(share: Tensor, n_targets: int, uniform: float) -> Tensor:
     """Log of the chance that each track is in play in a step: the logQ correction (Yi et al. 2019, equation 5).
 

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from lhydra.features.item_item import CHANNELS
 from lhydra.features.spec import FeatureSpec
+from lhydra.training.dropout import Dropout
+from lhydra.training.moment_network import MomentHead
 
 # (user id column, track id column) pairs that the head crosses, where both exist.
 CROSSES = (
@@ -75,31 +77,6 @@ def _width(size: int) -> int:
 
 def _embeddings(columns: tuple[tuple[str, int], ...]) -> nn.ModuleList:
     return nn.ModuleList(nn.Embedding(size, _width(size)) for _, size in columns)
-
-
-class Dropout(nn.Module):
-    """Dropout (Srivastava et al. 2014) from uniform numbers, several times faster on a CPU than nn.Dropout's.
-
-    Args:
-        chance: of a zero, 0 to 1.
-    """
-
-    def __init__(self, chance: float) -> None:
-        super().__init__()
-        self.chance = chance
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Drops out.
-
-        Args:
-            x: float, of any shape.
-
-        Returns:
-            The same shape; x itself in evaluation mode.
-        """
-        if not self.training or self.chance == 0:
-            return x
-        return x * ((torch.rand_like(x) >= self.chance) / (1 - self.chance))
 
 
 def _mlp(inputs: int, hidden: int, outputs: int, dropout: float) -> nn.Sequential:
@@ -269,6 +246,7 @@ class Head(nn.Module):
         self.calibration: Tensor
         self.register_buffer("strength", torch.tensor(1.0))
         self.register_buffer("calibration", torch.tensor([1.0, 0.0]))
+        self.moments: MomentHead | None = None  # where single plays tell what comes next
 
     def forward(
         self,
@@ -280,6 +258,8 @@ class Head(nn.Module):
         track_ids: Tensor,
         popularity: Tensor,
         item_item: Tensor,
+        signals: Tensor | None = None,
+        context: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Scores N tracks for each of B users.
 
@@ -292,12 +272,20 @@ class Head(nn.Module):
             track_ids: (B, N, ct) int64.
             popularity: (B, N) float32.
             item_item: (B, N, 2) float32 co-listening scores.
+            signals: (B, N, s) float32 of `lhydra.features.listening`, where the head has a part for moments.
+            context: (B, c) float32 of the moment, likewise.
 
         Returns:
             (B, N) float32 logits, and (B, N) float32 calibrated probabilities.
         """
         base, extra = self.parts(user, user_dense, user_ids, vectors, track_dense, track_ids, popularity, item_item)
         logit = base + self.strength * extra
+        if self.moments is not None:
+            assert signals is not None
+            assert context is not None
+            cosine = (vectors.float() @ user.unsqueeze(2)).squeeze(2)
+            pair = torch.stack([logit, cosine, popularity], 2)
+            logit = self.moments(torch.cat([pair, signals], 2), context)
         return logit, torch.sigmoid(self.calibration[0] * logit + self.calibration[1])
 
     def parts(

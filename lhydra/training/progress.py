@@ -117,6 +117,23 @@ class HeadFitted(Progress):
         return text
 
 
+@dataclass(frozen=True, kw_only=True)
+class MomentsFitted(Progress):
+    """The part of the head for what comes next. ndcg: NDCG@10 of users that were held out, 0 where there were none."""
+
+    moments: int
+    epochs: int
+    ndcg: float
+    shares: tuple[float, float, float]
+
+    def text(self) -> str:
+        """Returns moments, epochs, NDCG@10 and how the depth is shared out."""
+        measured = f"  NDCG@10 {self.ndcg:.4f}" if self.ndcg else ""
+        own, following, together = self.shares
+        shares = f"own {own:.0%}, following {following:.0%}, together {together:.0%}"
+        return f"next: {self.moments:,} moments, {self.epochs} epochs{measured}; candidates {shares}"
+
+
 Report = Callable[[Progress], None]
 
 

@@ -18,7 +18,7 @@ from lhydra.domain import I64
 from lhydra.errors import ModelError, complain
 from lhydra.features.histories import HISTORY_FEATURES
 from lhydra.timing import timed
-from lhydra.training import checkpoint, ranks
+from lhydra.training import checkpoint, moment_head, moments, ranks
 from lhydra.training import head as heads
 from lhydra.training import teachers as teaching
 from lhydra.training.checkpoint import State
@@ -100,8 +100,14 @@ def train(
         shutil.rmtree(out / "folds", ignore_errors=True)
     start = State(asdict(config), parents, config.temperature, data=_tables(dataset))
     trained = _train(load(dataset), out, config, start, resume, report)
+    run = trained.run
+    sequences = None
+    if rank == 0:
+        sequences = moment_head.fit(trained.network, dataset, run.data, run.tensors, run.teachers.table, config, report)
     if refit:
         trained = _refit(trained, load(dataset, upto=VALID), report)
+        if sequences is not None:
+            sequences = moments.refitted(sequences, dataset, trained.run.data)
     info = ModelInfo(
         parents=parents,
         config=asdict(config),
@@ -113,7 +119,7 @@ def train(
     ranks.end()  # not where something was raised: torchrun ends the others then
     if rank:
         return info
-    return export(trained.network, trained.run.data, trained.run.teachers.table, out, info)
+    return export(trained.network, trained.run.data, trained.run.teachers.table, out, info, sequences)
 
 
 def _train_fold(
@@ -202,6 +208,7 @@ def _refit(trained: Trained, data: TrainingData, report: Report) -> Trained:
     users = np.flatnonzero(np.diff(data.train.offsets) > 0)
     run = replace(before, data=data, tensors=Tensors.of(data), teachers=teachers, users=users)
     network, optimizer = _new(run)
+    network.head.moments = trained.network.head.moments
     kept, grown = trained.network.state_dict(), network.state_dict()
     old, new = before.tensors.ids[:, 0], run.tensors.ids[:, 0]
     for name, value in kept.items():

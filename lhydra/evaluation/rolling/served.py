@@ -57,7 +57,7 @@ class Served:
         longer = ask(Repeat.ALLOW, K + len(heard))
         rows = self._rows[heard]
         rows = rows[rows >= 0]
-        repeats = rows[np.lexsort((rows, -self._recommender.score(state, rows)[0]))] if len(rows) else rows
+        repeats = rows[np.lexsort((rows, -self._recommender.score(state, rows, now)[0]))] if len(rows) else rows
         return {
             ("all", SERVED): ask(Repeat.ALLOW, K),
             ("repeat", SERVED): self._position[repeats][:K],

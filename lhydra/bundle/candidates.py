@@ -1,0 +1,135 @@
+"""A user in the words of a bundle, and candidates of several sources: the nearest, and what own listening brings up."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.catalog import Catalog
+from lhydra.bundle.eligible import EligibleSet
+from lhydra.bundle.exact import best_first
+from lhydra.domain import F32, I64, UserState
+from lhydra.features.histories import EncodedUsers, Histories, offsets_of
+from lhydra.features.listening import Listening, Moment
+from lhydra.repeats import repeats_of
+from lhydra.scratch import borrowed_mask
+
+
+def encode_states(bundle: Bundle, states: Sequence[UserState]) -> EncodedUsers:
+    """Encodes users; tracks that the catalog does not hold drop out of their histories.
+
+    Args:
+        bundle: its features and tracks.
+        states: of n users.
+
+    Returns:
+        n encoded users.
+    """
+    histories = [state.history for state in states]
+    history = np.concatenate(histories) if len(histories) > 1 else histories[0]
+    lengths = np.array([len(one) for one in histories])
+    rows = bundle.catalog.rows(history["track"])
+    counts, times = history["count"], history["time"]
+    known = rows >= 0
+    if not known.all():
+        rows, counts, times = rows[known], counts[known], times[known]
+        before = np.concatenate([[0], np.cumsum(known)])
+        lengths = np.diff(before[offsets_of(lengths)])
+    profiles = bundle.spec.encode_profile_rows([state.profile for state in states])
+    found = Histories(offsets_of(lengths), rows, counts, times)
+    return bundle.spec.encode_users(profiles, found, bundle.catalog.tracks)
+
+
+def listening_of(catalog: Catalog, state: UserState, now: int) -> Listening:
+    """Tells by rows what a user has played.
+
+    Args:
+        catalog: the rows; tracks that it does not hold drop out.
+        state: of the user.
+        now: Unix seconds, 0 for the last play.
+
+    Returns:
+        What features of a moment are made of.
+    """
+    history, repeats, recent = state.history, repeats_of(state), state.recent
+    rows, of_recent = catalog.rows(history["track"]), catalog.rows(recent["track"])
+    if rows.min(initial=0) < 0:
+        known = rows >= 0
+        rows, history, repeats = rows[known], history[known], repeats[known]
+    if of_recent.min(initial=0) < 0:
+        known = of_recent >= 0
+        of_recent, recent = of_recent[known], recent[known]
+    return Listening(
+        len(catalog),
+        rows,
+        history["count"],
+        history["time"],
+        repeats["first"].astype(np.int64),
+        repeats["decayed"],
+        of_recent,
+        recent["time"].astype(np.int64),
+        recent["flags"].astype(np.int64),
+        now,
+    )
+
+
+def moment_of(bundle: Bundle, state: UserState, now: int) -> Moment | None:
+    """Returns the moment of a user; None where the head knows nothing of moments.
+
+    Args:
+        bundle: what is served.
+        state: of the user.
+        now: Unix seconds, 0 for the last play.
+
+    Returns:
+        What features of a moment are looked up in.
+    """
+    return Moment(listening_of(bundle.catalog, state, now), bundle.sequences) if bundle.head.knows_moments else None
+
+
+def united(
+    bundle: Bundle,
+    moment: Moment | None,
+    nearest: tuple[I64, F32],
+    vector: F32,
+    depth: int,
+    excluded: I64,
+    eligible: EligibleSet | None,
+    *,
+    repeats: bool,
+) -> tuple[I64, F32]:
+    """Puts what was just played, and is played again, among the candidates; the nearest fill the depth.
+
+    Args:
+        bundle: what is served.
+        moment: of the user; None where the head knows nothing of moments: then `nearest` stay.
+        nearest: (n,) rows and cosines of what the index found, none of them excluded.
+        vector: (1, dim) float32 of the user.
+        depth: candidates in all.
+        excluded: (e,) rows that must not be returned.
+        eligible: those that may be; None for all.
+        repeats: whether the user's own tracks are a source.
+
+    Returns:
+        Rows and cosines, best cosine first, as many as `nearest` holds or more, up to the depth.
+    """
+    if moment is None:
+        return nearest
+    catalog, (rows, cosines) = bundle.catalog, nearest
+    own, *others = moment.candidates(bundle.sequences.shares, depth)
+    special = np.unique(np.concatenate([own, *others] if repeats else others))
+    if eligible is not None:
+        special = special[eligible.mask.take(special)]
+    with borrowed_mask(len(catalog)) as marked:
+        marked[excluded] = marked[catalog.removed] = True
+        special = special[~marked.take(special)]
+        marked[excluded] = marked[catalog.removed] = False
+        marked[special] = True
+        kept = np.flatnonzero(~marked.take(rows))[: max(depth - len(special), 0)]
+        marked[special] = False
+    if not len(special):
+        return nearest
+    near = catalog.vectors.take(special, 0).astype(np.float32) @ vector[0]
+    rows, cosines = np.concatenate([rows[kept], special]), np.concatenate([cosines[kept], near])
+    order = best_first(rows, cosines, len(rows))
+    return rows[order], cosines[order]

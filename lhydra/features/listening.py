@@ -1,0 +1,293 @@
+"""A user at a moment: which tracks come into question because of what was just played, and what speaks for each.
+
+Signals of a track tell how often and how lately the user has played it (decayed counts and base-level learning,
+Σ age^-d: Anderson & Schooler 1991), whether it is part of the session that goes on, and how strongly it follows what
+was played last: by everybody's transitions and sessions (`lhydra.features.sequences`) and by the user's own last plays.
+Training, batch and request compute them here.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from lhydra.domain import COMPLETED, F32, HALF_LIVES_DAYS, I64, MAX_RECENT, SKIPPED
+from lhydra.features.histories import Histories
+from lhydra.features.sequences import Sequences
+from lhydra.scratch import borrowed_places
+
+F64 = npt.NDArray[np.float64]
+DAY_S, MINUTE_S = 86_400.0, 60.0
+PAUSE_S = 1_800  # a longer pause ends a session
+AWAY_S = 30 * DAY_S  # who was away longer is answered as after this: there is little to learn from
+POWERS = (0.5, 1.0, 1.5)  # d of base-level learning
+# age^-d as a sum of 2^(-age / half-life) and a constant, by non-negative least squares of the relative error from 2 to
+# 1,100 days: for plays older than those that are remembered one by one.
+_EXPONENTIALS = np.array(
+    [(1.99268, 0.25203, 0.06098, 0.02218), (2.27769, 0.06514, 0.00501, 0.00019), (1.70058, 0.0105, 0.00024, 0.0)]
+).T
+_RATES = -math.log(2) / np.array(HALF_LIVES_DAYS)  # a day
+LAST_FEW, LAST_MANY = 3, 50  # plays that are asked with: of the first the one n places back counts n^-4, else 1 / n
+OWN_FOLLOWS = 5  # plays later that count as following, among the user's own
+_STEPS = np.arange(1, OWN_FOLLOWS + 1)
+_OWN_FALLS = 1 / _STEPS**2.0, 1 / _STEPS  # of the user's own transitions: what n plays later counts
+LATELY = 20  # plays of which it is told how many repeat earlier ones
+_OWN = (
+    *("heard", "count", "minutes since last", "minutes since first"),
+    *(f"decayed {days}" for days in HALF_LIVES_DAYS),
+    *(f"base level {power}" for power in POWERS),
+    *("in session", "plays since", "skipped", "completed"),
+)
+_SEQUENCES = (
+    *("after few", "after many", "together", "in session with"),
+    *("own after few", "own after many", "few", "many"),
+)
+SIGNALS = (*_OWN, *_SEQUENCES)  # raw: the head takes the logarithms
+N_OWN = len(_OWN)
+CONTEXT = ("in session", "session plays", "tracks", "plays", "distinct", "repeating", "away")
+_TOGETHER, _FEW, _MANY = (_SEQUENCES.index(name) for name in ("together", "few", "many"))
+SOURCES = ("own", "following", "together")  # of candidates, beside the nearest vectors
+
+
+@dataclass(frozen=True)
+class Listening:
+    """What one user has played, by rows of a catalog of n tracks.
+
+    Args:
+        n: tracks of the catalog.
+        rows: (h,) int64, distinct.
+        counts: (h,) float32.
+        last: (h,) int64 Unix seconds of the last play, 0 or less unknown.
+        first: (h,) int64 of the first play, 0 unknown.
+        decayed: (h, 3) float32 counts decayed at HALF_LIVES_DAYS, as of the last play.
+        recent: (r,) int64 rows of the last plays, oldest first.
+        recent_times: (r,) int64.
+        recent_flags: (r,) int64.
+        now: Unix seconds.
+    """
+
+    n: int
+    rows: I64
+    counts: F32
+    last: I64
+    first: I64
+    decayed: F32
+    recent: I64
+    recent_times: I64
+    recent_flags: I64
+    now: int
+
+    @classmethod
+    def of_history(cls, history: Histories, n: int, now: int = 0) -> "Listening":
+        """Makes it of a history of which no more is known: all plays of a track were at the last one.
+
+        Args:
+            history: of one user.
+            n: tracks of the catalog.
+            now: Unix seconds, 0 for the last play.
+
+        Returns:
+            The listening.
+        """
+        last = np.maximum(history.times, 0)
+        decayed = np.repeat(history.counts[:, None], len(HALF_LIVES_DAYS), 1)
+        recent = np.flatnonzero(history.times != 0)[-MAX_RECENT:]
+        flags = np.zeros(len(recent), np.int64)
+        return cls(n, history.rows, history.counts, last, last, decayed, history.rows[recent], last[recent], flags, now)
+
+    @cached_property
+    def clock(self) -> float:
+        """Unix seconds that ages count from: now, but not long after the last play, which is now where now is 0."""
+        away = max(self.now - self.newest, 0) if self.now and self.newest else 0
+        return float(self.newest + min(away, AWAY_S))
+
+    @cached_property
+    def newest(self) -> int:
+        """Unix seconds of the last play, 0 unknown."""
+        return max(int(self.last.max(initial=0)), int(self.recent_times.max(initial=0)))
+
+    @cached_property
+    def in_session(self) -> int:
+        """How many of the last plays belong to the session that goes on."""
+        times = self.recent_times
+        if not len(times) or self.clock - times[-1] > PAUSE_S:
+            return 0
+        pauses = np.flatnonzero(np.diff(times) > PAUSE_S)
+        return len(times) - (int(pauses[-1]) + 1 if len(pauses) else 0)
+
+
+class Moment:
+    """One user at one moment: sums by track are made once, then candidates and signals are looked up in them.
+
+    Rows of the history, the last plays and all that goes with them lie back to back; each distinct one is known by
+    the number of one place where it stands.
+
+    Args:
+        listening: of the user.
+        sequences: the tables, of the same catalog; empty ones say nothing.
+    """
+
+    def __init__(self, listening: Listening, sequences: Sequences) -> None:
+        one = self._listening = listening
+        h, r = len(one.rows), len(one.recent)
+        played = np.concatenate([one.rows, one.recent])
+        with borrowed_places(one.n) as place:
+            place[played] = np.arange(h + r)
+            self._played = numbers = place.take(played)  # of the last plays the newest place, h and more
+            newest = numbers[h:] - h
+            back = r - newest.astype(np.float64)
+            asked = np.flatnonzero((newest == np.arange(r)) & (back <= LAST_MANY))  # each track once
+            ago = back.take(asked)
+            others, weight, of = sequences.others(one.recent.take(asked))
+            own, own_few, own_many = self._own_transitions(back, sequences)
+            self._rows = np.concatenate([played, others[0], others[1], own])
+            place[self._rows[h + r :]] = np.arange(h + r, len(self._rows))
+            place[played] = np.arange(h + r)
+            self._numbers = place.take(self._rows)
+        size = len(self._rows) + 1  # the last entry stands for all other tracks
+        start = h + r + len(others[0])
+        follow, beside = self._numbers[h + r : start], self._numbers[start : start + len(others[1])]
+        followed = self._numbers[start + len(others[1]) :]
+        few, many = _fall(ago)
+        sums = np.empty((len(_SEQUENCES), size))
+        sums[0] = np.bincount(follow, weight[0] * few.take(of[0]), size)
+        sums[1] = np.bincount(follow, weight[0] * many.take(of[0]), size)
+        sums[2] = np.bincount(beside, weight[1] * many.take(of[1]), size)
+        sums[3] = np.bincount(beside, weight[1] * (ago <= one.in_session).take(of[1]), size)
+        sums[4] = np.bincount(followed, own_few, size)
+        sums[5] = np.bincount(followed, own_many, size)
+        np.add(sums[0:2], sums[4:6], out=sums[6:])
+        self._sums = sums
+        self._entry = np.full(h + r, h, np.int64)  # of each number the entry of the history, h for none
+        self._entry[numbers[:h]] = np.arange(h)
+        self._age = np.maximum(one.clock - one.last, MINUTE_S) / DAY_S
+        self._decayed = one.decayed * np.exp(self._age[:, None] * _RATES)
+        self._activation = self._base_level()
+
+    def _own_transitions(self, back: F64, sequences: Sequences) -> tuple[I64, F64, F64]:
+        """What followed the user's last plays when they had been played before: rows, and their weights in two ways."""
+        recent, times = self._listening.recent, self._listening.recent_times
+        at = np.flatnonzero(back <= LAST_MANY)[:, None]
+        later = at + _STEPS
+        inside = later < len(recent)
+        later[~inside] = 0
+        session = np.zeros(len(recent), np.int64)
+        np.cumsum(times[1:] - times[:-1] > PAUSE_S, out=session[1:])
+        inside &= session.take(later) == session.take(at)
+        few, many = _fall(back.take(at))
+        if len(sequences):
+            damping = sequences.damping.take(recent.take(at)).astype(np.float64)
+            damping[damping == 0] = 1
+            few, many = few * damping, many * damping
+        return recent.take(later[inside]), (few * _OWN_FALLS[0])[inside], (many * _OWN_FALLS[1])[inside]
+
+    def _base_level(self) -> F64:
+        """(h, 3) Σ age^-d of each track of the history: exact for the last plays, else by its decayed counts."""
+        one = self._listening
+        h = len(one.rows)
+        entry = self._entry.take(self._played[h:])
+        age = np.maximum(one.clock - one.recent_times, MINUTE_S) / DAY_S
+        falls = np.exp(np.concatenate([_RATES[:, None] * age, -np.array(POWERS)[:, None] * np.log(age)]))
+        at = entry + (h + 1) * np.arange(len(falls))[:, None]
+        lately = np.bincount(at.ravel(), falls.ravel(), len(falls) * (h + 1)).reshape(len(falls), h + 1)[:, :h]
+        n = len(HALF_LIVES_DAYS)
+        older = np.maximum(self._decayed - lately[:n].T, 0.0)
+        more = np.maximum(one.counts - np.bincount(entry, minlength=h + 1)[:h], 0.0)
+        return np.asarray(older @ _EXPONENTIALS[:n] + more[:, None] * _EXPONENTIALS[n] + lately[n:].T)
+
+    def candidates(self, shares: Sequence[float] | F32, depth: int) -> tuple[I64, I64, I64]:
+        """Finds the tracks that come into question, by source.
+
+        Args:
+            shares: of each of SOURCES, how much of the depth its candidates may take.
+            depth: candidates in all.
+
+        Returns:
+            For each of SOURCES distinct rows, in no order; those that follow may come twice.
+        """
+        n_own, n_following, n_together = (round(float(share) * depth) for share in shares)
+        own = self._listening.rows.take(_top(self._activation[:, 1], n_own))
+        few, many = self._first(_FEW, n_following - n_following // 2), self._first(_MANY, n_following // 2)
+        return own, np.concatenate([few, many]), self._first(_TOGETHER, n_together)
+
+    def _first(self, which: int, n: int) -> I64:
+        """The n rows with the largest of a sum."""
+        sums = self._sums[which]
+        found = np.flatnonzero(sums)
+        return self._rows.take(found.take(_top(sums.take(found), n)))
+
+    def signals(self, rows: I64) -> F32:
+        """Looks up what speaks for some tracks.
+
+        Args:
+            rows: (m,) int64 of the catalog, distinct.
+
+        Returns:
+            (m, len(SIGNALS)) float32.
+        """
+        size = len(self._rows) + 1
+        with borrowed_places(self._listening.n) as place:
+            place[self._rows] = self._numbers
+            number = place.take(rows)
+        if size > 1:
+            number[self._rows.take(number, mode="clip") != rows] = size - 1
+        else:
+            number[:] = 0
+        found = np.zeros((len(rows), len(SIGNALS)), np.float32)
+        strongest = np.maximum(self._sums.max(1, keepdims=True), 1e-9)
+        found[:, len(_OWN) :] = (self._sums.take(number, 1) / strongest).T
+        played = np.flatnonzero(number < len(self._entry))
+        entry = self._entry.take(number.take(played))
+        heard = entry < len(self._listening.rows)
+        found[played[heard], : len(_OWN)] = self._own.take(entry[heard], 0)
+        return found
+
+    @cached_property
+    def _own(self) -> F32:
+        """(h, len(_OWN)) of the history."""
+        one = self._listening
+        h, r = len(one.rows), len(one.recent)
+        own = np.empty((h, len(_OWN)), np.float32)
+        own[:, 0], own[:, 1], own[:, 2] = 1, one.counts, self._age * (DAY_S / MINUTE_S)
+        first = np.where(one.first > 0, one.first, one.last)
+        own[:, 3] = np.maximum(one.clock - first, MINUTE_S) / MINUTE_S
+        own[:, 4:7] = self._decayed
+        own[:, 7:10] = self._activation / np.maximum(self._activation.max(0, initial=0), 1e-9)
+        since = np.where(self._played[:h] >= h, h + r - 1 - self._played[:h], 2 * MAX_RECENT)
+        own[:, 10], own[:, 11] = since < one.in_session, since
+        own[:, 12:] = 0
+        if one.recent_flags.any():
+            entry = self._entry.take(self._played[h:])
+            for column, flag in ((12, SKIPPED), (13, COMPLETED)):
+                own[:, column] = np.bincount(entry, (one.recent_flags & flag) > 0, h + 1)[:h]
+        return own
+
+    def context(self) -> F32:
+        """Returns what the moment is like, (len(CONTEXT),) float32."""
+        one = self._listening
+        h, r = len(one.rows), len(one.recent)
+        recent = self._played[h:]
+        heard = np.zeros(h + r, np.bool_)
+        heard[recent[:-LATELY]] = True
+        repeating = np.count_nonzero(heard.take(recent[-LATELY:])) / LATELY if r > LATELY else 0.0
+        distinct = np.count_nonzero(recent == np.arange(h, h + r)) / max(r, 1)
+        sizes = np.log1p([one.in_session, h, float(one.counts.sum())])
+        away = math.log1p(max(one.clock - one.newest, MINUTE_S) / MINUTE_S)
+        return np.array([one.in_session > 0, *sizes, distinct, repeating, away], np.float32)
+
+
+def _fall(ago: F64) -> tuple[F64, F64]:
+    """What a play so many plays ago, at most LAST_MANY, counts: among the last few, and among the last many."""
+    inverse = 1 / ago
+    square = inverse * inverse
+    return square * square * (ago <= LAST_FEW), inverse
+
+
+def _top(values: F64, n: int) -> I64:
+    """The places of the n largest values, in no order."""
+    if len(values) <= n:
+        return np.arange(len(values))
+    return np.argpartition(-values, n)[:n].astype(np.int64) if n else np.empty(0, np.int64)

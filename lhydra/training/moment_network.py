@@ -1,0 +1,100 @@
+"""The part of the head for what comes next: from the signals of a moment to the logit that orders all tracks."""
+
+import torch
+from torch import Tensor, nn
+
+from lhydra.features.listening import N_OWN
+
+
+class MomentHead(nn.Module):
+    """What comes next: the head's logit and the signals of a moment -> the logit that orders all tracks, heard or not.
+
+    Args:
+        mean: (i,) of the inputs; both are fitted, so that signals of any scale come in alike.
+        spread: (i,) of the inputs.
+        context_mean: (c,) of the context.
+        context_spread: (c,) of the context.
+    """
+
+    PAIR = 3  # inputs before the signals: logit of the rest of the head, cosine, popularity
+    HIDDEN = 32
+
+    mean: Tensor
+    spread: Tensor
+    context_mean: Tensor
+    context_spread: Tensor
+
+    def __init__(self, mean: Tensor, spread: Tensor, context_mean: Tensor, context_spread: Tensor) -> None:
+        super().__init__()
+        for name, value in (
+            ("mean", mean),
+            ("spread", spread),
+            ("context_mean", context_mean),
+            ("context_spread", context_spread),
+        ):
+            self.register_buffer(name, value)
+        self.linear = nn.Linear(len(mean), 1, bias=False)
+        self.of_pair = nn.Linear(len(mean), self.HIDDEN)
+        self.of_context = nn.Linear(len(context_mean), self.HIDDEN, bias=False)
+        self.rest = nn.Sequential(nn.ReLU(), nn.Linear(self.HIDDEN, self.HIDDEN), nn.ReLU())
+        self.out = nn.Linear(self.HIDDEN, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    @classmethod
+    def fitted_to(cls, inputs: Tensor, context: Tensor) -> "MomentHead":
+        """Makes a part that nobody has trained, for inputs of this scale.
+
+        Args:
+            inputs: (m, i) float32 of many candidates.
+            context: (q, c) float32 of many moments.
+
+        Returns:
+            The part.
+        """
+        inputs = cls.prepared(inputs)
+        return cls(inputs.mean(0), inputs.std(0) + 1e-3, context.mean(0), context.std(0, correction=0) + 1e-3)
+
+    @classmethod
+    def prepared(cls, inputs: Tensor) -> Tensor:
+        """Takes logarithms: counts, ages and strengths spread over powers of ten; strengths stay beside theirs.
+
+        Args:
+            inputs: (..., i) float32: logit, cosine, popularity and signals as they come.
+
+        Returns:
+            (..., i + strengths) float32.
+        """
+        pair, own, strengths = (
+            inputs[..., : cls.PAIR],
+            inputs[..., cls.PAIR : cls.PAIR + N_OWN],
+            inputs[..., cls.PAIR + N_OWN :],
+        )
+        heard = own[..., :1]
+        counted, ages, decayed, base, rest = own[..., 1:2], own[..., 2:4], own[..., 4:7], own[..., 7:10], own[..., 10:]
+        logs = [torch.log1p(counted), 12 - torch.log(ages.clamp(min=1)), torch.log1p(decayed)]
+        logs += [
+            torch.log(base + 1e-4) + 9.2,
+            rest[..., :1],
+            7 - torch.log1p(rest[..., 1:2]),
+            torch.log1p(rest[..., 2:]),
+        ]
+        strength = torch.log(strengths + 1e-4) + 9.2
+        return torch.cat([pair, heard, torch.cat(logs, -1) * heard, strengths, strength], -1)
+
+    def forward(self, inputs: Tensor, context: Tensor) -> Tensor:
+        """Scores candidates.
+
+        Args:
+            inputs: (B, N, i) float32: logit, cosine, popularity and signals.
+            context: (B, c) float32 of the moment.
+
+        Returns:
+            (B, N) float32 logits.
+        """
+        inputs = self.prepared(inputs)
+        scaled = (inputs - self.mean) / self.spread
+        about = self.of_context((context - self.context_mean) / self.context_spread)
+        deep = self.out(self.rest(self.of_pair(scaled) + about.unsqueeze(1)))
+        logit: Tensor = (self.linear(scaled) + deep).squeeze(2)
+        return logit

@@ -1,0 +1,255 @@
+"""What a user's moment says of tracks, against plain loops; and the tables of what goes with what in time."""
+
+import math
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lhydra.bundle import sequence_files
+from lhydra.domain import HALF_LIVES_DAYS, MAX_RECENT, SKIPPED
+from lhydra.features import sequences as tables
+from lhydra.features.histories import Histories
+from lhydra.features.listening import (
+    _EXPONENTIALS,
+    AWAY_S,
+    CONTEXT,
+    LAST_FEW,
+    LAST_MANY,
+    OWN_FOLLOWS,
+    PAUSE_S,
+    POWERS,
+    SIGNALS,
+    Listening,
+    Moment,
+)
+from lhydra.features.sequences import FOLLOWS, NO_SEQUENCES, TOGETHER, Sequences, fit_sequences
+from lhydra.repeats import add_up, at_once, single_plays
+
+DAY = 86_400
+N = 40
+
+
+def plays_of(seed: int, n: int, pauses: float = 0.2) -> tuple[np.ndarray, np.ndarray]:
+    """Tracks and times of n plays, some of them after a long pause."""
+    rng = np.random.default_rng(seed)
+    steps = np.where(rng.random(n) < pauses, rng.integers(PAUSE_S + 1, 20 * DAY, n), rng.integers(1, PAUSE_S + 1, n))
+    return rng.integers(0, N, n), 1_500_000_000 + np.cumsum(steps)
+
+
+def listening_of(tracks: np.ndarray, times: np.ndarray, now: int, flags: np.ndarray | None = None) -> Listening:
+    """As a user store would hold these plays."""
+    plays = single_plays(tracks.astype(np.uint64), np.ones(len(tracks), np.float32), times)
+    history, repeats = add_up(plays, at_once(plays))
+    last = slice(max(len(tracks) - MAX_RECENT, 0), len(tracks))
+    own = np.zeros(len(tracks), np.int64) if flags is None else flags
+    return Listening(
+        N,
+        history["track"].astype(np.int64),
+        history["count"].copy(),
+        history["time"].copy(),
+        repeats["first"].astype(np.int64),
+        repeats["decayed"].copy(),
+        tracks[last].astype(np.int64),
+        times[last].astype(np.int64),
+        own[last],
+        now,
+    )
+
+
+def sequences_of(seed: int, n: int = 300) -> tuple[Sequences, np.ndarray, np.ndarray, np.ndarray]:
+    """Tables of random sessions, with what they were fitted on."""
+    rng = np.random.default_rng(seed)
+    track, session = rng.integers(0, N, n), np.sort(rng.integers(0, n // 12, n))
+    listeners = rng.integers(0, 50, N)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "PER_TRACK", 1e9)
+        patch.setattr(tables, "WIDTHS", (N, N))
+        return fit_sequences(track, session, listeners), track, session, listeners
+
+
+def columns(found: np.ndarray, name: str) -> np.ndarray:
+    return np.asarray(found[:, SIGNALS.index(name)])
+
+
+def test_the_tables_hold_what_loops_over_all_pairs_find() -> None:
+    fitted, track, session, listeners = sequences_of(3)
+    follow: dict[tuple[int, int], float] = defaultdict(float)
+    beside: dict[tuple[int, int], float] = defaultdict(float)
+    damping = np.maximum(listeners, 1) ** -0.5
+    for i, first in enumerate(track.tolist()):
+        for j in range(i + 1, len(track)):
+            later = int(track[j])
+            if session[i] != session[j] or first == later:
+                continue
+            if j - i <= FOLLOWS:
+                follow[first, later] += damping[first] / (j - i)
+            if j - i <= TOGETHER:
+                beside[first, later] += damping[first] * damping[later]
+                beside[later, first] += damping[first] * damping[later]
+    rows, weights, of = fitted.others(np.arange(N))
+    for part, expected in enumerate((follow, beside)):
+        found = dict(zip(zip(of[part].tolist(), rows[part].tolist(), strict=True), weights[part].tolist(), strict=True))
+        assert found.keys() == expected.keys()
+        np.testing.assert_allclose([found[key] for key in expected], list(expected.values()), rtol=2e-3)
+
+
+def test_a_full_table_keeps_the_strongest_within_80_bytes_a_track() -> None:
+    rng = np.random.default_rng(0)
+    track, session = rng.integers(0, 500, 60_000), np.repeat(np.arange(3_000), 20)
+    fitted = fit_sequences(track, session, np.ones(500, np.int64))
+    size = fitted.offsets.nbytes + fitted.rows.nbytes + fitted.weights.nbytes + fitted.damping.nbytes
+    assert size <= 80 * 500 + 4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "PER_TRACK", 1e9)
+        patch.setattr(tables, "WIDTHS", (500, 500))
+        whole = fit_sequences(track, session, np.ones(500, np.int64))
+    for kept, every in zip(fitted.others(np.array([7]))[1], whole.others(np.array([7]))[1], strict=True):
+        assert 0 < len(kept) < len(every)
+        np.testing.assert_array_equal(kept, np.sort(every)[::-1][: len(kept)])
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10**6), st.integers(0, 400), st.integers(0, 3 * DAY))
+def test_signals_are_those_of_plain_loops(seed: int, n: int, away: int) -> None:
+    tracks, times = plays_of(seed, n)
+    now = int(times[-1]) + away if n else 1_600_000_000
+    flags = np.random.default_rng(seed).integers(0, 2, n) * SKIPPED
+    fitted, *_, listeners = sequences_of(seed % 5)
+    listening = listening_of(tracks, times, now, flags)
+    moment = Moment(listening, fitted)
+    rows = np.random.default_rng(seed + 1).permutation(N)
+    found = moment.signals(rows)
+    assert found.shape == (N, len(SIGNALS))
+    assert np.isfinite(found).all()
+    assert np.isfinite(moment.context()).all()
+    count = Counter(tracks.tolist())
+    np.testing.assert_array_equal(columns(found, "count"), [count[row] for row in rows.tolist()])
+    np.testing.assert_array_equal(columns(found, "heard"), [row in count for row in rows.tolist()])
+    recent, recent_times = tracks[-MAX_RECENT:].tolist(), times[-MAX_RECENT:].tolist()
+    session = 0
+    if n and now - recent_times[-1] <= PAUSE_S:
+        session = 1
+        while session < len(recent) and recent_times[-session] - recent_times[-session - 1] <= PAUSE_S:
+            session += 1
+    assert moment.context()[CONTEXT.index("in session")] == (session > 0)
+    for i, row in enumerate(rows.tolist()):
+        if row not in count:
+            assert not found[i, : SIGNALS.index("after few")].any()
+            continue
+        ages = (now - times[tracks == row]) / DAY
+        for days in HALF_LIVES_DAYS:
+            expected = np.exp2(-np.maximum(ages, 1 / 1440) / days).sum()
+            assert columns(found, f"decayed {days}")[i] == pytest.approx(expected, rel=1e-3, abs=1e-6)
+        minutes = max((now - times[tracks == row].max()) / 60, 1)
+        assert columns(found, "minutes since last")[i] == pytest.approx(minutes, rel=1e-5)
+        minutes = max((now - times[tracks == row].min()) / 60, 1)
+        assert columns(found, "minutes since first")[i] == pytest.approx(minutes, rel=1e-5)
+        since = recent[::-1].index(row) if row in recent else 2 * MAX_RECENT
+        assert columns(found, "plays since")[i] == since
+        assert columns(found, "in session")[i] == (row in recent[len(recent) - session :] if session else False)
+        skips = int((flags[-MAX_RECENT:][np.array(recent) == row] > 0).sum())
+        assert columns(found, "skipped")[i] == skips
+    expected_sums = sums_of(recent, recent_times, session, fitted, listeners)
+    for name, sums in expected_sums.items():
+        strongest = max(sums.values(), default=0.0)
+        wanted = [sums[row] / strongest if strongest else 0.0 for row in rows.tolist()]
+        np.testing.assert_allclose(columns(found, name), wanted, rtol=2e-3, atol=1e-6, err_msg=name)
+
+
+def sums_of(
+    recent: list[int], times: list[int], session: int, fitted: Sequences, listeners: np.ndarray
+) -> dict[str, dict[int, float]]:
+    """The sums of the sequence signals by track."""
+    back: dict[int, int] = {}
+    for i, row in enumerate(reversed(recent), 1):
+        back.setdefault(row, i)
+    sums: dict[str, dict[int, float]] = {name: defaultdict(float) for name in SIGNALS[SIGNALS.index("after few") :]}
+    for row, ago in back.items():
+        if ago > LAST_MANY:
+            continue
+        rows, weights, _ = fitted.others(np.array([row]))
+        for other, weight in zip(rows[0].tolist(), weights[0].tolist(), strict=True):
+            sums["after few"][other] += weight * ago**-4.0 * (ago <= LAST_FEW)
+            sums["after many"][other] += weight / ago
+        for other, weight in zip(rows[1].tolist(), weights[1].tolist(), strict=True):
+            sums["together"][other] += weight / ago
+            sums["in session with"][other] += weight * (ago <= session)
+    for i, row in enumerate(recent):
+        damping = max(int(listeners[row]), 1) ** -0.5
+        for step in range(1, OWN_FOLLOWS + 1):
+            if i + step >= len(recent) or times[i + step] - times[i + step - 1] > PAUSE_S:
+                break
+            other, ago = recent[i + step], back[row]
+            sums["own after few"][other] += damping * ago**-4.0 / step**2 * (ago <= LAST_FEW)
+            sums["own after many"][other] += damping / ago / step * (ago <= LAST_MANY)
+    for name, own in (("few", "own after few"), ("many", "own after many")):
+        for row in {*sums[f"after {name}"], *sums[own]}:
+            sums[name][row] = sums[f"after {name}"][row] + sums[own][row]
+    return sums
+
+
+@pytest.mark.parametrize("power", range(3))
+def test_base_level_learning_is_the_sum_of_powers_of_ages(power: int) -> None:
+    tracks, times = plays_of(5, 200)
+    now = int(times[-1]) + 100
+    found = columns(
+        Moment(listening_of(tracks, times, now), NO_SEQUENCES).signals(np.arange(N)), f"base level {POWERS[power]}"
+    )
+    exact = np.bincount(tracks, (np.maximum(now - times, 60) / DAY) ** -POWERS[power], N)
+    np.testing.assert_allclose(found, exact / exact.max(), rtol=1e-3)
+    older = np.geomspace(2, 1_100, 50)  # plays that only decayed counts remember
+    kept = np.exp2(-older[:, None] / np.array(HALF_LIVES_DAYS)) @ _EXPONENTIALS[:3, power] + _EXPONENTIALS[3, power]
+    assert np.abs(np.log(kept * older ** POWERS[power])).max() < math.log(3.2)
+
+
+def test_candidates_are_the_strongest_of_each_source() -> None:
+    tracks, times = plays_of(1, 120)
+    moment = Moment(listening_of(tracks, times, int(times[-1])), sequences_of(1)[0])
+    own, following, together = moment.candidates((0.25, 0.25, 0.25), 16)
+    signals = moment.signals(np.arange(N))
+    assert set(own) == set(np.argsort(-columns(signals, "base level 1.0"))[:4])
+    assert set(together) == set(np.argsort(-columns(signals, "together"))[:4])
+    assert set(following) == {
+        *np.argsort(-columns(signals, "few"))[:2].tolist(),
+        *np.argsort(-columns(signals, "many"))[:2].tolist(),
+    }
+    assert [len(one) for one in moment.candidates((0.0, 0.0, 0.0), 16)] == [0, 0, 0]
+
+
+def test_who_was_away_for_long_is_answered_as_after_a_month() -> None:
+    tracks, times = plays_of(2, 50)
+    newest = int(times[-1])
+    found = [
+        Moment(listening_of(tracks, times, now), NO_SEQUENCES).signals(np.arange(N))
+        for now in (newest + int(AWAY_S), newest + 100 * DAY, newest + 7_000 * DAY)
+    ]
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+
+
+def test_nothing_is_known_of_nobody() -> None:
+    nothing = Histories.one(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64))
+    nobody = Listening.of_history(nothing, N)
+    for fitted in (NO_SEQUENCES, sequences_of(0)[0]):
+        moment = Moment(nobody, fitted)
+        assert not moment.signals(np.arange(N)).any()
+        assert [len(one) for one in moment.candidates((0.3, 0.3, 0.2), 20)] == [0, 0, 0]
+
+
+def test_tables_under_other_rows_say_the_same() -> None:
+    fitted, *_ = sequences_of(4)
+    to = np.random.default_rng(0).permutation(N + 10)[:N].astype(np.int64)
+    to[[3, 7]] = -1
+    moved = sequence_files.rearranged(fitted, to, N + 10)
+    for track in range(N):
+        if to[track] < 0:
+            continue
+        before, after = fitted.others(np.array([track])), moved.others(to[[track]])
+        for part in range(2):
+            kept = to[before[0][part]] >= 0
+            np.testing.assert_array_equal(to[before[0][part]][kept], after[0][part])
+            np.testing.assert_array_equal(before[1][part][kept], after[1][part])
+        assert fitted.damping[track] == moved.damping[to[track]]
