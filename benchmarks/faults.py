@@ -262,7 +262,7 @@ def kills(
 
 def _workers(server: RunningServer) -> list[int]:
     """The processes that open bundles, without helpers that live for a moment."""
-    return [pid for pid in process_tree(server.pid) if b"lhydra_server.worker" in _command(pid)]
+    return [pid for pid in process_tree(server.pid) if b"lhydra_server.start" in _command(pid)]
 
 
 def _command(pid: int) -> bytes:

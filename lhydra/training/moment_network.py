@@ -5,6 +5,8 @@ from torch import Tensor, nn
 
 from lhydra.features.listening import N_OWN
 
+LEAST_SPREAD = 0.01
+
 
 class MomentHead(nn.Module):
     """What comes next: the head's logit and the signals of a moment -> the logit that orders all tracks, heard or not.
@@ -53,7 +55,7 @@ class MomentHead(nn.Module):
             The part.
         """
         inputs = cls.prepared(inputs)
-        return cls(inputs.mean(0), inputs.std(0) + 1e-3, context.mean(0), context.std(0, correction=0) + 1e-3)
+        return cls(inputs.mean(0), _spread(inputs), context.mean(0), _spread(context))
 
     @classmethod
     def prepared(cls, inputs: Tensor) -> Tensor:
@@ -98,3 +100,9 @@ class MomentHead(nn.Module):
         deep = self.out(self.rest(self.of_pair(scaled) + about.unsqueeze(1)))
         logit: Tensor = (self.linear(scaled) + deep).squeeze(2)
         return logit
+
+
+def _spread(values: Tensor) -> Tensor:
+    """(i,) standard deviations; 1 of what hardly varies: it would make much of the first value that differs."""
+    spread = values.std(0, correction=0)
+    return torch.where(spread > LEAST_SPREAD, spread, 1.0)
