@@ -15,12 +15,14 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from lhydra.bundle import sequence_files
 from lhydra.bundle.model import GRAPHS, PARTS, Model
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset
 from lhydra.data.prepare import prepare
 from lhydra.data.settings import PrepareSettings
 from lhydra.features.histories import HISTORY_FEATURES
+from lhydra.features.listening import CONTEXT, SIGNALS
 from lhydra.training.command import outcome
 from lhydra.training.config import TrainSettings
 from lhydra.training.progress import EpochDone, HeadFitted, Progress, TeacherTried
@@ -91,7 +93,9 @@ def answers(model: Path, tracks: Dataset) -> list[np.ndarray]:
     pairs = [np.repeat(part[None], 40, 0) for part in (vectors, encoded.dense, encoded.ids)]
     popularity = rng.random((40, len(vectors))).astype(np.float32)
     together = rng.random((40, len(vectors), 2)).astype(np.float32)
-    return [vectors, history, users, *opened.head.run(users, dense, ids, *pairs, popularity, together)]
+    moment = [rng.random(shape).astype(np.float32) for shape in ((40, len(vectors), len(SIGNALS)), (40, len(CONTEXT)))]
+    given = (users, dense, ids, *pairs, popularity, together, *(moment if opened.head.knows_moments else ()))
+    return [vectors, history, users, *opened.head.run(*given)]
 
 
 def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
@@ -112,13 +116,20 @@ def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
         assert all(a[key].equal(b[key]) for key in a)
     for ours, theirs in zip(answers(resumed, tiny_dataset), answers(whole, tiny_dataset), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    for name in ("neighbours.npy", "neighbour_weights.npy", "features.json"):
+    for name in ("neighbours.npy", "neighbour_weights.npy", "features.json", *sequence_files.FILES):
         assert (resumed / name).read_bytes() == (whole / name).read_bytes()
     quality = [json.loads((model / "model.json").read_text())["quality"] for model in (resumed, whole)]
     assert quality[0] == quality[1]
     left = {path.name for path in resumed.rglob("*") if path.is_file()}
     assert left == {path.name for path in whole.rglob("*") if path.is_file()}
-    assert left == {*PARTS, "model.json", "metrics.jsonl", "last.safetensors", "best.safetensors"}
+    assert left == {
+        *PARTS,
+        *sequence_files.FILES,
+        "model.json",
+        "metrics.jsonl",
+        "last.safetensors",
+        "best.safetensors",
+    }
 
 
 def test_ctrl_c_ends_in_one_line_and_leaves_what_resume_needs(cut: Path, tiny_dataset: Dataset, tmp_path: Path) -> None:

@@ -444,7 +444,7 @@ def test_a_damaged_model_is_refused_by_name(name: str, tiny_model: Path, tmp_pat
         ({"dim": "128"}, "found dim '128', expected dim of type int"),
         ({"quality": []}, "found quality [], expected quality of type dict"),
         ({"model_id": ""}, "found no model_id, expected a folder made by `lhydra train`"),
-        ({"format": 2}, "found format 2, expected format 3"),
+        ({"format": 2}, "found format 2, expected format 4"),
     ],
 )
 def test_a_model_json_with_a_part_of_another_kind_is_refused_in_one_line(
