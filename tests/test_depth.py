@@ -118,9 +118,9 @@ def test_evaluation_and_builder_score_in_the_same_blocks_and_find_the_same(
     sizes: set[int] = set()
     score = Bundle.score
 
-    def counted(bundle: Bundle, vector: Any, user: Any, rows: Any) -> Any:
+    def counted(bundle: Bundle, vector: Any, user: Any, rows: Any, moment: Any = None) -> Any:
         sizes.add(len(rows))
-        return score(bundle, vector, user, rows)
+        return score(bundle, vector, user, rows, moment)
 
     n = len(recommender.catalog)
     bundle = replace(recommender.bundle, index=Index.build(np.asarray(recommender.catalog.vectors), "flat"))
