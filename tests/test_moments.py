@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from lhydra import cli
 from lhydra.bundle import sequence_files
@@ -18,10 +19,12 @@ from lhydra.data.prepare import prepare
 from lhydra.data.settings import PrepareSettings
 from lhydra.domain import Query, Repeat, UserState, track_hashes
 from lhydra.errors import BundleCorrupt
+from lhydra.features.listening import CONTEXT, SIGNALS
 from lhydra.queries import Request, to_query
 from lhydra.recommender import Recommender
 from lhydra.training.config import TrainSettings
 from lhydra.training.data import load
+from lhydra.training.moment_network import MomentHead
 from lhydra.training.moments import find, listenings, sequences_of
 from lhydra.training.train import train
 from lhydra_index_builder.build import rebuild
@@ -205,6 +208,21 @@ def test_a_damaged_table_is_refused(store: Path, model: Path, tmp_path: Path) ->
         sequence_files.save(tmp_path, broken)
         with pytest.raises(BundleCorrupt):
             sequence_files.open_sequences(tmp_path)
+
+
+def test_of_whoever_has_played_nothing_the_rest_of_the_head_decides() -> None:
+    torch.manual_seed(0)
+    inputs, context = torch.rand(3, 7, MomentHead.PAIR + len(SIGNALS)), torch.rand(3, len(CONTEXT)) + 0.1
+    context[1, CONTEXT.index("tracks")] = 0
+    part = MomentHead.fitted_to(inputs.flatten(0, 1), context)
+    part.calibration.copy_(torch.tensor([2.0, -1.0]))
+    logit, calibration = torch.rand(3, 7), torch.tensor([0.5, 0.25])
+    ranked, probability = part.ranked(logit, inputs, context, calibration)
+    torch.testing.assert_close(ranked[1], logit[1])
+    torch.testing.assert_close(probability[1], torch.sigmoid(0.5 * logit[1] + 0.25))
+    for known in (0, 2):
+        torch.testing.assert_close(ranked[known], part(inputs, context)[known])
+        torch.testing.assert_close(probability[known], torch.sigmoid(2.0 * ranked[known] - 1.0))
 
 
 def test_a_model_without_moments_answers_learnt_as_decay(

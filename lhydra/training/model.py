@@ -280,13 +280,13 @@ class Head(nn.Module):
         """
         base, extra = self.parts(user, user_dense, user_ids, vectors, track_dense, track_ids, popularity, item_item)
         logit = base + self.strength * extra
-        if self.moments is not None:
-            assert signals is not None
-            assert context is not None
-            cosine = (vectors.float() @ user.unsqueeze(2)).squeeze(2)
-            pair = torch.stack([logit, cosine, popularity], 2)
-            logit = self.moments(torch.cat([pair, signals], 2), context)
-        return logit, torch.sigmoid(self.calibration[0] * logit + self.calibration[1])
+        if self.moments is None:
+            return logit, torch.sigmoid(self.calibration[0] * logit + self.calibration[1])
+        assert signals is not None
+        assert context is not None
+        cosine = (vectors.float() @ user.unsqueeze(2)).squeeze(2)
+        pair = torch.stack([logit, cosine, popularity], 2)
+        return self.moments.ranked(logit, torch.cat([pair, signals], 2), context, self.calibration)
 
     def parts(
         self,

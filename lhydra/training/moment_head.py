@@ -138,7 +138,7 @@ def fit(
     calibration = _calibrated(logits, prepared)
     network.head.moments = part
     if calibration is not None:
-        network.head.calibration.copy_(torch.tensor(calibration))
+        part.calibration.copy_(torch.tensor(calibration))
     report(MomentsFitted(moments=q, epochs=epochs, ndcg=ndcg, shares=shares))
     return replace(sequences, shares=np.array(shares, np.float32))
 

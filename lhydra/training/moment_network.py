@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor, nn
 
-from lhydra.features.listening import N_OWN
+from lhydra.features.listening import CONTEXT, N_OWN
 
 LEAST_SPREAD = 0.01
+TRACKS = CONTEXT.index("tracks")  # 0 for whoever has played nothing
 
 
 class MomentHead(nn.Module):
@@ -25,6 +26,7 @@ class MomentHead(nn.Module):
     spread: Tensor
     context_mean: Tensor
     context_spread: Tensor
+    calibration: Tensor
 
     def __init__(self, mean: Tensor, spread: Tensor, context_mean: Tensor, context_spread: Tensor) -> None:
         super().__init__()
@@ -40,6 +42,7 @@ class MomentHead(nn.Module):
         self.of_context = nn.Linear(len(context_mean), self.HIDDEN, bias=False)
         self.rest = nn.Sequential(nn.ReLU(), nn.Linear(self.HIDDEN, self.HIDDEN), nn.ReLU())
         self.out = nn.Linear(self.HIDDEN, 1)
+        self.register_buffer("calibration", torch.tensor([1.0, 0.0]))  # of this part's logit, as `Head.calibration`
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
@@ -100,6 +103,24 @@ class MomentHead(nn.Module):
         deep = self.out(self.rest(self.of_pair(scaled) + about.unsqueeze(1)))
         logit: Tensor = (self.linear(scaled) + deep).squeeze(2)
         return logit
+
+    def ranked(self, logit: Tensor, inputs: Tensor, context: Tensor, calibration: Tensor) -> tuple[Tensor, Tensor]:
+        """Ranks by this part whoever has played something; of others nothing is known in time, and the rest decides.
+
+        Args:
+            logit: (B, N) float32 of the rest of the head.
+            inputs: (B, N, i) float32, as in `forward`.
+            context: (B, c) float32.
+            calibration: (2,) of the rest of the head.
+
+        Returns:
+            (B, N) float32 logits, and (B, N) float32 calibrated probabilities.
+        """
+        known = context[:, TRACKS : TRACKS + 1] > 0  # (B, 1)
+        ranked = torch.where(known, self(inputs, context), logit)
+        slope = torch.where(known, self.calibration[0], calibration[0])
+        shift = torch.where(known, self.calibration[1], calibration[1])
+        return ranked, torch.sigmoid(slope * ranked + shift)
 
 
 def _spread(values: Tensor) -> Tensor:
