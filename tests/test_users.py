@@ -4,6 +4,7 @@ What only Redis can do is in test_redis_users.py.
 """
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,7 @@ from lhydra.users import heard as chunks
 from lhydra.users import record
 from lhydra.users.lmdb_store import LmdbUsers
 from lhydra.users.packed import pack, unpack
-from lhydra.users.place import claim
+from lhydra.users.place import claim, refuse_other
 from lhydra.users.record import UserRecord, user_tag
 from lhydra.users.redis_store import RedisUsers
 from lhydra.users.store import UserStore, open_users
@@ -432,6 +434,25 @@ def test_processes_write_and_load_at_once_and_nothing_is_lost(tmp_path: Path) ->
     assert_same(users.get("ann"), state_of({"round": 19}, entries, everything))
     assert_same(users.get("own-a"), state_of({}, [("t0", float(n), n - 1)], {"t0"}))
     users.close()
+
+
+def test_a_folder_that_another_process_makes_at_this_moment_is_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the system is asked of the place, the folder comes to be right after it."""
+    folder, real = tmp_path / "users.lmdb", os.stat
+
+    def stat(path: str | Path, *args: Any, **named: Any) -> os.stat_result:
+        try:
+            return real(path, *args, **named)
+        finally:
+            with suppress(FileExistsError):
+                os.mkdir(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", stat)
+        refuse_other(folder)
+    assert folder.is_dir()
 
 
 def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ a process of its own, `python -m lhydra.users.place FOLDER`, since damaged ones 
 """
 
 import logging
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -57,12 +58,16 @@ def refuse_other(folder: Path) -> None:
         UserStoreError: there is a file, or a folder with other things in it.
         OSError: the system does not tell.
     """
+    try:
+        mode = folder.stat().st_mode  # asked once: another process may make the folder at this moment
+    except FileNotFoundError:
+        return
     found = ""
-    if folder.is_dir():
+    if stat.S_ISDIR(mode):
         there = {one.name for one in folder.iterdir()} - {"lost+found"}
         if there and not there & {"lock.mdb", "data.mdb"}:  # the lock comes first where others open it at this moment
             found = "a folder with other things in it"
-    elif folder.exists():
+    else:
         found = "a file"
     if found:
         raise UserStoreError(complain(folder, found, "an LMDB folder, an empty one or a free path"))
