@@ -6,7 +6,7 @@ No answer depends on the other requests of the batch, to the last bit.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from threading import Lock
 
@@ -25,10 +25,10 @@ from lhydra.bundle.popular import most_played
 from lhydra.domain import F32, I64, Condition, Query, Recommendation, Repeat, Tier, UserState
 from lhydra.errors import LhydraError, complain
 from lhydra.features.histories import EncodedUsers
-from lhydra.features.listening import Moment
-from lhydra.ruled import Asked, Prepared, Ruled, rules_depth
+from lhydra.ruled import Asked, Ruled, rules_depth
 from lhydra.scratch import borrowed_mask
 from lhydra.timing import timed
+from lhydra.traced import Traced, no_check, share_time, unfinished
 
 DEFAULT_DEPTH = 300
 MAX_BATCH = min(16, BLAS_QUERIES - 1)  # requests in one call of recommend_many
@@ -36,30 +36,6 @@ MAX_OVERFETCHED_EXCLUSIONS = 256  # up to so many, excluded tracks are fetched b
 SKIP_WEIGHT = 0.25  # of the mean vector of skipped tracks, subtracted from the user vector
 FILTER_CACHE_BYTES = 24 * 2**20
 LEARNT_AS_DECAY = "repeat_policy learnt: this bundle's model knows nothing of repeats; answered as decay"
-
-
-def _no_check() -> None:
-    pass
-
-
-@dataclass(eq=False)
-class _Request:
-    """One query and what the stages have computed for it so far; it ends with an answer or an error."""
-
-    query: Query
-    check: Callable[[], None]
-    stage_us: dict[str, int] = field(default_factory=dict)
-    tier: Tier = Tier.POPULAR
-    eligible: EligibleSet | None = None  # of the filter, None without one
-    excluded: I64 = field(default_factory=lambda: np.empty(0, np.int64))  # rows that must not be returned
-    prepared: Prepared | None = None  # of the rules, None without any
-    barred: I64 = field(default_factory=lambda: np.empty(0, np.int64))  # that not even a pin may show
-    user: EncodedUsers | None = None
-    vector: F32 | None = None  # (1, dim)
-    candidates: tuple[I64, F32] | None = None  # rows and cosines
-    moment: Moment | None = None  # where the head knows what comes next
-    answer: Recommendation | None = None
-    error: Exception | None = None
 
 
 class Recommender:
@@ -96,7 +72,7 @@ class Recommender:
         """Whether the head has learnt what is played again; without it, Repeat.LEARNT is answered as DECAY."""
         return self.bundle.head.knows_moments
 
-    def recommend(self, query: Query, check: Callable[[], None] = _no_check) -> Recommendation:
+    def recommend(self, query: Query, check: Callable[[], None] = no_check) -> Recommendation:
         """Returns exactly k tracks, or all that are eligible, best first by raw logit, ties by track id.
 
         Args:
@@ -130,18 +106,29 @@ class Recommender:
         """
         if len(queries) > MAX_BATCH:
             raise ValueError(complain("queries", len(queries), f"at most {MAX_BATCH} at once"))
-        requests = [_Request(query, check) for query, check in queries]
+        answers = [traced.answer or traced.error for traced in self.trace_many(queries)]
+        return [answer if answer is not None else AssertionError("neither answered nor refused") for answer in answers]
+
+    def trace_many(self, queries: Sequence[tuple[Query, Callable[[], None]]]) -> list[Traced]:
+        """Answers queries as `recommend_many` does, and keeps what every stage computed.
+
+        Args:
+            queries: at most MAX_BATCH, each with its check, see `recommend`.
+
+        Returns:
+            Of each query its answer or error, and how it came about.
+        """
+        requests = [Traced(query, check) for query, check in queries]
         for request in requests:
             self._run_stage(request, self._exclude)
-        self._encode(_unfinished(requests))
-        for request in _unfinished(requests):
+        self._encode(unfinished(requests))
+        for request in unfinished(requests):
             popular = request.tier is Tier.POPULAR
             self._run_stage(request, self._select_popular if popular else self._embed)
-        self._retrieve(_unfinished(requests))
-        for request in _unfinished(requests):
+        self._retrieve(unfinished(requests))
+        for request in unfinished(requests):
             self._run_stage(request, self._rerank)
-        answers = [request.answer or request.error for request in requests]
-        return [answer if answer is not None else AssertionError("neither answered nor refused") for answer in answers]
+        return requests
 
     def score(self, state: UserState, rows: I64, now: int = 0) -> tuple[F32, F32]:
         """Scores given tracks for a user, without retrieval.
@@ -177,13 +164,13 @@ class Recommender:
             history["track"], history["count"] = hashes[: len(history)], 1
             state = UserState(dict.fromkeys(names, 1), history)
             self.recommend(Query(k=10, state=state))
-            self.recommend_many([(Query(k=10, state=state), _no_check)] * 3)
+            self.recommend_many([(Query(k=10, state=state), no_check)] * 3)
         heard = hashes[: MAX_OVERFETCHED_EXCLUSIONS + 1]
         self.recommend(Query(k=10, state=UserState({}, history, heard), repeat=Repeat.EXCLUDE))
 
     # -- stages, in order --------------------------------------------------------------------------------
 
-    def _run_stage(self, request: _Request, stage: Callable[[_Request], None]) -> None:
+    def _run_stage(self, request: Traced, stage: Callable[[Traced], None]) -> None:
         """Runs a stage for one request, whose error stays its own."""
         try:
             request.check()
@@ -191,7 +178,7 @@ class Recommender:
         except Exception as error:
             request.error = error
 
-    def _exclude(self, request: _Request) -> None:
+    def _exclude(self, request: Traced) -> None:
         """Resolves the filter, the exclusions and the heard tracks to rows."""
         with timed("exclude", request.stage_us):
             query = request.query
@@ -212,7 +199,7 @@ class Recommender:
                 excluded = np.concatenate([excluded, heard]) if len(excluded) else heard
             request.excluded = excluded if excluded.min(initial=0) >= 0 else excluded[excluded >= 0]
 
-    def _encode(self, requests: list[_Request]) -> None:
+    def _encode(self, requests: list[Traced]) -> None:
         """Encodes the users of all requests at once, and one by one where a profile is refused."""
         if not requests:
             return
@@ -229,14 +216,14 @@ class Recommender:
         for i, request in enumerate(requests):
             request.user = users if len(requests) == 1 else users.one(i)
             request.tier = self._tier(request.query, request.user)
-        _share_time("encode", started_ns, requests)
+        share_time("encode", started_ns, requests)
 
-    def _embed(self, request: _Request) -> None:
+    def _embed(self, request: Traced) -> None:
         assert request.user is not None
         with timed("embed", request.stage_us):
             request.vector = self._user_vector(request.user, request.query.state)
 
-    def _retrieve(self, requests: list[_Request]) -> None:
+    def _retrieve(self, requests: list[Traced]) -> None:
         """Finds candidates: in one search where requests have no filter and few exclusions, else each in its own."""
         plain = [r for r in requests if r.eligible is None and len(r.excluded) <= MAX_OVERFETCHED_EXCLUSIONS]
         deep = [request for request in plain if self._depth(request.query) > 2 * self.depth]
@@ -250,43 +237,46 @@ class Recommender:
             if self.knows_repeats:
                 self._run_stage(request, self._unite)
 
-    def _search_together(self, requests: list[_Request]) -> None:
+    def _search_together(self, requests: list[Traced]) -> None:
         started_ns = time.perf_counter_ns()
         vectors = np.concatenate([request.vector for request in requests if request.vector is not None])
         wide = max(self._depth(request.query) + len(request.excluded) for request in requests)
         for request, (rows, cosines) in zip(requests, self.bundle.index.search_many(vectors, wide), strict=True):
             request.candidates = self._without_excluded(request, rows, cosines)
-        _share_time("retrieve", started_ns, requests)
+        share_time("retrieve", started_ns, requests)
 
-    def _search_eligible(self, request: _Request) -> None:
+    def _search_eligible(self, request: Traced) -> None:
         with timed("retrieve", request.stage_us):
             request.candidates = self._find(request, self._depth(request.query))
 
-    def _find(self, request: _Request, depth: int) -> tuple[I64, F32]:
+    def _find(self, request: Traced, depth: int) -> tuple[I64, F32]:
         assert request.vector is not None
         eligible = request.eligible or self._unfiltered()
         return search_eligible(self.bundle.index, request.vector, depth, eligible, request.excluded)
 
-    def _unite(self, request: _Request) -> None:
+    def _unite(self, request: Traced) -> None:
         assert request.candidates is not None
         assert request.vector is not None
         with timed("retrieve", request.stage_us):
             query, repeats = request.query, request.query.repeat is not Repeat.EXCLUDE
             request.moment = moment_of(self.bundle, query.state, query.now)
             limits = self._depth(query), request.excluded, request.eligible
+            request.nearest = request.candidates
             found = united(self.bundle, request.moment, request.candidates, request.vector, *limits, repeats=repeats)
             request.candidates = found
 
-    def _rerank(self, request: _Request) -> None:
+    def _rerank(self, request: Traced) -> None:
         """Scores the candidates by the head and selects the k best, or those that the rules choose."""
         assert request.candidates is not None
         if request.prepared is not None:
             find, scored = partial(self._find, request), partial(self._scored, request)
-            request.answer = self._ruled.answer(self._asked(request), request.candidates, find, scored, request.vector)
+            asked = self._asked(request)
+            request.made = self._ruled.make(asked, request.candidates, find, scored, request.vector)
+            request.answer = request.made.answer(asked)
             return
         rows, cosines = request.candidates
         with timed("rerank", request.stage_us):
-            logits, scores, key = self._scored(request, rows)
+            logits, scores, key = request.scored = self._scored(request, rows)
         request.check()
         with timed("select", request.stage_us):
             best = best_first(rows, key, request.query.k)
@@ -301,7 +291,7 @@ class Recommender:
                 request.stage_us,
             )
 
-    def _scored(self, request: _Request, rows: I64) -> tuple[F32, F32, F32]:
+    def _scored(self, request: Traced, rows: I64) -> tuple[F32, F32, F32]:
         """Logits and scores of candidates, and what orders them."""
         assert request.user is not None
         assert request.vector is not None
@@ -311,7 +301,7 @@ class Recommender:
         scores = decayed_scores(self.catalog, request.query, rows, scores)
         return logits, scores, scores
 
-    def _select_popular(self, request: _Request) -> None:
+    def _select_popular(self, request: Traced) -> None:
         """Answers with the most played tracks, first of the user's country; the score is the share of listeners."""
         query, mask = request.query, request.eligible.mask if request.eligible else None
         country = query.state.profile.get("country")
@@ -320,14 +310,16 @@ class Recommender:
             return most_played(self.catalog, country, depth, request.excluded, mask)
 
         if request.prepared is not None:
-            request.answer = self._ruled.answer_popular(self._asked(request), find, self._depth(query))
+            asked = self._asked(request)
+            request.made = self._ruled.make_popular(asked, find, self._depth(query))
+            request.answer = request.made.answer(asked)
             return
         with timed("select", request.stage_us):
             rows, share = find(query.k)
         nothing = np.zeros(len(rows), np.float32)
         request.answer = Recommendation(rows, share, share, nothing, rows, nothing, Tier.POPULAR, request.stage_us)
 
-    def _asked(self, request: _Request) -> Asked:
+    def _asked(self, request: Traced) -> Asked:
         """What the rules of a request need to know of it."""
         assert request.prepared is not None
         assert request.user is not None
@@ -358,7 +350,7 @@ class Recommender:
         depth = max(query.depth or self.depth, query.k)
         return depth if query.rules is None else rules_depth(depth, query.k)
 
-    def _without_excluded(self, request: _Request, rows: I64, cosines: F32) -> tuple[I64, F32] | None:
+    def _without_excluded(self, request: Traced, rows: I64, cosines: F32) -> tuple[I64, F32] | None:
         """Returns the first `depth` candidates not excluded; None when an approximate index came up short."""
         depth = self._depth(request.query)
         excluded = request.excluded
@@ -386,14 +378,3 @@ class Recommender:
                 mask[self.catalog.removed] = False
                 self._all_eligible = eligible_set(self.bundle.index, mask, self.catalog.vectors)
             return self._all_eligible
-
-
-def _unfinished(requests: list[_Request]) -> list[_Request]:
-    return [request for request in requests if request.answer is None and request.error is None]
-
-
-def _share_time(stage: str, started_ns: int, requests: list[_Request]) -> None:
-    """Adds an equal part of the time since `started_ns` to the stage of each request."""
-    took_us = (time.perf_counter_ns() - started_ns) // 1000 // len(requests)
-    for request in requests:
-        request.stage_us[stage] = request.stage_us.get(stage, 0) + took_us

@@ -69,6 +69,42 @@ class Asked:
     check: Callable[[], None]
 
 
+@dataclass(frozen=True)
+class Made:
+    """A list made by rules, and what it was made of.
+
+    found: rows and cosines of the candidates before any were added. rows, cosines, logits, scores, keys: (n,) of all
+    candidates, pinned ones included. order: (n,) their places by `keys`, best first. composed: the list, as positions
+    in `order`. pins: places and rows of the pins that may be shown; refused: how many may not.
+    """
+
+    found: tuple[I64, F32]
+    rows: I64
+    cosines: F32
+    logits: F32
+    scores: F32
+    keys: F32
+    order: I64
+    composed: Composed
+    pins: Sequence[tuple[int, int]]
+    refused: int
+
+    def answer(self, asked: Asked) -> Recommendation:
+        """Returns the list as an answer.
+
+        Args:
+            asked: the request that it was made for.
+
+        Returns:
+            The answer.
+        """
+        made, best = self.composed, self.order[self.composed.order]
+        return Recommendation(
+            *(self.rows[best], self.scores[best], self.logits[best], self.cosines[best], *self.found),
+            *(asked.tier, asked.stage_us, _told(made, asked.prepared, self.refused), made.moved_by, made.propensity),
+        )
+
+
 class Ruled:
     """Makes lists by rules from one bundle; safe to use from several threads.
 
@@ -105,15 +141,15 @@ class Ruled:
                 pinned += [(pin.position - 1, row)] if row >= 0 else []
         return Prepared(conditions, blocked, n_blocked, tuple(pinned), unknown)
 
-    def answer(
+    def make(
         self,
         asked: Asked,
         found: tuple[I64, F32],
         find: Callable[[int], tuple[I64, F32]],
         score: Callable[[I64], tuple[F32, F32, F32]],
         vector: F32 | None,
-    ) -> Recommendation:
-        """Answers a request by its rules, with more candidates where caps or duplicates leave too few.
+    ) -> Made:
+        """Makes the list of a request by its rules, with more candidates where caps or duplicates leave too few.
 
         Args:
             asked: the request.
@@ -123,7 +159,7 @@ class Ruled:
             vector: (1, dim) of the user, None where cosines say nothing.
 
         Returns:
-            The answer.
+            The list.
         """
         pins, refused = self._allowed(asked)
         pinned = np.array([row for _, row in pins], np.int64)
@@ -145,14 +181,10 @@ class Ruled:
             if len(wider[0]) <= n_found:  # that is all there is
                 break
             rows, cosines = wider
-        best = order[made.order]
-        return Recommendation(
-            *(rows[best], scores[best], logits[best], cosines[best], *found, asked.tier, asked.stage_us),
-            *(_told(made, asked.prepared, refused), made.moved_by, made.propensity),
-        )
+        return Made(found, rows, cosines, logits, scores, keys, order, made, pins, refused)
 
-    def answer_popular(self, asked: Asked, find: Callable[[int], tuple[I64, F32]], depth: int) -> Recommendation:
-        """Answers a request of which nothing is known by its rules, from what is played most.
+    def make_popular(self, asked: Asked, find: Callable[[int], tuple[I64, F32]], depth: int) -> Made:
+        """Makes the list of a request of which nothing is known by its rules, from what is played most.
 
         Args:
             asked: the request.
@@ -160,7 +192,7 @@ class Ruled:
             depth: how many candidates to begin with.
 
         Returns:
-            The answer.
+            The list.
         """
         share = self._catalog.share.copy()
         place = np.zeros(len(share), np.float32)  # 0, -1, -2, … from the most played down
@@ -170,7 +202,7 @@ class Ruled:
             place[rows] = -np.arange(len(rows), dtype=np.float32)
             return rows, np.zeros(len(rows), np.float32)
 
-        return self.answer(asked, found(depth), found, lambda rows: (share[rows], share[rows], place[rows]), None)
+        return self.make(asked, found(depth), found, lambda rows: (share[rows], share[rows], place[rows]), None)
 
     def compose(self, query: Query, rows: I64, scores: F32, pins: Sequence[tuple[int, int]], history: I64) -> Composed:
         """Makes the list of a request.

@@ -14,6 +14,8 @@ from lhydra.lists.labels import Labels
 from lhydra.lists.slots import F64, Placed, place
 from lhydra.rules import Applied, Rules
 
+PLACES = "places"  # the step that fills places kept, drawn and pinned
+
 
 @dataclass(frozen=True)
 class Candidates:
@@ -46,7 +48,8 @@ class Composed:
 
     `propensity` is the chance with which each track came to its place, None without exploration. `moved_by` names, for
     each track, the rules that brought it into the list or further up. `short` says that caps or duplicates had to give
-    way, so that more candidates would help.
+    way, so that more candidates would help. `steps` are the rules in the order in which they acted, each with the order
+    before and after it; of places kept, drawn and pinned, `why` tells which rule filled each.
     """
 
     order: I64
@@ -54,6 +57,8 @@ class Composed:
     moved_by: tuple[tuple[str, ...], ...]
     applied: tuple[Applied, ...]
     short: bool
+    steps: tuple[tuple[str, I64, I64], ...] = ()
+    why: tuple[str, ...] = ()
 
 
 def compose(rules: Rules, candidates: Candidates, k: int, seed: int = 0) -> Composed:
@@ -69,6 +74,7 @@ def compose(rules: Rules, candidates: Candidates, k: int, seed: int = 0) -> Comp
         A list of min(k, n) distinct candidates.
     """
     applied: list[Applied] = []
+    steps: list[tuple[str, I64, I64]] = []
     moved_by: dict[int, list[str]] = {}
     pinned = np.array(sorted(candidates.pins.values()), np.int64)
     k = min(k, len(candidates.scores))
@@ -81,6 +87,7 @@ def compose(rules: Rules, candidates: Candidates, k: int, seed: int = 0) -> Comp
         for one in moved:
             moved_by.setdefault(one, []).append(rule)
         applied.append(Applied(rule, len(moved), gave_way))
+        steps.append((rule, before, after))
 
     scores = candidates.scores
     plain = order = np.arange(len(scores))
@@ -139,11 +146,13 @@ def compose(rules: Rules, candidates: Candidates, k: int, seed: int = 0) -> Comp
                     moved_by.setdefault(one, []).append(rule)
                 gave_way = f"{placed.unmet} places without a new track" if rule == "fresh" and placed.unmet else ""
                 applied.append(Applied(rule, len(there), gave_way))
+        steps.append((PLACES, order, placed.order))
         order = placed.order
     order = order[:k]
     propensity = placed.propensity if placed is not None and rules.explore is not None else None
     moves = tuple(tuple(moved_by.get(one, ())) for one in order.tolist())
-    return Composed(order, propensity, moves, tuple(applied), short)
+    why = placed.why if placed is not None else ()
+    return Composed(order, propensity, moves, tuple(applied), short, tuple(steps), why)
 
 
 def _admitted(

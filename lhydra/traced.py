@@ -1,0 +1,65 @@
+"""One request on its way: what each stage has computed for it. `Explain` reads it, so it tells what really happened."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lhydra.bundle.eligible import EligibleSet
+from lhydra.domain import F32, I64, Query, Recommendation, Tier
+from lhydra.features.histories import EncodedUsers
+from lhydra.features.listening import Moment
+from lhydra.ruled import Made, Prepared
+
+
+def no_check() -> None:
+    """Stops nothing."""
+
+
+@dataclass(eq=False)
+class Traced:
+    """One query and what the stages have computed for it so far; it ends with an answer or an error."""
+
+    query: Query
+    check: Callable[[], None]
+    stage_us: dict[str, int] = field(default_factory=dict)
+    tier: Tier = Tier.POPULAR
+    eligible: EligibleSet | None = None  # of the filter, None without one
+    excluded: I64 = field(default_factory=lambda: np.empty(0, np.int64))  # rows that must not be returned
+    prepared: Prepared | None = None  # of the rules, None without any
+    barred: I64 = field(default_factory=lambda: np.empty(0, np.int64))  # that not even a pin may show
+    user: EncodedUsers | None = None
+    vector: F32 | None = None  # (1, dim)
+    nearest: tuple[I64, F32] | None = None  # rows and cosines that the index found, where other sources join them
+    candidates: tuple[I64, F32] | None = None  # rows and cosines
+    moment: Moment | None = None  # where the head knows what comes next
+    scored: tuple[F32, F32, F32] | None = None  # without rules: logits and scores of candidates, and what orders them
+    made: Made | None = None  # by rules
+    answer: Recommendation | None = None
+    error: Exception | None = None
+
+
+def unfinished(requests: list[Traced]) -> list[Traced]:
+    """Returns the requests that have neither an answer nor an error.
+
+    Args:
+        requests: some.
+
+    Returns:
+        Those of them, in order.
+    """
+    return [request for request in requests if request.answer is None and request.error is None]
+
+
+def share_time(stage: str, started_ns: int, requests: list[Traced]) -> None:
+    """Adds an equal part of the time since `started_ns` to the stage of each request.
+
+    Args:
+        stage: its name.
+        started_ns: of `time.perf_counter_ns`.
+        requests: that shared the work.
+    """
+    took_us = (time.perf_counter_ns() - started_ns) // 1000 // len(requests)
+    for request in requests:
+        request.stage_us[stage] = request.stage_us.get(stage, 0) + took_us
