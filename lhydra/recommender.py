@@ -35,6 +35,7 @@ MAX_BATCH = min(16, BLAS_QUERIES - 1)  # requests in one call of recommend_many
 MAX_OVERFETCHED_EXCLUSIONS = 256  # up to so many, excluded tracks are fetched beyond the depth and dropped afterwards
 SKIP_WEIGHT = 0.25  # of the mean vector of skipped tracks, subtracted from the user vector
 FILTER_CACHE_BYTES = 24 * 2**20
+_NO_ROWS = np.empty(0, np.int64)
 LEARNT_AS_DECAY = "repeat_policy learnt: this bundle's model knows nothing of repeats; answered as decay"
 
 
@@ -249,10 +250,11 @@ class Recommender:
         with timed("retrieve", request.stage_us):
             request.candidates = self._find(request, self._depth(request.query))
 
-    def _find(self, request: Traced, depth: int) -> tuple[I64, F32]:
+    def _find(self, request: Traced, depth: int, known: I64 = _NO_ROWS) -> tuple[I64, F32]:
         assert request.vector is not None
-        eligible = request.eligible or self._unfiltered()
-        return search_eligible(self.bundle.index, request.vector, depth, eligible, request.excluded)
+        eligible, excluded = request.eligible or self._unfiltered(), request.excluded
+        excluded = np.concatenate([excluded, known]) if len(known) else excluded
+        return search_eligible(self.bundle.index, request.vector, depth, eligible, excluded)
 
     def _unite(self, request: Traced) -> None:
         assert request.candidates is not None
@@ -306,8 +308,8 @@ class Recommender:
         query, mask = request.query, request.eligible.mask if request.eligible else None
         country = query.state.profile.get("country")
 
-        def find(depth: int) -> tuple[I64, F32]:
-            return most_played(self.catalog, country, depth, request.excluded, mask)
+        def find(depth: int, known: I64 = _NO_ROWS) -> tuple[I64, F32]:
+            return most_played(self.catalog, country, depth, np.concatenate([request.excluded, known]), mask)
 
         if request.prepared is not None:
             asked = self._asked(request)

@@ -13,13 +13,13 @@ from lhydra.bundle.eligible import EligibleSet
 from lhydra.bundle.exact import best_first
 from lhydra.bundle.row_columns import RowColumns
 from lhydra.domain import F32, I64, Condition, Query, Recommendation, Tier, track_hashes
-from lhydra.limits import MAX_DEPTH
 from lhydra.lists.compose import Candidates, Composed, compose
 from lhydra.rules import Applied, Match, Rules
 from lhydra.timing import timed
 
 _NO_ROWS = np.empty(0, np.int64)
 _LEAST_DEPTH = 3  # candidates per place of the list: rules need something to choose from
+_MORE = 3  # times that as many candidates again are taken where caps or duplicates leave too few
 
 
 def rules_depth(depth: int, k: int) -> int:
@@ -145,16 +145,20 @@ class Ruled:
         self,
         asked: Asked,
         found: tuple[I64, F32],
-        find: Callable[[int], tuple[I64, F32]],
+        find: Callable[[int, I64], tuple[I64, F32]],
         score: Callable[[I64], tuple[F32, F32, F32]],
         vector: F32 | None,
     ) -> Made:
-        """Makes the list of a request by its rules, with more candidates where caps or duplicates leave too few.
+        """Makes the list of a request by its rules, with other candidates where caps or duplicates leave too few.
+
+        Those are looked for without the values that are full, so that a few help much, and a cap that no track could
+        meet ends the search at once. Their number is bounded: a request costs at most 1 + _MORE times what one without
+        rules of its depth does, whatever its caps.
 
         Args:
             asked: the request.
             found: rows of the candidates and their cosines.
-            find: finds so many candidates.
+            find: finds so many candidates besides what is excluded and some rows.
             score: of rows: the logit; the score shown; what orders them, before their rows do.
             vector: (1, dim) of the user, None where cosines say nothing.
 
@@ -162,33 +166,38 @@ class Ruled:
             The list.
         """
         pins, refused = self._allowed(asked)
-        pinned = np.array([row for _, row in pins], np.int64)
         rows, cosines = found
-        while True:
-            n_found = len(rows)
-            if len(more := pinned[~np.isin(pinned, rows)]):
-                near = np.zeros(len(more), np.float32) if vector is None else self._vectors(more) @ vector[0]
-                rows, cosines = np.concatenate([rows, more]), np.concatenate([cosines, near])
-            with timed("rerank", asked.stage_us):
-                logits, scores, keys = score(rows)
+        depth, pinned = len(rows), np.array([row for _, row in pins], np.int64)
+        if len(more := pinned[~np.isin(pinned, rows)]):
+            near = np.zeros(len(more), np.float32) if vector is None else self._vectors(more) @ vector[0]
+            rows, cosines = np.concatenate([rows, more]), np.concatenate([cosines, near])
+        with timed("rerank", asked.stage_us):
+            scored = score(rows)
+        for left in range(_MORE, -1, -1):
             asked.check()
             with timed("select", asked.stage_us):
+                logits, scores, keys = scored
                 order = best_first(rows, keys, len(rows))
                 made = self.compose(asked.query, rows[order], scores[order], pins, asked.history)
-            if not made.short or n_found >= MAX_DEPTH:
+            if not made.short or not left:
                 break
-            wider = find(min(4 * n_found, MAX_DEPTH))
-            if len(wider[0]) <= n_found:  # that is all there is
+            with timed("retrieve", asked.stage_us):
+                more, near = find(depth, self._useless(asked.query, rows, rows[order[made.free]]))
+            if not len(more):  # that is all there is
                 break
-            rows, cosines = wider
+            rows, cosines = np.concatenate([rows, more]), np.concatenate([cosines, near])
+            with timed("rerank", asked.stage_us):
+                new = score(more)
+                logits, scores, keys = (np.concatenate([scored[i], new[i]]) for i in range(3))
+                scored = logits, scores, keys
         return Made(found, rows, cosines, logits, scores, keys, order, made, pins, refused)
 
-    def make_popular(self, asked: Asked, find: Callable[[int], tuple[I64, F32]], depth: int) -> Made:
+    def make_popular(self, asked: Asked, find: Callable[[int, I64], tuple[I64, F32]], depth: int) -> Made:
         """Makes the list of a request of which nothing is known by its rules, from what is played most.
 
         Args:
             asked: the request.
-            find: finds so many rows and the share of listeners of each, best first.
+            find: finds so many rows besides some, and the share of listeners of each, best first.
             depth: how many candidates to begin with.
 
         Returns:
@@ -196,13 +205,19 @@ class Ruled:
         """
         share = self._catalog.share.copy()
         place = np.zeros(len(share), np.float32)  # 0, -1, -2, … from the most played down
+        least, n = np.float32(1), 0
 
-        def found(depth: int) -> tuple[I64, F32]:
-            rows, share[rows] = find(depth)
-            place[rows] = -np.arange(len(rows), dtype=np.float32)
+        def found(depth: int, known: I64) -> tuple[I64, F32]:
+            nonlocal least, n
+            rows, own = find(depth, known)
+            share[rows] = np.minimum(own, least)
+            place[rows] = -np.arange(n, n + len(rows), dtype=np.float32)
+            if len(rows):
+                least, n = share[rows[-1]], n + len(rows)
             return rows, np.zeros(len(rows), np.float32)
 
-        return self.make(asked, found(depth), found, lambda rows: (share[rows], share[rows], place[rows]), None)
+        first = found(depth, _NO_ROWS)
+        return self.make(asked, first, found, lambda rows: (share[rows], share[rows], place[rows]), None)
 
     def compose(self, query: Query, rows: I64, scores: F32, pins: Sequence[tuple[int, int]], history: I64) -> Composed:
         """Makes the list of a request.
@@ -234,6 +249,12 @@ class Ruled:
             self._fresh(rules, rows, query.now),
         )
         return compose(rules, candidates, query.k, query.seed)
+
+    def _useless(self, query: Query, known: I64, listed: I64) -> I64:
+        """Rows that cannot help a list that is too short: the candidates, and all of the values that are full."""
+        assert query.rules is not None
+        full = [self.columns.full(column, listed, most) for column, most in query.rules.caps]
+        return np.concatenate([known, *full])
 
     def _allowed(self, asked: Asked) -> tuple[list[tuple[int, int]], int]:
         """The pins that may be shown, as places and rows, and how many may not."""

@@ -11,7 +11,9 @@ import pytest
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.manifest import current_bundle_id
 from lhydra.data.dataset import Dataset, user_states
-from lhydra.domain import Query, Recommendation, Repeat, UserState
+from lhydra.domain import F32, I64, Query, Recommendation, Repeat, UserState
+from lhydra.features.histories import EncodedUsers
+from lhydra.features.listening import Moment
 from lhydra.lists.calibration import error
 from lhydra.lists.file import RuleSets
 from lhydra.recommender import Recommender
@@ -93,7 +95,53 @@ def test_caps_hold_while_the_catalogue_allows(
     found = ask(recommender, UserState(), n_artists + 5, Rules(caps=(("artist", 1),)))
     assert len(set(found.rows.tolist())) == n_artists + 5
     assert len(set(artists(bundle, found))) == n_artists  # filled up only when every artist is there
-    assert [one.gave_way for one in found.applied] == ["5 tracks pass it: nothing else was left"]
+    assert [one.gave_way for one in found.applied] == ["5 tracks pass it: no other candidate was left"]
+
+
+@pytest.mark.parametrize(
+    ("caps", "searches"),
+    [
+        ((("artist", 1),), 3),
+        ((("genre", 1),), 1),
+        ((("year", 1), ("genre", 2)), 3),
+        ((("explicit", 1),), 1),
+        ((("artist", 1), ("tags", 1)), 3),
+    ],
+)
+def test_no_cap_makes_a_request_cost_without_bound(
+    opened: tuple[Bundle, Recommender],
+    states: list[UserState],
+    monkeypatch: pytest.MonkeyPatch,
+    caps: tuple[tuple[str, int], ...],
+    searches: int,
+) -> None:
+    _, recommender = opened
+    real, sizes = Bundle.score, list[int]()
+
+    def counted(self: Bundle, vector: F32, user: EncodedUsers, rows: I64, moment: Moment | None) -> tuple[F32, F32]:
+        sizes.append(len(rows))
+        return real(self, vector, user, rows, moment)
+
+    monkeypatch.setattr(Bundle, "score", counted)
+    for state in states[:-1]:
+        sizes.clear()
+        found = ask(recommender, state, 40, Rules(caps=caps), depth=10)
+        assert len(set(found.rows.tolist())) == 40
+        assert max(sizes) <= 120  # three for each place
+        assert len(sizes) <= 1 + searches
+
+
+def test_other_candidates_are_looked_for_without_what_is_full(
+    opened: tuple[Bundle, Recommender], states: list[UserState]
+) -> None:
+    bundle, recommender = opened
+    columns, rows = recommender._ruled.columns, np.arange(len(bundle.catalog))
+    listed = np.random.default_rng(0).permutation(rows)[:60]
+    for column in ("artist", "genre", "tags", "year"):
+        labels = columns.labels(column, rows)
+        counts = np.bincount(columns.labels(column, rows).take(listed).codes, minlength=labels.size)
+        expected = {row for row, codes in enumerate(labels.lists) if any(counts[code] >= 2 for code in codes)}
+        assert set(columns.full(column, listed, 2).tolist()) == expected
 
 
 def test_with_every_rule_there_are_exactly_k(opened: tuple[Bundle, Recommender], states: list[UserState]) -> None:

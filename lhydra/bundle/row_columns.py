@@ -89,6 +89,28 @@ class RowColumns:
         own = [codes_of.setdefault(artist, len(codes_of)) if artist else -1 for artist in artists]
         return Labels.single(np.array(own, np.int64).reshape(-1), len(codes_of))
 
+    def full(self, column: str, rows: I64, most: int) -> I64:
+        """Finds the rows of values that many of some rows have.
+
+        Args:
+            column: its name.
+            rows: (n,) rows.
+            most: of how many a value is full.
+
+        Returns:
+            Rows with a full value, repeats allowed; none where the column is kept as text, which names no rows.
+        """
+        kept = self._filters.columns.get(column)
+        if isinstance(kept, Words):
+            values, counts = np.unique(self.labels(column, rows).codes, return_counts=True)
+            own = [kept.rows[kept.offsets[i] : kept.offsets[i + 1]] for i in values[counts >= most]]
+            return np.concatenate([np.empty(0, np.int64), *own])
+        if isinstance(kept, Numbers):
+            numbers = kept.values.take(rows)
+            values, counts = np.unique(numbers[~np.isnan(numbers)], return_counts=True)
+            return np.flatnonzero(np.isin(kept.values, values[counts >= most]))
+        return np.empty(0, np.int64)
+
     def numbers(self, column: str, rows: I64) -> npt.NDArray[np.float64] | None:
         """Returns the numbers of rows in a column.
 

@@ -48,8 +48,9 @@ class Composed:
 
     `propensity` is the chance with which each track came to its place, None without exploration. `moved_by` names, for
     each track, the rules that brought it into the list or further up. `short` says that caps or duplicates had to give
-    way, so that more candidates would help. `steps` are the rules in the order in which they acted, each with the order
-    before and after it; of places kept, drawn and pinned, `why` tells which rule filled each.
+    way, so that other candidates would help; `free` are those against which neither stands, all of them in the list
+    where it is short. `steps` are the rules in the order in which they acted, each with the order before and after it;
+    of places kept, drawn and pinned, `why` tells which rule filled each.
     """
 
     order: I64
@@ -57,6 +58,7 @@ class Composed:
     moved_by: tuple[tuple[str, ...], ...]
     applied: tuple[Applied, ...]
     short: bool
+    free: I64
     steps: tuple[tuple[str, I64, I64], ...] = ()
     why: tuple[str, ...] = ()
 
@@ -98,6 +100,7 @@ def compose(rules: Rules, candidates: Candidates, k: int, seed: int = 0) -> Comp
     if len(pinned):
         order = order[~np.isin(order, pinned)]
     order, free, short = _admitted(candidates, pinned, order, need, note)
+    admitted = np.concatenate([pinned, order[:free]]) if short else order[:0]
     if rules.diversity is not None and rules.diversity.strength > 0 and candidates.vectors is not None:
         choose = dpp if rules.diversity.method == "dpp" else mmr
         odds = scores / (1 - np.minimum(candidates.scores, 1 - 1e-6))
@@ -152,7 +155,7 @@ def compose(rules: Rules, candidates: Candidates, k: int, seed: int = 0) -> Comp
     propensity = placed.propensity if placed is not None and rules.explore is not None else None
     moves = tuple(tuple(moved_by.get(one, ())) for one in order.tolist())
     why = placed.why if placed is not None else ()
-    return Composed(order, propensity, moves, tuple(applied), short, tuple(steps), why)
+    return Composed(order, propensity, moves, tuple(applied), short, admitted, tuple(steps), why)
 
 
 def _admitted(
@@ -171,7 +174,7 @@ def _admitted(
     let_in, duplicates, over = fill(against, caps, need + len(pinned))
     own = against[len(pinned) :]
     if groups is not None:
-        gave = f"{duplicates} duplicates shown: nothing else was left" if duplicates else ""
+        gave = f"{duplicates} duplicates shown: no other candidate was left" if duplicates else ""
         after = order[own != DUPLICATE]
         note("collapse", order, after if not duplicates else np.concatenate([after, everyone[let_in]]), gave)
         order, own = order[own != DUPLICATE], own[own != DUPLICATE]
@@ -179,7 +182,7 @@ def _admitted(
     whole = np.concatenate([free, everyone[let_in]])
     if caps:
         name = "cap " + ", ".join(column for column, _, _ in candidates.caps)
-        note(name, order, whole, f"{over} tracks pass it: nothing else was left" if over else "")
+        note(name, order, whole, f"{over} tracks pass it: no other candidate was left" if over else "")
     return whole, len(free), len(free) < need
 
 
