@@ -61,7 +61,12 @@ class FakeRecommender(RecommenderServicer):
         return pb.ExplainResponse(bundle_id="b-1", tier=pb.TIER_PERSONAL, stopped_at="exclude", reasons=["heard"])
 
     def RecommendMany(self, request_iterator: Any, context: Any) -> Iterator[pb.RecommendResponse]:
-        raise NotImplementedError
+        for request in request_iterator:
+            self._take(request, context)
+            if request.k:
+                yield self.reply
+            else:
+                yield pb.RecommendResponse(request_id="r-8", error=pb.Error(code=3, message="k: found 0, expected 1"))
 
     def GetStatus(self, request: pb.GetStatusRequest, context: Any) -> pb.GetStatusResponse:
         self._take(request, context)

@@ -531,7 +531,6 @@ def test_methods_of_later_versions_are_refused_by_name(running: Running) -> None
     for name, call in {
         "SimilarTracks": lambda: stub.SimilarTracks(pb.SimilarTracksRequest(track_ids=["t1"], k=3)),
         "Explain": lambda: stub.Explain(pb.ExplainRequest(user_id="ann", track_id="t1")),
-        "RecommendMany": lambda: list(stub.RecommendMany(iter([request()]))),
     }.items():
         error = fails(call)
         assert error.code() is Code.UNIMPLEMENTED

@@ -429,7 +429,6 @@ def test_every_call_counts_once_as_what_it_was(tmp_path: Path, monkeypatch: pyte
         server.stub.GetStatus(pb.GetStatusRequest())
         for bad in (request(k=0), request(""), request(explain=True)):
             fails(lambda: server.stub.Recommend(bad))  # noqa: B023
-        fails(lambda: list(server.stub.RecommendMany(iter([request()]))))
 
         def lost(what: object, deadline_s: float) -> Any:
             raise UserStoreError("gone")
@@ -463,7 +462,6 @@ def test_every_call_counts_once_as_what_it_was(tmp_path: Path, monkeypatch: pyte
         ("Recommend", "INVALID_ARGUMENT"): 2,
         ("Recommend", "UNIMPLEMENTED"): 1,
         ("Recommend", "DEADLINE_EXCEEDED"): 1,
-        ("RecommendMany", "UNIMPLEMENTED"): 1,
         ("RecordPlays", "OK"): 2,
         ("RecordPlays", "UNAVAILABLE"): 1,
         ("GetStatus", "OK"): 1,

@@ -39,7 +39,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         return actions.add_parser(name, help=text, description=text, parents=[common])
 
     recommend = action("recommend", "Tracks for a user, best first.")
-    recommend.add_argument("user", metavar="USER")
+    recommend.set_defaults(parser=recommend)
+    recommend.add_argument("user", metavar="USER", nargs="?")
+    recommend.add_argument(
+        "--users-file", metavar="FILE", help="lists of many users, over a stream: one id per line, - for standard input"
+    )
     recommend.add_argument("--k", type=_whole, default=10, help="how many tracks (default: 10)")
     recommend.add_argument(
         "--exclude", type=_ids, action="extend", default=[], metavar="ID,...", help="tracks never to return"
@@ -151,6 +155,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         address = args.address or os.environ.get("LHYDRA_ADDRESS") or DEFAULT_ADDRESS
         with Client(address, timeout_s=args.timeout_s) as client:
+            if getattr(args, "users_file", None) is not None:
+                return _many(client, args)
             text, values = _ACTIONS[args.action](client, args)
     except ClientError as error:
         print(f"lhydra query: {error}", file=sys.stderr)
@@ -160,26 +166,45 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _recommend(client: "Client", args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    if args.user is None:
+        args.parser.error("found no user, expected USER or --users-file FILE")
+    return _shown(args.user, args.k, client.recommend(args.user, args.k, **_options(args)))
+
+
+def _many(client: "Client", args: argparse.Namespace) -> int:
+    from lhydra_client import bulk
+
+    if args.user is not None:
+        args.parser.error(f"found user {args.user} and --users-file, expected one of them")
+
+    def shown(user: str, answer: "Recommendations") -> tuple[str, dict[str, Any]]:
+        return _shown(user, args.k, answer)
+
+    return bulk.run(client, args.users_file, args.k, _options(args), shown, as_json=args.json)
+
+
+def _shown(user: str, k: int, answer: "Recommendations") -> tuple[str, dict[str, Any]]:
+    return _list_of_tracks(f"user {user}", answer), {"user_id": user, "k": k} | _values(answer)
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
     from lhydra_client.requests import Filter
 
     wanted = Filter(args.genre, args.artist, args.min_year, args.max_year, args.explicit)
-    answer = client.recommend(
-        args.user,
-        args.k,
-        exclude=args.exclude,
-        history=args.history,
-        profile=dict(args.profile),
-        filter=None if wanted == Filter([], []) else wanted,
-        allow_repeats=args.allow_repeats,
-        repeat="decay" if args.decay_repeats else args.repeat,
-        session=args.session,
-        now_s=args.now_s,
-        rules=_rules(args),
-        max_per_artist=args.max_per_artist,
-        diversity=args.diversity,
-        seed=args.seed,
-    )
-    return _list_of_tracks(f"user {args.user}", answer), {"user_id": args.user, "k": args.k} | _values(answer)
+    return {
+        "exclude": args.exclude,
+        "history": args.history,
+        "profile": dict(args.profile),
+        "filter": None if wanted == Filter([], []) else wanted,
+        "allow_repeats": args.allow_repeats,
+        "repeat": "decay" if args.decay_repeats else args.repeat,
+        "session": args.session,
+        "now_s": args.now_s,
+        "rules": _rules(args),
+        "max_per_artist": args.max_per_artist,
+        "diversity": args.diversity,
+        "seed": args.seed,
+    }
 
 
 def _rules(args: argparse.Namespace) -> "Rules | None":

@@ -97,6 +97,7 @@ ERRORS: dict[grpc.StatusCode, type[ClientError]] = {
     grpc.StatusCode.INTERNAL: ServerError,
     grpc.StatusCode.DATA_LOSS: ServerError,
 }  # every code but OK
+_BY_NUMBER = {int(code.value[0]): code for code in ERRORS}
 
 
 def from_rpc(error: grpc.RpcError, server: str, timeout_s: float) -> ClientError:
@@ -136,6 +137,28 @@ def from_rpc(error: grpc.RpcError, server: str, timeout_s: float) -> ClientError
         retry_after_ms = int(wait) if _MILLISECONDS.fullmatch(wait) else None
         return Overloaded(message, code=code.name, request_id=request_id, retry_after_ms=retry_after_ms)
     return kind(message, code=code.name, request_id=request_id)
+
+
+def of_item(code: int, message: str, request_id: str, server: str) -> ClientError:
+    """Returns the client's error for one request of a stream.
+
+    Args:
+        code: number of the gRPC status code.
+        message: what the server said.
+        request_id: the server's id of the request.
+        server: the address, for the message.
+
+    Returns:
+        The error that a call of its own would have raised.
+    """
+    known: grpc.StatusCode | None = _BY_NUMBER.get(code)
+    kind = ServerError if known is None else ERRORS.get(known, ServerError)
+    name = str(code) if known is None else known.name
+    if kind is ServerError:
+        message = f"{server} answered {name}: {message}"
+    elif kind is not InvalidRequest:
+        message = f"{server}: {message}"
+    return kind(message, code=name, request_id=request_id)
 
 
 def one_line(text: str) -> str:

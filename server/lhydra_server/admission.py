@@ -6,10 +6,10 @@ gRPC for the request first, without a thread. That is a part of grpcio without a
 """
 
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Lock
+from threading import Condition, Lock
 from typing import Any
 
 import grpc
@@ -18,6 +18,10 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 MOST_AWAITED = 64  # calls of a pool whose request has not come: gRPC keeps up to 1 MiB of each
 CALL_LIMIT_S = 5.0  # a call that runs for longer hangs: a slow one takes some 0.1 s
+MOST_AHEAD, MOST_BYTES_AHEAD = (
+    16,
+    2**20,
+)  # requests of a stream that have come and are not taken; what comes last may pass it
 _SUBMITTED: "Future[None]" = Future()  # gRPC does nothing with it but wait for its end
 _SUBMITTED.set_result(None)
 
@@ -69,14 +73,17 @@ class Task:
             return finished
 
         with state.condition:
-            call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), came)
-            state.due.add(_server._RECEIVE_MESSAGE_TOKEN)
+            if active := _server._is_rpc_state_active(state):
+                call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), came)
+                state.due.add(_server._RECEIVE_MESSAGE_TOKEN)
+        if not active:
+            received(self, None)
 
-    def answer(self, data: bytes, behavior: Behavior | None = None) -> None:
+    def answer(self, data: "bytes | Requests", behavior: Behavior | None = None) -> None:
         """Answers the call.
 
         Args:
-            data: its request.
+            data: its request, or those of its stream.
             behavior: answers in place of the method.
         """
         self._run(self._in_pool, self._event, self._state, behavior or self._behavior, lambda: data, *self._more)
@@ -218,6 +225,12 @@ class StreamPool(CallPool):
     """
 
     def _take(self, task: Task) -> None:
+        if self._has_room():
+            self._queue(task, task.stream)
+        else:
+            task.answer(b"", self._refusal)
+
+    def _has_room(self) -> bool:
         if self.in_flight >= self._most and self.stuck_s():
             with self._lock:
                 oldest = next(iter(self._running), None)
@@ -225,15 +238,77 @@ class StreamPool(CallPool):
                     self._running[oldest] = self._running.pop(oldest)  # the next to make room is another
             if oldest is not None:
                 oldest.cancel()
-            self._queue(task, task.stream)
-        elif self.in_flight < self._most:
-            self._queue(task, task.stream)
-        else:
-            task.answer(b"", self._refusal)
+            return True
+        return self.in_flight < self._most
 
 
-class RefusingPool(DirectPool):
-    """Answers calls before their request has come, for methods that refuse whatever it is."""
+class Requests:
+    """The requests of a stream: read ahead up to a bound, without a thread that waits for them.
+
+    Args:
+        task: the call.
+        first: its first request, None where the caller sends none.
+    """
+
+    def __init__(self, task: Task, first: bytes | None) -> None:
+        self._task, self._ahead = task, deque(() if first is None else (first,))
+        self._bytes, self._ended, self._asked = len(first or b""), first is None, False
+        self._changed = Condition()
+        self._ask()
+
+    def take(self, most: int, until_s: float) -> list[bytes]:
+        """Waits for requests and returns those that have come.
+
+        Args:
+            most: how many at most.
+            until_s: when to give up, on the clock of `time.monotonic`.
+
+        Returns:
+            One or more in order; none when no more will come, or none came in time.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._ahead or self._ended, until_s - time.monotonic())
+            taken = [self._ahead.popleft() for _ in range(min(most, len(self._ahead)))]
+            self._bytes -= sum(map(len, taken))
+        self._ask()
+        return taken
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last request has been taken."""
+        return self._ended and not self._ahead
+
+    def _ask(self) -> None:
+        with self._changed:
+            full = len(self._ahead) >= MOST_AHEAD or self._bytes >= MOST_BYTES_AHEAD
+            if full or self._ended or self._asked:
+                return
+            self._asked = True
+        self._task.receive(self._came)
+
+    def _came(self, task: Task, data: bytes | None) -> None:
+        with self._changed:
+            self._asked = False
+            if data is None:
+                self._ended = True
+            else:
+                self._ahead.append(data)
+                self._bytes += len(data)
+            self._changed.notify()
+        self._ask()
+
+
+class ReadAheadPool(StreamPool):
+    """Threads for streams, each from its first request to its end; their requests are read ahead."""
 
     def _take(self, task: Task) -> None:
-        task.answer(b"")
+        DirectPool._take(self, task)
+
+    def _received(self, task: Task, data: bytes | None) -> None:
+        if self._awaited.pop(task, self) is self:
+            return  # it made room
+        if self._has_room():
+            requests = Requests(task, data)
+            self._queue(task, lambda: task.answer(requests))
+        else:
+            task.answer(b"", self._refusal)

@@ -7,9 +7,9 @@ from grpc_health.v1 import health
 
 from lhydra.logs import AccessLog
 from lhydra_protos.v1 import recommender_pb2 as pb
-from lhydra_server import reflection
+from lhydra_server import reflection, streams
 from lhydra_server.address import count_connections, stop_listening
-from lhydra_server.admission import CallPool, DirectPool, StreamPool
+from lhydra_server.admission import CallPool, DirectPool, ReadAheadPool, StreamPool
 from lhydra_server.config import longest_drain_s
 from lhydra_server.health import Health
 from lhydra_server.interceptors import HandlerFactory
@@ -20,7 +20,7 @@ from lhydra_server.unread import UnreadReplies
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Recommender"].full_name
 CALL_THREADS = 64  # of calls that are queued for a batch, or wait for the user store; they sleep
-WATCHES, REFLECTIONS = 64, 8  # at a time
+WATCHES, REFLECTIONS, STREAMS = 64, 8, 8  # at a time
 MAX_REQUEST_BYTES = 2**20
 MAX_STREAMS = 1_000  # calls on one connection
 MAX_PENDING = 500  # calls of one moment, 15 kB each, that gRPC keeps until this process takes them, .3 ms each
@@ -64,6 +64,7 @@ class Listener:
         self._writes = CallPool("write", threads, max_in_flight, refusal, self._count)  # they wait for each other
         self._watches = CallPool("watch", WATCHES, WATCHES, refusal)
         self._reflections = StreamPool("reflection", REFLECTIONS, REFLECTIONS, refusal)
+        self._streams = ReadAheadPool("stream", STREAMS, STREAMS, refusal, self._count)
         self._direct = DirectPool(refusal)
         self._metrics = metrics
         service.count_calls(lambda: self._calls.in_flight)
@@ -75,7 +76,7 @@ class Listener:
             ),
             "RecordPlays": handlers.unary("RecordPlays", pb.RecordPlaysRequest, service.RecordPlays, self._writes),
             "Explain": handlers.unary("Explain", pb.ExplainRequest, service.Explain, self._calls),
-            "RecommendMany": handlers.refused_stream("RecommendMany"),
+            "RecommendMany": handlers.stream(streams.behavior(handlers, service.recommend_many), self._streams),
             "GetStatus": handlers.unary("GetStatus", pb.GetStatusRequest, service.GetStatus, self._direct),
         }
         pending = max(MAX_PENDING, 2 * max_in_flight)
@@ -133,7 +134,7 @@ class Listener:
         self._reflections.cancel()
         stopped = self._server.stop(grace_s)
         while not stopped.wait(0.05):
-            for pool in (self._calls, self._writes, self._direct, self._watches):
+            for pool in (self._calls, self._writes, self._streams, self._direct, self._watches):
                 pool.end_awaited()
 
     def stuck_s(self) -> float:
@@ -141,4 +142,4 @@ class Listener:
         return self._calls.stuck_s()
 
     def _count(self) -> None:
-        self._metrics.in_flight(self._calls.in_flight + self._writes.in_flight)
+        self._metrics.in_flight(self._calls.in_flight + self._writes.in_flight + self._streams.in_flight)

@@ -79,6 +79,28 @@ class Batcher(Generic[Request, Answer]):
         """
         own = _Queued[Request, Answer](request)
         self._queue.append(own)
+        return self._wait(own)
+
+    def answer_many(self, requests: Sequence[Request]) -> list[tuple[Answer, int] | Exception]:
+        """Answers several requests, queued one after another with nothing between them; called from any thread.
+
+        Args:
+            requests: what `work` gets.
+
+        Returns:
+            For each what `answer` returns, or what it would raise.
+        """
+        queued = [_Queued[Request, Answer](request) for request in requests]
+        self._queue.extend(queued)
+        answers: list[tuple[Answer, int] | Exception] = []
+        for own in queued:
+            try:
+                answers.append(self._wait(own))
+            except Exception as error:
+                answers.append(error)
+        return answers
+
+    def _wait(self, own: _Queued[Request, Answer]) -> tuple[Answer, int]:
         while not own.done:
             if not self._computing.acquire(blocking=False):
                 own.sleeping.acquire()

@@ -5,15 +5,15 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
 from lhydra import logs
-from lhydra.errors import DeadlineExceeded, InvalidRequest, LhydraError, Overloaded, Unsupported
-from lhydra_server.admission import Behavior, DirectPool, RefusingPool
+from lhydra.errors import DeadlineExceeded, InvalidRequest, LhydraError, Overloaded
+from lhydra_server.admission import Behavior, DirectPool, ReadAheadPool, Requests
 from lhydra_server.errors import status_of
 from lhydra_server.metrics.worker import Metrics
 from lhydra_server.outage_log import OutageLog
@@ -102,19 +102,10 @@ class HandlerFactory:
             code, details, reply = grpc.StatusCode.OK, "", None
             try:
                 call.check()  # it may have waited for a thread for longer than its caller does
-                reply = _serialized(method(_parsed(data, request_type), call))
+                reply = _serialized(method(parsed(data, request_type), call))
             except Exception as error:
-                code, details = status_of(error, call.request_id)
-                if code is grpc.StatusCode.UNAVAILABLE and isinstance(error, LhydraError):
-                    call.outages.write(f"{name} failed", error, call.request_id)
-                elif code is grpc.StatusCode.INTERNAL:  # a mistake: always told
-                    known = isinstance(error, LhydraError)  # its line says enough
-                    _log.error("%s failed: %s", name, error, exc_info=not known, extra={"request_id": call.request_id})
-                elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
-                    self._metrics.refused("deadline")
-            took_us = (time.perf_counter_ns() - started_ns) // 1000
-            self._metrics.record(name, code.name, took_us, call.stage_us, call.tier, call.degraded, call.short)
-            self._access_log.write(name, code.name, call.request_id, took_us, call.notes)
+                code, details = self.told(name, error, call)
+            self.ended(name, code, call, started_ns)
             if reply is None:
                 context.abort(code, details)  # raises
             self._unread.add(context, len(reply))
@@ -123,21 +114,83 @@ class HandlerFactory:
         handle.experimental_thread_pool = pool  # type: ignore[attr-defined]
         return grpc.unary_unary_rpc_method_handler(handle)
 
-    def refused_stream(self, name: str) -> "grpc.RpcMethodHandler[Any, Any]":
-        """Makes the handler of a streaming method that this version does not answer.
+    def stream(
+        self, behavior: Callable[[Requests, grpc.ServicerContext], Iterator[bytes]], pool: ReadAheadPool
+    ) -> "grpc.RpcMethodHandler[Any, Any]":
+        """Makes the handler of a method that answers a stream by a stream.
 
         Args:
-            name: of the method, in metrics and logs.
+            behavior: answers it.
+            pool: admits streams, and gives them a thread.
 
         Returns:
-            The handler, which refuses with UNIMPLEMENTED.
+            The handler.
         """
 
-        def handle(requests: Iterable[bytes], context: grpc.ServicerContext) -> None:
-            self._refuse(name, Unsupported(f"{name}: this version does not answer it"), context)
+        def handle(requests: Any, context: grpc.ServicerContext) -> Iterator[bytes]:
+            return behavior(requests, context)
 
-        handle.experimental_thread_pool = RefusingPool(handle)  # type: ignore[attr-defined]
+        handle.experimental_thread_pool = pool  # type: ignore[attr-defined]
         return grpc.stream_stream_rpc_method_handler(handle)
+
+    def begin(self, context: grpc.ServicerContext) -> str:
+        """Names a stream, and says its name in the trailers.
+
+        Args:
+            context: of gRPC.
+
+        Returns:
+            Its request id, the caller's or a new one.
+        """
+        request_id = _request_id(context.invocation_metadata())
+        context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
+        return request_id
+
+    def call(self, context: grpc.ServicerContext, request_id: str) -> Call:
+        """Makes the call that stands for one request of a stream.
+
+        Args:
+            context: of the stream.
+            request_id: of the request.
+
+        Returns:
+            The call; it ends when the stream does.
+        """
+        return Call(context, request_id, self._outages)
+
+    def told(self, name: str, error: Exception, call: Call) -> tuple[grpc.StatusCode, str]:
+        """Logs or counts an error as its kind asks for.
+
+        Args:
+            name: of the method.
+            error: what ended the call.
+            call: the call.
+
+        Returns:
+            The status that the caller sees.
+        """
+        code, details = status_of(error, call.request_id)
+        if code is grpc.StatusCode.UNAVAILABLE and isinstance(error, LhydraError):
+            call.outages.write(f"{name} failed", error, call.request_id)
+        elif code is grpc.StatusCode.INTERNAL:  # a mistake: always told
+            known = isinstance(error, LhydraError)  # its line says enough
+            _log.error("%s failed: %s", name, error, exc_info=not known, extra={"request_id": call.request_id})
+        elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            self._metrics.refused("deadline")
+        return code, details
+
+    def ended(self, name: str, code: grpc.StatusCode, call: Call, started_ns: int) -> None:
+        """Counts a request and writes its log line.
+
+        Args:
+            name: of the method.
+            code: what it ended with.
+            call: with what the method left.
+            started_ns: when it began, on the clock of `time.perf_counter_ns`.
+        """
+        took_us = (time.perf_counter_ns() - started_ns) // 1000
+        self._metrics.record(name, code.name, took_us, call.stage_us, call.tier, call.degraded, call.short)
+        self._access_log.write(name, code.name, call.request_id, took_us, call.notes)
 
     def overloaded(self, retry_after_ms: Callable[[], int]) -> Behavior:
         """Makes what answers calls for which there is no room: it refuses them at once.
@@ -176,7 +229,19 @@ def _serialized(reply: Message | bytes) -> bytes:
     return reply if isinstance(reply, bytes) else reply.SerializeToString()
 
 
-def _parsed(data: bytes, request_type: type[Request]) -> Request:
+def parsed(data: bytes, request_type: type[Request]) -> Request:
+    """Parses a request.
+
+    Args:
+        data: its bytes.
+        request_type: what they are parsed as.
+
+    Returns:
+        The message.
+
+    Raises:
+        InvalidRequest: they cannot be.
+    """
     request = request_type()
     try:
         request.ParseFromString(data)

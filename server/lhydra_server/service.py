@@ -2,9 +2,10 @@
 
 import itertools
 import time
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
-from typing import Protocol
+from threading import Lock
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from lhydra_server.rules import NO_SETS
 from lhydra_server.translate import to_plays, to_request
 
 NO_METRICS = NoMetrics()
+Answer = TypeVar("Answer")
 
 
 QueryAndCheck = tuple[Query, Callable[[], None]]  # the check runs between stages; its error ends the query
@@ -100,6 +102,14 @@ def unused_columns(unused: Set[str], used: Set[str]) -> str:
     return one_line(f"unused_profile_columns: {some}; the model uses {', '.join(sorted(used)) or 'none'}", 500)
 
 
+def _tried(method: Callable[..., Answer], *args: object) -> Answer | Exception:
+    """What a method returns, or its error as a value."""
+    try:
+        return method(*args)
+    except Exception as error:
+        return error
+
+
 class RecommenderService:
     """Answers the calls of one worker; safe to call from several threads.
 
@@ -128,6 +138,7 @@ class RecommenderService:
         self._started_s = time.monotonic()
         self._count = itertools.count(1)
         self._answered = 0
+        self._turn, self._of_streams = Lock(), 0
 
     def Recommend(self, request: pb.RecommendRequest, call: Call) -> bytes:
         """Answers with the best tracks for a user.
@@ -144,6 +155,31 @@ class RecommenderService:
             Unsupported: the request asks for what this version does not answer.
             DeadlineExceeded: the caller left before the answer was computed.
         """
+        query = self._query(request, call)
+        return self._reply(request, call, *self._batcher.answer((query, call.check)))
+
+    def recommend_many(self, asked: Sequence[tuple[pb.RecommendRequest, Call]]) -> Iterator[bytes | Exception]:
+        """Answers requests of a stream, each as `Recommend` does; those of one stream at a time are queued.
+
+        Args:
+            asked: at most MAX_BATCH requests, each with its call.
+
+        Yields:
+            To each what `Recommend` returns or raises.
+        """
+        queries = [_tried(self._query, request, call) for request, call in asked]
+        ready = [
+            (query, call.check) for query, (_, call) in zip(queries, asked, strict=True) if isinstance(query, Query)
+        ]
+        with self._turn:  # others wait behind no more of streams than one batch
+            self._of_streams = len(ready)
+            found = iter(self._batcher.answer_many(ready))
+            self._of_streams = 0
+        for query, (request, call) in zip(queries, asked, strict=True):
+            answer = next(found) if isinstance(query, Query) else query
+            yield answer if isinstance(answer, Exception) else _tried(self._reply, request, call, *answer)
+
+    def _query(self, request: pb.RecommendRequest, call: Call) -> Query:
         served, stage_us = self._served, call.stage_us
         call.notes |= {"bundle": served.bundle_id, "user": user_tag(request.user_id), "stage_us": stage_us}
         now = int(time.time())
@@ -157,7 +193,12 @@ class RecommenderService:
         if parsed.repeat is Repeat.LEARNT and not served.recommender.knows_repeats:
             call.degraded.append(LEARNT_AS_DECAY)
         call.check()
-        found, took_us = self._batcher.answer((query, call.check))
+        return query
+
+    def _reply(
+        self, request: pb.RecommendRequest, call: Call, found: Recommendation | Exception, took_us: int
+    ) -> bytes:
+        served, stage_us = self._served, call.stage_us
         if isinstance(found, FeatureError) and request.profile.columns:
             raise InvalidRequest("profile", str(found), "values that fit the features") from None
         if isinstance(found, Exception):
@@ -274,7 +315,7 @@ class RecommenderService:
         Args:
             in_flight: returns the calls that run or wait for a thread.
         """
-        self._batcher.in_flight = in_flight
+        self._batcher.in_flight = lambda: in_flight() + self._of_streams
 
     def retry_after_ms(self, in_flight: int) -> int:
         """Estimates when the calls in flight will have been answered.
@@ -285,7 +326,7 @@ class RecommenderService:
         Returns:
             Milliseconds, at least 1.
         """
-        return max(1, round(in_flight * self._batcher.mean_us / 1000))
+        return max(1, round((in_flight + self._of_streams) * self._batcher.mean_us / 1000))
 
     def _recommend_many(self, queries: Sequence[QueryAndCheck]) -> list[Recommendation | Exception]:
         recommender = self._served.recommender

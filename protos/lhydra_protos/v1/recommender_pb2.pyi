@@ -676,6 +676,7 @@ class RecommendResponse(google.protobuf.message.Message):
     STAGES_FIELD_NUMBER: builtins.int
     REQUEST_ID_FIELD_NUMBER: builtins.int
     RULES_APPLIED_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
     bundle_id: builtins.str
     tier: Global___Tier.ValueType
     request_id: builtins.str
@@ -693,6 +694,10 @@ class RecommendResponse(google.protobuf.message.Message):
     def rules_applied(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RuleApplied]:
         """empty without rules"""
 
+    @property
+    def error(self) -> Global___Error:
+        """of RecommendMany alone: why this request has no answer; all but request_id is empty"""
+
     def __init__(
         self,
         *,
@@ -703,10 +708,33 @@ class RecommendResponse(google.protobuf.message.Message):
         stages: collections.abc.Iterable[Global___Stage] | None = ...,
         request_id: builtins.str = ...,
         rules_applied: collections.abc.Iterable[Global___RuleApplied] | None = ...,
+        error: Global___Error | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["bundle_id", b"bundle_id", "degraded", b"degraded", "request_id", b"request_id", "rules_applied", b"rules_applied", "stages", b"stages", "tier", b"tier", "tracks", b"tracks"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["error", b"error"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["bundle_id", b"bundle_id", "degraded", b"degraded", "error", b"error", "request_id", b"request_id", "rules_applied", b"rules_applied", "stages", b"stages", "tier", b"tier", "tracks", b"tracks"]) -> None: ...
 
 Global___RecommendResponse: typing_extensions.TypeAlias = RecommendResponse
+
+@typing.final
+class Error(google.protobuf.message.Message):
+    """Why one request of a stream has no answer, in the codes and words that a call of its own would end with."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    code: builtins.int
+    """of gRPC, such as 3 for INVALID_ARGUMENT"""
+    message: builtins.str
+    def __init__(
+        self,
+        *,
+        code: builtins.int = ...,
+        message: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["code", b"code", "message", b"message"]) -> None: ...
+
+Global___Error: typing_extensions.TypeAlias = Error
 
 @typing.final
 class SimilarTracksRequest(google.protobuf.message.Message):

@@ -98,7 +98,8 @@ class RecommenderServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RecommendMany(self, request_iterator, context):
-        """Many users over one stream; each response answers the request at the same position.
+        """Many users over one stream; each response answers the request at the same position, or says in `error` why it has
+        none. A stream is open for a few seconds: when it ends with UNAVAILABLE, what has no answer is worth sending again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -199,7 +199,9 @@ class RecommenderStub(typing.Generic[_RecommenderRecommendType, _RecommenderSimi
     """Why a track is in a user's list, or why it is not."""
 
     RecommendMany: _RecommenderRecommendManyType
-    """Many users over one stream; each response answers the request at the same position."""
+    """Many users over one stream; each response answers the request at the same position, or says in `error` why it has
+    none. A stream is open for a few seconds: when it ends with UNAVAILABLE, what has no answer is worth sending again.
+    """
 
     GetStatus: _RecommenderGetStatusType
     """What is being served, and how the server is."""
@@ -270,7 +272,9 @@ class RecommenderServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[lhydra_protos.v1.recommender_pb2.RecommendRequest],
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[lhydra_protos.v1.recommender_pb2.RecommendResponse], collections.abc.AsyncIterator[lhydra_protos.v1.recommender_pb2.RecommendResponse]]:
-        """Many users over one stream; each response answers the request at the same position."""
+        """Many users over one stream; each response answers the request at the same position, or says in `error` why it has
+        none. A stream is open for a few seconds: when it ends with UNAVAILABLE, what has no answer is worth sending again.
+        """
 
     @abc.abstractmethod
     def GetStatus(
