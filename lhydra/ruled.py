@@ -244,7 +244,7 @@ class Ruled:
             _places(pins, rows, min(query.k, len(rows))),
             [(column, columns.labels(column, rows), most) for column, most in rules.caps],
             columns.songs(rows, rules.collapse.versions) if rules.collapse else None,
-            self._vectors(rows) if rules.diversity else None,
+            (lambda chosen: self._vectors(rows.take(chosen))) if rules.diversity else None,
             mix,
             self._fresh(rules, rows, query.now),
         )

@@ -13,18 +13,18 @@ from lhydra.domain import F32, I64
 from lhydra.lists.calibration import calibrate, error
 from lhydra.lists.caps import CAPPED, DUPLICATE, FREE, admit, fill
 from lhydra.lists.compose import Candidates, compose
-from lhydra.lists.diversity import RIDGE, dpp, mmr
-from lhydra.lists.labels import Labels
+from lhydra.lists.diversity import RIDGE, contenders, dpp, mmr
+from lhydra.lists.labels import Several, Single
 from lhydra.lists.slots import chances, place
 from lhydra.rules import Calibration, Collapse, Diversity, Explore, Fresh, Rules
 
 CHI2_999 = {9: 27.88, 4: 18.47}  # 99.9 % points of chi-square by degrees of freedom
 
 
-def labels_of(lists: list[list[int]], size: int) -> Labels:
+def labels_of(lists: list[list[int]], size: int) -> Several:
     """Labels of tracks with these values."""
     offsets = np.cumsum([0, *map(len, lists)])
-    return Labels(np.array([code for codes in lists for code in codes], np.int64), offsets, size)
+    return Several(np.array([code for codes in lists for code in codes], np.int64), offsets, size)
 
 
 @st.composite
@@ -45,12 +45,23 @@ def test_candidates_are_let_in_greedily_while_caps_hold(tracks: list[list[int]],
     assert admit(len(tracks), [(labels_of(tracks, 6), most)], None, first).tolist() == expected
 
 
-@given(labelled(most=1), st.integers(1, 3))
-def test_one_value_each_is_no_other_law(tracks: list[list[int]], most: int) -> None:
-    labels = labels_of(tracks, 6)
-    fast = admit(len(tracks), [(labels, most)], None)
-    slow = admit(len(tracks), [(labels, most), (labels, 99)], None)
-    assert fast.tolist() == slow.tolist()
+@given(labelled(most=1), st.integers(1, 3), st.lists(st.integers(-1, 3), min_size=30, max_size=30), st.data())
+def test_one_value_each_is_no_other_law(
+    tracks: list[list[int]], most: int, songs: list[int], data: st.DataObject
+) -> None:
+    n, groups = len(tracks), np.array(songs[: len(tracks)])
+    several, single = labels_of(tracks, 6), Single(np.array([[*codes, -1][0] for codes in tracks]), 6)
+    for known in (None, groups):
+        assert admit(n, [(single, most)], known).tolist() == admit(n, [(several, most)], known).tolist()
+    chosen = np.array(data.draw(st.lists(st.integers(0, n - 1), max_size=9)), np.int64)
+    for one, other in ((single, several), (single.take(chosen), several.take(chosen))):
+        assert len(one) == len(other)
+        assert one.lists == other.lists
+        assert one.codes.tolist() == other.codes.tolist()
+        assert one.shares().tolist() == pytest.approx(other.shares().tolist())
+    relevance, wanted = np.sort(np.random.default_rng(n).random(n))[::-1], np.arange(6) / 15
+    picked = [calibrate(relevance, labels, wanted, 9, 0.5).tolist() for labels in (single, several)]
+    assert picked[0] == picked[1]
 
 
 @given(labelled(), st.integers(1, 30), st.lists(st.integers(-1, 3), min_size=30, max_size=30))
@@ -92,6 +103,16 @@ def test_dpp_picks_as_a_greedy_determinant_does(seed: int, n: int, dim: int, str
     for t in range(n):
         best = max(objective([*picked[:t], i]) for i in range(n) if i not in picked[:t])
         assert objective(picked[: t + 1]) == pytest.approx(best, abs=1e-3)
+
+
+@given(st.integers(0, 10_000), st.integers(2, 60), st.integers(1, 12), st.floats(0.01, 1.0))
+@settings(max_examples=100)
+def test_dpp_needs_the_vectors_of_contenders_alone(seed: int, n: int, k: int, strength: float) -> None:
+    odds = np.sort(np.random.default_rng(seed).lognormal(0, 2, n))[::-1]
+    vectors = vectors_of(seed, n, 3)
+    able = contenders(odds, k, strength)
+    assert len(able) >= min(k, n)
+    assert able[dpp(odds[able], vectors[able], k, strength)].tolist() == dpp(odds, vectors, k, strength).tolist()
 
 
 @given(st.integers(0, 10_000), st.integers(2, 9), st.floats(0.0, 1.0))
@@ -144,7 +165,7 @@ def test_calibration_error_never_rises(
         np.sort(rng.uniform(0.01, 1, n))[::-1],
         pins={0: n - 1},
         caps=[("genre", labels, 2)],
-        vectors=vectors_of(seed, n, 4),
+        vectors=vectors_of(seed, n, 4).__getitem__,
         mix=(labels, wanted),
         fresh=rng.random(n) < 0.3,
     )
@@ -191,7 +212,7 @@ def test_with_every_rule_there_are_k_distinct_tracks(n: int, k: int, seed: int) 
         pins=dict(zip(rng.permutation(min(k, n))[: len(pinned)].tolist(), pinned, strict=True)),
         caps=[("genre", labels, 1)],
         groups=rng.integers(-1, 5, n),
-        vectors=vectors_of(seed, n, 4),
+        vectors=vectors_of(seed, n, 4).__getitem__,
         mix=(labels, rng.dirichlet(np.ones(6))),
         fresh=rng.random(n) < 0.3,
     )
@@ -246,7 +267,7 @@ def test_places_for_new_tracks_hold_new_ones() -> None:
 
 def test_what_moved_is_told() -> None:
     codes = np.array([0, 0, 0, 1, 1, 2])
-    candidates = Candidates(np.linspace(1, 0.5, 6), caps=[("artist", Labels.single(codes, 3), 1)])
+    candidates = Candidates(np.linspace(1, 0.5, 6), caps=[("artist", Single(codes, 3), 1)])
     made = compose(Rules(caps=(("artist", 1),)), candidates, 3)
     assert made.order.tolist() == [0, 3, 5]
     assert made.moved_by == ((), ("cap artist",), ("cap artist",))

@@ -1,7 +1,8 @@
 """What rules look at: the values of given rows in a column, and which rows are recordings of one song.
 
 Filters ask for the rows of a value; a rule asks for the values of a few hundred rows. A column is turned around the
-first time that a rule names it, and kept: four bytes a value and eight a track.
+first time that a rule names it, and kept: four bytes a track, where tracks have several values four a value and eight a
+track.
 """
 
 import re
@@ -15,7 +16,7 @@ import numpy.typing as npt
 from lhydra.bundle.catalog import Catalog
 from lhydra.bundle.columns import FilterColumns, Numbers, Words
 from lhydra.domain import I64
-from lhydra.lists.labels import Labels
+from lhydra.lists.labels import Labels, Several, Single
 
 _VERSION_WORDS = (
     "acoustic|bonus|clean|deluxe|demo|edit|explicit|extended|featuring|feat|ft|instrumental|live|mix|mono|original|radio|"
@@ -83,11 +84,11 @@ class RowColumns:
         if isinstance(kept, Numbers):
             numbers = kept.values.take(rows)
             known, codes = np.unique(numbers, return_inverse=True)
-            return Labels.single(np.where(np.isnan(numbers), -1, codes), len(known))
+            return Single(np.where(np.isnan(numbers), -1, codes), len(known))
         artists = self._catalog.artists(rows)
         codes_of: dict[str, int] = {}
         own = [codes_of.setdefault(artist, len(codes_of)) if artist else -1 for artist in artists]
-        return Labels.single(np.array(own, np.int64).reshape(-1), len(codes_of))
+        return Single(np.array(own, np.int64).reshape(-1), len(codes_of))
 
     def full(self, column: str, rows: I64, most: int) -> I64:
         """Finds the rows of values that many of some rows have.
@@ -182,9 +183,15 @@ class RowColumns:
         """The column by row, turned around once: every other thread waits for it."""
         with self._lock:
             if (turned := self._turned.get(column)) is None:
-                order = np.argsort(words.rows, kind="stable")
-                codes = np.repeat(np.arange(len(words.texts), dtype=np.int32), np.diff(words.offsets))[order]
-                offsets = np.zeros(self._filters.n + 1, np.int64)
-                np.cumsum(np.bincount(words.rows, minlength=self._filters.n), out=offsets[1:])
-                turned = self._turned[column] = Labels(codes, offsets, len(words.texts))
+                n, size = self._filters.n, len(words.texts)
+                codes = np.repeat(np.arange(size, dtype=np.int32), np.diff(words.offsets))
+                counts = np.bincount(words.rows, minlength=n)
+                if counts.max(initial=0) <= 1:
+                    values = np.full(n, -1, np.int32)
+                    values[words.rows] = codes
+                    turned = self._turned[column] = Single(values, size)
+                else:
+                    offsets = np.concatenate([[0], np.cumsum(counts)])
+                    order = np.argsort(words.rows, kind="stable")
+                    turned = self._turned[column] = Several(codes[order], offsets, size)
             return turned

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lhydra.domain import I64
-from lhydra.lists.labels import Labels
+from lhydra.lists.labels import Labels, Single
 
 SMOOTHING = 0.01
 F64 = npt.NDArray[np.float64]
@@ -56,19 +56,34 @@ def calibrate(relevance: F64, labels: Labels, wanted: F64, k: int, strength: flo
         return picked
     usual = float(relevance[:k].mean())
     value: list[float] = (relevance * ((1 - strength) / (usual * k if usual > 0 else 1.0))).tolist()
-    own = np.zeros(labels.size) if held is None else held
-    have = (own + wanted * (k * SMOOTHING / (1 - SMOOTHING))).tolist()
-    share = (wanted * strength).tolist()
-    alike: dict[tuple[int, ...], list[int]] = {}  # tracks of the same values add the same: the first of them is next
-    for i, codes in enumerate(labels.lists):
-        alike.setdefault(tuple(codes), []).append(i)
-    kinds = [([c for c in codes if share[c] > 0], 1 / max(len(codes), 1), tracks) for codes, tracks in alike.items()]
+    there = np.flatnonzero(wanted)  # a column may have many values, of which a user plays few
+    own = wanted[there] * (k * SMOOTHING / (1 - SMOOTHING)) + (0 if held is None else held[there])
+    have = dict(zip(there.tolist(), own.tolist(), strict=True))
+    share = dict(zip(have, (wanted[there] * strength).tolist(), strict=True))
+    kinds = []  # tracks of the same values add the same: the first of them is next
+    if isinstance(labels, Single):
+        of: dict[int, list[int]] = {}
+        for i, code in enumerate(labels.values.tolist()):
+            if code in of:
+                of[code].append(i)
+            else:
+                of[code] = [i]
+        kinds = [([code] if code in share else [], 1.0, tracks) for code, tracks in of.items()]
+    else:
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for i, codes in enumerate(labels.lists):
+            alike.setdefault(tuple(codes), []).append(i)
+        kinds = [([c for c in codes if c in share], 1 / max(len(codes), 1), all_) for codes, all_ in alike.items()]
+
+    log1p = math.log1p
 
     def gain(kind: int, at: int) -> float:
         """What the next track of a kind adds to the objective."""
         codes, part, tracks = kinds[kind]
-        more: float = sum(share[c] * math.log1p(part / have[c]) for c in codes)
-        return value[tracks[at]] + more
+        more = value[tracks[at]]
+        for c in codes:
+            more += share[c] * log1p(part / have[c])
+        return more
 
     # gains only ever fall, so the largest that is up to date is the largest (lazy greedy: Minoux 1978)
     heap = [(-gain(kind, 0), kinds[kind][2][0], kind, 0) for kind in range(len(kinds))]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lhydra.domain import I64
-from lhydra.lists.labels import Labels
+from lhydra.lists.labels import Labels, Single
 
 FREE, DUPLICATE, CAPPED = 0, 1, 2  # what stands against a candidate; the lower gives way first
 
@@ -32,14 +32,16 @@ def admit(n: int, caps: Sequence[tuple[Labels, int]], groups: I64 | None, first:
     if groups is not None:
         found[_repeats(groups)] = DUPLICATE
         found[:first] = FREE
-    if len(caps) == 1 and not first and caps[0][0].counts.max(initial=0) <= 1:
-        labels, most = caps[0]
-        codes = np.full(n, -1, np.int64)
-        codes[labels.counts > 0] = labels.codes
-        rank = np.zeros(n, np.int64)
-        free = np.flatnonzero(found == FREE)
-        rank[free] = _ranks(codes[free])
-        found[free[(rank[free] >= most) & (codes[free] >= 0)]] = CAPPED
+    if len(caps) == 1 and not first and isinstance(labels := caps[0][0], Single):
+        most, of = caps[0][1], labels.values.tolist()
+        if groups is not None:
+            of = [-1 if why else code for code, why in zip(of, found.tolist(), strict=True)]
+        seen: dict[int, int] = {}
+        for i, code in enumerate(of):
+            if code >= 0:
+                seen[code] = before = seen.get(code, -1) + 1
+                if before >= most:
+                    found[i] = CAPPED
         return found
     if caps:
         held = [([0] * labels.size, labels.lists, most) for labels, most in caps]

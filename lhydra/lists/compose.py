@@ -9,7 +9,7 @@ import numpy.typing as npt
 from lhydra.domain import F32, I64
 from lhydra.lists.calibration import calibrate, error
 from lhydra.lists.caps import DUPLICATE, FREE, admit, fill
-from lhydra.lists.diversity import dpp, mmr
+from lhydra.lists.diversity import contenders, dpp, mmr
 from lhydra.lists.labels import Labels
 from lhydra.lists.slots import F64, Placed, place
 from lhydra.rules import Applied, Rules
@@ -27,7 +27,7 @@ class Candidates:
         pins: candidate by place, from 0; all places below k.
         caps: labels by column, with the most tracks per value.
         groups: (n,) the recording that each is of, below 0 for one that is known to be alone.
-        vectors: (n, dim) float32 of unit norm.
+        vectors: of so many positions, float32 of unit norm.
         mix: labels to calibrate, and the shares of the user's own plays.
         fresh: (n,) which are new.
     """
@@ -37,7 +37,7 @@ class Candidates:
     pins: Mapping[int, int] = field(default_factory=dict)
     caps: Sequence[tuple[str, Labels, int]] = ()
     groups: I64 | None = None
-    vectors: F32 | None = None
+    vectors: Callable[[I64], F32] | None = None
     mix: tuple[Labels, F64] | None = None
     fresh: npt.NDArray[np.bool_] | None = None
 
@@ -102,9 +102,11 @@ def compose(rules: Rules, candidates: Candidates, k: int, seed: int = 0) -> Comp
     order, free, short = _admitted(candidates, pinned, order, need, note)
     admitted = np.concatenate([pinned, order[:free]]) if short else order[:0]
     if rules.diversity is not None and rules.diversity.strength > 0 and candidates.vectors is not None:
-        choose = dpp if rules.diversity.method == "dpp" else mmr
-        odds = scores / (1 - np.minimum(candidates.scores, 1 - 1e-6))
-        chosen = choose(odds[order[:free]], candidates.vectors[order[:free]], need, rules.diversity.strength)
+        odds = (scores / (1 - np.minimum(candidates.scores, 1 - 1e-6)))[order[:free]]
+        strength, is_dpp = rules.diversity.strength, rules.diversity.method == "dpp"
+        able = contenders(odds, need, strength) if is_dpp else np.arange(free)
+        vectors = candidates.vectors(order[able])
+        chosen = able[(dpp if is_dpp else mmr)(odds[able], vectors, need, strength)]
         before, order = order, _first(order, chosen)
         note("diversity", before, order)
     placed: Placed | None = None
@@ -167,7 +169,7 @@ def _admitted(
     """
     if candidates.groups is None and not candidates.caps:
         return order, len(order), False
-    everyone = np.concatenate([pinned, order])
+    everyone = np.concatenate([pinned, order]) if len(pinned) else order
     groups = None if candidates.groups is None else candidates.groups[everyone]
     caps = [(labels.take(everyone), most) for _, labels, most in candidates.caps]
     against = admit(len(everyone), caps, groups, len(pinned))
@@ -195,8 +197,9 @@ def _first(order: I64, chosen: I64) -> I64:
 
 def _raised(before: list[int], after: list[int]) -> set[int]:
     """Who has come into a list, or passed someone who stays in it."""
+    if before == after:
+        return set()
     was = {one: at for at, one in enumerate(before)}
     raised = {one for one in after if one not in was}
     kept = [was[one] for one in after if one in was]
-    ranks = {one: rank for rank, one in enumerate(sorted(kept))}
-    return raised | {before[one] for rank, one in enumerate(kept) if rank < ranks[one]}
+    return raised | {before[one] for one, usual in zip(kept, sorted(kept), strict=True) if one > usual}

@@ -4,8 +4,8 @@ Both ways pick one track after the other, by quality and by the cosine of vector
 of a play, score / (1 - score): it tells the best tracks apart, whose scores are all near 1. With strength s:
 
 DPP   picks what adds most to (1 - s) · Σ log odds + s · log det(V Vᵀ + RIDGE · I) of the tracks picked: greedy MAP of
-      a determinantal point process in its fast form, which extends a Cholesky factor by a row (Chen, Zhang & Zhou
-      2018). The ridge keeps the determinant positive when there are more tracks than dimensions.
+      a determinantal point process in its fast form, which extends a Cholesky factor (here L D Lᵀ) by a row (Chen,
+      Zhang & Zhou 2018). The ridge keeps the determinant positive when there are more tracks than dimensions.
 MMR   picks the highest (1 - s) · quality - s · largest cosine with a track picked (Carbonell & Goldstein 1998), quality
       scaled to 0 to 1 over the candidates.
 """
@@ -19,6 +19,27 @@ from lhydra.domain import F32, I64
 
 RIDGE = 0.1
 LEAST_ODDS = 1e-12
+
+
+def contenders(odds: npt.NDArray[np.float64], k: int, strength: float) -> I64:
+    """Finds whom `dpp` can pick: what a track adds lies between RIDGE and 1 + RIDGE times a weight that its odds give.
+
+    So whoever has less than RIDGE / (1 + RIDGE) of the weight of the best k is never next, and needs no vector.
+
+    Args:
+        odds: (n,) not negative.
+        k: how many will be picked.
+        strength: above 0, at most 1.
+
+    Returns:
+        Positions, ascending, at least min(k, n).
+    """
+    if not 0 < k < len(odds):
+        return np.arange(len(odds))
+    logs = np.log(np.maximum(odds, LEAST_ODDS))
+    reach = math.log((1 + RIDGE) / RIDGE) + 0.02  # norms are rounded
+    least = np.partition(logs, len(logs) - k)[len(logs) - k] - reach * strength / max(1 - strength, 1e-9)
+    return np.flatnonzero(logs >= least)
 
 
 def dpp(odds: npt.NDArray[np.float64], vectors: F32, k: int, strength: float) -> I64:
@@ -40,10 +61,9 @@ def dpp(odds: npt.NDArray[np.float64], vectors: F32, k: int, strength: float) ->
     top = max(float(odds.max()), LEAST_ODDS)
     # argmax of (1 - s) log odds + s log d² is that of odds^((1 - s) / s) · d²: no logarithm per pick
     weight = np.power(np.maximum(odds, LEAST_ODDS) / top, (1 - strength) / strength).astype(np.float32)
-    basis = np.empty((dim + k, n), np.float32)  # vectors, and below them the rows of the Cholesky factor
+    basis = np.empty((dim + k, n), np.float32)  # vectors, and below them what each pick shares with the others
     basis[:dim] = vectors.T
-    sign = np.ones(dim + k, np.float32)
-    sign[dim:] = -1
+    part = np.ones(dim + k, np.float32)  # what a row of the basis counts: -1 / d² of the pick that it is of
     left = np.einsum("ij,ij->i", vectors, vectors) + np.float32(RIDGE)  # d²: what each would add, never below RIDGE
     picked = np.empty(k, np.int64)
     gain, square = np.empty((2, n), np.float32)
@@ -52,10 +72,11 @@ def dpp(odds: npt.NDArray[np.float64], vectors: F32, k: int, strength: float) ->
         picked[t] = best = int(gain.argmax())
         weight[best] = -1  # never again
         if t + 1 < k:
-            probe = basis[: dim + t, best] * sign[: dim + t]
-            probe *= 1 / math.sqrt(left[best])
-            row = np.dot(probe, basis[: dim + t], out=basis[dim + t])
+            at = dim + t
+            row = np.dot(basis[:at, best] * part[:at], basis[:at], out=basis[at])
+            part[at] = -1 / left.item(best)
             np.multiply(row, row, out=square)
+            square *= -part[at]
             left -= square
             left[best] = 1
     return picked
