@@ -21,21 +21,19 @@ from lhydra.bundle.eligible import EligibleSet, eligible_set, search_eligible
 from lhydra.bundle.exact import best_first
 from lhydra.bundle.filter_cache import FilterCache
 from lhydra.bundle.index import BLAS_QUERIES
-from lhydra.bundle.popular import most_played
 from lhydra.domain import F32, I64, Condition, Query, Recommendation, Repeat, Tier, UserState
 from lhydra.errors import LhydraError, complain
 from lhydra.features.histories import EncodedUsers
-from lhydra.ruled import Asked, Ruled, rules_depth
+from lhydra.ruled import Ruled, rules_depth
 from lhydra.scratch import borrowed_mask
 from lhydra.timing import timed
-from lhydra.traced import Traced, no_check, share_time, unfinished
+from lhydra.traced import NO_ROWS, Traced, no_check, share_time, unfinished
 
 DEFAULT_DEPTH = 300
 MAX_BATCH = min(16, BLAS_QUERIES - 1)  # requests in one call of recommend_many
 MAX_OVERFETCHED_EXCLUSIONS = 256  # up to so many, excluded tracks are fetched beyond the depth and dropped afterwards
 SKIP_WEIGHT = 0.25  # of the mean vector of skipped tracks, subtracted from the user vector
 FILTER_CACHE_BYTES = 24 * 2**20
-_NO_ROWS = np.empty(0, np.int64)
 LEARNT_AS_DECAY = "repeat_policy learnt: this bundle's model knows nothing of repeats; answered as decay"
 
 
@@ -227,7 +225,7 @@ class Recommender:
     def _retrieve(self, requests: list[Traced]) -> None:
         """Finds candidates: in one search where requests have no filter and few exclusions, else each in its own."""
         plain = [r for r in requests if r.eligible is None and len(r.excluded) <= MAX_OVERFETCHED_EXCLUSIONS]
-        deep = [request for request in plain if self._depth(request.query) > 2 * self.depth]
+        deep = [request for request in plain if self.depth_of(request.query) > 2 * self.depth]
         shallow = [request for request in plain if request not in deep]
         for group in (shallow, *([request] for request in deep)):  # a search is as wide as its deepest request
             if group:
@@ -241,16 +239,26 @@ class Recommender:
     def _search_together(self, requests: list[Traced]) -> None:
         started_ns = time.perf_counter_ns()
         vectors = np.concatenate([request.vector for request in requests if request.vector is not None])
-        wide = max(self._depth(request.query) + len(request.excluded) for request in requests)
+        wide = max(self.depth_of(request.query) + len(request.excluded) for request in requests)
         for request, (rows, cosines) in zip(requests, self.bundle.index.search_many(vectors, wide), strict=True):
             request.candidates = self._without_excluded(request, rows, cosines)
         share_time("retrieve", started_ns, requests)
 
     def _search_eligible(self, request: Traced) -> None:
         with timed("retrieve", request.stage_us):
-            request.candidates = self._find(request, self._depth(request.query))
+            request.candidates = self.find(request, self.depth_of(request.query))
 
-    def _find(self, request: Traced, depth: int, known: I64 = _NO_ROWS) -> tuple[I64, F32]:
+    def find(self, request: Traced, depth: int, known: I64 = NO_ROWS) -> tuple[I64, F32]:
+        """Finds the nearest tracks that a request may return.
+
+        Args:
+            request: with its user vector, eligible set and exclusions.
+            depth: how many.
+            known: (m,) rows that are left out.
+
+        Returns:
+            (min(depth, left),) rows and cosines, best first.
+        """
         assert request.vector is not None
         eligible, excluded = request.eligible or self._unfiltered(), request.excluded
         excluded = np.concatenate([excluded, known]) if len(known) else excluded
@@ -262,7 +270,7 @@ class Recommender:
         with timed("retrieve", request.stage_us):
             query, repeats = request.query, request.query.repeat is not Repeat.EXCLUDE
             request.moment = moment_of(self.bundle, query.state, query.now)
-            limits = self._depth(query), request.excluded, request.eligible
+            limits = self.depth_of(query), request.excluded, request.eligible
             request.nearest = request.candidates
             found = united(self.bundle, request.moment, request.candidates, request.vector, *limits, repeats=repeats)
             request.candidates = found
@@ -271,14 +279,14 @@ class Recommender:
         """Scores the candidates by the head and selects the k best, or those that the rules choose."""
         assert request.candidates is not None
         if request.prepared is not None:
-            find, scored = partial(self._find, request), partial(self._scored, request)
-            asked = self._asked(request)
+            find, scored = partial(self.find, request), partial(self.scored, request)
+            asked = request.asked()
             request.made = self._ruled.make(asked, request.candidates, find, scored, request.vector)
             request.answer = request.made.answer(asked)
             return
         rows, cosines = request.candidates
         with timed("rerank", request.stage_us):
-            logits, scores, key = request.scored = self._scored(request, rows)
+            logits, scores, key = request.scored = self.scored(request, rows)
         request.check()
         with timed("select", request.stage_us):
             best = best_first(rows, key, request.query.k)
@@ -293,8 +301,16 @@ class Recommender:
                 request.stage_us,
             )
 
-    def _scored(self, request: Traced, rows: I64) -> tuple[F32, F32, F32]:
-        """Logits and scores of candidates, and what orders them."""
+    def scored(self, request: Traced, rows: I64) -> tuple[F32, F32, F32]:
+        """Scores candidates of a request.
+
+        Args:
+            request: with its user.
+            rows: (n,) of the catalog, distinct.
+
+        Returns:
+            (n,) logits, (n,) scores, and (n,) what orders them, before their rows do.
+        """
         assert request.user is not None
         assert request.vector is not None
         logits, scores = self.bundle.score(request.vector, request.user, rows, request.moment)
@@ -305,30 +321,16 @@ class Recommender:
 
     def _select_popular(self, request: Traced) -> None:
         """Answers with the most played tracks, first of the user's country; the score is the share of listeners."""
-        query, mask = request.query, request.eligible.mask if request.eligible else None
-        country = query.state.profile.get("country")
-
-        def find(depth: int, known: I64 = _NO_ROWS) -> tuple[I64, F32]:
-            return most_played(self.catalog, country, depth, np.concatenate([request.excluded, known]), mask)
-
+        query, find = request.query, partial(request.most_played, self.catalog)
         if request.prepared is not None:
-            asked = self._asked(request)
-            request.made = self._ruled.make_popular(asked, find, self._depth(query))
+            asked = request.asked()
+            request.made = self._ruled.make_popular(asked, find, self.depth_of(query))
             request.answer = request.made.answer(asked)
             return
         with timed("select", request.stage_us):
             rows, share = find(query.k)
         nothing = np.zeros(len(rows), np.float32)
         request.answer = Recommendation(rows, share, share, nothing, rows, nothing, Tier.POPULAR, request.stage_us)
-
-    def _asked(self, request: Traced) -> Asked:
-        """What the rules of a request need to know of it."""
-        assert request.prepared is not None
-        assert request.user is not None
-        return Asked(
-            *(request.query, request.prepared, request.tier, request.user.histories.rows, request.eligible),
-            *(request.barred, request.stage_us, request.check),
-        )
 
     # -- parts of stages ---------------------------------------------------------------------------------
 
@@ -348,13 +350,21 @@ class Recommender:
         profile = query.state.profile
         return Tier.SEGMENT if any(profile.get(name) is not None for name in self._segment_columns) else Tier.POPULAR
 
-    def _depth(self, query: Query) -> int:
+    def depth_of(self, query: Query) -> int:
+        """Returns how many candidates a query takes.
+
+        Args:
+            query: any.
+
+        Returns:
+            Its depth, or the recommender's own; at least k, and more with rules.
+        """
         depth = max(query.depth or self.depth, query.k)
         return depth if query.rules is None else rules_depth(depth, query.k)
 
     def _without_excluded(self, request: Traced, rows: I64, cosines: F32) -> tuple[I64, F32] | None:
         """Returns the first `depth` candidates not excluded; None when an approximate index came up short."""
-        depth = self._depth(request.query)
+        depth = self.depth_of(request.query)
         excluded = request.excluded
         if len(excluded):
             with borrowed_mask(len(self.catalog)) as marked:

@@ -6,11 +6,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lhydra.bundle.catalog import Catalog
 from lhydra.bundle.eligible import EligibleSet
+from lhydra.bundle.popular import most_played
 from lhydra.domain import F32, I64, Query, Recommendation, Tier
 from lhydra.features.histories import EncodedUsers
 from lhydra.features.listening import Moment
-from lhydra.ruled import Made, Prepared
+from lhydra.ruled import Asked, Made, Prepared
+
+NO_ROWS = np.empty(0, np.int64)
 
 
 def no_check() -> None:
@@ -38,6 +42,29 @@ class Traced:
     made: Made | None = None  # by rules
     answer: Recommendation | None = None
     error: Exception | None = None
+
+    def asked(self) -> Asked:
+        """Returns what the rules of the request need to know of it."""
+        assert self.prepared is not None
+        assert self.user is not None
+        return Asked(
+            *(self.query, self.prepared, self.tier, self.user.histories.rows, self.eligible),
+            *(self.barred, self.stage_us, self.check),
+        )
+
+    def most_played(self, catalog: Catalog, n: int, known: I64 = NO_ROWS) -> tuple[I64, F32]:
+        """Finds the most played tracks that the request may return.
+
+        Args:
+            catalog: the tracks.
+            n: how many.
+            known: (m,) rows that are left out.
+
+        Returns:
+            (min(n, left),) rows, those of the listener's country first, and the share of listeners of each.
+        """
+        mask, country = self.eligible.mask if self.eligible else None, self.query.state.profile.get("country")
+        return most_played(catalog, country, n, np.concatenate([self.excluded, known]), mask)
 
 
 def unfinished(requests: list[Traced]) -> list[Traced]:

@@ -161,10 +161,10 @@ def test_status_similar_and_explain(fake: FakeRecommender, capsys: pytest.Captur
     assert query("similar", "t8", "t9", "--k", "2") == 0
     assert capsys.readouterr().out.startswith("similar to t8, t9 · tier history · bundle b-1")
     assert query("explain", "ana", "t1") == 0
-    assert "stopped_at       exclude\n" in capsys.readouterr().out
+    assert capsys.readouterr().out.splitlines()[0] == "t1 for user ana: not among the 0 · tier personal · bundle b-1"
     assert fake.seen[2:] == [
         pb.SimilarTracksRequest(track_ids=["t8", "t9"], k=2),
-        pb.ExplainRequest(user_id="ana", track_id="t1"),
+        pb.ExplainRequest(user_id="ana", track_id="t1", request=pb.RecommendRequest(user_id="ana", k=10)),
     ]
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         Unavailable,
         Unsupported,
     )
-    from lhydra_client.requests import Condition, Filter, HistoryEntry, Play, SessionEntry
+    from lhydra_client.requests import Condition, Filter, HistoryEntry, Play, SessionEntry, recommend_request
     from lhydra_client.results import AppliedRule, Explanation, Recommendations, Recorded, Status, Track
     from lhydra_client.rules import Boost, Rules
 else:
@@ -33,7 +33,7 @@ else:
             *("ClientError", "InvalidRequest", "Overloaded", "ServerError"),
             *("Timeout", "Unavailable", "Unsupported"),
         ),
-        "requests": ("Condition", "Filter", "HistoryEntry", "Play", "SessionEntry"),
+        "requests": ("Condition", "Filter", "HistoryEntry", "Play", "SessionEntry", "recommend_request"),
         "results": ("AppliedRule", "Explanation", "Recommendations", "Recorded", "Status", "Track"),
         "rules": ("Boost", "Rules"),
     }
@@ -71,4 +71,5 @@ __all__ = [
     "Track",
     "Unavailable",
     "Unsupported",
+    "recommend_request",
 ]

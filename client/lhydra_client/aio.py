@@ -153,22 +153,30 @@ class AsyncClient:
         request = requests.similar_request(track_ids, k, exclude=exclude)
         return results.recommendations(await self._call(self._stub.SimilarTracks, request, timeout_s))
 
-    async def explain(self, user_id: str, track_id: str, *, timeout_s: float | None = None) -> Explanation:
+    async def explain(
+        self,
+        user_id: str,
+        track_id: str,
+        request: pb.RecommendRequest | None = None,
+        *,
+        timeout_s: float | None = None,
+    ) -> Explanation:
         """Explains why a track is in a user's list, or why it is not.
 
         Args:
             user_id: the listener.
             track_id: the track to explain.
+            request: whose list is meant, made by `recommend_request`; None for the ten best of the user.
             timeout_s: deadline of this call in seconds, retries included; None for the client's.
 
         Returns:
-            The track's rank and score, or the stage that removed it.
+            The track's way through the request: its place, or the stage that it did not pass, and why.
 
         Raises:
             ClientError: one of its subclasses; `Unsupported` by a server that does not answer the method yet.
         """
-        request = requests.explain_request(user_id, track_id)
-        return results.explanation(await self._call(self._stub.Explain, request, timeout_s))
+        asked = requests.explain_request(user_id, track_id, request)
+        return results.explanation(await self._call(self._stub.Explain, asked, timeout_s))
 
     async def record_plays(self, plays: Iterable[Play], *, timeout_s: float | None = None) -> Recorded:
         """Appends plays to users' histories; the server checks all of them before it records any.

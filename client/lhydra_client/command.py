@@ -44,6 +44,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
     recommend.add_argument(
         "--users-file", metavar="FILE", help="lists of many users, over a stream: one id per line, - for standard input"
     )
+    _add_request(recommend)
+
+    plays = action("plays", "Records that a user played tracks, just now.")
+    plays.add_argument("user", metavar="USER")
+    plays.add_argument("tracks", metavar="TRACK_ID", nargs="+")
+
+    action("status", "What is being served, and how the server is.")
+
+    similar = action("similar", "Tracks similar to given ones.")
+    similar.add_argument("tracks", metavar="TRACK_ID", nargs="+")
+    similar.add_argument("--k", type=_whole, default=10, help="how many tracks (default: 10)")
+
+    explain = action("explain", "Why a track is in a user's list, or why it is not.")
+    explain.add_argument("user", metavar="USER")
+    explain.add_argument("track", metavar="TRACK_ID")
+    _add_request(explain)
+
+
+def _add_request(recommend: argparse.ArgumentParser) -> None:
+    """Adds all that a request can say besides its user."""
     recommend.add_argument("--k", type=_whole, default=10, help="how many tracks (default: 10)")
     recommend.add_argument(
         "--exclude", type=_ids, action="extend", default=[], metavar="ID,...", help="tracks never to return"
@@ -121,20 +141,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     recommend.add_argument(
         "--seed", type=_whole, default=0, metavar="N", help="of those draws; the same seed draws the same list"
     )
-
-    plays = action("plays", "Records that a user played tracks, just now.")
-    plays.add_argument("user", metavar="USER")
-    plays.add_argument("tracks", metavar="TRACK_ID", nargs="+")
-
-    action("status", "What is being served, and how the server is.")
-
-    similar = action("similar", "Tracks similar to given ones.")
-    similar.add_argument("tracks", metavar="TRACK_ID", nargs="+")
-    similar.add_argument("--k", type=_whole, default=10, help="how many tracks (default: 10)")
-
-    explain = action("explain", "Why a track is in a user's list, or why it is not.")
-    explain.add_argument("user", metavar="USER")
-    explain.add_argument("track", metavar="TRACK_ID")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -246,9 +252,16 @@ def _status(client: "Client", args: argparse.Namespace) -> tuple[str, dict[str, 
 
 
 def _explain(client: "Client", args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    answer = client.explain(args.user, args.track)
+    from google.protobuf.json_format import MessageToDict
+
+    from lhydra_client.explained import text
+    from lhydra_client.requests import recommend_request
+
+    answer = client.explain(args.user, args.track, recommend_request(args.user, args.k, **_options(args)))
     values = {"user_id": args.user, "track_id": args.track} | _values(answer)
-    return _pairs(values | {"reasons": "; ".join(answer.reasons)}), values
+    for one in values["would_bring_in"]:
+        one["request"] = MessageToDict(one["request"], preserving_proto_field_name=True)
+    return text(args.user, args.track, answer), values
 
 
 _ACTIONS = {

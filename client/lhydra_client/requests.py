@@ -249,12 +249,13 @@ def similar_request(track_ids: Iterable[str], k: int, *, exclude: Iterable[str] 
     )
 
 
-def explain_request(user_id: str, track_id: str) -> pb.ExplainRequest:
+def explain_request(user_id: str, track_id: str, request: pb.RecommendRequest | None = None) -> pb.ExplainRequest:
     """Makes the request of `Client.explain`.
 
     Args:
         user_id: the listener.
         track_id: the track to explain.
+        request: made by `recommend_request`; None for one of the user alone.
 
     Returns:
         The message.
@@ -262,7 +263,9 @@ def explain_request(user_id: str, track_id: str) -> pb.ExplainRequest:
     Raises:
         InvalidRequest: a value that the wire cannot express; names the field.
     """
-    return pb.ExplainRequest(user_id=text("user_id", user_id), track_id=text("track_id", track_id))
+    if not (request is None or isinstance(request, pb.RecommendRequest)):
+        raise InvalidRequest(f"request: found {shown(request)}, expected what recommend_request makes")
+    return pb.ExplainRequest(user_id=text("user_id", user_id), track_id=text("track_id", track_id), request=request)
 
 
 def record_plays_request(plays: Iterable[Play]) -> pb.RecordPlaysRequest:

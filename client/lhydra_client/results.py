@@ -83,18 +83,84 @@ class Recorded:
 
 
 @dataclass(frozen=True, slots=True)
+class RuleStep:
+    """What a rule did to one track.
+
+    Attributes:
+        rule: such as "cap artist".
+        before: its place before, from 1; 0 for none.
+        after: its place after.
+    """
+
+    rule: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """A play of the history, or a group of features, and what the track owes to it.
+
+    Attributes:
+        name: id of a track, or name of a group.
+        logit: by how much the track's logit falls without it; below 0 it pulled the track down.
+        title: of a track.
+        artist: of a track.
+    """
+
+    name: str
+    logit: float
+    title: str = ""
+    artist: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WouldBringIn:
+    """A request that was tried and has the track in its list.
+
+    Attributes:
+        changes: what differs, in words.
+        place: of the track in that list, from 1.
+        request: to ask for the list.
+    """
+
+    changes: tuple[str, ...]
+    place: int
+    request: pb.RecommendRequest
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a track is in a user's list, or which stage removed it.
+    """Why a track is in a user's list, or what stopped it on its way there.
 
     Attributes:
         bundle_id: the bundle that answered.
         tier: as in `Recommendations`.
         recommended: whether the track is in the list.
-        rank: place in the list, from 1; 0 when not ranked.
-        stopped_at: the stage that removed the track; "" when recommended.
-        score: as in `Track`.
+        rank: place in the list, from 1; 0 when not recommended.
+        stopped_at: catalogue, exclude, retrieve, rerank or select; "" when recommended.
+        score: as in `Track`, of a track that was no candidate too.
         retrieval_score: as in `Track`.
-        reasons: one sentence each.
+        reasons: short, for the listener.
+        stopped_by: unknown, the first of `dropped_by`, depth, index (it missed a near track), score, or a rule.
+        dropped_by: removed, exclude_track_ids, rules.blocks, a field of the filter, heard.
+        sources: where it came from as a candidate.
+        exact_rank: by the cosine among all tracks that may be returned; 0 for tier "popular".
+        index_rank: by the index; 0 when it is not among the first 10,000.
+        depth: candidates asked for.
+        candidates: that reached the head.
+        candidate: whether it was one of them.
+        head_rank: by score among the candidates, which it need not be one of.
+        logit: of the head, raw.
+        steps: what each rule did to it.
+        pulls: plays that pulled it up, strongest first.
+        groups: groups of features, strongest first.
+        would_bring_in: requests that would list it, fewest changes first.
+        k: tracks asked for.
+        title: "" where the catalog has none.
+        artist: "" where the catalog has none.
+        degraded: as in `Recommendations`.
+        request_id: finds the call in the server's log.
     """
 
     bundle_id: str
@@ -105,6 +171,25 @@ class Explanation:
     score: float
     retrieval_score: float
     reasons: tuple[str, ...]
+    stopped_by: str = ""
+    dropped_by: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    exact_rank: int = 0
+    index_rank: int = 0
+    depth: int = 0
+    candidates: int = 0
+    candidate: bool = False
+    head_rank: int = 0
+    logit: float = 0.0
+    steps: tuple[RuleStep, ...] = ()
+    pulls: tuple[Pull, ...] = ()
+    groups: tuple[Pull, ...] = ()
+    would_bring_in: tuple[WouldBringIn, ...] = ()
+    k: int = 0
+    title: str = ""
+    artist: str = ""
+    degraded: tuple[str, ...] = ()
+    request_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,16 +276,19 @@ def explanation(reply: pb.ExplainResponse) -> Explanation:
     Returns:
         The explanation.
     """
-    return Explanation(
-        bundle_id=reply.bundle_id,
-        tier=tier_name(reply.tier),
-        recommended=reply.recommended,
-        rank=reply.rank,
-        stopped_at=reply.stopped_at,
-        score=reply.score,
-        retrieval_score=reply.retrieval_score,
-        reasons=tuple(reply.reasons),
+    values = {field.name: getattr(reply, field.name) for field in fields(Explanation)}
+    values |= {name: tuple(values[name]) for name in ("reasons", "dropped_by", "sources", "degraded")}
+    values |= {name: tuple(map(_pull, values[name])) for name in ("pulls", "groups")}
+    values["tier"] = tier_name(reply.tier)
+    values["steps"] = tuple(RuleStep(one.rule, one.before, one.after) for one in reply.steps)
+    values["would_bring_in"] = tuple(
+        WouldBringIn(tuple(one.changes), one.place, one.request) for one in reply.would_bring_in
     )
+    return Explanation(**values)
+
+
+def _pull(one: pb.Pull) -> Pull:
+    return Pull(one.name, one.logit, one.title, one.artist)
 
 
 def status(reply: pb.GetStatusResponse) -> Status:

@@ -14,7 +14,8 @@ from lhydra.bundle.columns import NO_COLUMNS, FilterColumns
 from lhydra.bundle.strings import StringColumn
 from lhydra.domain import I64, Hashes, Query, Recommendation, Repeat, UserState, track_hashes
 from lhydra.errors import FeatureError, InvalidRequest, Unsupported, UserStoreError, one_line, quoted
-from lhydra.queries import to_query
+from lhydra.explain.explainer import Explainer
+from lhydra.queries import Request, to_query
 from lhydra.recommender import LEARNT_AS_DECAY, MAX_BATCH
 from lhydra.timing import timed
 from lhydra.users.record import user_tag
@@ -22,6 +23,7 @@ from lhydra.users.store import UserStore
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.batcher import Batcher
 from lhydra_server.config import FleetStatus
+from lhydra_server.explain import asked_request, explain
 from lhydra_server.interceptors import Call
 from lhydra_server.metrics.worker import Metrics, NoMetrics
 from lhydra_server.replies import reply
@@ -85,6 +87,7 @@ class Served:
     replies: StringColumn  # each track's part of a reply
     filters: FilterColumns = NO_COLUMNS
     genre: str | None = None  # the column that `Filter.genres` is about
+    explainer: Explainer | None = None  # None where nobody explains
     profile: Set[str] | None = None  # the profile columns that the model uses; None where nobody can tell
 
 
@@ -183,15 +186,10 @@ class RecommenderService:
         served, stage_us = self._served, call.stage_us
         call.notes |= {"bundle": served.bundle_id, "user": user_tag(request.user_id), "stage_us": stage_us}
         now = int(time.time())
-        parsed = to_request(
-            request, self._max_k, served.filters.names, served.genre, now, self.rule_sets, call.request_id
-        )
+        parsed = self._parsed(request, call)
         with timed("lookup", stage_us):
             query = to_query(parsed, self._look_up(request.user_id, call), now)
-        if served.profile is not None and (unused := parsed.profile.keys() - served.profile):
-            call.degraded.append(unused_columns(unused, served.profile))
-        if parsed.repeat is Repeat.LEARNT and not served.recommender.knows_repeats:
-            call.degraded.append(LEARNT_AS_DECAY)
+        self._note_degraded(parsed, call)
         call.check()
         return query
 
@@ -295,19 +293,37 @@ class RecommenderService:
         raise Unsupported("SimilarTracks: this version does not answer it")
 
     def Explain(self, request: pb.ExplainRequest, call: Call) -> pb.ExplainResponse:
-        """Refuses: this version does not answer Explain.
+        """Follows one track through all stages of a request, which is served for it.
 
         Args:
             request: as it came.
             call: the call in progress.
 
         Returns:
-            Nothing yet.
+            Where the track got to, and why.
 
         Raises:
-            Unsupported: always.
+            InvalidRequest: the request can never be answered; names the field.
+            Unsupported: what is served has nothing to explain.
+            DeadlineExceeded: the caller left before it was done.
         """
-        raise Unsupported("Explain: this version does not answer it")
+        served = self._served
+        if served.explainer is None:
+            raise Unsupported("Explain: this version does not answer it")
+        asked = asked_request(request, call.request_id)
+        call.notes |= {"bundle": served.bundle_id, "user": user_tag(asked.user_id)}
+        parsed = self._parsed(asked, call)
+        stored = self._look_up(asked.user_id, call)
+        self._note_degraded(parsed, call)
+
+        def query_of(one: pb.RecommendRequest) -> Query:
+            return to_query(self._parsed(one, call), stored, one.now_s)
+
+        found = explain(served.explainer, asked, request.track_id, query_of, call.check)
+        found.bundle_id, found.request_id = served.bundle_id, call.request_id
+        found.degraded.extend(call.degraded)
+        self._answered = next(self._count)
+        return found
 
     def count_calls(self, in_flight: Callable[[], int]) -> None:
         """Tells the batcher how many calls are in flight, so that it yields the processor to those not queued yet.
@@ -339,6 +355,19 @@ class RecommenderService:
     def _count_batch(self, size: int, still_queued: int) -> None:
         self._metrics.batch(size)
         self._metrics.queue(still_queued)
+
+    def _parsed(self, request: pb.RecommendRequest, call: Call) -> Request:
+        served, now = self._served, int(time.time())
+        return to_request(
+            request, self._max_k, served.filters.names, served.genre, now, self.rule_sets, call.request_id
+        )
+
+    def _note_degraded(self, parsed: Request, call: Call) -> None:
+        served = self._served
+        if served.profile is not None and (unused := parsed.profile.keys() - served.profile):
+            call.degraded.append(unused_columns(unused, served.profile))
+        if parsed.repeat is Repeat.LEARNT and not served.recommender.knows_repeats:
+            call.degraded.append(LEARNT_AS_DECAY)
 
     def _look_up(self, user_id: str, call: Call) -> UserState | None:
         """Returns the stored state, None for an unknown user; without a store the answer only loses in tier."""

@@ -19,6 +19,7 @@ from pathlib import Path
 from lhydra import logs
 from lhydra.bundle.bundle import Bundle
 from lhydra.errors import LhydraError
+from lhydra.explain.explainer import Explainer
 from lhydra.logs import AccessLog
 from lhydra.recommender import Recommender
 from lhydra.timing import timed
@@ -84,6 +85,7 @@ def served_of(bundle: Bundle, recommender: Recommender) -> Served:
         bundle.replies,
         bundle.filters,
         bundle.spec.genre,
+        Explainer(recommender),
         frozenset(bundle.spec.profile_columns) | {"country"},
     )
 

@@ -854,17 +854,108 @@ class ExplainRequest(google.protobuf.message.Message):
 
     USER_ID_FIELD_NUMBER: builtins.int
     TRACK_ID_FIELD_NUMBER: builtins.int
+    REQUEST_FIELD_NUMBER: builtins.int
     user_id: builtins.str
+    """short for request.user_id"""
     track_id: builtins.str
+    @property
+    def request(self) -> Global___RecommendRequest:
+        """whose answer is explained; its k of 0 means 10"""
+
     def __init__(
         self,
         *,
         user_id: builtins.str = ...,
         track_id: builtins.str = ...,
+        request: Global___RecommendRequest | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["track_id", b"track_id", "user_id", b"user_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["request", b"request"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["request", b"request", "track_id", b"track_id", "user_id", b"user_id"]) -> None: ...
 
 Global___ExplainRequest: typing_extensions.TypeAlias = ExplainRequest
+
+@typing.final
+class RuleStep(google.protobuf.message.Message):
+    """What a rule did to one track: its place before and after, from 1; 0 for none."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RULE_FIELD_NUMBER: builtins.int
+    BEFORE_FIELD_NUMBER: builtins.int
+    AFTER_FIELD_NUMBER: builtins.int
+    rule: builtins.str
+    before: builtins.int
+    after: builtins.int
+    def __init__(
+        self,
+        *,
+        rule: builtins.str = ...,
+        before: builtins.int = ...,
+        after: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["after", b"after", "before", b"before", "rule", b"rule"]) -> None: ...
+
+Global___RuleStep: typing_extensions.TypeAlias = RuleStep
+
+@typing.final
+class Pull(google.protobuf.message.Message):
+    """A play of the history, or a group of features, and by how much the track's logit falls without it."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    LOGIT_FIELD_NUMBER: builtins.int
+    TITLE_FIELD_NUMBER: builtins.int
+    ARTIST_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """id of a track, or name of a group"""
+    logit: builtins.float
+    """above 0: it pulled the track up"""
+    title: builtins.str
+    """of a track"""
+    artist: builtins.str
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        logit: builtins.float = ...,
+        title: builtins.str = ...,
+        artist: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artist", b"artist", "logit", b"logit", "name", b"name", "title", b"title"]) -> None: ...
+
+Global___Pull: typing_extensions.TypeAlias = Pull
+
+@typing.final
+class WouldBringIn(google.protobuf.message.Message):
+    """A request that was tried and has the track in its list."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CHANGES_FIELD_NUMBER: builtins.int
+    PLACE_FIELD_NUMBER: builtins.int
+    REQUEST_FIELD_NUMBER: builtins.int
+    place: builtins.int
+    """of the track in that list, from 1"""
+    @property
+    def changes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """what differs, in words"""
+
+    @property
+    def request(self) -> Global___RecommendRequest:
+        """to ask for the list"""
+
+    def __init__(
+        self,
+        *,
+        changes: collections.abc.Iterable[builtins.str] | None = ...,
+        place: builtins.int = ...,
+        request: Global___RecommendRequest | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["request", b"request"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["changes", b"changes", "place", b"place", "request", b"request"]) -> None: ...
+
+Global___WouldBringIn: typing_extensions.TypeAlias = WouldBringIn
 
 @typing.final
 class ExplainResponse(google.protobuf.message.Message):
@@ -878,17 +969,88 @@ class ExplainResponse(google.protobuf.message.Message):
     SCORE_FIELD_NUMBER: builtins.int
     RETRIEVAL_SCORE_FIELD_NUMBER: builtins.int
     REASONS_FIELD_NUMBER: builtins.int
+    STOPPED_BY_FIELD_NUMBER: builtins.int
+    DROPPED_BY_FIELD_NUMBER: builtins.int
+    SOURCES_FIELD_NUMBER: builtins.int
+    EXACT_RANK_FIELD_NUMBER: builtins.int
+    INDEX_RANK_FIELD_NUMBER: builtins.int
+    DEPTH_FIELD_NUMBER: builtins.int
+    CANDIDATES_FIELD_NUMBER: builtins.int
+    CANDIDATE_FIELD_NUMBER: builtins.int
+    HEAD_RANK_FIELD_NUMBER: builtins.int
+    LOGIT_FIELD_NUMBER: builtins.int
+    STEPS_FIELD_NUMBER: builtins.int
+    PULLS_FIELD_NUMBER: builtins.int
+    GROUPS_FIELD_NUMBER: builtins.int
+    WOULD_BRING_IN_FIELD_NUMBER: builtins.int
+    K_FIELD_NUMBER: builtins.int
+    TITLE_FIELD_NUMBER: builtins.int
+    ARTIST_FIELD_NUMBER: builtins.int
+    DEGRADED_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
     bundle_id: builtins.str
     tier: Global___Tier.ValueType
     recommended: builtins.bool
     rank: builtins.int
-    """1 is best; 0 when not ranked"""
+    """final place, 1 is best; 0 when not recommended"""
     stopped_at: builtins.str
-    """the stage that removed the track; empty when recommended"""
+    """catalogue, exclude, retrieve, rerank or select; empty when recommended"""
     score: builtins.float
+    """as in ScoredTrack, of a track that was no candidate too"""
     retrieval_score: builtins.float
+    stopped_by: builtins.str
+    """unknown; the first of dropped_by; depth; index (it missed a near track); score; a rule"""
+    exact_rank: builtins.int
+    """by the cosine among all tracks that may be returned; 0 for TIER_POPULAR"""
+    index_rank: builtins.int
+    """by the index; 0 when it is not among the first 10,000"""
+    depth: builtins.int
+    """candidates asked for"""
+    candidates: builtins.int
+    """that reached the head"""
+    candidate: builtins.bool
+    """whether it was one of them"""
+    head_rank: builtins.int
+    """by score among the candidates, which it need not be one of"""
+    logit: builtins.float
+    """of the head, raw"""
+    k: builtins.int
+    """tracks asked for"""
+    title: builtins.str
+    artist: builtins.str
+    request_id: builtins.str
     @property
-    def reasons(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def reasons(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """as ScoredTrack.reasons"""
+
+    @property
+    def dropped_by(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """removed, exclude_track_ids, rules.blocks, a field of the filter, heard"""
+
+    @property
+    def sources(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """nearest, own, following, together, pinned, chart, popular"""
+
+    @property
+    def steps(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RuleStep]:
+        """in the order in which the rules acted"""
+
+    @property
+    def pulls(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Pull]:
+        """plays that pulled it up, strongest first"""
+
+    @property
+    def groups(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Pull]:
+        """groups of features, strongest first"""
+
+    @property
+    def would_bring_in(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___WouldBringIn]:
+        """fewest changes first"""
+
+    @property
+    def degraded(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """as in RecommendResponse"""
+
     def __init__(
         self,
         *,
@@ -900,8 +1062,27 @@ class ExplainResponse(google.protobuf.message.Message):
         score: builtins.float = ...,
         retrieval_score: builtins.float = ...,
         reasons: collections.abc.Iterable[builtins.str] | None = ...,
+        stopped_by: builtins.str = ...,
+        dropped_by: collections.abc.Iterable[builtins.str] | None = ...,
+        sources: collections.abc.Iterable[builtins.str] | None = ...,
+        exact_rank: builtins.int = ...,
+        index_rank: builtins.int = ...,
+        depth: builtins.int = ...,
+        candidates: builtins.int = ...,
+        candidate: builtins.bool = ...,
+        head_rank: builtins.int = ...,
+        logit: builtins.float = ...,
+        steps: collections.abc.Iterable[Global___RuleStep] | None = ...,
+        pulls: collections.abc.Iterable[Global___Pull] | None = ...,
+        groups: collections.abc.Iterable[Global___Pull] | None = ...,
+        would_bring_in: collections.abc.Iterable[Global___WouldBringIn] | None = ...,
+        k: builtins.int = ...,
+        title: builtins.str = ...,
+        artist: builtins.str = ...,
+        degraded: collections.abc.Iterable[builtins.str] | None = ...,
+        request_id: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["bundle_id", b"bundle_id", "rank", b"rank", "reasons", b"reasons", "recommended", b"recommended", "retrieval_score", b"retrieval_score", "score", b"score", "stopped_at", b"stopped_at", "tier", b"tier"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artist", b"artist", "bundle_id", b"bundle_id", "candidate", b"candidate", "candidates", b"candidates", "degraded", b"degraded", "depth", b"depth", "dropped_by", b"dropped_by", "exact_rank", b"exact_rank", "groups", b"groups", "head_rank", b"head_rank", "index_rank", b"index_rank", "k", b"k", "logit", b"logit", "pulls", b"pulls", "rank", b"rank", "reasons", b"reasons", "recommended", b"recommended", "request_id", b"request_id", "retrieval_score", b"retrieval_score", "score", b"score", "sources", b"sources", "steps", b"steps", "stopped_at", b"stopped_at", "stopped_by", b"stopped_by", "tier", b"tier", "title", b"title", "would_bring_in", b"would_bring_in"]) -> None: ...
 
 Global___ExplainResponse: typing_extensions.TypeAlias = ExplainResponse
 
