@@ -140,8 +140,7 @@ class Recommender:
         Returns:
             (n,) float32 raw logits of the head and (n,) float32 calibrated probabilities.
         """
-        user = self.encode(state)
-        moment = moment_of(self.bundle, state, now)
+        user, moment = self.encode(state), moment_of(self.bundle, state, now)
         return self.bundle.score(self._user_vector(user, state), user, rows, moment)
 
     def encode(self, state: UserState) -> EncodedUsers:
@@ -335,8 +334,19 @@ class Recommender:
     # -- parts of stages ---------------------------------------------------------------------------------
 
     def _user_vector(self, user: EncodedUsers, state: UserState) -> F32:
-        """Returns the user vector, (1, dim), moved away from skipped tracks (negative feedback: Rocchio 1971)."""
-        vector = self.bundle.user_tower.embed(user, self.catalog.history)
+        """Returns the user vector, (1, dim)."""
+        return self.moved_away(self.bundle.user_tower.embed(user, self.catalog.history), state)
+
+    def moved_away(self, vector: F32, state: UserState) -> F32:
+        """Moves a user vector away from skipped tracks (negative feedback: Rocchio 1971).
+
+        Args:
+            vector: (1, dim) of the user tower.
+            state: of the user.
+
+        Returns:
+            (1, dim) of unit norm.
+        """
         if len(state.skipped):
             rows = self.catalog.rows(state.skipped)
             if len(rows := rows[rows >= 0]):

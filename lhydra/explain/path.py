@@ -6,7 +6,7 @@ import numpy as np
 
 from lhydra.bundle.columns import normalised
 from lhydra.bundle.decay import repeatable
-from lhydra.bundle.exact import BLOCK_ROWS, best_first
+from lhydra.bundle.exact import best_first
 from lhydra.domain import F32, I64, Query, Repeat, Tier
 from lhydra.features.listening import SOURCES
 from lhydra.limits import MAX_DEPTH
@@ -17,6 +17,8 @@ from lhydra.traced import Traced
 REMOVED, EXCLUDED, BLOCKED, HEARD = "removed", "exclude_track_ids", "rules.blocks", "heard"  # what drops, with filters
 NEAREST, PINNED, POPULAR, CHART = "nearest", "pinned", "popular", "chart"  # sources, beside those of a moment
 DEPTH, INDEX, SCORE = "depth", "index", "score"  # what stops what nothing drops, beside the names of rules
+
+IN_CACHE = 4_096  # vectors that are widened at a time
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,219 @@
+"""What moved a track: plays of the history left out one at a time, and groups of features hidden, by the served graphs.
+
+The answer is the fall of the head's raw logit, so that effects of the strongest and the weakest tracks compare. All
+that is computed of a history is computed anew without the play: vector, profile of listening, co-listening, moment.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lhydra.bundle.candidates import listening_of
+from lhydra.domain import F32, I64, UserState
+from lhydra.features import item_item
+from lhydra.features.histories import EncodedUsers, Histories, offsets_of, relative_weights_of
+from lhydra.features.listening import Moment
+from lhydra.recommender import Recommender
+from lhydra.repeats import repeats_of
+from lhydra.traced import Traced
+
+MOST_PLAYS = 64  # that are left out: those of most weight
+SHOWN_PLAYS = 5  # that are told
+AT_ONCE = 16_384  # history entries in one call of the graphs: they stay in the processor's cache
+IDENTITIES = ("track_id", "artist", "album")  # columns that say which, not what kind
+
+
+@dataclass(frozen=True)
+class Pull:
+    """By how much a track's logit falls without something: a play of a row, or a group of features."""
+
+    name: str
+    logit: float
+    row: int = -1
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What the head is asked with, of one track for n users."""
+
+    vectors: F32  # (n, dim)
+    users: EncodedUsers
+    together: F32  # (n, 2)
+    signals: F32 | None = None  # (n, s)
+    context: F32 | None = None  # (n, c)
+
+
+def plays_of(recommender: Recommender, traced: Traced, row: int) -> list[Pull]:
+    """Leaves out one play after the other.
+
+    Args:
+        recommender: that answered.
+        traced: the request.
+        row: of the track.
+
+    Returns:
+        The fall of its logit without each of the plays of most weight, largest first.
+    """
+    assert traced.user is not None
+    histories = traced.user.histories
+    own = np.flatnonzero(histories.rows != row)  # a track says nothing about why it is played itself
+    weight = relative_weights_of(traced.user.entry)
+    chosen = own[np.argsort(-weight[own], kind="stable")[:MOST_PLAYS]]
+    if not len(chosen):
+        return []
+    logits = [_without(recommender, traced, row, part) for part in _parts(chosen, len(histories.rows))]
+    falls = _logit(recommender, traced, row) - np.concatenate(logits)
+    order = np.argsort(-falls, kind="stable")
+    return [Pull("", float(falls[i]), int(histories.rows[chosen[i]])) for i in order.tolist()]
+
+
+def groups_of(recommender: Recommender, traced: Traced, row: int) -> list[Pull]:
+    """Hides one group of features after the other: what is known by it becomes unknown.
+
+    Args:
+        recommender: that answered.
+        traced: the request.
+        row: of the track.
+
+    Returns:
+        The fall of the track's logit without each group, largest first.
+    """
+    bundle, state = recommender.bundle, traced.query.state
+    assert traced.user is not None
+    assert traced.vector is not None
+    full = _logit(recommender, traced, row)
+    found: list[Pull] = []
+
+    def hidden(name: str, logit: float) -> None:
+        found.append(Pull(name, full - logit))
+
+    if len(traced.user.histories.rows):
+        hidden("history", _of_state(recommender, traced, row, replace(_emptied(state), profile=state.profile)))
+    if any(state.profile.get(name) is not None for name in bundle.spec.profile_columns):
+        hidden("profile", _of_state(recommender, traced, row, replace(state, profile={})))
+    base, (dense, ids, popularity) = _inputs(recommender, traced, row), _track(recommender, row)
+    named = [name for name, _ in bundle.spec.track_ids]
+    identities = np.isin(named, IDENTITIES)
+    hidden("ids", _head(recommender, row, base, ids=np.where(identities, 0, ids)))
+    hidden("genre and tags", _head(recommender, row, base, ids=np.where(identities, ids, 0)))
+    hidden("content numbers", _head(recommender, row, base, dense=np.zeros_like(dense)))
+    usual = np.float32(np.median(bundle.catalog.popularity[:: max(len(bundle.catalog) // 4096, 1)]))
+    hidden("popularity", _head(recommender, row, base, popularity=np.full_like(popularity, usual)))
+    hidden("co-listening", _head(recommender, row, replace(base, together=np.zeros_like(base.together))))
+    if base.signals is not None:
+        hidden("moment", _head(recommender, row, replace(base, signals=np.zeros_like(base.signals))))
+    return sorted(found, key=lambda one: -one.logit)
+
+
+def _parts(chosen: I64, h: int) -> list[I64]:
+    size = max(AT_ONCE // max(h, 1), 1)
+    return [chosen[start : start + size] for start in range(0, len(chosen), size)]
+
+
+def _without(recommender: Recommender, traced: Traced, row: int, left_out: I64) -> F32:
+    """(n,) logits of a track for the user without each of n plays."""
+    bundle, state, catalog = recommender.bundle, traced.query.state, recommender.catalog
+    assert traced.user is not None
+    whole, n = traced.user.histories, len(left_out)
+    h = len(whole.rows) - 1
+    kept = np.ones((n, h + 1), np.bool_)
+    kept[np.arange(n), left_out] = False
+    at = np.nonzero(kept)[1]
+    histories = Histories(offsets_of(np.full(n, h)), whole.rows[at], whole.counts[at], whole.times[at])
+    profiles = bundle.spec.encode_profile_rows([state.profile] * n)
+    users = bundle.spec.encode_users(profiles, histories, catalog.tracks)
+    vectors = bundle.user_tower.embed(users, catalog.history)
+    vectors = np.concatenate([recommender.moved_away(vectors[i : i + 1], state) for i in range(n)])
+    near = np.isin(catalog.item_rows.take(whole.rows), catalog.neighbours[catalog.item_rows[row]])
+    together = np.concatenate([_together(recommender, users.one(i), row, near[kept[i]]) for i in range(n)])
+    inputs = _Inputs(vectors, users, together)
+    if traced.moment is not None:
+        moments = [_moment(recommender, traced, int(whole.rows[i])) for i in left_out]
+        one = np.array([row])
+        inputs = replace(
+            inputs,
+            signals=np.concatenate([moment.signals(one) for moment in moments]),
+            context=np.stack([moment.context() for moment in moments]),
+        )
+    return _heads(recommender, row, inputs)
+
+
+def _together(recommender: Recommender, user: EncodedUsers, row: int, near: npt.NDArray[np.bool_]) -> F32:
+    """(1, 2) co-listening scores of a track; only plays among its neighbours, `near`, can add to them."""
+    catalog = recommender.catalog
+    played = catalog.item_rows.take(user.histories.rows[near])
+    asked = catalog.item_rows[row : row + 1]
+    return item_item.scores(catalog.neighbours, catalog.neighbour_weights, played, user.entry[near], asked)
+
+
+def _moment(recommender: Recommender, traced: Traced, left_out: int) -> Moment:
+    """The user's moment without all plays of one track."""
+    state, bundle = traced.query.state, recommender.bundle
+    kept = recommender.catalog.rows(state.history["track"]) != left_out
+    recent = state.recent[recommender.catalog.rows(state.recent["track"]) != left_out]
+    state = replace(state, history=state.history[kept], repeats=repeats_of(state)[kept], recent=recent)
+    return Moment(listening_of(bundle.catalog, state, traced.query.now), bundle.sequences)
+
+
+def _emptied(state: UserState) -> UserState:
+    return replace(UserState(), heard=state.heard, version=state.version)
+
+
+def _of_state(recommender: Recommender, traced: Traced, row: int, state: UserState) -> float:
+    logits, _ = recommender.score(state, np.array([row]), traced.query.now)
+    return float(logits[0])
+
+
+def _logit(recommender: Recommender, traced: Traced, row: int) -> float:
+    return float(recommender.scored(traced, np.array([row]))[0][0])
+
+
+def _inputs(recommender: Recommender, traced: Traced, row: int) -> _Inputs:
+    """What the head was asked with."""
+    assert traced.user is not None
+    assert traced.vector is not None
+    everything = np.ones(len(traced.user.histories.rows), np.bool_)
+    inputs = _Inputs(traced.vector, traced.user, _together(recommender, traced.user, row, everything))
+    if traced.moment is not None:
+        inputs = replace(inputs, signals=traced.moment.signals(np.array([row])), context=traced.moment.context()[None])
+    return inputs
+
+
+def _track(recommender: Recommender, row: int) -> tuple[npt.NDArray[Any], I64, F32]:
+    """Features of a track: (dt,) dense, (ct,) ids, (1,) popularity."""
+    catalog = recommender.catalog
+    return catalog.dense[row], catalog.ids[row].astype(np.int64), catalog.popularity[row : row + 1]
+
+
+def _head(
+    recommender: Recommender,
+    row: int,
+    inputs: _Inputs,
+    dense: npt.NDArray[Any] | None = None,
+    ids: I64 | None = None,
+    popularity: F32 | None = None,
+) -> float:
+    return float(_heads(recommender, row, inputs, dense, ids, popularity)[0])
+
+
+def _heads(
+    recommender: Recommender,
+    row: int,
+    inputs: _Inputs,
+    dense: npt.NDArray[Any] | None = None,
+    ids: I64 | None = None,
+    popularity: F32 | None = None,
+) -> F32:
+    """(n,) logits of a track for n users, some of its features replaced."""
+    n = len(inputs.vectors)
+    own = _track(recommender, row)
+    parts = [one if given is None else given for one, given in zip(own, (dense, ids, popularity), strict=True)]
+    tracks = [np.repeat(part[None, None], n, 0) for part in (recommender.catalog.vectors[row], *parts[:2])]
+    tracks += [np.repeat(parts[2][None], n, 0), inputs.together[:, None]]
+    more = []
+    if inputs.signals is not None and inputs.context is not None:
+        more = [inputs.signals[:, None], inputs.context]
+    head, users = recommender.bundle.head, inputs.users
+    return head.run(inputs.vectors, users.dense, users.ids, *tracks, *more)[0][:, 0]
