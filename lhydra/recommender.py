@@ -331,8 +331,6 @@ class Recommender:
         nothing = np.zeros(len(rows), np.float32)
         request.answer = Recommendation(rows, share, share, nothing, rows, nothing, Tier.POPULAR, request.stage_us)
 
-    # -- parts of stages ---------------------------------------------------------------------------------
-
     def _user_vector(self, user: EncodedUsers, state: UserState) -> F32:
         """Returns the user vector, (1, dim)."""
         return self.moved_away(self.bundle.user_tower.embed(user, self.catalog.history), state)

@@ -177,7 +177,7 @@ def _exact_rank(recommender: Recommender, traced: Traced, row: int) -> tuple[flo
     assert traced.vector is not None
     vectors, query = recommender.catalog.vectors, traced.vector[0]
     near = np.concatenate(
-        [vectors[start : start + BLOCK_ROWS].astype(np.float32) @ query for start in range(0, len(vectors), BLOCK_ROWS)]
+        [vectors[at : at + IN_CACHE].astype(np.float32) @ query for at in range(0, len(vectors), IN_CACHE)]
     )
     own = near[row]
     near[traced.excluded] = near[recommender.catalog.removed] = -np.inf
