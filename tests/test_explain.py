@@ -17,11 +17,14 @@ from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import Condition, Query, Repeat, UserState, no_hashes, track_hashes
 from lhydra.explain.explainer import Explainer
 from lhydra.explain.path import path_of
+from lhydra.explain.pulls import groups_of, plays_of
 from lhydra.recommender import Recommender
+from lhydra.repeats import repeats_of
 from lhydra.rules import Boost, Calibration, Collapse, Diversity, Explore, Fresh, Match, Pin, Rules
 from lhydra.traced import no_check
 from lhydra.users.store import open_users
-from lhydra_client import Client, InvalidRequest, recommend_request
+from lhydra_client import Client, Filter, InvalidRequest, recommend_request
+from lhydra_client import Condition as Condition_
 from lhydra_client import Rules as AskedRules
 from lhydra_client.command import configure, run
 from lhydra_protos.v1 import recommender_pb2 as pb
@@ -172,7 +175,8 @@ def test_why_not_is_right_for_a_thousand_random_pairs(
 
 def test_a_track_that_the_catalogue_lacks_is_told(recommender: Recommender, states: list[UserState]) -> None:
     explainer = Explainer(recommender)
-    found = explainer.explain(explainer.trace(Query(10, states[0], True, now=NOW), no_check), "no such track")
+    traced = explainer.trace(Query(10, states[0], True, now=NOW), no_check)
+    found = explainer.explain(traced, "no such track", 100, lambda tries: [None] * len(tries))
     assert (found.path.stopped_at, found.path.stopped_by, found.path.place) == ("catalogue", "unknown", 0)
 
 
@@ -259,3 +263,56 @@ def test_query_explain_reads_well(client: Client, user: str, capsys: pytest.Capt
     assert "exclude    the request excludes it" in said(user, track, "--exclude", track).splitlines()
     assert "the bundle being served does not hold this track" in said(user, "nothing")
     assert json.loads(said(user, track, "--json"))["rank"] == 2
+
+
+def test_a_pull_is_what_the_track_loses_without_the_play(recommender: Recommender, states: list[UserState]) -> None:
+    explainer = Explainer(recommender)
+    for state in (one for one in states if len(one.history) > 3):
+        traced = explainer.trace(Query(10, state, True, repeat=Repeat.ALLOW, now=NOW), no_check)
+        assert traced.answer is not None
+        for row in traced.answer.rows[:3].tolist():
+            pulls = plays_of(recommender, traced, row)
+            rows = recommender.catalog.rows(state.history["track"])
+            assert {one.row for one in pulls} <= set(rows.tolist()) - {row}
+            assert len(pulls) == min(64, len(rows) - int(row in rows))
+            assert [one.logit for one in pulls] == sorted((one.logit for one in pulls), reverse=True)
+            for one in pulls[:2] + pulls[-2:]:
+                kept = rows != one.row
+                recent = state.recent[recommender.catalog.rows(state.recent["track"]) != one.row]
+                less = replace(state, history=state.history[kept], repeats=repeats_of(state)[kept], recent=recent)
+                asked = np.array([row])
+                fall = recommender.score(state, asked, NOW)[0] - recommender.score(less, asked, NOW)[0]
+                assert one.logit == pytest.approx(float(fall[0]), abs=1e-4)
+            groups = {one.name: one.logit for one in groups_of(recommender, traced, row)}
+            assert {"history", "ids", "genre and tags", "content numbers", "popularity", "co-listening"} <= set(groups)
+            without = recommender.score(UserState(state.profile), np.array([row]), NOW)[0]
+            full = recommender.score(state, np.array([row]), NOW)[0]
+            assert groups["history"] == pytest.approx(float((full - without)[0]), abs=1e-4)
+
+
+BROUGHT: list[dict[str, Any]] = [
+    *ASKED,
+    {"depth": 12},
+    {"filter": Filter(min_year=2005, conditions=[Condition_("genre", none_of=["rock"]), Condition_("year", max=2015)])},
+    {"max_per_artist": 1, "rules": AskedRules(block={"genre": ["pop"]}), "depth": 60},
+]
+
+
+@pytest.mark.parametrize("asked", BROUGHT)
+def test_what_would_bring_it_in_does_when_it_is_served(client: Client, user: str, asked: dict[str, Any]) -> None:
+    some = [track.track_id for track in client.recommend(user, 60, depth=300, repeat="allow").tracks[::6]]
+    some += [f"t{n:05}" for n in range(1, 400, 37)]
+    request = recommend_request(user, 10, exclude=some[:2], **asked)
+    brought = 0
+    for track in some:
+        found = client.explain(user, track, request)
+        assert not (found.recommended and found.would_bring_in)
+        for one in found.would_bring_in:
+            served = client._call(client._stub.Recommend, one.request, None)
+            listed = [scored.track_id for scored in served.tracks]
+            assert listed.index(track) + 1 == one.place
+            assert one.changes
+            brought += 1
+        if "heard" in found.dropped_by and found.would_bring_in:
+            assert all("repeats allowed" in one.changes for one in found.would_bring_in)
+    assert brought > 5

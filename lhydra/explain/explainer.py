@@ -1,10 +1,14 @@
 """Explains answers of one bundle: the way of one track through a request that is served for it as any other."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from lhydra.domain import Query, track_hashes
+import numpy as np
+
+from lhydra.domain import Query, Tier, track_hashes
+from lhydra.explain.changes import Changes, Serve, bring_in
 from lhydra.explain.path import Path, path_of
+from lhydra.explain.pulls import SHOWN_PLAYS, Pull, groups_of, plays_of
 from lhydra.recommender import Recommender
 from lhydra.traced import Traced
 
@@ -17,11 +21,17 @@ class Explained:
         path: its way.
         title: "" where the catalog has none.
         artist: the same.
+        pulls: plays that pulled it up, strongest first, at most SHOWN_PLAYS.
+        groups: groups of features, strongest first.
+        brings_in: changes of the request with which it was served, and its place then; see `lhydra.explain.changes`.
     """
 
     path: Path
     title: str = ""
     artist: str = ""
+    pulls: tuple[Pull, ...] = ()
+    groups: tuple[Pull, ...] = ()
+    brings_in: tuple[tuple[Changes, int], ...] = ()
 
 
 class Explainer:
@@ -52,12 +62,14 @@ class Explainer:
             raise traced.error
         return traced
 
-    def explain(self, traced: Traced, track_id: str) -> Explained:
+    def explain(self, traced: Traced, track_id: str, max_k: int, serve: Serve) -> Explained:
         """Explains one track of an answer.
 
         Args:
             traced: the answer.
             track_id: of any track.
+            max_k: the largest k that a request may ask for.
+            serve: answers the request with changes.
 
         Returns:
             Its way, and what moved it.
@@ -67,4 +79,13 @@ class Explainer:
         path = path_of(self.recommender, traced, int(rows[0]))
         if path.row < 0:
             return Explained(path)
-        return Explained(path, catalog.titles(rows)[0], catalog.artists(rows)[0])
+        pulls: list[Pull] = []
+        groups: list[Pull] = []
+        if path.tier is not Tier.POPULAR:
+            pulls = [one for one in plays_of(self.recommender, traced, path.row)[:SHOWN_PLAYS] if one.logit > 0]
+            names = catalog.track_ids(np.array([one.row for one in pulls], np.int64))
+            pulls = [replace(one, name=name) for one, name in zip(pulls, names, strict=True)]
+            groups = groups_of(self.recommender, traced, path.row)
+        brings_in = bring_in(self.recommender, traced, path, max_k, serve)
+        title, artist = catalog.titles(rows)[0], catalog.artists(rows)[0]
+        return Explained(path, title, artist, tuple(pulls), tuple(groups), tuple(brings_in))

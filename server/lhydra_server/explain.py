@@ -1,12 +1,17 @@
 """Explain: the request that is asked about is served, and one track of it followed through the stages."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import numpy as np
 
 from lhydra.domain import Query
 from lhydra.errors import FeatureError, InvalidRequest
+from lhydra.explain.changes import Changes
 from lhydra.explain.explainer import Explained, Explainer
 from lhydra.limits import check_id
+from lhydra.recommender import MAX_BATCH
+from lhydra.traced import Traced
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.rules import seed_of
 
@@ -41,7 +46,12 @@ def asked_request(request: pb.ExplainRequest, request_id: str) -> pb.RecommendRe
 
 
 def explain(
-    explainer: Explainer, asked: pb.RecommendRequest, track_id: str, query_of: QueryOf, check: Callable[[], None]
+    explainer: Explainer,
+    asked: pb.RecommendRequest,
+    track_id: str,
+    max_k: int,
+    query_of: QueryOf,
+    check: Callable[[], None],
 ) -> pb.ExplainResponse:
     """Explains one track of a request.
 
@@ -49,6 +59,7 @@ def explain(
         explainer: of the bundle that is served.
         asked: the request, complete.
         track_id: the track.
+        max_k: the largest k that a request may ask for.
         query_of: makes the query of a request, as for Recommend.
         check: called between stages.
 
@@ -62,11 +73,83 @@ def explain(
         traced = explainer.trace(query_of(asked), check)
     except FeatureError as error:
         raise InvalidRequest("profile", str(error), "values that fit the features") from None
-    return _reply(explainer.explain(traced, track_id), asked)
+
+    def serve(tries: Sequence[Changes]) -> list[Traced | None]:
+        queries = [(query_of(changed(explainer, asked, track_id, one)), check) for one in tries]
+        found = []
+        for start in range(0, len(queries), MAX_BATCH):
+            found += explainer.recommender.trace_many(queries[start : start + MAX_BATCH])
+        return [None if one.answer is None else one for one in found]
+
+    found = explainer.explain(traced, track_id, max_k, serve)
+    reply = _reply(explainer, found, asked)
+    for changes, place in found.brings_in:
+        request = changed(explainer, asked, track_id, changes)
+        words = [one.words for one in changes]
+        reply.would_bring_in.append(pb.WouldBringIn(changes=words, place=place, request=request))
+    return reply
 
 
-def _reply(found: Explained, asked: pb.RecommendRequest) -> pb.ExplainResponse:
-    path = found.path
+def changed(explainer: Explainer, asked: pb.RecommendRequest, track_id: str, changes: Changes) -> pb.RecommendRequest:
+    """Returns a request with changes.
+
+    Args:
+        explainer: names the tracks of the catalog.
+        asked: the request.
+        track_id: the track that is explained.
+        changes: what differs.
+
+    Returns:
+        A request of its own.
+    """
+    request = pb.RecommendRequest()
+    request.CopyFrom(asked)
+    for one in sorted(
+        changes, key=lambda one: one.field, reverse=True
+    ):  # conditions from the last, so that numbers hold
+        field = one.field
+        if field == "exclude_track_ids":
+            kept = [name for name in request.exclude_track_ids if name != track_id]
+            del request.exclude_track_ids[:]
+            request.exclude_track_ids.extend(kept)
+        elif field == "repeat_policy":
+            request.repeat_policy = pb.REPEAT_POLICY_ALLOW
+        elif field.startswith("filter."):
+            _lift_filter(request.filter, field)
+        elif field == "rules.blocks":
+            request.rules.ClearField("blocks")
+        elif field == "rules.off":
+            request.ClearField("diversity")
+            request.rules.CopyFrom(pb.Rules(off=True))
+        elif field.startswith("rules.caps["):
+            column = field.removeprefix("rules.caps[").removesuffix("]")
+            request.rules.caps[column] = 0
+            if column == "artist":
+                request.diversity.max_per_artist = 0
+        elif field == "session":
+            names = explainer.recommender.catalog.track_ids(np.array(one.rows, np.int64))
+            request.session.entries.extend(pb.SessionEntry(track_id=name) for name in names)
+        else:
+            setattr(request, field, one.number)
+    return request
+
+
+def _lift_filter(wanted: pb.Filter, field: str) -> None:
+    """Leaves out a condition; both bounds of the year are one."""
+    name = field.removeprefix("filter.")
+    if name.startswith("conditions["):
+        del wanted.conditions[int(name.removeprefix("conditions[").split("]")[0])]
+    elif name in ("min_year", "max_year"):
+        wanted.ClearField("min_year")
+        wanted.ClearField("max_year")
+    else:
+        wanted.ClearField(name)  # type: ignore[arg-type]
+
+
+def _reply(explainer: Explainer, found: Explained, asked: pb.RecommendRequest) -> pb.ExplainResponse:
+    path, catalog = found.path, explainer.recommender.catalog
+    rows = np.array([one.row for one in found.pulls], np.int64)
+    named = zip(found.pulls, catalog.titles(rows), catalog.artists(rows), strict=True)
     return pb.ExplainResponse(
         tier=pb.Tier.ValueType(int(path.tier)),
         recommended=path.place > 0,
@@ -85,6 +168,8 @@ def _reply(found: Explained, asked: pb.RecommendRequest) -> pb.ExplainResponse:
         head_rank=path.head_rank,
         logit=path.logit,
         steps=[pb.RuleStep(rule=step.rule, before=step.before, after=step.after) for step in path.steps],
+        pulls=[pb.Pull(name=one.name, logit=one.logit, title=title, artist=artist) for one, title, artist in named],
+        groups=[pb.Pull(name=one.name, logit=one.logit) for one in found.groups],
         k=asked.k,
         title=found.title,
         artist=found.artist,

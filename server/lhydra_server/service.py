@@ -319,7 +319,7 @@ class RecommenderService:
         def query_of(one: pb.RecommendRequest) -> Query:
             return to_query(self._parsed(one, call), stored, one.now_s)
 
-        found = explain(served.explainer, asked, request.track_id, query_of, call.check)
+        found = explain(served.explainer, asked, request.track_id, self._max_k, query_of, call.check)
         found.bundle_id, found.request_id = served.bundle_id, call.request_id
         found.degraded.extend(call.degraded)
         self._answered = next(self._count)
