@@ -97,6 +97,7 @@ class Request:
     now: int = 0
     rules: Rules | None = None
     seed: int = 0
+    explain: bool = False
 
 
 def check(
@@ -171,7 +172,7 @@ def to_query(request: Request, stored: UserState | None, now: int) -> Query:
     exclude = track_hashes(request.exclude_track_ids)
     return Query(
         *(request.k, state, stored is not None, exclude, request.depth, request.repeat, request.filter, now),
-        *(request.rules, request.seed),
+        *(request.rules, request.seed, request.explain),
     )
 
 

@@ -316,3 +316,43 @@ def test_what_would_bring_it_in_does_when_it_is_served(client: Client, user: str
         if "heard" in found.dropped_by and found.would_bring_in:
             assert all("repeats allowed" in one.changes for one in found.would_bring_in)
     assert brought > 5
+
+
+def test_reasons_are_given_only_where_the_trace_says_so(client: Client, user: str) -> None:
+    fresh = AskedRules()
+    asked: list[tuple[str, dict[str, Any]]] = [
+        (user, {}),
+        (user, {"max_per_artist": 1, "rules": fresh, "repeat": "allow"}),
+        ("nobody", {}),
+        ("nobody", {"profile": {"country": "Chile"}}),
+    ]
+    said = set()
+    for name, more in asked:
+        plain, told = (client.recommend(name, 12, explain=explain, **more).tracks for explain in (False, True))
+        assert [replace(one, reasons=()) for one in told] == list(plain)
+        for one in told:
+            found = client.explain(name, one.track_id, recommend_request(name, 12, **more))
+            pulls = [f"because you play {pull.title} by {pull.artist}" for pull in found.pulls]
+            for reason in one.reasons:
+                said.add(reason.split()[0])
+                if reason.startswith("because you play "):
+                    assert reason == pulls[0]
+                elif reason.startswith("popular"):
+                    assert ("in Chile" in reason) == ("chart" in found.sources)
+                    assert found.tier == "popular"
+                else:
+                    raise AssertionError(reason)
+            assert bool(one.reasons) == bool(found.tier == "popular" or (found.pulls and found.pulls[0].logit >= 0.05))
+    assert said == {"because", "popular"}
+
+
+def test_a_new_track_is_told_as_new_only_where_a_place_was_kept_for_it(
+    recommender: Recommender, states: list[UserState]
+) -> None:
+    query = Query(20, states[0], True, now=NOW, rules=rules_of(recommender, "fresh"), explain=True)
+    (found,) = Explainer(recommender).recommend_many([(query, no_check)])
+    assert not isinstance(found, Exception)
+    artists = recommender.catalog.artists(found.rows)
+    new = [f"new from {artist}" in reasons for artist, reasons in zip(artists, found.reasons, strict=True)]
+    assert new == ["fresh" in moved_by for moved_by in found.moved_by]
+    assert recommender.recommend(query).reasons == ()

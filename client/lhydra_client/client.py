@@ -102,6 +102,7 @@ class Client:
         max_per_artist: int = 0,
         diversity: float = 0.0,
         seed: int = 0,
+        explain: bool = False,
         timeout_s: float | None = None,
     ) -> Recommendations:
         """Returns the best k tracks for a user, or all that are eligible.
@@ -123,6 +124,7 @@ class Client:
             max_per_artist: tracks of one artist at most, while there are others; 0 for no cap.
             diversity: how far the list spreads, from 0, not at all, to 1.
             seed: of the draws of exploration; 0 for one made of the request id.
+            explain: whether each track comes with reasons in words; they take longer than the list.
             timeout_s: deadline of this call in seconds, retries included; None for the client's.
 
         Returns:
@@ -147,6 +149,7 @@ class Client:
             max_per_artist=max_per_artist,
             diversity=diversity,
             seed=seed,
+            explain=explain,
         )
         return results.recommendations(self._call(self._stub.Recommend, request, timeout_s))
 

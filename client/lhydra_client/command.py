@@ -40,6 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
     recommend = action("recommend", "Tracks for a user, best first.")
     recommend.set_defaults(parser=recommend)
+    recommend.add_argument("--why", action="store_true", help="a reason for each track")
     recommend.add_argument("user", metavar="USER", nargs="?")
     recommend.add_argument(
         "--users-file", metavar="FILE", help="lists of many users, over a stream: one id per line, - for standard input"
@@ -210,6 +211,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         "max_per_artist": args.max_per_artist,
         "diversity": args.diversity,
         "seed": args.seed,
+        "explain": getattr(args, "why", False),
     }
 
 
@@ -289,6 +291,9 @@ def _list_of_tracks(title: str, answer: "Recommendations") -> str:
     ]
     if not rows:
         return "\n".join([*lines, "no track is eligible"])
+    if any(track.reasons for track in answer.tracks):
+        why = [(*row[:-1], "; ".join(track.reasons), row[-1]) for row, track in zip(rows, answer.tracks, strict=True)]
+        return "\n".join([*lines, table(("#", "title", "artist", "score", "why", "track id"), why, right=(0, 3))])
     return "\n".join([*lines, table(("#", "title", "artist", "score", "track id"), rows, right=(0, 3))])
 
 

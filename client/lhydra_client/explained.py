@@ -69,7 +69,8 @@ def _stages(found: Explanation) -> list[tuple[str, str]]:
     popular = found.tier == "popular"
     if not popular:
         ranks = f"rank {found.exact_rank:,} exactly"
-        ranks += f", {found.index_rank:,} by the index" if found.index_rank else ", not found by the index"
+        if found.index_rank or not found.dropped_by:
+            ranks += f", {found.index_rank:,} by the index" if found.index_rank else ", not found by the index"
         if found.candidate:
             came = ", ".join(_SOURCES.get(one, one) for one in found.sources)
             lines.append(("retrieve", f"{ranks}; candidate: {came}"))

@@ -153,6 +153,7 @@ def recommend_request(
     max_per_artist: int = 0,
     diversity: float = 0.0,
     seed: int = 0,
+    explain: bool = False,
 ) -> pb.RecommendRequest:
     """Makes the request of `Client.recommend`.
 
@@ -172,6 +173,7 @@ def recommend_request(
         max_per_artist: tracks per artist; 0 for no cap.
         diversity: how far the list spreads, 0 to 1.
         seed: of draws; 0 for one made of the request id.
+        explain: whether reasons are wanted.
 
     Returns:
         The message.
@@ -186,6 +188,7 @@ def recommend_request(
         depth=whole("depth", depth, *UINT32),
         now_s=whole("now_s", now_s, *INT64),
         seed=whole("seed", seed, *UINT64),
+        explain=bool(explain),
     )
     if rules is not None:
         request.rules.CopyFrom(rules_message(rules))

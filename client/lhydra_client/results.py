@@ -18,6 +18,7 @@ class Track:
         artist: "" where the catalog has none.
         propensity: chance with which it came to its place, given those above; 0 without exploration.
         moved_by: rules that brought it into the list or further up.
+        reasons: in words that a listener can read; empty unless asked for.
     """
 
     track_id: str
@@ -27,6 +28,7 @@ class Track:
     artist: str
     propensity: float = 0.0
     moved_by: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +243,9 @@ def recommendations(reply: pb.RecommendResponse) -> Recommendations:
         The tracks, best first, and how they were made.
     """
     tracks = tuple(
-        Track(t.track_id, t.score, t.retrieval_score, t.title, t.artist, t.propensity, tuple(t.moved_by))
+        Track(
+            t.track_id, t.score, t.retrieval_score, t.title, t.artist, t.propensity, tuple(t.moved_by), tuple(t.reasons)
+        )
         for t in reply.tracks
     )
     return Recommendations(

@@ -115,7 +115,8 @@ def _longer(traced: Traced, path: Path, max_k: int) -> list[Change]:
     least = path.head_rank if path.is_candidate else max(path.head_rank, path.index_rank)
     if not least:
         return []
-    wanted = [max(least, k + 1), *([2 * least, 4 * least] if traced.made is not None else [])]
+    ruled = [*(step.after for step in path.steps[-1:]), 2 * least, 4 * least] if traced.made is not None else []
+    wanted = sorted({max(least, k + 1), *ruled})
     return [Change("k", f"a list of {one:,} in place of {k:,}", one) for one in wanted if k < one <= max_k]
 
 

@@ -1,14 +1,15 @@
 """Explains answers of one bundle: the way of one track through a request that is served for it as any other."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lhydra.domain import Query, Tier, track_hashes
+from lhydra.domain import Query, Recommendation, Tier, track_hashes
 from lhydra.explain.changes import Changes, Serve, bring_in
 from lhydra.explain.path import Path, path_of
 from lhydra.explain.pulls import SHOWN_PLAYS, Pull, groups_of, plays_of
+from lhydra.explain.reasons import reasons_of
 from lhydra.recommender import Recommender
 from lhydra.traced import Traced
 
@@ -43,6 +44,27 @@ class Explainer:
 
     def __init__(self, recommender: Recommender) -> None:
         self.recommender = recommender
+
+    def recommend_many(self, queries: Sequence[tuple[Query, Callable[[], None]]]) -> list[Recommendation | Exception]:
+        """Answers queries as the recommender does, with reasons for those that ask for them.
+
+        Args:
+            queries: at most MAX_BATCH, each with its check.
+
+        Returns:
+            An answer or an error for each.
+        """
+        answers: list[Recommendation | Exception] = []
+        for traced in self.recommender.trace_many(queries):
+            answer = traced.answer or traced.error
+            if traced.query.explain and traced.answer is not None:
+                try:
+                    traced.check()
+                    answer = replace(traced.answer, reasons=reasons_of(self.recommender, traced))
+                except Exception as error:
+                    answer = error
+            answers.append(answer if answer is not None else AssertionError("neither answered nor refused"))
+        return answers
 
     def trace(self, query: Query, check: Callable[[], None]) -> Traced:
         """Answers a query as it would be served.

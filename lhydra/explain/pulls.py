@@ -36,12 +36,12 @@ class Pull:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What the head is asked with, of one track for n users."""
+    """What the head is asked with, of m tracks for n users."""
 
     vectors: F32  # (n, dim)
     users: EncodedUsers
-    together: F32  # (n, 2)
-    signals: F32 | None = None  # (n, s)
+    together: F32  # (n, m, 2)
+    signals: F32 | None = None  # (n, m, s)
     context: F32 | None = None  # (n, c)
 
 
@@ -63,10 +63,27 @@ def plays_of(recommender: Recommender, traced: Traced, row: int) -> list[Pull]:
     chosen = own[np.argsort(-weight[own], kind="stable")[:MOST_PLAYS]]
     if not len(chosen):
         return []
-    logits = [_without(recommender, traced, row, part) for part in _parts(chosen, len(histories.rows))]
-    falls = _logit(recommender, traced, row) - np.concatenate(logits)
+    falls = falls_of(recommender, traced, np.array([row]), chosen)[:, 0]
     order = np.argsort(-falls, kind="stable")
     return [Pull("", float(falls[i]), int(histories.rows[chosen[i]])) for i in order.tolist()]
+
+
+def falls_of(recommender: Recommender, traced: Traced, rows: I64, chosen: I64) -> F32:
+    """Leaves out one play after the other for several tracks.
+
+    Args:
+        recommender: that answered.
+        traced: the request.
+        rows: (n,) of the tracks, distinct.
+        chosen: (p,) places of the plays in the encoded history, at least one.
+
+    Returns:
+        (p, n) fall of each track's logit without each play.
+    """
+    assert traced.user is not None
+    parts = _parts(chosen, len(traced.user.histories.rows))
+    logits = np.concatenate([_without(recommender, traced, rows, part) for part in parts])
+    return np.asarray(recommender.scored(traced, rows)[0] - logits, np.float32)
 
 
 def groups_of(recommender: Recommender, traced: Traced, row: int) -> list[Pull]:
@@ -93,7 +110,7 @@ def groups_of(recommender: Recommender, traced: Traced, row: int) -> list[Pull]:
         hidden("history", _of_state(recommender, traced, row, replace(_emptied(state), profile=state.profile)))
     if any(state.profile.get(name) is not None for name in bundle.spec.profile_columns):
         hidden("profile", _of_state(recommender, traced, row, replace(state, profile={})))
-    base, (dense, ids, popularity) = _inputs(recommender, traced, row), _track(recommender, row)
+    base, (dense, ids, popularity) = _inputs(recommender, traced, row), _track(recommender, np.array([row]))
     named = [name for name, _ in bundle.spec.track_ids]
     identities = np.isin(named, IDENTITIES)
     hidden("ids", _head(recommender, row, base, ids=np.where(identities, 0, ids)))
@@ -112,8 +129,8 @@ def _parts(chosen: I64, h: int) -> list[I64]:
     return [chosen[start : start + size] for start in range(0, len(chosen), size)]
 
 
-def _without(recommender: Recommender, traced: Traced, row: int, left_out: I64) -> F32:
-    """(n,) logits of a track for the user without each of n plays."""
+def _without(recommender: Recommender, traced: Traced, rows: I64, left_out: I64) -> F32:
+    """(p, n) logits of n tracks for the user without each of p plays."""
     bundle, state, catalog = recommender.bundle, traced.query.state, recommender.catalog
     assert traced.user is not None
     whole, n = traced.user.histories, len(left_out)
@@ -126,25 +143,24 @@ def _without(recommender: Recommender, traced: Traced, row: int, left_out: I64) 
     users = bundle.spec.encode_users(profiles, histories, catalog.tracks)
     vectors = bundle.user_tower.embed(users, catalog.history)
     vectors = np.concatenate([recommender.moved_away(vectors[i : i + 1], state) for i in range(n)])
-    near = np.isin(catalog.item_rows.take(whole.rows), catalog.neighbours[catalog.item_rows[row]])
-    together = np.concatenate([_together(recommender, users.one(i), row, near[kept[i]]) for i in range(n)])
+    near = np.isin(catalog.item_rows.take(whole.rows), catalog.neighbours[catalog.item_rows.take(rows)])
+    together = np.stack([_together(recommender, users.one(i), rows, near[kept[i]]) for i in range(n)])
     inputs = _Inputs(vectors, users, together)
     if traced.moment is not None:
         moments = [_moment(recommender, traced, int(whole.rows[i])) for i in left_out]
-        one = np.array([row])
         inputs = replace(
             inputs,
-            signals=np.concatenate([moment.signals(one) for moment in moments]),
+            signals=np.stack([moment.signals(rows) for moment in moments]),
             context=np.stack([moment.context() for moment in moments]),
         )
-    return _heads(recommender, row, inputs)
+    return _heads(recommender, rows, inputs)
 
 
-def _together(recommender: Recommender, user: EncodedUsers, row: int, near: npt.NDArray[np.bool_]) -> F32:
-    """(1, 2) co-listening scores of a track; only plays among its neighbours, `near`, can add to them."""
+def _together(recommender: Recommender, user: EncodedUsers, rows: I64, near: npt.NDArray[np.bool_]) -> F32:
+    """(n, 2) co-listening scores of tracks; only plays among their neighbours, `near`, can add to them."""
     catalog = recommender.catalog
     played = catalog.item_rows.take(user.histories.rows[near])
-    asked = catalog.item_rows[row : row + 1]
+    asked = catalog.item_rows.take(rows)
     return item_item.scores(catalog.neighbours, catalog.neighbour_weights, played, user.entry[near], asked)
 
 
@@ -175,16 +191,17 @@ def _inputs(recommender: Recommender, traced: Traced, row: int) -> _Inputs:
     assert traced.user is not None
     assert traced.vector is not None
     everything = np.ones(len(traced.user.histories.rows), np.bool_)
-    inputs = _Inputs(traced.vector, traced.user, _together(recommender, traced.user, row, everything))
+    rows = np.array([row])
+    inputs = _Inputs(traced.vector, traced.user, _together(recommender, traced.user, rows, everything)[None])
     if traced.moment is not None:
-        inputs = replace(inputs, signals=traced.moment.signals(np.array([row])), context=traced.moment.context()[None])
+        inputs = replace(inputs, signals=traced.moment.signals(rows)[None], context=traced.moment.context()[None])
     return inputs
 
 
-def _track(recommender: Recommender, row: int) -> tuple[npt.NDArray[Any], I64, F32]:
-    """Features of a track: (dt,) dense, (ct,) ids, (1,) popularity."""
+def _track(recommender: Recommender, rows: I64) -> tuple[npt.NDArray[Any], I64, F32]:
+    """Features of m tracks: (m, dt) dense, (m, ct) ids, (m,) popularity."""
     catalog = recommender.catalog
-    return catalog.dense[row], catalog.ids[row].astype(np.int64), catalog.popularity[row : row + 1]
+    return catalog.dense.take(rows, 0), catalog.ids.take(rows, 0).astype(np.int64), catalog.popularity.take(rows)
 
 
 def _head(
@@ -195,25 +212,27 @@ def _head(
     ids: I64 | None = None,
     popularity: F32 | None = None,
 ) -> float:
-    return float(_heads(recommender, row, inputs, dense, ids, popularity)[0])
+    return float(_heads(recommender, np.array([row]), inputs, dense, ids, popularity)[0, 0])
 
 
 def _heads(
     recommender: Recommender,
-    row: int,
+    rows: I64,
     inputs: _Inputs,
     dense: npt.NDArray[Any] | None = None,
     ids: I64 | None = None,
     popularity: F32 | None = None,
 ) -> F32:
-    """(n,) logits of a track for n users, some of its features replaced."""
+    """(n, m) logits of m tracks for n users, some of their features replaced."""
     n = len(inputs.vectors)
-    own = _track(recommender, row)
-    parts = [one if given is None else given for one, given in zip(own, (dense, ids, popularity), strict=True)]
-    tracks = [np.repeat(part[None, None], n, 0) for part in (recommender.catalog.vectors[row], *parts[:2])]
-    tracks += [np.repeat(parts[2][None], n, 0), inputs.together[:, None]]
+    own = _track(recommender, rows)
+    parts: list[npt.NDArray[Any]] = [
+        one if given is None else given for one, given in zip(own, (dense, ids, popularity), strict=True)
+    ]
+    vectors = recommender.catalog.vectors.take(rows, 0)
+    tracks = [*(np.repeat(part[None], n, 0) for part in (vectors, *parts)), inputs.together]
     more = []
     if inputs.signals is not None and inputs.context is not None:
-        more = [inputs.signals[:, None], inputs.context]
+        more = [inputs.signals, inputs.context]
     head, users = recommender.bundle.head, inputs.users
-    return head.run(inputs.vectors, users.dense, users.ids, *tracks, *more)[0][:, 0]
+    return head.run(inputs.vectors, users.dense, users.ids, *tracks, *more)[0]

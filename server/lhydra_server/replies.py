@@ -41,7 +41,7 @@ def reply(
     tail += [text_field(5, _STAGE_NAMES[stage] + number_field(2, stage_us.get(stage, 0))) for stage in STAGES]
     tail.append(text_field(6, request_id.encode()))
     listed = tracks(found.rows, found.scores, found.retrieval_scores, parts)
-    if found.applied or found.moved_by:
+    if found.applied or found.moved_by or found.reasons:
         listed = with_rules(listed, found)
         tail += [text_field(7, _applied(one)) for one in found.applied]
     return b"".join([listed, *tail])
@@ -71,21 +71,23 @@ def tracks(rows: I64, scores: F32, retrieval_scores: F32, parts: StringColumn) -
 
 
 def with_rules(listed: bytes | bytearray, found: Recommendation) -> bytearray:
-    """Adds to each track what rules did to it.
+    """Adds to each track what rules did to it, and the reasons for it.
 
     Args:
         listed: RecommendResponse.tracks as `tracks` encodes it.
-        found: with `moved_by`, and `propensity` where tracks were drawn.
+        found: with `moved_by` or `reasons`, and `propensity` where tracks were drawn.
 
     Returns:
         The field, once per row, as protobuf.
     """
     out, at = bytearray(), 0
     chances = found.propensity.tolist() if found.propensity is not None else [0.0] * len(found.rows)
-    for moved_by, chance in zip(found.moved_by, chances, strict=True):
+    nothing = ((),) * len(found.rows)
+    for moved_by, reasons, chance in zip(found.moved_by or nothing, found.reasons or nothing, chances, strict=True):
         length, start = _read_varint(listed, at + 1)
         at = start + length
-        more = b"".join(text_field(10, name.encode()) for name in moved_by)
+        more = b"".join(text_field(6, reason.encode()) for reason in reasons)
+        more += b"".join(text_field(10, name.encode()) for name in moved_by)
         more += b"\x45" + struct.pack("<f", chance) if chance else b""
         out += b"\x0a" + varint(length + len(more)) + listed[start:at] + more
     return out

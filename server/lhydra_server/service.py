@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Protocol, TypeVar
 
@@ -316,8 +316,14 @@ class RecommenderService:
         stored = self._look_up(asked.user_id, call)
         self._note_degraded(parsed, call)
 
-        def query_of(one: pb.RecommendRequest) -> Query:
-            return to_query(self._parsed(one, call), stored, one.now_s)
+        known = to_query(replace(parsed, session=()), stored, asked.now_s)
+
+        def query_of(one: pb.RecommendRequest) -> Query:  # with what is known of the user merged once, not for each try
+            lean = pb.RecommendRequest()
+            lean.CopyFrom(one)
+            lean.ClearField("history")
+            lean.ClearField("profile")
+            return replace(to_query(self._parsed(lean, call), known.state, one.now_s), known=known.known)
 
         found = explain(served.explainer, asked, request.track_id, self._max_k, query_of, call.check)
         found.bundle_id, found.request_id = served.bundle_id, call.request_id
@@ -347,7 +353,8 @@ class RecommenderService:
     def _recommend_many(self, queries: Sequence[QueryAndCheck]) -> list[Recommendation | Exception]:
         recommender = self._served.recommender
         before = recommender.fallbacks
-        answers = recommender.recommend_many(queries)
+        explained = self._served.explainer if any(query.explain for query, _ in queries) else None
+        answers = recommender.recommend_many(queries) if explained is None else explained.recommend_many(queries)
         for _ in range(recommender.fallbacks - before):
             self._metrics.exact_fallback()
         return answers
@@ -358,6 +365,8 @@ class RecommenderService:
 
     def _parsed(self, request: pb.RecommendRequest, call: Call) -> Request:
         served, now = self._served, int(time.time())
+        if request.explain and served.explainer is None:
+            raise Unsupported("explain: this version does not answer it")
         return to_request(
             request, self._max_k, served.filters.names, served.genre, now, self.rule_sets, call.request_id
         )

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from lhydra.domain import Play, Repeat, Value
-from lhydra.errors import InvalidRequest, Unsupported
+from lhydra.errors import InvalidRequest
 from lhydra.limits import (
     CLOCK_SKEW_S,
     MAX_EVENT_CHARS,
@@ -47,7 +47,6 @@ def to_request(
 
     Raises:
         InvalidRequest: it can never be answered; names the field.
-        Unsupported: it asks for what this version does not answer; names the field.
     """
     if request.repeat_policy not in pb.RepeatPolicy.values():
         raise InvalidRequest("repeat_policy", request.repeat_policy, "a known policy")
@@ -61,10 +60,9 @@ def to_request(
         Repeat(request.repeat_policy or Repeat.EXCLUDE),
         session=request.session.entries if request.HasField("session") else (),
         now=request.now_s,
+        explain=request.explain,
     )
     check(parsed, max_k, now)
-    if request.explain:
-        raise Unsupported("explain: this version does not answer it")
     if request.HasField("filter"):
         parsed = replace(parsed, filter=to_conditions(request.filter, columns, genre))
     if sets.default is not None or request.HasField("rules") or request.HasField("diversity"):

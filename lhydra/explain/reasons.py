@@ -1,0 +1,68 @@
+"""Short reasons for the tracks of a list, in words that a listener can read; only what the trace says."""
+
+import numpy as np
+
+from lhydra.domain import I64, Repeat, Tier
+from lhydra.explain.pulls import MOST_PLAYS, falls_of
+from lhydra.features.histories import relative_weights_of
+from lhydra.features.listening import SOURCES
+from lhydra.recommender import Recommender
+from lhydra.traced import Traced
+
+LEAST_FALL = 0.05  # of a logit, from which on a play is a reason
+
+
+def reasons_of(recommender: Recommender, traced: Traced) -> tuple[tuple[str, ...], ...]:
+    """Tells why the tracks of an answer are in it.
+
+    Args:
+        recommender: that answered.
+        traced: the request, answered.
+
+    Returns:
+        For each track none, one or several reasons.
+    """
+    answer, catalog = traced.answer, recommender.catalog
+    assert answer is not None
+    rows = answer.rows
+    reasons: list[list[str]] = [[] for _ in range(len(rows))]
+    if traced.tier is Tier.POPULAR:
+        country = traced.query.state.profile.get("country")
+        charted = np.isin(rows, catalog.chart(country)[0])
+        for own, is_charted in zip(reasons, charted.tolist(), strict=True):
+            own.append(f"popular in {country}" if is_charted else "popular with all listeners")
+    elif len(rows):
+        for own, row in zip(reasons, _played(recommender, traced, rows), strict=True):
+            if row >= 0:
+                own.append(f"because you play {_named(recommender, row)}")
+    if traced.moment is not None:
+        named = traced.moment.candidates(recommender.bundle.sequences.shares, recommender.depth_of(traced.query))
+        words = {"following": "often played after what you just played"}
+        if traced.query.repeat is not Repeat.EXCLUDE:
+            words["own"] = "you come back to it"
+        for source, found in zip(SOURCES, named, strict=True):
+            for own, there in zip(reasons, np.isin(rows, found).tolist(), strict=True):
+                own += [words[source]] if there and source in words else []
+    for own, moved_by, artist in zip(reasons, answer.moved_by, catalog.artists(rows), strict=False):
+        own += [f"new from {artist}"] if "fresh" in moved_by and artist else []
+    return tuple(tuple(own) for own in reasons)
+
+
+def _played(recommender: Recommender, traced: Traced, rows: I64) -> list[int]:
+    """The play that pulled each track up most, -1 where none did."""
+    assert traced.user is not None
+    played = traced.user.histories.rows
+    if not len(played):
+        return [-1] * len(rows)
+    chosen = np.argsort(-relative_weights_of(traced.user.entry), kind="stable")[:MOST_PLAYS]
+    falls = falls_of(recommender, traced, rows, chosen)
+    falls[played[chosen][:, None] == rows] = -np.inf  # a track is no reason for itself
+    best = falls.argmax(0)
+    strong = falls.max(0) >= LEAST_FALL
+    return [int(row) for row in np.where(strong, played[chosen[best]], -1)]
+
+
+def _named(recommender: Recommender, row: int) -> str:
+    catalog, one = recommender.catalog, np.array([row])
+    title, artist = catalog.titles(one)[0] or catalog.track_ids(one)[0], catalog.artists(one)[0]
+    return f"{title} by {artist}" if artist else title
