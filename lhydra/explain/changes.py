@@ -15,7 +15,7 @@ from lhydra.limits import MAX_DEPTH
 from lhydra.recommender import MAX_BATCH, Recommender
 from lhydra.traced import Traced
 
-SINGLES, TOGETHER = 3, (2, 3, 5)  # plays that are tried: of one track each, then of so many at once
+SINGLES, TOGETHER = 2, (2, 4)  # plays that are tried: of one track each, then of so many at once
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 from lhydra.bundle.columns import normalised
 from lhydra.bundle.decay import repeatable
 from lhydra.bundle.exact import best_first
-from lhydra.domain import F32, I64, Query, Repeat, Tier
+from lhydra.domain import F16, F32, I64, Query, Repeat, Tier
 from lhydra.features.listening import SOURCES
 from lhydra.limits import MAX_DEPTH
 from lhydra.lists.compose import PLACES
@@ -175,15 +175,27 @@ def _scored(recommender: Recommender, traced: Traced) -> tuple[I64, F32, F32, F3
 def _exact_rank(recommender: Recommender, traced: Traced, row: int) -> tuple[float, int]:
     """The cosine of a track, and its rank by that among all that may be returned, itself in any case."""
     assert traced.vector is not None
-    vectors, query = recommender.catalog.vectors, traced.vector[0]
-    near = np.concatenate(
-        [vectors[at : at + IN_CACHE].astype(np.float32) @ query for at in range(0, len(vectors), IN_CACHE)]
-    )
+    near = _cosines(recommender.catalog.vectors, traced.vector[0])
     own = near[row]
     near[traced.excluded] = near[recommender.catalog.removed] = -np.inf
     if traced.eligible is not None:
         near[~traced.eligible.mask] = -np.inf
     return float(own), 1 + int(np.count_nonzero(near > own)) + int(np.count_nonzero(near[:row] == own))
+
+
+def _cosines(vectors: F16, vector: F32) -> F32:
+    """Inner products with all vectors; halves are widened by their bits, which is three times as fast as a cast.
+
+    Shifted into the places of a float32, the bits of a half say 2^-112 of its number.
+    """
+    near, scaled = np.empty(len(vectors), np.float32), vector * np.float32(2.0**112)
+    halves = vectors.view(np.int16)
+    for at in range(0, len(vectors), IN_CACHE):
+        bits = halves[at : at + IN_CACHE].astype(np.int32)
+        bits <<= 13
+        bits &= ~(7 << 28)  # what the sign was carried through
+        np.dot(bits.view(np.float32), scaled, out=near[at : at + IN_CACHE])
+    return near
 
 
 def _index_rank(recommender: Recommender, traced: Traced, row: int, exact: int) -> int:

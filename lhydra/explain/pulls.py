@@ -138,13 +138,17 @@ def _without(recommender: Recommender, traced: Traced, rows: I64, left_out: I64)
     kept = np.ones((n, h + 1), np.bool_)
     kept[np.arange(n), left_out] = False
     at = np.nonzero(kept)[1]
-    histories = Histories(offsets_of(np.full(n, h)), whole.rows[at], whole.counts[at], whole.times[at])
+    histories = Histories(offsets_of(np.full(n, h)), at, whole.counts[at], whole.times[at])
     profiles = bundle.spec.encode_profile_rows([state.profile] * n)
-    users = bundle.spec.encode_users(profiles, histories, catalog.tracks)
-    vectors = bundle.user_tower.embed(users, catalog.history)
+    users = bundle.spec.encode_users(
+        profiles, histories, catalog.tracks[whole.rows]
+    )  # by places: few, so they stay near
+    vectors = bundle.user_tower.embed(users, catalog.history[whole.rows])
     vectors = np.concatenate([recommender.moved_away(vectors[i : i + 1], state) for i in range(n)])
     near = np.isin(catalog.item_rows.take(whole.rows), catalog.neighbours[catalog.item_rows.take(rows)])
-    together = np.stack([_together(recommender, users.one(i), rows, near[kept[i]]) for i in range(n)])
+    together = np.stack(
+        [_together(recommender, whole.rows[kept[i] & near], users.one(i).entry[near[kept[i]]], rows) for i in range(n)]
+    )
     inputs = _Inputs(vectors, users, together)
     if traced.moment is not None:
         moments = [_moment(recommender, traced, int(whole.rows[i])) for i in left_out]
@@ -156,12 +160,11 @@ def _without(recommender: Recommender, traced: Traced, rows: I64, left_out: I64)
     return _heads(recommender, rows, inputs)
 
 
-def _together(recommender: Recommender, user: EncodedUsers, rows: I64, near: npt.NDArray[np.bool_]) -> F32:
-    """(n, 2) co-listening scores of tracks; only plays among their neighbours, `near`, can add to them."""
+def _together(recommender: Recommender, played: I64, entry: F32, rows: I64) -> F32:
+    """(n, 2) co-listening scores of tracks; of `played` those suffice that are among their neighbours."""
     catalog = recommender.catalog
-    played = catalog.item_rows.take(user.histories.rows[near])
-    asked = catalog.item_rows.take(rows)
-    return item_item.scores(catalog.neighbours, catalog.neighbour_weights, played, user.entry[near], asked)
+    known, asked = catalog.item_rows.take(played), catalog.item_rows.take(rows)
+    return item_item.scores(catalog.neighbours, catalog.neighbour_weights, known, entry, asked)
 
 
 def _moment(recommender: Recommender, traced: Traced, left_out: int) -> Moment:
@@ -190,9 +193,10 @@ def _inputs(recommender: Recommender, traced: Traced, row: int) -> _Inputs:
     """What the head was asked with."""
     assert traced.user is not None
     assert traced.vector is not None
-    everything = np.ones(len(traced.user.histories.rows), np.bool_)
     rows = np.array([row])
-    inputs = _Inputs(traced.vector, traced.user, _together(recommender, traced.user, rows, everything)[None])
+    inputs = _Inputs(
+        traced.vector, traced.user, _together(recommender, traced.user.histories.rows, traced.user.entry, rows)[None]
+    )
     if traced.moment is not None:
         inputs = replace(inputs, signals=traced.moment.signals(rows)[None], context=traced.moment.context()[None])
     return inputs
