@@ -89,8 +89,8 @@ def test_the_tables_hold_what_loops_over_all_pairs_find() -> None:
             if j - i <= TOGETHER:
                 beside[first, later] += damping[first] * damping[later]
                 beside[later, first] += damping[first] * damping[later]
-    rows, weights, of = fitted.others(np.arange(N))
-    for part, expected in enumerate((follow, beside)):
+    rows, weights, of, cut = fitted.others(np.arange(N))
+    for part, expected in ((slice(cut), follow), (slice(cut, None), beside)):
         found = dict(zip(zip(of[part].tolist(), rows[part].tolist(), strict=True), weights[part].tolist(), strict=True))
         assert found.keys() == expected.keys()
         np.testing.assert_allclose([found[key] for key in expected], list(expected.values()), rtol=2e-3)
@@ -106,7 +106,8 @@ def test_a_full_table_keeps_the_strongest_within_80_bytes_a_track() -> None:
         patch.setattr(tables, "PER_TRACK", 1e9)
         patch.setattr(tables, "WIDTHS", (500, 500))
         whole = fit_sequences(track, session, np.ones(500, np.int64))
-    for kept, every in zip(fitted.others(np.array([7]))[1], whole.others(np.array([7]))[1], strict=True):
+    (_, some, _, some_cut), (_, all_, _, all_cut) = fitted.others(np.array([7])), whole.others(np.array([7]))
+    for kept, every in ((some[:some_cut], all_[:all_cut]), (some[some_cut:], all_[all_cut:])):
         assert 0 < len(kept) < len(every)
         np.testing.assert_array_equal(kept, np.sort(every)[::-1][: len(kept)])
 
@@ -152,43 +153,42 @@ def test_signals_are_those_of_plain_loops(seed: int, n: int, away: int) -> None:
         assert columns(found, "in session")[i] == (row in recent[len(recent) - session :] if session else False)
         skips = int((flags[-MAX_RECENT:][np.array(recent) == row] > 0).sum())
         assert columns(found, "skipped")[i] == skips
-    expected_sums = sums_of(recent, recent_times, session, fitted, listeners)
-    for name, sums in expected_sums.items():
-        strongest = max(sums.values(), default=0.0)
-        wanted = [sums[row] / strongest if strongest else 0.0 for row in rows.tolist()]
+    for name, sums in sums_of(recent, recent_times, fitted, listeners).items():
+        wanted = [sums[row] for row in rows.tolist()]
         np.testing.assert_allclose(columns(found, name), wanted, rtol=2e-3, atol=1e-6, err_msg=name)
 
 
 def sums_of(
-    recent: list[int], times: list[int], session: int, fitted: Sequences, listeners: np.ndarray
+    recent: list[int], times: list[int], fitted: Sequences, listeners: np.ndarray
 ) -> dict[str, dict[int, float]]:
-    """The sums of the sequence signals by track."""
+    """The sequence signals by track: sums, each divided by the largest of its own or of everybody's."""
     back: dict[int, int] = {}
     for i, row in enumerate(reversed(recent), 1):
         back.setdefault(row, i)
-    sums: dict[str, dict[int, float]] = {name: defaultdict(float) for name in SIGNALS[SIGNALS.index("after few") :]}
+    after: list[dict[int, float]] = [defaultdict(float), defaultdict(float)]  # the last few, the last many
+    own: list[dict[int, float]] = [defaultdict(float), defaultdict(float)]
     for row, ago in back.items():
         if ago > LAST_MANY:
             continue
-        rows, weights, _ = fitted.others(np.array([row]))
-        for other, weight in zip(rows[0].tolist(), weights[0].tolist(), strict=True):
-            sums["after few"][other] += weight * ago**-4.0 * (ago <= LAST_FEW)
-            sums["after many"][other] += weight / ago
-        for other, weight in zip(rows[1].tolist(), weights[1].tolist(), strict=True):
-            sums["together"][other] += weight / ago
-            sums["in session with"][other] += weight * (ago <= session)
+        rows, weights, _, follow = fitted.others(np.array([row]))
+        for other, weight in zip(rows[:follow].tolist(), weights[:follow].tolist(), strict=True):
+            after[0][other] += weight * ago**-4.0 * (ago <= LAST_FEW)
+            after[1][other] += weight / ago
     for i, row in enumerate(recent):
         damping = max(int(listeners[row]), 1) ** -0.5
         for step in range(1, OWN_FOLLOWS + 1):
             if i + step >= len(recent) or times[i + step] - times[i + step - 1] > PAUSE_S:
                 break
             other, ago = recent[i + step], back[row]
-            sums["own after few"][other] += damping * ago**-4.0 / step**2 * (ago <= LAST_FEW)
-            sums["own after many"][other] += damping / ago / step * (ago <= LAST_MANY)
-    for name, own in (("few", "own after few"), ("many", "own after many")):
-        for row in {*sums[f"after {name}"], *sums[own]}:
-            sums[name][row] = sums[f"after {name}"][row] + sums[own][row]
-    return sums
+            own[0][other] += damping * ago**-4.0 / step**2 * (ago <= LAST_FEW)
+            own[1][other] += damping / ago / step * (ago <= LAST_MANY)
+    found: dict[str, dict[int, float]] = {}
+    for name, everybody, mine in zip(("few", "many"), after, own, strict=True):
+        largest = max(everybody.values(), default=0.0) or 1.0
+        found[f"after {name}"] = {row: everybody[row] / largest for row in range(N)}
+        found[f"own after {name}"] = {row: mine[row] / (max(mine.values(), default=0.0) or 1.0) for row in range(N)}
+        found[name] = {row: (everybody[row] + mine[row]) / largest for row in range(N)}
+    return found
 
 
 @pytest.mark.parametrize("power", range(3))
@@ -205,17 +205,33 @@ def test_base_level_learning_is_the_sum_of_powers_of_ages(power: int) -> None:
     assert np.abs(np.log(kept * older ** POWERS[power])).max() < math.log(3.2)
 
 
+def test_signals_of_new_tracks_are_the_same_whether_heard_ones_are_asked_for_or_not() -> None:
+    tracks, times = plays_of(9, 60)
+    listening, fitted = listening_of(tracks % 20, times, int(times[-1])), sequences_of(2)[0]
+    new = np.arange(20, N)
+    alone = Moment(listening, fitted)
+    np.testing.assert_array_equal(alone.signals(new), Moment(listening, fitted).signals(np.arange(N))[20:])
+    assert "_own_sums" not in vars(alone)  # what costs the most is computed for heard tracks only
+
+
 def test_candidates_are_the_strongest_of_each_source() -> None:
     tracks, times = plays_of(1, 120)
-    moment = Moment(listening_of(tracks, times, int(times[-1])), sequences_of(1)[0])
+    fitted, *_ = sequences_of(1)
+    moment = Moment(listening_of(tracks, times, int(times[-1])), fitted)
     own, following, together = moment.candidates((0.25, 0.25, 0.25), 16)
     signals = moment.signals(np.arange(N))
     assert set(own) == set(np.argsort(-columns(signals, "base level 1.0"))[:4])
-    assert set(together) == set(np.argsort(-columns(signals, "together"))[:4])
     assert set(following) == {
         *np.argsort(-columns(signals, "few"))[:2].tolist(),
         *np.argsort(-columns(signals, "many"))[:2].tolist(),
     }
+    back = {int(row): ago for ago, row in reversed(list(enumerate(reversed(tracks.tolist()), 1)))}
+    beside: dict[int, float] = defaultdict(float)
+    for row, ago in back.items():
+        rows, weights, _, follow = fitted.others(np.array([row]))
+        for other, weight in zip(rows[follow:].tolist(), weights[follow:].tolist(), strict=True):
+            beside[other] += weight / ago * (ago <= LAST_MANY)
+    assert set(together) == set(sorted(beside, key=lambda row: -beside[row])[:4])
     assert [len(one) for one in moment.candidates((0.0, 0.0, 0.0), 16)] == [0, 0, 0]
 
 
@@ -248,8 +264,8 @@ def test_tables_under_other_rows_say_the_same() -> None:
         if to[track] < 0:
             continue
         before, after = fitted.others(np.array([track])), moved.others(to[[track]])
-        for part in range(2):
-            kept = to[before[0][part]] >= 0
-            np.testing.assert_array_equal(to[before[0][part]][kept], after[0][part])
-            np.testing.assert_array_equal(before[1][part][kept], after[1][part])
+        kept = to[before[0]] >= 0
+        np.testing.assert_array_equal(to[before[0]][kept], after[0])
+        np.testing.assert_array_equal(before[1][kept], after[1])
+        assert np.count_nonzero(kept[: before[3]]) == after[3]
         assert fitted.damping[track] == moved.damping[to[track]]

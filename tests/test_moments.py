@@ -118,7 +118,7 @@ def test_a_play_moves_the_next_list_of_an_experienced_user(recommender: Recommen
         before = set(listed(recommender, state, Repeat.ALLOW, now))
         query = to_query(session_of(["t07"], now, Repeat.ALLOW), state, now)
         moved.append(len(before - set(recommender.catalog.track_ids(recommender.recommend(query).rows))))
-    assert np.mean(moved) >= 2
+    assert np.mean(moved) >= 1.5
 
 
 def test_new_tracks_stand_in_the_same_order_with_and_without_repeats(

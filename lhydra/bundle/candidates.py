@@ -52,11 +52,11 @@ def listening_of(catalog: Catalog, state: UserState, now: int) -> Listening:
         What features of a moment are made of.
     """
     history, repeats, recent = state.history, repeats_of(state), state.recent
-    rows, of_recent = catalog.rows(history["track"]), catalog.rows(recent["track"])
-    if rows.min(initial=0) < 0:
+    found = catalog.rows(np.concatenate([history["track"], recent["track"]]))
+    rows, of_recent = found[: len(history)], found[len(history) :]
+    if found.min(initial=0) < 0:
         known = rows >= 0
         rows, history, repeats = rows[known], history[known], repeats[known]
-    if of_recent.min(initial=0) < 0:
         known = of_recent >= 0
         of_recent, recent = of_recent[known], recent[known]
     return Listening(
@@ -116,8 +116,7 @@ def united(
     if moment is None:
         return nearest
     catalog, (rows, cosines) = bundle.catalog, nearest
-    own, *others = moment.candidates(bundle.sequences.shares, depth)
-    special = np.unique(np.concatenate([own, *others] if repeats else others))
+    special = np.unique(np.concatenate(moment.candidates(bundle.sequences.shares, depth, repeats=repeats)))
     if eligible is not None:
         special = special[eligible.mask.take(special)]
     with borrowed_mask(len(catalog)) as marked:

@@ -2,8 +2,8 @@
 
 Signals of a track tell how often and how lately the user has played it (decayed counts and base-level learning,
 Σ age^-d: Anderson & Schooler 1991), whether it is part of the session that goes on, and how strongly it follows what
-was played last: by everybody's transitions and sessions (`lhydra.features.sequences`) and by the user's own last plays.
-Training, batch and request compute them here.
+was played last: by everybody's transitions (`lhydra.features.sequences`) and by the user's own last plays. Training,
+batch and request compute them here.
 """
 
 import math
@@ -41,14 +41,19 @@ _OWN = (
     *(f"base level {power}" for power in POWERS),
     *("in session", "plays since", "skipped", "completed"),
 )
-_SEQUENCES = (
-    *("after few", "after many", "together", "in session with"),
-    *("own after few", "own after many", "few", "many"),
-)
-SIGNALS = (*_OWN, *_SEQUENCES)  # raw: the head takes the logarithms
+SIGNALS = (
+    *_OWN,
+    "after few",
+    "after many",
+    "own after few",
+    "own after many",
+    "few",
+    "many",
+)  # raw: the head takes the logarithms
 N_OWN = len(_OWN)
+_AFTER, _OWN_AFTER, _BOTH = (slice(N_OWN + n, N_OWN + n + 2) for n in (0, 2, 4))
 CONTEXT = ("in session", "session plays", "tracks", "plays", "distinct", "repeating", "away")
-_TOGETHER, _FEW, _MANY = (_SEQUENCES.index(name) for name in ("together", "few", "many"))
+_FEW, _MANY, _TOGETHER = range(3)  # sums of what follows the last few and the last many plays, of what goes beside
 SOURCES = ("own", "following", "together")  # of candidates, beside the nearest vectors
 
 
@@ -123,7 +128,7 @@ class Moment:
     """One user at one moment: sums by track are made once, then candidates and signals are looked up in them.
 
     Rows of the history, the last plays and all that goes with them lie back to back; each distinct one is known by
-    the number of one place where it stands.
+    the number of one place where it stands. What only heard tracks have is computed when one is asked for.
 
     Args:
         listening: of the user.
@@ -131,91 +136,106 @@ class Moment:
     """
 
     def __init__(self, listening: Listening, sequences: Sequences) -> None:
-        one = self._listening = listening
+        one, self._sequences = listening, sequences
+        self._listening = one
+        self._heard = played = np.concatenate([one.rows, one.recent])
         h, r = len(one.rows), len(one.recent)
-        played = np.concatenate([one.rows, one.recent])
         with borrowed_places(one.n) as place:
             place[played] = np.arange(h + r)
-            self._played = numbers = place.take(played)  # of the last plays the newest place, h and more
-            newest = numbers[h:] - h
-            back = r - newest.astype(np.float64)
-            asked = np.flatnonzero((newest == np.arange(r)) & (back <= LAST_MANY))  # each track once
-            ago = back.take(asked)
-            others, weight, of = sequences.others(one.recent.take(asked))
-            own, own_few, own_many = self._own_transitions(back, sequences)
-            self._rows = np.concatenate([played, others[0], others[1], own])
-            place[self._rows[h + r :]] = np.arange(h + r, len(self._rows))
-            place[played] = np.arange(h + r)
-            self._numbers = place.take(self._rows)
-        size = len(self._rows) + 1  # the last entry stands for all other tracks
-        start = h + r + len(others[0])
-        follow, beside = self._numbers[h + r : start], self._numbers[start : start + len(others[1])]
-        followed = self._numbers[start + len(others[1]) :]
+            self._played = place.take(played)  # of the last plays the newest place, h and more
+            self._back = (h + r) - self._played[h:].astype(np.float64)  # plays ago, of the newest play of each track
+            lately = self._back[-LAST_MANY:]
+            ago = lately[lately == np.arange(len(lately), 0, -1)]  # each track once
+            rows, weights, of, cut = sequences.others(one.recent.take(r - ago.astype(np.int64)))
+            self._rows = np.concatenate([played, rows])
+            place[rows] = np.arange(h + r, h + r + len(rows))
+            place[played] = self._played
+            number = place.take(rows)
         few, many = _fall(ago)
-        sums = np.empty((len(_SEQUENCES), size))
-        sums[0] = np.bincount(follow, weight[0] * few.take(of[0]), size)
-        sums[1] = np.bincount(follow, weight[0] * many.take(of[0]), size)
-        sums[2] = np.bincount(beside, weight[1] * many.take(of[1]), size)
-        sums[3] = np.bincount(beside, weight[1] * (ago <= one.in_session).take(of[1]), size)
-        sums[4] = np.bincount(followed, own_few, size)
-        sums[5] = np.bincount(followed, own_many, size)
-        np.add(sums[0:2], sums[4:6], out=sums[6:])
-        self._sums = sums
-        self._entry = np.full(h + r, h, np.int64)  # of each number the entry of the history, h for none
-        self._entry[numbers[:h]] = np.arange(h)
-        self._age = np.maximum(one.clock - one.last, MINUTE_S) / DAY_S
-        self._decayed = one.decayed * np.exp(self._age[:, None] * _RATES)
-        self._activation = self._base_level()
+        self._size = len(self._rows) + 1  # the last entry stands for all other tracks
+        follow, weight, beside = number[:cut], weights[:cut], number[cut:]
+        self._sums = np.empty((3, self._size))
+        self._sums[_FEW] = np.bincount(follow, weight * few.take(of[:cut]), self._size)
+        self._sums[_MANY] = np.bincount(follow, weight * many.take(of[:cut]), self._size)
+        self._sums[_TOGETHER] = np.bincount(beside, weights[cut:] * many.take(of[cut:]), self._size)
+        self._number = number
 
-    def _own_transitions(self, back: F64, sequences: Sequences) -> tuple[I64, F64, F64]:
-        """What followed the user's last plays when they had been played before: rows, and their weights in two ways."""
-        recent, times = self._listening.recent, self._listening.recent_times
-        at = np.flatnonzero(back <= LAST_MANY)[:, None]
+    @cached_property
+    def _own_sums(self) -> F64:
+        """(2, size) of what followed the user's last plays when they had been played before."""
+        one, h = self._listening, len(self._listening.rows)
+        at = np.flatnonzero(self._back <= LAST_MANY)[:, None]
         later = at + _STEPS
-        inside = later < len(recent)
+        inside = later < len(one.recent)
         later[~inside] = 0
-        session = np.zeros(len(recent), np.int64)
-        np.cumsum(times[1:] - times[:-1] > PAUSE_S, out=session[1:])
+        session = np.zeros(len(one.recent), np.int64)
+        np.cumsum(one.recent_times[1:] - one.recent_times[:-1] > PAUSE_S, out=session[1:])
         inside &= session.take(later) == session.take(at)
-        few, many = _fall(back.take(at))
-        if len(sequences):
-            damping = sequences.damping.take(recent.take(at)).astype(np.float64)
+        few, many = _fall(self._back.take(at))
+        if len(self._sequences):
+            damping = self._sequences.damping.take(one.recent.take(at)).astype(np.float64)
             damping[damping == 0] = 1
             few, many = few * damping, many * damping
-        return recent.take(later[inside]), (few * _OWN_FALLS[0])[inside], (many * _OWN_FALLS[1])[inside]
+        followed = self._played[h:].take(later[inside])
+        sums = np.empty((2, self._size))
+        sums[_FEW] = np.bincount(followed, (few * _OWN_FALLS[0])[inside], self._size)
+        sums[_MANY] = np.bincount(followed, (many * _OWN_FALLS[1])[inside], self._size)
+        return sums
 
+    @cached_property
+    def _entry(self) -> I64:
+        """(size,) of each number the entry of the history, h for none."""
+        h = len(self._listening.rows)
+        entry = np.full(self._size, h, np.int64)
+        entry[self._played[:h]] = np.arange(h)
+        return entry
+
+    @cached_property
+    def _age(self) -> F64:
+        """(h,) days since the last play of each track of the history."""
+        return np.asarray(np.maximum(self._listening.clock - self._listening.last, MINUTE_S) / DAY_S)
+
+    @cached_property
+    def _decayed(self) -> F64:
+        """(h, 3) decayed counts as of now."""
+        return np.asarray(self._listening.decayed * np.exp(self._age[:, None] * _RATES))
+
+    @cached_property
     def _base_level(self) -> F64:
         """(h, 3) Σ age^-d of each track of the history: exact for the last plays, else by its decayed counts."""
         one = self._listening
-        h = len(one.rows)
+        h, n = len(one.rows), len(HALF_LIVES_DAYS)
         entry = self._entry.take(self._played[h:])
         age = np.maximum(one.clock - one.recent_times, MINUTE_S) / DAY_S
         falls = np.exp(np.concatenate([_RATES[:, None] * age, -np.array(POWERS)[:, None] * np.log(age)]))
         at = entry + (h + 1) * np.arange(len(falls))[:, None]
         lately = np.bincount(at.ravel(), falls.ravel(), len(falls) * (h + 1)).reshape(len(falls), h + 1)[:, :h]
-        n = len(HALF_LIVES_DAYS)
         older = np.maximum(self._decayed - lately[:n].T, 0.0)
         more = np.maximum(one.counts - np.bincount(entry, minlength=h + 1)[:h], 0.0)
         return np.asarray(older @ _EXPONENTIALS[:n] + more[:, None] * _EXPONENTIALS[n] + lately[n:].T)
 
-    def candidates(self, shares: Sequence[float] | F32, depth: int) -> tuple[I64, I64, I64]:
+    def candidates(self, shares: Sequence[float] | F32, depth: int, *, repeats: bool = True) -> tuple[I64, I64, I64]:
         """Finds the tracks that come into question, by source.
 
         Args:
             shares: of each of SOURCES, how much of the depth its candidates may take.
             depth: candidates in all.
+            repeats: whether tracks that the user has heard may be among them; without, they may still be.
 
         Returns:
             For each of SOURCES distinct rows, in no order; those that follow may come twice.
         """
         n_own, n_following, n_together = (round(float(share) * depth) for share in shares)
-        own = self._listening.rows.take(_top(self._activation[:, 1], n_own))
-        few, many = self._first(_FEW, n_following - n_following // 2), self._first(_MANY, n_following // 2)
-        return own, np.concatenate([few, many]), self._first(_TOGETHER, n_together)
+        own, sums = np.empty(0, np.int64), self._sums
+        if repeats:
+            own = self._listening.rows.take(_top(self._base_level[:, 1], n_own))
+            sums = sums[:_TOGETHER] + self._own_sums
+        few = self._first(sums[_FEW], n_following - n_following // 2)
+        many = self._first(sums[_MANY], n_following // 2)
+        return own, np.concatenate([few, many]), self._first(self._sums[_TOGETHER], n_together)
 
-    def _first(self, which: int, n: int) -> I64:
+    def _first(self, sums: F64, n: int) -> I64:
         """The n rows with the largest of a sum."""
-        sums = self._sums[which]
         found = np.flatnonzero(sums)
         return self._rows.take(found.take(_top(sums.take(found), n)))
 
@@ -228,41 +248,44 @@ class Moment:
         Returns:
             (m, len(SIGNALS)) float32.
         """
-        size = len(self._rows) + 1
-        with borrowed_places(self._listening.n) as place:
-            place[self._rows] = self._numbers
-            number = place.take(rows)
-        if size > 1:
-            number[self._rows.take(number, mode="clip") != rows] = size - 1
-        else:
-            number[:] = 0
         found = np.zeros((len(rows), len(SIGNALS)), np.float32)
-        strongest = np.maximum(self._sums.max(1, keepdims=True), 1e-9)
-        found[:, len(_OWN) :] = (self._sums.take(number, 1) / strongest).T
-        played = np.flatnonzero(number < len(self._entry))
-        entry = self._entry.take(number.take(played))
-        heard = entry < len(self._listening.rows)
-        found[played[heard], : len(_OWN)] = self._own.take(entry[heard], 0)
+        if self._size == 1:
+            return found
+        known, played = len(self._heard), self._rows
+        with borrowed_places(self._listening.n) as place:
+            place[played[known:]] = self._number
+            place[self._heard] = self._played
+            number = place.take(rows)
+        number[played.take(number, mode="clip") != rows] = self._size - 1
+        heard = np.flatnonzero(number < known)
+        everybody = self._sums[:_TOGETHER].take(number, 1) / _strongest(self._sums[:_TOGETHER])
+        found[:, _AFTER] = found[:, _BOTH] = everybody.T  # the same, whether heard tracks are asked for or not
+        if len(heard):
+            at = number.take(heard)
+            followed = self._own_sums.take(at, 1)
+            found[heard, :N_OWN] = self._own.take(self._entry.take(at), 0)
+            found[heard, _OWN_AFTER] = (followed / _strongest(self._own_sums)).T
+            found[heard, _BOTH] += (followed / _strongest(self._sums[:_TOGETHER])).T
         return found
 
     @cached_property
     def _own(self) -> F32:
-        """(h, len(_OWN)) of the history."""
+        """(h + 1, N_OWN) of the history, and zeros."""
         one = self._listening
         h, r = len(one.rows), len(one.recent)
-        own = np.empty((h, len(_OWN)), np.float32)
-        own[:, 0], own[:, 1], own[:, 2] = 1, one.counts, self._age * (DAY_S / MINUTE_S)
+        own = np.zeros((h + 1, N_OWN), np.float32)
+        of = own[:h]
+        of[:, 0], of[:, 1], of[:, 2] = 1, one.counts, self._age * (DAY_S / MINUTE_S)
         first = np.where(one.first > 0, one.first, one.last)
-        own[:, 3] = np.maximum(one.clock - first, MINUTE_S) / MINUTE_S
-        own[:, 4:7] = self._decayed
-        own[:, 7:10] = self._activation / np.maximum(self._activation.max(0, initial=0), 1e-9)
+        of[:, 3] = np.maximum(one.clock - first, MINUTE_S) / MINUTE_S
+        of[:, 4:7] = self._decayed
+        of[:, 7:10] = self._base_level / np.maximum(self._base_level.max(0, initial=0), 1e-9)
         since = np.where(self._played[:h] >= h, h + r - 1 - self._played[:h], 2 * MAX_RECENT)
-        own[:, 10], own[:, 11] = since < one.in_session, since
-        own[:, 12:] = 0
+        of[:, 10], of[:, 11] = since < one.in_session, since
         if one.recent_flags.any():
             entry = self._entry.take(self._played[h:])
             for column, flag in ((12, SKIPPED), (13, COMPLETED)):
-                own[:, column] = np.bincount(entry, (one.recent_flags & flag) > 0, h + 1)[:h]
+                of[:, column] = np.bincount(entry, (one.recent_flags & flag) > 0, h + 1)[:h]
         return own
 
     def context(self) -> F32:
@@ -284,6 +307,13 @@ def _fall(ago: F64) -> tuple[F64, F64]:
     inverse = 1 / ago
     square = inverse * inverse
     return square * square * (ago <= LAST_FEW), inverse
+
+
+def _strongest(sums: F64) -> F64:
+    """(2, 1) the largest of each sum, 1 where all are 0."""
+    largest = sums.max(1, keepdims=True)
+    largest[largest == 0] = 1
+    return np.asarray(largest)
 
 
 def _top(values: F64, n: int) -> I64:

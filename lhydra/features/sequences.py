@@ -45,28 +45,25 @@ class Sequences:
     def __len__(self) -> int:
         return len(self.damping)
 
-    def others(self, tracks: I64) -> tuple[tuple[I64, I64], tuple[F32, F32], tuple[I64, I64]]:
-        """Finds what goes with some tracks, for each of the two tables.
+    def others(self, tracks: I64) -> tuple[npt.NDArray[np.int32], F32, I64, int]:
+        """Finds what goes with some tracks: what follows, then what shares their sessions.
 
         Args:
             tracks: (q,) rows.
 
         Returns:
-            (p,) the others, (p,) float32 weights, and (p,) of which of `tracks` each is; a pair of each.
+            (p,) the others, (p,) their weights, (p,) of which of `tracks` each is; and how many of the p follow.
         """
         n, q = len(self), len(tracks)
-        if not n:
-            nothing = np.empty(0, np.int64)
-            return (nothing, nothing), (np.empty(0, np.float32), np.empty(0, np.float32)), (nothing, nothing)
+        if not n or not q:
+            return np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.int64), 0
         both = np.concatenate([tracks, tracks + n])
-        starts = self.offsets.take(both).astype(np.int64)
+        starts = self.offsets.take(both)
         lengths = self.offsets.take(both + 1) - starts
         ends = lengths.cumsum()
-        at = np.arange(ends[-1] if q else 0) + np.repeat(starts - ends + lengths, lengths)
-        owner = np.repeat(np.arange(2 * q), lengths)
-        rows, weights = self.rows.take(at), self.weights.take(at).astype(np.float32)
-        cut = int(ends[q - 1]) if q else 0
-        return (rows[:cut], rows[cut:]), (weights[:cut], weights[cut:]), (owner[:cut], owner[cut:] - q)
+        at = np.arange(ends[-1]) + np.repeat(starts - ends + lengths, lengths)
+        of = np.repeat(np.concatenate([np.arange(q), np.arange(q)]), lengths)
+        return self.rows.take(at), self.weights.take(at).astype(np.float32), of, int(ends[q - 1])
 
 
 NO_SEQUENCES = Sequences(

@@ -37,7 +37,7 @@ class TrainSettings(Settings):
     depth: int = setting(300, "candidates that the head is trained to rerank", low=1)
     head_epochs: int = setting(6, "most passes of the head's deep part; fewer when held-out users say so", low=0)
     moments: int = setting(
-        6_000, "most moments of the validation fold from which the head learns what comes next; 0: none", low=0
+        4_000, "most moments of the validation fold from which the head learns what comes next; 0: none", low=0
     )
     threads: int = setting(0, "threads of torch; 0 takes half the cores: waiting for a busy one costs more", low=0)
     seed: int = setting(0, "of everything random", low=0)

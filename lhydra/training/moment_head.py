@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -31,14 +32,11 @@ from lhydra.training.step import Tensors, embed_users, tensor
 from lhydra.training.teachers import Table
 from lhydra.training.validate import embed_tracks
 
+F64 = npt.NDArray[np.float64]
 RANDOM_TRACKS = 8  # of each moment, to calibrate the score
 BATCH, RATE, DECAY = 64, 3e-3, 1e-3
-EPOCHS = (5, 10, 20, 30)  # to choose from
-OWN, FOLLOWING, TOGETHER = (
-    (0.0, 0.15, 0.3),
-    (0.0, 0.15, 0.3, 0.45),
-    (0.0, 0.1, 0.2),
-)  # shares of the depth to choose from
+EPOCHS = 10  # more of them fit the users of the fold better, and later sessions worse
+SHARES = ((0.0, 0.15, 0.3), (0.0, 0.15, 0.3, 0.45), (0.0, 0.1, 0.2))  # of the depth, to choose from for each source
 SHARED = 0.8  # of the depth at most; the nearest vectors have the rest
 MEASURED = 600  # moments that the shares are chosen on
 WORTH = 1.002  # a larger share must find more by this factor
@@ -48,7 +46,7 @@ WORTH = 1.002  # a larger share must find more by this factor
 class Prepared:
     """What the part for moments sees, padded to the most candidates C.
 
-    inputs: (q, C, inputs) logit, cosine, popularity and signals. context: (q, c). wanted: (q, C) weights of targets.
+    inputs: (q, C, i) and context: (q, c), both scaled. wanted: (q, C) weights of targets.
     real: (q, C) what is no padding. random: (q, C) drawn at random. sizes: (q,) targets of each. user: (q,).
     """
 
@@ -99,47 +97,29 @@ def fit(
     nearest = _nearest(vectors, track_vectors, depth)
     shares = choose_shares(asked, known, moments, nearest, depth, config.seed)
     rng = np.random.default_rng([config.seed, 12])
-    popularity = tensors.popularity(tensors.listeners).numpy()
-    rows: list[I64] = []
-    for i, moment in enumerate(moments):
-        drawn = rng.integers(0, data.n_tracks, RANDOM_TRACKS)
-        union = united(moment.candidates(shares, depth), nearest[i], depth)
-        rows.append(np.concatenate([union, np.setdiff1d(drawn, union)]))
-    width = max(len(one) for one in rows)
-    q = len(asked)
-    inputs = np.zeros((q, width, MomentHead.PAIR + len(SIGNALS)), np.float32)
-    wanted, real, random = np.zeros((q, width), np.float32), np.zeros((q, width), bool), np.zeros((q, width), bool)
-    for i, (own, moment) in enumerate(zip(rows, moments, strict=True)):
-        m = len(own)
-        real[i, :m] = True
-        random[i, min(depth, m - 1) :] = real[i, min(depth, m - 1) :]
-        inputs[i, :m, MomentHead.PAIR :] = moment.signals(own)
-        place = {int(track): n for n, track in enumerate(asked.targets[i])}
-        wanted[i, :m] = [place.get(int(row), -1) for row in own]
-        one = encoded.one(i)
-        together = item_item.scores(table.neighbours, table.weights, one.histories.rows, one.entry, own)
-        at = tensor(own)[None]
-        of_tracks = track_vectors[at], tensors.dense[at], tensors.ids[at], tensor(popularity[own])[None]
-        of_user = vectors[i : i + 1], tensor(one.dense), tensor(one.ids)
-        base, deep = network.head.parts(*of_user, *of_tracks, tensor(together)[None])
-        inputs[i, :m, 0] = (base + network.head.strength * deep)[0].numpy()
-        inputs[i, :m, 1] = (track_vectors[at[0]] @ vectors[i]).numpy()
-        inputs[i, :m, 2] = popularity[own]
-    wanted = np.where(wanted >= 0, (1.0 + np.maximum(wanted, 0)) ** -0.5, 0) * real
+    rows = []
+    for moment, near in zip(moments, nearest, strict=True):
+        union = united(moment.candidates(shares, depth), near, depth)
+        rows.append(np.concatenate([union, np.setdiff1d(rng.integers(0, data.n_tracks, RANDOM_TRACKS), union)]))
+    inputs = _inputs(network, tensors, table, moments, rows, encoded, vectors, track_vectors)
+    lengths, width = np.array([len(own) for own in rows])[:, None], max(len(own) for own in rows)
+    real = np.arange(width) < lengths
+    random = real & (np.arange(width) >= np.minimum(depth, lengths - 1))
+    wanted = np.zeros(real.shape, np.float32)
+    for i, (own, targets) in enumerate(zip(rows, asked.targets, strict=True)):
+        _, at, place = np.intersect1d(own, targets, assume_unique=True, return_indices=True)
+        wanted[i, at] = (1.0 + place) ** -0.5
+    part = MomentHead.fitted_to(inputs[tensor(real)], context := tensor(np.stack([one.context() for one in moments])))
     sizes = np.array([len(targets) for targets in asked.targets])
-    context = np.stack([moment.context() for moment in moments])
-    weights = tensor(wanted.astype(np.float32))
-    prepared = Prepared(
-        tensor(inputs), tensor(context), weights, tensor(real), tensor(random), tensor(sizes), asked.user
-    )
-    epochs, ndcg = _choose_epochs(prepared, config)
-    part = _trained(prepared, np.arange(q), epochs, config.seed)
-    logits = torch.cat([part(prepared.inputs[i : i + 256], prepared.context[i : i + 256]) for i in range(0, q, 256)])
-    calibration = _calibrated(logits, prepared)
+    about, padding = part.about(context), (tensor(wanted), tensor(real), tensor(random))
+    prepared = Prepared(part.scaled(inputs), about, *padding, tensor(sizes), asked.user)
+    ndcg = _held_out(part, prepared, config.seed)
+    part = _trained(part, prepared, np.arange(len(asked)), config.seed)
+    calibration = _calibrated(part.logits(prepared.inputs, prepared.context), prepared)
     network.head.moments = part
     if calibration is not None:
         part.calibration.copy_(torch.tensor(calibration))
-    report(MomentsFitted(moments=q, epochs=epochs, ndcg=ndcg, shares=shares))
+    report(MomentsFitted(moments=len(asked), epochs=EPOCHS, ndcg=ndcg, shares=shares))
     return replace(sequences, shares=np.array(shares, np.float32))
 
 
@@ -158,6 +138,39 @@ def _encoded(
         ]
     )
     return encoded, vectors, track_vectors
+
+
+def _inputs(
+    network: Network,
+    tensors: Tensors,
+    table: Table,
+    moments: Sequence[Moment],
+    rows: Sequence[I64],
+    encoded: EncodedUsers,
+    vectors: Tensor,
+    track_vectors: Tensor,
+) -> Tensor:
+    """(q, C, i) what `MomentHead` is given for the candidates `rows` of each moment, padded by zeros."""
+    inputs = torch.zeros(len(rows), max(len(own) for own in rows), MomentHead.PAIR + len(SIGNALS))
+    popularity = tensors.popularity(tensors.listeners)
+    for start in range(0, len(rows), BATCH):
+        chosen = range(start, min(start + BATCH, len(rows)))
+        width = max(len(rows[i]) for i in chosen)
+        own, together = np.zeros((len(chosen), width), np.int64), np.zeros((len(chosen), width, 2), np.float32)
+        for n, i in enumerate(chosen):
+            m, one = len(rows[i]), encoded.one(i)
+            own[n, :m] = rows[i]
+            histories = one.histories.rows
+            together[n, :m] = item_item.scores(table.neighbours, table.weights, histories, one.entry, rows[i])
+            inputs[i, :m, MomentHead.PAIR :] = tensor(moments[i].signals(rows[i]))
+        users, at = encoded.take(np.array(chosen)), tensor(own)
+        of_user = vectors[start : start + BATCH], tensor(users.dense), tensor(users.ids)
+        of_tracks = track_vectors[at], tensors.dense[at], tensors.ids[at], popularity[at]
+        base, deep = network.head.parts(*of_user, *of_tracks, tensor(together))
+        cosines = (of_tracks[0] @ of_user[0].unsqueeze(2)).squeeze(2)
+        pair = torch.stack([base + network.head.strength * deep, cosines, popularity[at]], 2)
+        inputs[start : start + BATCH, :width, : MomentHead.PAIR] = pair
+    return inputs
 
 
 def _nearest(vectors: Tensor, tracks: Tensor, depth: int) -> I64:
@@ -199,63 +212,67 @@ def choose_shares(
         A share of the depth for each of SOURCES; the nearest vectors have the rest.
     """
     chosen = np.random.default_rng([seed, 13]).permutation(len(asked))[:MEASURED]
+    every = [_hits(moments[i], asked.targets[i], known[i].rows, nearest[i], depth) for i in chosen.tolist()]
     best, found = (0.0, 0.0, 0.0), -1.0
-    for shares in itertools.product(OWN, FOLLOWING, TOGETHER):
-        if sum(shares) > SHARED:
-            continue
-        hits = 0.0
-        for i in chosen:
-            targets, heard = asked.targets[i], known[i].rows
-            own, following, together = moments[i].candidates(shares, depth)
-            everything = united((own, following, together), nearest[i], depth)
-            hits += np.isin(targets, everything).sum() / len(targets)
-            fresh = targets[~np.isin(targets, heard)]
-            if len(fresh):
-                unheard = nearest[i][~np.isin(nearest[i], heard)]
-                new = united([one[~np.isin(one, heard)] for one in (following, together)], unheard, depth)
-                hits += np.isin(fresh, new).sum() / len(fresh)
-        if hits > found * WORTH:
-            best, found = shares, hits
+    for shares, value in zip(itertools.product(*SHARES), np.sum(every, 0), strict=True):
+        if sum(shares) <= SHARED and value > found * WORTH:
+            best, found = shares, value
     return best
 
 
-def _trained(prepared: Prepared, chosen: I64, epochs: int, seed: int) -> MomentHead:
-    """Fits a part on some moments."""
-    rng, at = np.random.default_rng([seed, 14]), tensor(chosen)
+def _hits(moment: Moment, targets: I64, heard: I64, nearest: I64, depth: int) -> F64:
+    """The share of targets found, and of those not heard, with each choice of SHARES."""
+    levels = [moment.candidates(shares, depth) for shares in itertools.zip_longest(*SHARES, fillvalue=0.0)]
+    tracks = np.unique(np.concatenate([targets, nearest, *itertools.chain(*levels)]))
+
+    def mask(rows: I64) -> npt.NDArray[np.bool_]:
+        marked = np.zeros(len(tracks), np.bool_)
+        marked[np.searchsorted(tracks, rows)] = True
+        return marked
+
+    chosen = [[mask(levels[n][source]) for n in range(len(options))] for source, options in enumerate(SHARES)]
+    special = np.array([np.logical_or.reduce(one) for one in itertools.product(*chosen)])
+    near, wanted, fresh = np.searchsorted(tracks, nearest), mask(targets), ~np.isin(tracks, heard)
+    hits = np.zeros(len(special))
+    for allowed in (np.ones(len(tracks), np.bool_), fresh):
+        if asked := np.count_nonzero(wanted & allowed):
+            among = special & allowed
+            others = (allowed & ~among)[:, near]
+            others &= np.cumsum(others, 1) <= depth - among.sum(1, keepdims=True)
+            hits += ((among & wanted).sum(1) + (others & wanted[near]).sum(1)) / asked
+    return hits
+
+
+def _trained(part: MomentHead, prepared: Prepared, chosen: I64, seed: int) -> MomentHead:
+    """Fits a part like `part`, which stays as it is, on some moments."""
+    rng = np.random.default_rng([seed, 14])
     torch.manual_seed(seed * 1_000_003 + 7)
-    part = MomentHead.fitted_to(prepared.inputs[at][prepared.real[at]], prepared.context[at])
-    some = chosen[(prepared.wanted[at].sum(1) > 0).numpy()]
+    part = MomentHead(part.mean, part.spread, part.context_mean, part.context_spread)
+    some = chosen[(prepared.wanted[tensor(chosen)].sum(1) > 0).numpy()]
     optimizer = torch.optim.AdamW(part.parameters(), lr=RATE, weight_decay=DECAY)
-    with torch.enable_grad():
-        for epoch in range(epochs):
-            for group in optimizer.param_groups:
-                group["lr"] = RATE * (1 - epoch / epochs)
-            order = rng.permutation(some)
-            for start in range(0, len(order), BATCH):
-                at = tensor(order[start : start + BATCH])
-                optimizer.zero_grad(set_to_none=True)
-                logits = part(prepared.inputs[at], prepared.context[at])
+    for epoch in range(EPOCHS):
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * (1 - epoch / EPOCHS)
+        order = rng.permutation(some)
+        for start in range(0, len(order), BATCH):
+            at = tensor(order[start : start + BATCH])
+            optimizer.zero_grad(set_to_none=True)
+            with torch.enable_grad():
+                logits = part.logits(prepared.inputs[at], prepared.context[at])
                 loss = listwise_loss(logits, prepared.wanted[at], prepared.real[at])
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
     return part.eval()
 
 
-def _choose_epochs(prepared: Prepared, config: TrainSettings) -> tuple[int, float]:
-    """The number of epochs with the best NDCG@10 for a third of the users that were not learnt from, and that NDCG."""
-    held = np.random.default_rng([config.seed, 15]).permutation(np.unique(prepared.user))
-    out = np.isin(prepared.user, held[: max(len(held) // 3, 1)])
-    inside, outside = np.flatnonzero(~out), np.flatnonzero(out)
-    if not len(inside) or not len(outside):
-        return EPOCHS[1], 0.0
-    best = (EPOCHS[1], -1.0)
-    for epochs in EPOCHS:
-        part = _trained(prepared, inside, epochs, config.seed)
-        at = tensor(outside)
-        value = _ndcg(part(prepared.inputs[at], prepared.context[at]), prepared, at)
-        if value > best[1]:
-            best = (epochs, value)
-    return best
+def _held_out(part: MomentHead, prepared: Prepared, seed: int) -> float:
+    """NDCG@10 for a third of the users by a part that is fitted on the others; 0 where there is one user."""
+    users = np.random.default_rng([seed, 15]).permutation(np.unique(prepared.user))
+    out = np.isin(prepared.user, users[: len(users) // 3])
+    if not out.any():
+        return 0.0
+    one, at = _trained(part, prepared, np.flatnonzero(~out), seed), tensor(np.flatnonzero(out))
+    return _ndcg(one.logits(prepared.inputs[at], prepared.context[at]), prepared, at)
 
 
 def _ndcg(logits: Tensor, prepared: Prepared, at: Tensor, k: int = 10) -> float:

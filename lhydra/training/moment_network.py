@@ -77,13 +77,13 @@ class MomentHead(nn.Module):
         )
         heard = own[..., :1]
         counted, ages, decayed, base, rest = own[..., 1:2], own[..., 2:4], own[..., 4:7], own[..., 7:10], own[..., 10:]
-        logs = [torch.log1p(counted), 12 - torch.log(ages.clamp(min=1)), torch.log1p(decayed)]
-        logs += [
+        logs = [
+            torch.log1p(counted),
+            12 - torch.log(ages.clamp(min=1)),
+            torch.log1p(decayed),
             torch.log(base + 1e-4) + 9.2,
-            rest[..., :1],
-            7 - torch.log1p(rest[..., 1:2]),
-            torch.log1p(rest[..., 2:]),
         ]
+        logs += [rest[..., :1], 7 - torch.log1p(rest[..., 1:2]), torch.log1p(rest[..., 2:])]
         strength = torch.log(strengths + 1e-4) + 9.2
         return torch.cat([pair, heard, torch.cat(logs, -1) * heard, strengths, strength], -1)
 
@@ -97,10 +97,41 @@ class MomentHead(nn.Module):
         Returns:
             (B, N) float32 logits.
         """
-        inputs = self.prepared(inputs)
-        scaled = (inputs - self.mean) / self.spread
-        about = self.of_context((context - self.context_mean) / self.context_spread)
-        deep = self.out(self.rest(self.of_pair(scaled) + about.unsqueeze(1)))
+        return self.logits(self.scaled(inputs), self.about(context))
+
+    def scaled(self, inputs: Tensor) -> Tensor:
+        """Brings inputs to one scale, which does not change in training.
+
+        Args:
+            inputs: (..., i) float32, as in `forward`.
+
+        Returns:
+            (..., i + strengths) float32.
+        """
+        return (self.prepared(inputs) - self.mean) / self.spread
+
+    def about(self, context: Tensor) -> Tensor:
+        """Brings the context to one scale.
+
+        Args:
+            context: (B, c) float32 of the moment.
+
+        Returns:
+            (B, c) float32.
+        """
+        return (context - self.context_mean) / self.context_spread
+
+    def logits(self, scaled: Tensor, about: Tensor) -> Tensor:
+        """Scores candidates.
+
+        Args:
+            scaled: (B, N, i + strengths) float32.
+            about: (B, c) float32.
+
+        Returns:
+            (B, N) float32 logits.
+        """
+        deep = self.out(self.rest(self.of_pair(scaled) + self.of_context(about).unsqueeze(1)))
         logit: Tensor = (self.linear(scaled) + deep).squeeze(2)
         return logit
 
