@@ -13,6 +13,7 @@ from lhydra.bundle.eligible import EligibleSet
 from lhydra.bundle.exact import best_first
 from lhydra.bundle.row_columns import RowColumns
 from lhydra.domain import F32, I64, Condition, Query, Recommendation, Tier, track_hashes
+from lhydra.limits import MAX_DEPTH
 from lhydra.lists.compose import Candidates, Composed, compose
 from lhydra.rules import Applied, Match, Rules
 from lhydra.timing import timed
@@ -30,9 +31,9 @@ def rules_depth(depth: int, k: int) -> int:
         k: how many tracks it asks for.
 
     Returns:
-        At least three for each place.
+        At least three for each place, as far as MAX_DEPTH goes.
     """
-    return max(depth, _LEAST_DEPTH * k)
+    return max(depth, k, min(_LEAST_DEPTH * k, MAX_DEPTH))
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,17 @@ class Made:
             The answer.
         """
         made, best = self.composed, self.order[self.composed.order]
+        shown = set(self.rows[best].tolist())
+        crowded = len({row for _, row in self.pins} - shown) if self.pins else 0
         return Recommendation(
             *(self.rows[best], self.scores[best], self.logits[best], self.cosines[best], *self.found),
-            *(asked.tier, asked.stage_us, _told(made, asked.prepared, self.refused), made.moved_by, made.propensity),
+            *(
+                asked.tier,
+                asked.stage_us,
+                _told(made, asked.prepared, self.refused, crowded),
+                made.moved_by,
+                made.propensity,
+            ),
         )
 
 
@@ -179,10 +188,12 @@ class Ruled:
                 logits, scores, keys = scored
                 order = best_first(rows, keys, len(rows))
                 made = self.compose(asked.query, rows[order], scores[order], pins, asked.history)
-            if not made.short or not left:
+            if not made.short or not left or len(rows) >= MAX_DEPTH:
                 break
             with timed("retrieve", asked.stage_us):
-                more, near = find(depth, self._useless(asked.query, rows, rows[order[made.free]]))
+                more, near = find(
+                    min(depth, MAX_DEPTH - len(rows)), self._useless(asked.query, rows, rows[order[made.free]])
+                )
             if not len(more):  # that is all there is
                 break
             rows, cosines = np.concatenate([rows, more]), np.concatenate([cosines, near])
@@ -319,13 +330,14 @@ def _places(pins: Sequence[tuple[int, int]], rows: I64, k: int) -> dict[int, int
     return places
 
 
-def _told(made: Composed, prepared: Prepared, refused: int) -> tuple[Applied, ...]:
+def _told(made: Composed, prepared: Prepared, refused: int, crowded: int) -> tuple[Applied, ...]:
     """What the rules did, with what happened before there was a list: blocks, and pins that may not be shown."""
     applied = list(made.applied)
     if prepared.conditions or len(prepared.blocked):
         applied.insert(0, Applied("block", prepared.n_blocked))
-    if refused:
-        gave_way = f"{refused} pinned tracks are unknown, blocked, excluded or filtered out"
+    if refused or crowded:
+        said = [f"{refused} pinned tracks are unknown, blocked, excluded or filtered out"] if refused else []
+        gave_way = "; ".join([*said, *([f"{crowded} pinned tracks had no place left"] if crowded else [])])
         applied = [one for one in applied if one.rule != "pin"]
         applied.append(Applied("pin", sum("pin" in moves for moves in made.moved_by), gave_way))
     return tuple(applied)

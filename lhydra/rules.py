@@ -4,6 +4,7 @@ The order of precedence: block > pin > cap > collapse > fresh > explore > calibr
 rules cannot both hold, the earlier one does, and the answer says what gave way.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -166,7 +167,9 @@ def problem(rules: Rules, columns: Mapping[str, str]) -> tuple[str, str, str] | 
         if match.column and columns[match.column] in ("numeric", "year"):
             for text in match.values:
                 try:
-                    real_number(text)
+                    known = math.isfinite(real_number(text))
                 except ValueError:
+                    known = False
+                if not known:
                     return where, repr(text), f"numbers, as {match.column} is {columns[match.column]}"
     return None

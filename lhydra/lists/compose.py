@@ -16,6 +16,8 @@ from lhydra.rules import Applied, Rules
 
 PLACES = "places"  # the step that fills places kept, drawn and pinned
 
+SPREAD = 200  # places that diversity fills, nobody looks at more at once: its cost grows with their square and more
+
 
 @dataclass(frozen=True)
 class Candidates:
@@ -103,12 +105,12 @@ def compose(rules: Rules, candidates: Candidates, k: int, seed: int = 0) -> Comp
     admitted = np.concatenate([pinned, order[:free]]) if short else order[:0]
     if rules.diversity is not None and rules.diversity.strength > 0 and candidates.vectors is not None:
         odds = (scores / (1 - np.minimum(candidates.scores, 1 - 1e-6)))[order[:free]]
-        strength, is_dpp = rules.diversity.strength, rules.diversity.method == "dpp"
-        able = contenders(odds, need, strength) if is_dpp else np.arange(free)
+        spread, strength, is_dpp = min(need, SPREAD), rules.diversity.strength, rules.diversity.method == "dpp"
+        able = contenders(odds, spread, strength) if is_dpp else np.arange(free)
         vectors = candidates.vectors(order[able])
-        chosen = able[(dpp if is_dpp else mmr)(odds[able], vectors, need, strength)]
+        chosen = able[(dpp if is_dpp else mmr)(odds[able], vectors, spread, strength)]
         before, order = order, _first(order, chosen)
-        note("diversity", before, order)
+        note("diversity", before, order, f"only the first {SPREAD} places" if need > SPREAD else "")
     placed: Placed | None = None
 
     def filled(order: I64, exploring: bool) -> Placed:

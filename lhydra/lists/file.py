@@ -9,6 +9,7 @@ from typing import Any
 
 from lhydra.config import Null, read_yaml, shown, unknown
 from lhydra.errors import ConfigError, complain
+from lhydra.limits import MAX_ID_CHARS, is_id
 from lhydra.numerals import real_number, whole_number
 from lhydra.rules import MAX_FACTOR, Boost, Calibration, Collapse, Diversity, Explore, Fresh, Match, Pin, Rules, problem
 
@@ -52,8 +53,14 @@ def read(path: Path) -> RuleSets:
     top = _mapping(read_yaml(path), str(path), ("default", "sets"))
     sets = {}
     for name, value in _mapping(top.get("sets", {}), f"{path}: sets", None).items():
-        if not 1 <= len(name) <= 64 or name == OFF:
-            raise ConfigError(complain(f"{path}: sets", name, f"names of 1 to 64 characters, not '{OFF}'"))
+        if not 1 <= len(name) <= 64 or name == OFF or not is_id(name):
+            raise ConfigError(
+                complain(
+                    f"{path}: sets",
+                    ascii(name) if not is_id(name) else name,
+                    f"names of 1 to 64 characters, not '{OFF}'",
+                )
+            )
         sets[name] = _rules(name, value, f"{path}: sets.{name}")
     if not sets:  # as of a file that somebody is writing
         raise ConfigError(complain(f"{path}: sets", "nothing", "a rule set or more"))
@@ -122,9 +129,9 @@ def _boost(value: Any, at: str, key: str) -> Boost:
 
 def _pin(value: Any, i: int, at: str) -> Pin:
     part = _mapping(value, at, ("track", "position", *_WHEN))
-    track = _text(part.get("track"), f"{at}.track")
+    track = _track(part.get("track"), f"{at}.track")
     position = _whole(part.get("position", str(i + 1)), f"{at}.position", 1, MAX_CAP)
-    return Pin(Match(tracks=(track,), since=_time(part, "since", at), until=_time(part, "until", at)), position)
+    return Pin(Match("", (), (track,), *_times(part, at)), position)
 
 
 def _fresh(value: Any, at: str) -> Fresh:
@@ -153,10 +160,20 @@ def _match(part: Mapping[str, Any], at: str) -> Match:
         raise ConfigError(complain(at, ", ".join(part) or "nothing", "column and values, or tracks"))
     column = _text(part["column"], f"{at}.column") if "column" in part else ""
     values = tuple(_texts(part.get("values", []), f"{at}.values"))
-    tracks = tuple(_texts(part.get("tracks", []), f"{at}.tracks"))
+    tracks = tuple(
+        _track(one, f"{at}.tracks[{i}]") for i, one in enumerate(_list(part.get("tracks", []), f"{at}.tracks"))
+    )
     if not (values or tracks):
         raise ConfigError(complain(at, "an empty list", "one entry or more"))
-    return Match(column, values, tracks, _time(part, "since", at), _time(part, "until", at))
+    return Match(column, values, tracks, *_times(part, at))
+
+
+def _times(part: Mapping[str, Any], at: str) -> tuple[int, int]:
+    """When a rule begins and ends; 0 for always and never."""
+    since, until = _time(part, "since", at), _time(part, "until", at)
+    if until and until <= since:
+        raise ConfigError(complain(f"{at}.until", shown(part["until"]), "a time after since"))
+    return since, until
 
 
 def _time(part: Mapping[str, Any], key: str, at: str) -> int:
@@ -164,9 +181,12 @@ def _time(part: Mapping[str, Any], key: str, at: str) -> int:
         return 0
     try:
         found = datetime.fromisoformat(part[key])
-        return int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp())
+        seconds = int((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp())
+        if seconds <= 0:  # 0 is for none
+            raise ValueError
+        return seconds
     except (TypeError, ValueError, OverflowError):
-        expected = "a date such as 2026-12-24, or a date and time"
+        expected = "a date such as 2026-12-24, or a date and time, after 1970-01-01"
         raise ConfigError(complain(f"{at}.{key}", shown(part[key]), expected)) from None
 
 
@@ -192,7 +212,17 @@ def _list(value: Any, at: str) -> list[Any]:
 def _text(value: Any, at: str) -> str:
     if not isinstance(value, str) or isinstance(value, Null) or not value:
         raise ConfigError(complain(at, shown(value), "text"))
+    if not value.isascii() and value != value.encode("utf-8", "replace").decode():
+        raise ConfigError(complain(at, ascii(value), "text that is UTF-8"))
     return value
+
+
+def _track(value: Any, at: str) -> str:
+    if not is_id(text := _text(value, at)):
+        raise ConfigError(
+            complain(at, ascii(text)[:80], f"a track id: 1 to {MAX_ID_CHARS} characters, none of control")
+        )
+    return text
 
 
 def _texts(value: Any, at: str) -> list[str]:

@@ -30,6 +30,7 @@ class RulesFile:
         self._source, self._store = Path(source) if source else None, store
         self._folder: Path | None = None
         self._seen: tuple[int, ...] | None = None
+        self._refused_for = ""  # the bundle that the version last seen did not fit
         self._versions = 0
         self.path, self.error, self.failures = "", "", 0
 
@@ -53,13 +54,16 @@ class RulesFile:
         Args:
             bundle_id: what is served.
         """
-        if self._source is None or (mark := self._mark()) == self._seen:
+        if self._source is None:
             return
-        self._seen = mark
+        mark, other = self._mark(), bool(self.error) and self._refused_for != bundle_id
+        if mark == self._seen and not other:  # a file that one bundle lacks a column for may fit the next
+            return
+        again, self._seen, self._refused_for = mark == self._seen, mark, bundle_id
         try:
             self._take(bundle_id)
         except (ConfigError, OSError) as error:
-            self.failures += 1
+            self.failures += not again
             self.error = str(error)
             _log.error("the rules stay as they were: %s", error)
             return

@@ -1,0 +1,187 @@
+"""Rules at their edges: what contradicts, what is empty, what is huge; said or refused, never an inner error."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lhydra.bundle.bundle import Bundle
+from lhydra.data.dataset import Dataset, user_states
+from lhydra.domain import Condition, Query, Recommendation, Repeat, UserState
+from lhydra.errors import ConfigError, InvalidRequest
+from lhydra.limits import MAX_DEPTH
+from lhydra.lists.compose import SPREAD, Candidates, compose
+from lhydra.lists.file import RuleSets, read
+from lhydra.recommender import Recommender
+from lhydra.ruled import rules_depth
+from lhydra.rules import Boost, Calibration, Diversity, Explore, Fresh, Match, Pin, Rules
+from lhydra_protos.v1 import recommender_pb2 as pb
+from lhydra_server.rules import to_rules
+from lhydra_server.rules_file import RulesFile
+from tests.fake_serve import write_bundle
+from tests.test_rules import EVERYTHING, NOW
+
+Ask = Callable[..., Recommendation]
+
+
+@pytest.fixture(scope="module")
+def recommender(tiny_store: Path) -> Recommender:
+    return Recommender(Bundle.open(tiny_store))
+
+
+@pytest.fixture(scope="module")
+def states(tiny_dataset: Dataset) -> list[UserState]:
+    return [*(state for _, state in user_states(tiny_dataset, "now", positions=np.array([3]))), UserState()]
+
+
+def ids_of(recommender: Recommender, rows: list[int]) -> list[str]:
+    return recommender.catalog.track_ids(np.array(rows, np.int64))
+
+
+def pins(ids: list[str], places: list[int]) -> tuple[Pin, ...]:
+    return tuple(Pin(Match(tracks=(one,)), place) for one, place in zip(ids, places, strict=True))
+
+
+def test_pins_for_which_there_is_no_place_are_told(recommender: Recommender, states: list[UserState]) -> None:
+    ids = ids_of(recommender, [0, 1, 2])
+    for state in states:
+        query = Query(2, state, True, repeat=Repeat.ALLOW, now=NOW)
+        found = recommender.recommend(replace(query, rules=Rules(pins=pins(ids, [1, 2, 3]))))
+        assert found.rows.tolist() == [0, 1]
+        assert [one.gave_way for one in found.applied] == ["1 pinned tracks had no place left"]
+        twice = recommender.recommend(replace(query, rules=Rules(pins=pins([ids[0], ids[0]], [1, 2]))))
+        assert twice.rows[0] == 0
+        assert [one.gave_way for one in twice.applied] == [""]  # it is shown
+
+
+def test_where_nothing_is_left_pins_and_all_rules_answer_nothing(
+    recommender: Recommender, states: list[UserState]
+) -> None:
+    everyone = tuple(ids_of(recommender, list(range(len(recommender.catalog)))))
+    nothing = (Condition("genre", any_of=("no such",)),)
+    for state in states:
+        query = Query(5, state, True, repeat=Repeat.ALLOW, now=NOW)
+        pinned = replace(EVERYTHING, pins=pins(list(everyone[:2]), [1, 4]))
+        for one in (
+            replace(query, rules=pinned, filter=nothing),
+            replace(query, rules=replace(pinned, blocks=(Match(tracks=everyone),))),
+            replace(query, rules=pinned, exclude=recommender.catalog.hashes),
+        ):
+            found = recommender.recommend(one)
+            assert len(found.rows) == 0
+            assert any(said.rule == "pin" and said.gave_way for said in found.applied)
+        almost = replace(query, rules=replace(pinned, blocks=(Match(tracks=everyone[1:]),)))
+        assert recommender.recommend(almost).rows.tolist() == [0]
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_any_rules_give_exactly_k(recommender: Recommender, states: list[UserState], data: st.DataObject) -> None:
+    draw = data.draw
+    n = len(recommender.catalog)
+    column = st.sampled_from(["artist", "genre", "year", "tags", "explicit", "tempo"])
+    words = st.sampled_from(["artist", "genre", "tags", "explicit"])
+    row = st.integers(0, n - 1)
+    some = ids_of(recommender, draw(st.lists(row, max_size=6)))
+    rules = Rules(
+        "",
+        tuple(draw(st.dictionaries(column, st.integers(1, 3), max_size=2)).items()),
+        diversity=draw(st.none() | st.builds(Diversity, st.floats(0, 1), st.sampled_from(["dpp", "mmr"]))),
+        calibration=draw(st.none() | st.builds(Calibration, words, st.floats(0, 1))),
+        boosts=tuple(
+            Boost(Match(draw(words), ("rock", "1", "")), factor)
+            for factor in draw(st.lists(st.sampled_from([1e6, 1e-6, 1.0]), max_size=2))
+        ),
+        pins=pins(
+            [*some, "no such"], draw(st.lists(st.integers(1, 99), min_size=len(some) + 1, max_size=len(some) + 1))
+        ),
+        blocks=tuple(Match(tracks=(one,)) for one in ids_of(recommender, draw(st.lists(row, max_size=3)))),
+        fresh=draw(st.none() | st.builds(Fresh, st.integers(1, 9), st.just("year"), within=st.floats(0, 50))),
+        explore=draw(st.none() | st.builds(Explore, st.integers(1, 9), st.integers(2, 9), st.floats(0.01, 100))),
+    )
+    query = Query(draw(st.sampled_from([1, 2, 10, n + 9])), draw(st.sampled_from(states)), True, now=NOW, rules=rules)
+    found = recommender.recommend(replace(query, repeat=Repeat.ALLOW, seed=draw(st.integers(0, 2**64 - 1))))
+    blocked = {one.tracks[0] for one in rules.blocks}
+    shown = recommender.catalog.track_ids(found.rows)
+    assert len(set(shown)) == min(query.k, recommender.catalog.n_eligible - len(blocked))
+    assert not blocked & set(shown)
+    if found.propensity is not None:
+        assert ((found.propensity > 0) & (found.propensity <= 1)).all()
+
+
+def test_no_k_makes_rules_cost_without_bound() -> None:
+    assert rules_depth(300, 50) == 300
+    assert rules_depth(300, 1_000) == 3_000
+    assert rules_depth(10_000, 10_000) == MAX_DEPTH
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(4 * SPREAD, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    scores = np.sort(rng.uniform(0.9, 1, len(vectors)))[::-1]
+    for method in ("dpp", "mmr"):
+        rules = Rules(diversity=Diversity(0.6, method))
+        made = compose(rules, Candidates(scores, vectors=vectors.__getitem__), 2 * SPREAD)
+        short = compose(rules, Candidates(scores, vectors=vectors.__getitem__), SPREAD)
+        assert made.order[:SPREAD].tolist() == short.order.tolist()
+        assert made.order[SPREAD:].tolist() == sorted(made.order[SPREAD:].tolist())
+        assert [one.gave_way for one in (*made.applied, *short.applied)] == [f"only the first {SPREAD} places", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('sets: {a: {block: [{tracks: ["\\ud800"]}]}}', "block[0].tracks[0]: found"),
+        ('sets: {a: {pin: [{track: "a\\tb"}]}}', "pin[0].track: found"),
+        ('sets: {a: {block: [{column: genre, values: ["\\ud800"]}]}}', "block[0].values[0]: found"),
+        ('sets: {"\\ud800": {caps: {artist: 1}}}', "sets: found"),
+        ("sets: {a: {pin: [{track: t, until: 1970-01-01}]}}", "pin[0].until: found 1970-01-01, expected a date"),
+        (
+            "sets: {a: {pin: [{track: t, since: 2026-12-24, until: 2026-12-24}]}}",
+            "pin[0].until: found 2026-12-24, expected a time after since",
+        ),
+        (
+            "sets: {a: {boost: [{tracks: [t], factor: 2, since: 2026-12-24T01:00+02:00, until: 2026-12-23T22:00Z}]}}",
+            "boost[0].until: found 2026-12-23T22:00Z, expected a time after since",
+        ),
+        ("sets: " + "[" * 3000, "expected a YAML file"),
+        ("sets: &a {b: *a}", "unknown key"),
+    ],
+)
+def test_a_file_that_could_never_act_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "rules.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        read(path)
+    assert message in str(error.value)
+    str(error.value).encode()
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "1e999"])
+def test_a_number_that_no_column_holds_is_refused(value: str) -> None:
+    asked = pb.RecommendRequest(rules=pb.Rules(blocks=[pb.ColumnValues(column="year", values=[value])]))
+    with pytest.raises(InvalidRequest, match=r"rules.blocks"):
+        to_rules(asked, RuleSets(), {"year": "year"})
+
+
+def test_a_bundle_that_brings_the_column_makes_a_refused_file_good(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        write_bundle(tmp_path / "store", name, n=20)
+    (tmp_path / "store" / "old" / "filters.json").write_text('{"tracks": 20, "columns": {"genre": "categorical"}}')
+    (tmp_path / "store" / "new" / "filters.json").write_text('{"tracks": 20, "columns": {"mood": "categorical"}}')
+    path = tmp_path / "rules.yaml"
+    path.write_text("sets: {a: {caps: {artist: 1}}}")
+    watched = RulesFile(str(path), tmp_path / "store")
+    watched.open("old")
+    path.write_text("sets: {a: {caps: {mood: 1}}}")
+    watched.look("old")
+    assert "found 'mood'" in watched.error
+    assert watched.failures == 1
+    watched.look("old")
+    assert watched.failures == 1  # counted once
+    watched.look("new")
+    assert watched.error == ""
+    assert read(Path(watched.path)).sets["a"].caps == (("mood", 1),)
+    watched.close()
