@@ -176,23 +176,59 @@ class Client:
         return streams.answers(self._stub.RecommendMany, users, k, self._server, timeout_s)
 
     def similar(
-        self, track_ids: Iterable[str], k: int = 10, *, exclude: Iterable[str] = (), timeout_s: float | None = None
+        self,
+        track_ids: Iterable[str],
+        k: int = 10,
+        *,
+        exclude: Iterable[str] = (),
+        filter: Filter | None = None,
+        dislike: Iterable[str] = (),
+        user_id: str = "",
+        rules: Rules | str | None = None,
+        max_per_artist: int = 0,
+        diversity: float = 0.0,
+        depth: int = 0,
+        seed: int = 0,
+        now_s: int = 0,
+        timeout_s: float | None = None,
     ) -> Recommendations:
-        """Returns the k tracks most similar to the given ones.
+        """Returns the k tracks most like the given ones, none of which is among them.
 
         Args:
-            track_ids: the tracks to compare with.
+            track_ids: 1 to 100 tracks to compare with.
             k: how many tracks.
             exclude: ids of tracks never to return.
+            filter: which tracks are eligible, by columns of the catalog.
+            dislike: up to 100 tracks to move away from, never returned.
+            user_id: whose taste orders the most alike; "" for nobody's.
+            rules: the name of a rule set, or what differs from the server's default set; None for that set.
+            max_per_artist: tracks of one artist at most, while there are others; 0 for no cap.
+            diversity: how far the list spreads, from 0, not at all, to 1.
+            depth: candidates by vector; 0 for the server's default.
+            seed: of the draws of exploration; 0 for one made of the request id.
+            now_s: Unix seconds from which ages count; 0 for the server's clock.
             timeout_s: deadline of this call in seconds, retries included; None for the client's.
 
         Returns:
             The tracks, most similar first.
 
         Raises:
-            ClientError: one of its subclasses; `Unsupported` by a server that does not answer the method yet.
+            ClientError: one of its subclasses.
         """
-        request = requests.similar_request(track_ids, k, exclude=exclude)
+        request = requests.similar_request(
+            track_ids,
+            k,
+            exclude=exclude,
+            filter=filter,
+            dislike=dislike,
+            user_id=user_id,
+            rules=rules,
+            max_per_artist=max_per_artist,
+            diversity=diversity,
+            depth=depth,
+            seed=seed,
+            now_s=now_s,
+        )
         return results.recommendations(self._call(self._stub.SimilarTracks, request, timeout_s))
 
     def explain(

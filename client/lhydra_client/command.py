@@ -56,6 +56,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     similar = action("similar", "Tracks similar to given ones.")
     similar.add_argument("tracks", metavar="TRACK_ID", nargs="+")
     similar.add_argument("--k", type=_whole, default=10, help="how many tracks (default: 10)")
+    similar.add_argument("--for", dest="user", default="", metavar="USER", help="whose taste orders the most alike")
+    similar.add_argument(
+        "--dislike", action="append", default=[], metavar="ID", help="a track to move away from; again for more"
+    )
+    similar.add_argument("--exclude", action="append", default=[], metavar="ID", help="a track never to return")
+    similar.add_argument("--genre", action="append", default=[], metavar="NAME", help="only tracks of this genre")
+    similar.add_argument("--artist", action="append", default=[], metavar="NAME", help="only tracks by this artist")
+    similar.add_argument("--rules", metavar="NAME", help="a rule set of the server (default: the server's)")
+    similar.add_argument(
+        "--max-per-artist", type=_whole, default=0, metavar="N", help="tracks of one artist, while there are others"
+    )
 
     explain = action("explain", "Why a track is in a user's list, or why it is not.")
     explain.add_argument("user", metavar="USER")
@@ -233,8 +244,19 @@ def _rules(args: argparse.Namespace) -> "Rules | None":
 
 
 def _similar(client: "Client", args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    answer = client.similar(args.tracks, args.k)
-    title = f"similar to {', '.join(args.tracks)}"
+    from lhydra_client.requests import Filter
+
+    answer = client.similar(
+        args.tracks,
+        args.k,
+        exclude=args.exclude,
+        filter=Filter(args.genre, args.artist) if args.genre or args.artist else None,
+        dislike=args.dislike,
+        user_id=args.user,
+        rules=args.rules,
+        max_per_artist=args.max_per_artist,
+    )
+    title = f"similar to {', '.join(args.tracks)}" + f" for {args.user}" * bool(args.user)
     return _list_of_tracks(title, answer), {"track_ids": args.tracks, "k": args.k} | _values(answer)
 
 

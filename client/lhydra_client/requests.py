@@ -231,13 +231,36 @@ def recommend_request(
     return request
 
 
-def similar_request(track_ids: Iterable[str], k: int, *, exclude: Iterable[str] = ()) -> pb.SimilarTracksRequest:
+def similar_request(
+    track_ids: Iterable[str],
+    k: int,
+    *,
+    exclude: Iterable[str] = (),
+    filter: Filter | None = None,
+    dislike: Iterable[str] = (),
+    user_id: str = "",
+    rules: Rules | str | None = None,
+    max_per_artist: int = 0,
+    diversity: float = 0.0,
+    depth: int = 0,
+    seed: int = 0,
+    now_s: int = 0,
+) -> pb.SimilarTracksRequest:
     """Makes the request of `Client.similar`.
 
     Args:
         track_ids: the tracks to compare with.
         k: how many tracks.
         exclude: ids of tracks never to return.
+        filter: which tracks are eligible.
+        dislike: tracks to move away from.
+        user_id: whose taste orders the most alike; "" for nobody's.
+        rules: the name of a rule set, or what differs from the server's default; None for that.
+        max_per_artist: tracks per artist; 0 for no cap.
+        diversity: how far the list spreads, 0 to 1.
+        depth: candidates by vector; 0 for the server's default.
+        seed: of draws; 0 for one made of the request id.
+        now_s: Unix seconds; 0 for the server's clock.
 
     Returns:
         The message.
@@ -245,11 +268,24 @@ def similar_request(track_ids: Iterable[str], k: int, *, exclude: Iterable[str] 
     Raises:
         InvalidRequest: a value that the wire cannot express; names the field.
     """
-    return pb.SimilarTracksRequest(
+    request = pb.SimilarTracksRequest(
         track_ids=texts("track_ids", track_ids),
         k=whole("k", k, *UINT32),
         exclude_track_ids=texts("exclude_track_ids", exclude),
+        dislike_track_ids=texts("dislike_track_ids", dislike),
+        user_id=text("user_id", user_id),
+        depth=whole("depth", depth, *UINT32),
+        seed=whole("seed", seed, *UINT64),
+        now_s=whole("now_s", now_s, *INT64),
     )
+    if filter is not None:
+        request.filter.CopyFrom(_filter(filter))
+    if rules is not None:
+        request.rules.CopyFrom(rules_message(rules))
+    if max_per_artist or diversity:
+        request.diversity.max_per_artist = whole("diversity.max_per_artist", max_per_artist, *UINT32)
+        request.diversity.strength = number("diversity.strength", diversity)
+    return request
 
 
 def explain_request(user_id: str, track_id: str, request: pb.RecommendRequest | None = None) -> pb.ExplainRequest:

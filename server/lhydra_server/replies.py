@@ -1,17 +1,32 @@
 """The reply to Recommend as bytes, joined from parts that the bundle holds ready; see `lhydra_protos.v1.wire`."""
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 
 from lhydra.bundle.strings import StringColumn
 from lhydra.domain import F32, I64, STAGES, Recommendation
+from lhydra.errors import one_line, quoted
 from lhydra.rules import Applied
 from lhydra_protos.v1.wire import SCORE_BYTES, number_field, text_field, varint
 
 _SCORE, _RETRIEVAL_SCORE = np.arange(1, 5), np.arange(6, 10)  # where the floats are among the last SCORE_BYTES bytes
 _STAGE_NAMES = {stage: text_field(1, stage.encode()) for stage in STAGES}
+
+
+def unused_columns(unused: Set[str], used: Set[str]) -> str:
+    """Returns why an answer is less than its caller may think: a misspelt profile column says nothing to the model.
+
+    Args:
+        unused: names in the request's profile that the model does not use.
+        used: those that it does.
+
+    Returns:
+        The reason, its name before the colon, of bounded length.
+    """
+    some = ", ".join(quoted(name) for name in sorted(unused)[:3]) + (", ..." if len(unused) > 3 else "")
+    return one_line(f"unused_profile_columns: {some}; the model uses {', '.join(sorted(used)) or 'none'}", 500)
 
 
 def reply(

@@ -16,7 +16,9 @@ NO_SETS = RuleSets()
 _FIELDS = {"caps": "rules.caps", "calibration.column": "rules.calibration.column"}
 
 
-def to_rules(request: pb.RecommendRequest, sets: RuleSets, columns: Mapping[str, str]) -> Rules | None:
+def to_rules(
+    request: pb.RecommendRequest | pb.SimilarTracksRequest, sets: RuleSets, columns: Mapping[str, str]
+) -> Rules | None:
     """Returns the rules of a request.
 
     Args:

@@ -13,10 +13,11 @@ from lhydra import __version__
 from lhydra.bundle.columns import NO_COLUMNS, FilterColumns
 from lhydra.bundle.strings import StringColumn
 from lhydra.domain import I64, Hashes, Query, Recommendation, Repeat, UserState, track_hashes
-from lhydra.errors import FeatureError, InvalidRequest, Unsupported, UserStoreError, one_line, quoted
+from lhydra.errors import FeatureError, InvalidRequest, Unsupported, UserStoreError
 from lhydra.explain.explainer import Explainer
 from lhydra.queries import Request, to_query
 from lhydra.recommender import LEARNT_AS_DECAY, MAX_BATCH
+from lhydra.similar import Similar, SimilarQuery
 from lhydra.timing import timed
 from lhydra.users.record import user_tag
 from lhydra.users.store import UserStore
@@ -26,9 +27,9 @@ from lhydra_server.config import FleetStatus
 from lhydra_server.explain import asked_request, explain
 from lhydra_server.interceptors import Call
 from lhydra_server.metrics.worker import Metrics, NoMetrics
-from lhydra_server.replies import reply
+from lhydra_server.replies import reply, unused_columns
 from lhydra_server.rules import NO_SETS
-from lhydra_server.translate import to_plays, to_request
+from lhydra_server.translate import to_plays, to_request, to_similar
 
 NO_METRICS = NoMetrics()
 Answer = TypeVar("Answer")
@@ -89,20 +90,7 @@ class Served:
     genre: str | None = None  # the column that `Filter.genres` is about
     explainer: Explainer | None = None  # None where nobody explains
     profile: Set[str] | None = None  # the profile columns that the model uses; None where nobody can tell
-
-
-def unused_columns(unused: Set[str], used: Set[str]) -> str:
-    """Returns why an answer is less than its caller may think: a misspelt profile column says nothing to the model.
-
-    Args:
-        unused: names in the request's profile that the model does not use.
-        used: those that it does.
-
-    Returns:
-        The reason, its name before the colon, of bounded length.
-    """
-    some = ", ".join(quoted(name) for name in sorted(unused)[:3]) + (", ..." if len(unused) > 3 else "")
-    return one_line(f"unused_profile_columns: {some}; the model uses {', '.join(sorted(used)) or 'none'}", 500)
+    similar: Similar | None = None
 
 
 def _tried(method: Callable[..., Answer], *args: object) -> Answer | Exception:
@@ -141,7 +129,7 @@ class RecommenderService:
         self._started_s = time.monotonic()
         self._count = itertools.count(1)
         self._answered = 0
-        self._turn, self._of_streams = Lock(), 0
+        self._turn, self._alone, self._of_streams = Lock(), Lock(), 0
 
     def Recommend(self, request: pb.RecommendRequest, call: Call) -> bytes:
         """Answers with the best tracks for a user.
@@ -196,15 +184,18 @@ class RecommenderService:
     def _reply(
         self, request: pb.RecommendRequest, call: Call, found: Recommendation | Exception, took_us: int
     ) -> bytes:
-        served, stage_us = self._served, call.stage_us
         if isinstance(found, FeatureError) and request.profile.columns:
             raise InvalidRequest("profile", str(found), "values that fit the features") from None
         if isinstance(found, Exception):
             raise found
+        call.stage_us["queue"] = max(0, took_us - sum(found.stage_us.values()))
+        return self._told(request.k, call, found)
+
+    def _told(self, k: int, call: Call, found: Recommendation) -> bytes:
+        served, stage_us = self._served, call.stage_us
         stage_us |= found.stage_us
-        stage_us["queue"] = max(0, took_us - sum(found.stage_us.values()))
-        call.tier, call.short = found.tier.label, len(found.rows) < request.k
-        call.notes |= {"tier": call.tier, "k": request.k}
+        call.tier, call.short = found.tier.label, len(found.rows) < k
+        call.notes |= {"tier": call.tier, "k": k}
         self._answered = next(self._count)
         return reply(
             found,
@@ -277,20 +268,40 @@ class RecommenderService:
             rule_sets=list(self.rule_sets.sets),
         )
 
-    def SimilarTracks(self, request: pb.SimilarTracksRequest, call: Call) -> pb.RecommendResponse:
-        """Refuses: this version does not answer SimilarTracks.
+    def SimilarTracks(self, request: pb.SimilarTracksRequest, call: Call) -> bytes:
+        """Answers with the tracks most like some others.
 
         Args:
             request: as it came.
             call: the call in progress.
 
         Returns:
-            Nothing yet.
+            A RecommendResponse as protobuf.
 
         Raises:
-            Unsupported: always.
+            InvalidRequest: the request can never be answered, or the bundle holds none of its seeds.
+            Unsupported: this server's bundle cannot tell.
+            DeadlineExceeded: the caller left before the answer was computed.
         """
-        raise Unsupported("SimilarTracks: this version does not answer it")
+        served, stage_us = self._served, call.stage_us
+        if served.similar is None:
+            raise Unsupported("SimilarTracks: this version does not answer it")
+        call.notes |= {"bundle": served.bundle_id, "seeds": len(request.track_ids), "stage_us": stage_us}
+        now = int(time.time())
+        parsed = to_similar(
+            request, self._max_k, served.filters.names, served.genre, now, self.rule_sets, call.request_id
+        )
+        with timed("lookup", stage_us):
+            state = self._look_up(request.user_id, call) if request.user_id else None
+            query = to_query(parsed, state, now)
+        seeds, dislikes = track_hashes(request.track_ids), track_hashes(request.dislike_track_ids)
+        if unknown := int(np.count_nonzero(served.catalog.rows(seeds) < 0)):
+            call.degraded.append(f"unknown_tracks: this bundle does not hold {unknown} of {len(seeds)} seeds")
+        call.check()
+        personal = state is not None and len(state.history) > 0
+        with self._alone:
+            found = served.similar.find(SimilarQuery(seeds, query, dislikes, personal), call.check)
+        return self._told(request.k, call, found)
 
     def Explain(self, request: pb.ExplainRequest, call: Call) -> pb.ExplainResponse:
         """Follows one track through all stages of a request, which is served for it.

@@ -21,6 +21,9 @@ from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.filters import to_conditions
 from lhydra_server.rules import NO_SETS, seed_of, to_rules
 
+MAX_SEEDS = 100  # of a request for similar tracks, and as many dislikes
+NOBODY = "-"
+
 
 def to_request(
     request: pb.RecommendRequest,
@@ -61,6 +64,51 @@ def to_request(
         session=request.session.entries if request.HasField("session") else (),
         now=request.now_s,
         explain=request.explain,
+    )
+    check(parsed, max_k, now)
+    if request.HasField("filter"):
+        parsed = replace(parsed, filter=to_conditions(request.filter, columns, genre))
+    if sets.default is not None or request.HasField("rules") or request.HasField("diversity"):
+        rules = to_rules(request, sets, columns)
+        parsed = replace(parsed, rules=rules, seed=seed_of(request.seed, request_id))
+    return parsed
+
+
+def to_similar(
+    request: pb.SimilarTracksRequest,
+    max_k: int,
+    columns: Mapping[str, str],
+    genre: str | None,
+    now: int,
+    sets: RuleSets = NO_SETS,
+    request_id: str = "",
+) -> Request:
+    """Returns what a request for similar tracks says but for its seeds and dislikes, all of it checked.
+
+    Args:
+        request: as it came.
+        max_k: the largest k that this server allows.
+        columns: the columns that can be filtered on, and their kinds, `FilterColumns.names`.
+        genre: the column that holds genres.
+        now: Unix seconds.
+        sets: the rule sets of this server.
+        request_id: of the call.
+
+    Returns:
+        The request; its user id is - where there is none.
+
+    Raises:
+        InvalidRequest: it can never be answered; names the field.
+    """
+    for name, tracks, least in (
+        ("track_ids", request.track_ids, 1),
+        ("dislike_track_ids", request.dislike_track_ids, 0),
+    ):
+        check_range(name, len(tracks), least, MAX_SEEDS, "tracks")
+        for i, track in enumerate(tracks):
+            check_id(f"{name}[{i}]", track)
+    parsed = Request(
+        request.user_id or NOBODY, request.k, request.exclude_track_ids, depth=request.depth, now=request.now_s
     )
     check(parsed, max_k, now)
     if request.HasField("filter"):

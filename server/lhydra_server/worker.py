@@ -22,6 +22,7 @@ from lhydra.errors import LhydraError
 from lhydra.explain.explainer import Explainer
 from lhydra.logs import AccessLog
 from lhydra.recommender import Recommender
+from lhydra.similar import Similar
 from lhydra.timing import timed
 from lhydra.users.store import open_users
 from lhydra_server.app import Listener
@@ -87,6 +88,7 @@ def served_of(bundle: Bundle, recommender: Recommender) -> Served:
         bundle.spec.genre,
         Explainer(recommender),
         frozenset(bundle.spec.profile_columns) | {"country"},
+        Similar(recommender),
     )
 
 

@@ -614,9 +614,11 @@ class ScoredTrack(google.protobuf.message.Message):
     MOVED_BY_FIELD_NUMBER: builtins.int
     track_id: builtins.str
     score: builtins.float
-    """calibrated probability of a play; for TIER_POPULAR the share of listeners"""
+    """calibrated probability of a play; for TIER_POPULAR the share of listeners; of SimilarTracks"""
     retrieval_score: builtins.float
-    """cosine of user and track vector, -1 to 1; 0 for TIER_POPULAR"""
+    """without a user how much it is like the seeds, 0 to 1
+    cosine of user and track vector, -1 to 1; 0 for TIER_POPULAR
+    """
     title: builtins.str
     """empty where the catalogue has none"""
     artist: builtins.str
@@ -744,13 +746,41 @@ class SimilarTracksRequest(google.protobuf.message.Message):
     K_FIELD_NUMBER: builtins.int
     EXCLUDE_TRACK_IDS_FIELD_NUMBER: builtins.int
     FILTER_FIELD_NUMBER: builtins.int
+    DISLIKE_TRACK_IDS_FIELD_NUMBER: builtins.int
+    USER_ID_FIELD_NUMBER: builtins.int
+    RULES_FIELD_NUMBER: builtins.int
+    DIVERSITY_FIELD_NUMBER: builtins.int
+    DEPTH_FIELD_NUMBER: builtins.int
+    SEED_FIELD_NUMBER: builtins.int
+    NOW_S_FIELD_NUMBER: builtins.int
     k: builtins.int
+    """1 to max_k"""
+    user_id: builtins.str
+    """whose taste orders the most alike; empty for nobody's"""
+    depth: builtins.int
+    """candidates by vector; 0 means the server's default"""
+    seed: builtins.int
+    """as in RecommendRequest"""
+    now_s: builtins.int
+    """as in RecommendRequest"""
     @property
-    def track_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def track_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """seeds, 1 to 100: never returned; those that the bundle lacks are told in `degraded`"""
+
     @property
-    def exclude_track_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def exclude_track_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """never returned; unknown ids are ignored"""
+
     @property
     def filter(self) -> Global___Filter: ...
+    @property
+    def dislike_track_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """up to 100: the list moves away from them; never returned"""
+
+    @property
+    def rules(self) -> Global___Rules: ...
+    @property
+    def diversity(self) -> Global___Diversity: ...
     def __init__(
         self,
         *,
@@ -758,9 +788,16 @@ class SimilarTracksRequest(google.protobuf.message.Message):
         k: builtins.int = ...,
         exclude_track_ids: collections.abc.Iterable[builtins.str] | None = ...,
         filter: Global___Filter | None = ...,
+        dislike_track_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        user_id: builtins.str = ...,
+        rules: Global___Rules | None = ...,
+        diversity: Global___Diversity | None = ...,
+        depth: builtins.int = ...,
+        seed: builtins.int = ...,
+        now_s: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["filter", b"filter"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["exclude_track_ids", b"exclude_track_ids", "filter", b"filter", "k", b"k", "track_ids", b"track_ids"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["diversity", b"diversity", "filter", b"filter", "rules", b"rules"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["depth", b"depth", "dislike_track_ids", b"dislike_track_ids", "diversity", b"diversity", "exclude_track_ids", b"exclude_track_ids", "filter", b"filter", "k", b"k", "now_s", b"now_s", "rules", b"rules", "seed", b"seed", "track_ids", b"track_ids", "user_id", b"user_id"]) -> None: ...
 
 Global___SimilarTracksRequest: typing_extensions.TypeAlias = SimilarTracksRequest
 
