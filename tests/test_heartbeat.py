@@ -243,6 +243,9 @@ def test_workers_that_freeze_as_they_come_leave_the_old_ones_serving(
         workers = server.workers()
         publish(store, B2)
         coming = until(lambda: len(pids := {*server.children()} - {*workers}) == 2 and pids)
+        commands = [Path(f"/proc/{pid}/cmdline") for pid in (server.process.pid, *coming)]
+        # Whoever starts a process waits until it has a command of its own.
+        until(lambda: commands[0].read_bytes() not in [path.read_bytes() for path in commands[1:]])
         for pid in coming:  # in their imports
             os.kill(pid, signal.SIGSTOP)
         until(lambda: all(gone(pid) for pid in coming))
