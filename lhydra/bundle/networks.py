@@ -117,11 +117,25 @@ class UserTower:
         gathered = history.take(rows, 0) if len(history) else np.zeros((*rows.shape, history.shape[1]), np.float16)
         return self.run(users.dense, users.ids, gathered, entry, mask)
 
+    def embed_parts(self, users: EncodedUsers, history: F16 | F32, entry: F32, kept: npt.NDArray[np.bool_]) -> F32:
+        """Embeds users whose histories are parts of one, which the graph reads once for all of them.
+
+        Args:
+            users: n encoded users.
+            history: (h, dim) float16 history vectors of the whole history; float32 is rounded.
+            entry: (n, h, 3) float32 entry features of each user, finite where the user has none.
+            kept: (n, h) which entries each user has.
+
+        Returns:
+            (n, dim) float32, unit norm.
+        """
+        return self.run(users.dense, users.ids, history[None], entry, kept.astype(np.float32))
+
     def run(self, *inputs: npt.NDArray[Any]) -> F32:
         """Runs the graph on raw inputs.
 
         Args:
-            inputs: in the order of USER_INPUTS.
+            inputs: in the order of USER_INPUTS; the history vectors of one user stand for all.
 
         Returns:
             (n, dim) float32, unit norm.

@@ -4,6 +4,7 @@ What drops the track must be lifted first. Beyond that, one change at a time is 
 list, a few plays of tracks that go with it. Only what was served with the track in the list is told.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -101,11 +102,14 @@ def _rules(traced: Traced) -> list[Change]:
 
 
 def _depths(traced: Traced, path: Path) -> list[Change]:
-    """More candidates help only who is near enough to be found, and scored high enough to be listed."""
-    if path.is_candidate or not path.index_rank or path.head_rank > traced.query.k:
+    """More candidates help only who is scored high enough, and is near enough to be found or named by the moment."""
+    if path.is_candidate or path.head_rank > traced.query.k:
         return []
-    near = path.index_rank
-    wanted = [max(near, path.depth + 1), near + path.depth // 4, near + path.depth, 2 * near]
+    near, wanted = path.index_rank, list[int]()
+    if near:
+        wanted = [max(near, path.depth + 1), near + path.depth // 4, near + path.depth, 2 * near]
+    if traced.moment is not None:  # whose sources take a share of any depth
+        wanted += [2 * path.depth, 4 * path.depth, 5 * near]
     numbers = sorted({min(one, MAX_DEPTH) for one in wanted if one > path.depth})
     return [Change("depth", f"depth {one:,} in place of {path.depth:,}", one) for one in numbers]
 
@@ -115,8 +119,8 @@ def _longer(traced: Traced, path: Path, max_k: int) -> list[Change]:
     least = path.head_rank if path.is_candidate else max(path.head_rank, path.index_rank)
     if not least:
         return []
-    ruled = [*(step.after for step in path.steps[-1:]), 2 * least, 4 * least] if traced.made is not None else []
-    wanted = sorted({max(least, k + 1), *ruled})
+    more = [2 * least, 4 * least] if traced.made is not None or traced.moment is not None else []
+    wanted = sorted({max(least, k + 1), *(step.after for step in path.steps[-1:]), *more})
     return [Change("k", f"a list of {one:,} in place of {k:,}", one) for one in wanted if k < one <= max_k]
 
 
@@ -138,7 +142,7 @@ def _plays(recommender: Recommender, row: int) -> list[Change]:
 
 
 def _going_with(recommender: Recommender, row: int) -> I64:
-    """Tracks that are played by the same listeners, the strongest first, then those that are near."""
+    """Tracks that it follows, and that the same listeners play, strongest first; then those that are near."""
     catalog, index = recommender.catalog, recommender.bundle.index
     item = int(catalog.item_rows[row])
     found: list[int] = []
@@ -147,6 +151,8 @@ def _going_with(recommender: Recommender, row: int) -> I64:
         best = catalog.neighbours[item][np.argsort(-weights, kind="stable")[: max(TOGETHER)]]
         known = {int(catalog.item_rows[at]): int(at) for at in np.flatnonzero(np.isin(catalog.item_rows, best))}
         found = [known[one] for one in best.tolist() if one and one in known]
+    before = recommender.bundle.sequences.before(row).tolist()[: max(TOGETHER)]
+    found = [one for pair in itertools.zip_longest(before, found) for one in pair if one is not None]
     near = index.search_many(catalog.vectors[row : row + 1].astype(np.float32), max(TOGETHER) + 1)[0][0]
     found += near.tolist()
     return np.array([one for one in dict.fromkeys(found) if one != row][: max(TOGETHER)], np.int64)

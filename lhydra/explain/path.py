@@ -12,7 +12,7 @@ from lhydra.features.listening import SOURCES
 from lhydra.limits import MAX_DEPTH
 from lhydra.lists.compose import PLACES
 from lhydra.recommender import Recommender
-from lhydra.traced import Traced
+from lhydra.traced import NO_ROWS, Traced
 
 REMOVED, EXCLUDED, BLOCKED, HEARD = "removed", "exclude_track_ids", "rules.blocks", "heard"  # what drops, with filters
 NEAREST, PINNED, POPULAR, CHART = "nearest", "pinned", "popular", "chart"  # sources, beside those of a moment
@@ -38,8 +38,8 @@ class Path:
         row: of the catalog, -1 for a track that it does not hold: then nothing else is known.
         place: in the list, from 1; 0 for a track that is not in it.
         stopped_at: the stage that it did not pass: catalogue, exclude, retrieve, rerank, select; "" in the list.
-        stopped_by: what stopped it there: the first of `dropped_by`, depth, index (the index missed a track that is
-            near enough), score, or the rule that took its place.
+        stopped_by: what stopped it there: the first of `dropped_by`, depth (too far, or other sources had its place),
+            index (which missed a track that is near enough), score, or the rule that took its place.
         dropped_by: all that keeps it from the candidates: removed, exclude_track_ids, rules.blocks, a field of the
             filter, heard.
         sources: where it came from as a candidate.
@@ -118,10 +118,11 @@ def path_of(recommender: Recommender, traced: Traced, row: int) -> Path:
         cosine, exact = _exact_rank(recommender, traced, row)
         index_rank = _index_rank(recommender, traced, row, exact)
     steps = _steps(traced, row)
-    stopped_at, stopped_by = _stopped(traced, place, dropped, is_candidate, rank, exact, depth, steps)
+    missed = exact <= depth and not (traced.nearest is not None and row in traced.nearest[0])
+    stopped_at, stopped_by = _stopped(traced, place, dropped, is_candidate, rank, missed, steps)
     return Path(
         *(row, traced.tier, place, stopped_at, stopped_by, dropped),
-        sources=_sources(recommender, traced, row, depth) if is_candidate else (),
+        sources=_sources(recommender, traced, row) if is_candidate else (),
         exact_rank=exact,
         index_rank=index_rank,
         depth=depth,
@@ -207,21 +208,46 @@ def _index_rank(recommender: Recommender, traced: Traced, row: int, exact: int) 
     return _place(recommender.find(traced, min(2 * exact + len(nearest[0]), MAX_DEPTH))[0], row)
 
 
-def _sources(recommender: Recommender, traced: Traced, row: int, depth: int) -> tuple[str, ...]:
+def moment_sources(recommender: Recommender, traced: Traced) -> dict[str, I64]:
+    """Tells what the moment put among the candidates.
+
+    Args:
+        recommender: that answered.
+        traced: the request.
+
+    Returns:
+        Rows by name of their source, as they were asked for: without the listener's own where heard tracks stay away;
+        nothing where the head knows no moments.
+    """
+    if traced.moment is None:
+        return {}
+    shares, depth = recommender.bundle.sequences.shares, recommender.depth_of(traced.query)
+    repeats = traced.query.repeat is not Repeat.EXCLUDE
+    return dict(zip(SOURCES, traced.moment.candidates(shares, depth, repeats=repeats), strict=True))
+
+
+def _sources(recommender: Recommender, traced: Traced, row: int) -> tuple[str, ...]:
     if traced.tier is Tier.POPULAR:
         charted = row in recommender.catalog.chart(traced.query.state.profile.get("country"))[0]
         found = [CHART if charted else POPULAR]
     else:
-        nearest = traced.nearest or traced.candidates
-        assert nearest is not None
-        found = [NEAREST] if row in nearest[0] else []
-        if traced.moment is not None:
-            named = zip(SOURCES, traced.moment.candidates(recommender.bundle.sequences.shares, depth), strict=True)
-            repeats = traced.query.repeat is not Repeat.EXCLUDE
-            found += [name for name, rows in named if row in rows and (repeats or name != "own")]
+        named = moment_sources(recommender, traced)
+        found = [NEAREST] if _is_near(traced, np.concatenate([NO_ROWS, *named.values()]), row) else []
+        found += [name for name, rows in named.items() if row in rows]
     pinned = traced.made is not None and any(row == one for _, one in traced.made.pins)
     found += [PINNED] if pinned else []
     return tuple(found or [NEAREST])  # by rules that asked for more
+
+
+def _is_near(traced: Traced, named: I64, row: int) -> bool:
+    """Whether the index found a track early enough for the places that other sources left."""
+    nearest = traced.nearest or traced.candidates
+    assert nearest is not None
+    assert traced.candidates is not None
+    if not (place := _place(nearest[0], row)):
+        return False
+    free = int(np.count_nonzero(~np.isin(traced.candidates[0], named)))
+    return int(np.count_nonzero(~np.isin(nearest[0][: place - 1], named))) < free
 
 
 def _steps(traced: Traced, row: int) -> tuple[Step, ...]:
@@ -247,8 +273,7 @@ def _stopped(
     dropped: tuple[str, ...],
     is_candidate: bool,
     rank: int,
-    exact: int,
-    depth: int,
+    missed: bool,
     steps: tuple[Step, ...],
 ) -> tuple[str, str]:
     if place:
@@ -256,7 +281,7 @@ def _stopped(
     if dropped and not is_candidate:
         return "exclude", dropped[0]
     if traced.tier is not Tier.POPULAR and not is_candidate:
-        return "retrieve", DEPTH if exact > depth else INDEX
+        return "retrieve", INDEX if missed else DEPTH
     k = traced.query.k
     if rank > k or traced.made is None:
         return "rerank" if traced.tier is not Tier.POPULAR else "select", SCORE

@@ -10,13 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lhydra.bundle.candidates import listening_of
 from lhydra.domain import F32, I64, UserState
 from lhydra.features import item_item
 from lhydra.features.histories import EncodedUsers, Histories, offsets_of, relative_weights_of
-from lhydra.features.listening import Moment
 from lhydra.recommender import Recommender
-from lhydra.repeats import repeats_of
 from lhydra.traced import Traced
 
 MOST_PLAYS = 64  # that are left out: those of most weight
@@ -100,17 +97,21 @@ def groups_of(recommender: Recommender, traced: Traced, row: int) -> list[Pull]:
     bundle, state = recommender.bundle, traced.query.state
     assert traced.user is not None
     assert traced.vector is not None
-    full = _logit(recommender, traced, row)
+    full = float(recommender.scored(traced, np.array([row]))[0][0])
+    base, (dense, ids, popularity) = _inputs(recommender, traced, row), _track(recommender, np.array([row]))
     found: list[Pull] = []
 
     def hidden(name: str, logit: float) -> None:
         found.append(Pull(name, full - logit))
 
     if len(traced.user.histories.rows):
-        hidden("history", _of_state(recommender, traced, row, replace(_emptied(state), profile=state.profile)))
+        unheard = replace(base, together=np.zeros_like(base.together))
+        if base.signals is not None:  # the context stays: of somebody who never played another part of the head answers
+            unheard = replace(unheard, signals=np.zeros_like(base.signals))
+        of_user = _of_user(recommender, UserState(state.profile))
+        hidden("history", _head(recommender, row, replace(unheard, **of_user)))
     if any(state.profile.get(name) is not None for name in bundle.spec.profile_columns):
-        hidden("profile", _of_state(recommender, traced, row, replace(state, profile={})))
-    base, (dense, ids, popularity) = _inputs(recommender, traced, row), _track(recommender, np.array([row]))
+        hidden("profile", _head(recommender, row, replace(base, **_of_user(recommender, replace(state, profile={})))))
     named = [name for name, _ in bundle.spec.track_ids]
     identities = np.isin(named, IDENTITIES)
     hidden("ids", _head(recommender, row, base, ids=np.where(identities, 0, ids)))
@@ -140,63 +141,36 @@ def _without(recommender: Recommender, traced: Traced, rows: I64, left_out: I64)
     at = np.nonzero(kept)[1]
     histories = Histories(offsets_of(np.full(n, h)), at, whole.counts[at], whole.times[at])
     profiles = bundle.spec.encode_profile_rows([state.profile] * n)
-    users = bundle.spec.encode_users(
-        profiles, histories, catalog.tracks[whole.rows]
-    )  # by places: few, so they stay near
-    vectors = bundle.user_tower.embed(users, catalog.history[whole.rows])
+    users = bundle.spec.encode_users(profiles, histories, catalog.tracks[whole.rows])  # by places: they stay near
+    entry = np.zeros((n, h + 1, users.entry.shape[1]), np.float32)
+    entry[kept] = users.entry
+    vectors = bundle.user_tower.embed_parts(users, catalog.history.take(whole.rows, 0), entry, kept)
     vectors = np.concatenate([recommender.moved_away(vectors[i : i + 1], state) for i in range(n)])
-    near = np.isin(catalog.item_rows.take(whole.rows), catalog.neighbours[catalog.item_rows.take(rows)])
-    together = np.stack(
-        [_together(recommender, whole.rows[kept[i] & near], users.one(i).entry[near[kept[i]]], rows) for i in range(n)]
-    )
+    table, known = (catalog.neighbours, catalog.neighbour_weights), catalog.item_rows
+    together = item_item.scores_of_parts(*table, known.take(whole.rows), entry, kept, known.take(rows))
     inputs = _Inputs(vectors, users, together)
     if traced.moment is not None:
-        moments = [_moment(recommender, traced, int(whole.rows[i])) for i in left_out]
-        inputs = replace(
-            inputs,
-            signals=np.stack([moment.signals(rows) for moment in moments]),
-            context=np.stack([moment.context() for moment in moments]),
-        )
+        moments = [traced.moment.without(int(whole.rows[i])) for i in left_out]
+        contexts = [moment.context() for moment in (moments if h else [traced.moment] * n)]
+        inputs = replace(inputs, signals=np.stack([one.signals(rows) for one in moments]), context=np.stack(contexts))
     return _heads(recommender, rows, inputs)
 
 
-def _together(recommender: Recommender, played: I64, entry: F32, rows: I64) -> F32:
-    """(n, 2) co-listening scores of tracks; of `played` those suffice that are among their neighbours."""
-    catalog = recommender.catalog
-    known, asked = catalog.item_rows.take(played), catalog.item_rows.take(rows)
-    return item_item.scores(catalog.neighbours, catalog.neighbour_weights, known, entry, asked)
-
-
-def _moment(recommender: Recommender, traced: Traced, left_out: int) -> Moment:
-    """The user's moment without all plays of one track."""
-    state, bundle = traced.query.state, recommender.bundle
-    kept = recommender.catalog.rows(state.history["track"]) != left_out
-    recent = state.recent[recommender.catalog.rows(state.recent["track"]) != left_out]
-    state = replace(state, history=state.history[kept], repeats=repeats_of(state)[kept], recent=recent)
-    return Moment(listening_of(bundle.catalog, state, traced.query.now), bundle.sequences)
-
-
-def _emptied(state: UserState) -> UserState:
-    return replace(UserState(), heard=state.heard, version=state.version)
-
-
-def _of_state(recommender: Recommender, traced: Traced, row: int, state: UserState) -> float:
-    logits, _ = recommender.score(state, np.array([row]), traced.query.now)
-    return float(logits[0])
-
-
-def _logit(recommender: Recommender, traced: Traced, row: int) -> float:
-    return float(recommender.scored(traced, np.array([row]))[0][0])
+def _of_user(recommender: Recommender, state: UserState) -> dict[str, Any]:
+    """The vector and the encoded user of a state, by their names in `_Inputs`."""
+    users = recommender.encode(state)
+    vectors = recommender.bundle.user_tower.embed(users, recommender.catalog.history)
+    return {"vectors": recommender.moved_away(vectors, state), "users": users}
 
 
 def _inputs(recommender: Recommender, traced: Traced, row: int) -> _Inputs:
     """What the head was asked with."""
     assert traced.user is not None
     assert traced.vector is not None
-    rows = np.array([row])
-    inputs = _Inputs(
-        traced.vector, traced.user, _together(recommender, traced.user.histories.rows, traced.user.entry, rows)[None]
-    )
+    catalog, rows = recommender.catalog, np.array([row])
+    played, asked = catalog.item_rows.take(traced.user.histories.rows), catalog.item_rows.take(rows)
+    together = item_item.scores(catalog.neighbours, catalog.neighbour_weights, played, traced.user.entry, asked)
+    inputs = _Inputs(traced.vector, traced.user, together[None])
     if traced.moment is not None:
         inputs = replace(inputs, signals=traced.moment.signals(rows)[None], context=traced.moment.context()[None])
     return inputs

@@ -2,14 +2,16 @@
 
 import numpy as np
 
-from lhydra.domain import I64, Repeat, Tier
+from lhydra.domain import I64, Tier
+from lhydra.explain.path import moment_sources
 from lhydra.explain.pulls import MOST_PLAYS, falls_of
 from lhydra.features.histories import relative_weights_of
-from lhydra.features.listening import SOURCES
+from lhydra.features.listening import SIGNALS
 from lhydra.recommender import Recommender
 from lhydra.traced import Traced
 
 LEAST_FALL = 0.05  # of a logit, from which on a play is a reason
+FEW = SIGNALS.index("few")
 
 
 def reasons_of(recommender: Recommender, traced: Traced) -> tuple[tuple[str, ...], ...]:
@@ -35,17 +37,26 @@ def reasons_of(recommender: Recommender, traced: Traced) -> tuple[tuple[str, ...
         for own, row in zip(reasons, _played(recommender, traced, rows), strict=True):
             if row >= 0:
                 own.append(f"because you play {_named(recommender, row)}")
-    if traced.moment is not None:
-        named = traced.moment.candidates(recommender.bundle.sequences.shares, recommender.depth_of(traced.query))
-        words = {"following": "often played after what you just played"}
-        if traced.query.repeat is not Repeat.EXCLUDE:
-            words["own"] = "you come back to it"
-        for source, found in zip(SOURCES, named, strict=True):
-            for own, there in zip(reasons, np.isin(rows, found).tolist(), strict=True):
-                own += [words[source]] if there and source in words else []
+    for word, those in _of_moment(recommender, traced, rows):
+        for own, there in zip(reasons, np.isin(rows, those).tolist(), strict=True):
+            own += [word] if there else []
     for own, moved_by, artist in zip(reasons, answer.moved_by, catalog.artists(rows), strict=False):
         own += [f"new from {artist}"] if "fresh" in moved_by and artist else []
     return tuple(tuple(own) for own in reasons)
+
+
+def _of_moment(recommender: Recommender, traced: Traced, rows: I64) -> list[tuple[str, I64]]:
+    """Words for what a moment brought up, and the rows that they are true of."""
+    found = moment_sources(recommender, traced)
+    if traced.moment is None or traced.user is None or not len(rows):
+        return []
+    follows = rows[traced.moment.signals(rows)[:, FEW] > 0]  # the last three plays, not one long ago
+    histories = traced.user.histories
+    again = histories.rows[histories.counts >= 2]  # of few plays each is a candidate: one is no coming back
+    return [
+        ("often played after what you played last", np.intersect1d(found["following"], follows)),
+        ("you come back to it", np.intersect1d(found["own"], again)),
+    ]
 
 
 def _played(recommender: Recommender, traced: Traced, rows: I64) -> list[int]:

@@ -9,7 +9,7 @@ once. It enters the head in the channels below.
 import numpy as np
 import numpy.typing as npt
 
-from lhydra.domain import F32
+from lhydra.domain import F32, I64
 from lhydra.features.histories import positions_of, relative_weights_of
 from lhydra.scratch import borrowed_mask, borrowed_places
 
@@ -49,6 +49,51 @@ def scores(
     Returns:
         (m, 2) float32, a column for each of CHANNELS.
     """
+    owner, at, weight = _hits(neighbours, weights, played, candidates)
+    each = weight[:, None] * channel_weights(entry).take(at, 0)
+    found = np.empty((len(candidates), len(CHANNELS)), np.float32)
+    for channel in range(len(CHANNELS)):
+        found[:, channel] = np.bincount(owner, each[:, channel], len(candidates))
+    return found
+
+
+def scores_of_parts(
+    neighbours: npt.NDArray[np.int32],
+    weights: npt.NDArray[np.floating],
+    played: npt.NDArray[np.integer],
+    entry: F32,
+    kept: npt.NDArray[np.bool_],
+    candidates: npt.NDArray[np.integer],
+) -> F32:
+    """Returns the co-listening scores of `candidates` for users who played parts of one history.
+
+    Args:
+        neighbours: as in `scores`.
+        weights: as in `scores`.
+        played: (h,) rows of the table, of the whole history.
+        entry: (p, h, 3) float32 entry features of each user, anything where the user has none.
+        kept: (p, h) which entries each user has.
+        candidates: (m,) rows of the table.
+
+    Returns:
+        (p, m, 2) float32.
+    """
+    owner, at, weight = _hits(neighbours, weights, played, candidates)
+    p, m, channels = len(kept), len(candidates), len(CHANNELS)
+    counts = channel_weights(entry.take(at, 1).reshape(-1, entry.shape[2])).reshape(p, len(at), channels)
+    each = weight[:, None] * counts * kept.take(at, 1)[:, :, None]
+    place = np.arange(p * channels).reshape(p, 1, channels) + owner[:, None] * (p * channels)
+    found = np.bincount(place.ravel(), each.ravel(), m * p * channels)
+    return np.asarray(found.reshape(m, p, channels).transpose(1, 0, 2), np.float32)
+
+
+def _hits(
+    neighbours: npt.NDArray[np.int32],
+    weights: npt.NDArray[np.floating],
+    played: npt.NDArray[np.integer],
+    candidates: npt.NDArray[np.integer],
+) -> tuple[I64, I64, F32]:
+    """Where a neighbour of a candidate was played: which candidate, which of `played`, and the weight."""
     near = neighbours.take(candidates, 0)
     with borrowed_mask(len(neighbours)) as is_played, borrowed_places(len(neighbours)) as place:
         is_played[played], place[played] = True, np.arange(len(played))
@@ -57,8 +102,4 @@ def scores(
         is_played[played] = False
     owner, column = np.divmod(hits, neighbours.shape[1])
     weight = weights.ravel().take(candidates.take(owner).astype(np.intp) * weights.shape[1] + column).astype(np.float32)
-    each = weight[:, None] * channel_weights(entry).take(at, 0)
-    found = np.empty((len(candidates), len(CHANNELS)), np.float32)
-    for channel in range(len(CHANNELS)):
-        found[:, channel] = np.bincount(owner, each[:, channel], len(candidates))
-    return found
+    return owner, at.astype(np.int64), weight

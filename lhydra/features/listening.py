@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -263,30 +264,59 @@ class Moment:
         if len(heard):
             at = number.take(heard)
             followed = self._own_sums.take(at, 1)
-            found[heard, :N_OWN] = self._own.take(self._entry.take(at), 0)
+            found[heard, :N_OWN] = self._own(self._entry.take(at))
             found[heard, _OWN_AFTER] = (followed / _strongest(self._own_sums)).T
             found[heard, _BOTH] += (followed / _strongest(self._sums[:_TOGETHER])).T
         return found
 
-    @cached_property
-    def _own(self) -> F32:
-        """(h + 1, N_OWN) of the history, and zeros."""
+    def _own(self, entry: I64) -> F32:
+        """(m, N_OWN) of m entries of the history, zeros for the entry h."""
         one = self._listening
         h, r = len(one.rows), len(one.recent)
-        own = np.zeros((h + 1, N_OWN), np.float32)
-        of = own[:h]
-        of[:, 0], of[:, 1], of[:, 2] = 1, one.counts, self._age * (DAY_S / MINUTE_S)
-        first = np.where(one.first > 0, one.first, one.last)
-        of[:, 3] = np.maximum(one.clock - first, MINUTE_S) / MINUTE_S
-        of[:, 4:7] = self._decayed
-        of[:, 7:10] = self._base_level / np.maximum(self._base_level.max(0, initial=0), 1e-9)
-        since = np.where(self._played[:h] >= h, h + r - 1 - self._played[:h], 2 * MAX_RECENT)
+        own = np.zeros((len(entry), N_OWN), np.float32)
+        some = np.flatnonzero(entry < h)
+        at = entry.take(some)
+        of = np.zeros((len(at), N_OWN), np.float32)
+        of[:, 0], of[:, 1], of[:, 2] = 1, one.counts.take(at), self._age.take(at) * (DAY_S / MINUTE_S)
+        last, first = one.last.take(at), one.first.take(at)
+        of[:, 3] = np.maximum(one.clock - np.where(first > 0, first, last), MINUTE_S) / MINUTE_S
+        of[:, 4:7] = self._decayed.take(at, 0)
+        of[:, 7:10] = self._base_level.take(at, 0) / np.maximum(self._base_level.max(0, initial=0), 1e-9)
+        played = self._played.take(at).astype(np.int64)
+        since = np.where(played >= h, h + r - 1 - played, 2 * MAX_RECENT)
         of[:, 10], of[:, 11] = since < one.in_session, since
         if one.recent_flags.any():
-            entry = self._entry.take(self._played[h:])
+            entries = self._entry.take(self._played[h:])
             for column, flag in ((12, SKIPPED), (13, COMPLETED)):
-                of[:, column] = np.bincount(entry, (one.recent_flags & flag) > 0, h + 1)[:h]
+                of[:, column] = np.bincount(entries, (one.recent_flags & flag) > 0, h + 1).take(at)
+        own[some] = of
         return own
+
+    def without(self, row: int) -> "Moment":
+        """Returns the moment of the same user had one track never been played.
+
+        Args:
+            row: of the catalog.
+
+        Returns:
+            Another moment; what is the same of all other tracks is not computed again.
+        """
+        one = self._listening
+        at, recent = np.flatnonzero(one.rows == row), one.recent != row
+
+        def left(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+            return np.concatenate([values[: at[0]], values[at[0] + 1 :]]) if len(at) else values
+
+        last_plays = one.recent[recent], one.recent_times[recent], one.recent_flags[recent]
+        less = Listening(
+            *(one.n, left(one.rows), left(one.counts), left(one.last), left(one.first), left(one.decayed)),
+            *(*last_plays, one.now),
+        )
+        moment = Moment(less, self._sequences)
+        if less.clock == one.clock:
+            shared = {"_age": self._age, "_decayed": self._decayed, "_base_level": self._base_level}
+            vars(moment).update({name: left(values) for name, values in shared.items()})
+        return moment
 
     def context(self) -> F32:
         """Returns what the moment is like, (len(CONTEXT),) float32."""

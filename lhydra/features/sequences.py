@@ -65,6 +65,19 @@ class Sequences:
         of = np.repeat(np.concatenate([np.arange(q), np.arange(q)]), lengths)
         return self.rows.take(at), self.weights.take(at).astype(np.float32), of, int(ends[q - 1])
 
+    def before(self, track: int) -> I64:
+        """Finds the tracks that one track follows.
+
+        Args:
+            track: its row.
+
+        Returns:
+            (p,) rows, that which it follows most first.
+        """
+        at = np.flatnonzero(self.rows[: self.offsets[len(self)]] == track) if len(self) else np.empty(0, np.int64)
+        at = at[np.argsort(-self.weights.take(at), kind="stable")]
+        return np.asarray(np.searchsorted(self.offsets, at, "right") - 1, np.int64)
+
 
 NO_SEQUENCES = Sequences(
     *(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0, np.float16), np.empty(0, np.float16)),

@@ -169,6 +169,9 @@ def _prove(network: Network, data: TrainingData, folder: Path) -> None:
         _same("item_tower", network.item_tower(*item), towers[0].embed(encoded))
         found = towers[1].run(*(part.numpy() for part in user))
         _same("user_tower", (network.user_tower(*user),), (found,))
+        shared = (*user[:2], user[2][:1], *user[3:])  # one history of which all have parts: what Explain asks
+        found = towers[1].run(*(part.numpy() for part in shared))
+        _same("user_tower", (network.user_tower(*shared),), (found,))
         _same("head", network.head(*pair), head.run(*(part.numpy() for part in pair)))
 
 
