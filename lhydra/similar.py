@@ -1,8 +1,9 @@
 """Tracks like given ones: by what is heard together, by what follows, and by their vectors, which know content too.
 
-A candidate's likeness to the seeds is a sum of four parts, each a mean over the seeds: the cosine of the vectors (a
-track that nobody has played has one), the weight in the co-listening table, the weight in the tables of sequences,
-and the log of the candidate's own audience. For a user, the most alike are put in the order of the user's head.
+A candidate's likeness to the seeds is a sum of PARTS, each a mean over the seeds, weighted by WEIGHTS: the cosine of
+the vectors (a track that nobody has played has one), the weight in the co-listening table, the weights in the tables
+of sequences, and the log of the candidate's own audience. `benchmarks.similar` chooses the weights on held-out plays.
+For a user, the most alike are put in the order of the user's head.
 """
 
 from collections.abc import Callable
@@ -23,8 +24,9 @@ from lhydra.ruled import Asked
 from lhydra.timing import timed
 from lhydra.traced import Traced, no_check
 
-TOGETHER, FOLLOWS, SHARES, AUDIENCE = 0.5, 0.5, 0.25, 0.15  # weights of the parts beside the cosine's 1
-RARE = 1e-4  # share of listeners that is added: what nobody has played is not infinitely unlike
+PARTS = ("vectors", "together", "follows", "shares", "audience")
+WEIGHTS = (1.0, 0.0, 0.16, 0.04, 0.25)  # and RARE: chosen on valid folds; what is heard together the vectors know too
+RARE = 3e-3  # share of listeners that is added: what few have played is not much more unlike than what more have
 PERSONAL_PLACES, PERSONAL_FACTOR = 50, 3  # of the most alike so many, or so many for each place, a user's head orders
 
 _BEHIND = np.float32(1000)  # far below any logit
@@ -49,11 +51,11 @@ class Similar:
     """Finds tracks like given ones in one bundle; safe to use from several threads.
 
     Args:
-        recommender: whose filters, search and rules are shared.
+        recommender: whose filters, search and rules are shared; kept as an attribute.
     """
 
     def __init__(self, recommender: Recommender) -> None:
-        self._recommender, self._bundle = recommender, recommender.bundle
+        self.recommender, self._bundle = recommender, recommender.bundle
 
     def find(self, asked: SimilarQuery, check: Callable[[], None] = no_check) -> Recommendation:
         """Returns exactly k tracks, or all that are eligible, the most alike first, ties by track id.
@@ -68,7 +70,7 @@ class Similar:
         Raises:
             InvalidRequest: the catalog holds none of the seeds.
         """
-        recommender = self._recommender
+        recommender = self.recommender
         seeds = self.known(asked.seeds)
         if not len(seeds):
             raise InvalidRequest("track_ids", "no track of this bundle", "1 or more that it holds")
@@ -114,6 +116,22 @@ class Similar:
                 *(request.tier, request.stage_us),
             )
 
+    def parts_of(self, seeds: I64, depth: int) -> tuple[I64, F32]:
+        """Computes what likeness is the sum of, for the tracks that come into question.
+
+        Args:
+            seeds: (s,) rows, distinct.
+            depth: how many of the nearest by vector come into question, beside all that the tables know.
+
+        Returns:
+            (n,) rows, ascending, without the seeds, and (n, len(PARTS)) their parts.
+        """
+        vector = self._direction(seeds, _NO_ROWS)
+        likeness = _Likeness(self, seeds, vector)
+        near, _ = self._bundle.index.search_many(vector, depth + len(seeds))[0]
+        rows = np.setdiff1d(np.union1d(near, likeness.others), seeds)
+        return rows, likeness.parts(rows)
+
     def known(self, tracks: Hashes) -> I64:
         """Returns the rows of those tracks that the catalog holds.
 
@@ -145,7 +163,7 @@ class Similar:
 
     def _united(self, request: Traced, likeness: "_Likeness", depth: int, known: I64) -> tuple[I64, F32]:
         """The nearest, and whatever the tables know, of what may be returned: at least min(depth, left) rows."""
-        rows, cosines = self._recommender.find(request, depth, known)
+        rows, cosines = self.recommender.find(request, depth, known)
         more = likeness.others
         if request.eligible is not None:
             more = more[request.eligible.mask[more]]
@@ -158,7 +176,7 @@ class Similar:
     def _encode(self, request: Traced) -> None:
         with timed("encode", request.stage_us):
             request.user = encode_states(self._bundle, [request.query.state])
-            request.tier = self._recommender._tier(request.query, request.user)
+            request.tier = self.recommender._tier(request.query, request.user)
             request.moment = moment_of(self._bundle, request.query.state, request.query.now)
 
     def _played(self, request: Traced) -> I64:
@@ -170,7 +188,7 @@ class Similar:
         assert user is not None
         near, logits, scores, key = alike >= least, alike.copy(), _sigmoid(alike), alike - _BEHIND
         if near.any():
-            vector = self._recommender._user_vector(user, request.query.state)
+            vector = self.recommender._user_vector(user, request.query.state)
             logits[near], scores[near] = self._bundle.score(vector, user, rows[near], request.moment)
             key[near] = logits[near]
             scores[~near] *= scores[near].min()
@@ -195,22 +213,32 @@ class _Likeness:
         weights = catalog.neighbour_weights[self._items].astype(np.float32).ravel()
         rows = similar.rows_of_items[near]
         there = (weights > 0) & (rows >= 0)
-        self._parts = [_summed(rows[there].astype(np.int64), weights[there], len(seeds))]
+        self._tables = [_summed(rows[there].astype(np.int64), weights[there], len(seeds))]
         others, weights, _, follow = sequences.others(seeds)
         for part in (slice(follow), slice(follow, None)):  # what follows, what shares sessions
-            self._parts.append(_summed(others[part].astype(np.int64), weights[part], len(seeds)))
-        self.others = np.unique(np.concatenate([rows for rows, _ in self._parts]))
+            self._tables.append(_summed(others[part].astype(np.int64), weights[part], len(seeds)))
+        self.others = np.unique(np.concatenate([rows for rows, _ in self._tables]))
 
     def of(self, rows: I64) -> F32:
         """Returns the likeness of rows, (n,) float32, finite."""
-        catalog = self._catalog
-        alike = catalog.vectors.take(rows, 0).astype(np.float32) @ self._vector[0]
-        together, follows, shares = (_looked_up(part, rows) for part in self._parts)
-        alike += TOGETHER * np.sqrt(together + self._of_candidates(rows))
-        alike += FOLLOWS * _relative(follows, self._parts[1]) + SHARES * _relative(shares, self._parts[2])
-        alike += AUDIENCE * np.log(catalog.share.take(rows) + np.float32(RARE))
-        likeness: F32 = alike.astype(np.float32)
+        likeness: F32 = (self.parts(rows) * np.array(WEIGHTS, np.float32)).sum(1)
         return likeness
+
+    def parts(self, rows: I64) -> F32:
+        """Returns the PARTS of the likeness of rows, (n, len(PARTS)) float32, finite."""
+        catalog = self._catalog
+        together, follows, shares = (_looked_up(part, rows) for part in self._tables)
+        parts: F32 = np.stack(
+            [
+                catalog.vectors.take(rows, 0).astype(np.float32) @ self._vector[0],
+                np.sqrt(together + self._of_candidates(rows)),
+                _relative(follows, self._tables[1]),
+                _relative(shares, self._tables[2]),
+                np.log(catalog.share.take(rows) + np.float32(RARE)),
+            ],
+            1,
+        )
+        return parts
 
     def _of_candidates(self, rows: I64) -> F32:
         """What the candidates' own lines of the table say of the seeds."""

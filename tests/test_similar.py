@@ -76,13 +76,9 @@ def likeness(bundle: Bundle, seeds: list[int], dislikes: list[int]) -> F32:
         follows, shares = (
             (pairs[which].get(row, 0) / max(pairs[which].values())) ** 0.5 if pairs[which] else 0.0 for which in (0, 1)
         )
-        out[row] = (
-            vectors[row] @ direction
-            + similar.TOGETHER * (together / len(seeds)) ** 0.5
-            + similar.FOLLOWS * follows
-            + similar.SHARES * shares
-            + similar.AUDIENCE * np.log(catalog.share[row] + similar.RARE)
-        )
+        audience = np.log(catalog.share[row] + similar.RARE)
+        parts = (vectors[row] @ direction, (together / len(seeds)) ** 0.5, follows, shares, audience)
+        out[row] = sum(weight * part for weight, part in zip(similar.WEIGHTS, parts, strict=True))
     return out
 
 
@@ -142,7 +138,7 @@ def test_a_track_that_nobody_has_played_has_similar_ones(sequenced: Bundle) -> N
 
 
 def test_a_users_head_orders_the_most_alike(sequenced: Bundle, found: Similar, tiny_dataset: Dataset) -> None:
-    recommender = found._recommender
+    recommender = found.recommender
     (seed,) = ids(sequenced, [3])
     alike = found.find(asked([seed], similar.PERSONAL_PLACES))
     orders = []
