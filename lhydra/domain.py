@@ -155,7 +155,7 @@ class Query:
     filter: conditions that every track returned must meet, which the bundle's columns can answer
     (`lhydra.bundle.columns.check`). now: Unix seconds, from which ages count.
     rules: what makes the list of the scored candidates, None for their order; seed: of the draws of its exploration.
-    explain: whether who serves it gives reasons, see `lhydra.explain.reasons`.
+    explain: whether who serves it tells sources and reasons, see `lhydra.explain`.
     """
 
     k: int
@@ -182,8 +182,8 @@ class Recommendation:
 
     With rules the list is in their order, so scores need not descend. applied: what each rule did. moved_by: for each
     track the rules that brought it into the list or further up. propensity: (n,) float32 chance with which each track
-    came to its place, given those above it; None without exploration. reasons: of each track, in words, where they
-    are asked for.
+    came to its place, given those above it; None without exploration. sources, reasons: of each track, where
+    they are asked for: what it was a candidate by, and why it is there in words.
     """
 
     rows: I64
@@ -197,6 +197,7 @@ class Recommendation:
     applied: tuple[Applied, ...] = ()
     moved_by: tuple[tuple[str, ...], ...] = ()
     propensity: F32 | None = None
+    sources: tuple[tuple[str, ...], ...] = ()
     reasons: tuple[tuple[str, ...], ...] = ()
 
 

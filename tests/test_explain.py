@@ -329,9 +329,10 @@ def test_reasons_are_given_only_where_the_trace_says_so(client: Client, user: st
     said = set()
     for name, more in asked:
         plain, told = (client.recommend(name, 12, explain=explain, **more).tracks for explain in (False, True))
-        assert [replace(one, reasons=()) for one in told] == list(plain)
+        assert [replace(one, sources=(), reasons=()) for one in told] == list(plain)
         for one in told:
             found = client.explain(name, one.track_id, recommend_request(name, 12, **more))
+            assert one.sources == found.sources
             pulls = [f"because you play {pull.title} by {pull.artist}" for pull in found.pulls]
             for reason in one.reasons:
                 said.add(reason.split()[0])

@@ -17,7 +17,8 @@ from lhydra.data.settings import PrepareSettings
 from lhydra.data.synth import write_world
 from lhydra.domain import I64, Condition, Query, Repeat, UserState, track_hashes
 from lhydra.explain.explainer import Explainer
-from lhydra.explain.path import moment_sources, path_of
+from lhydra.explain.path import path_of
+from lhydra.explain.sources import moment_sources
 from lhydra.explain.pulls import falls_of, groups_of, plays_of
 from lhydra.features.listening import SIGNALS
 from lhydra.queries import Request, to_query
@@ -254,7 +255,7 @@ def test_reasons_of_a_moment_are_true(recommender: Recommender, states: list[Use
         last = list(dict.fromkeys(recent[::-1]))
         last = [one for one in last if recent[::-1].index(one) < 3]
         after = {int(one) for track in last for one in tables.rows[tables.offsets[track] : tables.offsets[track + 1]]}
-        after |= {later for i, one in enumerate(recent) if one in last for later in recent[i + 1 : i + 6]}
+        after |= {later for i, one in enumerate(recent) if one in last for later in recent[i + 1 : i + 11]}
         for row, name, reasons in zip(found.rows.tolist(), names, found.reasons, strict=True):
             said.update(reason.split()[0] for reason in reasons)
             if "you come back to it" in reasons:

@@ -18,6 +18,8 @@ class Track:
         artist: "" where the catalog has none.
         propensity: chance with which it came to its place, given those above; 0 without exploration.
         moved_by: rules that brought it into the list or further up.
+        sources: what it was a candidate by: nearest, own, following, together, pinned, chart, popular; empty unless
+            reasons were asked for.
         reasons: in words that a listener can read; empty unless asked for.
     """
 
@@ -28,6 +30,7 @@ class Track:
     artist: str
     propensity: float = 0.0
     moved_by: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
 
 
@@ -244,7 +247,8 @@ def recommendations(reply: pb.RecommendResponse) -> Recommendations:
     """
     tracks = tuple(
         Track(
-            t.track_id, t.score, t.retrieval_score, t.title, t.artist, t.propensity, tuple(t.moved_by), tuple(t.reasons)
+            *(t.track_id, t.score, t.retrieval_score, t.title, t.artist, t.propensity),
+            *(tuple(t.moved_by), tuple(t.sources), tuple(t.reasons)),
         )
         for t in reply.tracks
     )

@@ -10,6 +10,7 @@ from lhydra.explain.changes import Changes, Serve, bring_in
 from lhydra.explain.path import Path, path_of
 from lhydra.explain.pulls import SHOWN_PLAYS, Pull, groups_of, plays_of
 from lhydra.explain.reasons import reasons_of
+from lhydra.explain.sources import sources_of
 from lhydra.recommender import Recommender
 from lhydra.traced import Traced
 
@@ -46,7 +47,7 @@ class Explainer:
         self.recommender = recommender
 
     def recommend_many(self, queries: Sequence[tuple[Query, Callable[[], None]]]) -> list[Recommendation | Exception]:
-        """Answers queries as the recommender does, with reasons for those that ask for them.
+        """Answers queries as the recommender does, with sources and reasons for those that ask for them.
 
         Args:
             queries: at most MAX_BATCH, each with its check.
@@ -60,7 +61,9 @@ class Explainer:
             if traced.query.explain and traced.answer is not None:
                 try:
                     traced.check()
-                    answer = replace(traced.answer, reasons=reasons_of(self.recommender, traced))
+                    sources = sources_of(self.recommender, traced, traced.answer.rows)
+                    reasons = reasons_of(self.recommender, traced, sources)
+                    answer = replace(traced.answer, sources=sources, reasons=reasons)
                 except Exception as error:
                     answer = error
             answers.append(answer if answer is not None else AssertionError("neither answered nor refused"))

@@ -8,14 +8,13 @@ from lhydra.bundle.columns import normalised
 from lhydra.bundle.decay import repeatable
 from lhydra.bundle.exact import best_first
 from lhydra.domain import F16, F32, I64, Query, Repeat, Tier
-from lhydra.features.listening import SOURCES
+from lhydra.explain.sources import PINNED, sources_of
 from lhydra.limits import MAX_DEPTH
 from lhydra.lists.compose import PLACES
 from lhydra.recommender import Recommender
-from lhydra.traced import NO_ROWS, Traced
+from lhydra.traced import Traced
 
 REMOVED, EXCLUDED, BLOCKED, HEARD = "removed", "exclude_track_ids", "rules.blocks", "heard"  # what drops, with filters
-NEAREST, PINNED, POPULAR, CHART = "nearest", "pinned", "popular", "chart"  # sources, beside those of a moment
 DEPTH, INDEX, SCORE = "depth", "index", "score"  # what stops what nothing drops, beside the names of rules
 
 IN_CACHE = 4_096  # vectors that are widened at a time
@@ -122,7 +121,7 @@ def path_of(recommender: Recommender, traced: Traced, row: int) -> Path:
     stopped_at, stopped_by = _stopped(traced, place, dropped, is_candidate, rank, missed, steps)
     return Path(
         *(row, traced.tier, place, stopped_at, stopped_by, dropped),
-        sources=_sources(recommender, traced, row) if is_candidate else (),
+        sources=sources_of(recommender, traced, np.array([row]))[0] if is_candidate else (),
         exact_rank=exact,
         index_rank=index_rank,
         depth=depth,
@@ -206,48 +205,6 @@ def _index_rank(recommender: Recommender, traced: Traced, row: int, exact: int) 
     if (place := _place(nearest[0], row)) or exact > MAX_DEPTH:
         return place
     return _place(recommender.find(traced, min(2 * exact + len(nearest[0]), MAX_DEPTH))[0], row)
-
-
-def moment_sources(recommender: Recommender, traced: Traced) -> dict[str, I64]:
-    """Tells what the moment put among the candidates.
-
-    Args:
-        recommender: that answered.
-        traced: the request.
-
-    Returns:
-        Rows by name of their source, as they were asked for: without the listener's own where heard tracks stay away;
-        nothing where the head knows no moments.
-    """
-    if traced.moment is None:
-        return {}
-    shares, depth = recommender.bundle.sequences.shares, recommender.depth_of(traced.query)
-    repeats = traced.query.repeat is not Repeat.EXCLUDE
-    return dict(zip(SOURCES, traced.moment.candidates(shares, depth, repeats=repeats), strict=True))
-
-
-def _sources(recommender: Recommender, traced: Traced, row: int) -> tuple[str, ...]:
-    if traced.tier is Tier.POPULAR:
-        charted = row in recommender.catalog.chart(traced.query.state.profile.get("country"))[0]
-        found = [CHART if charted else POPULAR]
-    else:
-        named = moment_sources(recommender, traced)
-        found = [NEAREST] if _is_near(traced, np.concatenate([NO_ROWS, *named.values()]), row) else []
-        found += [name for name, rows in named.items() if row in rows]
-    pinned = traced.made is not None and any(row == one for _, one in traced.made.pins)
-    found += [PINNED] if pinned else []
-    return tuple(found or [NEAREST])  # by rules that asked for more
-
-
-def _is_near(traced: Traced, named: I64, row: int) -> bool:
-    """Whether the index found a track early enough for the places that other sources left."""
-    nearest = traced.nearest or traced.candidates
-    assert nearest is not None
-    assert traced.candidates is not None
-    if not (place := _place(nearest[0], row)):
-        return False
-    free = int(np.count_nonzero(~np.isin(traced.candidates[0], named)))
-    return int(np.count_nonzero(~np.isin(nearest[0][: place - 1], named))) < free
 
 
 def _steps(traced: Traced, row: int) -> tuple[Step, ...]:

@@ -203,7 +203,7 @@ def _heads(
 ) -> F32:
     """(n, m) logits of m tracks for n users, some of their features replaced."""
     n = len(inputs.vectors)
-    own = _track(recommender, rows)
+    own: tuple[npt.NDArray[Any], ...] = _track(recommender, rows)
     parts: list[npt.NDArray[Any]] = [
         one if given is None else given for one, given in zip(own, (dense, ids, popularity), strict=True)
     ]

@@ -3,8 +3,8 @@
 import numpy as np
 
 from lhydra.domain import I64, Tier
-from lhydra.explain.path import moment_sources
 from lhydra.explain.pulls import MOST_PLAYS, falls_of
+from lhydra.explain.sources import CHART
 from lhydra.features.histories import relative_weights_of
 from lhydra.features.listening import SIGNALS
 from lhydra.recommender import Recommender
@@ -14,12 +14,15 @@ LEAST_FALL = 0.05  # of a logit, from which on a play is a reason
 FEW = SIGNALS.index("few")
 
 
-def reasons_of(recommender: Recommender, traced: Traced) -> tuple[tuple[str, ...], ...]:
+def reasons_of(
+    recommender: Recommender, traced: Traced, sources: tuple[tuple[str, ...], ...]
+) -> tuple[tuple[str, ...], ...]:
     """Tells why the tracks of an answer are in it.
 
     Args:
         recommender: that answered.
         traced: the request, answered.
+        sources: of each track of the answer.
 
     Returns:
         For each track none, one or several reasons.
@@ -30,33 +33,28 @@ def reasons_of(recommender: Recommender, traced: Traced) -> tuple[tuple[str, ...
     reasons: list[list[str]] = [[] for _ in range(len(rows))]
     if traced.tier is Tier.POPULAR:
         country = traced.query.state.profile.get("country")
-        charted = np.isin(rows, catalog.chart(country)[0])
-        for own, is_charted in zip(reasons, charted.tolist(), strict=True):
-            own.append(f"popular in {country}" if is_charted else "popular with all listeners")
+        for own, came in zip(reasons, sources, strict=True):
+            own.append(f"popular in {country}" if CHART in came else "popular with all listeners")
     elif len(rows):
         for own, row in zip(reasons, _played(recommender, traced, rows), strict=True):
             if row >= 0:
                 own.append(f"because you play {_named(recommender, row)}")
-    for word, those in _of_moment(recommender, traced, rows):
-        for own, there in zip(reasons, np.isin(rows, those).tolist(), strict=True):
-            own += [word] if there else []
+    for source, (words, those) in _of_moment(traced, rows).items():
+        for own, came, there in zip(reasons, sources, np.isin(rows, those).tolist(), strict=True):
+            own += [words] if there and source in came else []
     for own, moved_by, artist in zip(reasons, answer.moved_by, catalog.artists(rows), strict=False):
         own += [f"new from {artist}"] if "fresh" in moved_by and artist else []
     return tuple(tuple(own) for own in reasons)
 
 
-def _of_moment(recommender: Recommender, traced: Traced, rows: I64) -> list[tuple[str, I64]]:
-    """Words for what a moment brought up, and the rows that they are true of."""
-    found = moment_sources(recommender, traced)
+def _of_moment(traced: Traced, rows: I64) -> dict[str, tuple[str, I64]]:
+    """Words for sources of a moment, and the rows that they are true of where those are candidates by them."""
     if traced.moment is None or traced.user is None or not len(rows):
-        return []
+        return {}
     follows = rows[traced.moment.signals(rows)[:, FEW] > 0]  # the last three plays, not one long ago
     histories = traced.user.histories
     again = histories.rows[histories.counts >= 2]  # of few plays each is a candidate: one is no coming back
-    return [
-        ("often played after what you played last", np.intersect1d(found["following"], follows)),
-        ("you come back to it", np.intersect1d(found["own"], again)),
-    ]
+    return {"following": ("often played after what you played last", follows), "own": ("you come back to it", again)}
 
 
 def _played(recommender: Recommender, traced: Traced, rows: I64) -> list[int]:

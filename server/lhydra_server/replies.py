@@ -56,8 +56,8 @@ def reply(
     tail += [text_field(5, _STAGE_NAMES[stage] + number_field(2, stage_us.get(stage, 0))) for stage in STAGES]
     tail.append(text_field(6, request_id.encode()))
     listed = tracks(found.rows, found.scores, found.retrieval_scores, parts)
-    if found.applied or found.moved_by or found.reasons:
-        listed = with_rules(listed, found)
+    if found.applied or found.moved_by or found.sources:
+        listed = with_more(listed, found)
         tail += [text_field(7, _applied(one)) for one in found.applied]
     return b"".join([listed, *tail])
 
@@ -85,12 +85,12 @@ def tracks(rows: I64, scores: F32, retrieval_scores: F32, parts: StringColumn) -
     return joined
 
 
-def with_rules(listed: bytes | bytearray, found: Recommendation) -> bytearray:
-    """Adds to each track what rules did to it, and the reasons for it.
+def with_more(listed: bytes | bytearray, found: Recommendation) -> bytearray:
+    """Adds to each track what rules did to it, where it came from, and the reasons for it.
 
     Args:
         listed: RecommendResponse.tracks as `tracks` encodes it.
-        found: with `moved_by` or `reasons`, and `propensity` where tracks were drawn.
+        found: with `moved_by` or `sources` and `reasons`, and `propensity` where tracks were drawn.
 
     Returns:
         The field, once per row, as protobuf.
@@ -98,11 +98,12 @@ def with_rules(listed: bytes | bytearray, found: Recommendation) -> bytearray:
     out, at = bytearray(), 0
     chances = found.propensity.tolist() if found.propensity is not None else [0.0] * len(found.rows)
     nothing = ((),) * len(found.rows)
-    for moved_by, reasons, chance in zip(found.moved_by or nothing, found.reasons or nothing, chances, strict=True):
+    told = found.reasons or nothing, found.sources or nothing, found.moved_by or nothing
+    for *names, chance in zip(*told, chances, strict=True):
         length, start = _read_varint(listed, at + 1)
         at = start + length
-        more = b"".join(text_field(6, reason.encode()) for reason in reasons)
-        more += b"".join(text_field(10, name.encode()) for name in moved_by)
+        fields = zip((6, 9, 10), names, strict=True)
+        more = b"".join(text_field(number, name.encode()) for number, own in fields for name in own)
         more += b"\x45" + struct.pack("<f", chance) if chance else b""
         out += b"\x0a" + varint(length + len(more)) + listed[start:at] + more
     return out

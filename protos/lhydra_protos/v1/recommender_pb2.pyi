@@ -611,6 +611,7 @@ class ScoredTrack(google.protobuf.message.Message):
     ARTIST_FIELD_NUMBER: builtins.int
     REASONS_FIELD_NUMBER: builtins.int
     PROPENSITY_FIELD_NUMBER: builtins.int
+    SOURCES_FIELD_NUMBER: builtins.int
     MOVED_BY_FIELD_NUMBER: builtins.int
     track_id: builtins.str
     score: builtins.float
@@ -625,7 +626,13 @@ class ScoredTrack(google.protobuf.message.Message):
     propensity: builtins.float
     """chance with which it came to its place, given those above; 0 without exploration"""
     @property
-    def reasons(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    def reasons(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """with `explain`, in words for listeners"""
+
+    @property
+    def sources(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """with `explain`: nearest, own, following, together, pinned, chart, popular"""
+
     @property
     def moved_by(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """rules that brought it into the list or further up"""
@@ -640,9 +647,10 @@ class ScoredTrack(google.protobuf.message.Message):
         artist: builtins.str = ...,
         reasons: collections.abc.Iterable[builtins.str] | None = ...,
         propensity: builtins.float = ...,
+        sources: collections.abc.Iterable[builtins.str] | None = ...,
         moved_by: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["artist", b"artist", "moved_by", b"moved_by", "propensity", b"propensity", "reasons", b"reasons", "retrieval_score", b"retrieval_score", "score", b"score", "title", b"title", "track_id", b"track_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artist", b"artist", "moved_by", b"moved_by", "propensity", b"propensity", "reasons", b"reasons", "retrieval_score", b"retrieval_score", "score", b"score", "sources", b"sources", "title", b"title", "track_id", b"track_id"]) -> None: ...
 
 Global___ScoredTrack: typing_extensions.TypeAlias = ScoredTrack
 
@@ -1066,7 +1074,7 @@ class ExplainResponse(google.protobuf.message.Message):
 
     @property
     def sources(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """nearest, own, following, together, pinned, chart, popular"""
+        """as ScoredTrack.sources"""
 
     @property
     def steps(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RuleStep]:

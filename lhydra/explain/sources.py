@@ -1,0 +1,63 @@
+"""Which sources a track of a request came from as a candidate; it may have come from several."""
+
+import numpy as np
+
+from lhydra.domain import I64, Repeat, Tier
+from lhydra.features.listening import SOURCES as OF_MOMENT
+from lhydra.recommender import Recommender
+from lhydra.traced import NO_ROWS, Traced
+
+NEAREST, PINNED, POPULAR, CHART = "nearest", "pinned", "popular", "chart"  # beside those of a moment
+
+
+def moment_sources(recommender: Recommender, traced: Traced) -> dict[str, I64]:
+    """Tells what the moment put among the candidates.
+
+    Args:
+        recommender: that answered.
+        traced: the request.
+
+    Returns:
+        Rows by name of their source, as they were asked for: without the listener's own where heard tracks stay away;
+        nothing where the head knows no moments.
+    """
+    if traced.moment is None:
+        return {}
+    shares, depth = recommender.bundle.sequences.shares, recommender.depth_of(traced.query)
+    repeats = traced.query.repeat is not Repeat.EXCLUDE
+    return dict(zip(OF_MOMENT, traced.moment.candidates(shares, depth, repeats=repeats), strict=True))
+
+
+def sources_of(recommender: Recommender, traced: Traced, rows: I64) -> tuple[tuple[str, ...], ...]:
+    """Tells where candidates came from.
+
+    Args:
+        recommender: that answered.
+        traced: the request, answered.
+        rows: (n,) rows of candidates or of pinned tracks.
+
+    Returns:
+        For each its sources, of nearest, own, following, together, pinned, chart, popular; one or more.
+    """
+    if traced.tier is Tier.POPULAR:
+        charted = np.isin(rows, recommender.catalog.chart(traced.query.state.profile.get("country"))[0])
+        named = {CHART: charted, POPULAR: ~charted}
+    else:
+        brought = moment_sources(recommender, traced)
+        near = _near(traced, np.concatenate([NO_ROWS, *brought.values()]))
+        named = {name: np.isin(rows, found) for name, found in ((NEAREST, near), *brought.items())}
+    if traced.made is not None and traced.made.pins:
+        named[PINNED] = np.isin(rows, [row for _, row in traced.made.pins])
+    of_each = zip(*(found.tolist() for found in named.values()), strict=True)
+    # rules that asked for more found the rest among the nearest
+    return tuple(tuple(name for name, there in zip(named, one, strict=True) if there) or (NEAREST,) for one in of_each)
+
+
+def _near(traced: Traced, brought: I64) -> I64:
+    """The rows that the index found early enough for the places that other sources left."""
+    nearest = traced.nearest or traced.candidates
+    assert nearest is not None
+    assert traced.candidates is not None
+    free = np.count_nonzero(~np.isin(traced.candidates[0], brought))
+    others = ~np.isin(nearest[0], brought)
+    return nearest[0][np.cumsum(others) - others < free]
