@@ -18,7 +18,6 @@ from lhydra.features.listening import (
     CONTEXT,
     LAST_FEW,
     LAST_MANY,
-    OWN_FOLLOWS,
     PAUSE_S,
     POWERS,
     SIGNALS,
@@ -136,6 +135,10 @@ def test_signals_are_those_of_plain_loops(seed: int, n: int, away: int) -> None:
         while session < len(recent) and recent_times[-session] - recent_times[-session - 1] <= PAUSE_S:
             session += 1
     assert moment.context()[CONTEXT.index("in session")] == (session > 0)
+    inside = recent[len(recent) - session :]
+    before = [float(count[row] > inside.count(row)) for row in inside] or [0.0]
+    repeats = moment.context()[[CONTEXT.index("session repeats"), CONTEXT.index("last repeats")]]
+    assert repeats.tolist() == pytest.approx([np.mean(before), before[-1]])
     for i, row in enumerate(rows.tolist()):
         if row not in count:
             assert not found[i, : SIGNALS.index("after few")].any()
@@ -176,11 +179,11 @@ def sums_of(
             after[1][other] += weight / ago
     for i, row in enumerate(recent):
         damping = max(int(listeners[row]), 1) ** -0.5
-        for step in range(1, OWN_FOLLOWS + 1):
+        for step in range(1, FOLLOWS + 1):
             if i + step >= len(recent) or times[i + step] - times[i + step - 1] > PAUSE_S:
                 break
             other, ago = recent[i + step], back[row]
-            own[0][other] += damping * ago**-4.0 / step**2 * (ago <= LAST_FEW)
+            own[0][other] += damping * ago**-4.0 / step * (ago <= LAST_FEW)
             own[1][other] += damping / ago / step * (ago <= LAST_MANY)
     found: dict[str, dict[int, float]] = {}
     for name, everybody, mine in zip(("few", "many"), after, own, strict=True):

@@ -12,6 +12,7 @@ import torch
 from lhydra import cli
 from lhydra.bundle import sequence_files
 from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.candidates import moment_of
 from lhydra.bundle.model import Model
 from lhydra.data.dataset import VALID, Dataset, user_states
 from lhydra.data.plays import with_plays
@@ -19,6 +20,7 @@ from lhydra.data.prepare import prepare
 from lhydra.data.settings import PrepareSettings
 from lhydra.domain import Query, Repeat, UserState, track_hashes
 from lhydra.errors import BundleCorrupt
+from lhydra.explain.explainer import Explainer
 from lhydra.features.listening import CONTEXT, SIGNALS
 from lhydra.queries import Request, to_query
 from lhydra.recommender import Recommender
@@ -144,6 +146,34 @@ def test_company_changes_no_answer(recommender: Recommender, states: list[UserSt
         assert not isinstance(answer, Exception)
         np.testing.assert_array_equal(answer.rows, alone.rows)
         np.testing.assert_array_equal(answer.logits, alone.logits)
+
+
+@pytest.mark.parametrize("repeat", list(Repeat))
+def test_sources_and_their_words_are_those_of_the_request(
+    recommender: Recommender, states: list[UserState], repeat: Repeat
+) -> None:
+    shares = np.array([0.3, 0.3, 0.2], np.float32)  # with so few tracks none were worth it
+    bundle = replace(recommender.bundle, sequences=replace(recommender.bundle.sequences, shares=shares))
+    explainer, now, told = Explainer(Recommender(bundle)), BEGIN + 60 * DAY, set()
+    for state in states[:20]:
+        query = Query(TRACKS, state, True, repeat=repeat, now=now, depth=TRACKS, explain=True)
+        (found,) = explainer.recommend_many([(query, lambda: None)])
+        assert not isinstance(found, Exception)
+        moment = moment_of(bundle, state, now)
+        assert moment is not None
+        own, following, together = moment.candidates(
+            bundle.sequences.shares, TRACKS, repeats=repeat is not Repeat.EXCLUDE
+        )
+        for row, sources, reasons in zip(found.rows.tolist(), found.sources, found.reasons, strict=True):
+            assert {"own", "following", "together"} & set(sources) == {
+                *(["own"] if row in own else []),
+                *(["following"] if row in following else []),
+                *(["together"] if row in together else []),
+            }
+            assert ("you come back to it" in reasons) == (row in own)
+            assert ("often played after what you just played" in reasons) == (row in following)
+            told |= set(sources)
+    assert told == {"nearest", "following", "together"} | ({"own"} if repeat is not Repeat.EXCLUDE else set())
 
 
 def test_exclusions_hold_for_every_source(recommender: Recommender, states: list[UserState]) -> None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from lhydra.domain import COMPLETED, F32, HALF_LIVES_DAYS, I64, MAX_RECENT, SKIPPED
 from lhydra.features.histories import Histories
-from lhydra.features.sequences import Sequences
+from lhydra.features.sequences import FOLLOWS, Sequences
 from lhydra.scratch import borrowed_places
 
 F64 = npt.NDArray[np.float64]
@@ -32,9 +32,8 @@ _EXPONENTIALS = np.array(
 ).T
 _RATES = -math.log(2) / np.array(HALF_LIVES_DAYS)  # a day
 LAST_FEW, LAST_MANY = 3, 50  # plays that are asked with: of the first the one n places back counts n^-4, else 1 / n
-OWN_FOLLOWS = 5  # plays later that count as following, among the user's own
-_STEPS = np.arange(1, OWN_FOLLOWS + 1)
-_OWN_FALLS = 1 / _STEPS**2.0, 1 / _STEPS  # of the user's own transitions: what n plays later counts
+_STEPS = np.arange(1, FOLLOWS + 1)  # of the user's own plays later, n of which count 1 / n, as everybody's do
+LEAST_COUNT = 0.5  # plays before a session, from which on a track was heard before it
 LATELY = 20  # plays of which it is told how many repeat earlier ones
 _OWN = (
     *("heard", "count", "minutes since last", "minutes since first"),
@@ -53,7 +52,10 @@ SIGNALS = (
 )  # raw: the head takes the logarithms
 N_OWN = len(_OWN)
 _AFTER, _OWN_AFTER, _BOTH = (slice(N_OWN + n, N_OWN + n + 2) for n in (0, 2, 4))
-CONTEXT = ("in session", "session plays", "tracks", "plays", "distinct", "repeating", "away")
+CONTEXT = (
+    *("in session", "session plays", "tracks", "plays", "distinct", "repeating", "away"),
+    *("session repeats", "last repeats"),
+)
 _FEW, _MANY, _TOGETHER = range(3)  # sums of what follows the last few and the last many plays, of what goes beside
 SOURCES = ("own", "following", "together")  # of candidates, beside the nearest vectors
 
@@ -179,8 +181,8 @@ class Moment:
             few, many = few * damping, many * damping
         followed = self._played[h:].take(later[inside])
         sums = np.empty((2, self._size))
-        sums[_FEW] = np.bincount(followed, (few * _OWN_FALLS[0])[inside], self._size)
-        sums[_MANY] = np.bincount(followed, (many * _OWN_FALLS[1])[inside], self._size)
+        sums[_FEW] = np.bincount(followed, (few / _STEPS)[inside], self._size)
+        sums[_MANY] = np.bincount(followed, (many / _STEPS)[inside], self._size)
         return sums
 
     @cached_property
@@ -329,7 +331,20 @@ class Moment:
         distinct = np.count_nonzero(recent == np.arange(h, h + r)) / max(r, 1)
         sizes = np.log1p([one.in_session, h, float(one.counts.sum())])
         away = math.log1p(max(one.clock - one.newest, MINUTE_S) / MINUTE_S)
-        return np.array([one.in_session > 0, *sizes, distinct, repeating, away], np.float32)
+        return np.array([one.in_session > 0, *sizes, distinct, repeating, away, *self._repeated()], np.float32)
+
+    def _repeated(self) -> tuple[float, float]:
+        """Whether the plays of the session that goes on were of tracks heard before it: their share, and the last one.
+
+        Sessions of new music go on with new music.
+        """
+        one, h = self._listening, len(self._listening.rows)
+        if not one.in_session:
+            return 0.0, 0.0
+        entry = self._entry.take(self._played[-one.in_session :])
+        before = np.append(one.counts, 0.0) - np.bincount(entry, minlength=h + 1)
+        repeated = before.take(entry) > LEAST_COUNT
+        return float(repeated.mean()), float(repeated[-1])
 
 
 def _fall(ago: F64) -> tuple[F64, F64]:
