@@ -4,6 +4,9 @@ One process and thread; users of the dataset in random order, by the same `Recom
 the user up to the bytes of the reply. Microseconds of each stage and of the whole, and processor time per request.
 `rerank` is the head over `depth` candidates, co-listening scores included. Users come from the store, or, where nobody
 has been loaded there, from the dataset's train plays by way of a store of their own.
+
+With `--beside OTHER` every request is asked of both stores, one right after the other and in turns first, and the
+ratio of processor time a request is told with its 95 % interval (bootstrap over requests).
 """
 
 import argparse
@@ -14,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.environment import one_thread_per_library
@@ -22,13 +26,14 @@ if __name__ == "__main__":  # before the libraries are loaded
     one_thread_per_library()
 
 import numpy as np
+import numpy.typing as npt
 
 from benchmarks.machine import machine, versions
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.index import one_thread
 from lhydra.commands.outputs import check_output, is_json_with
 from lhydra.data.dataset import Dataset, user_states
-from lhydra.domain import Recommendation
+from lhydra.domain import Recommendation, Repeat
 from lhydra.errors import LhydraError
 from lhydra.files import write_text
 from lhydra.queries import to_query
@@ -39,6 +44,7 @@ from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.replies import reply
 from lhydra_server.translate import to_request
 
+F64 = npt.NDArray[np.float64]
 WARM_UP_REQUESTS = 200  # not counted
 QUANTILES = {"p50": 50, "p90": 90, "p99": 99}
 
@@ -55,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path)
     parser.add_argument("store", type=Path)
+    parser.add_argument("--beside", type=Path, help="another store, whose processor time a request counts as 1")
+    parser.add_argument("--repeat", choices=[repeat.name.lower() for repeat in Repeat], default="exclude")
     parser.add_argument("--requests", type=int, default=5_000)
     parser.add_argument("--k", type=int, default=20)
     parser.add_argument("--depth", type=int, default=0, help="candidates to rerank (default: the bundle's)")
@@ -65,8 +73,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_output("--out", args.out, is_json_with("versions", "stages_us"))
         dataset = Dataset.open(args.dataset)
-        recommender = Recommender(Bundle.open(args.store), args.depth)
-        recommender.warm_up()
+        stores = [args.store, args.beside] if args.beside else [args.store]
+        recommenders = [Recommender(Bundle.open(store), args.depth) for store in stores]
+        for recommender in recommenders:
+            recommender.warm_up()
         drawn = np.random.default_rng(args.seed).integers(0, len(dataset.user_ids), args.requests + WARM_UP_REQUESTS)
         with ExitStack() as stack:
             users = open_users(None, args.store)
@@ -76,40 +86,66 @@ def main(argv: Sequence[str] | None = None) -> int:
                 stack.callback(users.close)
                 users.load(user_states(dataset, "test", positions=np.unique(drawn)))
             asked = [dataset.user_ids[position] for position in drawn]
-            for user_id in asked[:WARM_UP_REQUESTS]:
-                answer(recommender, users, user_id, args.k)
-            cpu_s = time.process_time()
-            answers = [answer(recommender, users, user_id, args.k) for user_id in asked[WARM_UP_REQUESTS:]]
-            cpu_us = 1e6 * (time.process_time() - cpu_s) / args.requests
+            taken: list[list[tuple[Recommendation, dict[str, int]]]] = [[] for _ in recommenders]
+            cpu_us = np.zeros((len(recommenders), len(asked)))
+            for i, user_id in enumerate(asked):
+                for n in range(len(recommenders)) if i % 2 else reversed(range(len(recommenders))):
+                    before_ns = time.process_time_ns()
+                    taken[n].append(answer(recommenders[n], users, user_id, args.k, Repeat[args.repeat.upper()]))
+                    cpu_us[n, i] = (time.process_time_ns() - before_ns) / 1e3
+            answers, cpu_us = taken[0][WARM_UP_REQUESTS:], cpu_us[:, WARM_UP_REQUESTS:]
     except LhydraError as error:
         print(error, file=sys.stderr)
         return 1
     names = list(dict.fromkeys(name for _, stage_us in answers for name in stage_us))
-    taken = {name: [stage_us.get(name, 0) for _, stage_us in answers] for name in names}
     stages = {
         name: dict(zip(QUANTILES, np.percentile(us, list(QUANTILES.values())).tolist(), strict=True))
-        for name, us in taken.items()
+        for name, us in ((name, [stage_us.get(name, 0) for _, stage_us in answers]) for name in names)
     }
     document = {
         "machine": machine(),
         "versions": versions(),
         "requests": args.requests,
         "k": args.k,
-        "depth": recommender.depth,
-        "tracks": len(recommender.catalog),
+        "repeat": args.repeat,
+        "depth": recommenders[0].depth,
+        "tracks": len(recommenders[0].catalog),
         "tiers": dict(Counter(found.tier.label for found, _ in answers)),
         "stages_us": stages,
-        "cpu_us_per_request": cpu_us,
+        "cpu_us_per_request": cpu_us[0].mean(),
     }
+    if args.beside:
+        document["ratio_to_beside"] = ratio = ratio_of(*cpu_us, args.seed)
     if args.out:
         write_text(args.out, json.dumps(document, indent=1) + "\n")
     for name, row in stages.items():
         print(f"{name:9} p50 {row['p50']:7.0f} us   p99 {row['p99']:7.0f} us")
-    print(f"{cpu_us:.0f} us of CPU a request")
+    print(f"{cpu_us[0].mean():.0f} us of CPU a request")
+    if args.beside:
+        print(f"ratio to {args.beside}: {ratio['mean']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})")
     return 0
 
 
-def answer(recommender: Recommender, users: UserStore, user_id: str, k: int) -> tuple[Recommendation, dict[str, int]]:
+def ratio_of(ours: F64, others: F64, seed: int) -> dict[str, float]:
+    """Compares two costs of the same requests.
+
+    Args:
+        ours: (n,) of each request.
+        others: (n,) of the same requests elsewhere.
+        seed: of the bootstrap.
+
+    Returns:
+        The ratio of the means, and its 95 % interval over requests.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = (rng.integers(0, len(ours), len(ours)) for _ in range(1_000))
+    low, high = np.percentile([ours[one].mean() / others[one].mean() for one in drawn], [2.5, 97.5])
+    return {"mean": float(ours.mean() / others.mean()), "low": float(low), "high": float(high)}
+
+
+def answer(
+    recommender: Recommender, users: UserStore, user_id: str, k: int, repeat: Repeat
+) -> tuple[Recommendation, dict[str, int]]:
     """Answers one request as the server does, from the user's state to the reply's bytes.
 
     Args:
@@ -117,6 +153,7 @@ def answer(recommender: Recommender, users: UserStore, user_id: str, k: int) -> 
         users: the user store.
         user_id: whom to answer.
         k: tracks.
+        repeat: what becomes of heard tracks.
 
     Returns:
         The answer, and microseconds of each stage; `total` is all of it.
@@ -128,7 +165,7 @@ def answer(recommender: Recommender, users: UserStore, user_id: str, k: int) -> 
         with timed("lookup", stage_us):
             now = int(time.time())
             said = to_request(pb.RecommendRequest(user_id=user_id, k=k), k, {}, None, now)
-            query = to_query(said, users.get(user_id), now)
+            query = replace(to_query(said, users.get(user_id), now), repeat=repeat)
         found = recommender.recommend(query)
         with timed("reply", stage_us):
             reply(found, parts, stage_us, bundle_id=recommender.bundle_id, degraded=(), request_id="0" * 32)
