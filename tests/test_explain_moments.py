@@ -18,8 +18,8 @@ from lhydra.data.synth import write_world
 from lhydra.domain import I64, Condition, Query, Repeat, UserState, track_hashes
 from lhydra.explain.explainer import Explainer
 from lhydra.explain.path import path_of
-from lhydra.explain.sources import moment_sources
 from lhydra.explain.pulls import falls_of, groups_of, plays_of
+from lhydra.explain.sources import moment_sources
 from lhydra.features.listening import SIGNALS
 from lhydra.queries import Request, to_query
 from lhydra.recommender import Recommender
