@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "cpu_us_per_request": cpu_us[0].mean(),
     }
     if args.beside:
-        document["ratio_to_beside"] = ratio = ratio_of(*cpu_us, args.seed)
+        document["ratio_to_beside"] = ratio = ratio_of(cpu_us[0], cpu_us[1], args.seed)
     if args.out:
         write_text(args.out, json.dumps(document, indent=1) + "\n")
     for name, row in stages.items():

@@ -133,7 +133,7 @@ def test_json_holds_the_whole_answer(capsys: pytest.CaptureFixture[str]) -> None
     answer = json.loads(out)
     assert answer["tracks"][1] == {
         "track_id": "t2", "score": 0.5, "retrieval_score": -0.25, "title": "雨の夜", "artist": "東京\x1b[2J",
-        "propensity": 0.0, "moved_by": [], "reasons": [],
+        "propensity": 0.0, "moved_by": [], "sources": [], "reasons": [],
     }  # fmt: skip
     assert (answer["user_id"], answer["k"], answer["tier"], answer["bundle_id"]) == ("ana", 3, "history", "b-1")
     assert (answer["degraded"], answer["stages_us"], answer["request_id"]) == (["slow store"], STAGES, "r-7")
