@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import kill, operating_point, paired, rebuild, similar, stages
+from benchmarks import kill, operating_point, paired, rebuild, similar, stages, streams
 from benchmarks.ann import command as ann
 from benchmarks.latency import command as latency
 from lhydra.commands.outputs import check_output
@@ -24,6 +24,7 @@ PROGRAMS: dict[str, tuple[Main, tuple[str, ...], str]] = {  # its words without 
     "rebuild": (rebuild.main, ("nowhere",), "rebuild/scale.json"),
     "similar": (similar.main, ("nowhere=nowhere",), "similar.json"),
     "stages": (stages.main, ("nowhere", "nowhere"), "stages-lastfm-17k.json"),
+    "streams": (streams.main, ("nowhere", "nowhere"), "streams.json"),
     "ann": (ann.main, ("nowhere", "nowhere"), "ann-100k.json"),
     "latency": (latency.main, ("--store", "nowhere"), "latency-1m.json"),
 }
