@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lhydra.domain import F32, I64, UserState
+from lhydra.domain import F16, F32, I64, UserState
 from lhydra.features import item_item
 from lhydra.features.histories import EncodedUsers, Histories, offsets_of, relative_weights_of
+from lhydra.features.spec import Encoded
 from lhydra.recommender import Recommender
 from lhydra.traced import Traced
 
@@ -78,8 +79,11 @@ def falls_of(recommender: Recommender, traced: Traced, rows: I64, chosen: I64) -
         (p, n) fall of each track's logit without each play.
     """
     assert traced.user is not None
-    parts = _parts(chosen, len(traced.user.histories.rows))
-    logits = np.concatenate([_without(recommender, traced, rows, part) for part in parts])
+    catalog, played = recommender.catalog, traced.user.histories.rows
+    tracks = catalog.tracks[played]  # by places, widened once: few, so they stay near
+    own = Encoded(tracks.dense.astype(np.float32), tracks.ids, tracks.bags), catalog.history.take(played, 0)
+    parts = _parts(chosen, len(played))
+    logits = np.concatenate([_without(recommender, traced, rows, part, *own) for part in parts])
     return np.asarray(recommender.scored(traced, rows)[0] - logits, np.float32)
 
 
@@ -130,8 +134,8 @@ def _parts(chosen: I64, h: int) -> list[I64]:
     return [chosen[start : start + size] for start in range(0, len(chosen), size)]
 
 
-def _without(recommender: Recommender, traced: Traced, rows: I64, left_out: I64) -> F32:
-    """(p, n) logits of n tracks for the user without each of p plays."""
+def _without(recommender: Recommender, traced: Traced, rows: I64, left_out: I64, tracks: Encoded, vectors: F16) -> F32:
+    """(p, n) logits of n tracks for the user without each of p plays, of all of which features and vectors come."""
     bundle, state, catalog = recommender.bundle, traced.query.state, recommender.catalog
     assert traced.user is not None
     whole, n = traced.user.histories, len(left_out)
@@ -141,14 +145,14 @@ def _without(recommender: Recommender, traced: Traced, rows: I64, left_out: I64)
     at = np.nonzero(kept)[1]
     histories = Histories(offsets_of(np.full(n, h)), at, whole.counts[at], whole.times[at])
     profiles = bundle.spec.encode_profile_rows([state.profile] * n)
-    users = bundle.spec.encode_users(profiles, histories, catalog.tracks[whole.rows])  # by places: they stay near
+    users = bundle.spec.encode_users(profiles, histories, tracks)
     entry = np.zeros((n, h + 1, users.entry.shape[1]), np.float32)
     entry[kept] = users.entry
-    vectors = bundle.user_tower.embed_parts(users, catalog.history.take(whole.rows, 0), entry, kept)
-    vectors = np.concatenate([recommender.moved_away(vectors[i : i + 1], state) for i in range(n)])
+    embedded = bundle.user_tower.embed_parts(users, vectors, entry, kept)
+    embedded = np.concatenate([recommender.moved_away(embedded[i : i + 1], state) for i in range(n)])
     table, known = (catalog.neighbours, catalog.neighbour_weights), catalog.item_rows
     together = item_item.scores_of_parts(*table, known.take(whole.rows), entry, kept, known.take(rows))
-    inputs = _Inputs(vectors, users, together)
+    inputs = _Inputs(embedded, users, together)
     if traced.moment is not None:
         moments = [traced.moment.without(int(whole.rows[i])) for i in left_out]
         contexts = [moment.context() for moment in (moments if h else [traced.moment] * n)]
