@@ -176,26 +176,31 @@ class Ruled:
         """
         pins, refused = self._allowed(asked)
         rows, cosines = found
-        depth, pinned = len(rows), np.array([row for _, row in pins], np.int64)
-        if len(more := pinned[~np.isin(pinned, rows)]):
+        depth = len(rows)
+        pinned = np.array([row for _, row in pins], np.int64)
+        if pins and len(more := pinned[~np.isin(pinned, rows)]):
             near = np.zeros(len(more), np.float32) if vector is None else self._vectors(more) @ vector[0]
             rows, cosines = np.concatenate([rows, more]), np.concatenate([cosines, near])
         with timed("rerank", asked.stage_us):
             scored = score(rows)
-        for left in range(_MORE, -1, -1):
+        left = _MORE
+        while True:
             asked.check()
             with timed("select", asked.stage_us):
                 logits, scores, keys = scored
                 order = best_first(rows, keys, len(rows))
-                made = self.compose(asked.query, rows[order], scores[order], pins, asked.history)
-            if not made.short or not left or len(rows) >= MAX_DEPTH:
+                left = left if len(rows) < MAX_DEPTH else 0
+                made = self.compose(asked.query, rows[order], scores[order], pins, asked.history, not left)
+            if not (made.short and left):
                 break
             with timed("retrieve", asked.stage_us):
                 more, near = find(
                     min(depth, MAX_DEPTH - len(rows)), self._useless(asked.query, rows, rows[order[made.free]])
                 )
             if not len(more):  # that is all there is
-                break
+                left = 0
+                continue
+            left -= 1
             rows, cosines = np.concatenate([rows, more]), np.concatenate([cosines, near])
             with timed("rerank", asked.stage_us):
                 new = score(more)
@@ -230,7 +235,15 @@ class Ruled:
         first = found(depth, _NO_ROWS)
         return self.make(asked, first, found, lambda rows: (share[rows], share[rows], place[rows]), None)
 
-    def compose(self, query: Query, rows: I64, scores: F32, pins: Sequence[tuple[int, int]], history: I64) -> Composed:
+    def compose(
+        self,
+        query: Query,
+        rows: I64,
+        scores: F32,
+        pins: Sequence[tuple[int, int]],
+        history: I64,
+        even_short: bool = True,
+    ) -> Composed:
         """Makes the list of a request.
 
         Args:
@@ -239,6 +252,7 @@ class Ruled:
             scores: (n,) of the candidates, descending.
             pins: rows and places of the pins that may be shown.
             history: (m,) rows that the user has played.
+            even_short: see `lhydra.lists.compose.compose`.
 
         Returns:
             The list, as positions in `rows`.
@@ -259,7 +273,7 @@ class Ruled:
             mix,
             self._fresh(rules, rows, query.now),
         )
-        return compose(rules, candidates, query.k, query.seed)
+        return compose(rules, candidates, query.k, query.seed, even_short)
 
     def _useless(self, query: Query, known: I64, listed: I64) -> I64:
         """Rows that cannot help a list that is too short: the candidates, and all of the values that are full."""

@@ -105,6 +105,25 @@ def test_dpp_picks_as_a_greedy_determinant_does(seed: int, n: int, dim: int, str
         assert objective(picked[: t + 1]) == pytest.approx(best, abs=1e-3)
 
 
+@given(st.integers(0, 10_000), st.integers(1, 120), st.integers(2, 40), st.floats(0.05, 1.0))
+@settings(max_examples=40, deadline=None)
+def test_a_long_dpp_adds_what_the_determinant_says(seed: int, n: int, dim: int, strength: float) -> None:
+    rng = np.random.default_rng(seed)
+    odds = np.sort(rng.lognormal(0, 1, n))[::-1]
+    vectors = vectors_of(seed, n, dim)
+    kernel = vectors.astype(np.float64) @ vectors.T.astype(np.float64) + RIDGE * np.eye(n)
+    k = min(n, 50)
+    picked = dpp(odds, vectors, k, strength).tolist()
+    assert len(set(picked)) == k
+    left = kernel.copy()  # what tracks share besides those picked: a Schur complement, by plain elimination
+    for t, best in enumerate(picked):
+        gains = (1 - strength) * np.log(odds) + strength * np.log(left.diagonal())
+        gains[picked[:t]] = -np.inf
+        assert gains[best] == pytest.approx(gains.max(), abs=1e-3)
+        left -= np.outer(left[:, best], left[best]) / left[best, best]
+        left[best, best] = 1
+
+
 @given(st.integers(0, 10_000), st.integers(2, 60), st.integers(1, 12), st.floats(0.01, 1.0))
 @settings(max_examples=100)
 def test_dpp_needs_the_vectors_of_contenders_alone(seed: int, n: int, k: int, strength: float) -> None:
@@ -153,6 +172,34 @@ def test_calibration_is_greedy_on_relevance_and_kl(tracks: list[list[int]], k: i
     for t in range(k):
         best = max(objective([*picked[:t], i]) for i in range(len(tracks)) if i not in picked[:t])
         assert objective(picked[: t + 1]) == pytest.approx(best, abs=1e-9)
+
+
+@given(labelled(), st.booleans(), st.integers(1, 30), st.floats(0, 1), st.integers(0, 1000))
+def test_calibration_picks_as_plain_greedy_does(
+    tracks: list[list[int]], single: bool, k: int, strength: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    tracks = [codes[:1] for codes in tracks] if single else tracks
+    relevance = np.sort(rng.choice([0, 0.2, 0.5, 0.9], len(tracks)))[::-1]  # many are equal
+    wanted, held = rng.dirichlet(np.ones(6)) * (rng.random(6) < 0.7), rng.integers(0, 3, 6).astype(float)
+    k = min(k, len(tracks))
+    have = [wanted[code] * k * 0.01 / 0.99 + held[code] for code in range(6)]
+    usual, expected = relevance[:k].mean() or 1 / k, list[int]()
+    labels = Single(np.array([[*codes, -1][0] for codes in tracks]), 6) if single else labels_of(tracks, 6)
+    picked = calibrate(relevance, labels, wanted, k, strength, held).tolist()
+
+    def gain(i: int) -> float:
+        adds = [wanted[c] * np.log1p(1 / len(tracks[i]) / have[c]) for c in tracks[i] if wanted[c]]
+        return float((1 - strength) * relevance[i] / (usual * k) + strength * sum(adds))
+
+    for one in picked:
+        best = max(gain(i) for i in range(len(tracks)) if i not in expected)
+        assert gain(one) == pytest.approx(best, abs=1e-9)
+        alike = [i for i in range(one) if tracks[i] == tracks[one] and relevance[i] == relevance[one]]
+        assert set(alike) <= set(expected)  # of equals the earlier
+        expected.append(one)
+        for code in tracks[one]:
+            have[code] += 1 / len(tracks[one])
 
 
 @given(labelled(), st.integers(1, 12), st.floats(0, 1), st.floats(0, 1), st.integers(0, 1000))
@@ -277,6 +324,22 @@ def test_what_moved_is_told() -> None:
     assert made.order.tolist() == [0, 3, 5, 1, 2]
     assert made.applied[0].gave_way.startswith("2 tracks")
     assert made.short
+
+
+def test_a_list_that_others_will_be_looked_for_is_not_made() -> None:
+    def vectors(chosen: I64) -> F32:
+        raise AssertionError(chosen)
+
+    codes = np.array([0, 0, 0, 1, 1, 2])
+    candidates = Candidates(np.linspace(1, 0.5, 6), caps=[("artist", Single(codes, 3), 1)], vectors=vectors)
+    rules = Rules(caps=(("artist", 1),), diversity=Diversity(0.5))
+    early = compose(rules, candidates, 5, even_short=False)
+    assert early.short
+    assert early.free.tolist() == [0, 3, 5]
+    with pytest.raises(AssertionError):
+        compose(rules, candidates, 5)
+    with pytest.raises(AssertionError):  # not short: the list is made at once
+        compose(rules, candidates, 3, even_short=False)
 
 
 @pytest.mark.parametrize(

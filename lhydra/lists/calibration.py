@@ -5,14 +5,11 @@ user's mix, q that of the list, smoothed with a little of p. As in Steck's deriv
 -Σ p log Σ q, which is submodular, so that greedy is at most 1 - 1/e away from the best.
 """
 
-import heapq
-import math
-
 import numpy as np
 import numpy.typing as npt
 
 from lhydra.domain import I64
-from lhydra.lists.labels import Labels, Single
+from lhydra.lists.labels import Labels, Several, Single, earlier
 
 SMOOTHING = 0.01
 F64 = npt.NDArray[np.float64]
@@ -49,58 +46,55 @@ def calibrate(relevance: F64, labels: Labels, wanted: F64, k: int, strength: flo
     Returns:
         (min(k, n),) positions in the order in which they are picked; of equals the earlier comes first.
     """
-    n = len(relevance)
-    k = min(k, n)
-    picked = np.empty(k, np.int64)
+    k = min(k, len(relevance))
     if not k:
-        return picked
+        return np.empty(0, np.int64)
     usual = float(relevance[:k].mean())
-    value: list[float] = (relevance * ((1 - strength) / (usual * k if usual > 0 else 1.0))).tolist()
-    there = np.flatnonzero(wanted)  # a column may have many values, of which a user plays few
-    own = wanted[there] * (k * SMOOTHING / (1 - SMOOTHING)) + (0 if held is None else held[there])
-    have = dict(zip(there.tolist(), own.tolist(), strict=True))
-    share = dict(zip(have, (wanted[there] * strength).tolist(), strict=True))
-    kinds = []  # tracks of the same values add the same: the first of them is next
+    value = relevance * ((1 - strength) / (usual * k if usual > 0 else 1.0))
+    have = wanted * (k * SMOOTHING / (1 - SMOOTHING))
+    have = have if held is None else have + held
     if isinstance(labels, Single):
-        of: dict[int, list[int]] = {}
-        for i, code in enumerate(labels.values.tolist()):
-            if code in of:
-                of[code].append(i)
-            else:
-                of[code] = [i]
-        kinds = [([code] if code in share else [], 1.0, tracks) for code, tracks in of.items()]
-    else:
-        alike: dict[tuple[int, ...], list[int]] = {}
-        for i, codes in enumerate(labels.lists):
-            alike.setdefault(tuple(codes), []).append(i)
-        kinds = [([c for c in codes if c in share], 1 / max(len(codes), 1), all_) for codes, all_ in alike.items()]
+        return _of_one_value(value, labels, wanted * strength, have)[:k]
+    return _of_several(value, labels, wanted * strength, have, k)
 
-    log1p = math.log1p
 
-    def gain(kind: int, at: int) -> float:
-        """What the next track of a kind adds to the objective."""
-        codes, part, tracks = kinds[kind]
-        more = value[tracks[at]]
-        for c in codes:
-            more += share[c] * log1p(part / have[c])
-        return more
+def _of_one_value(value: F64, labels: Single, share: F64, have: F64) -> I64:
+    """The order of greedy where no track has two values: what one adds depends on those of its value before it alone.
 
-    # gains only ever fall, so the largest that is up to date is the largest (lazy greedy: Minoux 1978)
-    heap = [(-gain(kind, 0), kinds[kind][2][0], kind, 0) for kind in range(len(kinds))]
-    heapq.heapify(heap)
+    Of a value the better track is picked first and adds more, so greedy is the order of what the tracks add.
+    """
+    at = np.flatnonzero(labels.values >= 0)
+    codes = labels.values[at]
+    shares = share[codes]
+    wanted = shares > 0  # the others add nothing, and may be divided by 0
+    at, codes, shares = at[wanted], codes[wanted], shares[wanted]
+    value[at] += shares * np.log1p(1 / (have[codes] + earlier(codes)))
+    return np.argsort(-value, kind="stable")
+
+
+def _of_several(gain: F64, labels: Several, share: F64, have: F64, k: int) -> I64:
+    """The first k picks of greedy: after each, what tracks of its values would add is computed anew, and no other."""
+    counts = np.diff(labels.offsets)
+    of = np.repeat(np.arange(len(labels)), counts)
+    wanted = np.flatnonzero(share[labels.codes])
+    wanted = wanted[np.argsort(labels.codes[wanted], kind="stable")]
+    tracks, codes = of[wanted], labels.codes[wanted]
+    parts, shares = 1 / counts[tracks], share[codes]
+    adds = shares * np.log1p(parts / have[codes])
+    gain += np.bincount(tracks, adds, len(labels))
+    starts = np.flatnonzero(np.diff(codes, prepend=-1)).tolist()
+    runs: dict[int, slice] = {
+        int(codes[start]): slice(start, end) for start, end in zip(starts, [*starts[1:], len(codes)], strict=False)
+    }
+    picked = np.empty(k, np.int64)
     for t in range(k):
-        while True:
-            old, track, kind, at = heap[0]
-            new = -gain(kind, at)
-            if new <= old:
-                break
-            heapq.heapreplace(heap, (new, track, kind, at))
-        picked[t] = track
-        codes, part, tracks = kinds[kind]
-        for c in codes:
-            have[c] += part
-        if at + 1 < len(tracks):
-            heapq.heapreplace(heap, (-gain(kind, at + 1), tracks[at + 1], kind, at + 1))
-        else:
-            heapq.heappop(heap)
+        picked[t] = best = int(gain.argmax())
+        gain[best] = -np.inf
+        for code in labels.lists[best]:
+            if (run := runs.get(code)) is not None:
+                have[code] += 1 / counts[best]
+                after = np.log1p(parts[run] / have[code])
+                after *= share[code]
+                gain[tracks[run]] += after - adds[run]
+                adds[run] = after
     return picked

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lhydra.domain import I64
-from lhydra.lists.labels import Labels, Single
+from lhydra.lists.labels import Labels, Single, earlier
 
 FREE, DUPLICATE, CAPPED = 0, 1, 2  # what stands against a candidate; the lower gives way first
 
@@ -33,15 +33,8 @@ def admit(n: int, caps: Sequence[tuple[Labels, int]], groups: I64 | None, first:
         found[_repeats(groups)] = DUPLICATE
         found[:first] = FREE
     if len(caps) == 1 and not first and isinstance(labels := caps[0][0], Single):
-        most, of = caps[0][1], labels.values.tolist()
-        if groups is not None:
-            of = [-1 if why else code for code, why in zip(of, found.tolist(), strict=True)]
-        seen: dict[int, int] = {}
-        for i, code in enumerate(of):
-            if code >= 0:
-                seen[code] = before = seen.get(code, -1) + 1
-                if before >= most:
-                    found[i] = CAPPED
+        at = np.flatnonzero((labels.values >= 0) & (found == FREE))
+        found[at[earlier(labels.values[at]) >= caps[0][1]]] = CAPPED
         return found
     if caps:
         held = [([0] * labels.size, labels.lists, most) for labels, most in caps]
@@ -87,17 +80,6 @@ def fill(against: npt.NDArray[np.int8], caps: Sequence[tuple[Labels, int]], k: i
     return np.concatenate([np.array(let_in, np.int64), rest]), duplicates, len(rest) if caps else 0
 
 
-def _ranks(codes: I64) -> I64:
-    """How many entries before each have the same code."""
-    order = np.argsort(codes, kind="stable")
-    ordered = codes[order]
-    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])) if len(codes) else codes
-    sizes = np.diff(np.append(starts, len(codes)))
-    ranks = np.empty(len(codes), np.int64)
-    ranks[order] = np.arange(len(codes)) - np.repeat(starts, sizes)
-    return ranks
-
-
 def _repeats(groups: I64) -> npt.NDArray[np.bool_]:
     """Which entries have the group, 0 or more, of an entry before."""
-    return (_ranks(groups) > 0) & (groups >= 0)
+    return (earlier(groups) > 0) & (groups >= 0)

@@ -65,7 +65,7 @@ class Composed:
     why: tuple[str, ...] = ()
 
 
-def compose(rules: Rules, candidates: Candidates, k: int, seed: int = 0) -> Composed:
+def compose(rules: Rules, candidates: Candidates, k: int, seed: int = 0, even_short: bool = True) -> Composed:
     """Makes a list of candidates by the rules.
 
     Args:
@@ -73,9 +73,10 @@ def compose(rules: Rules, candidates: Candidates, k: int, seed: int = 0) -> Comp
         candidates: what there is.
         k: how many tracks.
         seed: of the draws.
+        even_short: False ends once caps and duplicates are found to leave too few, for whoever then looks for others.
 
     Returns:
-        A list of min(k, n) distinct candidates.
+        A list of min(k, n) distinct candidates; none in a list that ended early.
     """
     applied: list[Applied] = []
     steps: list[tuple[str, I64, I64]] = []
@@ -103,6 +104,8 @@ def compose(rules: Rules, candidates: Candidates, k: int, seed: int = 0) -> Comp
         order = order[~np.isin(order, pinned)]
     order, free, short = _admitted(candidates, pinned, order, need, note)
     admitted = np.concatenate([pinned, order[:free]]) if short else order[:0]
+    if short and not even_short:
+        return Composed(order[:0], None, (), (), short, admitted)
     if rules.diversity is not None and rules.diversity.strength > 0 and candidates.vectors is not None:
         odds = (scores / (1 - np.minimum(candidates.scores, 1 - 1e-6)))[order[:free]]
         spread, strength, is_dpp = min(need, SPREAD), rules.diversity.strength, rules.diversity.method == "dpp"

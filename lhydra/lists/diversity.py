@@ -63,22 +63,15 @@ def dpp(odds: npt.NDArray[np.float64], vectors: F32, k: int, strength: float) ->
     weight = np.power(np.maximum(odds, LEAST_ODDS) / top, (1 - strength) / strength).astype(np.float32)
     basis = np.empty((dim + k, n), np.float32)  # vectors, and below them what each pick shares with the others
     basis[:dim] = vectors.T
-    part = np.ones(dim + k, np.float32)  # what a row of the basis counts: -1 / d² of the pick that it is of
+    counted = basis.copy()  # the same, what is of a pick divided by its -d²: what two tracks share besides all picks
     left = np.einsum("ij,ij->i", vectors, vectors) + np.float32(RIDGE)  # d²: what each would add, never below RIDGE
-    picked = np.empty(k, np.int64)
-    gain, square = np.empty((2, n), np.float32)
-    for t in range(k):
-        np.multiply(weight, left, out=gain)
-        picked[t] = best = int(gain.argmax())
+    gain, picked = np.empty(n, np.float32), np.empty(k, np.int64)
+    for t, at in enumerate(range(dim, dim + k)):  # six calls of numpy a pick, whose overhead is half of what it costs
+        picked[t] = best = np.multiply(weight, left, gain).argmax()
         weight[best] = -1  # never again
-        if t + 1 < k:
-            at = dim + t
-            row = np.dot(basis[:at, best] * part[:at], basis[:at], out=basis[at])
-            part[at] = -1 / left.item(best)
-            np.multiply(row, row, out=square)
-            square *= -part[at]
-            left -= square
-            left[best] = 1
+        row = counted[:at, best].dot(basis[:at], basis[at])
+        own = np.multiply(row, -1 / left.item(best), counted[at])
+        np.add(left, np.multiply(row, own, gain), left)
     return picked
 
 

@@ -98,5 +98,23 @@ class Single:
 Labels = Several | Single
 
 
+def earlier(codes: npt.NDArray[np.signedinteger]) -> I64:
+    """Counts before each of n entries those that have the same code.
+
+    Args:
+        codes: (n,).
+
+    Returns:
+        (n,) counts.
+    """
+    order = np.argsort(codes, kind="stable")
+    ordered, at = codes[order], np.arange(len(codes))
+    starts = np.zeros(len(codes), np.int64)  # where the run of equal codes begins that each lies in
+    np.multiply(at[1:], ordered[1:] != ordered[:-1], out=starts[1:])
+    counts = np.empty(len(codes), np.int64)
+    counts[order] = at - np.maximum.accumulate(starts)
+    return counts
+
+
 def _shares(total: npt.NDArray[np.number]) -> F64:
     return total.astype(np.float64) / max(float(total.sum()), 1e-300)
