@@ -72,29 +72,27 @@ def _of_one_value(value: F64, labels: Single, share: F64, have: F64) -> I64:
     return np.argsort(-value, kind="stable")
 
 
-def _of_several(gain: F64, labels: Several, share: F64, have: F64, k: int) -> I64:
-    """The first k picks of greedy: after each, what tracks of its values would add is computed anew, and no other."""
+def _of_several(value: F64, labels: Several, share: F64, have: F64, k: int) -> I64:
+    """The first k picks of greedy: what a value adds depends on it and on how many a track has, so there is a table."""
     counts = np.diff(labels.offsets)
-    of = np.repeat(np.arange(len(labels)), counts)
-    wanted = np.flatnonzero(share[labels.codes])
-    wanted = wanted[np.argsort(labels.codes[wanted], kind="stable")]
-    tracks, codes = of[wanted], labels.codes[wanted]
-    parts, shares = 1 / counts[tracks], share[codes]
-    adds = shares * np.log1p(parts / have[codes])
-    gain += np.bincount(tracks, adds, len(labels))
-    starts = np.flatnonzero(np.diff(codes, prepend=-1)).tolist()
-    runs: dict[int, slice] = {
-        int(codes[start]): slice(start, end) for start, end in zip(starts, [*starts[1:], len(codes)], strict=False)
-    }
+    lengths, kind = np.unique(np.maximum(counts, 1), return_inverse=True)
+    parts = 1 / lengths
+    wanted = share[labels.codes] > 0  # the others add nothing, and may be divided by 0
+    known, codes = np.unique(labels.codes[wanted], return_inverse=True)
+    share, have = np.append(share[known], 0), np.append(have[known], 1)
+    own = np.bincount(np.repeat(np.arange(len(labels)), counts)[wanted], minlength=len(labels))
+    firsts = np.cumsum(own) - own
+    codes = np.insert(codes, firsts, len(known))  # a value that adds nothing, so that every track has one
+    starts = firsts + np.arange(len(labels))
+    places = codes * len(parts) + np.repeat(kind, own + 1)
+    adds = share[:, None] * np.log1p(parts / have[:, None])
     picked = np.empty(k, np.int64)
     for t in range(k):
+        gain = np.add.reduceat(adds.take(places), starts)
+        gain += value
         picked[t] = best = int(gain.argmax())
-        gain[best] = -np.inf
-        for code in labels.lists[best]:
-            if (run := runs.get(code)) is not None:
-                have[code] += 1 / counts[best]
-                after = np.log1p(parts[run] / have[code])
-                after *= share[code]
-                gain[tracks[run]] += after - adds[run]
-                adds[run] = after
+        value[best] = -np.inf
+        moved = codes[starts[best] : starts[best] + own[best] + 1]
+        have[moved] += parts[kind[best]]
+        adds[moved] = share[moved, None] * np.log1p(parts / have[moved, None])
     return picked

@@ -66,7 +66,7 @@ def dpp(odds: npt.NDArray[np.float64], vectors: F32, k: int, strength: float) ->
     counted = basis.copy()  # the same, what is of a pick divided by its -d²: what two tracks share besides all picks
     left = np.einsum("ij,ij->i", vectors, vectors) + np.float32(RIDGE)  # d²: what each would add, never below RIDGE
     gain, picked = np.empty(n, np.float32), np.empty(k, np.int64)
-    for t, at in enumerate(range(dim, dim + k)):  # six calls of numpy a pick, whose overhead is half of what it costs
+    for t, at in enumerate(range(dim, dim + k)):  # six calls of numpy a pick: on short arrays calls cost most
         picked[t] = best = np.multiply(weight, left, gain).argmax()
         weight[best] = -1  # never again
         row = counted[:at, best].dot(basis[:at], basis[at])
