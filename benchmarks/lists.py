@@ -85,9 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_output("--out", args.out, is_json_with("versions", "rule_sets"))
         dataset = Dataset.open(args.dataset)
         recommender = Recommender(Bundle.open(args.store), args.depth)
-        for flag, column in (("--cap", args.cap), ("--calibrate", args.calibrate)):
-            if column != "artist" and column not in recommender.bundle.filters.names:
-                raise ConfigError(complain(flag, column, "a column of the bundle"))
+        _check_column(recommender.bundle, "--cap", args.cap)
+        _check_column(recommender.bundle, "--calibrate", args.calibrate)
         sets = rule_sets(args.cap, args.calibrate)
         rng = np.random.default_rng(args.seed)
         drawn = rng.integers(0, len(dataset.user_ids), args.users + WARM_UP_USERS)
@@ -163,6 +162,11 @@ def added(taken: F64, plain: F64, seed: int) -> dict[str, Any]:
         "adds_high_us": high,
         "ratio": float(np.median(taken / plain)),
     }
+
+
+def _check_column(bundle: Bundle, flag: str, column: str) -> None:
+    if column != "artist" and column not in bundle.filters.names:
+        raise ConfigError(complain(flag, column, "a column of the bundle"))
 
 
 if __name__ == "__main__":
