@@ -21,7 +21,7 @@ from lhydra.data.settings import PrepareSettings
 from lhydra.domain import Query, Repeat, UserState, track_hashes
 from lhydra.errors import BundleCorrupt
 from lhydra.explain.explainer import Explainer
-from lhydra.features.listening import CONTEXT, SIGNALS
+from lhydra.features.listening import CONTEXT, N_OWN, SIGNALS
 from lhydra.queries import Request, to_query
 from lhydra.recommender import Recommender
 from lhydra.training.config import TrainSettings
@@ -251,6 +251,19 @@ def test_of_whoever_has_played_nothing_the_rest_of_the_head_decides() -> None:
     for known in (0, 2):
         torch.testing.assert_close(ranked[known], part(inputs, context)[known])
         torch.testing.assert_close(probability[known], torch.sigmoid(2.0 * ranked[known] - 1.0))
+
+
+def test_what_is_served_is_what_is_trained_on_scaled_inputs() -> None:
+    torch.manual_seed(1)
+    inputs = torch.rand(3, 7, MomentHead.PAIR + len(SIGNALS)) * 10.0 ** torch.randint(-3, 4, (len(SIGNALS) + 3,))
+    context = torch.rand(3, len(CONTEXT)) * 5
+    inputs[:, ::2, MomentHead.PAIR : MomentHead.PAIR + N_OWN] = 0  # never heard
+    inputs[:, 1::2, MomentHead.PAIR] = 1
+    part = MomentHead.fitted_to(inputs.flatten(0, 1), context)
+    torch.nn.init.normal_(part.out.weight)
+    logits = part.logits(part.scaled(inputs), part.about(context))
+    assert logits.std() > 0.1
+    torch.testing.assert_close(part(inputs, context), logits, atol=1e-4, rtol=1e-4)
 
 
 def test_a_model_without_moments_answers_learnt_as_decay(
