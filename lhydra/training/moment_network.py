@@ -74,7 +74,7 @@ class MomentHead(nn.Module):
             (..., i + strengths) float32.
         """
         logs = torch.log(inputs[..., cls.PAIR + 1 :] + torch.tensor(_OFFSETS))  # few operations: each costs some 4 us
-        own, strength = logs.split([N_OWN - 1, len(SIGNALS) - N_OWN], -1)
+        own, strength = logs[..., : N_OWN - 1], logs[..., N_OWN - 1 :]
         heard, strengths = inputs[..., cls.PAIR : cls.PAIR + 1], inputs[..., cls.PAIR + N_OWN :]
         return torch.cat([inputs[..., : cls.PAIR + 1], own * heard, strengths, strength], -1)
 
@@ -91,7 +91,8 @@ class MomentHead(nn.Module):
         of_pair = _folded(self.of_pair, self.mean, self.spread)  # what `logits` gives, in few operations
         linear = _folded(self.linear, self.mean, self.spread)
         weight, bias = (torch.cat(parts) for parts in zip(of_pair, linear, strict=True))
-        hidden, linearly = functional.linear(self.prepared(inputs), weight, bias).split([self.HIDDEN, 1], -1)
+        both = functional.linear(self.prepared(inputs), weight, bias)
+        hidden, linearly = both[..., : self.HIDDEN], both[..., self.HIDDEN :]
         about = functional.linear(context, *_folded(self.of_context, self.context_mean, self.context_spread))
         logit: Tensor = (linearly + self.out(self.rest(hidden + about.unsqueeze(1)))).squeeze(2)
         return logit
