@@ -183,6 +183,15 @@ def test_exclusions_hold_for_every_source(recommender: Recommender, states: list
         assert set(found) == {f"t{n:02}" for n in range(TRACKS)} - set(barred)
 
 
+def test_places_inside_sessions_are_asked_for_as_far_as_the_limit_leaves_room(world: Dataset) -> None:
+    sessions = 2 * USERS  # of the validation fold, with five plays each
+    for at_most, expected in ((100, 100), (3 * sessions, 3), (4 * sessions, 4), (10**6, SESSION)):
+        asked = find(world, at_most, 0)
+        assert asked is not None
+        assert len(asked) == (expected if expected == at_most else expected * sessions)
+        assert len(set(asked.cut.tolist())) == len(asked)
+
+
 def test_what_is_known_at_a_moment_is_what_a_user_store_would_hold(world: Dataset) -> None:
     asked = find(world, 6_000, 0)
     assert asked is not None

@@ -18,7 +18,7 @@ from lhydra.repeats import add_up, at_once, single_plays
 from lhydra.training.data import TrainingData
 
 MIN_MOMENTS = 30  # with fewer nothing is learnt
-INSIDE = 2  # places inside each session that are asked for, beside its begin
+INSIDE = 2  # places inside each session that are asked for at least, beside its begin; more of few sessions
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def find(dataset: Dataset, at_most: int, seed: int) -> Asked | None:
 
     Args:
         dataset: with single plays.
-        at_most: how many; a random choice of more.
+        at_most: how many; a random choice of more, and more places inside each session where there are few.
         seed: of the places inside sessions, and of the draw from too many.
 
     Returns:
@@ -93,9 +93,10 @@ def find(dataset: Dataset, at_most: int, seed: int) -> Asked | None:
     user, session = events.user[rows], events.session[rows]
     starts = np.flatnonzero(np.r_[True, (user[1:] != user[:-1]) | (session[1:] != session[:-1])])
     rng, times = np.random.default_rng([seed, 11]), play_times(events)
+    places = max(INSIDE, at_most // len(starts) - 1)
     found: list[tuple[int, int, int, I64]] = []
     for own in np.split(rows, starts[1:]):
-        inside = rng.permutation(np.arange(1, len(own)))[:INSIDE].tolist()
+        inside = rng.permutation(np.arange(1, len(own)))[:places].tolist()
         for place in (0, *sorted(inside)):
             later = own[place:]
             later = later[events.skipped[later] != 1]
