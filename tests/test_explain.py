@@ -347,6 +347,28 @@ def test_reasons_are_given_only_where_the_trace_says_so(client: Client, user: st
     assert said == {"because", "popular"}
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_track_that_only_a_pin_brought_is_told_as_pinned(
+    recommender: Recommender, states: list[UserState], known: bool
+) -> None:
+    state, catalog = (states[0] if known else UserState()), recommender.catalog
+    plain = recommender.recommend(Query(5, state, known, now=NOW))
+    heard = catalog.rows(state.heard)
+    rarest = np.argsort(catalog.share, kind="stable")
+    rarest = rarest[~np.isin(rarest, np.concatenate([plain.candidates, plain.rows, heard]))]
+    for row, alone in ((rarest[0], True), (plain.rows[4], False)):
+        pin = Rules(pins=(Pin(Match(tracks=tuple(catalog.track_ids(np.array([row])))), 1),))
+        query = Query(5, state, known, now=NOW, rules=pin, explain=True)
+        (found,) = Explainer(recommender).recommend_many([(query, no_check)])
+        assert not isinstance(found, Exception)
+        assert found.rows[0] == row
+        assert (found.sources[0] == ("pinned",)) == alone
+        assert "pinned" in found.sources[0]
+        if not known:
+            assert any("popular" in reason for reason in found.reasons[0]) != alone
+            assert all(any("popular" in reason for reason in reasons) for reasons in found.reasons[1:])
+
+
 def test_a_new_track_is_told_as_new_only_where_a_place_was_kept_for_it(
     recommender: Recommender, states: list[UserState]
 ) -> None:

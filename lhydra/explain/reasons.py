@@ -4,7 +4,7 @@ import numpy as np
 
 from lhydra.domain import I64, Tier
 from lhydra.explain.pulls import MOST_PLAYS, falls_of
-from lhydra.explain.sources import CHART
+from lhydra.explain.sources import CHART, POPULAR
 from lhydra.features.histories import relative_weights_of
 from lhydra.features.listening import SIGNALS
 from lhydra.recommender import Recommender
@@ -34,7 +34,8 @@ def reasons_of(
     if traced.tier is Tier.POPULAR:
         country = traced.query.state.profile.get("country")
         for own, came in zip(reasons, sources, strict=True):
-            own.append(f"popular in {country}" if CHART in came else "popular with all listeners")
+            own += [f"popular in {country}"] if CHART in came else []
+            own += ["popular with all listeners"] if POPULAR in came else []
     elif len(rows):
         for own, row in zip(reasons, _played(recommender, traced, rows), strict=True):
             if row >= 0:

@@ -47,7 +47,9 @@ def sources_of(recommender: Recommender, traced: Traced, rows: I64) -> tuple[tup
         near = _near(traced, np.concatenate([NO_ROWS, *brought.values()]))
         named = {name: np.isin(rows, found) for name, found in ((NEAREST, near), *brought.items())}
     if traced.made is not None and traced.made.pins:
-        named[PINNED] = np.isin(rows, [row for _, row in traced.made.pins])
+        pinned = np.isin(rows, [row for _, row in traced.made.pins])
+        came = ~pinned | np.isin(rows, traced.made.found[0])  # others are there by the pin alone
+        named = {name: found & came for name, found in named.items()} | {PINNED: pinned}
     of_each = zip(*(found.tolist() for found in named.values()), strict=True)
     # rules that asked for more found the rest among the nearest
     return tuple(tuple(name for name, there in zip(named, one, strict=True) if there) or (NEAREST,) for one in of_each)
