@@ -151,7 +151,7 @@ def test_a_change_acts_without_a_restart_and_a_wrong_one_changes_nothing(store: 
         assert error == f"{rules}: sets.one.caps.artist: found none, expected a whole number from 1 to 10000"
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics") as reply:
             assert "lhydra_rules_failures_total 1.0" in reply.read().decode()
-        assert error in (tmp_path / "log").read_text()
+        until(lambda: error in (tmp_path / "log").read_text())
         victim = server.workers()[0]
         os.kill(victim, 9)  # its successor starts with the rules that were sound
         until(lambda: victim not in server.children() and len(server.children()) == 2)

@@ -1017,7 +1017,7 @@ def test_one_log_line_per_request_without_the_user(running: Running, caplog: pyt
         running.stub.Recommend(request(user), metadata=(("x-request-id", "r-5"),))
         fails(lambda: running.stub.Recommend(request(user + "\n", k=5)))
         running.stub.RecordPlays(pb.RecordPlaysRequest(plays=[play("e", "t", user)]))
-    good, bad, plays = running.lines()
+    good, bad, plays = until(lambda: len(lines := running.lines()) == 3 and lines)
     told = [good[name] for name in ("request_id", "method", "code", "tier", "bundle", "k")]
     assert told == ["r-5", "Recommend", "OK", "popular", "b-1", 5]
     assert set(good["stage_us"]) == set(STAGES)

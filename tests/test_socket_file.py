@@ -84,7 +84,7 @@ def test_a_swap_fails_no_call_and_a_killed_worker_comes_back(server: Server, sto
     path.unlink()  # as those do that tidy /tmp
     with open_stub(server.address) as stub:
         assert stub.Recommend(pb.RecommendRequest(user_id="ann", k=3), wait_for_ready=True, timeout=60).tracks
-    assert sum("was taken away" in line["message"] for line in server.lines()) == 1
+    assert sum("was taken away" in line["message"] for line in server.whole_log()) == 1
 
 
 def test_what_a_killed_server_has_left_is_taken_over(store: Path, path: Path) -> None:

@@ -85,6 +85,17 @@ class Server:
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.log.read_text().splitlines()]
 
+    def whole_log(self) -> list[dict[str, Any]]:
+        """Every line of its log: it is told to end first, as one that runs may have lines still to write."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(60) == 0
+        return self.lines()
+
+    def all_errors(self) -> list[str]:
+        """The errors in its whole log, in order."""
+        return [line["message"] for line in self.whole_log() if line["level"] == "error"]
+
     def ended(self) -> int:
         """The exit code, once it has ended."""
         assert self.process.stdout is not None
@@ -321,8 +332,7 @@ def test_a_worker_leaves_every_signal_but_sigterm_to_its_supervisor(server: Serv
     os.kill(workers[0], signal.SIGKILL)  # its end is seen after whatever the other signals did
     until(lambda: len(now := server.children()) == 2 and workers[0] not in now)
     assert workers[1] in server.children()
-    (died,) = [line for line in server.lines() if line["level"] == "error"]
-    assert died["message"] == f"worker died: worker {workers[0]} ended with signal 9"
+    assert server.all_errors() == [f"worker died: worker {workers[0]} ended with signal 9"]
 
 
 def test_a_hangup_under_nohup_ends_nothing(store: Path) -> None:
@@ -388,8 +398,7 @@ def test_a_bundle_that_cannot_open_leaves_the_old_one_serving(server: Server, st
         until(lambda: load.answers.get(B2))
         until(lambda: not server.status().swap_error)
     assert load.failures == []
-    errors = [line for line in server.lines() if line["level"] == "error"]
-    assert {line["message"] for line in errors} == {"swap failed: bad: index.faiss: found 3 bytes, expected 4"}
+    assert {*server.all_errors()} == {"swap failed: bad: index.faiss: found 3 bytes, expected 4"}
 
 
 def test_a_bundle_that_only_some_workers_can_open_is_not_moved_to(server: Server, store: Path) -> None:
@@ -400,7 +409,7 @@ def test_a_bundle_that_only_some_workers_can_open_is_not_moved_to(server: Server
     (store / HALF / "go").touch()
     until(lambda: server.status().swap_error == "half: out of memory")
     assert set(workers) <= set(server.children())
-    assert [line["bundle"] for line in server.lines() if line["message"] == "serving"] == [B1]
+    assert [line["bundle"] for line in server.whole_log() if line["message"] == "serving"] == [B1]
 
 
 NO_REPORT = r"worker \d+: found no report after 0 s, expected the bundle open by then"
@@ -512,8 +521,7 @@ def test_a_killed_worker_is_replaced(server: Server) -> None:
     after = until(lambda: len(now := server.children()) == 2 and before[0] not in now and now)
     assert before[1] in after
     until(lambda: server.status().workers == 2)
-    (died,) = [line for line in server.lines() if line["level"] == "error"]
-    assert died["message"] == f"worker died: worker {before[0]} ended with signal 9"
+    assert server.all_errors() == [f"worker died: worker {before[0]} ended with signal 9"]
 
 
 def test_a_worker_that_dies_while_a_bad_bundle_is_current_is_replaced_on_the_good_one(
