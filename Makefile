@@ -23,8 +23,10 @@ lint: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Browser, proxy and API fuzz: there is nothing of the kind yet, so nothing can fail.
+# What needs a tool of its own: the proxy of deploy/envoy. Where a tool cannot be installed its tests are skipped, loudly.
 e2e: $(STAMP)
+	-@$(BIN)/python -m pip install --quiet --constraint constraints.txt --group e2e
+	$(BIN)/python -m pytest tests/e2e
 
 # The tests against the lowest supported numpy, grpcio, protobuf and onnxruntime. By hand, and before a release.
 test-lowest: $(LOWEST)/.installed

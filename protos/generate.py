@@ -1,4 +1,4 @@
-"""Regenerates the protobuf and gRPC code beside each .proto, or with --check compares and fails when stale.
+"""Regenerates the protobuf and gRPC code and the descriptors of each .proto, or with --check fails when they are stale.
 
     python protos/generate.py [--check]
 
@@ -20,7 +20,8 @@ PINS = ("grpcio-tools==1.76.0", "mypy-protobuf==3.7.0", "setuptools<81")
 ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = ROOT.parent / ".cache" / "protoc"
 SOURCES = sorted(path.relative_to(ROOT) for path in ROOT.glob("lhydra_protos/**/*.proto"))
-GENERATED = ("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py", "*_pb2_grpc.pyi")
+DESCRIPTORS = SOURCES[0].with_suffix(".binpb")  # what a proxy needs to turn JSON into calls
+GENERATED = ("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py", "*_pb2_grpc.pyi", "*.binpb")
 
 
 def main() -> int:
@@ -43,6 +44,7 @@ def generate(out: Path) -> None:
     """Runs protoc over all sources, writing below `out`."""
     python = _environment()
     flags = [f"--{kind}_out={out}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
+    flags += [f"--descriptor_set_out={out / DESCRIPTORS}", "--include_imports"]
     search = {**os.environ, "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     command = [str(python), "-m", "grpc_tools.protoc", f"-I{ROOT}", *flags, *map(str, SOURCES)]
     subprocess.run(command, check=True, cwd=ROOT, env=search)  # plugins are found through PATH only
