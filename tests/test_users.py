@@ -33,9 +33,10 @@ from lhydra.users import record
 from lhydra.users.lmdb_store import LmdbUsers
 from lhydra.users.packed import pack, unpack
 from lhydra.users.place import claim, refuse_other
-from lhydra.users.record import UserRecord, user_tag
+from lhydra.users.record import UserRecord
 from lhydra.users.redis_store import RedisUsers
 from lhydra.users.store import UserStore, open_users
+from lhydra.users.tag import user_tag
 from tests.harness import until
 from tests.redis_server import RedisServer, budgets, running
 from tests.test_evaluate import random_plays, write_dataset
@@ -257,6 +258,11 @@ class AnyOrder(RuleBasedStateMachine):
     def load(self, user: str, age: int, base: list[Entry], heard: set[str]) -> None:
         self.oracle.setdefault(user, Listener()).load({"age": age}, base, heard)
         assert self.users.load([(user, state_of({"age": age}, base, heard))]) == 1
+
+    @rule(user=st.sampled_from(USERS))
+    def delete(self, user: str) -> None:
+        assert self.users.delete(user) == (self.oracle.pop(user, None) is not None)
+        self.seen.pop(user, None)  # what comes next begins anew
 
     @rule()
     def reopen(self) -> None:
@@ -498,7 +504,7 @@ def stored(users: UserStore, user_id: str) -> bytes:
 def test_reading_a_damaged_value_is_one_line(users: UserStore) -> None:
     for value in (b"\x00", b"\x01short", json.dumps({"age": 3}).encode()):
         damage(users, "bob", value)
-        with pytest.raises(UserStoreError, match=r"value of user [0-9a-f]{8}: found") as caught:
+        with pytest.raises(UserStoreError, match=r"value of user [0-9a-f]{16}: found") as caught:
             users.get("bob")
         assert "\n" not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""`lhydra users load`: profiles and histories into the user store that servers read, of a dataset or of an export."""
+"""`lhydra users`: profiles and histories into the user store that servers read; what is stored of one person."""
 
 import argparse
 import json
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from lhydra.commands import person
 from lhydra.commands.histories import check_flags
 from lhydra.config import add_flags, resolve, setting
 from lhydra.data.settings import ReadSettings
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from lhydra.data.dataset import AsOf
     from lhydra.domain import UserState
 
-HELP = "load users into the store that servers read"
+HELP = "load users into the store that servers read; show, export and delete what is stored of a person"
 EXTRA = "index"
 
 
@@ -68,7 +69,7 @@ class Counts:
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Adds `users load`.
+    """Adds the actions of `lhydra users`.
 
     Args:
         parser: of the command.
@@ -78,9 +79,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
     load = actions.add_parser("load", help=text, description=text)
     load.add_argument("dataset", type=Path, nargs="?", metavar="DATASET", help="made by `lhydra prepare`")
     add_flags(load, UsersSettings)
+    person.configure(actions, lambda action: add_flags(action, UsersSettings, ("store", "users")))
 
 
 def run(args: argparse.Namespace) -> int:
+    """Does one action.
+
+    Args:
+        args: of the command line.
+
+    Returns:
+        The exit code.
+    """
+    if args.action == "load":
+        return _load(args)
+    if args.action == "hash":
+        return person.tag(args.user, args.log_key)
+    settings = resolve("users", UsersSettings, args)
+    place = settings.users, None if settings.store is None else Path(settings.store)
+    if args.action == "export":
+        return person.export(args.user, *place, args.out)
+    return {"show": person.show, "delete": person.delete}[args.action](args.user, *place)
+
+
+def _load(args: argparse.Namespace) -> int:
     """Loads the users; servers on the same store may be running, and see each user as soon as it is written.
 
     Args:

@@ -128,6 +128,15 @@ class Environment:
             raise UserStoreError(self._why)
         return writer.write(change, deadline_s, wait_s)
 
+    def sync(self) -> None:
+        """Forces to disk what was written.
+
+        Raises:
+            UserStoreError: the environment cannot be used.
+        """
+        with self._in_use(self._opened, nullcontext) as env:
+            env.sync(True)
+
     def close(self) -> None:
         """Forces everything to disk and closes the environment; where a writer is stuck, the process's end does."""
         self._closing.set()

@@ -24,6 +24,7 @@ from lhydra.users.packed import (
     with_chunks,
 )
 from lhydra.users.record import UserRecord, user_key
+from lhydra.users.stored import StoredUser, lows_of, stored_of
 
 _LOAD_CHUNK = 1000  # users per write transaction: short, so that live plays get their turn
 _LOAD_WAIT_S = 30.0  # for the write lock, which other processes take for moments
@@ -105,6 +106,36 @@ class LmdbUsers:
             n_users += len(chunk)
         return n_users
 
+    def stored(self, user_id: str) -> StoredUser | None:
+        """See `UserStore.stored`.
+
+        Args:
+            user_id: whose.
+
+        Returns:
+            The record with every heard track, None when the user is unknown.
+        """
+        key = user_key(user_id)
+        with self._env.reading() as txn:
+            if (packed := _get(txn, key)) is None:
+                return None
+            return stored_of(
+                packed, [_get(txn, chunk_key(key, low)) for low in lows_of(packed, user_id) or ()], user_id
+            )
+
+    def delete(self, user_id: str) -> bool:
+        """See `UserStore.delete`. The pages of the file keep what was there until they are used again.
+
+        Args:
+            user_id: whose.
+
+        Returns:
+            Whether there was anything.
+        """
+        deleted = self._env.write(partial(_delete, user_id), wait_s=_LOAD_WAIT_S)
+        self._env.sync()
+        return deleted
+
     def sample(self, n: int) -> list[UserState]:
         """See `UserStore.sample`.
 
@@ -128,6 +159,27 @@ class LmdbUsers:
 def _load(users: Sequence[tuple[str, UserState]], txn: lmdb.Transaction) -> None:
     for user_id, state in users:
         _changed(txn, user_id, loading([state]))
+
+
+def _delete(user_id: str, txn: lmdb.Transaction) -> bool:
+    key = user_key(user_id)
+    if (packed := _get(txn, key)) is None:
+        return False
+    lows = lows_of(packed, user_id)
+    chunks = _chunk_keys(txn, key) if lows is None else [chunk_key(key, low) for low in lows]
+    for name in (key, *chunks):
+        txn.delete(name)
+    return True
+
+
+def _chunk_keys(txn: lmdb.Transaction, key: bytes) -> list[bytes]:
+    """The keys of a user's chunks, found among those of all whose id begins so: theirs are longer."""
+    first = chunk_key(key, 0)
+    with txn.cursor() as cursor:
+        if not cursor.set_range(first[:-8]):
+            return []
+        same = itertools.takewhile(lambda name: name.startswith(first[:-8]), map(bytes, cursor.iternext(values=False)))
+        return [name for name in same if len(name) == len(first)]
 
 
 def _user_keys(cursor: lmdb.Cursor) -> Iterator[bytes]:

@@ -38,7 +38,8 @@ from lhydra.domain import (
 from lhydra.errors import UserStoreError, complain
 from lhydra.repeats import at_once, repeats_of
 from lhydra.users.heard import chunk_key, pack_chunk, unpack_chunk
-from lhydra.users.record import UserRecord, user_tag
+from lhydra.users.record import UserRecord
+from lhydra.users.tag import user_tag
 
 VERSION = 3  # 1: no skipped tracks; 2: no repeats, recent plays, state version. Both are read, and written as 3
 _U64 = np.dtype("<u8")

@@ -157,18 +157,6 @@ def _covered(history: History, tracks: Hashes, times: I64) -> npt.NDArray[np.boo
     return covered
 
 
-def user_tag(user_id: str) -> str:
-    """Returns the tag of a user for logs and messages, which must not name users.
-
-    Args:
-        user_id: whose.
-
-    Returns:
-        Eight hex digits: BLAKE2b of the id.
-    """
-    return hashlib.blake2b(user_id.encode(), digest_size=4).hexdigest()
-
-
 def user_key(user_id: str) -> bytes:
     """Returns the key of a user's record. LMDB keys end at 511 bytes: a longer id is hashed.
 

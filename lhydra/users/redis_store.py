@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import redis
@@ -34,6 +34,7 @@ from lhydra.users.packed import (
     with_chunks,
 )
 from lhydra.users.record import UserRecord, user_key
+from lhydra.users.stored import StoredUser, lows_of, stored_of
 
 READ_S = 0.02  # a request waits so long for its user
 WRITE_S = 0.1  # for each of the two round trips of `record`
@@ -41,13 +42,14 @@ BULK_S = 5.0  # for each round trip of what no request waits for
 CONTENDED_S = 1.0  # how long `record` tries to write what others keep writing too
 BULK_CONTENDED_S = 30.0  # the same for `load`
 CLAIM_S = 1.0  # a server that starts waits so long
-_PREFIX, _PATTERN, _IDENTITY = b"lhydra:", b"lhydra:[uh]:*", b"lhydra:id"
+_PREFIX, _PATTERN, _CHUNKS, _IDENTITY = b"lhydra:", b"lhydra:[uh]:*", b"lhydra:~:*", b"lhydra:id"
 _GET_IDENTITY = b"*2\r\n$3\r\nGET\r\n$9\r\nlhydra:id\r\n"  # as it is sent: packing it for each request takes 10 us
 _LOAD_CHUNK = 200  # users per transaction: short, so that live plays seldom come between
 _READ_CHUNK = 50
 _UNREACHED = (redis.ConnectionError, redis.TimeoutError)
 
 Command = tuple[str | bytes | int, ...]
+T = TypeVar("T")
 
 
 class RedisUsers:
@@ -125,6 +127,28 @@ class RedisUsers:
             n_users += len(chunk)
         return n_users
 
+    def stored(self, user_id: str) -> StoredUser | None:
+        """See `UserStore.stored`.
+
+        Args:
+            user_id: whose.
+
+        Returns:
+            The record with every heard track, None when the user is unknown.
+        """
+        return self._undisturbed(user_id, lambda packed, names, chunks: (stored_of(packed, chunks, user_id), []))
+
+    def delete(self, user_id: str) -> bool:
+        """See `UserStore.delete`. A damaged record has all keys of the database looked through for its chunks.
+
+        Args:
+            user_id: whose.
+
+        Returns:
+            Whether there was anything.
+        """
+        return self._undisturbed(user_id, lambda packed, names, chunks: (True, [("DEL", *names)])) or False
+
     def sample(self, n: int) -> list[UserState]:
         """See `UserStore.sample`. Scans every key of the database, and holds those of all users in memory.
 
@@ -172,6 +196,31 @@ class RedisUsers:
     def close(self) -> None:
         """Closes the connections; the server makes its data durable by its own settings."""
         self._connections.close()
+
+    def _undisturbed(
+        self, user_id: str, of: Callable[[bytes, list[bytes], list[bytes | None]], tuple[T, list[Command]]]
+    ) -> T | None:
+        """Does something with all values of a user, as of one moment: again, where others wrote meanwhile.
+
+        of: the record, the names of all keys, the values of the chunks -> the result, and what to write; it is not
+        called where there is no record.
+        """
+        key, give_up = user_key(user_id), time.monotonic() + BULK_CONTENDED_S
+        while time.monotonic() < give_up:
+            with self._connection(BULK_S) as connection:
+                _, packed = _ask(connection, ("WATCH", _name(key)), ("GET", _name(key)))
+                if packed is None:
+                    _ask(connection, ("UNWATCH",))
+                    return None
+                lows = lows_of(packed, user_id)
+                names = [_name(chunk_key(key, low)) for low in lows or ()]
+                if lows is None:
+                    names = _chunk_names(connection, key)
+                chunks: list[bytes | None] = _ask(connection, ("MGET", *names))[0] if names else []
+                result, writes = of(packed, [_name(key), *names], chunks)
+                if _ask(connection, ("MULTI",), *writes, ("EXEC",))[-1] is not None:
+                    return result
+        raise self._failed(f"other writers for {BULK_CONTENDED_S:g} s")
 
     def _change(
         self, changes: Mapping[str, Change], budget_s: float, contended_s: float, deadline_s: float = math.inf
@@ -272,6 +321,16 @@ def _ask(connection: redis.Connection, *commands: Command) -> list[Any]:
     """Sends all commands at once and returns their answers: one round trip."""
     connection.send_packed_command(connection.pack_commands(commands))
     return [connection.read_response() for _ in commands]
+
+
+def _chunk_names(connection: redis.Connection, key: bytes) -> list[bytes]:
+    """The keys of a user's chunks, found among all keys of the database; those of a longer id are longer."""
+    first, found, cursor = _name(chunk_key(key, 0)), set[bytes](), b"0"
+    while True:
+        ((cursor, some),) = _ask(connection, ("SCAN", cursor, "MATCH", _CHUNKS, "COUNT", 1000))
+        found.update(name for name in some if name.startswith(first[:-8]) and len(name) == len(first))
+        if cursor == b"0":
+            return sorted(found)
 
 
 def _whole(

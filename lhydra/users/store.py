@@ -16,6 +16,7 @@ from lhydra.domain import Play, UserState
 from lhydra.errors import MissingExtra
 from lhydra.users.lmdb_store import SYNC_S, LmdbUsers
 from lhydra.users.place import folder_of
+from lhydra.users.stored import StoredUser
 
 
 class UserStore(Protocol):
@@ -58,6 +59,29 @@ class UserStore(Protocol):
 
         Returns:
             How many users there were.
+        """
+
+    def stored(self, user_id: str) -> StoredUser | None:
+        """Returns all that is stored of one user, not only what requests read.
+
+        Args:
+            user_id: whose.
+
+        Returns:
+            The record with every heard track, None when the user is unknown.
+        """
+
+    def delete(self, user_id: str) -> bool:
+        """Takes away everything that is stored of one user, also what is damaged; on disk before it returns, in LMDB.
+
+        A play that is recorded at the same time is either in what was deleted, or begins a new record that holds
+        nothing of the old one.
+
+        Args:
+            user_id: whose.
+
+        Returns:
+            Whether there was anything.
         """
 
     def sample(self, n: int) -> list[UserState]:

@@ -41,6 +41,9 @@ class ServeSettings(Settings):
     log_sample: float = setting(
         1.0, "share of the requests that succeed to write a log line for; others always have one", low=0, high=1
     )
+    log_key: str | None = setting(
+        None, "file with a secret of 16 bytes or more that user ids in the log are hashed with (default: a random one)"
+    )
     rules: str | None = setting(None, "YAML file of rule sets for lists, read again when it changes")
 
 
@@ -68,7 +71,7 @@ class Message:
         try:
             return cls(**json.loads(line))
         except (ValueError, TypeError):
-            found = line if isinstance(line, str) else line.decode(errors="replace")
+            found = f"another {len(line)} bytes"  # no more: settings hold passwords and keys
             raise LhydraError(complain(cls.__name__, found, "one of this version: restart `lhydra serve`")) from None
 
 
@@ -91,6 +94,7 @@ class WorkerSettings(Message):
     rules: str = ""  # the copy of the file of rules in force; "" for none
     log_level: str = "info"
     log_sample: float = 1.0
+    log_key: str = ""  # hex, that user ids in the log are hashed with; "" for one of the process's own
     metrics: int = -1  # descriptor of the memory to count into, inherited; below 0 nothing is counted
 
 

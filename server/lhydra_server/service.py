@@ -19,8 +19,8 @@ from lhydra.queries import Request, to_query
 from lhydra.recommender import LEARNT_AS_DECAY, MAX_BATCH
 from lhydra.similar import Similar, SimilarQuery
 from lhydra.timing import timed
-from lhydra.users.record import user_tag
 from lhydra.users.store import UserStore
+from lhydra.users.tag import user_tag
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.batcher import Batcher
 from lhydra_server.config import FleetStatus

@@ -19,6 +19,7 @@ from lhydra.bundle.manifest import current_bundle_id
 from lhydra.errors import ConfigError, LhydraError, complain
 from lhydra.lines import say
 from lhydra.users.place import claim
+from lhydra.users.tag import shared_key
 from lhydra_server.address import Reservation, joined
 from lhydra_server.config import FleetStatus, ServeSettings, WorkerSettings, longest_stop_s
 from lhydra_server.descriptors import use_all_descriptors
@@ -113,6 +114,7 @@ class Supervisor:
         self._users_doubtful = False  # since a worker crashed: the next ones try the user store's files first
         self._totals = Totals()
         self._rules = RulesFile(settings.rules, store)
+        self._log_key = shared_key(settings.log_key)
         self._signals: list[str] = []
         self._woken, self._wake = os.pipe()
         for end in (self._woken, self._wake):
@@ -243,6 +245,8 @@ class Supervisor:
             if self._serving is None:
                 if self._users_made:
                     _log.warning("made an empty user store", extra={"folder": self._users_made})
+                if self._settings.log_key is None:
+                    _log.info("user ids in this log are hashed with a key of this start; --log-key FILE joins starts")
                 address = self._place.address
                 if not self._on_file:  # as the caller wrote the host
                     address = joined(self._host, address.rpartition(":")[2])
@@ -307,6 +311,7 @@ class Supervisor:
             rules=self._rules.path,
             log_level=self._log_level,
             log_sample=self._settings.log_sample,
+            log_key=self._log_key.hex(),
         )
         count = self._n_workers if n_workers is None else n_workers
         counting = bool(self._settings.metrics_port)

@@ -25,6 +25,7 @@ from lhydra.recommender import Recommender
 from lhydra.similar import Similar
 from lhydra.timing import timed
 from lhydra.users.store import open_users
+from lhydra.users.tag import use_key
 from lhydra_server.app import Listener
 from lhydra_server.config import (
     GRACE_S,
@@ -109,6 +110,8 @@ def run(load: Callable[[WorkerSettings], Served] = open_served, *, heart: Heart)
     lines = _lines(0)
     settings = WorkerSettings.from_json(next(lines, ""))
     logs.configure(settings.log_level, as_json=True)
+    if settings.log_key:
+        use_key(bytes.fromhex(settings.log_key))
     fleet = FleetStatus()
     try:
         with _held_logs(), timed("worker.start"):
