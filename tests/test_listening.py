@@ -38,14 +38,16 @@ def plays_of(seed: int, n: int, pauses: float = 0.2) -> tuple[np.ndarray, np.nda
     return rng.integers(0, N, n), 1_500_000_000 + np.cumsum(steps)
 
 
-def listening_of(tracks: np.ndarray, times: np.ndarray, now: int, flags: np.ndarray | None = None) -> Listening:
+def listening_of(
+    tracks: np.ndarray, times: np.ndarray, now: int, flags: np.ndarray | None = None, n: int = N
+) -> Listening:
     """As a user store would hold these plays."""
     plays = single_plays(tracks.astype(np.uint64), np.ones(len(tracks), np.float32), times)
     history, repeats = add_up(plays, at_once(plays))
     last = slice(max(len(tracks) - MAX_RECENT, 0), len(tracks))
     own = np.zeros(len(tracks), np.int64) if flags is None else flags
     return Listening(
-        N,
+        n,
         history["track"].astype(np.int64),
         history["count"].copy(),
         history["time"].copy(),
@@ -159,6 +161,32 @@ def test_signals_are_those_of_plain_loops(seed: int, n: int, away: int) -> None:
     for name, sums in sums_of(recent, recent_times, fitted, listeners).items():
         wanted = [sums[row] for row in rows.tolist()]
         np.testing.assert_allclose(columns(found, name), wanted, rtol=2e-3, atol=1e-6, err_msg=name)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10**6), st.integers(MAX_RECENT - 20, 3 * MAX_RECENT), st.integers(0, 300), st.booleans())
+def test_a_session_longer_than_the_plays_remembered_is_known_from_its_begin(
+    seed: int, length: int, earlier: int, pause: bool
+) -> None:
+    """Half of its plays are of new tracks, so what is known of tracks tells of every part of it."""
+    rng, n = np.random.default_rng(seed), 2_000
+    old = rng.integers(0, 150, earlier)
+    own = np.where(rng.random(length) < 0.5, rng.permutation(n - 150)[:length] + 150, rng.integers(0, 150, length))
+    tracks = np.concatenate([old, own])
+    steps = rng.integers(1, 100, len(tracks))
+    steps[earlier] += PAUSE_S
+    times = 1_500_000_000 + np.cumsum(steps)
+    now = int(times[-1]) + pause * (PAUSE_S + 1)
+    moment = Moment(listening_of(tracks, times, now, n=n), NO_SEQUENCES)
+    repeats = moment.context()[[CONTEXT.index("session repeats"), CONTEXT.index("last repeats")]]
+    inside = columns(moment.signals(np.arange(n)), "in session")
+    if pause:
+        assert not repeats.any()
+        assert not inside.any()
+        return
+    heard = np.isin(own[-MAX_RECENT:], old)
+    assert repeats.tolist() == pytest.approx([heard.mean(), float(heard[-1])])
+    np.testing.assert_array_equal(inside, np.isin(np.arange(n), own))
 
 
 def sums_of(

@@ -34,7 +34,7 @@ _RATES = -math.log(2) / np.array(HALF_LIVES_DAYS)  # a day
 LAST_FEW, LAST_MANY = 3, 50  # plays that are asked with: of the first the one n places back counts n^-4, else 1 / n
 _STEPS = np.arange(1, FOLLOWS + 1)  # of the user's own plays later, n of which count 1 / n, as everybody's do
 LEAST_COUNT = 0.5  # plays before a session, from which on a track was heard before it
-LATELY = 20  # plays of which it is told how many repeat earlier ones
+LATELY = 20  # plays of which it is told how many repeat earlier ones of the MAX_RECENT remembered
 _OWN = (
     *("heard", "count", "minutes since last", "minutes since first"),
     *(f"decayed {days}" for days in HALF_LIVES_DAYS),
@@ -119,12 +119,26 @@ class Listening:
 
     @cached_property
     def in_session(self) -> int:
-        """How many of the last plays belong to the session that goes on."""
+        """How many of the last plays belong to the session that goes on, which may be longer than they reach."""
         times = self.recent_times
         if not len(times) or self.clock - times[-1] > PAUSE_S:
             return 0
         pauses = np.flatnonzero(np.diff(times) > PAUSE_S)
         return len(times) - (int(pauses[-1]) + 1 if len(pauses) else 0)
+
+    @cached_property
+    def began(self) -> int:
+        """Unix seconds of the first play of the session that goes on, if one does.
+
+        Where all last plays belong to it, first and last plays of tracks tell how far it reaches back beyond them.
+        """
+        oldest = int(self.recent_times[len(self.recent_times) - self.in_session])
+        if self.in_session < len(self.recent_times):
+            return oldest
+        times = np.concatenate([self.first, self.last])
+        times = np.append(np.sort(times[(times > 0) & (times < oldest)]), oldest)
+        pauses = np.flatnonzero(np.diff(times) > PAUSE_S)
+        return int(times[pauses[-1] + 1 if len(pauses) else 0])
 
 
 class Moment:
@@ -286,7 +300,9 @@ class Moment:
         of[:, 7:10] = self._base_level.take(at, 0) / np.maximum(self._base_level.max(0, initial=0), 1e-9)
         played = self._played.take(at).astype(np.int64)
         since = np.where(played >= h, h + r - 1 - played, 2 * MAX_RECENT)
-        of[:, 10], of[:, 11] = since < one.in_session, since
+        of[:, 11] = since
+        if one.in_session:
+            of[:, 10] = (since < one.in_session) | (last >= one.began)
         if one.recent_flags.any():
             entries = self._entry.take(self._played[h:])
             for column, flag in ((12, SKIPPED), (13, COMPLETED)):
@@ -334,7 +350,7 @@ class Moment:
         return np.array([one.in_session > 0, *sizes, distinct, repeating, away, *self._repeated()], np.float32)
 
     def _repeated(self) -> tuple[float, float]:
-        """Whether the plays of the session that goes on were of tracks heard before it: their share, and the last one.
+        """Whether the last plays of the session that goes on were of tracks heard before it: their share; the last one.
 
         Sessions of new music go on with new music.
         """
@@ -342,8 +358,10 @@ class Moment:
         if not one.in_session:
             return 0.0, 0.0
         entry = self._entry.take(self._played[-one.in_session :])
-        before = np.append(one.counts, 0.0) - np.bincount(entry, minlength=h + 1)
-        repeated = before.take(entry) > LEAST_COUNT
+        before = np.append(one.first < one.began, False)
+        if one.began == one.recent_times[-one.in_session]:  # plays without a time are told by counts, if all are known
+            before |= np.append(one.counts, 0.0) - np.bincount(entry, minlength=h + 1) > LEAST_COUNT
+        repeated = before.take(entry)
         return float(repeated.mean()), float(repeated[-1])
 
 

@@ -138,9 +138,8 @@ def _listening(events: Events, times: I64, known: slice, n: int, now: int) -> Li
     tracks = events.track[known].astype(np.uint64)  # positions in the place of hashes: only the order of ties differs
     plays = single_plays(tracks, events.count[known], times[known])
     history, repeats = add_up(plays, at_once(plays))
-    last = slice(max(known.start, known.stop - MAX_RECENT), known.stop)
+    last = known.start + np.flatnonzero(times[known] > 0)[-MAX_RECENT:]  # plays of unknown time have no place
     flags = SKIPPED * (events.skipped[last] == 1) + COMPLETED * (events.completed[last] == 1)
-    dated = times[last] > 0
     return Listening(
         n,
         history["track"].astype(np.int64),
@@ -148,8 +147,8 @@ def _listening(events: Events, times: I64, known: slice, n: int, now: int) -> Li
         history["time"].copy(),
         repeats["first"].astype(np.int64),
         repeats["decayed"].copy(),
-        events.track[last].astype(np.int64)[dated],
-        times[last][dated],
-        flags.astype(np.int64)[dated],
+        events.track[last].astype(np.int64),
+        times[last],
+        flags.astype(np.int64),
         now,
     )
