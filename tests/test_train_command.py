@@ -15,7 +15,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from lhydra.bundle import sequence_files
+from lhydra.bundle import fitted, sequence_files
 from lhydra.bundle.model import GRAPHS, PARTS, Model
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset
@@ -124,6 +124,7 @@ def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
     assert left == {path.name for path in whole.rglob("*") if path.is_file()}
     assert left == {
         *PARTS,
+        fitted.FILE,
         *sequence_files.FILES,
         "model.json",
         "metrics.jsonl",

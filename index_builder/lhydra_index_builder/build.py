@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 
 from lhydra import __version__, files
 from lhydra.bundle import catalog as catalogs
-from lhydra.bundle import columns, sequence_files
+from lhydra.bundle import columns, fitted, sequence_files
 from lhydra.bundle.arrays import blocks
 from lhydra.bundle.bundle import PARTS, Bundle
 from lhydra.bundle.catalog import Catalog
-from lhydra.bundle.catalog_writer import sequences_by_row, train_users, write_catalog
+from lhydra.bundle.catalog_writer import fitted_users, sequences_by_row, train_users, write_catalog
 from lhydra.bundle.columns_writer import write_columns
 from lhydra.bundle.embedding import SHARD
 from lhydra.bundle.exact import nearest_of_many
@@ -106,6 +106,8 @@ def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildSetti
         write_columns(folder, folder / "catalog.parquet", columns)
         pq.write_table(dataset.track_rows(0, 0), folder / "added.parquet")
         np.save(folder / "index_rows.npy", np.empty(0, np.int32))
+        if fitted.FILE in model.info.files:
+            fitted.save(folder, fitted_users(dataset), model_path)
         if len(removed := _still_removed(path, catalog)):
             log(f"{len(removed):,} tracks that were removed stay removed; `lhydra index add` brings them back")
             np.save(folder / "removed.npy", removed)
@@ -212,7 +214,7 @@ def finish(
     """
     now = datetime.now(UTC)
     names = [*PARTS, "golden.npz", *catalogs.file_names(), *columns.file_names(folder)]
-    names += sequence_files.names_in(folder)
+    names += [*sequence_files.names_in(folder), *fitted.names_in(folder)]
     with timed("rebuild.seal"):
         sealed = dict(known) | files.seal(folder, [name for name in names if name not in known])
     manifest = replace(

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lhydra import __version__, files
-from lhydra.bundle import catalog_writer, sequence_files
+from lhydra.bundle import catalog_writer, fitted, sequence_files
 from lhydra.bundle.arrays import GrowingArrays, blocks
 from lhydra.bundle.bundle import Bundle, Golden, open_index
 from lhydra.bundle.catalog import ARRAYS, PER_ROW, TEXT, Catalog
@@ -155,7 +155,8 @@ def add(
         moved = (np.arange(len(catalog)) + np.searchsorted(at, np.arange(len(catalog)), side="right")).astype(np.int64)
         own = at + np.arange(len(at))
 
-        known = _link(source, folder, (*MODEL_FILES, "catalog.parquet"))
+        optional = [fitted.FILE] if fitted.FILE in manifest.files else []
+        known = _link(source, folder, (*MODEL_FILES, "catalog.parquet", *optional))
         with timed("add.merge"):
             _merge(source.folder, folder, catalog, new | packed(*(_texts(new, name) for name in TEXTS)), at)
             insert_columns(source.folder, folder, table, at)

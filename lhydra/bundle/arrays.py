@@ -1,5 +1,7 @@
 """Arrays of a bundle as `.npy` files: mapped when read, appended to in blocks when written."""
 
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -11,6 +13,7 @@ from lhydra.domain import I64
 from lhydra.errors import BundleCorrupt, complain
 
 BLOCK_ROWS = 65_536
+NOT_NPZ = (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error)  # of a file that is none
 
 
 def mapped(path: Path) -> npt.NDArray[Any]:

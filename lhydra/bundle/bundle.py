@@ -6,6 +6,7 @@
                       catalog.parquet  added.parquet   tracks of the last full build, and added since
                       replies.npy  replies_offsets.npy   of every track, its part of a reply as the API sends it
                       index.faiss  index_rows.npy  golden.npz  and the files of `catalog` and `columns`
+                      fitted_users.npz   whom its model was fitted on, by keyed hash
 
 A bundle is immutable once published: mapped files are never rewritten. Nothing here writes; see the index builder.
 """
@@ -21,6 +22,7 @@ from lhydra import files
 from lhydra.bundle import catalog as catalogs
 from lhydra.bundle import columns as filters
 from lhydra.bundle import sequence_files
+from lhydra.bundle.arrays import NOT_NPZ
 from lhydra.bundle.catalog import Catalog
 from lhydra.bundle.columns import NO_COLUMNS, FilterColumns
 from lhydra.bundle.index import Index
@@ -92,7 +94,7 @@ class Golden:
                 histories = Histories(z["offsets"], z["history"], z["counts"], z["times"])
                 users = EncodedUsers(z["dense"], z["ids"], histories, z["entry"])
                 return cls(users, z["vectors"], z["rows"], z["logits"])
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except NOT_NPZ as error:
             raise BundleCorrupt(complain(path, str(error), "golden vectors")) from None
 
 

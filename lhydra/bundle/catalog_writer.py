@@ -16,7 +16,7 @@ from lhydra.bundle.index import Index
 from lhydra.bundle.model import Model
 from lhydra.bundle.sequence_files import rearranged
 from lhydra.bundle.strings import StringColumn
-from lhydra.data.dataset import TRAIN, Dataset
+from lhydra.data.dataset import TRAIN, VALID, Dataset
 from lhydra.domain import F32, I64, Hashes
 from lhydra.errors import DataError, complain
 from lhydra.features.sequences import Sequences
@@ -154,6 +154,19 @@ def train_users(dataset: Dataset) -> int:
         The number.
     """
     return len(np.unique(dataset.plays.user[dataset.plays.fold == TRAIN]))
+
+
+def fitted_users(dataset: Dataset) -> list[str]:
+    """Returns the users on whose plays a model is fitted: towers on the train fold, head and calibration on valid.
+
+    Args:
+        dataset: the plays.
+
+    Returns:
+        Their ids.
+    """
+    plays = dataset.plays
+    return [dataset.user_ids[user] for user in np.unique(plays.user[plays.fold <= VALID])]
 
 
 def popularity(listeners: I64) -> F32:

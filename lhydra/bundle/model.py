@@ -5,6 +5,7 @@ MODEL/model.json       format, model_id, dim, parents, metrics, sha256 and size 
       item_tower.onnx  user_tower.onnx  head.onnx
       neighbours.npy  neighbour_weights.npy   the co-listening table, by number of the track id
       sequence_*.npy   what goes with what in time, likewise; only where single plays tell
+      fitted_users.npz   whom it was fitted on, by keyed hash; not in models of before
       metrics.jsonl    one line per epoch
       checkpoint/      what --resume continues from; not part of the model
 """
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lhydra import files
-from lhydra.bundle import sequence_files
+from lhydra.bundle import fitted, sequence_files
 from lhydra.bundle.networks import Head, ItemTower, UserTower
 from lhydra.errors import BundleCorrupt, ModelError, complain
 from lhydra.features.sequences import NO_SEQUENCES, Sequences
@@ -107,7 +108,7 @@ class ModelInfo:
                 raise ModelError(complain(path, f"{name} {raw[name]!r}", f"{name} of type {kind.__name__}"))
             if name in ("model_id", "dim", "features", "files") and not raw.get(name):
                 raise ModelError(complain(path, f"no {name}", expected))
-        if sorted(raw["files"]) not in (sorted(PARTS), sorted((*PARTS, *sequence_files.FILES))):
+        if raw["files"].keys() - {fitted.FILE} not in (set(PARTS), {*PARTS, *sequence_files.FILES}):
             raise ModelError(complain(path, f"files {sorted(raw['files'])}", expected))
         known = {one.name: raw[one.name] for one in fields(cls) if one.name in raw}
         return cls(**known | {"folds": tuple(raw.get("folds", ()))})

@@ -115,6 +115,7 @@ def delete(user_id: str, url: str | None, store: Path | None) -> int:
     with _opened(url, store) as (users, where):
         deleted = users.delete(user_id)
     print(f"deleted {user_id} from {where}" if deleted else f"nothing is stored of {user_id} in {where}")
+    _tell_bundles(user_id, store)
     return 0
 
 
@@ -136,6 +137,26 @@ def tag(user_id: str, log_key: Path) -> int:
     use_key(read_key(log_key))
     print(user_tag(user_id))
     return 0
+
+
+def _tell_bundles(user_id: str, store: Path | None) -> None:
+    """Names the bundles whose models know the person's plays: deleting does not reach into them."""
+    from lhydra.bundle.fitted import bundles_of
+    from lhydra.bundle.manifest import current_bundle_id
+
+    if store is None:
+        print("which bundles were fitted on the plays of this person is told with --store STORE")
+        return
+    fitted, unknown = bundles_of(store, user_id)
+    current = ""
+    with contextlib.suppress(LhydraError):
+        current = current_bundle_id(store)
+    for bundle_id in fitted:
+        print(f"fitted on the plays of this person: {bundle_id}" + " (current)" * (bundle_id == current))
+    if fitted:
+        print("train and rebuild from data without them, then delete those bundles and their models")
+    if unknown:
+        print(f"of a bundle made by an earlier Lhydra, or damaged, it is not known: {', '.join(unknown)}")
 
 
 @contextlib.contextmanager

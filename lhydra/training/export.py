@@ -4,7 +4,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from lhydra import __version__, files
-from lhydra.bundle import sequence_files
+from lhydra.bundle import fitted, sequence_files
 from lhydra.bundle.model import PARTS, TABLE, ModelInfo
 from lhydra.bundle.networks import (
     FLOAT16_INPUTS,
@@ -50,7 +50,13 @@ OPSET = 20
 
 @timed("train.export")
 def export(
-    network: Network, data: TrainingData, table: Table, out: Path, info: ModelInfo, sequences: Sequences | None = None
+    network: Network,
+    data: TrainingData,
+    table: Table,
+    out: Path,
+    info: ModelInfo,
+    sequences: Sequences | None = None,
+    users: Iterable[str] = (),
 ) -> ModelInfo:
     """Writes features.json, the three graphs, the co-listening table and model.json, checked in a staging folder first.
 
@@ -63,6 +69,7 @@ def export(
         out: the model folder.
         info: what training knows; ids, times, format and files are filled in here.
         sequences: what goes with what in time, for a head with a part for moments.
+        users: ids of those whose plays it was fitted on.
 
     Returns:
         What model.json says.
@@ -78,6 +85,7 @@ def export(
             numbers = data.tracks.ids[:, 0]
             to = np.where(numbers > 0, numbers, -1)
             sequence_files.save(folder, sequence_files.rearranged(sequences, to, 1 + int(numbers.max(initial=0))))
+        fitted.save(folder, users)
         _graphs(network, data, folder)
         _prove(network, data, folder)
         now = datetime.now(UTC)
@@ -88,7 +96,7 @@ def export(
             lhydra_version=__version__,
             dim=network.head.of_track.in_features,
             features=data.spec.fingerprint,
-            files=files.seal(folder, [*PARTS, *sequence_files.names_in(folder)]),
+            files=files.seal(folder, [*PARTS, *sequence_files.names_in(folder), fitted.FILE]),
         )
         files.write_text(folder / "model.json", info.to_json())
         files.link_missing(out, folder)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from lhydra import files
+from lhydra.bundle.catalog_writer import fitted_users
 from lhydra.bundle.model import FITTED, REFITTED, Chosen, ModelInfo, Parents, Quality
 from lhydra.data.dataset import TEST, TRAIN, VALID, Dataset, Plays
 from lhydra.domain import I64
@@ -119,7 +120,8 @@ def train(
     ranks.end()  # not where something was raised: torchrun ends the others then
     if rank:
         return info
-    return export(trained.network, trained.run.data, trained.run.teachers.table, out, info, sequences)
+    users = fitted_users(dataset)
+    return export(trained.network, trained.run.data, trained.run.teachers.table, out, info, sequences, users)
 
 
 def _train_fold(
