@@ -23,7 +23,8 @@ lint: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# What needs a tool of its own: the proxy of deploy/envoy. Where a tool cannot be installed its tests are skipped, loudly.
+# What needs a tool of its own: Envoy, which pip installs, and Prometheus with promtool, which Debian has. Where a tool is
+# missing its tests are skipped, loudly.
 e2e: $(STAMP)
 	-@$(BIN)/python -m pip install --quiet --constraint constraints.txt --group e2e
 	$(BIN)/python -m pytest tests/e2e
