@@ -17,7 +17,9 @@ LhydraError
 ├── MissingExtra         an optional part is not installed
 ├── PortInUse            the address to listen on is taken
 ├── NotReady             nothing to serve with yet
-├── Overloaded           too much work in flight: refused at once
+├── Unauthenticated      a caller without a token that is known
+├── PermissionDenied     a caller whose token lacks a right
+├── Overloaded           too much work in flight, or too many requests of one caller: refused at once
 └── DeadlineExceeded     the caller's deadline passed before the work was done
 
 A message is one line that names the thing, what was found and what was expected; `complain` builds it.
@@ -112,8 +114,25 @@ class NotReady(LhydraError):
     """There is nothing to serve with yet."""
 
 
+class Unauthenticated(LhydraError):
+    """The caller shows no token that is known."""
+
+
+class PermissionDenied(LhydraError):
+    """The caller's token lacks the right that the call needs."""
+
+
 class Overloaded(LhydraError):
-    """Too much work is in flight; refused at once."""
+    """Too much work is in flight, or a caller asks too often; refused at once.
+
+    Args:
+        message: one line.
+        retry_after_ms: when to try again.
+    """
+
+    def __init__(self, message: str, retry_after_ms: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_ms = retry_after_ms
 
 
 class DeadlineExceeded(LhydraError):

@@ -20,8 +20,9 @@ from lhydra.recommender import Recommender
 from lhydra.ruled import rules_depth
 from lhydra.rules import Boost, Calibration, Diversity, Explore, Fresh, Match, Pin, Rules
 from lhydra_protos.v1 import recommender_pb2 as pb
+from lhydra_server.config import ServeSettings
+from lhydra_server.files_in_force import FilesInForce
 from lhydra_server.rules import to_rules
-from lhydra_server.rules_file import RulesFile
 from tests.fake_serve import write_bundle
 from tests.test_rules import EVERYTHING, NOW
 
@@ -173,15 +174,15 @@ def test_a_bundle_that_brings_the_column_makes_a_refused_file_good(tmp_path: Pat
     (tmp_path / "store" / "new" / "filters.json").write_text('{"tracks": 20, "columns": {"mood": "categorical"}}')
     path = tmp_path / "rules.yaml"
     path.write_text("sets: {a: {caps: {artist: 1}}}")
-    watched = RulesFile(str(path), tmp_path / "store")
+    watched = FilesInForce(ServeSettings(rules=str(path)), tmp_path / "store")
     watched.open("old")
     path.write_text("sets: {a: {caps: {mood: 1}}}")
     watched.look("old")
-    assert "found 'mood'" in watched.error
-    assert watched.failures == 1
+    assert "found 'mood'" in watched.told["rules_error"]
+    assert watched.failures["rules"] == 1
     watched.look("old")
-    assert watched.failures == 1  # counted once
+    assert watched.failures["rules"] == 1  # counted once
     watched.look("new")
-    assert watched.error == ""
-    assert read(Path(watched.path)).sets["a"].caps == (("mood", 1),)
+    assert watched.told["rules_error"] == ""
+    assert read(Path(watched.in_force["rules"]) / "rules.yaml").sets["a"].caps == (("mood", 1),)
     watched.close()

@@ -600,6 +600,8 @@ def test_only_errors_written_for_callers_are_told(kind: type[errors.LhydraError]
 FOR_CALLERS = {
     errors.InvalidRequest,
     errors.Unsupported,
+    errors.Unauthenticated,
+    errors.PermissionDenied,
     errors.Overloaded,
     errors.NotReady,
     errors.DeadlineExceeded,
@@ -1022,7 +1024,7 @@ def test_one_log_line_per_request_without_the_user(running: Running, caplog: pyt
     assert told == ["r-5", "Recommend", "OK", "popular", "b-1", 5]
     assert set(good["stage_us"]) == set(STAGES)
     assert good["took_us"] >= good["stage_us"]["queue"]
-    assert len(good["user"]) == 8
+    assert len(good["user"]) == 16
     assert (bad["method"], bad["code"]) == ("Recommend", "INVALID_ARGUMENT")
     assert (plays["method"], plays["code"], plays["recorded"]) == ("RecordPlays", "OK", 1)
     assert user not in running.log.read_text()

@@ -1,6 +1,7 @@
 """The client for asyncio: the methods, values and errors of `Client`."""
 
 from collections.abc import AsyncGenerator, Iterable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import TypeVar
 
@@ -8,7 +9,8 @@ import grpc
 import grpc.aio
 
 from lhydra_client import requests, results, streams
-from lhydra_client.address import server_name, target
+from lhydra_client.access import Path, credentials, metadata
+from lhydra_client.address import is_local, server_name, target
 from lhydra_client.client import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, channel_options
 from lhydra_client.errors import ClientError, from_rpc
 from lhydra_client.requests import Filter, HistoryEntry, Play, Repeat, SessionEntry, Value
@@ -28,9 +30,16 @@ class AsyncClient:
         address: HOST:PORT, [HOST]:PORT for IPv6, or a gRPC URI such as unix:PATH.
         timeout_s: deadline of a call in seconds, retries included, unless the call names its own.
         channel: used instead of opening one; its owner closes it and gives it a retry policy.
+        tls: whether the server speaks TLS; the files below say so too.
+        tls_ca: PEM file of the authorities that its certificate may be from; None for those that gRPC brings.
+        tls_cert: PEM file of the client's own certificate, for servers that ask for one.
+        tls_key: PEM file of the private key of that certificate.
+        token: shown with every call; "" for none.
+        insecure: sends the token to another machine without TLS too, where others can read it.
 
     Raises:
-        InvalidRequest: the address or the deadline is not one.
+        InvalidRequest: the address, the deadline, a file or the token is not one; or the token would travel in the
+            clear.
     """
 
     def __init__(
@@ -38,11 +47,26 @@ class AsyncClient:
         address: str = DEFAULT_ADDRESS,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         channel: grpc.aio.Channel | None = None,
+        *,
+        tls: bool = False,
+        tls_ca: Path | None = None,
+        tls_cert: Path | None = None,
+        tls_key: Path | None = None,
+        token: str = "",
+        insecure: bool = False,
     ) -> None:
         self._timeout_s = requests.deadline(timeout_s)
         self._server = "the server" if channel is not None else server_name(target(address))
         self._owned = channel is None
-        self._channel = channel or grpc.aio.insecure_channel(target(address), channel_options(address))
+        shown = credentials(tls=tls, ca=tls_ca, cert=tls_cert, key=tls_key)
+        private = channel is not None or shown is not None or insecure or is_local(target(address))
+        self._metadata = metadata(token, private=private)
+        if channel is not None:
+            self._channel = channel
+        elif shown is None:
+            self._channel = grpc.aio.insecure_channel(target(address), channel_options(address))
+        else:
+            self._channel = grpc.aio.secure_channel(target(address), shown, channel_options(address))
         self._stub = RecommenderStub(self._channel)
 
     async def recommend(
@@ -134,7 +158,8 @@ class AsyncClient:
             ClientError: no server answers, or it refuses streams.
         """
         timeout_s = self._timeout_s if timeout_s is None else requests.deadline(timeout_s)
-        return streams.answers_aio(self._stub.RecommendMany, users, k, self._server, timeout_s)
+        opened = partial(self._stub.RecommendMany, metadata=self._metadata)
+        return streams.answers_aio(opened, users, k, self._server, timeout_s)
 
     async def similar(
         self,
@@ -271,6 +296,6 @@ class AsyncClient:
     ) -> Reply:
         timeout_s = self._timeout_s if timeout_s is None else requests.deadline(timeout_s)
         try:
-            return await method(request, timeout=timeout_s)
+            return await method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise from_rpc(error, self._server, timeout_s) from None

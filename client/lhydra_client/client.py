@@ -6,12 +6,14 @@ at most within the deadline; plays carry event ids, so a repeated call counts th
 
 import json
 from collections.abc import Generator, Iterable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import TypeVar
 
 import grpc
 
 from lhydra_client import requests, results, streams
+from lhydra_client.access import Path, credentials, metadata
 from lhydra_client.address import is_local, server_name, target
 from lhydra_client.errors import ClientError, from_rpc
 from lhydra_client.requests import Filter, HistoryEntry, Play, Repeat, SessionEntry, Value
@@ -67,9 +69,16 @@ class Client:
         address: HOST:PORT, [HOST]:PORT for IPv6, or a gRPC URI such as unix:PATH.
         timeout_s: deadline of a call in seconds, retries included, unless the call names its own.
         channel: used instead of opening one; its owner closes it and gives it a retry policy.
+        tls: whether the server speaks TLS; the files below say so too.
+        tls_ca: PEM file of the authorities that its certificate may be from; None for those that gRPC brings.
+        tls_cert: PEM file of the client's own certificate, for servers that ask for one.
+        tls_key: PEM file of the private key of that certificate.
+        token: shown with every call; "" for none.
+        insecure: sends the token to another machine without TLS too, where others can read it.
 
     Raises:
-        InvalidRequest: the address or the deadline is not one.
+        InvalidRequest: the address, the deadline, a file or the token is not one; or the token would travel in the
+            clear.
     """
 
     def __init__(
@@ -77,11 +86,26 @@ class Client:
         address: str = DEFAULT_ADDRESS,
         timeout_s: float = DEFAULT_TIMEOUT_S,
         channel: grpc.Channel | None = None,
+        *,
+        tls: bool = False,
+        tls_ca: Path | None = None,
+        tls_cert: Path | None = None,
+        tls_key: Path | None = None,
+        token: str = "",
+        insecure: bool = False,
     ) -> None:
         self._timeout_s = requests.deadline(timeout_s)
         self._server = "the server" if channel is not None else server_name(target(address))
         self._owned = channel is None
-        self._channel = channel or grpc.insecure_channel(target(address), channel_options(address))
+        shown = credentials(tls=tls, ca=tls_ca, cert=tls_cert, key=tls_key)
+        private = channel is not None or shown is not None or insecure or is_local(target(address))
+        self._metadata = metadata(token, private=private)
+        if channel is not None:
+            self._channel = channel
+        elif shown is None:
+            self._channel = grpc.insecure_channel(target(address), channel_options(address))
+        else:
+            self._channel = grpc.secure_channel(target(address), shown, channel_options(address))
         self._stub = RecommenderStub(self._channel)
 
     def recommend(
@@ -173,7 +197,8 @@ class Client:
             ClientError: no server answers, or it refuses streams.
         """
         timeout_s = self._timeout_s if timeout_s is None else requests.deadline(timeout_s)
-        return streams.answers(self._stub.RecommendMany, users, k, self._server, timeout_s)
+        opened = partial(self._stub.RecommendMany, metadata=self._metadata)
+        return streams.answers(opened, users, k, self._server, timeout_s)
 
     def similar(
         self,
@@ -307,6 +332,6 @@ class Client:
     ) -> Reply:
         timeout_s = self._timeout_s if timeout_s is None else requests.deadline(timeout_s)
         try:
-            return method(request, timeout=timeout_s)
+            return method(request, timeout=timeout_s, metadata=self._metadata)
         except grpc.RpcError as error:
             raise from_rpc(error, self._server, timeout_s) from None

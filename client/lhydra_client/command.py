@@ -9,6 +9,8 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
+from lhydra_client import access_flags
+
 if TYPE_CHECKING:
     from lhydra_client.client import Client
     from lhydra_client.results import Recommendations
@@ -32,6 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     common.add_argument(
         "--address", metavar="H:P", help=f"the server, or unix:PATH (default: LHYDRA_ADDRESS, else {DEFAULT_ADDRESS})"
     )
+    access_flags.add(common)
     common.add_argument("--timeout-s", type=_number, default=5.0, help="deadline, retries included (default: 5)")
     common.add_argument("--json", action="store_true", help="print everything as JSON")
 
@@ -164,6 +167,7 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code: 1 after an error of the client.
     """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # which would say in lines of its own what our one line says
     from lhydra_client.client import Client
     from lhydra_client.errors import ClientError
 
@@ -172,7 +176,7 @@ def run(args: argparse.Namespace) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         address = args.address or os.environ.get("LHYDRA_ADDRESS") or DEFAULT_ADDRESS
-        with Client(address, timeout_s=args.timeout_s) as client:
+        with Client(address, timeout_s=args.timeout_s, **access_flags.read(args)) as client:
             if getattr(args, "users_file", None) is not None:
                 return _many(client, args)
             text, values = _ACTIONS[args.action](client, args)

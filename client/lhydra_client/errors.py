@@ -3,7 +3,9 @@
 ClientError
 ├── InvalidRequest   the request can never succeed; the message names the field
 ├── Unsupported      the server does not answer that method or field yet
-├── Overloaded       the server is too busy and refused at once; try later, with a pause
+├── Unauthenticated  the server wants a token, and this is none of its own
+├── PermissionDenied the token lacks the right that the call needs
+├── Overloaded       the server is too busy, or the token is used too often: refused at once; try later, with a pause
 ├── Unavailable      no server answered, even after the retries
 ├── Timeout          no answer within the deadline
 └── ServerError      anything else; `request_id` finds the call in the server's log
@@ -15,6 +17,7 @@ from typing import cast
 
 import grpc
 
+_REFUSED = re.compile(r"CERTIFICATE_VERIFY_FAILED(?:: ([^:\]]+))?")
 _MILLISECONDS = re.compile(r"[0-9]{1,9}")
 
 
@@ -50,8 +53,16 @@ class Unsupported(ClientError):
     """The server does not answer that method or field yet."""
 
 
+class Unauthenticated(ClientError):
+    """The server wants a token, and this is none of its own."""
+
+
+class PermissionDenied(ClientError):
+    """The token lacks the right that the call needs; the message names it."""
+
+
 class Overloaded(ClientError):
-    """The server is too busy and refused at once.
+    """The server is too busy, or the token is used too often; refused at once.
 
     Wait `retry_after_ms`, and a random part of it more, before the call is sent again.
 
@@ -90,8 +101,8 @@ ERRORS: dict[grpc.StatusCode, type[ClientError]] = {
     grpc.StatusCode.UNKNOWN: ServerError,
     grpc.StatusCode.NOT_FOUND: ServerError,
     grpc.StatusCode.ALREADY_EXISTS: ServerError,
-    grpc.StatusCode.PERMISSION_DENIED: ServerError,
-    grpc.StatusCode.UNAUTHENTICATED: ServerError,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
     grpc.StatusCode.FAILED_PRECONDITION: ServerError,
     grpc.StatusCode.ABORTED: ServerError,
     grpc.StatusCode.INTERNAL: ServerError,
@@ -126,7 +137,7 @@ def from_rpc(error: grpc.RpcError, server: str, timeout_s: float) -> ClientError
     elif kind is Unavailable:
         message = f"{server} cannot answer now: {details}"
         if details.startswith(("failed to connect", "errors resolving")):  # gRPC's own, with the reason at the end
-            message = f"no server answers at {server} ({details.rpartition(': ')[2].rstrip(']')})"
+            message = f"no server answers at {server} ({_why_unconnected(details)})"
     elif kind is ServerError:
         message = f"{server} answered {code.name}: {details}"
         message += f" (request {request_id})" if request_id and request_id not in details else ""
@@ -137,6 +148,17 @@ def from_rpc(error: grpc.RpcError, server: str, timeout_s: float) -> ClientError
         retry_after_ms = int(wait) if _MILLISECONDS.fullmatch(wait) else None
         return Overloaded(message, code=code.name, request_id=request_id, retry_after_ms=retry_after_ms)
     return kind(message, code=code.name, request_id=request_id)
+
+
+def _why_unconnected(details: str) -> str:
+    """What gRPC says of a connection that could not be made, in words."""
+    if found := _REFUSED.search(details):
+        return f"its certificate is refused: {found[1] or 'no reason given'}"
+    if "WRONG_VERSION_NUMBER" in details:
+        return "it speaks no TLS"
+    reason = details.rpartition(": ")[2].rstrip("]")
+    closed = reason in ("Socket closed", "Connection reset by peer")
+    return f"{reason}; it may want TLS, or a certificate of the client" if closed else reason
 
 
 def of_item(code: int, message: str, request_id: str, server: str) -> ClientError:

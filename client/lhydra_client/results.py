@@ -217,6 +217,7 @@ class Status:
         requests: answered by the worker that answered this one.
         rules_error: why the server's file of rules is not what is in force; "" when it is.
         rule_sets: that requests can name.
+        access_error: why its files of certificates or tokens are not what is in force; "" when they are.
     """
 
     bundle_id: str
@@ -234,6 +235,7 @@ class Status:
     requests: int
     rules_error: str = ""
     rule_sets: tuple[str, ...] = ()
+    access_error: str = ""
 
 
 def recommendations(reply: pb.RecommendResponse) -> Recommendations:

@@ -1,6 +1,7 @@
 """The address that all workers of a server share: holding it, and leaving it without dropping a call."""
 
 import errno
+import ipaddress
 import os
 import socket
 import stat
@@ -23,6 +24,29 @@ def joined(host: str, port: int | str) -> str:
         HOST:PORT, or [HOST]:PORT for IPv6.
     """
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def check_exposure(host: str, *, secured: bool, insecure: bool) -> None:
+    """Refuses to listen beyond this machine without TLS, unless that is what is wanted.
+
+    Args:
+        host: name, address or unix:PATH, without brackets.
+        secured: whether there is TLS.
+        insecure: whether it is said that there need not be.
+
+    Raises:
+        ConfigError: others could read and change what is said.
+    """
+    if secured or insecure or host.startswith("unix:"):
+        return
+    try:
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][4][0]
+    except (socket.gaierror, UnicodeError):
+        return  # `Reservation` says more
+    address = ipaddress.ip_address(str(found).partition("%")[0])
+    if not (getattr(address, "ipv4_mapped", None) or address).is_loopback:
+        expected = "--tls-cert and --tls-key, or --insecure to listen beyond this machine without TLS"
+        raise ConfigError(complain(f"--host {host}", "no TLS", expected))
 
 
 class Reservation:

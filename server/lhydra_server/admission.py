@@ -153,6 +153,16 @@ def _no_request(data: bytes, context: grpc.ServicerContext) -> None:
     context.abort(grpc.StatusCode.UNIMPLEMENTED, "request: found none, expected one message")  # gRPC's code for it
 
 
+class RefusalPool(DirectPool):
+    """Answers calls that are refused by their headers: at once, and without their request."""
+
+    def __init__(self) -> None:
+        ThreadPoolExecutor.__init__(self, 1)  # never started
+
+    def _take(self, task: Task) -> None:
+        task.answer(b"")
+
+
 class CallPool(DirectPool):
     """Threads for calls, and a limit on those in flight: those that run and those that wait for a thread.
 

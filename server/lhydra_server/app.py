@@ -8,11 +8,13 @@ from grpc_health.v1 import health
 from lhydra.logs import AccessLog
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server import reflection, streams
+from lhydra_server.access import Access
 from lhydra_server.address import count_connections, stop_listening
 from lhydra_server.admission import CallPool, DirectPool, ReadAheadPool, StreamPool
 from lhydra_server.config import longest_drain_s
+from lhydra_server.credentials import Certificates
 from lhydra_server.health import Health
-from lhydra_server.interceptors import HandlerFactory
+from lhydra_server.interceptors import AccessInterceptor, HandlerFactory
 from lhydra_server.metrics.worker import Metrics, NoMetrics
 from lhydra_server.service import RecommenderService
 from lhydra_server.socket_file import path_of
@@ -40,6 +42,9 @@ class Listener:
             the workers, without a call noticing.
         metrics: what calls are counted in.
         access_log: where each call has its line.
+        access: checks the callers' tokens.
+        certificates: of TLS; None for none.
+        reflected: whether the API describes itself.
 
     Raises:
         RuntimeError: the address cannot be bound.
@@ -54,6 +59,9 @@ class Listener:
         connection_age_s: float = 5.0,
         metrics: Metrics = NO_METRICS,
         access_log: AccessLog = ACCESS_LOG,
+        access: Access | None = None,
+        certificates: Certificates | None = None,
+        reflected: bool = True,
     ) -> None:
         self._connection_age_s = connection_age_s
         self._unread = UnreadReplies(lambda: metrics.refused("unread"))
@@ -76,7 +84,9 @@ class Listener:
             ),
             "RecordPlays": handlers.unary("RecordPlays", pb.RecordPlaysRequest, service.RecordPlays, self._writes),
             "Explain": handlers.unary("Explain", pb.ExplainRequest, service.Explain, self._calls),
-            "RecommendMany": handlers.stream(streams.behavior(handlers, service.recommend_many), self._streams),
+            "RecommendMany": handlers.stream(
+                streams.behavior(handlers, service.recommend_many, access or Access()), self._streams
+            ),
             "GetStatus": handlers.unary("GetStatus", pb.GetStatusRequest, service.GetStatus, self._direct),
         }
         pending = max(MAX_PENDING, 2 * max_in_flight)
@@ -85,8 +95,9 @@ class Listener:
             handlers=[
                 grpc.method_handlers_generic_handler(SERVICE, by_name),
                 self._health.handler(self._direct, self._watches),
-                *reflection.handlers((SERVICE, health.SERVICE_NAME), self._reflections),
+                *(reflection.handlers((SERVICE, health.SERVICE_NAME), self._reflections) if reflected else ()),
             ],
+            interceptors=[AccessInterceptor(access, handlers)] if access is not None and access.closed else None,
             options=[
                 ("grpc.so_reuseport", 1),
                 ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
@@ -98,7 +109,10 @@ class Listener:
                 ("grpc.server.max_pending_requests_hard_limit", pending),
             ],
         )
-        self.port = self._server.add_insecure_port(address)
+        if certificates is None:
+            self.port = self._server.add_insecure_port(address)
+        else:
+            self.port = self._server.add_secure_port(address, certificates.credentials())
         self._bound = path_of(address) or self.port
 
     def start(self) -> None:

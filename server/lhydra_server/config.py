@@ -45,6 +45,14 @@ class ServeSettings(Settings):
         None, "file with a secret of 16 bytes or more that user ids in the log are hashed with (default: a random one)"
     )
     rules: str | None = setting(None, "YAML file of rule sets for lists, read again when it changes")
+    tls_cert: str | None = setting(None, "certificate chain in PEM form for TLS, read again when it changes")
+    tls_key: str | None = setting(None, "private key of that certificate")
+    tls_client_ca: str | None = setting(None, "authority whose certificates clients must have (mTLS)")
+    token_file: str | None = setting(
+        None, "file of bearer tokens, `token rights name [requests/s]` a line, read again when it changes"
+    )
+    insecure: bool = setting(False, "listen beyond this machine without TLS")
+    closed_reflection: bool = setting(False, "the API does not describe itself to those who ask by reflection")
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,11 @@ class WorkerSettings(Message):
     max_in_flight: int = 32
     connection_age_s: float = 5.0
     core: int = -1  # which it keeps to; below 0 any
-    rules: str = ""  # the copy of the file of rules in force; "" for none
+    rules: str = ""  # folder of the copy of the file of rules in force; "" for none
+    certificates: str = ""  # as the rules
+    tokens: str = ""  # as the rules
+    token_share: float = 1.0  # of each token's rate
+    reflected: bool = True
     log_level: str = "info"
     log_sample: float = 1.0
     log_key: str = ""  # hex, that user ids in the log are hashed with; "" for one of the process's own
@@ -116,8 +128,11 @@ class FleetStatus(Message):
     workers: int = 0  # that serve now
     current_bundle_id: str = ""  # what the store calls CURRENT
     swap_error: str = ""  # why CURRENT is not being served
-    rules: str = ""  # the copy of the file of rules in force; "" for none
+    rules: str = ""  # folder of the copy of the file of rules in force; "" for none
     rules_error: str = ""  # why the file itself is not in force
+    certificates: str = ""  # as the rules
+    tokens: str = ""  # as the rules
+    access_error: str = ""  # why the files of certificates or tokens are not in force
 
 
 def longest_drain_s(connection_age_s: float) -> float:

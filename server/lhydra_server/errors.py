@@ -9,6 +9,8 @@ MAX_TEXT_CHARS = 500  # 6,000 bytes where each is four of UTF-8, sent as %F0: gR
 CODES: dict[type[errors.LhydraError], StatusCode] = {
     errors.InvalidRequest: StatusCode.INVALID_ARGUMENT,
     errors.Unsupported: StatusCode.UNIMPLEMENTED,
+    errors.Unauthenticated: StatusCode.UNAUTHENTICATED,
+    errors.PermissionDenied: StatusCode.PERMISSION_DENIED,
     errors.Overloaded: StatusCode.RESOURCE_EXHAUSTED,
     errors.NotReady: StatusCode.UNAVAILABLE,
     errors.DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,

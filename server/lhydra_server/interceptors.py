@@ -12,9 +12,11 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from lhydra import logs
-from lhydra.errors import DeadlineExceeded, InvalidRequest, LhydraError, Overloaded
-from lhydra_server.admission import Behavior, DirectPool, ReadAheadPool, Requests
+from lhydra.errors import DeadlineExceeded, InvalidRequest, LhydraError, Overloaded, PermissionDenied, Unauthenticated
+from lhydra_server.access import RIGHT_OF, Access
+from lhydra_server.admission import Behavior, DirectPool, ReadAheadPool, RefusalPool, Requests
 from lhydra_server.errors import status_of
+from lhydra_server.metrics.layout import OTHER
 from lhydra_server.metrics.worker import Metrics
 from lhydra_server.outage_log import OutageLog
 from lhydra_server.unread import UnreadReplies
@@ -22,6 +24,11 @@ from lhydra_server.unread import UnreadReplies
 REQUEST_ID_KEY = "x-request-id"  # metadata key, of the call and of its trailers
 RETRY_AFTER_KEY = "retry-after-ms"  # trailer of a call refused for overload
 _VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
+DENIALS: dict[type[LhydraError], str] = {
+    Unauthenticated: "unauthenticated",
+    PermissionDenied: "permission",
+    Overloaded: "rate",
+}  # reason of the metric, by what `Access` raises
 _log = logging.getLogger(__name__)
 
 Request = TypeVar("Request", bound=Message)
@@ -72,7 +79,7 @@ class HandlerFactory:
 
     def __init__(self, metrics: Metrics, access_log: logs.AccessLog, unread: UnreadReplies) -> None:
         self._metrics, self._access_log = metrics, access_log
-        self._outages, self._unread = OutageLog(), unread
+        self._outages, self._unread, self._refusals = OutageLog(), unread, RefusalPool()
 
     def unary(
         self,
@@ -204,25 +211,72 @@ class HandlerFactory:
 
         def refuse(data: bytes, context: grpc.ServicerContext) -> None:
             after_ms = retry_after_ms()
-            self._metrics.refused("overload")
-            error = Overloaded(f"too many requests in flight, retry in {after_ms} ms")
-            self._refuse("overload", error, context, ((RETRY_AFTER_KEY, str(after_ms)),))
+            error = Overloaded(f"too many requests in flight, retry in {after_ms} ms", after_ms)
+            self._refuse("overload", "overload", error, context)
 
         return refuse
 
-    def _refuse(
-        self,
-        name: str,
-        error: LhydraError,
-        context: grpc.ServicerContext,
-        trailers: tuple[tuple[str, str], ...] = (),
-    ) -> None:
+    def denied(self, method: str, error: LhydraError, reason: str) -> "grpc.RpcMethodHandler[Any, Any]":
+        """Makes the handler of a call that its caller may not make: it refuses it at once, without its request.
+
+        Args:
+            method: with its service.
+            error: why.
+            reason: of the metric.
+
+        Returns:
+            The handler.
+        """
+        name = method.rpartition("/")[2] if method in RIGHT_OF else OTHER  # it may be any text
+
+        def refuse(data: bytes, context: grpc.ServicerContext) -> None:
+            self._refuse(name, reason, error, context)
+
+        refuse.experimental_thread_pool = self._refusals  # type: ignore[attr-defined]
+        return grpc.unary_unary_rpc_method_handler(refuse)
+
+    def _refuse(self, name: str, reason: str, error: LhydraError, context: grpc.ServicerContext) -> None:
+        self._metrics.refused(reason)
         request_id = _request_id(context.invocation_metadata())
-        context.set_trailing_metadata(((REQUEST_ID_KEY, request_id), *trailers))
+        after = ((RETRY_AFTER_KEY, str(error.retry_after_ms)),) if isinstance(error, Overloaded) else ()
+        context.set_trailing_metadata(((REQUEST_ID_KEY, request_id), *after))
         code, details = status_of(error, request_id)
         self._metrics.record(name, code.name, 0, {})
         self._access_log.write(name, code.name, request_id, 0, {})
         context.abort(code, details)  # raises
+
+
+class AccessInterceptor(grpc.ServerInterceptor):
+    """Refuses calls that their callers may not make, before they take a place or their request is read.
+
+    Args:
+        access: checks their tokens.
+        handlers: makes what refuses them.
+    """
+
+    def __init__(self, access: Access, handlers: HandlerFactory) -> None:
+        self._access, self._handlers = access, handlers
+
+    def intercept_service(
+        self,
+        continuation: "Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler[Any, Any] | None]",
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
+        """Finds the handler of a call whose headers have come.
+
+        Args:
+            continuation: finds that of its method.
+            handler_call_details: the method and the metadata.
+
+        Returns:
+            The handler; None where there is no such method.
+        """
+        method = handler_call_details.method
+        try:
+            self._access.check(method, handler_call_details.invocation_metadata)
+        except tuple(DENIALS) as error:
+            return self._handlers.denied(method, error, DENIALS[type(error)])
+        return continuation(handler_call_details)
 
 
 def _serialized(reply: Message | bytes) -> bytes:

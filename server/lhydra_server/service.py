@@ -34,7 +34,6 @@ from lhydra_server.translate import to_plays, to_request, to_similar
 NO_METRICS = NoMetrics()
 Answer = TypeVar("Answer")
 
-
 QueryAndCheck = tuple[Query, Callable[[], None]]  # the check runs between stages; its error ends the query
 
 
@@ -265,6 +264,7 @@ class RecommenderService:
             swap_error=fleet.swap_error,
             requests=self._answered,
             rules_error=fleet.rules_error,
+            access_error=fleet.access_error,
             rule_sets=list(self.rule_sets.sets),
         )
 

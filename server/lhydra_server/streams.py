@@ -12,6 +12,7 @@ import grpc
 
 from lhydra.errors import DeadlineExceeded, NotReady
 from lhydra_protos.v1 import recommender_pb2 as pb
+from lhydra_server.access import Access
 from lhydra_server.admission import Requests
 from lhydra_server.errors import status_of
 from lhydra_server.interceptors import Call, HandlerFactory, parsed
@@ -23,12 +24,15 @@ MOST_TOGETHER = 16
 Method = Callable[[Sequence[tuple[pb.RecommendRequest, Call]]], Iterator[bytes | Exception]]
 
 
-def behavior(factory: HandlerFactory, method: Method) -> Callable[[Requests, grpc.ServicerContext], Iterator[bytes]]:
+def behavior(
+    factory: HandlerFactory, method: Method, access: Access
+) -> Callable[[Requests, grpc.ServicerContext], Iterator[bytes]]:
     """Makes what answers a stream.
 
     Args:
         factory: translates errors, counts requests and writes their log lines.
         method: answers up to MOST_TOGETHER requests, with the bytes of a reply or an error for each.
+        access: counts each request against the rate of its caller.
 
     Returns:
         What a `ReadAheadPool` runs.
@@ -37,10 +41,12 @@ def behavior(factory: HandlerFactory, method: Method) -> Callable[[Requests, grp
     def handle(requests: Requests, context: grpc.ServicerContext) -> Iterator[bytes]:
         ends_s, numbers = time.monotonic() + STREAM_S, itertools.count(1)
         stream_id = factory.begin(context)
+        metadata = context.invocation_metadata()
         while data := requests.take(MOST_TOGETHER, ends_s):
             started_ns = time.perf_counter_ns()
             calls = [factory.call(context, f"{stream_id}/{next(numbers)}") for _ in data]
-            for call, answer in zip(calls, _answers(data, calls, method), strict=True):
+            answers = _answers(data, calls, method, lambda: access.spend(metadata))
+            for call, answer in zip(calls, answers, strict=True):
                 code, details = grpc.StatusCode.OK, ""
                 if isinstance(answer, Exception):
                     code, details = factory.told(NAME, answer, call)
@@ -57,12 +63,15 @@ def behavior(factory: HandlerFactory, method: Method) -> Callable[[Requests, grp
     return handle
 
 
-def _answers(data: Sequence[bytes], calls: Sequence[Call], method: Method) -> Iterator[bytes | Exception]:
-    """An answer or an error for each request; those that cannot be parsed are not asked."""
+def _answers(
+    data: Sequence[bytes], calls: Sequence[Call], method: Method, spend: Callable[[], None]
+) -> Iterator[bytes | Exception]:
+    """An answer or an error for each request; those too many, or that cannot be parsed, are not asked."""
     asked: list[tuple[pb.RecommendRequest, Call]] = []
     refused: list[Exception | None] = []
     for one, call in zip(data, calls, strict=True):
         try:
+            spend()
             asked.append((parsed(one, pb.RecommendRequest), call))
             refused.append(None)
         except Exception as error:

@@ -20,13 +20,13 @@ from lhydra.errors import ConfigError, LhydraError, complain
 from lhydra.lines import say
 from lhydra.users.place import claim
 from lhydra.users.tag import shared_key
-from lhydra_server.address import Reservation, joined
+from lhydra_server.address import Reservation, check_exposure, joined
 from lhydra_server.config import FleetStatus, ServeSettings, WorkerSettings, longest_stop_s
 from lhydra_server.descriptors import use_all_descriptors
+from lhydra_server.files_in_force import FilesInForce
 from lhydra_server.heartbeat import Limits
 from lhydra_server.metrics.totals import Totals
 from lhydra_server.processes import COMMAND, WorkerProcess
-from lhydra_server.rules_file import RulesFile
 from lhydra_server.socket_file import SCHEME, SocketFile
 
 TICK_S = 0.2  # how often CURRENT is looked at; everything else wakes the loop
@@ -113,8 +113,8 @@ class Supervisor:
         self._users_id, self._users_made = "", ""
         self._users_doubtful = False  # since a worker crashed: the next ones try the user store's files first
         self._totals = Totals()
-        self._rules = RulesFile(settings.rules, store)
         self._log_key = shared_key(settings.log_key)
+        self._files = FilesInForce(settings, store)
         self._signals: list[str] = []
         self._woken, self._wake = os.pipe()
         for end in (self._woken, self._wake):
@@ -127,29 +127,28 @@ class Supervisor:
             LhydraError: the first fleet cannot serve: no bundle, a bad one, port in use.
         """
         use_all_descriptors()
+        check_exposure(self._host, secured=bool(self._settings.tls_cert), insecure=self._settings.insecure)
         self._current = current_bundle_id(self._store)
         place = SocketFile(self._host) if self._on_file else Reservation(self._host, self._settings.port)
-        with place as self._place, self._metrics_shown():
+        with place as self._place, contextlib.closing(self._files), self._metrics_shown():
             self._listen_to_signals()
             try:
                 self._users_id, self._users_made = claim(self._settings.users, self._store, self._settings.users_create)
-                self._rules.open(self._current)
                 self._coming = self._spawn(self._current)
                 while not self._signals:
                     self._tick()
                     self._sleep(TICK_S)
             finally:
                 self._stop()
-                self._rules.close()
         return 0
 
     def _metrics_shown(self) -> contextlib.AbstractContextManager[None]:
-        port = self._settings.metrics_port
-        if not port:
+        self._files.open(self._current)
+        if not self._settings.metrics_port:
             return contextlib.nullcontext()
         from lhydra_server.metrics.exposition import exposed  # and asyncio with it
 
-        return exposed(self._totals, self._metrics_host, port)
+        return exposed(self._totals, self._metrics_host, self._settings.metrics_port, self._files)
 
     def _tick(self) -> None:
         self._look()
@@ -158,12 +157,12 @@ class Supervisor:
         self._watch_current()
         self._leaving = [worker for worker in self._leaving if not worker.finished(self._stop_s)]
         if self._serving:
-            self._rules.look(self._serving.bundle_id)
-            self._totals.rules_failures = self._rules.failures
+            self._files.look(self._serving.bundle_id)
+            self._totals.file_failures, self._totals.expires_s = self._files.failures, self._files.expires_s
         n_ready = self._serving.n_ready if self._serving else 0
         self._totals.workers = n_ready
         for worker in self._all_workers():
-            worker.tell(FleetStatus(n_ready, self._current, self._swap_error, self._rules.path, self._rules.error))
+            worker.tell(FleetStatus(n_ready, self._current, self._swap_error, **self._files.told))
 
     def _publish(self, fleet: Fleet) -> bool:
         """Lets new connections reach the ready workers of a fleet; tried again at the next tick where that fails."""
@@ -253,7 +252,8 @@ class Supervisor:
                 n_workers = f"{self._n_workers} worker" + "s" * (self._n_workers > 1)
                 say(f"serving bundle {fleet.bundle_id} on {address} with {n_workers}")
                 if self._settings.metrics_port:
-                    say(f"metrics on http://{joined(self._metrics_host, self._settings.metrics_port)}/metrics")
+                    scheme = "https" if self._settings.tls_cert else "http"
+                    say(f"metrics on {scheme}://{joined(self._metrics_host, self._settings.metrics_port)}/metrics")
             else:
                 self._dismiss(self._serving.workers)
             _log.info("serving", extra={"bundle": fleet.bundle_id, "workers": self._n_workers, "took_ms": took_ms})
@@ -308,7 +308,9 @@ class Supervisor:
             max_k=self._settings.max_k,
             max_in_flight=self._settings.max_in_flight,
             connection_age_s=self._settings.connection_age_s,
-            rules=self._rules.path,
+            **self._files.in_force,
+            token_share=1 / self._n_workers,
+            reflected=not self._settings.closed_reflection,
             log_level=self._log_level,
             log_sample=self._settings.log_sample,
             log_key=self._log_key.hex(),

@@ -26,6 +26,7 @@ from lhydra.similar import Similar
 from lhydra.timing import timed
 from lhydra.users.store import open_users
 from lhydra.users.tag import use_key
+from lhydra_server.access import Access
 from lhydra_server.app import Listener
 from lhydra_server.config import (
     GRACE_S,
@@ -35,6 +36,7 @@ from lhydra_server.config import (
     WorkerSettings,
     longest_stop_s,
 )
+from lhydra_server.credentials import Certificates
 from lhydra_server.descriptors import check_free_descriptors
 from lhydra_server.heartbeat import Heart
 from lhydra_server.metrics.worker import Metrics
@@ -117,6 +119,8 @@ def run(load: Callable[[WorkerSettings], Served] = open_served, *, heart: Heart)
         with _held_logs(), timed("worker.start"):
             served = load(settings)
             sets = rule_sets(settings.rules, dict(served.filters.names))
+            access = Access(settings.tokens, settings.token_share)
+            certificates = Certificates(settings.certificates) if settings.certificates else None
             users = open_users(
                 settings.users,
                 Path(settings.store),
@@ -139,6 +143,9 @@ def run(load: Callable[[WorkerSettings], Served] = open_served, *, heart: Heart)
                 connection_age_s=settings.connection_age_s,
                 metrics=metrics,
                 access_log=AccessLog(settings.log_sample, name="lhydra_server.calls"),
+                access=access,
+                certificates=certificates,
+                reflected=settings.reflected,
             )
             os.umask(others)
             check_free_descriptors()
@@ -161,7 +168,14 @@ def run(load: Callable[[WorkerSettings], Served] = open_served, *, heart: Heart)
                 fleet, before = FleetStatus.from_json(line), fleet
                 if fleet.rules != (before.rules or settings.rules):
                     service.rule_sets = rule_sets(fleet.rules, dict(served.filters.names))
-            except LhydraError as error:  # the last status and rules stay: to answer is worth more than to know
+                if fleet.tokens != (before.tokens or settings.tokens):
+                    access.take(fleet.tokens)
+                if certificates is not None and fleet.certificates != (before.certificates or settings.certificates):
+                    certificates.take(fleet.certificates)
+            except (
+                LhydraError,
+                OSError,
+            ) as error:  # the last status and rules stay: to answer is worth more than to know
                 _log.error("%s", error)
         os.write(wake, b".")
 

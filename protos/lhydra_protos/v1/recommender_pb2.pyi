@@ -7,8 +7,9 @@ For every valid request a list holds exactly k distinct tracks, or all that are 
 by track id. An unknown user gets an answer that names its tier, never an error.
 
 Status codes: INVALID_ARGUMENT names the field at fault; UNIMPLEMENTED names a method or field that this
-server does not answer yet; RESOURCE_EXHAUSTED means overload, retry later; UNAVAILABLE means no server,
-retry; anything else is INTERNAL with a request id and no inner text.
+server does not answer yet; UNAUTHENTICATED and PERMISSION_DENIED mean that the caller's token is none of this
+server's, or lacks the right; RESOURCE_EXHAUSTED means overload, or more requests than the token may make, retry
+later; UNAVAILABLE means no server, retry; anything else is INTERNAL with a request id and no inner text.
 """
 
 import builtins
@@ -1160,6 +1161,7 @@ class GetStatusResponse(google.protobuf.message.Message):
     REQUESTS_FIELD_NUMBER: builtins.int
     RULES_ERROR_FIELD_NUMBER: builtins.int
     RULE_SETS_FIELD_NUMBER: builtins.int
+    ACCESS_ERROR_FIELD_NUMBER: builtins.int
     bundle_id: builtins.str
     model_id: builtins.str
     lhydra_version: builtins.str
@@ -1179,6 +1181,8 @@ class GetStatusResponse(google.protobuf.message.Message):
     """answered by this worker"""
     rules_error: builtins.str
     """why the file of rules is not what is in force; empty when it is"""
+    access_error: builtins.str
+    """why the files of certificates or tokens are not what is in force; empty when they are"""
     @property
     def rule_sets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """that requests can name"""
@@ -1201,7 +1205,8 @@ class GetStatusResponse(google.protobuf.message.Message):
         requests: builtins.int = ...,
         rules_error: builtins.str = ...,
         rule_sets: collections.abc.Iterable[builtins.str] | None = ...,
+        access_error: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["bundle_id", b"bundle_id", "current_bundle_id", b"current_bundle_id", "default_depth", b"default_depth", "dim", b"dim", "index_recipe", b"index_recipe", "lhydra_version", b"lhydra_version", "max_k", b"max_k", "model_id", b"model_id", "requests", b"requests", "rule_sets", b"rule_sets", "rules_error", b"rules_error", "swap_error", b"swap_error", "tracks", b"tracks", "uptime_s", b"uptime_s", "workers", b"workers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["access_error", b"access_error", "bundle_id", b"bundle_id", "current_bundle_id", b"current_bundle_id", "default_depth", b"default_depth", "dim", b"dim", "index_recipe", b"index_recipe", "lhydra_version", b"lhydra_version", "max_k", b"max_k", "model_id", b"model_id", "requests", b"requests", "rule_sets", b"rule_sets", "rules_error", b"rules_error", "swap_error", b"swap_error", "tracks", b"tracks", "uptime_s", b"uptime_s", "workers", b"workers"]) -> None: ...
 
 Global___GetStatusResponse: typing_extensions.TypeAlias = GetStatusResponse

@@ -7,8 +7,9 @@ For every valid request a list holds exactly k distinct tracks, or all that are 
 by track id. An unknown user gets an answer that names its tier, never an error.
 
 Status codes: INVALID_ARGUMENT names the field at fault; UNIMPLEMENTED names a method or field that this
-server does not answer yet; RESOURCE_EXHAUSTED means overload, retry later; UNAVAILABLE means no server,
-retry; anything else is INTERNAL with a request id and no inner text.
+server does not answer yet; UNAUTHENTICATED and PERMISSION_DENIED mean that the caller's token is none of this
+server's, or lacks the right; RESOURCE_EXHAUSTED means overload, or more requests than the token may make, retry
+later; UNAVAILABLE means no server, retry; anything else is INTERNAL with a request id and no inner text.
 """
 
 import abc

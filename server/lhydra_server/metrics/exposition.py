@@ -17,8 +17,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
-from lhydra.errors import ConfigError, PortInUse, complain
+from lhydra.errors import ConfigError, Overloaded, PermissionDenied, PortInUse, Unauthenticated, complain
+from lhydra_server.access import METRICS, Access
 from lhydra_server.address import joined
+from lhydra_server.files_in_force import FilesInForce
 from lhydra_server.metrics.totals import Totals
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ MAX_LINE_BYTES = 8_192
 MAX_LINES = 100
 ROUNDS = 8  # of the loop: one to accept, to begin, to close and to be told so, and as many to spare
 SUFFIXES = ("", "_total", "_bucket", "_sum", "_count")
+OPEN_TO_ALL = Access()
 _log = logging.getLogger(__name__)
 
 
@@ -80,12 +83,13 @@ class _Collected(list["Metric"]):
         return iter(self)
 
 
-def answer(totals: Totals, lines: list[bytes]) -> bytes:
+def answer(totals: Totals, lines: list[bytes], access: Access = OPEN_TO_ALL) -> bytes:
     """Answers one request.
 
     Args:
         totals: what is shown.
         lines: request line and headers.
+        access: checks the caller's token.
 
     Returns:
         The whole reply.
@@ -101,11 +105,24 @@ def answer(totals: Totals, lines: list[bytes]) -> bytes:
         name, _, value = line.decode("latin-1").partition(":")
         headers[name.strip().lower()] = ",".join(filter(None, (headers.get(name.strip().lower()), value.strip())))
     try:
-        reply = _replied(totals, method, target, headers)
+        reply = _denied(access, headers) or _replied(totals, method, target, headers)
     except Exception as error:  # a mistake of ours ends a scrape, not the metrics
         _log.exception("metrics cannot be shown")
         reply = Reply.line("500 Internal Server Error", type(error).__name__)
     return reply.to_bytes(body=method != "HEAD")
+
+
+def _denied(access: Access, headers: Mapping[str, str]) -> Reply | None:
+    """What a caller is told who may not see the metrics; None for one who may."""
+    try:
+        access.check(METRICS, headers.items())
+    except Unauthenticated as error:
+        return Reply.line("401 Unauthorized", str(error), **{"WWW-Authenticate": "Bearer"})
+    except PermissionDenied as error:
+        return Reply.line("403 Forbidden", str(error))
+    except Overloaded as error:
+        return Reply.line("429 Too Many Requests", str(error), **{"Retry-After": str(-(-error.retry_after_ms // 1000))})
+    return None
 
 
 def _replied(totals: Totals, method: str, target: str, headers: Mapping[str, str]) -> Reply:
@@ -155,8 +172,8 @@ def _takes_gzip(accept_encoding: str) -> bool:
 class _Connections:
     """The open connections, oldest first."""
 
-    def __init__(self, totals: Totals) -> None:
-        self._totals = totals
+    def __init__(self, totals: Totals, files: FilesInForce | None) -> None:
+        self._totals, self._files = totals, files
         self._open: dict[asyncio.StreamWriter, None] = {}
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -171,15 +188,20 @@ class _Connections:
             self._close(next(iter(self._open)))
         try:
             async with asyncio.timeout(REPLY_S + REQUEST_S):
+                if self._files is not None and self._files.context is not None:
+                    await writer.start_tls(self._files.context, ssl_handshake_timeout=REQUEST_S)
                 reply = await self._reply(reader)
                 if reply is None:
                     return
                 writer.write(reply)
                 await writer.drain()
-                writer.write_eof()
+                if writer.can_write_eof():
+                    writer.write_eof()
+                else:  # of TLS, which says by itself that nothing follows
+                    writer.close()
                 while await reader.read(65_536):
                     pass  # what came and is not read would reset the connection before the reply has been read
-        except (OSError, TimeoutError):
+        except (OSError, TimeoutError):  # of TLS too
             pass
         finally:
             self._close(writer)
@@ -190,7 +212,7 @@ class _Connections:
             async with asyncio.timeout(REQUEST_S):
                 while line := await reader.readline():
                     if not line.strip() and lines:
-                        return answer(self._totals, lines)
+                        return answer(self._totals, lines, self._files.access if self._files else OPEN_TO_ALL)
                     if line.strip():
                         lines.append(line)
                     if len(lines) > MAX_LINES:
@@ -218,13 +240,14 @@ class _Connections:
 
 
 @contextmanager
-def exposed(totals: Totals, host: str, port: int) -> Iterator[None]:
-    """Answers http://HOST:PORT/metrics as long as the context lasts.
+def exposed(totals: Totals, host: str, port: int, files: FilesInForce | None = None) -> Iterator[None]:
+    """Answers http://HOST:PORT/metrics, or https://, as long as the context lasts.
 
     Args:
         totals: what is shown.
         host: address to listen on.
         port: to listen on.
+        files: certificates and tokens as they are when a connection or a request comes; None for none.
 
     Yields:
         Once, when it listens.
@@ -236,7 +259,7 @@ def exposed(totals: Totals, host: str, port: int) -> Iterator[None]:
     import prometheus_client.exposition  # noqa: F401  # a scrape need not wait for it
 
     listening = _listening(host, port)
-    connections = _Connections(totals)
+    connections = _Connections(totals, files)
     loop = asyncio.new_event_loop()
     loop.set_exception_handler(_tell)
     begun = asyncio.start_server(connections.serve, sock=listening, limit=MAX_LINE_BYTES, backlog=MAX_CONNECTIONS)

@@ -16,7 +16,7 @@ CODES = (
 )
 TIERS = tuple(tier.label for tier in Tier)
 DEGRADED = ("user_store", "unused_profile_columns", "repeat_policy learnt", "unknown_tracks")
-REFUSED = ("overload", "deadline", "unread")
+REFUSED = ("overload", "deadline", "unread", "unauthenticated", "permission", "rate")
 LATENCY_US = (
     *(10, 25, 50, 100, 200, 300, 400, 600, 800, 1_000, 1_500, 2_000, 3_000, 5_000, 7_500),
     *(10_000, 20_000, 50_000, 100_000, 250_000, 1_000_000),

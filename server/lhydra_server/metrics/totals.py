@@ -68,7 +68,8 @@ class Totals:
     """
 
     def __init__(self) -> None:
-        self.workers = self.worker_restarts = self.swap_failures = self.rules_failures = 0
+        self.workers = self.worker_restarts = self.swap_failures = self.expires_s = 0
+        self.file_failures = {"rules": 0, "certificates": 0, "tokens": 0}
         self.worker_failures = dict.fromkeys(FAILURES, 0)
         self.serving: tuple[str, str] | None = None  # bundle id, model id
         self._lock = threading.Lock()
@@ -145,8 +146,22 @@ class Totals:
         yield failures
         yield CounterMetricFamily("lhydra_swap_failures_total", "Moves to CURRENT that failed.", self.swap_failures)
         yield CounterMetricFamily(
-            "lhydra_rules_failures_total", "Changes of the file of rules that were refused.", self.rules_failures
+            "lhydra_rules_failures_total",
+            "Changes of the file of rules that were refused.",
+            self.file_failures["rules"],
         )
+        access = CounterMetricFamily(
+            "lhydra_access_failures_total",
+            "Changes of the files of certificates and tokens that were refused.",
+            labels=("file",),
+        )
+        for file in ("certificates", "tokens"):
+            access.add_metric((file,), self.file_failures[file])
+        yield access
+        expires = GaugeMetricFamily("lhydra_certificate_expires_seconds", "Unix time at which the certificate ends.")
+        if self.expires_s:
+            expires.add_metric((), self.expires_s)
+        yield expires
 
 
 def _added(rows: list[list[int]]) -> list[int]:
