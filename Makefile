@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOWEST := .venv-lowest
 
-.PHONY: demo lint test e2e test-lowest bench setup clean
+.PHONY: demo lint test e2e test-lowest bench locks sbom audit setup clean
 
 demo: $(STAMP)
 	$(BIN)/lhydra demo
@@ -36,6 +36,32 @@ test-lowest: $(LOWEST)/.installed
 bench: $(STAMP)
 	@test -d demo/store || $(BIN)/lhydra demo
 	$(BIN)/python -m benchmarks.latency --store demo/store --dataset demo/dataset
+
+# Which files of which versions a client, a server and a developer install; deploy/locks/README.md says how to use them.
+LOCK = $(BIN)/uv pip compile pyproject.toml --constraint constraints.txt --universal --python-version 3.11 \
+	--generate-hashes --no-annotate --custom-compile-command "make locks" --quiet
+locks: $(VENV)/.supply
+	$(LOCK) --output-file deploy/locks/client.txt
+	$(LOCK) --extra server --extra redis --output-file deploy/locks/serve.txt
+	echo "torch; python_version < '0'" | $(LOCK) --extra all --group dev --overrides - --output-file deploy/locks/dev.txt
+
+# What a server is made of (CycloneDX), read from an environment that holds its lock and nothing else.
+sbom: $(VENV)/.supply
+	rm -rf build/serve build/wheel
+	$(PYTHON) -m venv --without-pip build/serve
+	$(BIN)/python -m pip --python build/serve/bin/python install --quiet --require-hashes --requirement deploy/locks/serve.txt
+	$(BIN)/python -m build --wheel --no-isolation --outdir build/wheel
+	$(BIN)/python -m pip --python build/serve/bin/python install --quiet --no-deps build/wheel/*.whl
+	$(BIN)/cyclonedx-py environment build/serve/bin/python --pyproject pyproject.toml --output-reproducible --output-file build/sbom.json
+	@echo "build/sbom.json"
+
+# Whether the locks name a version with a known flaw. Fails too where nobody could look.
+audit: $(VENV)/.supply
+	$(BIN)/python deploy/audit.py $(BIN)/pip-audit deploy/locks/client.txt deploy/locks/serve.txt deploy/locks/dev.txt
+
+$(VENV)/.supply: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group supply
+	touch $@
 
 setup: $(STAMP)
 
