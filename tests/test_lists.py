@@ -13,9 +13,9 @@ from lhydra.domain import F32, I64
 from lhydra.lists.calibration import calibrate, error
 from lhydra.lists.caps import CAPPED, DUPLICATE, FREE, admit, fill
 from lhydra.lists.compose import Candidates, compose
-from lhydra.lists.diversity import RIDGE, contenders, dpp, mmr
+from lhydra.lists.diversity import LEAST_ODDS, RIDGE, contenders, dpp, mmr
 from lhydra.lists.labels import Several, Single
-from lhydra.lists.slots import chances, place
+from lhydra.lists.slots import F64, chances, place
 from lhydra.rules import Calibration, Collapse, Diversity, Explore, Fresh, Rules
 
 CHI2_999 = {9: 27.88, 4: 18.47}  # 99.9 % points of chi-square by degrees of freedom
@@ -122,6 +122,46 @@ def test_a_long_dpp_adds_what_the_determinant_says(seed: int, n: int, dim: int, 
         assert gains[best] == pytest.approx(gains.max(), abs=1e-3)
         left -= np.outer(left[:, best], left[best]) / left[best, best]
         left[best, best] = 1
+
+
+def assert_greedy(odds: F64, vectors: F32, picked: list[int], strength: float) -> None:
+    """Each pick adds the most, by determinants in float64: sums of logarithms, so nothing is too small to count."""
+    kernel = vectors.astype(np.float64) @ vectors.T.astype(np.float64)
+    left = kernel + RIDGE * np.eye(len(odds))  # besides those picked: a Schur complement, by plain elimination
+    assert len(set(picked)) == len(picked)
+    for t, best in enumerate(picked):
+        gains = (1 - strength) * np.log(np.maximum(odds, LEAST_ODDS)) + strength * np.log(left.diagonal())
+        gains[picked[:t]] = -np.inf
+        assert gains[best] >= gains.max() - strength * 1e-3 - 1e-12
+        left -= np.outer(left[:, best], left[best]) / left[best, best]
+        left[best, best] = 1
+
+
+STRENGTHS = st.one_of(st.floats(1e-3, 0.2), st.floats(0.001, 1.0), st.sampled_from([1e-9, 1e-300, 5e-324, 1 - 1e-9, 1]))
+
+
+@given(st.integers(0, 10_000), st.integers(2, 60), st.sampled_from([0, 1, 6, 12]), st.integers(0, 5), STRENGTHS)
+@settings(max_examples=150, deadline=None)
+def test_a_dpp_is_greedy_whatever_lies_between_the_best_odds_and_the_rest(
+    seed: int, n: int, powers: int, best: int, strength: float
+) -> None:
+    """Few tracks may have 10^12 times the odds of the rest, all may be equal, or one track there twice."""
+    rng = np.random.default_rng(seed)
+    odds = rng.permutation(10.0 ** -rng.integers(0, 2, n)) * rng.choice([1, 0.99, 0.9], n)
+    odds[best:] *= 10.0**-powers
+    odds = np.sort(odds)[::-1]
+    vectors = vectors_of(seed, n, 4)[np.sort(rng.integers(0, n, n))]
+    assert_greedy(odds, vectors, dpp(odds, vectors, n, strength).tolist(), strength)
+
+
+@pytest.mark.parametrize("strength", [1e-6, 0.05, 0.5, 1 - 1e-6, 1])
+def test_thousands_of_equal_scores_behind_one_are_as_diverse_as_they_can_be(strength: float) -> None:
+    odds, vectors = np.full(3_000, 1e-6), vectors_of(1, 3_000, 16)
+    odds[0], vectors[1_500:] = 1.0, vectors[:1_500]  # each twice
+    picked = dpp(odds, vectors, 40, strength).tolist()
+    assert picked[0] == 0 or strength > 0.9
+    assert_greedy(odds, vectors, picked, strength)
+    assert picked == dpp(odds * 1e-3, vectors, 40, strength).tolist()
 
 
 @given(st.integers(0, 10_000), st.integers(2, 60), st.integers(1, 12), st.floats(0.01, 1.0))

@@ -11,6 +11,7 @@ MMR   picks the highest (1 - s) · quality - s · largest cosine with a track pi
 """
 
 import math
+import sys
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from lhydra.domain import F32, I64
 
 RIDGE = 0.1
 LEAST_ODDS = 1e-12
+_MOST, _LEAST = 2.0**100, 2.0**-60  # weights in float32: between these, whoever may be next has all digits
 
 
 def contenders(odds: npt.NDArray[np.float64], k: int, strength: float) -> I64:
@@ -58,16 +60,21 @@ def dpp(odds: npt.NDArray[np.float64], vectors: F32, k: int, strength: float) ->
     k = min(k, n)
     if not k:
         return np.empty(0, np.int64)
-    top = max(float(odds.max()), LEAST_ODDS)
     # argmax of (1 - s) log odds + s log d² is that of odds^((1 - s) / s) · d²: no logarithm per pick
-    weight = np.power(np.maximum(odds, LEAST_ODDS) / top, (1 - strength) / strength).astype(np.float32)
+    odds, power = np.maximum(odds, LEAST_ODDS), min((1 - strength) / strength, sys.float_info.max)
+    weight = np.zeros(n, np.float32)
     basis = np.empty((dim + k, n), np.float32)  # vectors, and below them what each pick shares with the others
     basis[:dim] = vectors.T
     counted = basis.copy()  # the same, what is of a pick divided by its -d²: what two tracks share besides all picks
     left = np.einsum("ij,ij->i", vectors, vectors) + np.float32(RIDGE)  # d²: what each would add, never below RIDGE
     gain, picked = np.empty(n, np.float32), np.empty(k, np.int64)
     for t, at in enumerate(range(dim, dim + k)):  # six calls of numpy a pick: on short arrays calls cost most
-        picked[t] = best = np.multiply(weight, left, gain).argmax()
+        best = np.multiply(weight, left, gain).argmax()
+        if gain.item(best) < _LEAST:  # as at first: weighed beside the best odds left, others count as 0
+            others = np.flatnonzero(weight >= 0)
+            weight[others] = (odds[others] / odds[others].max()) ** power * _MOST
+            best = np.multiply(weight, left, gain).argmax()
+        picked[t] = best
         weight[best] = -1  # never again
         row = counted[:at, best].dot(basis[:at], basis[at])
         own = np.multiply(row, -1 / left.item(best), counted[at])
