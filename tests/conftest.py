@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import onnx
 import pytest
 import torch
@@ -31,10 +32,12 @@ TINY_TRAINING = TrainSettings(epochs=4, dim=32, hidden=32, temperature=0.15, mom
 
 
 def pytest_configure() -> None:
-    """Has the servers under test start as from a terminal, though `nohup` or `&` ignore signals for these tests.
+    """Has no test fail for want of time, and servers start as from a terminal, though `nohup` ignores signals.
 
     A process hands ignored signals on to those it starts; one that has a handler starts them with the default.
     """
+    hypothesis.settings.register_profile("untimed", deadline=None)
+    hypothesis.settings.load_profile("untimed")
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, lambda number, frame: None)
