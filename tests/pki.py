@@ -39,6 +39,6 @@ class Pki:
         return {"tls_cert": str(self.cert), "tls_key": str(self.key)}
 
     @property
-    def client(self) -> dict[str, Path]:
+    def client(self) -> dict[str, Any]:
         """Arguments of a client that has a certificate."""
         return {"tls_ca": self.ca, "tls_cert": self.client_cert, "tls_key": self.client_key}

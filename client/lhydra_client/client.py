@@ -59,7 +59,9 @@ def channel_options(address: str) -> tuple[tuple[str, str | int], ...]:
     Raises:
         InvalidRequest: not an address.
     """
-    return (*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(not is_local(target(address)))))
+    where = target(address)
+    name = (("grpc.default_authority", "localhost"),) if where.startswith("unix") else ()  # a path is in no certificate
+    return (*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(not is_local(where))), *name)
 
 
 class Client:

@@ -154,6 +154,8 @@ def _why_unconnected(details: str) -> str:
     """What gRPC says of a connection that could not be made, in words."""
     if found := _REFUSED.search(details):
         return f"its certificate is refused: {found[1] or 'no reason given'}"
+    if "Hostname Verification Check failed" in details:
+        return "its certificate is for another name"
     if "WRONG_VERSION_NUMBER" in details:
         return "it speaks no TLS"
     reason = details.rpartition(": ")[2].rstrip("]")

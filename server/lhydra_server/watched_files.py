@@ -100,7 +100,7 @@ class WatchedFiles:
         copies = self._folder / str(self._versions)
         copies.mkdir(exist_ok=True)
         for name, source in self._sources.items():
-            (copies / name).write_bytes(self._read(name, source))
+            (copies / name).write_bytes(self._read(source))
         try:
             self._check(copies, bundle_id)
         except ConfigError as error:
@@ -109,18 +109,19 @@ class WatchedFiles:
             for name, source in self._sources.items():
                 text = text.replace(str(copies / name), str(source))
             raise ConfigError(text) from None
+        for name, source in self._sources.items():
+            if name in self._secret and source.stat().st_mode & stat.S_IROTH:
+                _log.warning("%s can be read by every user of this machine: chmod o-r", source)
         if self._versions >= 2:  # a worker may be about to read the one before
             shutil.rmtree(self._folder / str(self._versions - 2), ignore_errors=True)
         self._versions += 1
         self.path = str(copies)
 
-    def _read(self, name: str, source: Path) -> bytes:
+    def _read(self, source: Path) -> bytes:
         expected = f"a file of {self._what}"
         try:
             with source.open("rb") as file:
                 text = file.read(MAX_BYTES + 1)
-                if name in self._secret and os.fstat(file.fileno()).st_mode & stat.S_IROTH:
-                    _log.warning("%s can be read by every user of this machine: chmod o-r", source)
         except OSError as error:
             raise ConfigError(complain(source, error.strerror or str(error), expected)) from None
         if len(text) > MAX_BYTES:
