@@ -11,7 +11,7 @@ LhydraError
 │   ├── BundleMissing    no such bundle, or a store without CURRENT
 │   ├── BundleCorrupt    a file differs from what the manifest promises
 │   ├── BundleMismatch   parts of the bundle do not belong together
-│   └── BundleRefused    a sound bundle that its gate kept from being published
+│   └── BundleRefused    a sound bundle that its gate kept back, or that lacks the signature asked for
 ├── StoreLocked          somebody else is building in the store
 ├── UserStoreError       the user store cannot be read or written
 ├── MissingExtra         an optional part is not installed
@@ -82,7 +82,7 @@ class BundleMismatch(BundleError):
 
 
 class BundleRefused(BundleError):
-    """A sound bundle that its gate kept from being published."""
+    """A sound bundle that its gate kept from being published, or that lacks the signature asked for."""
 
 
 class StoreLocked(LhydraError):

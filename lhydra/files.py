@@ -113,13 +113,16 @@ def check(
             raise error(complain(folder / name, f"sha256 {found[:12]}…", f"sha256 {info['sha256'][:12]}…"))
 
 
-def read_json(path: Path, error: type[LhydraError], expected: str) -> dict[str, Any]:
+def read_json(
+    path: Path, error: type[LhydraError], expected: str, check: Callable[[bytes], None] = lambda content: None
+) -> dict[str, Any]:
     """Returns the JSON object in `path`.
 
     Args:
         path: the file.
         error: the class to raise.
         expected: what the folder should be, for the message.
+        check: sees the very bytes that are read, and raises where they are not as they should be.
 
     Returns:
         The object, its parts unchecked.
@@ -128,12 +131,14 @@ def read_json(path: Path, error: type[LhydraError], expected: str) -> dict[str, 
         LhydraError: there is no JSON object, as an `error`.
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        check(content)
+        document = json.loads(content.decode())
     except FileNotFoundError:
         raise error(complain(path.parent, f"no {path.name}", expected)) from None
     except NotADirectoryError:
         raise error(complain(path.parent, "a file", expected)) from None
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:
         raise error(complain(path, str(fault), expected)) from None
     if not isinstance(document, dict):
         raise error(complain(path, type(document).__name__, expected))

@@ -1,10 +1,12 @@
 """A bundle that is not exactly what was sealed is refused before it answers anything, naming the file."""
 
 import dataclasses
+import hashlib
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from lhydra import files
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.catalog import ARRAYS, OWN_LENGTH, TEXT, Catalog, CatalogArray
 from lhydra.bundle.catalog_writer import write_hashes
-from lhydra.bundle.manifest import Manifest, current_bundle_id
+from lhydra.bundle.manifest import CHECKSUM, Manifest, current_bundle_id
 from lhydra.bundle.model import Model
 from lhydra.bundle.strings import StringColumn
 from lhydra.domain import track_hashes
@@ -35,10 +37,17 @@ def names(folder: Path) -> list[str]:
     return sorted(Manifest.read(folder).files)
 
 
-def reseal(folder: Path) -> None:
+def put(folder: Path, text: str) -> None:
+    """Makes a text the manifest of a bundle as Lhydra would have written it."""
+    (folder / "manifest.json").write_text(text)
+    (folder / CHECKSUM).write_text(f"{hashlib.sha256(text.encode()).hexdigest()}  manifest.json\n")
+
+
+def reseal(folder: Path, names: Iterable[str] = ()) -> None:
+    """Makes a manifest of the files as they are now, with more of them."""
     document = json.loads((folder / "manifest.json").read_text())
-    document["files"] = files.seal(folder, list(document["files"]))
-    (folder / "manifest.json").write_text(json.dumps(document))
+    document["files"] = files.seal(folder, [*document["files"], *names])
+    put(folder, json.dumps(document))
 
 
 def test_every_file_flipped_cut_or_removed_is_named(copy: Path) -> None:
@@ -71,7 +80,7 @@ def test_every_file_flipped_cut_or_removed_is_named(copy: Path) -> None:
 )
 def test_an_edited_manifest_is_refused(copy: Path, key: str, value: object, error: type[BundleError]) -> None:
     document = json.loads((copy / "manifest.json").read_text()) | {key: value}
-    (copy / "manifest.json").write_text(json.dumps(document))
+    put(copy, json.dumps(document))
     with pytest.raises(error):
         Bundle.open(copy.parent)
 
@@ -93,7 +102,7 @@ def test_a_bundle_in_a_folder_of_another_name_is_refused_by_all_who_open_it(copy
 
 @pytest.mark.parametrize("text", ["", "not json", "[]", "{}"])
 def test_a_manifest_that_is_none_is_refused(copy: Path, text: str) -> None:
-    (copy / "manifest.json").write_text(text)
+    put(copy, text)
     with pytest.raises(BundleError, match=r"manifest\.json"):
         Bundle.open(copy.parent)
 
@@ -101,7 +110,7 @@ def test_a_manifest_that_is_none_is_refused(copy: Path, text: str) -> None:
 def test_a_file_left_out_of_the_manifest_is_missed(copy: Path) -> None:
     document = json.loads((copy / "manifest.json").read_text())
     del document["files"]["vectors.npy"]
-    (copy / "manifest.json").write_text(json.dumps(document))
+    put(copy, json.dumps(document))
     with pytest.raises(BundleCorrupt, match=r"no vectors\.npy"):
         Bundle.open(copy.parent)
 
@@ -168,6 +177,7 @@ def test_a_store_without_current_or_bundle_is_refused(tmp_path: Path) -> None:
 def test_opening_and_answering_needs_no_training_and_no_data_tools(tiny_store: Path) -> None:
     program = f"""
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from lhydra.bundle.bundle import Bundle
 from lhydra.recommender import Recommender

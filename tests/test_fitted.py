@@ -17,6 +17,7 @@ from lhydra.errors import BundleCorrupt
 from lhydra_index_builder import changes
 from lhydra_index_builder.build import rebuild
 from lhydra_index_builder.config import RebuildSettings
+from tests.test_bundle import put
 
 CONFIG = RebuildSettings(recall_users=20, gate_users=20, force=True, depth=150, recipe="flat")
 STRANGERS = [f"stranger {i}" for i in range(20_000)]
@@ -39,7 +40,7 @@ def sealed_anew(folder: Path, **files: object) -> None:
         document["files"].pop(name.replace("__", "."))
         if info is not None:
             document["files"][name.replace("__", ".")] = info
-    (folder / "manifest.json").write_text(json.dumps(document))
+    put(folder, json.dumps(document))
 
 
 def test_exactly_those_whose_plays_were_fitted_are_known(tiny_dataset: Dataset, tiny_model: Path, store: Path) -> None:

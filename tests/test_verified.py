@@ -230,6 +230,9 @@ def test_index_verify_hashes_every_file_whatever_is_remembered(
 
     check(bundle)
     hashed.clear()
-    assert command._verify(argparse.Namespace(store=bundle.parent, bundle=bundle.name, json=False)) == 0
+    assert (
+        command._verify(argparse.Namespace(store=bundle.parent, bundle=bundle.name, json=False, require_signature=None))
+        == 0
+    )
     assert sorted(hashed) == names(bundle)
     assert "is sound" in capsys.readouterr().out

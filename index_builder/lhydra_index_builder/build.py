@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from lhydra import __version__, files
 from lhydra.bundle import catalog as catalogs
-from lhydra.bundle import columns, fitted, sequence_files
+from lhydra.bundle import columns, fitted, sequence_files, signature
 from lhydra.bundle.arrays import blocks
 from lhydra.bundle.bundle import PARTS, Bundle
 from lhydra.bundle.catalog import Catalog
@@ -224,7 +224,7 @@ def finish(
         files={name: sealed[name] for name in names},
     )
     manifest = replace(manifest, content=content(manifest))
-    _write(folder, manifest)
+    _write(folder, manifest, config)
     with timed("rebuild.prove"):
         bundle = Bundle.open_folder(folder, verified=VerifiedFiles(path))
         Recommender(bundle).warm_up()
@@ -240,7 +240,7 @@ def finish(
         checks = gate.check(folder, bundle, current, why_none, draw(current), config)
         verdict = gate.verdict(checks, config.force)
         manifest = replace(manifest, gate=gate.document(checks, against, verdict))
-        _write(folder, manifest)
+        _write(folder, manifest, config)
         if folder.parent != path or folder.name != manifest.bundle_id:
             with timed("rebuild.sync"):
                 store.add(folder, path, manifest.bundle_id)
@@ -285,8 +285,10 @@ def content(manifest: Manifest) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def _write(folder: Path, manifest: Manifest) -> None:
-    files.write_text(folder / "manifest.json", manifest.to_json())
+def _write(folder: Path, manifest: Manifest, config: RebuildSettings) -> None:
+    manifest.write(folder)
+    if config.sign_key is not None:
+        signature.sign(folder, config.sign_key)
 
 
 def _point(chosen: MeasuredPoint) -> str:

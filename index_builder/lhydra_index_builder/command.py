@@ -1,4 +1,4 @@
-"""`lhydra index rebuild | add | remove | list | verify | diff | rollback`."""
+"""`lhydra index rebuild | add | remove | list | verify | sign | diff | rollback`."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from lhydra_index_builder.config import GATE, RebuildSettings
 if TYPE_CHECKING:
     from lhydra_index_builder.build import Built, Log
 
-HELP = "rebuild the index and publish a bundle; add and remove tracks; list, verify, compare and roll back bundles"
+HELP = "rebuild the index and publish a bundle; add and remove tracks; list, verify, sign, compare, roll back bundles"
 EXTRA = "index"
 
 
@@ -45,6 +45,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     listing = actions.add_parser("list", help="the bundles of a store, newest first")
     verify = actions.add_parser("verify", help="check every file of a bundle and re-run its golden users")
     verify.add_argument("bundle", nargs="?", metavar="ID", help="default: the current one")
+    sign = actions.add_parser("sign", help="check every file of a bundle, and sign its manifest")
+    sign.add_argument("bundle", nargs="?", metavar="ID", help="default: the current one")
+    sign.add_argument(
+        "--key", type=Path, required=True, metavar="F", help="private Ed25519 key, PEM, without a password"
+    )
     diff = actions.add_parser("diff", help="what would change for listeners between two bundles")
     diff.add_argument("a", metavar="A", help="the bundle before: an id, current or previous")
     diff.add_argument("b", metavar="B", help="the bundle after: an id, current or previous")
@@ -58,7 +63,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     rollback = actions.add_parser("rollback", help="make an older bundle the current one")
     rollback.add_argument("bundle", nargs="?", metavar="ID", help="default: the one before the current")
     rollback.add_argument("--force", action="store_true", help="even to a bundle that its gate refused")
-    for action in (rebuild, add, remove, listing, verify, diff, rollback):
+    for action in (verify, rollback):
+        action.add_argument("--require-signature", type=Path, metavar="KEY.pub", help="of who must have signed it")
+    for action in (rebuild, add, remove, listing, verify, sign, diff, rollback):
         action.add_argument("--store", type=Path, required=True, help="where bundles are published")
         action.add_argument("--json", action="store_true", help="print JSON")
 
@@ -73,12 +80,12 @@ def run(args: argparse.Namespace) -> int:
         The exit code, 0.
     """
     actions = {"rebuild": _rebuild, "add": _add, "remove": _remove}
-    actions |= {"list": _list, "verify": _verify, "diff": _diff, "rollback": _rollback}
+    actions |= {"list": _list, "verify": _verify, "sign": _sign, "diff": _diff, "rollback": _rollback}
     return actions[args.action](args)
 
 
 def _rebuild(args: argparse.Namespace) -> int:
-    settings = config.resolve("index", RebuildSettings, args)
+    settings = _settings(args)
     from lhydra.bundle.manifest import check_place
     from lhydra.data.dataset import Dataset
     from lhydra_index_builder.build import rebuild
@@ -94,7 +101,7 @@ def _rebuild(args: argparse.Namespace) -> int:
 
 
 def _add(args: argparse.Namespace) -> int:
-    settings = config.resolve("index", RebuildSettings, args)
+    settings = _settings(args)
     from lhydra_index_builder.changes import add
 
     built, added, restored = add(args.tracks, args.store, settings, args.users, _log(args))
@@ -105,7 +112,7 @@ def _add(args: argparse.Namespace) -> int:
 
 
 def _remove(args: argparse.Namespace) -> int:
-    settings = config.resolve("index", RebuildSettings, args)
+    settings = _settings(args)
     from lhydra_index_builder.changes import remove
 
     ids = list(args.ids)
@@ -116,6 +123,24 @@ def _remove(args: argparse.Namespace) -> int:
     if not args.json:
         print(f"{removed:,} tracks removed: they stay in histories and are never returned")
     return 0
+
+
+def _settings(args: argparse.Namespace) -> RebuildSettings:
+    """The settings of a build, whose key is looked at before the work, not after it."""
+    settings = config.resolve("index", RebuildSettings, args)
+    if settings.sign_key is not None:
+        from lhydra.bundle.signature import private_key
+
+        private_key(settings.sign_key)
+    return settings
+
+
+def _signed_by(args: argparse.Namespace) -> bytes | None:
+    if args.require_signature is None:
+        return None
+    from lhydra.bundle.signature import public_key
+
+    return public_key(args.require_signature)
 
 
 def _log(args: argparse.Namespace) -> "Log":
@@ -198,12 +223,25 @@ def _verify(args: argparse.Namespace) -> int:
     from lhydra.bundle.manifest import current_bundle_id
 
     bundle_id = args.bundle or current_bundle_id(args.store)
-    manifest = Bundle.open(args.store, bundle_id, again=True).manifest
+    manifest = Bundle.open(args.store, bundle_id, again=True, signed_by=_signed_by(args)).manifest
     assert manifest is not None  # opened from a folder
     if args.json:
         print(json.dumps({"bundle_id": bundle_id, "sound": True, "files": len(manifest.files)}))
     else:
         print(f"{bundle_id} is sound: {len(manifest.files)} files, {manifest.n_tracks:,} tracks, golden users agree")
+    return 0
+
+
+def _sign(args: argparse.Namespace) -> int:
+    from lhydra.bundle import signature
+    from lhydra.bundle.bundle import Bundle
+    from lhydra.bundle.manifest import current_bundle_id
+
+    bundle_id = args.bundle or current_bundle_id(args.store)
+    signature.private_key(args.key)
+    Bundle.open(args.store, bundle_id, again=True)  # nobody signs what is damaged
+    signature.sign(args.store / bundle_id, args.key)
+    print(json.dumps({"bundle_id": bundle_id, "signed": True}) if args.json else f"{bundle_id} is signed")
     return 0
 
 
@@ -226,6 +264,6 @@ def _diff(args: argparse.Namespace) -> int:
 def _rollback(args: argparse.Namespace) -> int:
     from lhydra_index_builder.store import rollback
 
-    bundle_id = rollback(args.store, args.bundle, force=args.force)
+    bundle_id = rollback(args.store, args.bundle, force=args.force, signed_by=_signed_by(args))
     print(json.dumps({"bundle_id": bundle_id}) if args.json else f"{bundle_id} is current")
     return 0

@@ -1,12 +1,13 @@
 """Settings of `lhydra index rebuild`, `add` and `remove`: how to build, and what may be published."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from lhydra.config import Settings, setting
 
 GATE = (
     *("max_recall_miss", "max_cascade_loss", "max_quality_loss", "max_shrink", "max_changed_lists", "max_overlap"),
-    *("gate_users", "force", "keep"),
+    *("gate_users", "force", "keep", "sign_key"),
 )  # what `add` and `remove` take too
 
 
@@ -33,4 +34,5 @@ class RebuildSettings(Settings):
     max_changed_lists: float = setting(0.5, "gate: share of users whose top 10 may change wholly", low=0, high=1)
     max_overlap: float = setting(0.6, "gate: share in common that the top 10 of two users may have", low=0, high=1)
     force: bool = setting(False, "publish whatever the gate says, and record it")
+    sign_key: Path | None = setting(None, "private Ed25519 key, PEM, that the manifest is signed with")
     keep: int = setting(0, "bundles to keep in the store, older ones are deleted; 0 keeps all", low=0)

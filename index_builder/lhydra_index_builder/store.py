@@ -239,20 +239,21 @@ def _age_s(path: Path) -> float:
         return 0.0
 
 
-def rollback(store: Path, bundle_id: str | None = None, *, force: bool = False) -> str:
+def rollback(store: Path, bundle_id: str | None = None, *, force: bool = False, signed_by: bytes | None = None) -> str:
     """Makes an older bundle CURRENT after checking it whole.
 
     Args:
         store: the store.
         bundle_id: the bundle; None takes the newest sound one before CURRENT.
         force: whether to go even to one that its gate refused.
+        signed_by: the public key of who must have signed it; None takes it without a signature.
 
     Returns:
         The id of what is CURRENT now.
 
     Raises:
         BundleMissing: no such bundle, or nothing to go back to.
-        BundleRefused: its gate refused it; `force` goes to it all the same.
+        BundleRefused: its gate refused it, where `force` goes to it all the same; or it is not signed by that key.
         BundleError: the bundle is not sound; CURRENT stays.
     """
     if bundle_id is None:
@@ -263,7 +264,7 @@ def rollback(store: Path, bundle_id: str | None = None, *, force: bool = False) 
         bundle_id = older[0]
     elif not BUNDLE_ID.fullmatch(bundle_id):
         raise BundleMissing(complain("bundle id", repr(bundle_id), "one that `lhydra index list` names"))
-    bundle = Bundle.open(store, bundle_id)  # its lease keeps it from being deleted
+    bundle = Bundle.open(store, bundle_id, signed_by=signed_by)  # its lease keeps it from being deleted
     manifest = bundle.manifest
     assert manifest is not None  # opened from a folder
     if manifest.gate["verdict"] == REFUSED and not force:

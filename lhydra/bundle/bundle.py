@@ -1,7 +1,7 @@
 """Bundles and the store: a bundle is a sealed, self-contained, servable folder; the store names the current one.
 
     store/CURRENT                one line, the bundle id; replaced atomically
-    store/<bundle_id>/manifest.json   Manifest: sha256 and size of every other file
+    store/<bundle_id>/manifest.json   Manifest: sha256 and size of every other file; manifest.sha256 and .sig beside it
                       features.json  user_tower.onnx  item_tower.onnx  head.onnx
                       catalog.parquet  added.parquet   tracks of the last full build, and added since
                       replies.npy  replies_offsets.npy   of every track, its part of a reply as the API sends it
@@ -115,19 +115,23 @@ class Bundle:
     sequences: Sequences = NO_SEQUENCES  # what goes with what in time, by row
 
     @classmethod
-    def open(cls, store: Path, bundle_id: str | None = None, *, again: bool = False) -> "Bundle":
+    def open(
+        cls, store: Path, bundle_id: str | None = None, *, again: bool = False, signed_by: bytes | None = None
+    ) -> "Bundle":
         """Opens a bundle of `store`, CURRENT by default, checks every file and re-runs the golden users.
 
         Args:
             store: where bundles are published.
             bundle_id: which one.
             again: whether to hash files that were hashed since the last boot and have not changed.
+            signed_by: the public key of who must have signed its manifest; None takes it without a signature.
 
         Returns:
             The bundle, checked.
 
         Raises:
             BundleMissing: no such bundle, or a store without CURRENT.
+            BundleRefused: it is not signed by that key.
             BundleCorrupt: a file is missing or differs from the manifest.
             BundleMismatch: unknown format, parts that disagree, or other answers than when it was made.
         """
@@ -135,25 +139,33 @@ class Bundle:
         folder = Path(store) / bundle_id
         if not folder.is_dir():
             raise BundleMissing(complain(folder, "no such bundle", "one that `lhydra index list` names"))
-        return cls.open_folder(folder, bundle_id, VerifiedFiles(Path(store), again))
+        return cls.open_folder(folder, bundle_id, VerifiedFiles(Path(store), again), signed_by)
 
     @classmethod
-    def open_folder(cls, folder: Path, bundle_id: str | None = None, verified: VerifiedFiles | None = None) -> "Bundle":
+    def open_folder(
+        cls,
+        folder: Path,
+        bundle_id: str | None = None,
+        verified: VerifiedFiles | None = None,
+        signed_by: bytes | None = None,
+    ) -> "Bundle":
         """Opens the bundle in `folder`, published or still staged.
 
         Args:
             folder: of the bundle.
             bundle_id: the id that it must have; None takes any, as of a bundle that is not published.
             verified: remembers what files hashed to; None hashes them all.
+            signed_by: the public key of who must have signed its manifest.
 
         Returns:
             The bundle, checked.
 
         Raises:
+            BundleRefused: it is not signed by that key.
             BundleCorrupt: a file is missing or differs from the manifest.
             BundleMismatch: unknown format, parts that disagree, or other answers than when it was made.
         """
-        manifest = Manifest.read(folder, bundle_id)
+        manifest = Manifest.read(folder, bundle_id, signed_by)
         lease = files.Lease(folder / "manifest.json")
         if missing := {*PARTS, "golden.npz", *catalogs.file_names(), *filters.file_names(folder)} - set(manifest.files):
             raise BundleCorrupt(complain(folder / "manifest.json", f"no {sorted(missing)[0]}", "every file named"))
@@ -162,6 +174,7 @@ class Bundle:
         spec = FeatureSpec.from_json(features)
         as_written = hashlib.sha256(features.encode()).hexdigest() == manifest.features  # else it is spelled otherwise
         catalog = Catalog.open(folder)
+        catalogs.check_finite(folder)
         index = open_index(folder, manifest, catalog)
         replies = StringColumn.open(folder, "replies")
         columns = FilterColumns.open(folder)

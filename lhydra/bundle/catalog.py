@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lhydra.bundle.arrays import mapped
+from lhydra.bundle.arrays import blocks, is_finite, mapped
 from lhydra.bundle.strings import StringColumn
 from lhydra.domain import F16, F32, I64, Hashes, Value
 from lhydra.errors import BundleCorrupt, complain
@@ -215,6 +215,22 @@ class Catalog:
             if array.extent != OWN_LENGTH and len(value) != len(loaded["vectors"]):
                 raise BundleCorrupt(complain(path, f"{len(value)} rows", f"{len(loaded['vectors'])} rows"))
         return cls(**loaded)
+
+
+def check_finite(folder: Path) -> None:
+    """Refuses a catalog with a number that is none: it would order no list, and stop no request.
+
+    Args:
+        folder: where its files lie.
+
+    Raises:
+        BundleCorrupt: an array holds a NaN or an infinity.
+    """
+    for array in ARRAYS:
+        if array.dtype in ("float16", "float32"):
+            path = folder / f"{array.stem}.npy"
+            if not all(is_finite(block) for block in blocks(path)):
+                raise BundleCorrupt(complain(path, "a number that is not finite", "finite numbers"))
 
 
 def file_names() -> list[str]:

@@ -1,5 +1,11 @@
-"""The manifest of a bundle: what it holds, what it was made from, what was measured; and which bundle is current."""
+"""The manifest of a bundle: what it holds, what it was made from, what was measured; and which bundle is current.
 
+manifest.json    the Manifest
+manifest.sha256  its hash, as `sha256sum` writes it, so that nothing in it changes unnoticed; not in bundles of before
+manifest.sig     its signature, where it was signed: `lhydra.bundle.signature`
+"""
+
+import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, fields
@@ -7,12 +13,15 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict, get_type_hints
 
 from lhydra import files
-from lhydra.errors import BundleCorrupt, BundleMismatch, BundleMissing, complain
+from lhydra.bundle import signature
+from lhydra.errors import BundleCorrupt, BundleMismatch, BundleMissing, complain, one_line
 from lhydra.typed import checked
 
 FORMAT = 5
 FORMATS = (4, FORMAT)  # those that open: 4 knows nothing of what comes next
 REMEDY = "rebuild, or roll back to another bundle"
+CHECKSUM = "manifest.sha256"
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # no path: nothing outside the bundle's folder is ever opened
 BUNDLE_ID = re.compile(r"[0-9]{8}T[0-9]{6}-[0-9a-f]{8}")
 
 
@@ -148,33 +157,73 @@ class Manifest:
         """Returns the text of manifest.json."""
         return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
 
+    def write(self, folder: Path) -> None:
+        """Writes manifest.json and its hash.
+
+        Args:
+            folder: of the bundle.
+        """
+        text = self.to_json()
+        files.write_text(folder / "manifest.json", text)
+        files.write_text(folder / CHECKSUM, f"{hashlib.sha256(text.encode()).hexdigest()}  manifest.json\n")
+
     @classmethod
-    def read(cls, folder: Path, bundle_id: str | None = None) -> "Manifest":
+    def read(cls, folder: Path, bundle_id: str | None = None, signed_by: bytes | None = None) -> "Manifest":
         """Reads manifest.json.
 
         Args:
             folder: of the bundle.
             bundle_id: the id that it must have: answers name the manifest's, so a renamed copy would pass for another.
+            signed_by: the public key of who must have signed it; None takes it without a signature.
 
         Returns:
             The manifest, every part of it checked.
 
         Raises:
             BundleMismatch: another format, or another bundle.
-            BundleCorrupt: no manifest, or a part that is missing or of another type.
+            BundleCorrupt: no manifest, one that was changed, or a part that is missing or of another type.
+            BundleRefused: it is not signed by that key.
         """
         path = folder / "manifest.json"
-        raw = files.read_json(path, BundleCorrupt, "a bundle made by `lhydra index rebuild`")
+
+        def proved(content: bytes) -> None:
+            _check_sum(folder, content)
+            if signed_by is not None:
+                signature.check(folder, content, signed_by)
+
+        raw = files.read_json(path, BundleCorrupt, "a bundle made by `lhydra index rebuild`", proved)
         if raw.get("format") not in FORMATS:
             raise BundleMismatch(complain(path, f"format {raw.get('format')!r}", f"format {FORMAT}"))
         checked(raw, _JSON, path, BundleCorrupt, REMEDY)
         if unknown := set(raw) - {field.name for field in fields(cls)}:
             raise BundleCorrupt(complain(f"{path}: {min(unknown)}", "a key", f"none of this name; {REMEDY}"))
         manifest = cls(**raw)
+        for name in ("manifest.json", *manifest.files):
+            if not _FILE_NAME.fullmatch(name):
+                raise BundleCorrupt(
+                    complain(f"{path}: files", repr(name), "names of files in the folder of the bundle")
+                )
+            if (folder / name).is_symlink():  # what it leads to may change while it is mapped
+                raise BundleCorrupt(complain(folder / name, "a symbolic link", "the file itself"))
         if bundle_id is not None and manifest.bundle_id != bundle_id:
             expected = f"{bundle_id}, as its folder is named; rename the folder to the id it has, or remove it"
             raise BundleMismatch(complain(path, f"bundle {manifest.bundle_id}", expected))
         return manifest
+
+
+def _check_sum(folder: Path, content: bytes) -> None:
+    """Refuses a manifest that is not the one its hash was made of."""
+    try:
+        with (folder / CHECKSUM).open("rb") as file:
+            kept = file.read(100)
+    except FileNotFoundError:
+        return  # made by an earlier Lhydra
+    except OSError as error:
+        raise BundleCorrupt(complain(folder / CHECKSUM, error.strerror or str(error), "a hash")) from None
+    found = hashlib.sha256(content).hexdigest()
+    if kept != f"{found}  manifest.json\n".encode():
+        expected = f"sha256 {one_line(kept[:12].decode(errors='replace'), 12)}… as it was sealed; {REMEDY}"
+        raise BundleCorrupt(complain(folder / "manifest.json", f"sha256 {found[:12]}…", expected))
 
 
 _JSON = TypedDict("_JSON", get_type_hints(Manifest))  # type: ignore[misc]  # the same fields, as JSON

@@ -45,7 +45,8 @@ class _Graph:
         options.enable_cpu_mem_arena = False  # the arena would never release the memory of one large batch
         options.log_severity_level = 3
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            graph = path.read_bytes()  # as bytes it can have no weights in other files, which nobody has hashed
+            self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has an exception type for every kind of bad file
             raise ModelError(complain(path, " ".join(str(error).split()), "an ONNX graph")) from None
         self._path = path

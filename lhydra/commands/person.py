@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from lhydra.commands.outputs import check_output, is_json_with
 from lhydra.console import print_table
-from lhydra.domain import COMPLETED, HALF_LIVES_DAYS, LIVE, SKIPPED, Hashes
 from lhydra.errors import ConfigError, LhydraError, UserStoreError, complain, quoted
-from lhydra.repeats import repeats_of
 
 if TYPE_CHECKING:
     from lhydra.bundle.catalog import Catalog
+    from lhydra.domain import Hashes
     from lhydra.users.store import UserStore
     from lhydra.users.stored import StoredUser
 
@@ -198,6 +197,9 @@ def _catalog(store: Path | None) -> "Catalog | None":
 
 def _document(user_id: str, stored: "StoredUser", catalog: "Catalog | None") -> dict[str, Any]:
     """Everything that is stored of a person; docs/operations.md says what each field means."""
+    from lhydra.domain import COMPLETED, HALF_LIVES_DAYS, LIVE, SKIPPED
+    from lhydra.repeats import repeats_of
+
     record, state = stored.record, stored.record.state
 
     def counted(entries: Any, repeats: Any) -> list[dict[str, Any]]:
@@ -248,7 +250,7 @@ def _document(user_id: str, stored: "StoredUser", catalog: "Catalog | None") -> 
     }
 
 
-def _named(hashes: Hashes, catalog: "Catalog | None") -> list[dict[str, Any]]:
+def _named(hashes: "Hashes", catalog: "Catalog | None") -> list[dict[str, Any]]:
     """Tracks by hash, and by id, title and artist where the bundle knows them."""
     import numpy as np
 

@@ -41,6 +41,7 @@ class ServeSettings(Settings):
     log_sample: float = setting(
         1.0, "share of the requests that succeed to write a log line for; others always have one", low=0, high=1
     )
+    require_signature: str | None = setting(None, "public Ed25519 key, PEM; a bundle that it did not sign is refused")
     log_key: str | None = setting(
         None, "file with a secret of 16 bytes or more that user ids in the log are hashed with (default: a random one)"
     )
@@ -106,6 +107,7 @@ class WorkerSettings(Message):
     reflected: bool = True
     log_level: str = "info"
     log_sample: float = 1.0
+    signed_by: str = ""  # hex, the public key of who must have signed the bundle; "" takes any
     log_key: str = ""  # hex, that user ids in the log are hashed with; "" for one of the process's own
     metrics: int = -1  # descriptor of the memory to count into, inherited; below 0 nothing is counted
 

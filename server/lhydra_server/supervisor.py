@@ -19,12 +19,12 @@ from lhydra.bundle.manifest import current_bundle_id
 from lhydra.errors import ConfigError, LhydraError, complain
 from lhydra.lines import say
 from lhydra.users.place import claim
-from lhydra.users.tag import shared_key
 from lhydra_server.address import Reservation, check_exposure, joined
 from lhydra_server.config import FleetStatus, ServeSettings, WorkerSettings, longest_stop_s
 from lhydra_server.descriptors import use_all_descriptors
 from lhydra_server.files_in_force import FilesInForce
 from lhydra_server.heartbeat import Limits
+from lhydra_server.keys import keys_of
 from lhydra_server.metrics.totals import Totals
 from lhydra_server.processes import COMMAND, WorkerProcess
 from lhydra_server.socket_file import SCHEME, SocketFile
@@ -109,11 +109,10 @@ class Supervisor:
         self._leaving: list[WorkerProcess] = []
         self._refused = ""  # the bundle that could not be served, tried again when CURRENT changes or time has passed
         self._retry = Backoff()
-        self._current, self._swap_error = "", ""
-        self._users_id, self._users_made = "", ""
+        self._current = self._swap_error = self._users_id = self._users_made = ""
         self._users_doubtful = False  # since a worker crashed: the next ones try the user store's files first
         self._totals = Totals()
-        self._log_key = shared_key(settings.log_key)
+        self._keys = keys_of(settings)
         self._files = FilesInForce(settings, store)
         self._signals: list[str] = []
         self._woken, self._wake = os.pipe()
@@ -313,7 +312,7 @@ class Supervisor:
             reflected=not self._settings.closed_reflection,
             log_level=self._log_level,
             log_sample=self._settings.log_sample,
-            log_key=self._log_key.hex(),
+            **self._keys,
         )
         count = self._n_workers if n_workers is None else n_workers
         counting = bool(self._settings.metrics_port)

@@ -52,7 +52,7 @@ def open_served(settings: WorkerSettings) -> Served:
     """Opens the bundle of a worker, verifies it and warms it up.
 
     Args:
-        settings: name store, bundle and depth.
+        settings: name store, bundle and depth, and who must have signed it.
 
     Returns:
         All that a service answers from.
@@ -60,7 +60,8 @@ def open_served(settings: WorkerSettings) -> Served:
     Raises:
         BundleError: the bundle is missing, damaged, or of another format.
     """
-    bundle = Bundle.open(Path(settings.store), settings.bundle_id)
+    signed_by = bytes.fromhex(settings.signed_by) or None
+    bundle = Bundle.open(Path(settings.store), settings.bundle_id, signed_by=signed_by)
     recommender = Recommender(bundle, settings.depth)
     recommender.warm_up()
     return served_of(bundle, recommender)
