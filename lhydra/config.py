@@ -238,7 +238,7 @@ def read_yaml(path: Path) -> Any:
         Loader.add_constructor(f"tag:yaml.org,2002:{name}", text)
     Loader.add_constructor(kept[0], lambda loader, node: Null(text(loader, node)))
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader)  # a SafeLoader
+        return yaml.load(path.read_text(encoding="utf-8"), Loader)  # noqa: S506  # a SafeLoader
     except FileNotFoundError:
         raise ConfigError(complain(path, "no such file", "a YAML file")) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -17,7 +17,7 @@ from lhydra.bundle.arrays import is_finite
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.catalog import ARRAYS
 from lhydra.bundle.manifest import CHECKSUM, Manifest, current_bundle_id
-from lhydra.bundle.networks import Head
+from lhydra.bundle.networks import _Graph
 from lhydra.errors import BundleCorrupt, BundleError, LhydraError, ModelError
 from tests.test_bundle import put, reseal
 
@@ -182,8 +182,8 @@ def test_a_graph_reads_no_other_file(copy: Path, where: str, monkeypatch: pytest
     (copy / "link.bin").symlink_to(copy.parent / "out.bin")
     monkeypatch.chdir(copy)  # to which paths of a graph without a place of its own might be relative
     write(copy / "head.onnx", external(str(copy / "in.bin") if where == "absolute" else where, 4))
-    with pytest.raises(ModelError):
-        Head(copy / "head.onnx")
+    with pytest.raises(ModelError, match="expected an ONNX graph"):
+        _Graph(copy / "head.onnx", ("logit",), 1)
     reseal(copy)
     assert "head.onnx" in refused(copy)
 

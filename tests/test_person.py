@@ -11,19 +11,22 @@ import lmdb
 import numpy as np
 import pytest
 import redis as redis_py
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lhydra.bundle.bundle import Bundle
 from lhydra.cli import main
 from lhydra.domain import Play, UserState, track_hashes
-from lhydra.errors import ConfigError
+from lhydra.errors import ConfigError, LhydraError
 from lhydra.users import heard as chunks
-from lhydra.users import tag
+from lhydra.users import packed as packing
+from lhydra.users import redis_store, stored, tag
 from lhydra.users.lmdb_store import LmdbUsers
+from lhydra.users.record import UserRecord
 from lhydra.users.redis_store import RedisUsers
 from lhydra.users.store import UserStore, open_users
 from lhydra_protos.v1 import recommender_pb2 as pb
+from lhydra_server.config import WorkerSettings
 from tests.fake_serve import write_bundle
 from tests.redis_server import RedisServer, budgets, running
 from tests.test_supervisor import B1, Server, fake, open_stub, publish
@@ -83,16 +86,20 @@ ODD = ["a", "ab", "a" + "x" * 8, "a\\*", "a*", "a?", "[a]", "aé雨", "a" * 256,
 
 
 @settings(deadline=None, max_examples=12)
+@example(sizes={"ab": 30, "axxxxxxxx": 30}, gone="a", n_gone=30, broken=False)
+@example(sizes={"ab": 30, "axxxxxxxx": 30}, gone="a", n_gone=30, broken=True)
 @given(
-    sizes=st.dictionaries(st.sampled_from(ODD), st.sampled_from([1, 7, 30]), min_size=2),
-    data=st.data(),
+    sizes=st.dictionaries(st.sampled_from(ODD), st.sampled_from([1, 7, 30]), min_size=1),
+    gone=st.sampled_from(ODD),
+    n_gone=st.sampled_from([7, 30]),
     broken=st.booleans(),
 )
 @pytest.mark.parametrize("kind", ["lmdb", "redis"])
 def test_delete_leaves_nothing_of_the_user_and_all_of_the_others(
     kind: str,
     sizes: dict[str, int],
-    data: st.DataObject,
+    gone: str,
+    n_gone: int,
     broken: bool,
     redis: RedisServer,
     tmp_path_factory: pytest.TempPathFactory,
@@ -103,7 +110,7 @@ def test_delete_leaves_nothing_of_the_user_and_all_of_the_others(
         where = ["--users", redis.url] if kind == "redis" else ["--store", str(tmp_path_factory.mktemp("store"))]
         users = opened(where)
         before: dict[str, Values] = {}
-        for user, n in sizes.items():
+        for user, n in (sizes | {gone: n_gone}).items():
             held = everything(users)
             users.load([(user, UserState({"note": f"declared by {ODD.index(user)}."}))])
             users.record(plays_of(user, n))
@@ -111,7 +118,6 @@ def test_delete_leaves_nothing_of_the_user_and_all_of_the_others(
             identity = {key for key in now if key.endswith((b"id", b"meta"))}
             before[user] = {key: now[key] for key in now.keys() - held.keys() - identity}
             assert (len(before[user]) > 2) == (n > 8)  # chunks of their own
-        gone = data.draw(st.sampled_from(sorted(sizes)))
         if broken and len(gone) < 250:  # a record that nobody can read any more tells of no chunks
             damage(users, gone, b"\x03broken")
         assert users.delete(gone)
@@ -156,6 +162,75 @@ def test_plays_beside_deletions_leave_a_whole_record_of_the_later_ones(where: li
     users.delete("ann")
     assert not [key for key in everything(users) if not key.endswith((b"id", b"meta"))]
     users.close()
+
+
+def test_a_play_that_comes_while_redis_deletes_is_deleted_too(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It makes new values after the old ones were counted: none of them may stay."""
+    redis.empty()
+    with budgets():
+        monkeypatch.setattr(chunks, "MAX_CHUNK", 8)
+        users, other = open_users(redis.url, Path()), open_users(redis.url, Path())
+        users.record(plays_of("ann", 30))
+        before, looks = len(everything(users)), list[object]()
+
+        def looked(packed: bytes, user_id: str) -> list[int] | None:
+            found = stored.lows_of(packed, user_id)
+            if not looks:
+                other.record(plays_of("ann", 30, 30))
+                assert len(everything(users)) > before  # more chunks
+            looks.append(found)
+            return found
+
+        monkeypatch.setattr(redis_store, "lows_of", looked)
+        assert users.delete("ann")
+        assert len(looks) == 2
+        assert [key for key in everything(users) if not key.endswith(b"id")] == []
+        for store in (users, other):
+            store.close()
+
+
+def test_reading_while_somebody_deletes_finds_nobody(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    redis.empty()
+    with budgets():
+        monkeypatch.setattr(chunks, "MAX_CHUNK", 8)
+        users, other = open_users(redis.url, Path()), open_users(redis.url, Path())
+        users.record(plays_of("ann", 30))
+
+        def looked(packed: bytes, user_id: str) -> list[int] | None:
+            monkeypatch.setattr(redis_store, "lows_of", stored.lows_of)
+            assert other.delete(user_id)
+            return stored.lows_of(packed, user_id)
+
+        monkeypatch.setattr(redis_store, "lows_of", looked)
+        assert users.stored("ann") is None
+        for store in (users, other):
+            store.close()
+
+
+def test_a_play_that_redis_was_told_of_before_a_deletion_begins_a_new_record(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redis.empty()
+    with budgets():
+        monkeypatch.setattr(chunks, "MAX_CHUNK", 8)
+        users, other = open_users(redis.url, Path()), open_users(redis.url, Path())
+        users.record(plays_of("ann", 30))
+
+        def read(packed: bytes, user_id: str) -> UserRecord:
+            other.delete(user_id)  # and writing on the record that was read would bring half of it back
+            return packing.unpack(packed, user_id)
+
+        monkeypatch.setattr(redis_store, "unpack", read)
+        assert users.record(plays_of("ann", 1, 30)) == [True]
+        found = users.stored("ann")
+        assert found is not None
+        assert found.record.state.heard.tolist() == track_hashes(["t30"]).tolist()
+        assert found.record.state.version == 1
+        assert len([key for key in everything(users) if not key.endswith(b"id")]) == 1
+        for store in (users, other):
+            store.close()
 
 
 def test_an_export_holds_all_that_the_record_holds(where: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -360,3 +435,10 @@ def test_tags_tell_users_apart_and_change_with_the_key(monkeypatch: pytest.Monke
     assert len(tags) == len(ids)
     tag.use_key(b"l" * 16)
     assert not tags & {tag.user_tag(one) for one in ids}
+
+
+def test_a_message_that_cannot_be_read_shows_no_key() -> None:
+    line = WorkerSettings("s", "b", "a", log_key="c0ffee").to_json().replace('"store"', '"shop"')
+    with pytest.raises(LhydraError) as caught:
+        WorkerSettings.from_json(line)
+    assert "c0ffee" not in str(caught.value)

@@ -217,6 +217,9 @@ class RedisUsers:
                 if lows is None:
                     names = _chunk_names(connection, key)
                 chunks: list[bytes | None] = _ask(connection, ("MGET", *names))[0] if names else []
+                if None in chunks and _ask(connection, ("GET", _name(key)))[0] != packed:
+                    _ask(connection, ("UNWATCH",))  # deleted between the two reads
+                    continue
                 result, writes = of(packed, [_name(key), *names], chunks)
                 if _ask(connection, ("MULTI",), *writes, ("EXEC",))[-1] is not None:
                     return result
@@ -247,29 +250,32 @@ class RedisUsers:
                     if user_id not in done or done[user_id][0] != packed
                 }
                 places = [(user_id, low) for user_id in todo for low in todo[user_id].places(changes[user_id].heard)]
-                chunks: dict[str, dict[int, Hashes]] = {}
-                if places:
-                    wanted = [_name(chunk_key(user_key(user_id), low)) for user_id, low in places]
+                wanted = [_name(chunk_key(user_key(user_id), low)) for user_id, low in places]
+                found: list[bytes | None] = []
+                if wanted:
                     limit(connection, self._left(budget_s, deadline_s))
-                    for (user_id, low), packed in zip(
-                        places, _ask(connection, ("WATCH", *wanted), ("MGET", *wanted))[1], strict=True
-                    ):
-                        chunks.setdefault(user_id, {})[low] = chunk_of(packed, user_id)
-                for (user_id, change), key, packed in zip(changes.items(), keys, stored, strict=True):
-                    if user_id in todo:
-                        record, flags = change.of(replace(todo[user_id], chunks=chunks.get(user_id, {})))
-                        done[user_id] = packed, list(values(record, key)) if any(flags) else [], flags
-                writes: list[Command] = [
-                    ("SET", _name(key), value) for _, new, _ in done.values() for key, value in new
-                ]
-                limit(connection, self._left(budget_s, deadline_s))
-                if not writes:
+                    found = _ask(connection, ("WATCH", *wanted), ("MGET", *wanted))[1]
+                if None in found and _ask(connection, ("MGET", *names))[0] != stored:  # deleted between the two reads
                     _ask(connection, ("UNWATCH",))
-                    break
-                if identity is None:
-                    writes.append(_identified())
-                if _ask(connection, ("MULTI",), *writes, ("EXEC",))[-1] is not None:
-                    break
+                else:
+                    chunks: dict[str, dict[int, Hashes]] = {}
+                    for (user_id, low), packed in zip(places, found, strict=True):
+                        chunks.setdefault(user_id, {})[low] = chunk_of(packed, user_id)
+                    for (user_id, change), key, packed in zip(changes.items(), keys, stored, strict=True):
+                        if user_id in todo:
+                            record, flags = change.of(replace(todo[user_id], chunks=chunks.get(user_id, {})))
+                            done[user_id] = packed, list(values(record, key)) if any(flags) else [], flags
+                    writes: list[Command] = [
+                        ("SET", _name(key), value) for _, new, _ in done.values() for key, value in new
+                    ]
+                    limit(connection, self._left(budget_s, deadline_s))
+                    if not writes:
+                        _ask(connection, ("UNWATCH",))
+                        break
+                    if identity is None:
+                        writes.append(_identified())
+                    if _ask(connection, ("MULTI",), *writes, ("EXEC",))[-1] is not None:
+                        break
             if time.monotonic() >= min(give_up, deadline_s):
                 self._left(budget_s, deadline_s)
                 raise self._failed(f"other writers for {contended_s:g} s")

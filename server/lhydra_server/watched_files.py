@@ -15,7 +15,7 @@ from pathlib import Path
 from lhydra.errors import ConfigError, complain
 
 MAX_BYTES = 16 << 20
-MEMORY = Path("/dev/shm")  # copies of a key or of tokens need never be on a disk
+MEMORY = Path("/dev/shm")  # noqa: S108  # copies of a key or of tokens need never be on a disk
 _log = logging.getLogger(__name__)
 
 
