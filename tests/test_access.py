@@ -10,13 +10,17 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from hypothesis import given
@@ -40,6 +44,7 @@ from tests.test_supervisor import B1, fake, publish, refused, running
 READ, WRITE, ADMIN, BOTH = (letter * 24 for letter in "rwab")
 FILE = f"# callers\n{READ} read reader\n{WRITE}\twrite writer\n\n{ADMIN} admin boss\n  {BOTH} write,read both 1000\n"
 RIGHTS = {READ: {"read"}, WRITE: {"write"}, ADMIN: {"read", "write"}, BOTH: {"read", "write"}}
+FORMS = serialization.PrivateFormat.PKCS8, serialization.PrivateFormat.TraditionalOpenSSL
 TRANSPORTS = ("plain", "tls", "mtls")
 CALLS: dict[str, tuple[str, Callable[[Client], Any]]] = {
     "Recommend": ("read", lambda client: client.recommend("u", 3)),
@@ -180,6 +185,7 @@ def test_each_token_may_do_what_its_rights_say(pki: Pki, store: Path, transport:
                 wanted = "UNIMPLEMENTED" if token in RIGHTS else "UNAUTHENTICATED"
                 assert outcome(unknown, b"", timeout=60, metadata=shown) == wanted
         log = (store.parent / "log").read_text()
+        assert "rights of token reader: found read, expected write, for RecordPlays" in log
         assert not any(token in log for token in RIGHTS)
 
 
@@ -281,6 +287,45 @@ def test_a_key_under_a_passphrase_asks_nobody(pki: Pki, tmp_path: Path) -> None:
     path.write_bytes(locked)
     with pytest.raises(InvalidRequest, match=r"found no pair, expected a certificate and its key in PEM form"):
         Client(tls_cert=pki.client_cert, tls_key=path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "served"),
+    [
+        (rsa.generate_private_key(65537, 2048), True),
+        (ec.generate_private_key(ec.SECP256R1()), True),
+        (ec.generate_private_key(ec.SECP384R1()), True),
+        (ec.generate_private_key(ec.SECP521R1()), False),
+        (ed25519.Ed25519PrivateKey.generate(), False),
+    ],
+    ids=["rsa", "p-256", "p-384", "p-521", "ed25519"],
+)
+@pytest.mark.parametrize("form", FORMS, ids=["pkcs8", "traditional"])
+def test_a_key_is_taken_where_grpc_can_serve_it(tmp_path: Path, kind: Any, served: bool, form: Any) -> None:
+    if form is serialization.PrivateFormat.TraditionalOpenSSL and isinstance(kind, ed25519.Ed25519PrivateKey):
+        form = serialization.PrivateFormat.PKCS8  # which knows no other
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "lhydra")])
+    made = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(kind.public_key())
+    made = made.serial_number(1).not_valid_before(datetime(2020, 1, 1)).not_valid_after(datetime(2999, 1, 1))
+    made = made.add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+    shown = made.sign(kind, None if isinstance(kind, ed25519.Ed25519PrivateKey) else hashes.SHA256())
+    cert = shown.public_bytes(serialization.Encoding.PEM)
+    key = kind.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+    (tmp_path / certificates.CERT).write_bytes(cert)
+    (tmp_path / certificates.KEY).write_bytes(key)
+    with ThreadPoolExecutor(1) as pool:
+        server = grpc.server(pool)
+        port = server.add_secure_port("localhost:0", grpc.ssl_server_credentials([(key, cert)]))
+        server.start()
+        with grpc.secure_channel(f"localhost:{port}", grpc.ssl_channel_credentials(cert)) as opened:
+            unknown: Callable[..., Any] = opened.unary_unary("/a/b")
+            assert outcome(unknown, b"", timeout=60) == ("UNIMPLEMENTED" if served else "UNAVAILABLE")
+        server.stop(None).wait()
+    if served:
+        assert certificates.check(tmp_path) == int(datetime(2999, 1, 1, tzinfo=UTC).timestamp())
+    else:
+        with pytest.raises(ConfigError, match=r"key.pem: found a kind that gRPC cannot serve, expected RSA"):
+            certificates.check(tmp_path)
 
 
 def test_beyond_this_machine_a_server_wants_tls_or_a_word(pki: Pki, store: Path) -> None:

@@ -1,5 +1,7 @@
 """Certificates of the server as files: checked, and tried by a handshake before any worker gets them."""
 
+import base64
+import re
 import ssl
 from contextlib import suppress
 from pathlib import Path
@@ -7,6 +9,8 @@ from pathlib import Path
 from lhydra.errors import ConfigError, complain
 
 CERT, KEY, CLIENT_CA = "cert.pem", "key.pem", "client_ca.pem"  # copies, as `WatchedFiles` makes them
+_PRIVATE = re.compile(rb"-----BEGIN ([A-Z ]*)PRIVATE KEY-----([A-Za-z0-9+/=\s]*)-----END")
+_KINDS = tuple(map(bytes.fromhex, ("2a864886f70d010101", "2a8648ce3d030107", "2b81040022")))  # RSA, P-256, P-384
 
 
 def context_of(copies: Path) -> ssl.SSLContext:
@@ -47,7 +51,17 @@ def context_of(copies: Path) -> ssl.SSLContext:
         else:
             found, expected = (error.reason or "no key").lower().replace("_", " "), "a private key in PEM form"
         raise ConfigError(complain(copies / KEY, found, expected)) from None
+    if not _is_served((copies / KEY).read_bytes()):
+        raise ConfigError(complain(copies / KEY, "a kind that gRPC cannot serve", "RSA, or EC on P-256 or P-384"))
     return context
+
+
+def _is_served(key: bytes) -> bool:
+    """Whether gRPC can serve a key of this kind: it opens a port with others, to which nobody can connect."""
+    found = _PRIVATE.search(key)
+    if found is None or found[1] == b"RSA ":
+        return found is not None
+    return any(kind in base64.b64decode(found[2]) for kind in _KINDS)  # it is named inside, as an object identifier
 
 
 def check(copies: Path) -> int:

@@ -5,7 +5,8 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import grpc
@@ -29,6 +30,7 @@ DENIALS: dict[type[LhydraError], str] = {
     PermissionDenied: "permission",
     Overloaded: "rate",
 }  # reason of the metric, by what `Access` raises
+NO_NOTES: Mapping[str, object] = MappingProxyType({})
 _log = logging.getLogger(__name__)
 
 Request = TypeVar("Request", bound=Message)
@@ -230,19 +232,26 @@ class HandlerFactory:
         name = method.rpartition("/")[2] if method in RIGHT_OF else OTHER  # it may be any text
 
         def refuse(data: bytes, context: grpc.ServicerContext) -> None:
-            self._refuse(name, reason, error, context)
+            self._refuse(name, reason, error, context, {"why": str(error)})
 
         refuse.experimental_thread_pool = self._refusals  # type: ignore[attr-defined]
         return grpc.unary_unary_rpc_method_handler(refuse)
 
-    def _refuse(self, name: str, reason: str, error: LhydraError, context: grpc.ServicerContext) -> None:
+    def _refuse(
+        self,
+        name: str,
+        reason: str,
+        error: LhydraError,
+        context: grpc.ServicerContext,
+        notes: Mapping[str, object] = NO_NOTES,
+    ) -> None:
         self._metrics.refused(reason)
         request_id = _request_id(context.invocation_metadata())
         after = ((RETRY_AFTER_KEY, str(error.retry_after_ms)),) if isinstance(error, Overloaded) else ()
         context.set_trailing_metadata(((REQUEST_ID_KEY, request_id), *after))
         code, details = status_of(error, request_id)
         self._metrics.record(name, code.name, 0, {})
-        self._access_log.write(name, code.name, request_id, 0, {})
+        self._access_log.write(name, code.name, request_id, 0, notes)
         context.abort(code, details)  # raises
 
 
