@@ -275,7 +275,7 @@ def test_the_commands_say_what_they_did(where: list[str], tmp_path: Path, capsys
     assert main(["users", "show", "ann", *where]) == 0
     shown = capsys.readouterr().out
     assert "24 tracks, 24 plays" in shown
-    assert "30 tracks, which are not recommended again" in shown
+    assert "30 tracks, kept out of lists" in shown
     assert "1970-01-01 00:17:09" in shown  # of the last play
     out = tmp_path / "ann.json"
     for _ in range(2):  # an earlier export may be replaced

@@ -150,6 +150,9 @@ def test_commands_obey(
     for bundle_id in (folder.name, other):
         assert main(["index", "sign", bundle_id, *at, "--key", private]) == 0
     assert main(["index", "verify", *at, *asking]) == 0
+    capsys.readouterr()
+    assert main(["index", "list", *at]) == 0
+    assert capsys.readouterr().out.count("signed") == 2
     assert main(["index", "rollback", other, *at, *asking]) == 0
     assert current(store).name == other
     capsys.readouterr()

@@ -185,6 +185,7 @@ def _explain(built: "Built") -> None:
 
 
 def _list(args: argparse.Namespace) -> int:
+    from lhydra.bundle import signature
     from lhydra_index_builder.store import duration, entries
 
     found = entries(args.store)
@@ -206,6 +207,7 @@ def _list(args: argparse.Namespace) -> int:
             coverage, ndcg = manifest.recall.get("coverage"), manifest.quality.get("cascade ndcg@10")
             notes = ["forced"] if manifest.gate["verdict"] == "forced" else []
             notes += ["rebuild due"] if changes["due"] else []
+            notes += ["signed"] if (args.store / entry.bundle_id / signature.FILE).is_file() else []
             row += [tracks, changed, manifest.recipe, _number(coverage), f"{manifest.depth}", _number(ndcg)]
             row.append(", ".join(notes))
         rows.append(row + [""] * (10 - len(row)))

@@ -50,9 +50,9 @@ def show(user_id: str, url: str | None, store: Path | None) -> int:
     rows = [
         ["profile", ", ".join(f"{name} {value}" for name, value in declared) or "nothing declared"],
         ["history", f"{len(history):,} tracks, {sum(entry['count'] for entry in history):,.0f} plays"],
-        ["first play", _when(min(firsts, default=0))],
-        ["last play", _when(max(lasts, default=0))],
-        ["heard", f"{len(document['heard']):,} tracks, which are not recommended again"],
+        ["first play (UTC)", _when(min(firsts, default=0))],
+        ["last play (UTC)", _when(max(lasts, default=0))],
+        ["heard", f"{len(document['heard']):,} tracks, kept out of lists unless a request lets them return"],
         ["skipped", f"{len(document['skipped']):,} tracks"],
         ["event ids", f"{len(document['event_hashes']):,} remembered, so that a repeated call counts once"],
         ["record", f"format {document['record_format']}, version {document['version']}"],
@@ -64,7 +64,9 @@ def show(user_id: str, url: str | None, store: Path | None) -> int:
         newest = history[-LAST:][::-1]
         last = [[_when(entry["last_play_s"]), _track(entry), f"{entry['count']:,g} plays"] for entry in newest]
     if last:
-        print_table(["time", "track", ""], last, f"The last {len(last)} " + ("plays" if recent else "tracks played"))
+        print_table(
+            ["time (UTC)", "track", ""], last, f"The last {len(last)} " + ("plays" if recent else "tracks played")
+        )
     return 0
 
 
