@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -644,6 +645,20 @@ def test_certificates_and_tokens_change_under_traffic_without_a_failed_call(stor
         assert "the certificates stay as they were: " in log
         assert "the tokens stay as they were: " in log
         assert not any(token in log for token in RIGHTS)
+
+
+def test_connections_that_begin_no_handshake_hide_no_metrics(pki: Pki, store: Path) -> None:
+    port = free_port()
+    with (
+        running(fake(store, workers=1, metrics_port=port, **settings(pki, "tls")), store.parent / "log") as server,
+        ExitStack() as stack,
+    ):
+        idle = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(200)]
+        assert scraped(port, pki, "tls", "") == 200
+        idle[0].settimeout(60)
+        with suppress(ConnectionResetError):
+            assert idle[0].recv(1) == b""  # the oldest made room
+        assert server.process.poll() is None
 
 
 def test_another_authority_lets_in_other_clients(store: Path, tmp_path: Path) -> None:
