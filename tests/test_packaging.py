@@ -46,6 +46,21 @@ def test_importing_a_part_brings_no_more_than_it_needs(module: str, forbidden: s
     assert [name for name in json.loads(ran.stdout) if re.fullmatch(rf"({forbidden})(\..*)?", name)] == []
 
 
+def test_onnx_runtime_is_told_to_keep_what_it_knows_to_itself(tmp_path: Path) -> None:
+    code = """
+import lhydra.bundle.networks, onnxruntime, onnx.helper as h
+x, y = (h.make_tensor_value_info(name, 1, [1]) for name in "xy")
+graph = h.make_graph([h.make_node("Neg", ["x"], ["y"])], "g", [x], [y])
+model = h.make_model(graph, opset_imports=[h.make_opsetid("", 17)], ir_version=8)
+onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": __import__("numpy").ones(1, "f")})
+"""
+    command = [sys.executable, "-c", code]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "ORT_"))}
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, env=environment | {"HOME": str(tmp_path)})
+    assert list(tmp_path.rglob("*")) == []
+    assert ran.stderr == ""
+
+
 def test_only_training_names_torch() -> None:
     names_torch = re.compile(r"^\s*(import|from) torch\b", re.MULTILINE)
     rooms = ("lhydra", "index_builder", "server", "client", "protos")

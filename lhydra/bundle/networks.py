@@ -4,12 +4,16 @@ ONNX Runtime silently accepts ids of -1 and NaN inputs, so inputs come from `lhy
 them, and outputs are checked to be finite.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+# Else it writes an id of the machine into the home folder, for reports to its makers; it asks this while it is loaded.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime
 
 from lhydra.domain import F16, F32, I64
