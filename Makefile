@@ -39,12 +39,13 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.latency --store demo/store --dataset demo/dataset
 
 # Which files of which versions a client, a server and a developer install; deploy/locks/README.md says how to use them.
-LOCK = $(BIN)/uv pip compile pyproject.toml --constraint constraints.txt --universal --python-version 3.11 \
+LOCK = $(BIN)/uv pip compile --constraint constraints.txt --universal --python-version 3.11 \
 	--generate-hashes --no-annotate --custom-compile-command "make locks" --quiet
 locks: $(VENV)/.supply
-	$(LOCK) --output-file deploy/locks/client.txt
-	$(LOCK) --extra server --extra redis --output-file deploy/locks/serve.txt
-	echo "torch; python_version < '0'" | $(LOCK) --extra all --group dev --overrides - --output-file deploy/locks/dev.txt
+	$(LOCK) pyproject.toml --output-file deploy/locks/client.txt
+	$(LOCK) pyproject.toml --extra server --extra redis --output-file deploy/locks/serve.txt
+	echo "torch; python_version < '0'" | $(LOCK) pyproject.toml --extra all --group dev --overrides - --output-file deploy/locks/dev.txt
+	echo hatchling | $(LOCK) - --output-file deploy/locks/build.txt
 
 # What a server is made of (CycloneDX), read from an environment that holds its lock and nothing else.
 sbom: $(VENV)/.supply
@@ -58,7 +59,8 @@ sbom: $(VENV)/.supply
 
 # Whether the locks name a version with a known flaw. Fails too where nobody could look.
 audit: $(VENV)/.supply
-	$(BIN)/python deploy/audit.py $(BIN)/pip-audit deploy/locks/client.txt deploy/locks/serve.txt deploy/locks/dev.txt
+	$(BIN)/python deploy/audit.py $(BIN)/pip-audit deploy/locks/client.txt deploy/locks/serve.txt \
+		deploy/locks/dev.txt deploy/locks/build.txt
 
 $(VENV)/.supply: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group supply

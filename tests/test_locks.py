@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = ROOT / "deploy" / "locks"
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
-EXTRAS = {"client": (), "serve": ("server", "redis"), "dev": ("all",)}
+EXTRAS = {"client": (), "serve": ("server", "redis"), "dev": ("all",), "build": ()}
 PIN = re.compile(r"([A-Za-z0-9._-]+)==([^\s;]+)( ; [^\\]+?)?( \\)?")
 
 
@@ -33,7 +33,7 @@ def locked(name: str) -> dict[str, str]:
 def required(name: str) -> Iterator[Requirement]:
     """What pyproject.toml asks for by name, extras of extras included."""
     waiting = list(EXTRAS[name])
-    texts = list(PROJECT["project"]["dependencies"])
+    texts = list(PROJECT["build-system"]["requires"] if name == "build" else PROJECT["project"]["dependencies"])
     if name == "dev":
         texts += PROJECT["dependency-groups"]["dev"]
     while waiting:
@@ -68,8 +68,8 @@ def test_a_lock_has_the_versions_that_are_tested(name: str) -> None:
 
 
 def test_what_two_locks_hold_is_one_version() -> None:
-    client, serve, dev = map(locked, EXTRAS)
-    assert {*client.items()} <= {*serve.items()} <= {*dev.items()}
+    client, serve, dev, build = map(locked, EXTRAS)
+    assert {*client.items()} <= {*serve.items()} <= {*dev.items()} >= {*build.items()}
     assert set(client) == {"grpcio", "protobuf", "typing-extensions"}
 
 

@@ -1,0 +1,214 @@
+"""The Dockerfile and the manifest of deploy/kubernetes: what they promise, and their commands tried on real servers."""
+
+import argparse
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lhydra import config
+from lhydra.bundle.manifest import current_bundle_id
+from lhydra_protos.v1 import recommender_pb2 as pb
+from lhydra_server import command
+from lhydra_server.config import ServeSettings, longest_stop_s
+from tests import redis_server
+from tests.fake_serve import write_bundle
+from tests.harness import until
+from tests.test_supervisor import B1, ROOT, fake, open_stub, publish, running
+
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+MANIFESTS = {one["kind"]: one for one in yaml.safe_load_all((ROOT / "deploy/kubernetes/lhydra.yaml").read_text())}
+POD: dict[str, Any] = MANIFESTS["Deployment"]["spec"]["template"]["spec"]
+CONTAINERS: list[dict[str, Any]] = POD["containers"]
+
+
+def instructions() -> list[tuple[str, str]]:
+    """The instructions of the Dockerfile with their arguments, continued lines joined."""
+    lines = [line for line in DOCKERFILE.splitlines() if line and not line.startswith("#")]
+    joined = "\n".join(lines).replace("\\\n", "")
+    return [(name, rest) for name, _, rest in (line.partition(" ") for line in joined.splitlines())]
+
+
+def settings() -> ServeSettings:
+    """What the arguments of the manifest mean to `lhydra serve`."""
+    parser = argparse.ArgumentParser(exit_on_error=False)
+    command.configure(parser)
+    return config.resolve("serve", ServeSettings, parser.parse_args(["/store", *CONTAINERS[0]["args"]]))
+
+
+# -- the image --------------------------------------------------------------------------------------------
+
+
+def test_the_image_is_not_root_and_installs_nothing_without_a_hash() -> None:
+    found = instructions()
+    last = [name for name, _ in found].index("FROM", 1)
+    assert ("USER", f"{POD['securityContext']['runAsUser']}:{POD['securityContext']['runAsGroup']}") in found[last:]
+    assert "RUN" not in [name for name, _ in found[last:]]  # nothing is installed into what is shipped
+    installs = [part for name, rest in found if name == "RUN" for part in rest.split("&&") if " install " in part]
+    assert len(installs) == 3
+    for install in installs:
+        assert "--require-hashes" in install or "--no-deps /wheel/" in install
+    locks = set(re.findall(r"/locks/(\w+)\.txt", DOCKERFILE))
+    assert locks == {"build", "serve"}
+
+
+def test_what_goes_into_the_image_is_named_and_there() -> None:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in lines
+    kept = {line[1:] for line in lines if line.startswith("!")}
+    assert all((ROOT / name).exists() for name in kept)
+    wheel = re.findall(
+        r'"([\w/]+)"', (ROOT / "pyproject.toml").read_text().split("build.targets.wheel]")[1].split("]")[0]
+    )
+    assert wheel
+    assert {name.split("/")[0] for name in wheel} <= kept
+
+
+def health(port: str) -> int:
+    """The exit code of HEALTHCHECK, asked of another port."""
+    (check,) = [rest for name, rest in instructions() if name == "HEALTHCHECK"]
+    argv = json.loads(check.partition("CMD ")[2].replace("127.0.0.1:50051", f"127.0.0.1:{port}"))
+    assert argv.pop(0) == "python"
+    return subprocess.run([sys.executable, *argv], capture_output=True, timeout=60, check=False).returncode
+
+
+def test_the_health_check_of_the_image_tells_a_server_that_serves(tmp_path: Path) -> None:
+    write_bundle(tmp_path / "store", B1, n=50)
+    publish(tmp_path / "store", B1)
+    with running(fake(tmp_path / "store"), tmp_path / "log") as server:
+        port = server.address.rpartition(":")[2]
+        assert health(port) == 0
+        server.process.send_signal(signal.SIGTERM)
+        assert server.ended() == 0
+    assert health(port) != 0
+
+
+# -- the manifest -----------------------------------------------------------------------------------------
+
+
+def test_no_container_has_rights_it_does_not_need() -> None:
+    assert POD["securityContext"]["runAsNonRoot"] is True
+    assert POD["securityContext"]["runAsUser"] >= 10_000
+    assert POD["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert POD["automountServiceAccountToken"] is False
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(POD)
+    for container in (*CONTAINERS, *POD.get("initContainers", ())):
+        rights = container["securityContext"]
+        assert rights["readOnlyRootFilesystem"] is True
+        assert rights["allowPrivilegeEscalation"] is False
+        assert rights["runAsNonRoot"] is True
+        assert rights["capabilities"] == {"drop": ["ALL"]}
+        assert set(container["resources"]["requests"]) == {"cpu", "memory"}
+        assert "memory" in container["resources"]["limits"]
+        assert ":" in container["image"]
+        assert not container["image"].endswith(":latest")
+        assert all(mount.get("readOnly") or mount["mountPath"] == "/tmp" for mount in container["volumeMounts"])
+    assert not [volume for volume in POD["volumes"] if "hostPath" in volume]
+
+
+def test_probes_and_ports_are_those_of_the_server() -> None:
+    (container,) = CONTAINERS
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"grpc": ServeSettings().port, "metrics": settings().metrics_port}
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert container[probe]["grpc"] == {"port": ports["grpc"]}
+        assert container[probe]["timeoutSeconds"] <= container[probe]["periodSeconds"]
+    start = container["startupProbe"]
+    assert start["failureThreshold"] * start["periodSeconds"] >= 900  # as long as the server gives a bundle
+    live = container["livenessProbe"]
+    assert live["failureThreshold"] * live["periodSeconds"] > 20  # the supervisor comes first
+    assert f"EXPOSE {ports['grpc']}" in DOCKERFILE
+    service = {port["name"]: port["port"] for port in MANIFESTS["Service"]["spec"]["ports"]}
+    assert service == ports
+    allowed = [rule["ports"][0]["port"] for rule in MANIFESTS["NetworkPolicy"]["spec"]["ingress"]]
+    assert allowed == [*ports.values()]
+
+
+def test_the_server_takes_the_arguments_and_has_time_to_leave() -> None:
+    (container,) = CONTAINERS
+    found = settings()
+    assert found.insecure  # the gRPC probe of Kubernetes speaks no TLS
+    assert not found.tls_cert
+    assert not found.pin
+    assert str(found.workers) == container["resources"]["requests"]["cpu"]
+    (users,) = container["env"]
+    assert users["name"] == "LHYDRA_SERVE_USERS"
+    assert "secretKeyRef" in users["valueFrom"]
+    name, seconds = container["lifecycle"]["preStop"]["exec"]["command"]
+    assert name == "sleep"
+    assert POD["terminationGracePeriodSeconds"] > int(seconds) + longest_stop_s(found.connection_age_s)
+
+
+def test_one_pod_may_leave_and_nobody_notices() -> None:
+    deployment = MANIFESTS["Deployment"]["spec"]
+    labels = deployment["template"]["metadata"]["labels"]
+    assert deployment["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    assert deployment["replicas"] > MANIFESTS["PodDisruptionBudget"]["spec"]["minAvailable"] > 0
+    scaling = MANIFESTS["HorizontalPodAutoscaler"]["spec"]
+    assert scaling["minReplicas"] == deployment["replicas"] < scaling["maxReplicas"]
+    assert scaling["scaleTargetRef"]["name"] == MANIFESTS["Deployment"]["metadata"]["name"]
+    assert MANIFESTS["Service"]["spec"]["selector"] == labels
+    for kind in ("Deployment", "PodDisruptionBudget"):
+        assert MANIFESTS[kind]["spec"]["selector"] == {"matchLabels": labels}
+    assert MANIFESTS["NetworkPolicy"]["spec"]["podSelector"] == {"matchLabels": labels}
+
+
+READ_ONLY = """
+set -e
+mount --make-rprivate /
+mount -t tmpfs none "$TMPDIR"
+awk '{print $5}' /proc/self/mountinfo | while read -r place; do
+    case "$place" in /proc*|/sys*|/dev*|"$TMPDIR") ;; *) mount -o remount,bind,ro "$place" ;; esac
+done
+if touch "$1/probe" 2>/dev/null; then echo "it can be written to" >&2; exit 9; fi
+shift
+exec setpriv --bounding-set=-all --inh-caps=-all --no-new-privs "$@"
+"""
+
+
+@pytest.fixture
+def read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What to put before a command for which every file system but the one for temporary files is read-only."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    tried = ["unshare", "--mount", "sh", "-c", READ_ONLY, "sh", str(tmp_path)]
+    ran = (
+        subprocess.run([*tried, "true"], capture_output=True, text=True, check=False)
+        if shutil.which("unshare")
+        else None
+    )
+    if ran is None or ran.returncode:
+        pytest.skip(f"READ-ONLY MOUNTS ABSENT: {ran.stderr.strip() if ran else 'no unshare'}")
+    return tried
+
+
+def test_a_server_with_its_arguments_needs_no_file_system_that_it_can_write_to(
+    tiny_store: Path, read_only: list[str], tmp_path: Path
+) -> None:
+    store = Path(shutil.copytree(tiny_store, tmp_path / "store"))
+    shutil.rmtree(store / "users.lmdb")
+    before = sorted(store.rglob("*"))
+    with redis_server.running() as redis:
+        serve = [sys.executable, "-m", "lhydra.cli", "serve", store, *CONTAINERS[0]["args"], "--port", "0"]
+        argv = [*read_only, *serve, "--metrics-port", "0", "--users", redis.url]
+        with running(["-c", "import os, sys; os.execvp(sys.argv[1], sys.argv[1:])", *argv], tmp_path / "log") as server:
+            assert server.status().bundle_id == current_bundle_id(store)
+            with open_stub(server.address) as stub:
+                first = stub.Recommend(pb.RecommendRequest(user_id="ann", k=3), timeout=60).tracks[0].track_id
+                play = pb.Play(event_id="e", user_id="ann", track_id=first)
+                assert stub.RecordPlays(pb.RecordPlaysRequest(plays=[play]), timeout=60).recorded == 1
+            other = next(
+                one.parent.name for one in store.glob("*/manifest.json") if one.parent.name != server.status().bundle_id
+            )
+            publish(store, other)
+            until(lambda: server.status().bundle_id == other)
+            worse = [line["message"] for line in server.whole_log() if line["level"] in ("error", "warning")]
+            assert worse == ["made an empty user store"]
+    assert sorted(store.rglob("*")) == before
