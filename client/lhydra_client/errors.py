@@ -154,7 +154,7 @@ def _why_unconnected(details: str) -> str:
     """What gRPC says of a connection that could not be made, in words."""
     if found := _REFUSED.search(details):
         return f"its certificate is refused: {found[1] or 'no reason given'}"
-    if "Hostname Verification Check failed" in details:
+    if "Hostname Verification Check failed" in details or "is not in peer certificate" in details:
         return "its certificate is for another name"
     if "WRONG_VERSION_NUMBER" in details:
         return "it speaks no TLS"
