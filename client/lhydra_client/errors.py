@@ -159,7 +159,7 @@ def _why_unconnected(details: str) -> str:
     if "WRONG_VERSION_NUMBER" in details:
         return "it speaks no TLS"
     reason = details.rpartition(": ")[2].rstrip("]")
-    closed = reason in ("Socket closed", "Connection reset by peer")
+    closed = any(words in reason for words in ("Socket closed", "Connection reset by peer", "Broken pipe"))
     return f"{reason}; it may want TLS, or a certificate of the client" if closed else reason
 
 
