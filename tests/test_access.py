@@ -32,7 +32,7 @@ from lhydra.errors import ConfigError, Unauthenticated
 from lhydra_client import AsyncClient, Client, ClientError, Overloaded, Play
 from lhydra_client.errors import InvalidRequest
 from lhydra_protos.v1 import recommender_pb2 as pb
-from lhydra_server import certificates, tokens
+from lhydra_server import certificates, tokens, watched_files
 from lhydra_server.access import API, METRICS, OPEN, RIGHT_OF
 from lhydra_server.address import check_exposure
 from lhydra_server.config import ServeSettings
@@ -712,6 +712,16 @@ def test_copies_are_nobody_elses_and_go_with_the_server(store: Path, tmp_path: P
     assert files.access.closed
     files.close()
     assert not copies.parent.exists()
+
+
+def test_no_room_for_copies_is_one_line(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watched_files, "MEMORY", tmp_path / "none")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "no such folder"))
+    files = FilesInForce(ServeSettings(token_file=str(write_tokens(tmp_path))), store)
+    expected = f"copies of the tokens: found No such file or directory, expected room in {tmp_path}/none or in $TMPDIR"
+    with pytest.raises(ConfigError) as caught:
+        files.open(B1)
+    assert str(caught.value) == expected
 
 
 # -- our client -------------------------------------------------------------------------------------------

@@ -53,12 +53,17 @@ class WatchedFiles:
             bundle_id: what will be served.
 
         Raises:
-            ConfigError: one cannot be read, is wrong, or does not fit the bundle.
+            ConfigError: one cannot be read, is wrong, or does not fit the bundle; or there is no room for copies.
         """
         if self._sources:
-            self._folder = Path(tempfile.mkdtemp(prefix="lhydra-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None))
             self._seen = self._marks()
-            self._take(bundle_id)
+            try:
+                memory = MEMORY if os.access(MEMORY, os.W_OK) else None
+                self._folder = Path(tempfile.mkdtemp(prefix="lhydra-", dir=memory))
+                self._take(bundle_id)
+            except OSError as error:
+                thing, found = f"copies of the {self._what}", error.strerror or str(error)
+                raise ConfigError(complain(thing, found, f"room in {MEMORY} or in $TMPDIR")) from None
 
     def look(self, bundle_id: str) -> bool:
         """Takes a new version of the files, if there is one and it is sound; else says why not.
