@@ -1,12 +1,16 @@
 """The Dockerfile and the manifest of deploy/kubernetes: what they promise, and their commands tried on real servers."""
 
 import argparse
+import itertools
 import json
+import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,13 @@ import yaml
 
 from lhydra import config
 from lhydra.bundle.manifest import current_bundle_id
+from lhydra.data.dataset import Dataset, user_states
+from lhydra.domain import Play, UserState
+from lhydra.users.connections import Address
+from lhydra.users.lmdb_store import LmdbUsers
+from lhydra.users.redis_store import RedisUsers
 from lhydra_protos.v1 import recommender_pb2 as pb
+from lhydra_protos.v1.recommender_pb2_grpc import RecommenderStub
 from lhydra_server import command
 from lhydra_server.config import ServeSettings, longest_stop_s
 from tests import redis_server
@@ -212,3 +222,110 @@ def test_a_server_with_its_arguments_needs_no_file_system_that_it_can_write_to(
             worse = [line["message"] for line in server.whole_log() if line["level"] in ("error", "warning")]
             assert worse == ["made an empty user store"]
     assert sorted(store.rglob("*")) == before
+
+
+# -- backup and restore -----------------------------------------------------------------------------------
+
+
+def served(store: Path) -> list[str | Path]:
+    return ["-m", "lhydra.cli", "serve", store, "--port", "0", "--workers", "1", "--no-pin"]
+
+
+def play(stub: RecommenderStub, user: str, number: int) -> None:
+    one = pb.Play(
+        event_id=f"{user}-{number}", user_id=user, track_id=f"T{number:07}", timestamp_s=1_700_000_000 + number
+    )
+    stub.RecordPlays(pb.RecordPlaysRequest(plays=[one]), timeout=60)
+
+
+def backup(store: Path, target: Path) -> "subprocess.CompletedProcess[str]":
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    argv = [ROOT / "deploy" / "backup.sh", store, target]
+    return subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=120, check=False)
+
+
+def answers(stub: RecommenderStub, users: list[str]) -> list[list[tuple[str, float]]]:
+    """The lists of users, from one clock."""
+    asked = (pb.RecommendRequest(user_id=user, k=10, now_s=1_800_000_000) for user in users)
+    replies = (stub.Recommend(one, timeout=60) for one in asked)
+    return [[(track.track_id, track.score) for track in reply.tracks] for reply in replies]
+
+
+def test_a_backup_taken_while_plays_come_in_answers_the_same_and_lost_none(
+    tiny_store: Path, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    store, target = Path(shutil.copytree(tiny_store, tmp_path / "store")), tmp_path / "backup"
+    stop, acknowledged = threading.Event(), [0]
+    with running(served(store), tmp_path / "log") as server, open_stub(server.address) as stub:
+        users = [user_id for user_id, _ in itertools.islice(user_states(tiny_dataset, "now"), 30)]
+        for number in range(20):
+            play(stub, "early", number)
+
+        def record() -> None:
+            while not stop.is_set():
+                play(stub, "meanwhile", acknowledged[0])
+                acknowledged[0] += 1
+
+        writer = threading.Thread(target=record)
+        writer.start()
+        try:
+            until(lambda: acknowledged[0])
+            before = acknowledged[0]
+            ran = backup(store, target)
+            until(lambda: acknowledged[0] > before)
+        finally:
+            stop.set()
+            writer.join()
+        assert ran.returncode == 0, ran.stderr
+        wanted = answers(stub, [*users, "early"])
+        assert len(set(map(tuple, wanted))) > 1  # they know their listeners
+    opened = LmdbUsers(target / "users.lmdb", create=False)
+    early, meanwhile = opened.get("early"), opened.get("meanwhile")
+    opened.close()
+    assert early is not None
+    assert len(early.heard) == 20
+    assert meanwhile is not None
+    assert before <= len(meanwhile.heard) <= acknowledged[0]
+    shutil.rmtree(store)
+    with running(served(target), tmp_path / "log2") as server, open_stub(server.address) as stub:
+        assert answers(stub, [*users, "early"]) == wanted
+        again = pb.Play(event_id="early-3", user_id="early", track_id="T0000003", timestamp_s=1_700_000_003)
+        assert stub.RecordPlays(pb.RecordPlaysRequest(plays=[again]), timeout=60).duplicates == 1
+
+
+def test_a_backup_that_fails_leaves_nothing_and_one_that_is_there_stays(tiny_store: Path, tmp_path: Path) -> None:
+    store, target = Path(shutil.copytree(tiny_store, tmp_path / "store")), tmp_path / "backup"
+    damaged = store / current_bundle_id(store) / "index.faiss"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    assert "index.faiss" in backup(store, target).stderr
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["store"]
+    target.mkdir()
+    assert "expected neither" in backup(store, target).stderr
+    assert list(target.iterdir()) == []
+
+
+def kept(state: UserState | None) -> tuple[Any, ...]:
+    """What a store knows of a listener, to be compared."""
+    assert state is not None
+    return state.version, state.history.tolist(), sorted(state.heard)
+
+
+def test_a_snapshot_of_redis_brings_back_every_listener(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+    plays = [Play(f"e{number}", f"u{number % 7}", f"t{number}", number + 1) for number in range(50)]
+    with redis_server.budgets():
+        with redis_server.running("", "--dir", str(tmp_path / "old")) as redis:
+            users = RedisUsers(Address.parse(redis.url))
+            users.record(plays)
+            wanted = [kept(users.get(f"u{number}")) for number in range(7)]
+            users.close()
+            with socket.create_connection(("127.0.0.1", redis.port), 30) as connection:
+                connection.sendall(b"SAVE\r\n")
+                assert connection.recv(64) == b"+OK\r\n"
+        shutil.copy(tmp_path / "old" / "dump.rdb", tmp_path / "new")
+        with redis_server.running("", "--dir", str(tmp_path / "new")) as redis:
+            users = RedisUsers(Address.parse(redis.url))
+            assert [kept(users.get(f"u{number}")) for number in range(7)] == wanted
+            assert not any(users.record(plays))
+            users.close()
