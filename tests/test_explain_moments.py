@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from lhydra.bundle.bundle import Bundle
@@ -16,12 +17,13 @@ from lhydra.data.prepare import prepare
 from lhydra.data.settings import PrepareSettings
 from lhydra.data.synth import write_world
 from lhydra.domain import I64, Condition, Query, Repeat, UserState, track_hashes
+from lhydra.evaluation.lists import write_lists
 from lhydra.explain.explainer import Explainer
 from lhydra.explain.path import path_of
 from lhydra.explain.pulls import falls_of, groups_of, plays_of
 from lhydra.explain.sources import moment_sources
 from lhydra.features.listening import SIGNALS
-from lhydra.queries import Request, to_query
+from lhydra.queries import Request, known_user, to_query
 from lhydra.recommender import Recommender
 from lhydra.repeats import repeats_of
 from lhydra.rules import Diversity, Rules
@@ -91,6 +93,26 @@ def states(dataset: Dataset, now: int) -> list[UserState]:
     session = to_query(Request("u", K, session=played, now=now), away[1], now).state
     single = to_query(Request("u", K, session=[Entry(ids[2])], now=now), None, now).state
     return [*away, session, single, UserState({"country": "Chile"})]
+
+
+@pytest.mark.parametrize("repeat", list(Repeat))
+def test_batch_lists_are_those_of_the_users_in_the_store(
+    recommender: Recommender, dataset: Dataset, store: Path, now: int, tmp_path: Path, repeat: Repeat
+) -> None:
+    positions, out = np.array([17, 0, 80, 12, 119]), tmp_path / "lists.parquet"
+    write_lists(recommender, dataset, out, k=K, stage="final", as_of="now", positions=positions, repeat=repeat, now=now)
+    found = pq.read_table(out).to_pylist()
+    users = open_users(None, store)
+    wanted = []
+    for position in positions.tolist():
+        user = dataset.user_ids[position]
+        state = users.get(user)
+        assert state is not None
+        answer = recommender.recommend(known_user(state, K, repeat=repeat, now=now))
+        tracks = recommender.catalog.track_ids(answer.rows)
+        wanted += [(user, track, score) for track, score in zip(tracks, answer.scores.tolist(), strict=True)]
+    users.close()
+    assert [(row["user_id"], row["track_id"], row["score"]) for row in found] == wanted
 
 
 def shortened(recommender: Recommender, state: UserState, row: int) -> UserState:

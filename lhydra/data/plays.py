@@ -31,14 +31,15 @@ _BATCH = 1 << 17  # plays at a time
 
 
 def with_plays(
-    dataset: Dataset, as_of: AsOf, states: Iterable[tuple[str, UserState]]
+    dataset: Dataset, as_of: AsOf, states: Iterable[tuple[str, UserState]], *, positions: I64 | None = None
 ) -> Iterator[tuple[str, UserState]]:
     """Adds to the states of `user_states` what the single plays say, where the dataset keeps them.
 
     Args:
         dataset: whose plays count; one of format 1 has none.
         as_of: as for `user_states`.
-        states: (user id, state) of all its users, in table order.
+        states: (user id, state) of its users.
+        positions: (m,) int64 in the users table, of these users in order; all users by default.
 
     Yields:
         User id and state.
@@ -50,6 +51,10 @@ def with_plays(
         yield from states
         return
     told = _told(dataset, {"test": TRAIN, "valid": TRAIN, "refit": VALID, "now": TEST}[as_of])
+    if positions is not None:
+        wanted = set(positions.tolist())
+        kept = {position: one for position, one in enumerate(told) if position in wanted}
+        told = (kept[position] for position in positions.tolist())
     for (user_id, state), (history, repeats, recent) in zip(states, told, strict=True):
         repeats = _aligned(state.history, history, repeats)
         yield user_id, UserState(state.profile, state.history, state.heard, state.skipped, repeats, recent)
