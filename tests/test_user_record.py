@@ -169,7 +169,7 @@ def test_a_missing_chunk_is_an_error_and_not_a_shorter_list(users: UserStore) ->
         with users._connection(1) as connection:  # type: ignore[attr-defined]
             connection.send_command("DEL", b"lhydra:~:uann" + lows[1].to_bytes(8, "big"))
             assert connection.read_response() == 1
-    with pytest.raises(UserStoreError, match=r"value of user [0-9a-f]{8}: found nothing, expected"):
+    with pytest.raises(UserStoreError, match=r"value of user [0-9a-f]{16}: found nothing, expected"):
         users.get("ann")
 
 
