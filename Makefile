@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOWEST := .venv-lowest
 
-.PHONY: demo lint test e2e test-lowest bench locks sbom audit setup clean
+.PHONY: demo lint test e2e test-lowest bench drills soak locks sbom audit setup clean
 
 demo: $(STAMP)
 	$(BIN)/lhydra demo
@@ -65,6 +65,14 @@ audit: $(VENV)/.supply
 $(VENV)/.supply: $(STAMP)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group supply
 	touch $@
+
+# Promises of a server, each tried on a real one: at most twenty minutes, and both cores. Redis and a C compiler help.
+drills: $(STAMP)
+	$(BIN)/python -m benchmarks.drills .cache/drills --out .cache/drills.json
+
+# Ten minutes at half load, with a swap every ten seconds and plays.
+soak: $(STAMP)
+	$(BIN)/python -m benchmarks.drills .cache/drills --parts soak --out .cache/soak.json
 
 setup: $(STAMP)
 

@@ -140,7 +140,12 @@ def test_a_file_has_one_subject(module: Path) -> None:
     assert len(lines) <= MAX_LINES
     body = [node for node in parsed(module).body if not isinstance(node, ast.Expr)]
     only_names = bool(body) and all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in body)
-    faces = ("client/lhydra_client/__init__.py", "benchmarks/latency/__main__.py", "benchmarks/ann/__main__.py")
+    faces = (
+        "client/lhydra_client/__init__.py",
+        "benchmarks/latency/__main__.py",
+        "benchmarks/ann/__main__.py",
+        "benchmarks/drills/__main__.py",
+    )
     assert not only_names or str(module) in faces, "it only forwards names"
 
 

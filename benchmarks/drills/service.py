@@ -1,0 +1,156 @@
+"""Swaps under load, for a while and for long: nobody notices."""
+
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from statistics import median
+
+import numpy as np
+
+from benchmarks.drills.callers import Callers, wait_for
+from benchmarks.drills.server import serve
+from benchmarks.drills.verdict import Verdict
+from benchmarks.drills.world import World, publish
+from lhydra_client import Client, ClientError, Play
+
+PLAIN_SHARE = 0.001  # of calls without retries that may fail while a bundle is swapped
+GROWTH_MIB = 10.0
+SLOPE_MIB_PER_MIN = 1.0
+
+
+def swaps(world: World, times: int = 50) -> list[Verdict]:
+    """Publishes one bundle after the other as fast as the server follows, while callers hold every list to its bundle.
+
+    Args:
+        world: to serve.
+        times: how often.
+
+    Returns:
+        The rows of the table.
+    """
+    store, held = world.copy("swapped"), []
+    with serve(store, world.folder / "swaps.log") as server:
+        server.settled(world.bundles[0])
+        with Callers(server.address, world, pause_s=0.01) as callers:
+            started = time.monotonic()
+            for i in range(times):
+                bundle = world.bundles[(i + 1) % 2]
+                publish(store, bundle)
+                server.settled(bundle)
+                held.append(server.holds())
+            took_s = time.monotonic() - started
+        found, errors = callers.figures(), server.errors()
+    plain = found["failed_without_retries"] / max(sum(callers.plain.values()), 1)
+    fifth = max(times // 5, 1)
+    grown = {
+        name: median(one[name] for one in held[-fifth:]) - median(one[name] for one in held[:fifth]) for name in held[0]
+    }
+    what = f"{times} swaps in {took_s:.0f} s, {found['calls']:,} calls"
+    return [
+        Verdict(
+            f"swaps under load fail no call of our client ({what})",
+            "0 failed",
+            f"{found['failed_with_our_client']} failed {found['codes'] or ''}".strip(),
+            not found["failed_with_our_client"] and not errors,
+        ),
+        Verdict("swaps, callers without retries", "at most .1 %", f"{100 * plain:.3f} % failed", plain <= PLAIN_SHARE),
+        Verdict(
+            "no answer mixes two bundles: every id and score held to the bundle it names",
+            "0 mixed",
+            f"{found['mixed']} of {found['calls']:,} mixed",
+            not found["mixed"] and min(callers.bundles[bundle] for bundle in world.bundles) > 0,
+        ),
+        Verdict(
+            "swaps leave nothing behind: last fifth against first",
+            f"at most {GROWTH_MIB:g} MiB, 0 descriptors, 0 threads more",
+            ", ".join(f"{value:+.1f} {name}" for name, value in grown.items()),
+            grown["mib"] <= GROWTH_MIB and grown["descriptors"] <= 2 and grown["threads"] <= 2,
+        ),
+    ]
+
+
+def soak(world: World, seconds: float = 600.0, every_s: float = 10.0) -> list[Verdict]:
+    """Half load, plays, and a swap now and then, for long: memory, descriptors and threads stay.
+
+    Args:
+        world: to serve.
+        seconds: how long.
+        every_s: seconds between two swaps.
+
+    Returns:
+        The rows of the table.
+    """
+    store, held, recorded = world.copy("soaked"), list[tuple[float, dict[str, float]]](), 0
+    with serve(store, world.folder / "soak.log") as server:
+        server.settled(world.bundles[0])
+        with (
+            Callers(server.address, world, ours=2, plain=1, pause_s=0.005) as callers,
+            Client(server.address, timeout_s=10) as client,
+        ):
+            started, i = time.monotonic(), 0
+            while time.monotonic() - started < seconds:
+                i += 1
+                publish(store, world.bundles[i % 2])
+                server.settled(world.bundles[i % 2])
+                plays = [Play(f"soak-{n}", "T0000001", timestamp_s=world.now_s) for n in range(200)]
+                recorded += client.record_plays(plays).recorded
+                held.append(((time.monotonic() - started) / 60, server.holds()))
+                wait_for(lambda goal=started + i * every_s: time.monotonic() >= goal)  # type: ignore[misc]
+        found, errors = callers.figures(), server.errors()
+    warm = held[len(held) // 4 :]  # pages of the store are read in at first
+    minutes = np.array([at for at, _ in warm])
+    slopes = {name: float(np.polyfit(minutes, [one[name] for _, one in warm], 1)[0]) for name in warm[0][1]}
+    failed = found["failed_with_our_client"] + found["failed_without_retries"] + found["mixed"]
+    what = f"{seconds:g} s, {i} swaps, {found['calls']:,} calls, {recorded:,} plays"
+    return [
+        Verdict(
+            f"soak: no call fails ({what})",
+            "0 failed",
+            f"{failed} failed {found['codes'] or ''}".strip(),
+            not failed and not errors,
+        ),
+        Verdict(
+            "soak: memory after warm-up",
+            f"at most {SLOPE_MIB_PER_MIN:g} MiB a minute",
+            f"{slopes['mib']:+.2f} MiB a minute",
+            slopes["mib"] <= SLOPE_MIB_PER_MIN,
+        ),
+        Verdict(
+            "soak: descriptors and threads",
+            "flat: less than 1 a minute",
+            f"{slopes['descriptors']:+.2f} descriptors, {slopes['threads']:+.2f} threads a minute",
+            max(slopes["descriptors"], slopes["threads"]) < 1,
+        ),
+    ]
+
+
+def answered(call: Callable[[], object]) -> bool:
+    """Makes a call of a client.
+
+    Args:
+        call: to make.
+
+    Returns:
+        Whether it ended well.
+    """
+    with suppress(ClientError):
+        call()
+        return True
+    return False
+
+
+def mounted(words: list[str]) -> str:
+    """Runs a command of the system.
+
+    Args:
+        words: of it.
+
+    Returns:
+        Nothing, or why it failed.
+    """
+    try:
+        ended = subprocess.run(words, capture_output=True, text=True)
+    except OSError as error:
+        return str(error)
+    return ended.stderr.strip() if ended.returncode else ""
