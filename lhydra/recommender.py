@@ -140,8 +140,8 @@ class Recommender:
         Returns:
             (n,) float32 raw logits of the head and (n,) float32 calibrated probabilities.
         """
-        user, moment = self.encode(state), moment_of(self.bundle, state, now)
-        return self.bundle.score(self._user_vector(user, state), user, rows, moment)
+        user = self.encode(state)
+        return self.bundle.score(self._user_vector(user, state), user, rows, moment_of(self.bundle, state, user, now))
 
     def encode(self, state: UserState) -> EncodedUsers:
         """Encodes one user; tracks that this catalog does not hold drop out of the history.
@@ -265,10 +265,11 @@ class Recommender:
 
     def _unite(self, request: Traced) -> None:
         assert request.candidates is not None
+        assert request.user is not None
         assert request.vector is not None
         with timed("retrieve", request.stage_us):
             query, repeats = request.query, request.query.repeat is not Repeat.EXCLUDE
-            request.moment = moment_of(self.bundle, query.state, query.now)
+            request.moment = moment_of(self.bundle, query.state, request.user, query.now)
             limits = self.depth_of(query), request.excluded, request.eligible
             request.nearest = request.candidates
             found = united(self.bundle, request.moment, request.candidates, request.vector, *limits, repeats=repeats)
@@ -372,8 +373,7 @@ class Recommender:
 
     def _without_excluded(self, request: Traced, rows: I64, cosines: F32) -> tuple[I64, F32] | None:
         """Returns the first `depth` candidates not excluded; None when an approximate index came up short."""
-        depth = self.depth_of(request.query)
-        excluded = request.excluded
+        depth, excluded = self.depth_of(request.query), request.excluded
         if len(excluded):
             with borrowed_mask(len(self.catalog)) as marked:
                 marked[excluded] = True

@@ -177,7 +177,7 @@ class Similar:
         with timed("encode", request.stage_us):
             request.user = encode_states(self._bundle, [request.query.state])
             request.tier = self.recommender._tier(request.query, request.user)
-            request.moment = moment_of(self._bundle, request.query.state, request.query.now)
+            request.moment = moment_of(self._bundle, request.query.state, request.user, request.query.now)
 
     def _played(self, request: Traced) -> I64:
         return request.user.histories.rows if request.user is not None else np.empty(0, np.int64)

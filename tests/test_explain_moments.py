@@ -165,7 +165,7 @@ def test_sources_are_those_that_gave_the_track(recommender: Recommender, states:
     for traced in traces(recommender, states[:-1], now):
         query, vectors = traced.query, recommender.catalog.vectors.astype(np.float32)
         assert traced.vector is not None
-        moment = moment_of(recommender.bundle, query.state, query.now)
+        moment = moment_of(recommender.bundle, query.state, recommender.encode(query.state), query.now)
         assert moment is not None
         repeats = query.repeat is not Repeat.EXCLUDE
         given = dict(
@@ -216,11 +216,12 @@ def test_a_moment_without_a_track_is_that_of_plays_without_it(
     """To the bit, whatever the clock: without the newest play of who was long away ages count from another time."""
     for state in states[:-1]:
         for clock in (0, now, now + 90 * 86_400):
-            moment = moment_of(recommender.bundle, state, clock)
+            moment = moment_of(recommender.bundle, state, recommender.encode(state), clock)
             assert moment is not None
             tracks = np.union1d(state.history["track"], state.recent["track"])
             for row in recommender.catalog.rows(tracks).tolist():
-                less = moment_of(recommender.bundle, shortened(recommender, state, row), clock)
+                shorter = shortened(recommender, state, row)
+                less = moment_of(recommender.bundle, shorter, recommender.encode(shorter), clock)
                 assert less is not None
                 every = np.arange(len(recommender.catalog))
                 np.testing.assert_array_equal(moment.without(row).signals(every), less.signals(every))

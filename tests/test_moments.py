@@ -12,7 +12,7 @@ import torch
 from lhydra import cli
 from lhydra.bundle import sequence_files
 from lhydra.bundle.bundle import Bundle
-from lhydra.bundle.candidates import moment_of
+from lhydra.bundle.candidates import encode_states, moment_of
 from lhydra.bundle.model import Model
 from lhydra.data.dataset import VALID, Dataset, user_states
 from lhydra.data.plays import with_plays
@@ -159,7 +159,7 @@ def test_the_sources_of_a_list_are_those_of_the_request(
         query = Query(TRACKS, state, True, repeat=repeat, now=now, depth=TRACKS, explain=True)
         (found,) = explainer.recommend_many([(query, lambda: None)])
         assert not isinstance(found, Exception)
-        moment = moment_of(bundle, state, now)
+        moment = moment_of(bundle, state, encode_states(bundle, [state]), now)
         assert moment is not None
         own, following, together = moment.candidates(
             bundle.sequences.shares, TRACKS, repeats=repeat is not Repeat.EXCLUDE

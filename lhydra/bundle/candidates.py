@@ -40,30 +40,29 @@ def encode_states(bundle: Bundle, states: Sequence[UserState]) -> EncodedUsers:
     return bundle.spec.encode_users(profiles, found, bundle.catalog.tracks)
 
 
-def listening_of(catalog: Catalog, state: UserState, now: int) -> Listening:
+def listening_of(catalog: Catalog, state: UserState, user: EncodedUsers, now: int) -> Listening:
     """Tells by rows what a user has played.
 
     Args:
         catalog: the rows; tracks that it does not hold drop out.
         state: of the user.
+        user: the one user, encoded: the rows of the history are looked up once a request.
         now: Unix seconds, 0 for the last play.
 
     Returns:
         What features of a moment are made of.
     """
-    history, repeats, recent = state.history, repeats_of(state), state.recent
-    found = catalog.rows(np.concatenate([history["track"], recent["track"]]))
-    rows, of_recent = found[: len(history)], found[len(history) :]
-    if found.min(initial=0) < 0:
-        known = rows >= 0
-        rows, history, repeats = rows[known], history[known], repeats[known]
-        known = of_recent >= 0
-        of_recent, recent = of_recent[known], recent[known]
+    known, repeats, recent = user.histories, repeats_of(state), state.recent
+    if len(known.rows) < len(repeats):
+        repeats = repeats[catalog.rows(state.history["track"]) >= 0]
+    of_recent = catalog.rows(recent["track"])
+    if of_recent.min(initial=0) < 0:
+        of_recent, recent = of_recent[of_recent >= 0], recent[of_recent >= 0]
     return Listening(
         len(catalog),
-        rows,
-        history["count"],
-        history["time"],
+        known.rows,
+        known.counts,
+        known.times,
         repeats["first"].astype(np.int64),
         repeats["decayed"],
         of_recent,
@@ -73,18 +72,21 @@ def listening_of(catalog: Catalog, state: UserState, now: int) -> Listening:
     )
 
 
-def moment_of(bundle: Bundle, state: UserState, now: int) -> Moment | None:
+def moment_of(bundle: Bundle, state: UserState, user: EncodedUsers, now: int) -> Moment | None:
     """Returns the moment of a user; None where the head knows nothing of moments.
 
     Args:
         bundle: what is served.
         state: of the user.
+        user: the one user, encoded.
         now: Unix seconds, 0 for the last play.
 
     Returns:
         What features of a moment are looked up in.
     """
-    return Moment(listening_of(bundle.catalog, state, now), bundle.sequences) if bundle.head.knows_moments else None
+    if not bundle.head.knows_moments:
+        return None
+    return Moment(listening_of(bundle.catalog, state, user, now), bundle.sequences)
 
 
 def united(

@@ -32,6 +32,8 @@ _EXPONENTIALS = np.array(
 ).T
 _RATES = -math.log(2) / np.array(HALF_LIVES_DAYS)  # a day
 LAST_FEW, LAST_MANY = 3, 50  # plays that are asked with: of the first the one n places back counts n^-4, else 1 / n
+_AGO = np.arange(1, LAST_MANY + 1.0)
+_FALLS = np.stack([np.square(np.square(1 / _AGO)) * (_AGO <= LAST_FEW), 1 / _AGO])  # of the play one back, two back, …
 _STEPS = np.arange(1, FOLLOWS + 1)  # of the user's own plays later, n of which count 1 / n, as everybody's do
 LEAST_COUNT = 0.5  # plays before a session, from which on a track was heard before it
 LATELY = 20  # plays of which it is told how many repeat earlier ones of the MAX_RECENT remembered
@@ -160,15 +162,15 @@ class Moment:
         with borrowed_places(one.n) as place:
             place[played] = np.arange(h + r)
             self._played = place.take(played)  # of the last plays the newest place, h and more
-            self._back = (h + r) - self._played[h:].astype(np.float64)  # plays ago, of the newest play of each track
+            self._back = (h + r) - self._played[h:].astype(np.int64)  # plays ago, of the newest play of each track
             lately = self._back[-LAST_MANY:]
             ago = lately[lately == np.arange(len(lately), 0, -1)]  # each track once
-            rows, weights, of, cut = sequences.others(one.recent.take(r - ago.astype(np.int64)))
+            rows, weights, of, cut = sequences.others(one.recent.take(r - ago))
             self._rows = np.concatenate([played, rows])
             place[rows] = np.arange(h + r, h + r + len(rows))
             place[played] = self._played
             number = place.take(rows)
-        few, many = _fall(ago)
+        few, many = _FALLS.take(ago - 1, 1)
         self._size = len(self._rows) + 1  # the last entry stands for all other tracks
         follow, weight, beside = number[:cut], weights[:cut], number[cut:]
         self._sums = np.empty((3, self._size))
@@ -188,7 +190,7 @@ class Moment:
         session = np.zeros(len(one.recent), np.int64)
         np.cumsum(one.recent_times[1:] - one.recent_times[:-1] > PAUSE_S, out=session[1:])
         inside &= session.take(later) == session.take(at)
-        few, many = _fall(self._back.take(at))
+        few, many = _FALLS.take(self._back.take(at) - 1, 1)
         if len(self._sequences):
             damping = self._sequences.damping.take(one.recent.take(at)).astype(np.float64)
             damping[damping == 0] = 1
@@ -253,7 +255,7 @@ class Moment:
 
     def _first(self, sums: F64, n: int) -> I64:
         """The n rows with the largest of a sum."""
-        found = np.flatnonzero(sums)
+        found = np.flatnonzero(sums != 0)
         return self._rows.take(found.take(_top(sums.take(found), n)))
 
     def signals(self, rows: I64) -> F32:
@@ -345,7 +347,7 @@ class Moment:
         heard[recent[:-LATELY]] = True
         repeating = np.count_nonzero(heard.take(recent[-LATELY:])) / LATELY if r > LATELY else 0.0
         distinct = np.count_nonzero(recent == np.arange(h, h + r)) / max(r, 1)
-        sizes = np.log1p([one.in_session, h, float(one.counts.sum())])
+        sizes = (math.log1p(size) for size in (one.in_session, h, float(one.counts.sum())))
         away = math.log1p(max(one.clock - one.newest, MINUTE_S) / MINUTE_S)
         return np.array([one.in_session > 0, *sizes, distinct, repeating, away, *self._repeated()], np.float32)
 
@@ -363,13 +365,6 @@ class Moment:
             before |= np.append(one.counts, 0.0) - np.bincount(entry, minlength=h + 1) > LEAST_COUNT
         repeated = before.take(entry)
         return float(repeated.mean()), float(repeated[-1])
-
-
-def _fall(ago: F64) -> tuple[F64, F64]:
-    """What a play so many plays ago, at most LAST_MANY, counts: among the last few, and among the last many."""
-    inverse = 1 / ago
-    square = inverse * inverse
-    return square * square * (ago <= LAST_FEW), inverse
 
 
 def _strongest(sums: F64) -> F64:
