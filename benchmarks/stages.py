@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -32,8 +32,10 @@ from benchmarks.machine import machine, versions
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.index import one_thread
 from lhydra.commands.outputs import check_output, is_json_with
-from lhydra.data.dataset import Dataset, user_states
-from lhydra.domain import Recommendation, Repeat
+from lhydra.data.clock import play_times
+from lhydra.data.dataset import TRAIN, Dataset, user_states
+from lhydra.data.plays import flags_of, state_of
+from lhydra.domain import I64, Recommendation, Repeat, UserState
 from lhydra.errors import LhydraError
 from lhydra.files import write_text
 from lhydra.queries import to_query
@@ -84,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not users.sample(1):
                 users = open_users(f"lmdb:{stack.enter_context(tempfile.TemporaryDirectory())}/users", args.store)
                 stack.callback(users.close)
-                users.load(user_states(dataset, "test", positions=np.unique(drawn)))
+                users.load(listeners(dataset, np.unique(drawn)))
             asked = [dataset.user_ids[position] for position in drawn]
             taken: list[list[tuple[Recommendation, dict[str, int]]]] = [[] for _ in recommenders]
             cpu_us = np.zeros((len(recommenders), len(asked)))
@@ -124,6 +126,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.beside:
         print(f"ratio to {args.beside}: {ratio['mean']:.3f} ({ratio['low']:.3f} to {ratio['high']:.3f})")
     return 0
+
+
+def listeners(dataset: Dataset, positions: I64) -> Iterator[tuple[str, UserState]]:
+    """Gives users as the store holds them who have played the train fold; where it keeps single plays, in their order.
+
+    Args:
+        dataset: whose users.
+        positions: (m,) of the users table.
+
+    Yields:
+        User id and state.
+    """
+    states = user_states(dataset, "test", positions=positions)
+    if not dataset.has_events:
+        yield from states
+        return
+    events, times, flags = dataset.events, play_times(dataset.events), flags_of(dataset.events)
+    for (user_id, state), position in zip(states, positions.tolist(), strict=True):
+        own = np.arange(*np.searchsorted(events.user, [position, position + 1]))
+        own = own[events.fold[own] == TRAIN]
+        played = dataset.hashes[events.track[own]], events.count[own], times[own], flags[own]
+        yield user_id, replace(state_of(state.profile, *played), heard=state.heard)
 
 
 def ratio_of(ours: F64, others: F64, seed: int) -> dict[str, float]:
