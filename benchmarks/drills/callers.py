@@ -44,6 +44,7 @@ class Callers:
         self.ours, self.plain = Counter[str](), Counter[str]()
         self.took_ms: list[float] = []
         self.bundles = Counter[str]()
+        self.degraded = 0
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._ours, args=(i,)) for i in range(ours)]
         self._threads += [threading.Thread(target=self._plain, args=(i,)) for i in range(plain)]
@@ -117,6 +118,7 @@ class Callers:
     def _outcome(self, bundle: str, user: str, tracks: list[tuple[str, float]], degraded: list[str]) -> str:
         self.bundles[bundle] += 1
         if degraded and self.allow(degraded):
+            self.degraded += 1
             return "OK"
         return "OK" if self.world.right(bundle, user, tracks) else "mixed"
 

@@ -7,7 +7,6 @@ bundle of another model). Everything runs on this machine and binds to loopback.
 
 import argparse
 import json
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -72,10 +71,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     counts = {word: sum(_word(row) == word for row in rows) for word in WORDS.values()}
     say(", ".join(f"{n} {word}" for word, n in counts.items()) + f", in {time.monotonic() - started:.0f} s")
     if args.out:
-        words = shlex.join(["python", "-m", "benchmarks.drills", "WORK", *(sys.argv[1:] if argv is None else argv)[1:]])
+        sizes = f"--swaps {args.swaps} --messages {args.messages} --seconds {args.seconds:g}"
         document = {
             "benchmark": "drills",
-            "command": words,
+            "command": f"python -m benchmarks.drills WORK --parts {args.parts} {sizes} --out FILE.json",
             "machine": machine(),
             "versions": versions(),
             "rows": [asdict(row) for row in rows],
