@@ -18,6 +18,7 @@ from lhydra_server.interceptors import AccessInterceptor, HandlerFactory
 from lhydra_server.metrics.worker import Metrics, NoMetrics
 from lhydra_server.service import RecommenderService
 from lhydra_server.socket_file import path_of
+from lhydra_server.tracing import Tracing
 from lhydra_server.unread import UnreadReplies
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Recommender"].full_name
@@ -45,6 +46,7 @@ class Listener:
         access: checks the callers' tokens.
         certificates: of TLS; None for none.
         reflected: whether the API describes itself.
+        tracing: is told of each call; None for none.
 
     Raises:
         RuntimeError: the address cannot be bound.
@@ -62,10 +64,11 @@ class Listener:
         access: Access | None = None,
         certificates: Certificates | None = None,
         reflected: bool = True,
+        tracing: Tracing | None = None,
     ) -> None:
         self._connection_age_s = connection_age_s
         self._unread = UnreadReplies(lambda: metrics.refused("unread"))
-        handlers = HandlerFactory(metrics, access_log, self._unread)
+        handlers = HandlerFactory(metrics, access_log, self._unread, tracing)
         refusal = handlers.overloaded(lambda: service.retry_after_ms(self._calls.in_flight))
         threads = min(max_in_flight, CALL_THREADS)
         self._calls = CallPool("call", threads, max_in_flight, refusal, self._count)

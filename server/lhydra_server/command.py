@@ -7,6 +7,7 @@ from pathlib import Path
 from lhydra import config, logs
 from lhydra.errors import MissingExtra
 from lhydra_server.config import ServeSettings
+from lhydra_server.tracing import check_endpoint
 
 HELP = "serve the CURRENT bundle of a store over gRPC; moves to a new bundle by itself"
 EXTRA = "server"
@@ -35,11 +36,13 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         MissingExtra: what workers need is not installed.
+        ConfigError: no address that spans can be sent to.
     """
     settings = config.resolve("serve", ServeSettings, args)
     for module in _NEEDED:  # workers need them, this process does not: say so before any is started
         if find_spec(module) is None:
             raise MissingExtra(EXTRA, module)
+    check_endpoint(settings.trace_endpoint)
     logs.configure(args.log_level, as_json=True)
     from lhydra_server.supervisor import Supervisor
 

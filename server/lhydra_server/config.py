@@ -54,6 +54,9 @@ class ServeSettings(Settings):
     )
     insecure: bool = setting(False, "listen beyond this machine without TLS")
     closed_reflection: bool = setting(False, "the API does not describe itself to those who ask by reflection")
+    trace_endpoint: str | None = setting(
+        None, "http://HOST:4318 of an OpenTelemetry collector, which gets a span for each call"
+    )
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,7 @@ class WorkerSettings(Message):
     tokens: str = ""  # as the rules
     token_share: float = 1.0  # of each token's rate
     reflected: bool = True
+    trace_endpoint: str = ""  # of a collector of spans; "" for none
     log_level: str = "info"
     log_sample: float = 1.0
     signed_by: str = ""  # hex, the public key of who must have signed the bundle; "" takes any

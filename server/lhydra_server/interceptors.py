@@ -20,6 +20,7 @@ from lhydra_server.errors import status_of
 from lhydra_server.metrics.layout import OTHER
 from lhydra_server.metrics.worker import Metrics
 from lhydra_server.outage_log import OutageLog
+from lhydra_server.tracing import Tracing
 from lhydra_server.unread import UnreadReplies
 
 REQUEST_ID_KEY = "x-request-id"  # metadata key, of the call and of its trailers
@@ -57,6 +58,7 @@ class Call:
         self.degraded: list[str] = []
         self.short = False
         self._active = context.is_active
+        self.metadata = context.invocation_metadata
         remaining_s = context.time_remaining()
         self.deadline_s = math.inf if remaining_s is None else time.monotonic() + remaining_s
 
@@ -77,10 +79,13 @@ class HandlerFactory:
         metrics: what calls are counted in.
         access_log: where each call has its line.
         unread: counts the replies.
+        tracing: is told of each call; None for none.
     """
 
-    def __init__(self, metrics: Metrics, access_log: logs.AccessLog, unread: UnreadReplies) -> None:
-        self._metrics, self._access_log = metrics, access_log
+    def __init__(
+        self, metrics: Metrics, access_log: logs.AccessLog, unread: UnreadReplies, tracing: Tracing | None = None
+    ) -> None:
+        self._metrics, self._access_log, self._tracing = metrics, access_log, tracing
         self._outages, self._unread, self._refusals = OutageLog(), unread, RefusalPool()
 
     def unary(
@@ -200,6 +205,8 @@ class HandlerFactory:
         took_us = (time.perf_counter_ns() - started_ns) // 1000
         self._metrics.record(name, code.name, took_us, call.stage_us, call.tier, call.degraded, call.short)
         self._access_log.write(name, code.name, call.request_id, took_us, call.notes)
+        if self._tracing is not None:
+            self._tracing.ended(name, code.name, call, took_us)
 
     def overloaded(self, retry_after_ms: Callable[[], int]) -> Behavior:
         """Makes what answers calls for which there is no room: it refuses them at once.

@@ -310,6 +310,7 @@ class Supervisor:
             **self._files.in_force,
             token_share=1 / self._n_workers,
             reflected=not self._settings.closed_reflection,
+            trace_endpoint=self._settings.trace_endpoint or "",
             log_level=self._log_level,
             log_sample=self._settings.log_sample,
             **self._keys,

@@ -43,6 +43,7 @@ from lhydra_server.metrics.worker import Metrics
 from lhydra_server.rules_file import rule_sets
 from lhydra_server.service import RecommenderService, Served
 from lhydra_server.socket_file import MODE
+from lhydra_server.tracing import Tracing
 
 LEFT_TO_SUPERVISOR = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _log = logging.getLogger(__name__)
@@ -133,6 +134,7 @@ def run(load: Callable[[WorkerSettings], Served] = open_served, *, heart: Heart)
             )
             metrics = Metrics.open(settings.metrics)
             logs.QUEUE.count_lost = metrics.log_lines_lost
+            tracing = Tracing(settings.trace_endpoint) if settings.trace_endpoint else None
             keep_to(settings.core)
             others = os.umask(0o777 & ~MODE)  # of a unix socket, which gRPC makes
             service = RecommenderService(served, users, max_k=settings.max_k, fleet=lambda: fleet, metrics=metrics)
@@ -147,6 +149,7 @@ def run(load: Callable[[WorkerSettings], Served] = open_served, *, heart: Heart)
                 access=access,
                 certificates=certificates,
                 reflected=settings.reflected,
+                tracing=tracing,
             )
             os.umask(others)
             check_free_descriptors()
@@ -188,6 +191,8 @@ def run(load: Callable[[WorkerSettings], Served] = open_served, *, heart: Heart)
     listener.drain(NOTICE_S)
     listener.stop(GRACE_S)
     users.close()
+    if tracing is not None:
+        tracing.stop()
     return 0
 
 
