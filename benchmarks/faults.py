@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="JSON to write")
     args = parser.parse_args(argv)
     try:
-        check_output("--out", args.out, is_json_with("benchmark", "faults"))
+        check_output("--out", args.out, is_json_with("benchmark", "machine", "versions"))
     except LhydraError as error:
         print(error, file=sys.stderr)
         return 1

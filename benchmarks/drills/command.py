@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := [name for name in chosen if name not in drills]:
         parser.error(f"--parts: found {unknown[0]}, expected some of {', '.join(drills)}")
     try:
-        check_output("--out", args.out, is_json_with("benchmark", "drills"))
+        check_output("--out", args.out, is_json_with("benchmark", "rows"))
     except LhydraError as error:
         print(error, file=sys.stderr)
         return 1
