@@ -1,6 +1,7 @@
 """Who gets in: TLS, client certificates, tokens and their rights, on real servers with our client."""
 
 import asyncio
+import errno
 import os
 import socket
 import ssl
@@ -722,6 +723,62 @@ def test_no_room_for_copies_is_one_line(store: Path, tmp_path: Path, monkeypatch
     with pytest.raises(ConfigError) as caught:
         files.open(B1)
     assert str(caught.value) == expected
+
+
+def test_a_token_of_the_same_length_takes_the_place_of_another_whatever_the_time_says(
+    store: Path, tmp_path: Path
+) -> None:
+    path, kept = write_tokens(tmp_path), tmp_path / "kept"
+    files = FilesInForce(ServeSettings(token_file=str(path)), store)
+    files.open(B1)
+    kept.write_text(path.read_text().replace(READ, "z" * 24))
+    assert kept.stat().st_size == path.stat().st_size
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    with path.open("r+") as file:  # the same file, its time set back: as `cp -p` onto it and `rsync -t --inplace` do
+        file.write(kept.read_text())
+    os.utime(path, ns=times)
+    files.look(B1)
+    assert (Path(files.in_force["tokens"]) / tokens.COPY).read_text() == kept.read_text()
+    with pytest.raises(Unauthenticated):
+        files.access.check(API + "Recommend", [("authorization", f"Bearer {READ}")])
+    files.close()
+
+
+def test_what_is_no_file_is_refused_and_never_waited_for(store: Path, tmp_path: Path) -> None:
+    path = write_tokens(tmp_path)
+    files = FilesInForce(ServeSettings(token_file=str(path)), store)
+    files.open(B1)
+    before = files.in_force["tokens"]
+    path.unlink()
+    os.mkfifo(path)
+    files.look(B1)
+    assert files.told["access_error"] == f"{path}: found no regular file, expected a file of tokens"
+    assert files.in_force["tokens"] == before
+    with pytest.raises(ConfigError, match="no regular file"):
+        FilesInForce(ServeSettings(token_file=str(path)), store).open(B1)
+    files.close()
+
+
+def test_a_version_that_is_refused_leaves_no_copy(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_tokens(tmp_path)
+    files = FilesInForce(ServeSettings(token_file=str(path)), store)
+    files.open(B1)
+    folder = Path(files.in_force["tokens"]).parent
+    for text in ("junk", "more junk"):
+        path.write_text(text)
+        files.look(B1)
+        assert [entry.name for entry in folder.iterdir()] == ["0"]
+
+    def full(copy: Path, data: bytes) -> int:
+        copy.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    path.write_text(f"{READ} read other\n")
+    files.look(B1)
+    assert "No space left" in files.told["access_error"]
+    assert [entry.name for entry in folder.iterdir()] == ["0"]
+    files.close()
 
 
 # -- our client -------------------------------------------------------------------------------------------

@@ -111,7 +111,19 @@ def test_nothing_of_it_is_loaded_unless_asked_for() -> None:
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": path}).returncode == 0
 
 
-@pytest.mark.parametrize("endpoint", ["", "localhost:4318", "grpc://localhost:4317", "file:///etc"])
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "",
+        "localhost:4318",
+        "grpc://localhost:4317",
+        "file:///etc",
+        "http://",
+        "https:///v1/traces",
+        "http://[",
+        "http://h:x",
+    ],
+)
 def test_an_endpoint_that_is_none_is_one_line(endpoint: str) -> None:
     with pytest.raises(ConfigError, match=r"^--trace-endpoint: found .*, expected http://HOST:4318"):
         check_endpoint(endpoint)

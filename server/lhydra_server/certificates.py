@@ -46,7 +46,7 @@ def context_of(copies: Path) -> ssl.SSLContext:
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             found, expected = "the key of another certificate", f"that of {copies / CERT}"
-        elif error.library == "SSL":
+        elif str(error).startswith("[SSL"):
             found, expected = "none that can be used", "a private key in PEM form"
         else:
             found, expected = (error.reason or "no key").lower().replace("_", " "), "a private key in PEM form"

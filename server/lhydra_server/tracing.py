@@ -4,12 +4,14 @@ import time
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from lhydra.errors import ConfigError, MissingExtra, complain
 
 if TYPE_CHECKING:
     from lhydra_server.interceptors import Call
 
+PATH = "/v1/traces"  # of the address, below that of the collector
 STOP_MS = 1_000  # for the spans that wait when a worker ends
 _PARENTS = ("traceparent", "tracestate")  # metadata keys: W3C Trace Context
 _NOTES = ("bundle", "k", "recorded")  # of the log line; ids of listeners and tracks stay out of spans
@@ -27,7 +29,12 @@ def check_endpoint(endpoint: str | None) -> None:
     """
     if endpoint is None:
         return
-    if not endpoint.startswith(("http://", "https://")):
+    try:
+        parts = urlsplit(endpoint)
+        named = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # half an IPv6 address, or a port that is none
+        named = False
+    if not named:
         raise ConfigError(complain("--trace-endpoint", endpoint, "http://HOST:4318 of an OpenTelemetry collector"))
     for module in ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http"):
         try:
@@ -56,7 +63,7 @@ class Tracing:
         from opentelemetry.trace import SpanKind, StatusCode, set_span_in_context
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=5)
+        exporter = OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/').removesuffix(PATH)}{PATH}", timeout=5)
         self._provider = TracerProvider(resource=Resource.create({"service.name": "lhydra"}), shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("lhydra_server")

@@ -104,10 +104,13 @@ class WatchedFiles:
         assert self._folder is not None
         copies = self._folder / str(self._versions)
         copies.mkdir(exist_ok=True)
-        for name, source in self._sources.items():
-            (copies / name).write_bytes(self._read(source))
         try:
+            for name, source in self._sources.items():
+                (copies / name).write_bytes(self._read(source))
             self._check(copies, bundle_id)
+        except OSError:
+            shutil.rmtree(copies, ignore_errors=True)
+            raise
         except ConfigError as error:
             shutil.rmtree(copies, ignore_errors=True)
             text = str(error)
@@ -125,7 +128,9 @@ class WatchedFiles:
     def _read(self, source: Path) -> bytes:
         expected = f"a file of {self._what}"
         try:
-            with source.open("rb") as file:
+            with open(os.open(source, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe would be waited for
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise ConfigError(complain(source, "no regular file", expected))
                 text = file.read(MAX_BYTES + 1)
         except OSError as error:
             raise ConfigError(complain(source, error.strerror or str(error), expected)) from None
@@ -139,4 +144,5 @@ def _mark(source: Path) -> tuple[int, ...] | None:
         found = os.stat(source)
     except OSError:
         return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    # The time of the last change of the inode too: the other one can be set back, and a token stay that was revoked.
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
