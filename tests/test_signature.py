@@ -64,7 +64,7 @@ def test_only_the_manifest_that_the_key_signed_passes(store: Path, keys: tuple[P
     private, public = keys
     folder, required = current(store), signature.public_key(public)
     assert "found no signature" in refused(store, public)
-    assert main(["index", "sign", "--store", str(store), "--key", str(private)]) == 0
+    assert main(["index", "sign", "--store", str(store), "--sign-key", str(private)]) == 0
     assert Bundle.open(store, signed_by=required).bundle_id == folder.name
     assert Bundle.open(store).bundle_id == folder.name  # who asks for no signature needs none
     made = (folder / signature.FILE).read_bytes()
@@ -148,7 +148,7 @@ def test_commands_obey(
     assert main(["index", "rollback", other, *at, *asking]) != 0
     assert current(store) == folder
     for bundle_id in (folder.name, other):
-        assert main(["index", "sign", bundle_id, *at, "--key", private]) == 0
+        assert main(["index", "sign", bundle_id, *at, "--sign-key", private]) == 0
     assert main(["index", "verify", *at, *asking]) == 0
     capsys.readouterr()
     assert main(["index", "list", *at]) == 0
@@ -159,9 +159,9 @@ def test_commands_obey(
     whole = (store / other / "share.npy").read_bytes()
     (store / other / "share.npy").write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     (store / other / signature.FILE).unlink()
-    assert main(["index", "sign", *at, "--key", private]) != 0  # nobody signs what is damaged
+    assert main(["index", "sign", *at, "--sign-key", private]) != 0  # nobody signs what is damaged
     assert not (store / other / signature.FILE).exists()
-    for words in (["sign", *at, "--key", str(tmp_path / "none")], ["verify", *at, "--require-signature", private]):
+    for words in (["sign", *at, "--sign-key", str(tmp_path / "none")], ["verify", *at, "--require-signature", private]):
         assert main(["index", *words]) != 0
     assert capsys.readouterr().err.count("\n") == 3
 

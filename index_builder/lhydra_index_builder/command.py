@@ -48,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     sign = actions.add_parser("sign", help="check every file of a bundle, and sign its manifest")
     sign.add_argument("bundle", nargs="?", metavar="ID", help="default: the current one")
     sign.add_argument(
-        "--key", type=Path, required=True, metavar="F", help="private Ed25519 key, PEM, without a password"
+        "--sign-key", type=Path, required=True, metavar="F", help="private Ed25519 key, PEM, without a password"
     )
     diff = actions.add_parser("diff", help="what would change for listeners between two bundles")
     diff.add_argument("a", metavar="A", help="the bundle before: an id, current or previous")
@@ -240,9 +240,9 @@ def _sign(args: argparse.Namespace) -> int:
     from lhydra.bundle.manifest import current_bundle_id
 
     bundle_id = args.bundle or current_bundle_id(args.store)
-    signature.private_key(args.key)
+    signature.private_key(args.sign_key)
     Bundle.open(args.store, bundle_id, again=True)  # nobody signs what is damaged
-    signature.sign(args.store / bundle_id, args.key)
+    signature.sign(args.store / bundle_id, args.sign_key)
     print(json.dumps({"bundle_id": bundle_id, "signed": True}) if args.json else f"{bundle_id} is signed")
     return 0
 
