@@ -19,7 +19,7 @@ from lhydra.domain import (
     track_hashes,
 )
 from lhydra_protos.v1.wire import track_part
-from lhydra_server.service import QueryAndCheck, Served
+from lhydra_server.served import QueryAndCheck, Served
 
 HALF = np.float32(0.5)
 

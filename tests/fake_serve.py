@@ -20,7 +20,7 @@ from lhydra_server.config import ServeSettings, WorkerSettings
 from lhydra_server.heartbeat import Heart, Limits, end_when_orphaned
 
 if TYPE_CHECKING:
-    from lhydra_server.service import Served  # a worker imports it after its first sign of life
+    from lhydra_server.served import Served  # a worker imports it after its first sign of life
 
 
 def write_bundle(store: Path, bundle_id: str, **what: Any) -> None:

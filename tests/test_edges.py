@@ -29,8 +29,8 @@ from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_protos.v1.recommender_pb2_grpc import RecommenderStub
 from lhydra_server.app import Listener
 from lhydra_server.errors import MAX_TEXT_CHARS, status_of
+from lhydra_server.served import served_of
 from lhydra_server.service import RecommenderService
-from lhydra_server.worker import served_of
 
 BUNDLE = Path(__file__).resolve().parent / "golden" / "bundle_v4"
 NOW = 1_700_000_000

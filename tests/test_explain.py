@@ -30,8 +30,8 @@ from lhydra_client.command import configure, run
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.app import Listener
 from lhydra_server.config import WorkerSettings
+from lhydra_server.served import open_served
 from lhydra_server.service import RecommenderService
-from lhydra_server.worker import open_served
 
 NOW = 1_700_000_000
 ONE_BY_ONE = {

@@ -36,8 +36,8 @@ from lhydra_index_builder.build import rebuild
 from lhydra_index_builder.config import RebuildSettings
 from lhydra_server.app import Listener
 from lhydra_server.config import WorkerSettings
+from lhydra_server.served import open_served
 from lhydra_server.service import RecommenderService
-from lhydra_server.worker import open_served
 
 DEPTH, K = 40, 10
 

@@ -34,8 +34,8 @@ from lhydra_client import Client, InvalidRequest
 from lhydra_client import Rules as AskedRules
 from lhydra_server.app import Listener
 from lhydra_server.config import WorkerSettings
+from lhydra_server.served import open_served
 from lhydra_server.service import RecommenderService
-from lhydra_server.worker import open_served
 
 NOW = 1_700_000_000
 EVERYTHING = Rules(

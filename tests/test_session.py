@@ -32,8 +32,8 @@ from lhydra.users.store import UserStore, open_users
 from lhydra_client import Client, HistoryEntry, Recommendations, SessionEntry
 from lhydra_client import Play as ClientPlay
 from lhydra_server.app import Listener
+from lhydra_server.served import served_of
 from lhydra_server.service import RecommenderService
-from lhydra_server.worker import served_of
 
 BUNDLE = Path(__file__).resolve().parent / "golden" / "bundle_v4"
 NOW, DAY = 1_700_000_000, 86_400

@@ -31,13 +31,13 @@ from lhydra.recommender import Recommender
 from lhydra_client.client import CHANNEL_OPTIONS
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_protos.v1.recommender_pb2_grpc import RecommenderStub
-from lhydra_server import supervisor
+from lhydra_server import fleet, supervisor
 from lhydra_server.address import Reservation, joined
 from lhydra_server.config import GRACE_S, MAX_ERROR_CHARS, NOTICE_S, ServeSettings, WorkerReport, longest_stop_s
 from lhydra_server.descriptors import check_free_descriptors, use_all_descriptors
+from lhydra_server.fleet import Backoff
 from lhydra_server.heartbeat import Limits
 from lhydra_server.processes import WorkerProcess
-from lhydra_server.supervisor import Backoff
 from tests.fake_core import expected_ids
 from tests.fake_serve import write_bundle
 from tests.harness import free_port, gone, until
@@ -548,9 +548,9 @@ def test_what_served_is_back_soon_however_often_it_dies() -> None:
     served, never = Backoff(), Backoff()
     for _ in range(64):
         served.due_s = never.due_s = 0.0  # as if it had waited
-        served.failed(supervisor.LONGEST_SERVED_S)
+        served.failed(fleet.LONGEST_SERVED_S)
         never.failed()
-    assert (served.delay_s, never.delay_s) == (supervisor.LONGEST_SERVED_S, supervisor.LONGEST_S)
+    assert (served.delay_s, never.delay_s) == (fleet.LONGEST_SERVED_S, fleet.LONGEST_S)
 
 
 def test_no_worker_outlives_its_supervisor(server: Server) -> None:

@@ -2,22 +2,19 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from threading import Lock
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from lhydra import __version__
-from lhydra.bundle.columns import NO_COLUMNS, FilterColumns
-from lhydra.bundle.strings import StringColumn
-from lhydra.domain import I64, Hashes, Query, Recommendation, Repeat, UserState, track_hashes
+from lhydra.domain import Query, Recommendation, Repeat, UserState, track_hashes
 from lhydra.errors import FeatureError, InvalidRequest, Unsupported, UserStoreError
-from lhydra.explain.explainer import Explainer
 from lhydra.queries import Request, to_query
 from lhydra.recommender import LEARNT_AS_DECAY, MAX_BATCH
-from lhydra.similar import Similar, SimilarQuery
+from lhydra.similar import SimilarQuery
 from lhydra.timing import timed
 from lhydra.users.store import UserStore
 from lhydra.users.tag import user_tag
@@ -29,67 +26,11 @@ from lhydra_server.interceptors import Call
 from lhydra_server.metrics.worker import Metrics, NoMetrics
 from lhydra_server.replies import reply, unused_columns
 from lhydra_server.rules import NO_SETS
+from lhydra_server.served import QueryAndCheck, Served
 from lhydra_server.translate import to_plays, to_request, to_similar
 
 NO_METRICS = NoMetrics()
 Answer = TypeVar("Answer")
-
-QueryAndCheck = tuple[Query, Callable[[], None]]  # the check runs between stages; its error ends the query
-
-
-class Recommends(Protocol):
-    """What the service needs of a recommender."""
-
-    depth: int
-    fallbacks: int  # searches that had to be done again, ever
-
-    @property
-    def knows_repeats(self) -> bool:
-        """Whether the model has learnt what is played again."""
-
-    def recommend_many(self, queries: Sequence[QueryAndCheck], /) -> list[Recommendation | Exception]:
-        """Answers a batch of queries.
-
-        Args:
-            queries: at most MAX_BATCH.
-
-        Returns:
-            The answer to each query, or the error that ended it, in order.
-        """
-
-
-class Tracks(Protocol):
-    """What the service needs of a catalog."""
-
-    def __len__(self) -> int: ...
-
-    def rows(self, hashes: Hashes) -> I64:
-        """Returns the rows of tracks.
-
-        Args:
-            hashes: (n,) uint64 hashes of track ids, in any order.
-
-        Returns:
-            (n,) int64 rows of the catalog, -1 where unknown.
-        """
-
-
-@dataclass(frozen=True)
-class Served:
-    """An opened bundle as the service sees it."""
-
-    bundle_id: str
-    model_id: str
-    dim: int
-    index_recipe: str
-    recommender: Recommends
-    catalog: Tracks
-    replies: StringColumn  # each track's part of a reply
-    filters: FilterColumns = NO_COLUMNS
-    genre: str | None = None  # the column that `Filter.genres` is about
-    explainer: Explainer | None = None  # None where nobody explains
-    profile: Set[str] | None = None  # the profile columns that the model uses; None where nobody can tell
-    similar: Similar | None = None
 
 
 def _tried(method: Callable[..., Answer], *args: object) -> Answer | Exception:

@@ -11,7 +11,7 @@ import select
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
@@ -23,6 +23,7 @@ from lhydra_server.address import Reservation, check_exposure, joined
 from lhydra_server.config import FleetStatus, ServeSettings, WorkerSettings, longest_stop_s
 from lhydra_server.descriptors import use_all_descriptors
 from lhydra_server.files_in_force import FilesInForce
+from lhydra_server.fleet import LONGEST_S, LONGEST_SERVED_S, LONGEST_SPAWN_S, Backoff, Fleet
 from lhydra_server.heartbeat import Limits
 from lhydra_server.keys import keys_of
 from lhydra_server.metrics.totals import Totals
@@ -32,52 +33,9 @@ from lhydra_server.socket_file import SCHEME, SocketFile
 TICK_S = 0.2  # how often CURRENT is looked at; everything else wakes the loop
 KILL_TIMEOUT_S = 5.0  # a killed worker that is there after so long hangs in the kernel: the supervisor ends without it
 STABLE_S = 10.0  # a worker that lived so long died of something new: no backoff
-LONGEST_S = 30.0  # between two tries of what never served
-LONGEST_SERVED_S = 0.5  # of what served before it died: every second without it costs answers
-LONGEST_SPAWN_S = 2.0  # of a process that could not be started: descriptors and memory come back at any time
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 UNUSED = (signal.SIGUSR1, signal.SIGUSR2)
 _log = logging.getLogger(__name__)
-
-
-@dataclass
-class Backoff:
-    """When to try again after failures: 0.1 s, doubling."""
-
-    delay_s: float = 0.0
-    due_s: float = 0.0  # on the monotonic clock
-
-    def failed(self, longest_s: float = LONGEST_S) -> None:
-        """Puts the next try off, for twice as long as the last time; failures before it is due count as one.
-
-        Args:
-            longest_s: seconds to wait at most.
-        """
-        if self.over:
-            self.delay_s = min(max(self.delay_s * 2, 0.1), longest_s)
-            self.due_s = time.monotonic() + self.delay_s
-
-    @property
-    def over(self) -> bool:
-        """Whether it is time to try."""
-        return time.monotonic() >= self.due_s
-
-
-@dataclass
-class Fleet:
-    """The workers on one bundle."""
-
-    bundle_id: str
-    workers: list[WorkerProcess] = field(default_factory=list)
-    backoff: Backoff = field(default_factory=Backoff)
-    started_s: float = field(default_factory=time.monotonic)
-    spawn_error: str = ""  # why it has fewer workers than asked for
-    publish_error: str = ""  # why new connections do not reach it
-
-    @property
-    def n_ready(self) -> int:
-        """How many workers serve."""
-        return sum(worker.ready and not worker.ended for worker in self.workers)
 
 
 class Supervisor:

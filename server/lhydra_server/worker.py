@@ -17,12 +17,8 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 
 from lhydra import logs
-from lhydra.bundle.bundle import Bundle
 from lhydra.errors import LhydraError
-from lhydra.explain.explainer import Explainer
 from lhydra.logs import AccessLog
-from lhydra.recommender import Recommender
-from lhydra.similar import Similar
 from lhydra.timing import timed
 from lhydra.users.store import open_users
 from lhydra.users.tag import use_key
@@ -41,60 +37,13 @@ from lhydra_server.descriptors import check_free_descriptors
 from lhydra_server.heartbeat import Heart
 from lhydra_server.metrics.worker import Metrics
 from lhydra_server.rules_file import rule_sets
-from lhydra_server.service import RecommenderService, Served
+from lhydra_server.served import Served, open_served
+from lhydra_server.service import RecommenderService
 from lhydra_server.socket_file import MODE
 from lhydra_server.tracing import Tracing
 
 LEFT_TO_SUPERVISOR = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _log = logging.getLogger(__name__)
-
-
-def open_served(settings: WorkerSettings) -> Served:
-    """Opens the bundle of a worker, verifies it and warms it up.
-
-    Args:
-        settings: name store, bundle and depth, and who must have signed it.
-
-    Returns:
-        All that a service answers from.
-
-    Raises:
-        BundleError: the bundle is missing, damaged, or of another format.
-    """
-    signed_by = bytes.fromhex(settings.signed_by) or None
-    bundle = Bundle.open(Path(settings.store), settings.bundle_id, signed_by=signed_by)
-    recommender = Recommender(bundle, settings.depth)
-    recommender.warm_up()
-    return served_of(bundle, recommender)
-
-
-def served_of(bundle: Bundle, recommender: Recommender) -> Served:
-    """Returns an opened bundle as the service takes it.
-
-    Args:
-        bundle: opened from a folder.
-        recommender: over it.
-
-    Returns:
-        All that a service answers from.
-    """
-    manifest = bundle.manifest
-    assert manifest is not None  # what lies in a store has one
-    assert bundle.replies is not None
-    return Served(
-        bundle.bundle_id,
-        manifest.model_id,
-        manifest.dim,
-        manifest.recipe,
-        recommender,
-        bundle.catalog,
-        bundle.replies,
-        bundle.filters,
-        bundle.spec.genre,
-        Explainer(recommender),
-        frozenset(bundle.spec.profile_columns) | {"country"},
-        Similar(recommender),
-    )
 
 
 def run(load: Callable[[WorkerSettings], Served] = open_served, *, heart: Heart) -> int:
