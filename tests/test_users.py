@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -31,7 +32,7 @@ from lhydra.errors import ConfigError, DeadlineExceeded, UserStoreError
 from lhydra.users import heard as chunks
 from lhydra.users import record
 from lhydra.users.lmdb_store import LmdbUsers
-from lhydra.users.packed import pack, unpack
+from lhydra.users.packed import pack, unpack, unpack_state
 from lhydra.users.place import claim, refuse_other
 from lhydra.users.record import UserRecord
 from lhydra.users.redis_store import RedisUsers
@@ -499,6 +500,30 @@ def stored(users: UserStore, user_id: str) -> bytes:
     with users._connection(1) as connection:
         connection.send_command("GET", f"lhydra:u:{user_id}")
         return bytes(connection.read_response())
+
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def sealed_anew(packed: bytes, old: bytes, new: bytes) -> bytes:
+    """A record of format 1 or 3 with other bytes in what requests read, and the checksum that goes with them."""
+    assert packed.count(old) == 1
+    assert len(old) == len(new)
+    changed = packed.replace(old, new)
+    end = changed.index(new) + len(new) if packed[0] == 3 else len(changed)
+    checksum = zlib.crc32(changed[8:end], 3 if packed[0] == 3 else 0)
+    return changed[:4] + checksum.to_bytes(4, "little") + changed[8:]
+
+
+@pytest.mark.parametrize("version", [1, 3])
+@pytest.mark.parametrize("profile", [b"]", b"\xff", b"[1]"], ids=["no JSON", "no UTF-8", "a list"])
+def test_a_profile_that_is_none_is_damage_though_its_checksum_is_right(version: int, profile: bytes) -> None:
+    packed = bytes.fromhex((GOLDEN / f"user_record_v{version}.hex").read_text())
+    text = '{"age": 30, "country": "Österreich"}'.encode()
+    assert unpack(sealed_anew(packed, text, text), "ann").state.profile == {"age": 30, "country": "Österreich"}
+    for read in (unpack, unpack_state):
+        with pytest.raises(UserStoreError, match="damaged"):
+            read(sealed_anew(packed, text, profile.ljust(len(text))), "ann")
 
 
 def test_reading_a_damaged_value_is_one_line(users: UserStore) -> None:

@@ -31,6 +31,7 @@ from lhydra.domain import (
     Hashes,
     Play,
     UserState,
+    Value,
     no_hashes,
     no_recent,
     track_hashes,
@@ -275,7 +276,7 @@ def _unpack_read(packed: bytes, user_id: str) -> tuple[UserState, Hashes, int]:
     if not whole or zlib.crc32(memoryview(packed)[_HEAD.size : end], VERSION) != _HEAD.unpack_from(packed)[1]:
         raise damaged(user_id, packed)
     state = UserState(
-        json.loads(packed[profile_at:end]) if n_profile > 2 else {},  # of most users nothing is declared
+        _profile(packed[profile_at:end], packed, user_id) if n_profile > 2 else {},  # of most users nothing is declared
         np.frombuffer(packed, HISTORY_DTYPE, n_history, history_at),
         np.frombuffer(packed, _U64, n_heard, _START),
         np.frombuffer(packed, _U64, n_skipped, skipped_at) if n_skipped else no_hashes(),
@@ -295,9 +296,11 @@ def _unpack_old(packed: bytes, user_id: str) -> UserRecord:
     history_at = skipped_at + 8 * n_skipped
     live_at = history_at + _HISTORY * n_history
     profile_at = live_at + _HISTORY * n_live
+    if len(packed) != profile_at + n_profile:
+        raise damaged(user_id, packed)
     history = np.frombuffer(packed, HISTORY_DTYPE, n_history, history_at)
     state = UserState(
-        json.loads(packed[profile_at:]) if n_profile > 2 else {},
+        _profile(packed[profile_at:], packed, user_id) if n_profile > 2 else {},
         history,
         np.frombuffer(packed, _U64, n_heard, _OLD_START),
         np.frombuffer(packed, _U64, n_skipped, skipped_at),
@@ -305,6 +308,16 @@ def _unpack_old(packed: bytes, user_id: str) -> UserRecord:
     )
     live = np.frombuffer(packed, HISTORY_DTYPE, n_live, live_at)
     return UserRecord(state, live, np.frombuffer(packed, _U64, n_events, events_at))
+
+
+def _profile(text: bytes, packed: bytes, user_id: str) -> dict[str, Value]:
+    try:
+        found: dict[str, Value] = json.loads(text)
+    except (ValueError, RecursionError):
+        raise damaged(user_id, packed) from None
+    if not isinstance(found, dict):
+        raise damaged(user_id, packed)
+    return found
 
 
 def _value_of(user_id: str) -> str:
