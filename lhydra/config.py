@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lhydra.errors import ConfigError, complain
+from lhydra.errors import ConfigError, complain, printable
 from lhydra.numerals import real_number, whole_number
 
 S = TypeVar("S", bound="Settings")
@@ -158,14 +158,14 @@ def resolve(section: str, settings: type[S], args: argparse.Namespace, environ: 
     if path is not None:
         for key, value in read_section(path, section).items():
             if key not in names:
-                raise ConfigError(f"{path}: {section}.{key}: {unknown(key, names)}")
+                raise ConfigError(unknown(f"{path}: {section}.{key}", key, names))
             values[key] = _converted(settings, key, _ungrouped(settings, key, value), f"{path}: {section}.{key}")
     prefix = f"LHYDRA_{section.upper()}_"
     for variable, value in environ.items():
         if variable.startswith(prefix):
             key = variable.removeprefix(prefix).lower()
             if key not in names:
-                raise ConfigError(f"environment variable {variable}: {unknown(key, names)}")
+                raise ConfigError(unknown(f"environment variable {variable}", key, names))
             values[key] = _converted(settings, key, value, f"environment variable {variable}")
     for key in names:
         if hasattr(args, key):
@@ -193,7 +193,7 @@ def read_section(path: Path, section: str) -> dict[str, Any]:
         raise ConfigError(complain(path, shown(document), "a mapping with a section per command"))
     for name in document:
         if name not in SECTIONS:
-            raise ConfigError(f"{path}: {unknown(str(name), SECTIONS)}")
+            raise ConfigError(unknown(path, str(name), SECTIONS))
     chosen = document.get(section, {})
     if isinstance(chosen, Null):
         return {}
@@ -261,19 +261,21 @@ def shown(value: object) -> str:
     return "a list" if isinstance(value, list) else "a mapping" if isinstance(value, dict) else str(value)
 
 
-def unknown(key: str, known: typing.Iterable[str]) -> str:
+def unknown(place: object, key: str, known: typing.Iterable[str]) -> str:
     """Returns the message for an unknown key, naming the nearest known one.
 
     Args:
+        place: where it stands.
         key: what was found.
         known: what could have been meant.
 
     Returns:
-        One line without the place where the key stands.
+        One line, control characters escaped.
     """
     known = list(known)
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    return f"unknown key '{key}', the nearest known key is '{near[0]}'" if near else f"unknown key '{key}'"
+    nearest = f", the nearest known key is '{near[0]}'" if near else ""
+    return printable(f"{place}: unknown key '{key}'{nearest}")
 
 
 def _plain_type(settings: type[Settings], name: str) -> tuple[type, bool]:

@@ -139,6 +139,18 @@ class DeadlineExceeded(LhydraError):
     """The caller's deadline passed before the work was done."""
 
 
+def printable(text: str) -> str:
+    """Returns a text as one line that a terminal can show.
+
+    Args:
+        text: of any kind, from anybody.
+
+    Returns:
+        The text, control characters escaped.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def one_line(text: str, most: int) -> str:
     """Returns a text as one printable line of bounded length.
 
@@ -150,7 +162,7 @@ def one_line(text: str, most: int) -> str:
         The line, control characters escaped.
     """
     text = text if len(text) <= most else f"{text[: most - 3]}..."
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    line = printable(text)
     return line if len(line) <= most else f"{line[: most - 3]}..."  # escapes are longer than what they stand for
 
 
@@ -180,5 +192,4 @@ def complain(thing: object, found: object, expected: str) -> str:
     text = found if isinstance(found, str) else repr(found)
     if len(text) > 120:
         text = f"{text[:117]}..."
-    line = f"{thing}: found {text}, expected {expected}"
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return printable(f"{thing}: found {text}, expected {expected}")

@@ -62,6 +62,8 @@ def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(tmp_path:
     [
         ({"recomend": {}}, "unknown key 'recomend', the nearest known key is 'recommend'"),
         ({"recommend": {"rat": 1}}, "recommend.rat: unknown key 'rat', the nearest known key is 'rate'"),
+        ('"\\e[31mserve": {}', "unknown key '\\x1b[31mserve', the nearest known key is 'serve'"),
+        ('recommend: {"ra\\nte": 1}', "recommend.ra\\nte: unknown key 'ra\\nte', the nearest known key is 'rate'"),
         ({"recommend": {"k": "ten"}}, "recommend.k: found ten, expected a whole number"),
         ({"recommend": {"k": 1.5}}, "recommend.k: found 1.5, expected a whole number"),
         ({"recommend": {"k": True}}, "recommend.k: found true, expected a whole number"),

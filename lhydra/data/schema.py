@@ -90,7 +90,7 @@ class DeclaredColumns:
         section = read_section(path, "columns") if path is not None else {}
         for side in section:
             if side not in ("tracks", "users"):
-                raise ConfigError(f"{path}: columns.{side}: {unknown(side, ('tracks', 'users'))}")
+                raise ConfigError(unknown(f"{path}: columns.{side}", side, ("tracks", "users")))
         declared = {side: _declared(f"{path}: columns.{side}", entries) for side, entries in section.items()}
         return cls(**declared)
 
@@ -126,7 +126,7 @@ def _declared(where: str, entries: Any) -> tuple[Column, ...]:
             raise ConfigError(complain(f"{where}.{name}", shown(entry), example))
         for key in entry:
             if key != "kind":
-                raise ConfigError(f"{where}.{name}.{key}: {unknown(str(key), ['kind'])}")
+                raise ConfigError(unknown(f"{where}.{name}.{key}", str(key), ["kind"]))
         if entry["kind"] not in DECLARABLE:
             raise ConfigError(complain(f"{where}.{name}.kind", shown(entry["kind"]), "one of " + ", ".join(DECLARABLE)))
         if name in (*RESERVED, "user_id", "track_id"):

@@ -109,7 +109,7 @@ def open_source(
     mapping = _Mapping(read.mapping())
     names = (*PLAY_COLUMNS, *TRACK_COLUMNS, *USER_COLUMNS)
     if strange := [name for name in mapping.given if name not in names]:
-        raise ConfigError(f"--columns: {config.unknown(strange[0], (*ALIASES, *names))}")
+        raise ConfigError(config.unknown("--columns", strange[0], (*ALIASES, *names)))
     plain = bool(mapping.given) or read.sep is not None or not read.header
     if plain and read.format not in ("auto", "tables"):
         both = "it with --columns, --sep or --no-header"

@@ -199,7 +199,7 @@ def _mapping(value: Any, at: str, known: Iterable[str] | None) -> dict[str, Any]
         if not isinstance(key, str) or isinstance(key, Null):
             raise ConfigError(complain(at, shown(key), "names as keys"))
         if known is not None and key not in known:
-            raise ConfigError(f"{at}: {unknown(key, known)}")
+            raise ConfigError(unknown(at, key, known))
     return value
 
 
