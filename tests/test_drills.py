@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.drills import network, service, world
+from benchmarks.drills import fuzz, mutants, network, service, world
 from benchmarks.drills.verdict import Verdict
 from benchmarks.drills.world import World
 from lhydra.bundle.manifest import BUNDLE_ID, current_bundle_id
 from lhydra.data.dataset import Dataset
+from lhydra.errors import LhydraError
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +46,18 @@ def test_an_answer_that_is_not_the_one_of_its_bundle_is_counted(made: World) -> 
 def test_noise_and_pings_trouble_nobody(made: World) -> None:
     assert met(network.noise(made, 300))
     assert met(network.pings(made))
+
+
+def test_a_mutant_lacks_its_mend_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text("a\nb\nc\n")
+    mutants.break_it(tmp_path, mutants.Mutant("", (), "", (("one.py", "b\n", ""),)))
+    assert (tmp_path / "one.py").read_text() == "a\nc\n"
+    with pytest.raises(ValueError, match=r"one\.py: found no 'b"):  # it has moved: the mutant would prove nothing
+        mutants.break_it(tmp_path, mutants.Mutant("", (), "", (("one.py", "b\n", ""),)))
+
+
+def test_what_is_told_to_callers_is_a_clean_line() -> None:
+    fuzz.refused(LhydraError("port: found x, expected a number"))
+    for inner in ("two\nlines", "\x1b[31m", "", "found KeyError('x')", "<class 'int'>", "<lhydra object at 0x7f>"):
+        with pytest.raises(AssertionError):
+            fuzz.refused(LhydraError(inner))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
+import numpy as np
 
 from benchmarks.drills.world import K, World
 from lhydra_client import Client, ClientError
@@ -72,6 +73,11 @@ class Callers:
             n: calls of all callers.
         """
         wait_for(lambda goal=self.answers + n: self.answers >= goal)  # type: ignore[misc]
+
+    def p99_ms(self) -> float:
+        """Returns the p99 of the answers to our client since the last time that this was asked."""
+        took_ms, self.took_ms = self.took_ms, []
+        return float(np.percentile(took_ms, 99))
 
     def figures(self) -> dict[str, Any]:
         """Returns calls and failures of both kinds of callers, by what went wrong."""

@@ -2,7 +2,7 @@
 
 WORK is a folder for what is served; the first time it is filled, in some three minutes (`lhydra demo`, and a second
 bundle of another model). Everything runs on this machine and binds to loopback. Drills that need what is not here
-(Redis, mounts, a C compiler) are told as not run. Exit code 1 when a promise was not kept.
+(Redis, mounts, a C compiler, atheris) are told as not run. Exit code 1 when a promise was not kept.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.drills import clock, network, service, stores, world
+from benchmarks.drills import clock, fuzz, network, service, stores, world
 from benchmarks.drills.verdict import Verdict
 from benchmarks.machine import machine, versions
 from lhydra.commands.outputs import check_output, is_json_with
@@ -23,6 +23,7 @@ from lhydra.lines import say
 
 WORDS = {True: "kept", False: "NOT KEPT", None: "not run"}
 
+PARTS = "swaps,restarts,redis,full,read_only,stalled,clock,idle,pings,noise,fuzz"
 Drill = Callable[[world.World], list[Verdict]]
 
 
@@ -37,20 +38,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path, metavar="WORK")
-    parser.add_argument("--parts", default="swaps,redis,disks,clock,idle,pings,noise", help="of these and soak")
+    parser.add_argument(
+        "--parts", default="swaps,restarts,redis,disks,clock,idle,pings,noise,fuzz", help="of these and soak"
+    )
     parser.add_argument("--swaps", type=int, default=50)
+    parser.add_argument("--restarts", type=int, default=10)
     parser.add_argument("--messages", type=int, default=10_000, help="of noise")
     parser.add_argument("--seconds", type=float, default=600.0, help="of soak")
     parser.add_argument("--out", type=Path, help="JSON to write")
     args = parser.parse_args(argv)
     drills: dict[str, Drill] = {
         "swaps": lambda made: service.swaps(made, args.swaps),
+        "restarts": lambda made: service.restarts(made, args.restarts),
         "redis": stores.redis,
-        "disks": stores.disks,
+        "full": stores.full,
+        "read_only": stores.read_only,
+        "stalled": stores.stalled,
         "clock": clock.jumps,
         "idle": network.idle,
         "pings": network.pings,
         "noise": lambda made: network.noise(made, args.messages),
+        "fuzz": fuzz.fuzz,
         "soak": lambda made: service.soak(made, args.seconds),
     }
     chosen = args.parts.split(",")
@@ -75,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     counts = {word: sum(_word(row) == word for row in rows) for word in WORDS.values()}
     say(", ".join(f"{n} {word}" for word, n in counts.items()) + f", in {time.monotonic() - started:.0f} s")
     if args.out:
-        sizes = f"--swaps {args.swaps} --messages {args.messages} --seconds {args.seconds:g}"
+        sizes = f"--swaps {args.swaps} --restarts {args.restarts} --messages {args.messages} --seconds {args.seconds:g}"
         document = {
             "benchmark": "drills",
             "command": f"python -m benchmarks.drills WORK --parts {args.parts} {sizes} --out FILE.json",

@@ -3,7 +3,7 @@
 import subprocess
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from statistics import median
 
 import numpy as np
@@ -15,7 +15,7 @@ from benchmarks.drills.world import World, publish
 from lhydra_client import Client, ClientError, Play
 
 PLAIN_SHARE = 0.001  # of calls without retries that may fail while a bundle is swapped
-GROWTH_MIB = 10.0
+GROWTH_MIB, GROWTH = 10.0, 2
 SLOPE_MIB_PER_MIN = 1.0
 
 
@@ -33,13 +33,15 @@ def swaps(world: World, times: int = 50) -> list[Verdict]:
     with serve(store, world.folder / "swaps.log") as server:
         server.settled(world.bundles[0])
         with Callers(server.address, world, pause_s=0.01) as callers:
+            callers.more(500)
+            steady_ms = callers.p99_ms()
             started = time.monotonic()
             for i in range(times):
                 bundle = world.bundles[(i + 1) % 2]
                 publish(store, bundle)
                 server.settled(bundle)
                 held.append(server.holds())
-            took_s = time.monotonic() - started
+            took_s, swaps_ms = time.monotonic() - started, callers.p99_ms()
         found, errors = callers.figures(), server.errors()
     plain = _plain_share(callers)
     fifth = max(times // 5, 1)
@@ -51,7 +53,7 @@ def swaps(world: World, times: int = 50) -> list[Verdict]:
         Verdict(
             f"swaps under load fail no call of our client ({what})",
             "0 failed",
-            f"{found['failed_with_our_client']} failed",
+            f"{found['failed_with_our_client']} failed; p99 {swaps_ms:.0f} ms, {steady_ms:.0f} ms before",
             not found["failed_with_our_client"] and not errors,
         ),
         Verdict("swaps, callers without retries", "at most .1 %", f"{100 * plain:.3f} % failed", plain <= PLAIN_SHARE),
@@ -63,9 +65,56 @@ def swaps(world: World, times: int = 50) -> list[Verdict]:
         ),
         Verdict(
             "swaps leave nothing behind: last fifth against first",
-            f"at most {GROWTH_MIB:g} MiB, 0 descriptors, 0 threads more",
+            f"at most {GROWTH_MIB:g} MiB, {GROWTH} descriptors, {GROWTH} threads more",
             ", ".join(f"{value:+.1f} {name}" for name, value in grown.items()),
-            grown["mib"] <= GROWTH_MIB and grown["descriptors"] <= 2 and grown["threads"] <= 2,
+            grown["mib"] <= GROWTH_MIB and max(grown["descriptors"], grown["threads"]) <= GROWTH,
+        ),
+    ]
+
+
+def restarts(world: World, times: int = 10) -> list[Verdict]:
+    """Ends and starts one of two servers after the other, while callers who know both ask.
+
+    Args:
+        world: to serve.
+        times: how often, of both together.
+
+    Returns:
+        The rows of the table.
+    """
+    stores = [world.copy(f"restarted-{i}") for i in range(2)]
+    logs = [world.folder / f"restarts-{i}.log" for i in range(2)]
+    errors: list[str] = []
+    with ExitStack() as one, ExitStack() as other:
+        servers = [
+            stack.enter_context(serve(store, log, workers=1))
+            for stack, store, log in zip((one, other), stores, logs, strict=True)
+        ]
+        for server in servers:
+            server.settled(world.bundles[0], workers=1)
+        address = "ipv4:" + ",".join(server.address for server in servers)
+        with Callers(address, world, pause_s=0.005) as callers:
+            for i in range(times):
+                server, stack = servers[i % 2], (one, other)[i % 2]
+                stack.close()
+                errors += server.errors()
+                port = server.address.rpartition(":")[2]
+                again = serve(stores[i % 2], logs[i % 2], "--port", port, workers=1)
+                servers[i % 2] = stack.enter_context(again)
+                servers[i % 2].settled(world.bundles[0], workers=1)
+                callers.more(1_000)
+        found = callers.figures()
+        errors += [line for server in servers for line in server.errors()]
+    plain, failed = _plain_share(callers), found["failed_with_our_client"] + found["mixed"]
+    return [
+        Verdict(
+            f"one of two servers restarts after the other ({times} times, {found['calls']:,} calls)",
+            "0 failed of our client",
+            f"{failed} failed",
+            not failed and not errors,
+        ),
+        Verdict(
+            "restarts, callers without retries", "at most .1 %", f"{100 * plain:.3f} % failed", plain <= PLAIN_SHARE
         ),
     ]
 
