@@ -1,7 +1,8 @@
 """The one command `lhydra`: finds the subcommands of the installed parts, runs one, turns errors into one line.
 
 A subcommand is a module in the entry-point group `lhydra.commands` with `HELP`, `EXTRA` (the extra that
-carries its needs, "" for the base install), `configure(parser)` and `run(args) -> exit code`. Its module
+carries its needs, "" for the base install), `configure(parser)` and `run(args) -> exit code`, and `SETTINGS`, the
+class of its section, where `lhydra retrain` runs it. Its module
 imports only the standard library at the top; the heavy imports happen in `run`. Exit code: 0 fine, 1 refused
 or failed (one line on stderr), 2 usage, 130 interrupted.
 """
@@ -20,7 +21,20 @@ from lhydra.errors import LhydraError, MissingExtra
 from lhydra.lines import let_go
 
 GROUP = "lhydra.commands"
-ORDER = ("demo", "synth", "prepare", "train", "evaluate", "compare", "recommend", "users", "index", "serve", "query")
+ORDER = (
+    "demo",
+    "synth",
+    "prepare",
+    "train",
+    "evaluate",
+    "compare",
+    "recommend",
+    "users",
+    "index",
+    "serve",
+    "query",
+    "retrain",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

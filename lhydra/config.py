@@ -24,7 +24,19 @@ from lhydra.errors import ConfigError, complain, printable
 from lhydra.numerals import real_number, whole_number
 
 S = TypeVar("S", bound="Settings")
-SECTIONS = ("columns", "synth", "prepare", "train", "evaluate", "recommend", "users", "index", "serve", "demo")
+SECTIONS = (
+    "columns",
+    "synth",
+    "prepare",
+    "train",
+    "evaluate",
+    "recommend",
+    "users",
+    "index",
+    "serve",
+    "demo",
+    "retrain",
+)
 
 
 class Null(str):

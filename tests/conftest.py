@@ -5,12 +5,9 @@ import os
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
 
 import hypothesis
-import onnx
 import pytest
-import torch
 
 from lhydra.bundle import catalog_writer
 from lhydra.bundle.bundle import Bundle
@@ -26,6 +23,7 @@ from lhydra.training.train import train
 from lhydra.users.store import open_users
 from lhydra_index_builder.build import rebuild
 from lhydra_index_builder.config import RebuildSettings
+from tests.quick_export import traced
 
 os.environ.update(no_grpc_proxy="127.0.0.1")  # plain channels of tests, and of what they start, stay on this machine
 TINY_TRAINING = TrainSettings(epochs=4, dim=32, hidden=32, temperature=0.15, moments=0, threads=1)
@@ -94,32 +92,6 @@ def tiny_bundle(tiny_dataset: Dataset, tiny_model: Path, tmp_path_factory: pytes
 
 
 @pytest.fixture
-def quick_export(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Traces graphs with the older exporter of torch, which takes half a second a model instead of twenty.
-
-    It is for tests of training whose subject is not the graphs: training still proves them equal to torch. The tiny
-    model, the demo and the real data sets are exported as for users.
-    """
-
-    def traced(
-        module: torch.nn.Module,
-        example: tuple[torch.Tensor, ...],
-        inputs: tuple[str, ...],
-        outputs: tuple[str, ...],
-        shapes: list[dict[int, Any]],
-    ) -> onnx.ModelProto:
-        axes = {name: {i: dim.__name__ for i, dim in own.items()} for name, own in zip(inputs, shapes, strict=True)}
-        graph = tmp_path_factory.mktemp("graph") / "traced.onnx"
-        torch.onnx.export(
-            module,
-            example,
-            graph,
-            dynamo=False,
-            input_names=list(inputs),
-            output_names=list(outputs),
-            dynamic_axes=axes,
-            opset_version=exporting.OPSET,
-        )
-        return onnx.load(str(graph))
-
+def quick_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traces graphs as `tests.quick_export` says."""
     monkeypatch.setattr(exporting, "_traced", traced)

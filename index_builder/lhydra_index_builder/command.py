@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 HELP = "rebuild the index and publish a bundle; add and remove tracks; list, verify, sign, compare, roll back bundles"
 EXTRA = "index"
+SETTINGS = RebuildSettings
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -104,6 +104,9 @@ class EvaluateSettings(config.Settings):
     )
 
 
+SETTINGS = EvaluateSettings
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `lhydra evaluate`.
 

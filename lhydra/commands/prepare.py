@@ -13,6 +13,7 @@ from lhydra.errors import ConfigError, complain
 
 HELP = "check a listening log, split it and write it as a dataset"
 EXTRA = "data"
+SETTINGS = PrepareSettings
 _EPILOG = """\
 SOURCE is one of
   a flat file    one .csv, .csv.gz or .parquet: a row per user and track, with the columns of

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 HELP = "train towers and head on a dataset and export the model"
 EXTRA = "train"
+SETTINGS = TrainSettings
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,115 @@
+"""`lhydra retrain`: one turn of the loop, from the log of plays to the next bundle, or to why there is none."""
+
+import argparse
+import json
+import signal
+import sys
+from importlib.metadata import entry_points
+from types import FrameType
+
+from lhydra import config
+from lhydra.errors import ConfigError, StoreLocked, complain
+from lhydra.lines import say
+from lhydra.retraining.settings import RetrainSettings
+
+HELP = "learn again from what was played: export, prepare, train, compare with what is served, rebuild, publish"
+EXTRA = "all"
+NOT_PUBLISHED, REFUSED, LOCKED = 3, 4, 5  # exit codes; 0 published, 1 failed, 2 usage, 130 interrupted
+SECTIONS = ("prepare", "train", "evaluate", "index")  # of the commands that it runs
+_EPILOG = """\
+exit codes
+  0    published: servers on the store move to the new bundle by themselves
+  1    failed; the next call goes on where this one ended
+  2    usage
+  3    nothing published, and nothing wrong: too few new plays, or a candidate that would not help
+  4    refused: the new plays look poisoned, or the gate of the rebuild refused the bundle
+  5    another run holds the work folder
+  130  interrupted, as by SIGTERM; the next call goes on where this one ended
+
+example
+  lhydra retrain --config loop.yaml
+  with loop.yaml:
+    retrain: {source: listening/, store: store, work: retrain}
+    train: {epochs: 16}              # the sections of prepare, train, evaluate and index hold here too
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `lhydra retrain`.
+
+    Args:
+        parser: of the command.
+    """
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _EPILOG
+    config.add_flags(parser, RetrainSettings)
+    parser.add_argument("--json", action="store_true", help="print the result as one line of JSON, nothing else")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs one turn, or goes on with the one that was interrupted.
+
+    Args:
+        args: of the command line.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        LhydraError: a step failed.
+    """
+    settings = config.resolve("retrain", RetrainSettings, args)
+    for name in ("source", "store", "work"):
+        settings.place(name)
+    _check_sections(args)
+    from lhydra.page.page import tools
+    from lhydra.retraining import work
+
+    tools()  # refuses before any work where no report can be drawn
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with work.locked(settings.place("work")) as lock:
+            return _turn(settings, args, lock)
+    except StoreLocked as error:
+        print(f"lhydra retrain: {error}", file=sys.stderr)
+        return LOCKED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _turn(settings: RetrainSettings, args: argparse.Namespace, lock: int) -> int:
+    from lhydra.retraining import result
+    from lhydra.retraining.turn import Turn
+    from lhydra.retraining.under_way import go_on, start
+
+    def tell(line: str) -> None:
+        say(line, sys.stderr if args.json else sys.stdout)
+
+    state = start(settings, args.config, tell)
+    turn = Turn(settings, args.config, lock, state.started_s, tell)
+    state = go_on(turn, state)
+    document = result.document(state, settings)
+    path = result.finish(turn, state, document)
+    if args.json:
+        print(json.dumps(document, allow_nan=False))
+    else:
+        print(f"{document['outcome']}: {document['why']}")
+        print(f"report: {path}")
+    return {"published": 0, "nothing new": NOT_PUBLISHED, "no help": NOT_PUBLISHED}.get(document["outcome"], REFUSED)
+
+
+def _check_sections(args: argparse.Namespace) -> None:
+    """Refuses a key or value of another section now, which its command would refuse after hours."""
+    modules = {entry.name: entry for entry in entry_points(group="lhydra.commands")}
+    for name in SECTIONS:
+        settings = modules[name].load().SETTINGS
+        found = config.resolve(name, settings, argparse.Namespace(config=args.config))
+        for key, allowed in (("split", (None, "temporal")), ("append", (False,)), ("protocol", ("static",))):
+            if (value := getattr(found, key, allowed[0])) not in allowed:
+                expected = f"{allowed[-1]}: the newest plays judge" if name != "index" else str(allowed[-1])
+                raise ConfigError(complain(f"{name}.{key}", str(value), expected))
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Ends the step under way and then the run, as Ctrl-C does."""
+    raise KeyboardInterrupt

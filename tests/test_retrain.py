@@ -1,0 +1,301 @@
+"""`lhydra retrain`: one turn of the loop, killed at every step; what is refused, by name; who else is running."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.manifest import current_bundle_id
+from lhydra.cli import main
+from lhydra.data.dataset import Dataset
+from lhydra.retraining.decide import decide
+from lhydra.retraining.screen import screen
+from lhydra.retraining.turn import STEPS
+from lhydra.retraining.work import State, locked
+from lhydra_index_builder.store import entries
+from tests.harness import gone, until
+
+CONFIG = """
+retrain: {{source: {0}/base, store: {0}/store, work: {0}/work, plays: {0}/new.parquet, min_plays: 200{1}}}
+train: {{epochs: 1, head_epochs: 1, dim: 32, hidden: 32, temperature: 0.15, moments: 0, threads: 1}}
+evaluate: {{users: 40}}
+index: {{threads: 1, recall_users: 50, gate_users: 50}}
+"""
+DAY_S = 86_400
+
+
+@pytest.fixture(scope="session")
+def origin(tiny_dataset: Dataset, tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source, the store of what was learned from it, and plays that came since: the last tenth of a log."""
+    folder, source = tmp_path_factory.mktemp("loop"), Path(tiny_dataset.info.source)
+    plays = pq.read_table(source / "plays.parquet").sort_by("timestamp")
+    newest = tiny_dataset.info.split["newest"]["valid"]
+    (folder / "base").mkdir()
+    pq.write_table(plays.filter(pc.field("timestamp") <= newest), folder / "base/plays.parquet")
+    pq.write_table(plays.filter(pc.field("timestamp") > newest), folder / "new.parquet")
+    for name in ("tracks", "users"):
+        shutil.copy(source / f"{name}.parquet", folder / "base")
+    shutil.copytree(tiny_store, folder / "store", ignore=shutil.ignore_patterns("users.lmdb"))
+    return folder
+
+
+@pytest.fixture
+def loop(origin: Path, tmp_path: Path) -> Path:
+    """The same, to be changed, with the configuration of a loop."""
+    shutil.copytree(origin, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "loop.yaml").write_text(CONFIG.format(tmp_path, ""))
+    return tmp_path
+
+
+def words(loop: Path) -> list[str]:
+    return ["retrain", "--config", str(loop / "loop.yaml")]
+
+
+def retrain(loop: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a run in this process; its steps are processes of their own."""
+    code = main([*words(loop), "--json"])
+    return code, *capsys.readouterr()
+
+
+# -- killed at every step ---------------------------------------------------------------------------------
+
+
+class Run:
+    """A run in a process group of its own, whose lines can be waited for."""
+
+    def __init__(self, loop: Path, *flags: str) -> None:
+        site = loop / "site"
+        site.mkdir(exist_ok=True)
+        shutil.copy(Path(__file__).with_name("quick_export.py"), site / "sitecustomize.py")
+        environ = os.environ | {"PYTHONPATH": str(site)}
+        argv = [sys.executable, "-m", "lhydra.cli", *words(loop), *flags]
+        self.process = subprocess.Popen(
+            argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ, start_new_session=True
+        )
+        self.lines: list[str] = []
+
+    def reach(self, wanted: str) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if wanted in line:
+                return
+        raise AssertionError(f"{wanted} never came: {''.join(self.lines)}")
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+    def end(self) -> tuple[int, str]:
+        out, _ = self.process.communicate()
+        return self.process.returncode, out
+
+
+def test_a_turn_that_is_killed_at_every_step_goes_on_and_publishes_once(loop: Path) -> None:
+    store, run = loop / "store", loop / "work/run"
+    before = current_bundle_id(store)
+    bundles = {entry.bundle_id for entry in entries(store)}
+    for number in range(1, len(STEPS) + 1):  # as it begins: the one before has just ended
+        one = Run(loop)
+        one.reach(f"[{number}/{len(STEPS)}]")
+        one.kill()
+        assert current_bundle_id(store) == before
+        assert list(State.read(loop / "work").done) == [name for name, _, _ in STEPS[: number - 1]]
+        begun = [line for line in one.lines if line.startswith("[")]
+        assert len(begun) == (1 if number == 1 else 2), one.lines  # nothing is done twice but what was killed
+        if STEPS[number - 1][0] == "train":  # after an epoch: the next run resumes it
+            one = Run(loop)
+            until((run / "candidate/checkpoint/last.safetensors").exists)
+            one.kill()
+    one = Run(loop)
+    until(lambda: list(store.glob(".staging-*")))
+    one.kill()
+    assert current_bundle_id(store) == before
+    one = Run(loop)
+    until(lambda: current_bundle_id(store) != before)
+    one.kill()
+    published = current_bundle_id(store)
+    code, out = Run(loop, "--json").end()
+    assert code == 0, out
+    told = json.loads(out.splitlines()[-1])
+    assert (told["outcome"], told["bundle_id"], told["served_before"]) == ("published", published, before)
+    assert any("--resume" in line for line in told["steps"]["train"]["commands"])
+    assert {entry.bundle_id for entry in entries(store) if entry.state != "partial"} == bundles | {published}
+    found = Bundle.open(store)  # sound, and of all plays
+    assert found.manifest is not None
+    newest = pc.max(pq.read_table(loop / "new.parquet")["timestamp"]).as_py()
+    assert max(found.manifest.parents["split"]["newest"].values()) == newest
+    kept = json.loads((loop / "work/served/model.json").read_text())
+    assert kept["model_id"] == found.manifest.model_id
+    page = (loop / f"work/reports/{told['run_id']}.html").read_text()
+    assert f"Published: {published}" in page
+    assert not any(run.glob("*/*.parquet"))  # nobody's plays are kept longer than needed
+    code, out = Run(loop, "--json").end()
+    assert (code, json.loads(out.splitlines()[-1])["outcome"]) == (3, "nothing new")
+    assert current_bundle_id(store) == published
+
+
+def test_a_run_waits_for_a_step_whose_own_run_was_killed(loop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = Run(loop)
+    one.reach("lhydra prepare")
+    step = int(until(lambda: children(one.process.pid)))
+    os.kill(step, signal.SIGSTOP)
+    one.process.kill()
+    one.process.wait()
+    assert one.process.stdout is not None
+    one.process.stdout.close()
+    code, out, err = retrain(loop, capsys)
+    assert (code, out) == (5, "")
+    assert f"a run of process {one.process.pid} " in err
+    assert "one run at a time" in err
+    os.kill(step, signal.SIGKILL)
+    until(lambda: gone(step))
+    with locked(loop / "work"):
+        pass
+
+
+def children(pid: int) -> str:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().strip()
+
+
+# -- what ends it before ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (
+            "min_plays: 200",
+            "min_play: 200",
+            "retrain.min_play: unknown key 'min_play', the nearest known key is 'min_plays'",
+        ),
+        ("epochs: 1,", "epohcs: 1,", "train.epohcs: unknown key 'epohcs', the nearest known key is 'epochs'"),
+        ("index:", "indexes:", "unknown key 'indexes', the nearest known key is 'index'"),
+        ("min_plays: 200", "min_plays: 0", "retrain.min_plays: found 0, expected 1 or more"),
+        ("users: 40", "protocol: next-day", "evaluate.protocol: found next-day, expected static"),
+        ("index:", "prepare: {split: random}\nindex:", "prepare.split: found random, expected temporal"),
+        ("store: ", "stores: ", "retrain.stores: unknown key 'stores', the nearest known key is 'store'"),
+        ("/base,", "/nowhere,", "nowhere: found nothing, expected a file or folder"),
+    ],
+)
+def test_a_misspelt_configuration_is_one_line_and_nothing_is_begun(
+    loop: Path, old: str, new: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (loop / "loop.yaml").read_text()
+    assert old in text
+    (loop / "loop.yaml").write_text(text.replace(old, new))
+    code, out, err = retrain(loop, capsys)
+    assert (code, out) == (1, "")
+    (line,) = err.splitlines()
+    assert message in line
+    assert not (loop / "work/state.json").exists()
+
+
+def test_a_work_folder_of_something_else_is_left_alone(loop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (loop / "work").mkdir()
+    (loop / "work/thesis.txt").write_text("mine")
+    code, _, err = retrain(loop, capsys)
+    assert code == 1
+    assert "something else" in err
+    assert os.listdir(loop / "work") == ["thesis.txt"]
+
+
+def test_too_few_new_plays_publish_nothing(loop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pq.write_table(pq.read_table(loop / "new.parquet").slice(0, 150), loop / "new.parquet")
+    before = current_bundle_id(loop / "store")
+    code, out, _ = retrain(loop, capsys)
+    told = json.loads(out)
+    assert (code, told["outcome"]) == (3, "nothing new")
+    assert "150 plays that the served model does not know, of 200 wanted" in told["why"]
+    assert current_bundle_id(loop / "store") == before
+
+
+# -- poisoned plays ---------------------------------------------------------------------------------------
+
+
+def shuffled(plays: pa.Table) -> pa.Table:
+    """The users of the plays exchanged."""
+    order = np.random.default_rng(0).permutation(len(plays))
+    return plays.set_column(plays.schema.get_field_index("user_id"), "user_id", plays["user_id"].take(pa.array(order)))
+
+
+def pushed(plays: pa.Table) -> pa.Table:
+    """A hundred and twenty bots beside the listeners, each of which plays one track."""
+    some = plays.slice(0, 120)
+    users = pa.array([f"bot{n}" for n in range(120)])
+    some = some.set_column(some.schema.get_field_index("user_id"), "user_id", users)
+    tracks = pa.array(["T0000123"] * 120)
+    return pa.concat_tables([plays, some.set_column(some.schema.get_field_index("track_id"), "track_id", tracks)])
+
+
+def ahead(plays: pa.Table) -> pa.Table:
+    """One play in twenty a hundred years from now."""
+    late = np.arange(len(plays)) % 20 == 0
+    times = plays["timestamp"].to_numpy() + np.where(late, 100 * 365 * DAY_S, 0)
+    return plays.set_column(plays.schema.get_field_index("timestamp"), "timestamp", pa.array(times))
+
+
+@pytest.mark.parametrize(
+    ("poison", "name"),
+    [
+        (shuffled, "users shuffled: "),
+        (pushed, "one track pushed: T0000123 has "),
+        (ahead, "broken clock: 60 plays lie in the future"),
+    ],
+)
+def test_poisoned_plays_are_refused_by_name(
+    loop: Path, poison: Callable[[pa.Table], pa.Table], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = current_bundle_id(loop / "store")
+    pq.write_table(poison(pq.read_table(loop / "new.parquet")), loop / "new.parquet")
+    code, out, _ = retrain(loop, capsys)
+    told = json.loads(out)
+    assert (code, told["outcome"]) == (4, "doubted"), told["why"]
+    assert told["why"].startswith(name)
+    assert name.partition(":")[0] in (loop / f"work/reports/{told['run_id']}.html").read_text()
+    assert current_bundle_id(loop / "store") == before
+    assert [one["name"] for one in told["steps"]["look"]["checks"] if one["bad"]] == [name.partition(":")[0]]
+
+
+def test_times_that_cannot_be_are_left_out_and_counted(tmp_path: Path) -> None:
+    times = [5, 10, 11, None, 0, 20, 21, 99]
+    table = pa.table({"user_id": list("abcdefgh"), "timestamp": pa.array(times, pa.int64())})
+    pq.write_table(table, tmp_path / "in.parquet")
+    found = screen(tmp_path / "in.parquet", tmp_path / "out.parquet", 10, 20)
+    assert found == {"plays": 8, "kept": 5, "future": 2, "ancient": 1, "untimed": 2}
+    assert pq.read_table(tmp_path / "out.parquet")["user_id"].to_pylist() == list("bcdef")
+
+
+# -- the decision -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("difference", "low", "high", "new_tracks", "margin", "helps"),
+    [
+        (0.01, 0.005, 0.015, 0, 0.0, True),
+        (0.0, -0.01, 0.01, 0, 0.0, True),
+        (-0.001, -0.01, 0.01, 0, 0.0, False),
+        (-0.001, -0.01, 0.01, 5, 0.0, True),  # not surely worse, and there are tracks that are found by no other way
+        (-0.02, -0.03, -0.01, 5, 0.0, False),
+        (-0.001, -0.01, 0.01, 0, 0.01, True),
+        (-0.003, -0.01, 0.01, 0, 0.01, False),
+    ],
+)
+def test_a_candidate_helps_where_it_is_no_worse(
+    difference: float, low: float, high: float, new_tracks: int, margin: float, helps: bool
+) -> None:
+    change = {"a": 0.2, "b": 0.2 + difference, "difference": difference, "low": low, "high": high}
+    found = decide({"stages": {"cascade": {"ndcg@10": change}}}, new_tracks, margin)
+    assert found["helps"] is helps
+    assert ("is wanted" in found["why"]) is not helps
