@@ -277,7 +277,7 @@ def test_resume_gives_the_same_result_as_an_uninterrupted_run(tiny_dataset: Data
     tracks = Encoded(*(getattr(load(tiny_dataset).tracks, part) for part in ("dense", "ids", "bags")))
     vectors = [Model.open(folder).item_tower.embed(tracks)[0] for folder in (whole, cut)]
     np.testing.assert_array_equal(vectors[0], vectors[1])
-    assert {path.suffix for path in (whole / "checkpoint").iterdir()} == {".safetensors"}  # no pickle
+    assert {path.suffix for path in (whole / "checkpoint").iterdir()} == {".safetensors", ".json"}  # no pickle
 
 
 def test_resume_refuses_another_configuration(tiny_dataset: Dataset, tiny_model: Path, tmp_path: Path) -> None:
@@ -295,7 +295,7 @@ def test_resume_refuses_changed_data_before_anything_is_fitted(
     shutil.copytree(tiny_model, model)
     before = {path: path.read_bytes() for path in model.rglob("*") if path.is_file()}
 
-    def too_late(*_: object) -> None:
+    def too_late(*_: object, **__: object) -> None:
         raise AssertionError("refused too late")
 
     monkeypatch.setattr("lhydra.training.train.load", too_late)
@@ -415,7 +415,8 @@ def test_a_model_is_the_old_one_until_the_new_one_is_whole(
     info = train(tiny_dataset, out, replace(QUICK, epochs=1), resume=True)
     assert Model.open(out).model_id == info.model_id != before
     assert (out / "notes.txt").read_text() == "mine"
-    assert {path.name for path in (out / "checkpoint").iterdir()} == {"best.safetensors", "last.safetensors"}
+    kept = {"best.safetensors", "last.safetensors", "features.json"}
+    assert {path.name for path in (out / "checkpoint").iterdir()} == kept
     assert os.listdir(tmp_path) == ["model"]
 
 

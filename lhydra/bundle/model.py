@@ -78,10 +78,12 @@ class ModelInfo:
     quality: Quality = field(default_factory=Quality)
     fitted_on: str = FITTED  # or REFITTED
     folds: tuple[Quality, ...] = ()  # of a cross-validation with --folds
+    warm_from: str = ""  # model_id of the model whose towers it went on from, with --warm
 
     def to_json(self) -> str:
         """Returns the text of model.json."""
-        said = {name: value for name, value in asdict(self).items() if value is not None and (name != "folds" or value)}
+        unsaid = ("parents", "chosen", "folds", "warm_from")  # where there are none
+        said = {name: value for name, value in asdict(self).items() if value or name not in unsaid}
         return json.dumps(said, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -127,6 +129,7 @@ _KINDS: dict[str, type] = {
     "quality": dict,
     "fitted_on": str,
     "folds": list,
+    "warm_from": str,
 }
 
 

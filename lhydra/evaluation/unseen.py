@@ -40,7 +40,7 @@ def unseen(dataset: Dataset, targets: Targets, fitted: Mapping[str, Any], as_of:
         The targets; why is "" where all are unseen.
     """
     ours = dataset.info.split
-    if ("hash" in fitted and fitted["hash"] == ours["hash"]) or _drawn_apart(ours, fitted, as_of):
+    if ("hash" in fitted and fitted["hash"] == ours["hash"]) or drawn_apart(ours, fitted, as_of):
         learned = _in_valid(dataset, targets) if as_of == "test" else np.zeros(len(targets.tracks), np.bool_)
         why = (
             "the head was fitted on valid plays of them; with --mask seen they are no targets" if learned.any() else ""
@@ -69,8 +69,17 @@ def _in_valid(dataset: Dataset, targets: Targets) -> npt.NDArray[np.bool_]:
     return np.isin(np.repeat(targets.users, np.diff(targets.offsets)) * dataset.n_tracks + targets.tracks, keys)
 
 
-def _drawn_apart(ours: Mapping[str, Any], fitted: Mapping[str, Any], as_of: Moment) -> bool:
-    """Whether two random splits draw every pair alike, and the model's holds out at least what ours does."""
+def drawn_apart(ours: Mapping[str, Any], fitted: Mapping[str, Any], as_of: Moment) -> bool:
+    """Tells whether two random splits draw every pair alike, and the model's holds out at least what ours does.
+
+    Args:
+        ours: the `split` of a dataset.
+        fitted: the one that a model was fitted under.
+        as_of: the fold that counts as held out: `test`, or `valid` and test.
+
+    Returns:
+        Whether it is so; False of splits that are not random.
+    """
     if any(split.get("protocol") != "random" or split.get("rule", 0) < _DRAWN_PER_PAIR for split in (ours, fitted)):
         return False
     if any(ours[name] != fitted[name] for name in ("rule", "seed")):

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,6 +29,8 @@ class State:
     epoch: int = 0  # finished
     best: Quality | None = None
     data: tuple[str, ...] = ()  # SHA-256 of the dataset's tables; not in checkpoints of before
+    warm_from: str = ""  # model_id of the model that it went on from, with --warm
+    features: str = ""  # fingerprint of the features that the towers know; not in checkpoints of before
 
 
 def save(path: Path, network: Network, optimizer: torch.optim.Optimizer, state: State) -> None:
@@ -69,6 +72,34 @@ def read_state(path: Path) -> State:
         raise ModelError(complain(path, " ".join(str(error).split()), "a checkpoint of a run")) from None
 
 
+def check_same(path: Path, wanted: State, dataset: Path) -> None:
+    """Checks that a run had the same settings and data; at once, since teachers take their time.
+
+    Args:
+        path: file that `save` wrote.
+        wanted: of a run that begins.
+        dataset: its name in messages.
+
+    Raises:
+        ModelError: it differs, by name.
+    """
+    state = read_state(path)
+    pairs: tuple[tuple[str, Any, Any], ...] = (
+        ("config", state.config, wanted.config),
+        ("parents", state.parents, wanted.parents),
+    )
+    for name, found, ours in pairs:
+        expected = json.loads(json.dumps(ours))
+        if found != expected:
+            differs = next((key for key in expected if found.get(key) != expected[key]), name)
+            raise ModelError(complain(path, f"another {differs}", f"a run with the same {name}"))
+    if state.warm_from != wanted.warm_from:
+        from_, to = (one.warm_from or "no other model" for one in (state, wanted))
+        raise ModelError(complain(path, f"a run that went on from {from_}", f"one from {to}"))
+    if state.data and state.data != wanted.data:
+        raise ModelError(complain(path, f"other data than in {dataset}", "a run on the same dataset"))
+
+
 def load(path: Path, network: Network, optimizer: torch.optim.Optimizer | None = None) -> State:
     """Fills network and optimizer from a checkpoint.
 
@@ -83,10 +114,8 @@ def load(path: Path, network: Network, optimizer: torch.optim.Optimizer | None =
     Raises:
         ModelError: there is no such file, or it does not fit.
     """
-    state = read_state(path)
+    state, tensors = read_state(path), _tensors(path)
     try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         network.load_state_dict(_below("network.", tensors))
         if optimizer is not None:
             whole = optimizer.state_dict()
@@ -95,10 +124,33 @@ def load(path: Path, network: Network, optimizer: torch.optim.Optimizer | None =
                 number, _, key = name.partition(".")
                 whole["state"].setdefault(int(number), {})[key] = value
             optimizer.load_state_dict(whole)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (ValueError, KeyError, TypeError, RuntimeError) as error:
         found = " ".join(str(error).split())
         raise ModelError(complain(path, found, "a checkpoint of this dataset and configuration")) from None
     return state
+
+
+def read(path: Path) -> tuple[State, dict[str, Tensor]]:
+    """Reads a checkpoint without a network to fill.
+
+    Args:
+        path: file that `save` wrote.
+
+    Returns:
+        Where the training stood, and the parameters and buffers of its network by name.
+
+    Raises:
+        ModelError: there is no such file, or it is no checkpoint.
+    """
+    return read_state(path), _below("network.", _tensors(path))
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ModelError(complain(path, " ".join(str(error).split()), "a checkpoint of a run")) from None
 
 
 def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

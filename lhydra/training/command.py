@@ -33,6 +33,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder to write")
     parser.add_argument("--resume", action="store_true", help="continue the run whose checkpoint is in MODEL")
     parser.add_argument(
+        "--warm", type=Path, metavar="MODEL", help="go on from the towers and settings of a model trained before"
+    )
+    parser.add_argument(
         "--refit", action="store_true", help="at the end, learn from the validation plays too; the head stays"
     )
     parser.add_argument(
@@ -63,6 +66,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.folds < 0 or args.folds == 1:
         raise ConfigError(complain("--folds", str(args.folds), "at least 2, or 0 for none"))
+    if args.folds and args.warm:
+        raise ConfigError(complain("--folds", "--warm too", "one of them: the towers know plays of every part"))
     dataset = Dataset.open(args.dataset)
     rank = int(os.environ.get("RANK", "0"))  # under torchrun one process speaks for all
     with progress(settings.epochs, "training", lines=False) as show:
@@ -72,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
                 show(done.epoch)
             say(done, sys.stderr)
 
-        options = {"resume": args.resume, "refit": args.refit, "folds": args.folds}
+        options = {"resume": args.resume, "refit": args.refit, "folds": args.folds, "warm": args.warm}
         info = train(dataset, args.model, settings, report=report if rank == 0 else unreported, **options)
     if rank:
         return 0

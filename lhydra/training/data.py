@@ -1,6 +1,6 @@
 """Arrays to train on: encoded tracks and profiles, train plays by user, held-out targets, and how plays are hidden."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -44,13 +44,16 @@ class TrainingData:
 
 
 @timed("train.load")
-def load(dataset: Dataset, plays: Plays | None = None, upto: int = TRAIN) -> TrainingData:
+def load(
+    dataset: Dataset, plays: Plays | None = None, upto: int = TRAIN, like: FeatureSpec | None = None
+) -> TrainingData:
     """Encodes a dataset once, features fitted on its train fold.
 
     Args:
         dataset: what to load.
         plays: other folds than the dataset's own.
         upto: VALID takes the validation plays for train plays too; then nothing is left to validate on.
+        like: features of the same columns whose scale of numbers to keep.
 
     Returns:
         The training arrays.
@@ -68,6 +71,9 @@ def load(dataset: Dataset, plays: Plays | None = None, upto: int = TRAIN) -> Tra
     tracks, users = dataset.track_columns(), dataset.user_columns()
     kinds = {c.name: c.kind for c in dataset.info.track_columns}, {c.name: c.kind for c in dataset.info.user_columns}
     spec = fit_features(tracks, users, *kinds, listeners > 0)
+    if like is not None:
+        spec = replace(spec, track_numbers=like.track_numbers, user_numbers=like.user_numbers)
+        spec = replace(spec, reference_year=like.reference_year)
     train = _histories(fed, n_users, dataset.hashes)
     valid = _targets(plays, n_tracks, VALID) if upto < VALID else _targets(plays.where(plays.fold < TRAIN), 1, VALID)
     return TrainingData(

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lhydra.bundle.model import Chosen
 from lhydra.domain import I64
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.features import item_item
@@ -122,6 +123,7 @@ def fit(
     table: Table,
     config: TrainSettings,
     report: Report = unreported,
+    like: Chosen | None = None,
 ) -> Fitted:
     """Trains the head and its calibration in place, and returns how.
 
@@ -132,6 +134,7 @@ def fit(
         table: the co-listening table that the head's signals come from.
         config: settings of the training.
         report: told about every part of the cross-fitting.
+        like: epochs and strength of a training before; beside them the orders of retrieval and gate alone are tried.
 
     Returns:
         The settings that cross-fitting chose. The calibration is fitted on the logits of the cross-fitted heads, and
@@ -143,7 +146,7 @@ def fit(
     examples = gather(network, data, tensors, table, targets, shown, config.depth, rng)
     start = copy.deepcopy(network.head)
     trainer = _Trainer(start, examples, embed_tracks(network, tensors)[0], tensors, config, rng)
-    crossed = _cross_fit(trainer, report) if len(data.valid.users) >= CROSS_FIT_PARTS else None
+    crossed = _cross_fit(trainer, report, like) if len(data.valid.users) >= CROSS_FIT_PARTS else None
     fitted = Fitted(min(1, config.head_epochs), UNMEASURED_STRENGTH, {})
     if crossed:
         means = {
@@ -180,7 +183,7 @@ def _held_out(data: TrainingData, config: TrainSettings, rng: np.random.Generato
     return Targets(users, hidden.offsets, hidden.rows[order]), shown
 
 
-def _cross_fit(trainer: _Trainer, report: Report) -> _CrossFit:
+def _cross_fit(trainer: _Trainer, report: Report, like: Chosen | None) -> _CrossFit:
     """Fits a head on all users but each part in turn, and ranks that part's."""
     examples, everybody = trainer.examples, np.arange(len(trainer.examples))
     fold = trainer.rng.integers(0, CROSS_FIT_PARTS, len(examples))
@@ -188,15 +191,18 @@ def _cross_fit(trainer: _Trainer, report: Report) -> _CrossFit:
         fold = np.arange(len(examples)) % CROSS_FIT_PARTS
     best = np.where(examples.excluded, -1, examples.rows)[:, : min(LIST_LENGTH, examples.retrieved)]
     crossed = _CrossFit(fold, {}, {(0, RETRIEVAL_ORDER): best})
+    epochs = trainer.config.head_epochs if like is None else min(like["head epochs"], trainer.config.head_epochs)
     for part in range(CROSS_FIT_PARTS):
         held = everybody[fold == part]
         report(HeadPart(part=part + 1, parts=CROSS_FIT_PARTS))
         if not len(held):
             continue
         crossed.heads[part] = []
-        for epoch, head in enumerate(trainer.stages(everybody[fold != part], trainer.config.head_epochs)):
+        for epoch, head in enumerate(trainer.stages(everybody[fold != part], epochs)):
             crossed.heads[part].append(copy.deepcopy(head))
-            strengths = STRENGTHS if epoch else (0.0,)
+            strengths = (0.0,) if not epoch else STRENGTHS if like is None else (like["head strength"],)
+            if like is not None and 0 < epoch < epochs:
+                continue
             for strength, ranked in _ranked(head, examples, trainer.vectors, trainer.tensors, held, strengths).items():
                 whole = crossed.lists.setdefault((epoch, strength), np.full((len(examples), LIST_LENGTH), -1, np.int64))
                 whole[held, : len(ranked[0])] = np.stack(ranked)

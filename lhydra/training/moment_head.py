@@ -69,6 +69,7 @@ def fit(
     table: Table,
     config: TrainSettings,
     report: Report = unreported,
+    shares: tuple[float, ...] | None = None,
 ) -> Sequences | None:
     """Fits the part of the head for moments in place, and its calibration.
 
@@ -80,6 +81,7 @@ def fit(
         table: the co-listening table.
         config: settings of the training.
         report: told what came out.
+        shares: of the depth for each source, to take instead of choosing.
 
     Returns:
         The tables of what goes with what in time, which the part needs; None where there is nothing to learn from, and
@@ -95,7 +97,7 @@ def fit(
     depth = min(config.depth, data.n_tracks)
     encoded, vectors, track_vectors = _encoded(network, data, tensors, asked, known)
     nearest = _nearest(vectors, track_vectors, depth)
-    shares = choose_shares(asked, known, moments, nearest, depth, config.seed)
+    shares = shares or choose_shares(asked, known, moments, nearest, depth, config.seed)
     rng = np.random.default_rng([config.seed, 12])
     rows = []
     for moment, near in zip(moments, nearest, strict=True):

@@ -124,7 +124,7 @@ class MomentsFitted(Progress):
     moments: int
     epochs: int
     ndcg: float
-    shares: tuple[float, float, float]
+    shares: tuple[float, ...]
 
     def text(self) -> str:
         """Returns moments, epochs, NDCG@10 and how the depth is shared out."""

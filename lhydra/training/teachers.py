@@ -24,6 +24,7 @@ import torch
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
+from lhydra.bundle.model import Chosen
 from lhydra.domain import F32, I64
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.features.histories import Histories, offsets_of, play_weights, relative_weights, spans
@@ -181,7 +182,7 @@ def matrix(histories: Histories, n_tracks: int) -> sp.csr_matrix:
 
 
 @timed("train.teachers")
-def fit(data: TrainingData, dim: int, seed: int, report: Report = unreported, like: Teachers | None = None) -> Teachers:
+def fit(data: TrainingData, dim: int, seed: int, report: Report = unreported, like: Chosen | None = None) -> Teachers:
     """Fits both teachers on the train fold, their settings chosen by NDCG@10 on the validation fold.
 
     Args:
@@ -189,7 +190,7 @@ def fit(data: TrainingData, dim: int, seed: int, report: Report = unreported, li
         dim: of the vectors that are to start from the factors, which are narrower.
         seed: of everything random.
         report: told about every setting.
-        like: teachers whose settings and mixture to take, instead of choosing.
+        like: settings and mixture of a training before, to take instead of choosing.
 
     Returns:
         The teachers. Without validation plays, and beyond MAX_TUNED_PLAYS train plays, one setting of each is taken
@@ -199,17 +200,17 @@ def fit(data: TrainingData, dim: int, seed: int, report: Report = unreported, li
         return _fit(data, dim, seed, report, like)
 
 
-def _fit(data: TrainingData, dim: int, seed: int, report: Report, like: Teachers | None) -> Teachers:
+def _fit(data: TrainingData, dim: int, seed: int, report: Report, like: Chosen | None) -> Teachers:
     users = np.flatnonzero(np.diff(data.train.offsets) > 0)
     train = select(data.train, users)
     plays = matrix(train, data.n_tracks)
     valid = _sample(data.valid, seed)
     shown = select(data.train, valid.users)
     tuned = like is None and len(valid.users) > 0 and plays.nnz <= MAX_TUNED_PLAYS
-    grid: Sequence[tuple[float, ...]] = IALS_SETTINGS if tuned else IALS_SETTINGS[2:3] if like is None else (like.ials,)
+    grid: Sequence[tuple[float, ...]] = IALS_SETTINGS if tuned else IALS_SETTINGS[2:3]
     penalties: Sequence[tuple[float, ...]] = TABLE_PENALTIES if tuned else TABLE_PENALTIES[:1]
     if like is not None:
-        penalties = (like.penalty,)
+        grid, penalties = (tuple(like["ials"]),), (tuple(like["co-listening"]),)
 
     def measured(scores: Callable[[sp.csr_matrix], F32]) -> float:
         return _ndcg(scores, shown, valid, data.n_tracks) if tuned else 0.0
@@ -230,7 +231,7 @@ def _fit(data: TrainingData, dim: int, seed: int, report: Report, like: Teachers
         report(TeacherTried(teacher="co-listening", setting=penalty, ndcg=quality))
     _, table, penalty = max(tables, key=lambda one: one[0])
 
-    mix = UNMEASURED_MIX if like is None else like.mix
+    mix = UNMEASURED_MIX if like is None else (like["mix"][0], like["mix"][1])
     if len(valid.users) and like is None:
         mix = _mixture(table, factors, shown, valid, seed)
     report(TeacherTried(teacher="mixture", setting=mix))

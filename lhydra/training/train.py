@@ -22,6 +22,7 @@ from lhydra.timing import timed
 from lhydra.training import checkpoint, moment_head, moments, ranks
 from lhydra.training import head as heads
 from lhydra.training import teachers as teaching
+from lhydra.training import warm as warmed
 from lhydra.training.checkpoint import State
 from lhydra.training.config import TrainSettings
 from lhydra.training.data import TrainingData, load
@@ -31,6 +32,7 @@ from lhydra.training.progress import EpochDone, HeadFitted, Progress, RefitDone,
 from lhydra.training.step import Tensors, losses, tensor
 from lhydra.training.teachers import Teachers
 from lhydra.training.validate import sample, validate
+from lhydra.training.warm import Parent
 
 TEMPERATURES = (0.07, 0.1, 0.15)  # tried, by short runs, when the setting is 0
 UNMEASURED_TEMPERATURE = 0.1  # where there is no validation fold to tune on
@@ -66,6 +68,7 @@ def train(
     resume: bool = False,
     refit: bool = False,
     folds: int = 0,
+    warm: Path | None = None,
     report: Report = unreported,
 ) -> ModelInfo:
     """Trains on `dataset` and writes a model folder. Under torchrun only rank 0 writes.
@@ -80,6 +83,7 @@ def train(
             plays; the head stays.
         folds: first cut the train and validation plays into that many parts at random, and validate on each a model
             of the others; 0 for none.
+        warm: a model trained before, whose towers and settings to go on from; not with `folds`.
         report: told about every epoch and everything tried.
 
     Returns:
@@ -87,26 +91,29 @@ def train(
 
     Raises:
         DataError: nothing to train on.
-        ModelError: `out` is something else, nothing to resume from, or the loss is not finite.
+        ModelError: `out` is something else, nothing to resume from, nothing to go on from, or the loss is not finite.
     """
+    parent = warmed.parent_of(warm, out, dataset, config) if warm else None
     rank, processes = ranks.start()
     if rank == 0:
         _claim(out, resume)
     torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 2) // 2 // processes))
     parents = Parents(dataset=dataset.info.source, split=dataset.info.split)
+    warm_from = parent.model_id if parent else ""
+    start = State(asdict(config), parents, config.temperature, data=_tables(dataset), warm_from=warm_from)
     if resume and rank == 0:
-        _check_same(out, config, parents, dataset)
+        checkpoint.check_same(out / "checkpoint" / "last.safetensors", start, dataset.path)
     crossed = tuple(_train_fold(dataset, part, folds, out, config, parents, report) for part in range(folds))
     if rank == 0:
         shutil.rmtree(out / "folds", ignore_errors=True)
-    start = State(asdict(config), parents, config.temperature, data=_tables(dataset))
-    trained = _train(load(dataset), out, config, start, resume, report)
-    run = trained.run
-    sequences = None
+    spec = parent.spec if parent else None
+    trained = _train(load(dataset, like=spec), out, config, start, resume, report, parent)
+    run, sequences = trained.run, None
     if rank == 0:
-        sequences = moment_head.fit(trained.network, dataset, run.data, run.tensors, run.teachers.table, config, report)
+        fitted = trained.network, dataset, run.data, run.tensors, run.teachers.table
+        sequences = moment_head.fit(*fitted, config, report, parent.shares if parent else None)
     if refit:
-        trained = _refit(trained, load(dataset, upto=VALID), report)
+        trained = _refit(trained, load(dataset, upto=VALID, like=spec), config, report)
         if sequences is not None:
             sequences = moments.refitted(sequences, dataset, trained.run.data)
     info = ModelInfo(
@@ -116,6 +123,7 @@ def train(
         quality=trained.quality,
         fitted_on=REFITTED if refit else FITTED,
         folds=crossed,
+        warm_from=warm_from,
     )
     ranks.end()  # not where something was raised: torchrun ends the others then
     if rank:
@@ -152,24 +160,39 @@ class Trained:
     chosen: Chosen
 
 
-def _train(data: TrainingData, out: Path, config: TrainSettings, state: State, resume: bool, report: Report) -> Trained:
+def _train(
+    data: TrainingData,
+    out: Path,
+    config: TrainSettings,
+    state: State,
+    resume: bool,
+    report: Report,
+    parent: Parent | None = None,
+) -> Trained:
     """Fits teachers, towers and head on `data`, from `state`; checkpoints and metrics.jsonl go to `out`."""
+    like = parent.chosen if parent else None
     users = np.flatnonzero(np.diff(data.train.offsets) > 0)
     batch_size = config.batch_size or int(np.clip(len(users) // 15, 64, 256))
     rank, processes = ranks.start()
-    teachers = teaching.fit(data, config.dim, config.seed, report)
-    run = Run(data, Tensors.of(data), teachers, config, users, batch_size, rank, processes)
+    teachers = teaching.fit(data, config.dim, config.seed, report, like)
+    towers = warmed.shortened(config) if parent else config
+    run = Run(data, Tensors.of(data), teachers, towers, users, batch_size, rank, processes)
     network, optimizer = _new(run)
+    if rank == 0:  # those of the model know more tracks after a --refit
+        files.write_text(out / "checkpoint" / "features.json", data.spec.to_json())
+    state = replace(state, features=data.spec.fingerprint)
     if resume:
         state = checkpoint.load(out / "checkpoint" / "last.safetensors", network, optimizer)
     elif not state.temperature:
-        state = replace(state, temperature=_tune_temperature(run, report))
+        state = replace(state, temperature=like["temperature"] if like else _tune_temperature(run, report))
+    if parent and not resume:
+        network.load_state_dict(network.state_dict() | warmed.towers_of(parent, network, data.spec))
     _fit(run, network, optimizer, state, out, report)
     best: Quality | None = None
     fitted = heads.Fitted(0, 0.0, {})
     if rank == 0:
         best = checkpoint.load(out / "checkpoint" / "best.safetensors", network).best
-        fitted = heads.fit(network, data, run.tensors, teachers.table, config, report)
+        fitted = heads.fit(network, data, run.tensors, teachers.table, config, report, like)
     ranks.same(network.state_dict().values())
     fitted, best = ranks.agreed((fitted, best))
     quality = Quality(**best, cascade=fitted.cascade) if best else Quality()
@@ -190,36 +213,16 @@ def _tables(dataset: Dataset) -> tuple[str, ...]:
     return tuple(files.sha256_of(dataset.path / f"{name}.parquet" for name in ("plays", "tracks", "users")))
 
 
-def _check_same(out: Path, config: TrainSettings, parents: Parents, dataset: Dataset) -> None:
-    """Checks that the run in `out` had the same settings and data; at once, since teachers take their time."""
-    path = out / "checkpoint" / "last.safetensors"
-    state = checkpoint.read_state(path)
-    for name, found, wanted in (("config", state.config, asdict(config)), ("parents", state.parents, dict(parents))):
-        wanted = json.loads(json.dumps(wanted))
-        if found != wanted:
-            differs = next((key for key in wanted if found.get(key) != wanted[key]), name)
-            raise ModelError(complain(path, f"another {differs}", f"a run with the same {name}"))
-    if state.data and state.data != _tables(dataset):
-        raise ModelError(complain(path, f"other data than in {dataset.path}", "a run on the same dataset"))
-
-
-def _refit(trained: Trained, data: TrainingData, report: Report) -> Trained:
+def _refit(trained: Trained, data: TrainingData, config: TrainSettings, report: Report) -> Trained:
     """Returns the trained model after some more epochs on `data`, which holds the validation plays too."""
-    before, config = trained.run, trained.run.config
-    teachers = teaching.fit(data, config.dim, config.seed, report, before.teachers)
+    before = trained.run
+    teachers = teaching.fit(data, config.dim, config.seed, report, trained.chosen)
     users = np.flatnonzero(np.diff(data.train.offsets) > 0)
-    run = replace(before, data=data, tensors=Tensors.of(data), teachers=teachers, users=users)
+    run = replace(before, data=data, tensors=Tensors.of(data), teachers=teachers, config=config, users=users)
     network, optimizer = _new(run)
     network.head.moments = trained.network.head.moments
-    kept, grown = trained.network.state_dict(), network.state_dict()
-    old, new = before.tensors.ids[:, 0], run.tensors.ids[:, 0]
-    for name, value in kept.items():
-        if name in ("item_tower.retrieval_id.weight", "item_tower.history_id.weight"):
-            grown[name][:] = value[0]  # a track first heard in validation starts as an unknown one
-            grown[name][new[old > 0]] = value[old[old > 0]]
-        else:
-            grown[name] = value
-    network.load_state_dict(grown)
+    kept = trained.network.state_dict()
+    network.load_state_dict(warmed.carried(kept, before.data.spec, network.state_dict(), data.spec))
     more = max(1, round(config.epochs * REFIT_EPOCHS))
     for number in range(1, more + 1):
         started = time.monotonic()
@@ -243,11 +246,16 @@ def _fit(run: Run, network: Network, optimizer: torch.optim.Optimizer, state: St
     targets = sample(run.data.valid, config.seed)
     if writes:
         _keep_lines(out / "metrics.jsonl", state.epoch)
+    if state.warm_from and not state.epoch and len(targets.users):  # the towers as they came may stay the best
+        measured = ranks.agreed(validate(network, run.data, run.tensors, targets) if writes else None)
+        state = replace(state, best=Quality(epoch=0, retrieval=measured) if measured else None)
+        if writes:
+            checkpoint.save(folder / "best.safetensors", network, optimizer, state)
     while state.epoch < config.epochs and not _patience_over(state, config):
         started = time.monotonic()
         epoch = state.epoch + 1
         retrieval_loss, distillation_loss = _epoch(run, network, optimizer, epoch, config.epochs, state.temperature)
-        measured: dict[str, float] | None = None
+        measured = None
         if len(targets.users):
             measured = ranks.agreed(validate(network, run.data, run.tensors, targets) if writes else None)
         took_s = time.monotonic() - started
