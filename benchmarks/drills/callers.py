@@ -28,6 +28,8 @@ class Callers:
         ours: callers of our client.
         plain: callers of a bare channel.
         pause_s: between two calls of one caller.
+        timeout_s: of a call.
+        least: calls that have ended before the block begins.
         allow: whether an answer that is not the list of its bundle is all right, such as one that says it is degraded.
     """
 
@@ -39,9 +41,12 @@ class Callers:
         ours: int = 2,
         plain: int = 2,
         pause_s: float = 0.0,
+        timeout_s: float = 10.0,
+        least: int = 10,
         allow: Callable[[list[str]], bool] = lambda degraded: False,
     ) -> None:
         self.address, self.world, self.pause_s, self.allow = address, world, pause_s, allow
+        self.timeout_s, self.least = timeout_s, least
         self.ours, self.plain = Counter[str](), Counter[str]()
         self.took_ms: list[float] = []
         self.bundles = Counter[str]()
@@ -53,7 +58,7 @@ class Callers:
     def __enter__(self) -> "Callers":
         for thread in self._threads:
             thread.start()
-        self.more(10)
+        self.more(self.least)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -90,7 +95,7 @@ class Callers:
         }
 
     def _ours(self, number: int) -> None:
-        with Client(self.address, timeout_s=10) as client:
+        with Client(self.address, timeout_s=self.timeout_s) as client:
             for user in itertools.islice(itertools.cycle(self.world.users), number, None):
                 if self._stop.is_set():
                     return
@@ -113,7 +118,7 @@ class Callers:
                     return
                 request = pb.RecommendRequest(user_id=user, k=K, now_s=self.world.now_s)
                 try:
-                    reply = ask(request, timeout=10)
+                    reply = ask(request, timeout=self.timeout_s)
                 except grpc.RpcError as error:
                     self.plain[f"{error.code().name}: {error.details()}"[:200]] += 1
                 else:

@@ -78,7 +78,10 @@ OPEN_PIPES: Edit = (
     """            self.report = -1
 """,
 )
-HANDSHAKE: Edit = (APP, "HANDSHAKE_S = 10.0", "HANDSHAKE_S = 600.0")
+IDLE_FOR_EVER: tuple[Edit, ...] = (
+    (APP, "HANDSHAKE_S = 10.0", "HANDSHAKE_S = 600.0"),
+    (APP, "CONNECTION_GRACE_S = 5.0", "CONNECTION_GRACE_S = 600.0"),
+)
 IN_PLACE: Edit = (
     "lhydra/files.py",
     """            new.mkdir()
@@ -109,14 +112,17 @@ RAW_ERRORS: Edit = (
     """        finally:
             opened.leave()""",
 )
-WALL_CLOCK: Edit = (
-    SUPERVISOR,
-    """        now_s = time.monotonic()
+WALL_CLOCK: tuple[Edit, ...] = (
+    (SUPERVISOR, "self._ticked_s = 0.0, time.monotonic()", "self._ticked_s = 0.0, time.time()"),
+    (
+        SUPERVISOR,
+        """        now_s = time.monotonic()
         self._awake_s += min(now_s - self._ticked_s, 2 * TICK_S)
-        self._ticked_s = now_s
 """,
-    """        self._awake_s = time.time()
+        """        now_s = time.time()
+        self._awake_s += now_s - self._ticked_s
 """,
+    ),
 )
 FAIL: Edit = (
     SERVICE,
@@ -187,7 +193,7 @@ MUTANTS = (
         "what served before it died is back soon",
         ((FLEET, "LONGEST_SERVED_S = 0.5", "LONGEST_SERVED_S = 60.0"), (FLEET, "* 2, 0.1)", "* 2, 60.0)")),
     ),
-    Mutant("--parts clock", ("a clock",), "signs of life are timed by a clock that does not jump", (WALL_CLOCK,)),
+    Mutant("--parts clock", ("a clock",), "signs of life are timed by a clock that does not jump", WALL_CLOCK),
     Mutant(
         "--parts clock",
         ("a clock",),
@@ -200,7 +206,7 @@ MUTANTS = (
         "the server raises its limit of descriptors",
         ((SUPERVISOR, "        use_all_descriptors()\n", ""),),
     ),
-    Mutant("--parts idle", ("out of descriptors",), "a connection that says nothing is ended", (HANDSHAKE,)),
+    Mutant("--parts idle", ("out of descriptors",), "a connection that says nothing is ended", IDLE_FOR_EVER),
     Mutant(
         "--parts pings",
         ("floods of pings",),
@@ -311,7 +317,9 @@ def drilled(mutant: Mutant, work: Path) -> list[dict[str, Any]]:
 
 def _row(mutant: Mutant, promise: str, found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     of_part = [row for row in found if row["target"] == "it ends"]  # it was not, and no row of its own was left
-    row = next((row for row in found if row["promise"].startswith(promise)), *of_part)
+    row = next((row for row in found if row["promise"].startswith(promise)), None)
+    if row is None:
+        row = of_part[0] | {"promise": promise}
     said = f"{row['measured']} ({row['target']})"
     return {
         "flags": mutant.flags,

@@ -334,8 +334,7 @@ def stalled(world: World) -> list[Verdict]:
             return [not_run(promise, target, why)]
         with serve(store, world.folder / "stalled_users.log") as server:
             server.settled(world.bundles[1])
-            with Client(server.address, timeout_s=5) as client, _frozen(folder):
-                answered(lambda: client.record_plays([Play("stalled", "T0000001")]))
+            with _frozen(folder), Callers(server.address, world, timeout_s=2.0, least=0):
                 time.sleep(STALL_S)
             back_s = _seconds_until_well(server.address, world)
             with Client(server.address, timeout_s=10) as client:
