@@ -231,8 +231,9 @@ MUTANTS = (
         "control characters in a message are escaped",
         (ESCAPED,),
     ),
-    Mutant(SOAK, ("soak: no call",), "workers drain, after the new ones are ready", (NO_DRAIN, EARLY_END)),
-    Mutant(SOAK, ("soak, callers",), "workers drain, after the new ones are ready", (NO_DRAIN, EARLY_END)),
+    Mutant(
+        SOAK, ("soak: no call", "soak, callers"), "workers drain, after the new ones are ready", (NO_DRAIN, EARLY_END)
+    ),
     Mutant(
         SOAK,
         ("soak: memory", "soak: descriptors"),
