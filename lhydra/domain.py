@@ -52,7 +52,11 @@ class Tier(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Play:
-    """One play event. `count` >= 1, `time` in Unix seconds; `event_id` names the event for retries."""
+    """One play event. `count` >= 1, `time` in Unix seconds; `event_id` names the event for retries.
+
+    request_id: of the answer that the play came from, session_id: as the caller names it; empty where unknown.
+    ms_played: milliseconds, None where unknown.
+    """
 
     event_id: str
     user_id: str
@@ -61,6 +65,9 @@ class Play:
     count: float = 1.0
     completed: bool | None = None
     skipped: bool | None = None
+    request_id: str = ""
+    session_id: str = ""
+    ms_played: int | None = None
 
 
 def no_history() -> History:

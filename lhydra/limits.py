@@ -18,8 +18,10 @@ MAX_ENTRIES = 10_000  # history entries that a request brings
 MAX_SESSION = 256  # plays of now that a request brings
 MAX_COUNT = 1e9  # plays of one history entry; sums of them stay finite in float32
 MAX_PLAYS = 1_000  # recorded by one call
+MAX_MS_PLAYED = 86_400_000  # of one play: a day
 CLOCK_SKEW_S = 86_400  # a play may be ahead of our clock by so much; one further ahead counts as of now
 LAST_S = 4_102_444_800  # the year 2100: a later timestamp is in another unit
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
 _holds_control, _holds_surrogate = re.compile(CONTROL).search, re.compile(r"[\ud800-\udfff]").search
 
 
@@ -54,6 +56,33 @@ def is_id(text: str) -> bool:
     except InvalidRequest:
         return False
     return True
+
+
+def is_request_id(text: str) -> bool:
+    """Says whether a text can be the id of a request, which logs hold as it is.
+
+    Args:
+        text: the text.
+
+    Returns:
+        Whether it has 1 to 128 of the letters, digits and signs that ids of requests are made of.
+    """
+    return _REQUEST_ID.fullmatch(text) is not None
+
+
+def check_request_id(field: str, text: str) -> None:
+    """Checks the id of a request.
+
+    Args:
+        field: the name of the field, for the error.
+        text: its value.
+
+    Raises:
+        InvalidRequest: no server gave it to an answer.
+    """
+    if not is_request_id(text):
+        found = f"{len(text)} characters" if len(text) > 128 else text
+        raise InvalidRequest(field, found, "the request_id of an answer: 1 to 128 letters, digits and ._:/-")
 
 
 def check_length(field: str, text: str, longest: int) -> None:

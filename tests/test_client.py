@@ -41,7 +41,7 @@ from lhydra_protos.v1 import recommender_pb2 as pb
 from tests import fake_core, test_server
 from tests.fake_recommender import STAGES, FakeRecommender, serving
 
-PLAY = Play("u1", "t1", timestamp_s=1_700_000_000, count=2, completed=True, skipped=False)
+PLAY = Play(*("u1", "t1", 1_700_000_000, 2, True, False), request_id="of an answer", session_id="evening", ms_played=0)
 
 
 @pytest.fixture
@@ -159,8 +159,10 @@ def test_plays_reach_the_server_whole(client: Client, fake: FakeRecommender) -> 
     first, second = fake.seen[0].plays
     assert first == pb.Play(
         event_id=PLAY.event_id, user_id="u1", track_id="t1", timestamp_s=1_700_000_000, count=2,
-        completed=True, skipped=False,
+        completed=True, skipped=False, request_id="of an answer", session_id="evening", ms_played=0,
     )  # fmt: skip
+    assert first.HasField("ms_played")
+    assert not second.HasField("ms_played")
     assert not second.HasField("completed")
     assert not second.HasField("skipped")
     assert 1 <= len(second.event_id) <= 128
@@ -314,6 +316,8 @@ def test_every_repeat_policy_has_its_word(
         (lambda c: c.record_plays(["t1"]), r"plays\[0\]"),
         (lambda c: c.record_plays([Play("u", "t", count=-1)]), r"plays\[0\].count"),
         (lambda c: c.record_plays([Play("u", "t", timestamp_s=2**63)]), r"plays\[0\].timestamp_s"),
+        (lambda c: c.record_plays([Play("u", "t", ms_played=-1)]), r"plays\[0\].ms_played"),
+        (lambda c: c.record_plays([Play("u", "t", request_id=3)]), r"plays\[0\].request_id"),  # type: ignore[arg-type]
         (lambda c: Client("127.0.0.1"), "address"),
         (lambda c: Client("127.0.0.1:99999"), "address"),
         (lambda c: Client(""), "address"),

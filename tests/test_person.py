@@ -65,15 +65,20 @@ def everything(users: UserStore) -> Values:
     """Every key and value of every database, read without our code."""
     if isinstance(users, RedisUsers):
         with redis_py.Redis(port=users.address.port) as client:
-            return {key: bytes(client.get(key) or b"") for key in client.keys("*")}
+            events = {b"events/" + key: held[b"e"] for key, held in client.xrange("lhydra:events")}
+            return {key: bytes(client.get(key) or b"") for key in client.keys("*") if key != b"lhydra:events"} | events
     assert isinstance(users, LmdbUsers)
     env, found = users._env.raw, Values()
     with env.begin() as txn:
         for key, held in txn.cursor():
             found[key] = held
-        for name in [key for key in found if key == b"meta"]:
-            with txn.cursor(env.open_db(name, txn=txn, create=False)) as cursor:
+        if found.pop(b"meta", None):
+            with txn.cursor(env.open_db(b"meta", txn=txn, create=False)) as cursor:
                 found |= {b"meta/" + key: held for key, held in cursor}
+        if found.pop(b"events", None):
+            log = users._env.database(b"events", create=False)
+            with txn.cursor(log) as cursor:
+                found |= {b"events/" + key: held for key, held in cursor if any(key)}
     return found
 
 
@@ -115,9 +120,10 @@ def test_delete_leaves_nothing_of_the_user_and_all_of_the_others(
             users.load([(user, UserState({"note": f"declared by {ODD.index(user)}."}))])
             users.record(plays_of(user, n))
             now = everything(users)
-            identity = {key for key in now if key.endswith((b"id", b"meta"))}
+            identity = {key for key in now if key.endswith(b"id")}
             before[user] = {key: now[key] for key in now.keys() - held.keys() - identity}
-            assert (len(before[user]) > 2) == (n > 8)  # chunks of their own
+            n_events = sum(key.startswith(b"events/") for key in before[user])
+            assert (n_events, len(before[user]) > n_events + 2) == (n, n > 8)  # chunks of their own
         if broken and len(gone) < 250:  # a record that nobody can read any more tells of no chunks
             damage(users, gone, b"\x03broken")
         assert users.delete(gone)
@@ -228,7 +234,9 @@ def test_a_play_that_redis_was_told_of_before_a_deletion_begins_a_new_record(
         assert found is not None
         assert found.record.state.heard.tolist() == track_hashes(["t30"]).tolist()
         assert found.record.state.version == 1
-        assert len([key for key in everything(users) if not key.endswith(b"id")]) == 1
+        left = [key for key in everything(users) if not key.endswith(b"id")]
+        assert sum(not key.startswith(b"events/") for key in left) == 1
+        assert [event.play.event_id for chunk in users.events() for _, event in chunk] == ["ann-30"]
         for store in (users, other):
             store.close()
 
@@ -264,7 +272,11 @@ def test_an_export_holds_all_that_the_record_holds(where: list[str], capsys: pyt
         (1000 + i, i % 5 == 4) for i in range(30)
     ]
     assert said["event_hashes"] == [f"{event:016x}" for event in track_hashes(f"ann-{i}" for i in range(30)).tolist()]
-    own = {key: value for key, value in values.items() if not key.endswith((b"id", b"meta"))}
+    logged = said["event_log"]
+    assert [entry["event_id"] for entry in logged] == [f"ann-{i}" for i in range(30)]
+    assert [entry["track_id"] for entry in logged] == [f"t{i}" for i in range(30)]
+    assert [entry["skipped"] for entry in logged] == [i % 5 == 4 for i in range(30)]
+    own = {key: held for key, held in values.items() if not (key.endswith(b"id") or key.startswith(b"events/"))}
     assert (said["values"], said["bytes"]) == (len(own), sum(map(len, own.values())))
 
 
@@ -275,6 +287,7 @@ def test_the_commands_say_what_they_did(where: list[str], tmp_path: Path, capsys
     assert main(["users", "show", "ann", *where]) == 0
     shown = capsys.readouterr().out
     assert "24 tracks, 24 plays" in shown
+    assert "30 plays as they were recorded" in shown
     assert "30 tracks, kept out of lists" in shown
     assert "1970-01-01 00:17:09" in shown  # of the last play
     out = tmp_path / "ann.json"

@@ -93,16 +93,16 @@ def test_another_store_in_its_place_takes_no_plays(server: RedisServer, served: 
 def test_a_store_that_is_emptied_in_the_middle_of_a_write_takes_no_play(
     server: RedisServer, served: RedisUsers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lhydra.users import redis_store
+    from lhydra.users import redis_store, redis_values
 
-    ask = redis_store._ask
+    ask = redis_values.ask
 
-    def emptied_before(connection: object, *commands: redis_store.Command) -> list[object]:
+    def emptied_before(connection: object, *commands: redis_values.Command) -> list[object]:
         if commands[0] == ("MULTI",):
             empty(server)
         return ask(connection, *commands)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(redis_store, "_ask", emptied_before)
+    monkeypatch.setattr(redis_store, "ask", emptied_before)
     with pytest.raises(UserStoreError, match=GONE):
         served.record([play("e1", user="new")])
     assert told(server, "DBSIZE") == 0

@@ -23,7 +23,7 @@ from lhydra.cli import main
 from lhydra.data.dataset import Dataset
 from lhydra.domain import UserState
 from lhydra.errors import ConfigError, DeadlineExceeded, LhydraError, MissingExtra, UserStoreError
-from lhydra.users import redis_store
+from lhydra.users import redis_store, redis_values
 from lhydra.users.breaker import FAILURES, LONGEST_REST_S, REST_S
 from lhydra.users.connections import MAX_CONNECTIONS, Address, Connections
 from lhydra.users.redis_store import RedisUsers
@@ -222,7 +222,7 @@ def test_two_servers_record_for_the_same_users_and_no_play_is_lost_or_counted_tw
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, meddle: Callable[[], object]) -> list[int]:
     """From now on `meddle` runs before every transaction; returns the list that counts them."""
-    ask, transactions = redis_store._ask, list[int]()
+    ask, transactions = redis_values.ask, list[int]()
 
     def asked(connection: Any, *commands: Any) -> Any:
         if commands[0] == ("MULTI",):
@@ -230,7 +230,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, meddle: Callable[[], object]) -
             meddle()
         return ask(connection, *commands)
 
-    monkeypatch.setattr(redis_store, "_ask", asked)
+    monkeypatch.setattr(redis_store, "ask", asked)
     return transactions
 
 

@@ -374,12 +374,27 @@ DAY_S = 86_400
         ("plays[0].timestamp_s", [play("e", "t", timestamp_s=-1)]),
         ("plays[0].timestamp_s", [play("e", "t", timestamp_s=LAST_S + 1)]),
         ("plays[0].timestamp_s", [play("e", "t", timestamp_s=1000 * int(time.time()))]),
+        ("plays[0].request_id", [play("e", "t", request_id="a b")]),
+        ("plays[0].request_id", [play("e", "t", request_id="r" * 129)]),
+        ("plays[0].session_id", [play("e", "t", session_id="a\nb")]),
+        ("plays[0].session_id", [play("e", "t", session_id="s" * 257)]),
+        ("plays[0].ms_played", [play("e", "t", ms_played=86_400_001)]),
     ],
 )
 def test_bad_plays_are_refused_naming_the_field(running: Running, field: str, plays: list[pb.Play]) -> None:
     error = fails(lambda: running.stub.RecordPlays(pb.RecordPlaysRequest(plays=plays)))
     assert error.code() is Code.INVALID_ARGUMENT
     assert (error.details() or "").startswith(f"{field}: found ")
+
+
+def test_a_play_enters_the_log_with_all_that_was_said_of_it(running: Running) -> None:
+    answer = running.stub.Recommend(request())
+    given = play("e0", "t007", timestamp_s=5, count=3, request_id=answer.request_id, session_id="s é", ms_played=0)
+    running.stub.RecordPlays(pb.RecordPlaysRequest(plays=[given, play("e1", "t008", timestamp_s=6, skipped=False)]))
+    [[(_, first), (_, second)]] = running.users.events()
+    assert first.play == Play("e0", "ann", "t007", 5, 3.0, None, None, answer.request_id, "s é", 0)
+    assert second.play == Play("e1", "ann", "t008", 6, 1.0, None, False, "", "", None)
+    assert abs(first.recorded_ms / 1000 - time.time()) < 3600
 
 
 @pytest.mark.parametrize("behind_s", [1, DAY_S - 60, DAY_S + 60, 400 * DAY_S])

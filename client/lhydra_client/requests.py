@@ -83,6 +83,9 @@ class Play:
         completed: whether the track was played to its end, None when unknown.
         skipped: whether the track was skipped, None when unknown.
         event_id: unique per play, at most 128 characters.
+        request_id: of the answer that the play came from; "" where it came from none, or none is known.
+        session_id: of your own, like an id; "" where unknown.
+        ms_played: milliseconds, a day at most; None when unknown.
     """
 
     user_id: str
@@ -92,6 +95,9 @@ class Play:
     completed: bool | None = None
     skipped: bool | None = None
     event_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    request_id: str = ""
+    session_id: str = ""
+    ms_played: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -332,6 +338,9 @@ def record_plays_request(plays: Iterable[Play]) -> pb.RecordPlaysRequest:
             count=whole(f"{name}.count", play.count, *UINT32),
             completed=None if play.completed is None else bool(play.completed),
             skipped=None if play.skipped is None else bool(play.skipped),
+            request_id=text(f"{name}.request_id", play.request_id),
+            session_id=text(f"{name}.session_id", play.session_id),
+            ms_played=None if play.ms_played is None else whole(f"{name}.ms_played", play.ms_played, *UINT32),
         )
     return request
 

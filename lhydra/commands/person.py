@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from lhydra.errors import ConfigError, LhydraError, UserStoreError, complain, qu
 if TYPE_CHECKING:
     from lhydra.bundle.catalog import Catalog
     from lhydra.domain import Hashes
+    from lhydra.events.event import Event
     from lhydra.users.store import UserStore
     from lhydra.users.stored import StoredUser
 
@@ -39,7 +41,7 @@ def show(user_id: str, url: str | None, store: Path | None) -> int:
         UserStoreError: the store or the record cannot be read.
     """
     with _opened(url, store) as (users, where):
-        document = _document(user_id, _stored(users, user_id, where), _catalog(store))
+        document = _document(user_id, _stored(users, user_id, where), _catalog(store), _logged(users, user_id))
     history, recent = document["history"], document["recent_plays"]
     firsts = [time for entry in history if (time := entry["first_play_s"]) > 0]
     lasts = [
@@ -55,6 +57,7 @@ def show(user_id: str, url: str | None, store: Path | None) -> int:
         ["heard", f"{len(document['heard']):,} tracks, kept out of lists unless a request lets them return"],
         ["skipped", f"{len(document['skipped']):,} tracks"],
         ["event ids", f"{len(document['event_hashes']):,} remembered, so that a repeated call counts once"],
+        ["event log", f"{len(document['event_log']):,} plays as they were recorded"],
         ["record", f"format {document['record_format']}, version {document['version']}"],
         ["size", f"{document['bytes']:,} bytes in {document['values']:,} value{'s' * (document['values'] > 1)}"],
     ]
@@ -88,7 +91,7 @@ def export(user_id: str, url: str | None, store: Path | None, out: Path | None) 
     """
     check_output("OUT", out, is_json_with("user_id", "record_format"))
     with _opened(url, store) as (users, where):
-        document = _document(user_id, _stored(users, user_id, where), _catalog(store))
+        document = _document(user_id, _stored(users, user_id, where), _catalog(store), _logged(users, user_id))
     text = json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
     if out is None:
         sys.stdout.write(text)
@@ -175,13 +178,22 @@ def _opened(url: str | None, store: Path | None) -> "Iterator[tuple[UserStore, s
 
 
 def _stored(users: "UserStore", user_id: str, where: str) -> "StoredUser":
+    from lhydra.users.record import UserRecord
+    from lhydra.users.stored import StoredUser
+
     try:
         found = users.stored(user_id)
     except UserStoreError as error:  # names the user by hash, which is for logs
         raise UserStoreError(f"{quoted(user_id)}: {error}; `lhydra users delete` takes it away all the same") from None
+    if found is None and _logged(users, user_id):  # a deletion that was cut short
+        return StoredUser(UserRecord(), 0, 0, 0)
     if found is None:
         raise ConfigError(complain(f"user {quoted(user_id)}", f"nothing stored in {where}", "a user of that store"))
     return found
+
+
+def _logged(users: "UserStore", user_id: str) -> list["Event"]:
+    return [event for chunk in users.events(user_id=user_id) for _, event in chunk]
 
 
 def _catalog(store: Path | None) -> "Catalog | None":
@@ -197,7 +209,9 @@ def _catalog(store: Path | None) -> "Catalog | None":
         return None
 
 
-def _document(user_id: str, stored: "StoredUser", catalog: "Catalog | None") -> dict[str, Any]:
+def _document(
+    user_id: str, stored: "StoredUser", catalog: "Catalog | None", logged: "Sequence[Event]"
+) -> dict[str, Any]:
     """Everything that is stored of a person; docs/operations.md says what each field means."""
     from lhydra.domain import COMPLETED, HALF_LIVES_DAYS, LIVE, SKIPPED
     from lhydra.repeats import repeats_of
@@ -248,6 +262,17 @@ def _document(user_id: str, stored: "StoredUser", catalog: "Catalog | None") -> 
         "heard": _named(state.heard, catalog),
         "skipped": _named(state.skipped, catalog),
         "recorded_since_load": live,
+        "event_log": [
+            {
+                "recorded_ms": event.recorded_ms,
+                **{
+                    name if name != "time" else "time_s": v
+                    for name, v in asdict(event.play).items()
+                    if name != "user_id"
+                },
+            }
+            for event in logged
+        ],
         "event_hashes": [f"{event:016x}" for event in record.events.tolist()],
     }
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -127,6 +128,50 @@ class Environment:
         if writer is None:
             raise UserStoreError(self._why)
         return writer.write(change, deadline_s, wait_s)
+
+    def database(self, name: bytes, create: bool, deadline_s: float = math.inf) -> lmdb._Database | None:
+        """Returns a named database of the environment, which is opened in a transaction of the writer's.
+
+        LMDB keeps what is opened for all transactions only where the one that opened it was committed, and readers
+        are not.
+
+        Args:
+            name: of the database.
+            create: makes it where there is none.
+            deadline_s: when the caller leaves, on the clock of `time.monotonic`.
+
+        Returns:
+            The database, None where there is none.
+
+        Raises:
+            UserStoreError: the environment cannot be used, or others wrote for long.
+            DeadlineExceeded: the deadline passed.
+        """
+        with self._change:
+            opened, writer = self._opened, self._writer
+        if opened is None or writer is None:
+            raise UserStoreError(self._why)
+        found = opened.databases.get(name)
+        if found is None and (found := writer.write(partial(opened.database, name, create), deadline_s)) is not None:
+            opened.databases[name] = found
+        return found
+
+    def free_bytes(self, used_pages: int) -> int:
+        """Returns how much of the file later writes can use again.
+
+        Args:
+            used_pages: of all named databases.
+
+        Returns:
+            Bytes.
+
+        Raises:
+            UserStoreError: the environment cannot be used.
+        """
+        opened = self._opened
+        with self._in_use(opened, nullcontext):
+            assert opened is not None
+            return opened.free_bytes(used_pages)
 
     def sync(self) -> None:
         """Forces to disk what was written.

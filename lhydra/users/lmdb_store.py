@@ -10,6 +10,9 @@ from pathlib import Path
 import lmdb
 
 from lhydra.domain import Play, UserState
+from lhydra.events import lmdb_log
+from lhydra.events.event import Event, now_ms, pack
+from lhydra.events.log import CHUNK, EventLogInfo, opened, place, positions_of
 from lhydra.users.environment import Environment
 from lhydra.users.heard import chunk_key
 from lhydra.users.packed import (
@@ -29,6 +32,7 @@ from lhydra.users.stored import StoredUser, lows_of, stored_of
 _LOAD_CHUNK = 1000  # users per write transaction: short, so that live plays get their turn
 _LOAD_WAIT_S = 30.0  # for the write lock, which other processes take for moments
 SYNC_S = 1.0
+_END = 2**64 - 1  # no entry of the log has a higher number
 
 
 class LmdbUsers:
@@ -41,6 +45,8 @@ class LmdbUsers:
         lasting: raises nothing here; a store that cannot be opened, now or later, is tried again every second.
         identity: of the store that it must be; empty where any will do.
         doubtful: has the files of a lasting store read by a process of its own first.
+        events: has recorded plays enter the event log.
+        events_keep_ms: milliseconds after which entries of the log may be removed; 0: never.
 
     Raises:
         UserStoreError: the folder cannot be opened, or holds something else.
@@ -55,8 +61,10 @@ class LmdbUsers:
         lasting: bool = False,
         identity: str = "",
         doubtful: bool = False,
+        events: bool = True,
+        events_keep_ms: int = 0,
     ) -> None:
-        self.path = path
+        self.path, self._events, self._keep_ms = path, events, events_keep_ms
         self._env = Environment(
             path, sync_s=sync_s, create=create, lasting=lasting, identity=identity, doubtful=doubtful
         )
@@ -85,9 +93,15 @@ class LmdbUsers:
             Whether each play was new, in order.
         """
         changes = recordings(plays)
+        log = self._env.database(lmdb_log.NAME, True, deadline_s) if self._events else None
 
         def change(txn: lmdb.Transaction) -> list[bool]:
-            return in_order(plays, {user_id: _changed(txn, user_id, own) for user_id, own in changes.items()})
+            fresh = in_order(plays, {user_id: _changed(txn, user_id, own) for user_id, own in changes.items()})
+            if log is not None and any(fresh):
+                now = now_ms()
+                entries = [pack(play, now) for play, new in zip(plays, fresh, strict=True) if new]
+                lmdb_log.append(txn, log, entries, now - self._keep_ms if self._keep_ms else 0)
+            return fresh
 
         return self._env.write(change, deadline_s)
 
@@ -126,15 +140,79 @@ class LmdbUsers:
     def delete(self, user_id: str) -> bool:
         """See `UserStore.delete`. The pages of the file keep what was there until they are used again.
 
+        The log is read in short transactions, up to where it ended when the record went: what comes later begins anew.
+
         Args:
             user_id: whose.
 
         Returns:
             Whether there was anything.
         """
-        deleted = self._env.write(partial(_delete, user_id), wait_s=_LOAD_WAIT_S)
+        log = self._env.database(lmdb_log.NAME, create=True)
+        assert log is not None
+        deleted, end = self._env.write(
+            lambda txn: (_delete(user_id, txn), lmdb_log.last(txn, log)), wait_s=_LOAD_WAIT_S
+        )
+        for chunk in self._chunks(1, end):
+            if found := positions_of(chunk, user_id):
+                deleted |= self._env.write(partial(_remove, log, found), wait_s=_LOAD_WAIT_S) > 0
         self._env.sync()
         return deleted
+
+    def events(
+        self, after: str = "", until: str | None = None, user_id: str | None = None
+    ) -> Iterator[list[tuple[str, Event]]]:
+        """See `UserStore.events`. Each chunk is read in a transaction of its own, so that no page stays in use.
+
+        Args:
+            after: the position before the first entry; empty for the first of all.
+            until: the last position that is wanted; None for the end.
+            user_id: whose; None for everybody's.
+
+        Yields:
+            Entries with their positions.
+        """
+        first = place(after)[0] + 1 if after else 1
+        for chunk in self._chunks(first, _END if until is None else place(until)[0]):
+            if entries := list(opened(chunk, user_id)):
+                yield entries
+
+    def event_log(self) -> EventLogInfo:
+        """See `UserStore.event_log`.
+
+        Returns:
+            Its size, its ends, and the room in the file.
+        """
+        log = self._env.database(lmdb_log.NAME, create=False)
+        if log is None:
+            return EventLogInfo(self._env.identity)
+        with self._env.reading() as txn:
+            info, pages = lmdb_log.measured(txn, log, self._env.identity)
+        return replace(info, free_bytes=self._env.free_bytes(pages))
+
+    def prune(self, before_ms: int) -> int:
+        """See `UserStore.prune`.
+
+        Args:
+            before_ms: Unix milliseconds.
+
+        Returns:
+            How many entries were removed.
+        """
+        log = self._env.database(lmdb_log.NAME, create=False)
+        n_removed = 0
+        while log is not None and (n := self._env.write(partial(_prune, log, before_ms), wait_s=_LOAD_WAIT_S)):
+            n_removed += n
+        return n_removed
+
+    def _chunks(self, first: int, last: int) -> Iterator[list[tuple[str, bytes]]]:
+        while (log := self._env.database(lmdb_log.NAME, create=False)) is not None:
+            with self._env.reading() as txn:
+                chunk = lmdb_log.read(txn, log, first, last, CHUNK)
+            if not chunk:
+                return
+            yield chunk
+            first = int(chunk[-1][0]) + 1
 
     def sample(self, n: int) -> list[UserState]:
         """See `UserStore.sample`.
@@ -159,6 +237,14 @@ class LmdbUsers:
 def _load(users: Sequence[tuple[str, UserState]], txn: lmdb.Transaction) -> None:
     for user_id, state in users:
         _changed(txn, user_id, loading([state]))
+
+
+def _remove(log: lmdb_log.Log, positions: Sequence[str], txn: lmdb.Transaction) -> int:
+    return lmdb_log.remove(txn, log, positions)
+
+
+def _prune(log: lmdb_log.Log, before_ms: int, txn: lmdb.Transaction) -> int:
+    return lmdb_log.remove(txn, log, lmdb_log.oldest(txn, log, before_ms, CHUNK))
 
 
 def _delete(user_id: str, txn: lmdb.Transaction) -> bool:

@@ -49,6 +49,7 @@ class Opened:
         self._files: tuple[File, File] = file_of(data), file_of(lock)
         self._size, self._lock_size = META_BYTES - 1, lock.st_size  # bytes that the files had when all was well
         self._users, self._given_up, self._count = 0, False, threading.Lock()
+        self.databases: dict[bytes, lmdb._Database] = {}  # by name, those that a committed transaction opened
         self.closed = threading.Event()
 
     @property
@@ -76,6 +77,35 @@ class Opened:
                 return ""
             floor = needed
         return f"data.mdb cut to {data.st_size} bytes of {floor}"
+
+    def database(self, name: bytes, create: bool, txn: lmdb.Transaction) -> lmdb._Database | None:
+        """Returns a named database.
+
+        Args:
+            name: of the database.
+            create: makes it where there is none.
+            txn: of writing, in this environment.
+
+        Returns:
+            The database, to be used in this transaction, and in others once it is committed; None where there is none.
+        """
+        try:
+            return self.env.open_db(name, txn=txn, create=create)
+        except lmdb.NotFoundError:
+            return None
+
+    def free_bytes(self, used_pages: int) -> int:
+        """Returns how much of the file later writes can use again.
+
+        Args:
+            used_pages: of all named databases.
+
+        Returns:
+            Bytes, the few pages with the list of free ones among them.
+        """
+        stat, n_pages = self.env.stat(), self.env.info()["last_pgno"] + 1
+        used = used_pages + stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
+        return max(0, n_pages - used - META_BYTES // 4096) * self._page
 
     def identity(self) -> str:
         """Returns the id of the store, nothing where it has none yet."""

@@ -7,18 +7,19 @@ the store's id, which is read with every user: a database that was emptied, or i
 import itertools
 import math
 import random
-import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
-import numpy as np
 import redis
 
-from lhydra.domain import Hashes, Play, UserState, no_hashes
+from lhydra.domain import Hashes, Play, UserState
 from lhydra.errors import DeadlineExceeded, UserStoreError, complain
+from lhydra.events import redis_log
+from lhydra.events.event import Event
+from lhydra.events.log import EventLogInfo, opened, positions_of
 from lhydra.users.breaker import Breaker, BreakerOpen
 from lhydra.users.connections import Address, Connections, limit
 from lhydra.users.heard import chunk_key
@@ -29,11 +30,10 @@ from lhydra.users.packed import (
     loading,
     recordings,
     unpack,
-    unpack_state,
     values,
-    with_chunks,
 )
 from lhydra.users.record import UserRecord, user_key
+from lhydra.users.redis_values import IDENTITY, PATTERN, Command, ask, chunk_names, identified, name_of, reason, whole
 from lhydra.users.stored import StoredUser, lows_of, stored_of
 
 READ_S = 0.02  # a request waits so long for its user
@@ -42,13 +42,11 @@ BULK_S = 5.0  # for each round trip of what no request waits for
 CONTENDED_S = 1.0  # how long `record` tries to write what others keep writing too
 BULK_CONTENDED_S = 30.0  # the same for `load`
 CLAIM_S = 1.0  # a server that starts waits so long
-_PREFIX, _PATTERN, _CHUNKS, _IDENTITY = b"lhydra:", b"lhydra:[uh]:*", b"lhydra:~:*", b"lhydra:id"
 _GET_IDENTITY = b"*2\r\n$3\r\nGET\r\n$9\r\nlhydra:id\r\n"  # as it is sent: packing it for each request takes 10 us
 _LOAD_CHUNK = 200  # users per transaction: short, so that live plays seldom come between
 _READ_CHUNK = 50
 _UNREACHED = (redis.ConnectionError, redis.TimeoutError)
 
-Command = tuple[str | bytes | int, ...]
 T = TypeVar("T")
 
 
@@ -62,12 +60,21 @@ class RedisUsers:
         address: of the server.
         identity: of the store that it must be; empty: the one found first; None: any, at any time.
         clock: monotonic, in seconds, for the circuit breaker.
+        events: has recorded plays enter the event log.
+        events_keep_ms: milliseconds after which entries of the log may be removed; 0: never.
     """
 
     def __init__(
-        self, address: Address, *, identity: str | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        address: Address,
+        *,
+        identity: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        events: bool = True,
+        events_keep_ms: int = 0,
     ) -> None:
         self.address, self.identity = address, identity
+        self._events, self._keep_ms = events, events_keep_ms
         self.breaker = Breaker(f"user store {address}", _UNREACHED, clock=clock)
         self._connections = Connections(address)
         self._connections.prepare()
@@ -84,10 +91,10 @@ class RedisUsers:
         """
         until_s = min(time.monotonic() + READ_S, deadline_s)
         with self._connection(READ_S, deadline_s) as connection:
-            name = _name(user_key(user_id))
+            name = name_of(user_key(user_id))
             connection.send_packed_command([_GET_IDENTITY + b"".join(connection.pack_command("GET", name))])
             identity, packed = connection.read_response(), connection.read_response()
-            state = _whole(connection, name, packed, user_id, until_s)
+            state = whole(connection, name, packed, user_id, until_s)
         self._check(identity)
         return state
 
@@ -105,7 +112,9 @@ class RedisUsers:
         Returns:
             Whether each play was new, in order.
         """
-        return in_order(plays, self._change(recordings(plays), WRITE_S, CONTENDED_S, deadline_s))
+        return in_order(
+            plays, self._change(recordings(plays), WRITE_S, CONTENDED_S, deadline_s, plays if self._events else ())
+        )
 
     def load(self, states: Iterable[tuple[str, UserState]]) -> int:
         """See `UserStore.load`. Writes _LOAD_CHUNK users at a time: an error leaves those before it loaded.
@@ -117,7 +126,7 @@ class RedisUsers:
             How many users there were.
         """
         with self._connection(BULK_S) as connection:
-            _ask(connection, ("PING",))  # the first users may take long to come: better to know at once
+            ask(connection, ("PING",))  # the first users may take long to come: better to know at once
         remaining, n_users = iter(states), 0
         while chunk := list(itertools.islice(remaining, _LOAD_CHUNK)):
             bases: dict[str, list[UserState]] = {}
@@ -136,10 +145,14 @@ class RedisUsers:
         Returns:
             The record with every heard track, None when the user is unknown.
         """
-        return self._undisturbed(user_id, lambda packed, names, chunks: (stored_of(packed, chunks, user_id), []))
+        return self._undisturbed(
+            user_id, lambda packed, names, chunks: (None if packed is None else stored_of(packed, chunks, user_id), [])
+        )[0]
 
     def delete(self, user_id: str) -> bool:
         """See `UserStore.delete`. A damaged record has all keys of the database looked through for its chunks.
+
+        The log is read up to where it ended when the record went: what comes later begins anew.
 
         Args:
             user_id: whose.
@@ -147,7 +160,70 @@ class RedisUsers:
         Returns:
             Whether there was anything.
         """
-        return self._undisturbed(user_id, lambda packed, names, chunks: (True, [("DEL", *names)])) or False
+        deleted, (_, ends) = self._undisturbed(
+            user_id, lambda packed, names, chunks: (packed is not None, [("DEL", *names), redis_log.LAST])
+        )
+        for chunk in self._chunks("", redis_log.read(ends)[0][0] if ends else "0"):
+            if found := positions_of(chunk, user_id):
+                with self._connection(BULK_S) as connection:
+                    deleted |= ask(connection, ("XDEL", redis_log.NAME, *found))[0] > 0
+        return deleted
+
+    def events(
+        self, after: str = "", until: str | None = None, user_id: str | None = None
+    ) -> Iterator[list[tuple[str, Event]]]:
+        """See `UserStore.events`. Each chunk is one round trip.
+
+        Args:
+            after: the position before the first entry; empty for the first of all.
+            until: the last position that is wanted; None for the end.
+            user_id: whose; None for everybody's.
+
+        Yields:
+            Entries with their positions.
+        """
+        for chunk in self._chunks(after, until):
+            if entries := list(opened(chunk, user_id)):
+                yield entries
+
+    def event_log(self) -> EventLogInfo:
+        """See `UserStore.event_log`.
+
+        Returns:
+            Its size and its ends; the room that Redis says it takes.
+        """
+        with self._connection(WRITE_S) as connection:
+            identity, *replies = ask(connection, ("GET", IDENTITY), *redis_log.MEASURING)
+        self._check(identity)
+        return redis_log.measured((identity or b"").decode(errors="replace"), replies)
+
+    def prune(self, before_ms: int) -> int:
+        """See `UserStore.prune`.
+
+        Args:
+            before_ms: Unix milliseconds.
+
+        Returns:
+            How many entries were removed.
+        """
+        n_removed = 0
+        for chunk in self._chunks("", None):
+            if old := redis_log.oldest(chunk, before_ms):
+                with self._connection(BULK_S) as connection:
+                    n_removed += ask(connection, ("XDEL", redis_log.NAME, *old))[0]
+            if len(old) < len(chunk):
+                break
+        return n_removed
+
+    def _chunks(self, after: str, until: str | None) -> Iterator[list[tuple[str, bytes]]]:
+        while True:
+            with self._connection(BULK_S) as connection:
+                identity, reply = ask(connection, ("GET", IDENTITY), redis_log.reading(after, until))
+            self._check(identity)
+            if not (chunk := redis_log.read(reply)):
+                return
+            yield chunk
+            after, _ = chunk[-1]
 
     def sample(self, n: int) -> list[UserState]:
         """See `UserStore.sample`. Scans every key of the database, and holds those of all users in memory.
@@ -162,7 +238,7 @@ class RedisUsers:
             keys: set[bytes] = set()
             cursor = b"0"
             while True:
-                ((cursor, found),) = _ask(connection, ("SCAN", cursor, "MATCH", _PATTERN, "COUNT", 1000))
+                ((cursor, found),) = ask(connection, ("SCAN", cursor, "MATCH", PATTERN, "COUNT", 1000))
                 keys.update(found)
                 if cursor == b"0":
                     break
@@ -170,11 +246,10 @@ class RedisUsers:
             states: list[UserState | None] = []
             for i in range(0, len(chosen), _READ_CHUNK):
                 some = chosen[i : i + _READ_CHUNK]
-                (packed,) = _ask(connection, ("MGET", *some))
+                (packed,) = ask(connection, ("MGET", *some))
                 until_s = time.monotonic() + BULK_S
                 states += [
-                    _whole(connection, name, value, "sampled", until_s)
-                    for name, value in zip(some, packed, strict=True)
+                    whole(connection, name, value, "sampled", until_s) for name, value in zip(some, packed, strict=True)
                 ]
         return [state for state in states if state is not None]
 
@@ -188,9 +263,9 @@ class RedisUsers:
             UserStoreError: the server does not answer within CLAIM_S, or takes nothing.
         """
         with self._connection(CLAIM_S) as connection:
-            found, n_keys = _ask(connection, ("GET", _IDENTITY), ("DBSIZE",))
+            found, n_keys = ask(connection, ("GET", IDENTITY), ("DBSIZE",))
             if found is None:
-                _, found = _ask(connection, _identified(), ("GET", _IDENTITY))
+                _, found = ask(connection, identified(), ("GET", IDENTITY))
         return found.decode(errors="replace"), not n_keys
 
     def close(self) -> None:
@@ -198,51 +273,55 @@ class RedisUsers:
         self._connections.close()
 
     def _undisturbed(
-        self, user_id: str, of: Callable[[bytes, list[bytes], list[bytes | None]], tuple[T, list[Command]]]
-    ) -> T | None:
+        self, user_id: str, of: Callable[[bytes | None, list[bytes], list[bytes | None]], tuple[T, list[Command]]]
+    ) -> tuple[T, list[Any]]:
         """Does something with all values of a user, as of one moment: again, where others wrote meanwhile.
 
-        of: the record, the names of all keys, the values of the chunks -> the result, and what to write; it is not
-        called where there is no record.
+        of: the record, names of all keys, values of the chunks -> the result, and what to write, whose answers follow.
         """
         key, give_up = user_key(user_id), time.monotonic() + BULK_CONTENDED_S
         while time.monotonic() < give_up:
             with self._connection(BULK_S) as connection:
-                _, packed = _ask(connection, ("WATCH", _name(key)), ("GET", _name(key)))
-                if packed is None:
-                    _ask(connection, ("UNWATCH",))
-                    return None
-                lows = lows_of(packed, user_id)
-                names = [_name(chunk_key(key, low)) for low in lows or ()]
+                _, packed = ask(connection, ("WATCH", name_of(key)), ("GET", name_of(key)))
+                lows = lows_of(packed, user_id) if packed is not None else []
+                names = [name_of(chunk_key(key, low)) for low in lows or ()]
                 if lows is None:
-                    names = _chunk_names(connection, key)
-                chunks: list[bytes | None] = _ask(connection, ("MGET", *names))[0] if names else []
-                if None in chunks and _ask(connection, ("GET", _name(key)))[0] != packed:
-                    _ask(connection, ("UNWATCH",))  # deleted between the two reads
+                    names = chunk_names(connection, key)
+                chunks: list[bytes | None] = ask(connection, ("MGET", *names))[0] if names else []
+                if None in chunks and ask(connection, ("GET", name_of(key)))[0] != packed:
+                    ask(connection, ("UNWATCH",))  # deleted between the two reads
                     continue
-                result, writes = of(packed, [_name(key), *names], chunks)
-                if _ask(connection, ("MULTI",), *writes, ("EXEC",))[-1] is not None:
-                    return result
+                result, writes = of(packed, [name_of(key), *names], chunks)
+                if (answers := ask(connection, ("MULTI",), *writes, ("EXEC",))[-1]) is not None:
+                    return result, answers
         raise self._failed(f"other writers for {BULK_CONTENDED_S:g} s")
 
     def _change(
-        self, changes: Mapping[str, Change], budget_s: float, contended_s: float, deadline_s: float = math.inf
+        self,
+        changes: Mapping[str, Change],
+        budget_s: float,
+        contended_s: float,
+        deadline_s: float = math.inf,
+        logged: Sequence[Play] = (),
     ) -> dict[str, list[bool]]:
         """Changes the records of users, all or none; returns what the changes say of each.
 
         Retries while others write the same users between reading and writing, until `contended_s` or the caller's
         deadline has passed. A retry computes only the records whose stored value changed, so that small calls do not
-        starve a big one. budget_s: seconds for each round trip.
+        starve a big one. budget_s: seconds for each round trip. logged: plays that enter the log where they are new.
         """
         if not changes:
             return {}
         give_up = time.monotonic() + contended_s
         keys = [user_key(user_id) for user_id in changes]
-        names = [_name(key) for key in keys]
+        names = [name_of(key) for key in keys]
         done: dict[str, tuple[bytes | None, list[tuple[bytes, bytes]], list[bool]]] = {}  # stored, to store, flags
         for attempt in itertools.count():
             with self._connection(budget_s, deadline_s) as connection:
-                _, (identity, *stored) = _ask(connection, ("WATCH", _IDENTITY, *names), ("MGET", _IDENTITY, *names))
+                first: list[Command] = [("WATCH", IDENTITY, *names), ("MGET", IDENTITY, *names)]
+                if logged:
+                    first.append(("XLEN", redis_log.NAME))  # fails here if it is no log: a transaction undoes nothing
+                identity, *stored = ask(connection, *first)[1]
                 self._check(identity)
                 todo = {
                     user_id: UserRecord() if packed is None else unpack(packed, user_id)
@@ -250,13 +329,13 @@ class RedisUsers:
                     if user_id not in done or done[user_id][0] != packed
                 }
                 places = [(user_id, low) for user_id in todo for low in todo[user_id].places(changes[user_id].heard)]
-                wanted = [_name(chunk_key(user_key(user_id), low)) for user_id, low in places]
+                wanted = [name_of(chunk_key(user_key(user_id), low)) for user_id, low in places]
                 found: list[bytes | None] = []
                 if wanted:
                     limit(connection, self._left(budget_s, deadline_s))
-                    found = _ask(connection, ("WATCH", *wanted), ("MGET", *wanted))[1]
-                if None in found and _ask(connection, ("MGET", *names))[0] != stored:  # deleted between the two reads
-                    _ask(connection, ("UNWATCH",))
+                    found = ask(connection, ("WATCH", *wanted), ("MGET", *wanted))[1]
+                if None in found and ask(connection, ("MGET", *names))[0] != stored:  # deleted between the two reads
+                    ask(connection, ("UNWATCH",))
                 else:
                     chunks: dict[str, dict[int, Hashes]] = {}
                     for (user_id, low), packed in zip(places, found, strict=True):
@@ -266,15 +345,18 @@ class RedisUsers:
                             record, flags = change.of(replace(todo[user_id], chunks=chunks.get(user_id, {})))
                             done[user_id] = packed, list(values(record, key)) if any(flags) else [], flags
                     writes: list[Command] = [
-                        ("SET", _name(key), value) for _, new, _ in done.values() for key, value in new
+                        ("SET", name_of(key), value) for _, new, _ in done.values() for key, value in new
                     ]
                     limit(connection, self._left(budget_s, deadline_s))
                     if not writes:
-                        _ask(connection, ("UNWATCH",))
+                        ask(connection, ("UNWATCH",))
                         break
+                    if logged:
+                        fresh = in_order(logged, {user_id: flags for user_id, (_, _, flags) in done.items()})
+                        writes += redis_log.adding(list(itertools.compress(logged, fresh)), self._keep_ms)
                     if identity is None:
-                        writes.append(_identified())
-                    if _ask(connection, ("MULTI",), *writes, ("EXEC",))[-1] is not None:
+                        writes.append(identified())
+                    if ask(connection, ("MULTI",), *writes, ("EXEC",))[-1] is not None:
                         break
             if time.monotonic() >= min(give_up, deadline_s):
                 self._left(budget_s, deadline_s)
@@ -296,7 +378,7 @@ class RedisUsers:
         except BreakerOpen:
             raise self._failed("no answer a moment ago") from None
         except redis.RedisError as error:
-            raise self._failed(_reason(error, budget_s)) from None
+            raise self._failed(reason(error, budget_s)) from None
 
     def _check(self, found: bytes | None) -> None:
         """Raises where the store is another one than it was."""
@@ -316,64 +398,3 @@ class RedisUsers:
 
     def _failed(self, found: str) -> UserStoreError:
         return UserStoreError(complain(f"user store {self.address}", found, "a Redis server that answers"))
-
-
-def _identified() -> Command:
-    """The command that gives a store its id, where it has none."""
-    return "SET", _IDENTITY, secrets.token_hex(8), "NX"
-
-
-def _ask(connection: redis.Connection, *commands: Command) -> list[Any]:
-    """Sends all commands at once and returns their answers: one round trip."""
-    connection.send_packed_command(connection.pack_commands(commands))
-    return [connection.read_response() for _ in commands]
-
-
-def _chunk_names(connection: redis.Connection, key: bytes) -> list[bytes]:
-    """The keys of a user's chunks, found among all keys of the database; those of a longer id are longer."""
-    first, found, cursor = _name(chunk_key(key, 0)), set[bytes](), b"0"
-    while True:
-        ((cursor, some),) = _ask(connection, ("SCAN", cursor, "MATCH", _CHUNKS, "COUNT", 1000))
-        found.update(name for name in some if name.startswith(first[:-8]) and len(name) == len(first))
-        if cursor == b"0":
-            return sorted(found)
-
-
-def _whole(
-    connection: redis.Connection, name: bytes, packed: bytes | None, user_id: str, until_s: float
-) -> UserState | None:
-    """The state of a record with the heard tracks that lie in chunks, as of one moment: writers may come between."""
-    read, at = no_hashes(), list[bytes | None]()
-    while packed is not None:
-        state, lows = unpack_state(packed, user_id)
-        if not len(lows):
-            return state
-        if np.array_equal(lows, read):
-            return with_chunks(state, at, user_id)
-        if (left_s := until_s - time.monotonic()) <= 0:
-            raise redis.TimeoutError
-        limit(connection, left_s)
-        key = name.removeprefix(_PREFIX).replace(b":", b"", 1)
-        ((packed, *at),) = _ask(connection, ("MGET", name, *(_name(chunk_key(key, low)) for low in lows.tolist())))
-        read = lows
-    return None
-
-
-def _name(key: bytes) -> bytes:
-    """`lhydra:u:ID`, `lhydra:h:DIGEST` for a very long id, `lhydra:~:…` for a chunk: other things may lie there too."""
-    return _PREFIX + key[:1] + b":" + key[1:]
-
-
-def _reason(error: redis.RedisError, budget_s: float) -> str:
-    """What went wrong, in words that cannot hold a password: servers quote the commands they do not understand."""
-    if isinstance(error, redis.AuthenticationError):
-        return "user or password refused"
-    if isinstance(error, redis.TimeoutError):
-        return f"no answer within {budget_s * 1000:.0f} ms"
-    if isinstance(error, redis.BusyLoadingError):
-        return "it still loading its data"
-    if isinstance(error, redis.ConnectionError):
-        cause = error.__context__
-        return (isinstance(cause, OSError) and cause.strerror) or "the connection lost"
-    text = str(error)
-    return type(error).__name__ if set(text) & set("'\"`") else f"{type(error).__name__} {text}"

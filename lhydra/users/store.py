@@ -7,13 +7,15 @@ user, and how it changes, is in `lhydra.users.record`; here is where it is kept.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
 from lhydra.domain import Play, UserState
 from lhydra.errors import MissingExtra
+from lhydra.events.event import Event
+from lhydra.events.log import EventLogInfo
 from lhydra.users.lmdb_store import SYNC_S, LmdbUsers
 from lhydra.users.place import folder_of
 from lhydra.users.stored import StoredUser
@@ -74,8 +76,8 @@ class UserStore(Protocol):
     def delete(self, user_id: str) -> bool:
         """Takes away everything that is stored of one user, also what is damaged; on disk before it returns, in LMDB.
 
-        A play that is recorded at the same time is either in what was deleted, or begins a new record that holds
-        nothing of the old one.
+        The event log is looked through from its beginning. A play that is recorded at the same time is either in what
+        was deleted, or begins a new record that holds nothing of the old one.
 
         Args:
             user_id: whose.
@@ -94,6 +96,39 @@ class UserStore(Protocol):
             The states, spread over all users in order of their ids.
         """
 
+    def events(
+        self, after: str = "", until: str | None = None, user_id: str | None = None
+    ) -> Iterator[list[tuple[str, Event]]]:
+        """Reads the event log in order, a chunk at a time, while writers go on.
+
+        What was recorded before the end was reached is there, once. Positions are text; `lhydra.events.log.place`
+        makes them comparable.
+
+        Args:
+            after: the position before the first entry; empty for the first of all. It need not be there any more.
+            until: the last position that is wanted; None for the end.
+            user_id: whose; None for everybody's.
+
+        Yields:
+            Entries with their positions.
+
+        Raises:
+            UserStoreError: an entry is damaged, the error names its position; or `after` or `until` is no position.
+        """
+
+    def event_log(self) -> EventLogInfo:
+        """Returns how large the event log is, and where it begins and ends; cheap."""
+
+    def prune(self, before_ms: int) -> int:
+        """Removes the oldest entries of the event log, up to the first that was recorded at a moment or later.
+
+        Args:
+            before_ms: the moment, Unix milliseconds by the clocks of the servers that recorded.
+
+        Returns:
+            How many were removed.
+        """
+
     def close(self) -> None:
         """Releases the store, everything written."""
 
@@ -107,6 +142,8 @@ def open_users(
     lasting: bool = False,
     identity: str = "",
     doubtful: bool = False,
+    events: bool = True,
+    events_keep_ms: int = 0,
 ) -> UserStore:
     """Opens the user store at `url`, by default the LMDB one inside the bundle store `store`.
 
@@ -120,6 +157,9 @@ def open_users(
             Redis database that was emptied is no store.
         identity: the id of the store that it must be; empty where any will do.
         doubtful: has the files of a lasting store read by a process of its own first: they may end whoever maps them.
+        events: has recorded plays enter the event log.
+        events_keep_ms: age in milliseconds above which entries of the log are removed, some with every so many
+            recorded plays; 0: none are.
 
     Returns:
         The store, to be closed.
@@ -131,7 +171,16 @@ def open_users(
     """
     folder = folder_of(url, store)
     if folder is not None:
-        return LmdbUsers(folder, sync_s=sync_s, create=create, lasting=lasting, identity=identity, doubtful=doubtful)
+        return LmdbUsers(
+            folder,
+            sync_s=sync_s,
+            create=create,
+            lasting=lasting,
+            identity=identity,
+            doubtful=doubtful,
+            events=events,
+            events_keep_ms=events_keep_ms,
+        )
     assert url is not None
     try:
         from lhydra.users.connections import Address
@@ -140,7 +189,9 @@ def open_users(
         if error.name != "redis":
             raise
         raise MissingExtra("redis", "redis") from None
-    return RedisUsers(Address.parse(url), identity=identity if lasting else None)
+    return RedisUsers(
+        Address.parse(url), identity=identity if lasting else None, events=events, events_keep_ms=events_keep_ms
+    )
 
 
 def redacted(url: str) -> str:

@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
@@ -14,6 +13,7 @@ from google.protobuf.message import DecodeError, Message
 
 from lhydra import logs
 from lhydra.errors import DeadlineExceeded, InvalidRequest, LhydraError, Overloaded, PermissionDenied, Unauthenticated
+from lhydra.limits import is_request_id
 from lhydra_server.access import RIGHT_OF, Access
 from lhydra_server.admission import Behavior, DirectPool, ReadAheadPool, RefusalPool, Requests
 from lhydra_server.errors import status_of
@@ -25,7 +25,6 @@ from lhydra_server.unread import UnreadReplies
 
 REQUEST_ID_KEY = "x-request-id"  # metadata key, of the call and of its trailers
 RETRY_AFTER_KEY = "retry-after-ms"  # trailer of a call refused for overload
-_VALID_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
 DENIALS: dict[type[LhydraError], str] = {
     Unauthenticated: "unauthenticated",
     PermissionDenied: "permission",
@@ -324,6 +323,6 @@ def parsed(data: bytes, request_type: type[Request]) -> Request:
 def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     """Returns the caller's request id where logs can hold it, else a new one."""
     for key, value in metadata:
-        if key == REQUEST_ID_KEY and isinstance(value, str) and _VALID_REQUEST_ID.fullmatch(value):
+        if key == REQUEST_ID_KEY and isinstance(value, str) and is_request_id(value):
             return value
     return os.urandom(16).hex()

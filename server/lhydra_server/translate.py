@@ -9,10 +9,12 @@ from lhydra.errors import InvalidRequest
 from lhydra.limits import (
     CLOCK_SKEW_S,
     MAX_EVENT_CHARS,
+    MAX_MS_PLAYED,
     MAX_PLAYS,
     check_id,
     check_length,
     check_range,
+    check_request_id,
     check_time,
 )
 from lhydra.lists.file import RuleSets
@@ -139,6 +141,12 @@ def to_plays(request: pb.RecordPlaysRequest) -> list[Play]:
         check_id(f"plays[{i}].user_id", play.user_id)
         check_id(f"plays[{i}].track_id", play.track_id)
         check_time(f"plays[{i}].timestamp_s", play.timestamp_s, now)
+        if play.request_id:
+            check_request_id(f"plays[{i}].request_id", play.request_id)
+        if play.session_id:
+            check_id(f"plays[{i}].session_id", play.session_id)
+        if play.ms_played > MAX_MS_PLAYED:
+            check_range(f"plays[{i}].ms_played", play.ms_played, 0, MAX_MS_PLAYED, "ms")
     return [_to_play(play, now) for play in request.plays]
 
 
@@ -151,6 +159,9 @@ def _to_play(play: pb.Play, now: int) -> Play:
         count=float(play.count or 1),
         completed=play.completed if play.HasField("completed") else None,
         skipped=play.skipped if play.HasField("skipped") else None,
+        request_id=play.request_id,
+        session_id=play.session_id,
+        ms_played=play.ms_played if play.HasField("ms_played") else None,
     )
 
 

@@ -823,6 +823,9 @@ class Play(google.protobuf.message.Message):
     COUNT_FIELD_NUMBER: builtins.int
     COMPLETED_FIELD_NUMBER: builtins.int
     SKIPPED_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    SESSION_ID_FIELD_NUMBER: builtins.int
+    MS_PLAYED_FIELD_NUMBER: builtins.int
     event_id: builtins.str
     """1 to 128 characters, unique per event: a retried call is counted once"""
     user_id: builtins.str
@@ -833,6 +836,12 @@ class Play(google.protobuf.message.Message):
     """0 means 1"""
     completed: builtins.bool
     skipped: builtins.bool
+    request_id: builtins.str
+    """of the answer that the play came from; empty where it came from none, or none is known"""
+    session_id: builtins.str
+    """of the caller's own; empty where unknown"""
+    ms_played: builtins.int
+    """milliseconds, a day at most"""
     def __init__(
         self,
         *,
@@ -843,11 +852,16 @@ class Play(google.protobuf.message.Message):
         count: builtins.int = ...,
         completed: builtins.bool | None = ...,
         skipped: builtins.bool | None = ...,
+        request_id: builtins.str = ...,
+        session_id: builtins.str = ...,
+        ms_played: builtins.int | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_completed", b"_completed", "_skipped", b"_skipped", "completed", b"completed", "skipped", b"skipped"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_completed", b"_completed", "_skipped", b"_skipped", "completed", b"completed", "count", b"count", "event_id", b"event_id", "skipped", b"skipped", "timestamp_s", b"timestamp_s", "track_id", b"track_id", "user_id", b"user_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_completed", b"_completed", "_ms_played", b"_ms_played", "_skipped", b"_skipped", "completed", b"completed", "ms_played", b"ms_played", "skipped", b"skipped"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_completed", b"_completed", "_ms_played", b"_ms_played", "_skipped", b"_skipped", "completed", b"completed", "count", b"count", "event_id", b"event_id", "ms_played", b"ms_played", "request_id", b"request_id", "session_id", b"session_id", "skipped", b"skipped", "timestamp_s", b"timestamp_s", "track_id", b"track_id", "user_id", b"user_id"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_completed", b"_completed"]) -> typing.Literal["completed"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_ms_played", b"_ms_played"]) -> typing.Literal["ms_played"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_skipped", b"_skipped"]) -> typing.Literal["skipped"] | None: ...
 
