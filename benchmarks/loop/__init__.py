@@ -1,0 +1,1 @@
+"""Does the loop work? Synthetic listeners answer served lists, and what they do becomes the next model."""
