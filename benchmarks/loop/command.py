@@ -153,7 +153,7 @@ def go_on(folder: Path, drill: Drill, weeks: int) -> None:
                 drill.played[twin] += fresh[twin]
                 drill.shown[twin] += shown
             if week + 1 < WEEKS:
-                turn = learn(folder, world, week, fresh[LEARNING], settings["epochs"])
+                turn = learn(folder, world, week, drill.played[LEARNING])
                 servers[LEARNING].settled(turn["bundle_id"], workers=1)
                 drill.turns.append(turn)
             drill.weeks = week + 1

@@ -1,5 +1,6 @@
-"""How the service learns: its first bundle, and what is done with the plays of a week."""
+"""How the service learns: its first bundle, and `lhydra retrain` after every week."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,11 @@ import pyarrow.parquet as pq
 
 from benchmarks.drills.world import command
 from benchmarks.loop.service import LEARNING, Played, track_id, user_id, write_released
-from lhydra.bundle.manifest import BUNDLE_ID, Manifest, current_bundle_id
+from lhydra.bundle.manifest import current_bundle_id
 from lhydra.data.world import World
+from lhydra.files import write_text
+
+NOT_PUBLISHED = (3, 4)  # exit codes of a turn that ends well without a bundle
 
 
 def begin(folder: Path, source: Path, epochs: int) -> None:
@@ -26,36 +30,42 @@ def begin(folder: Path, source: Path, epochs: int) -> None:
     command("train", dataset, model, "--refit", "--epochs", epochs)
     command("index", "rebuild", "--model", model, "--data", dataset, "--store", store)
     command("users", "load", dataset, "--store", store)
+    retrain = {"source": source, "store": store, "work": folder / "retrain", "plays": folder / "export.parquet"}
+    retrain["tracks"] = folder / "tracks.parquet"
+    sections = {"retrain": {name: str(path.resolve()) for name, path in retrain.items()}, "train": {"epochs": epochs}}
+    write_text(folder / "loop.yaml", json.dumps(sections, indent=1) + "\n")  # JSON is YAML
 
 
-def learn(folder: Path, world: World, week: int, played: Sequence[Played], epochs: int) -> dict[str, Any]:
-    """Learns from the plays of a week; the gate of the rebuild decides whether that is served.
+def learn(folder: Path, world: World, week: int, played: Sequence[Played]) -> dict[str, Any]:
+    """Learns from what was played so far: one `lhydra retrain`, which decides whether its bundle is served.
 
     Args:
         folder: of the drill.
         world: the hidden truth, for what is released by the next week.
         week: that is over.
-        played: in it.
-        epochs: of training.
+        played: since the service began.
 
     Returns:
         outcome, why, and the bundle that is served now.
+
+    Raises:
+        RuntimeError: it failed.
     """
-    new = folder / f"week-{week}"
-    new.mkdir(exist_ok=True)
     columns = {
         "user_id": [user_id(one.user) for one in played],
         "track_id": [track_id(one.track) for one in played],
         "timestamp": [one.time for one in played],
+        "request_id": [one.request_id for one in played],
     }
-    pq.write_table(pa.table(columns), new / "plays.parquet")
-    write_released(folder, world, week + 1, new / "tracks.parquet")
-    dataset, model, store = folder / "dataset", new / "model", folder / LEARNING
-    command("prepare", new, dataset, "--append")
-    command("train", dataset, model, "--refit", "--epochs", epochs, "--seed", week)
-    command("index", "rebuild", "--model", model, "--data", dataset, "--store", store, ok=False)
-    made = max(path.name for path in store.iterdir() if BUNDLE_ID.fullmatch(path.name))
-    gate = Manifest.read(store / made, made).gate
-    refused = [f"{one['name']}: {one['note']}" for one in gate["checks"] if one["verdict"] == "refused"]
-    outcome = "published" if current_bundle_id(store) == made else "refused"
-    return {"outcome": outcome, "why": "; ".join(refused), "bundle_id": current_bundle_id(store)}
+    pq.write_table(pa.table(columns), folder / "export.parquet")
+    write_released(folder, world, week + 1, folder / "tracks.parquet")
+    ended = command("retrain", "--config", folder / "loop.yaml", "--json", ok=False)
+    if ended.returncode and ended.returncode not in NOT_PUBLISHED:
+        raise RuntimeError(f"lhydra retrain: {ended.stderr.strip().splitlines()[-1:]}")
+    told = json.loads(ended.stdout)
+    return {
+        "outcome": told["outcome"],
+        "why": told["why"],
+        "judged": told["steps"].get("judge", {}).get("change"),
+        "bundle_id": current_bundle_id(folder / LEARNING),
+    }
