@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.loop.command import past_of
-from benchmarks.loop.figures import compared, figures, table
+from benchmarks.loop.figures import compared, figures, page
 from benchmarks.loop.listeners import (
     MOST_PLAYS,
     WEEK_S,
@@ -29,6 +29,7 @@ from benchmarks.loop.listeners import (
 )
 from benchmarks.loop.plot import write_plot
 from benchmarks.loop.service import TWINS, serve_week
+from benchmarks.machine import machine, versions
 from lhydra.data.world import CELLS, START, World, make_world
 from lhydra_client import Client
 
@@ -200,4 +201,9 @@ def test_the_picture_is_xml_with_a_line_for_each_service(
     write_plot(tmp_path / "loop.svg", {**found, "rows": 3 * found["rows"]})
     lines = ElementTree.parse(tmp_path / "loop.svg").iter("{http://www.w3.org/2000/svg}polyline")
     assert [len(line.attrib["points"].split()) for line in lines] == [3, 3, 3, 3]
-    assert table(found).count("\n") == 2
+    turn = {"outcome": "published", "why": "it is better"}
+    document = {"command": "", "settings": {"users": USERS, "tracks": TRACKS, "seed": SEED}, "seconds": 1, **found}
+    document |= {"machine": machine(), "versions": versions()}
+    document["rows"] = [*found["rows"], {**found["rows"][0], "retrain": turn}]
+    assert "| published | it is better |" in page(document)
+    assert page(document).count("| 0 |") == 3

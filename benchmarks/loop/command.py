@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.drills.server import serve
 from benchmarks.drills.world import command
-from benchmarks.loop.figures import figures, table
+from benchmarks.loop.figures import figures, page, table
 from benchmarks.loop.learning import begin, learn
 from benchmarks.loop.listeners import PAST_WEEKS, WEEKS, Past, draw_week, listen, taste_of
 from benchmarks.loop.plot import write_plot
@@ -117,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             **found,
         }
         write_text(args.out, json.dumps(document, indent=1) + "\n")
+        write_text(args.out.with_suffix(".md"), page(document))
         write_plot(args.out.with_suffix(".svg"), found)
     return 0 if found["last"]["share"]["low"] > 0 else 1
 
