@@ -14,6 +14,7 @@ from lhydra.bundle.manifest import current_bundle_id
 from lhydra.data.world import World
 from lhydra.files import write_text
 
+MOMENTS = 1_000  # from which a retrain's head learns what comes next: few, to save time
 NOT_PUBLISHED = (3, 4)  # exit codes of a turn that ends well without a bundle
 
 
@@ -32,7 +33,8 @@ def begin(folder: Path, source: Path, epochs: int) -> None:
     command("users", "load", dataset, "--store", store)
     retrain = {"source": source, "store": store, "work": folder / "retrain", "plays": folder / "export.parquet"}
     retrain["tracks"] = folder / "tracks.parquet"
-    sections = {"retrain": {name: str(path.resolve()) for name, path in retrain.items()}, "train": {"epochs": epochs}}
+    sections: dict[str, Any] = {"retrain": {name: str(path.resolve()) for name, path in retrain.items()}}
+    sections["train"] = {"epochs": epochs, "moments": MOMENTS}
     write_text(folder / "loop.yaml", json.dumps(sections, indent=1) + "\n")  # JSON is YAML
 
 

@@ -158,7 +158,7 @@ def look(dataset: Dataset, store: Path | None, holdout: float, max_pushed: float
     """
     events = dataset.events
     timed = int((events.time > 0).sum())
-    found: dict[str, Any] = {"plays": len(events), "newest": int(events.time.max(initial=0))}
+    found: dict[str, Any] = {"plays": len(events), "timed": timed, "newest": int(events.time.max(initial=0))}
     if store is None:
         return found | {"new": len(events), "test": FIRST_TEST, "new_tracks": 0, "served": "", "checks": []}
     bundle_id = current_bundle_id(store)

@@ -175,7 +175,7 @@ def prepare_all(turn: Turn) -> Found:
     Returns:
         What dataset.json counts.
     """
-    return _prepared(turn, turn.run / "full", 0.0)
+    return _prepared(turn, turn.run / "full", 0.0, turn.run / "new")
 
 
 def look(turn: Turn) -> Found:
@@ -210,7 +210,7 @@ def look(turn: Turn) -> Found:
 
 
 def hold_out(turn: Turn) -> Found:
-    """Prepares the same plays again, the newest of the new ones held out for test.
+    """Prepares the same plays again, the newest of the new ones that came from no list held out for test.
 
     Args:
         turn: under way.
@@ -218,7 +218,17 @@ def hold_out(turn: Turn) -> Found:
     Returns:
         What dataset.json counts.
     """
-    return _prepared(turn, turn.run / "held", turn.done["look"]["test"])
+    seen, given, judging = turn.done["look"], turn.run / "new", turn.run / "judging"
+    shutil.rmtree(judging, ignore_errors=True)
+    shutil.copytree(given, judging)
+    words = ["--learned", seen.get("learned", 0), "--holdout", turn.settings.holdout]
+    own: Found = json.loads(
+        turn.python("lhydra.retraining.unprompted", given / "plays.parquet", judging / "plays.parquet", *words)
+    )
+    test = seen["test"]
+    if own["judges"]:
+        test = own["judges"] / (seen["timed"] - own["left_out"])
+    return _prepared(turn, turn.run / "held", test, judging) | own
 
 
 def train(turn: Turn) -> Found:
@@ -355,7 +365,7 @@ def of_model(store: Path, model_id: str) -> Manifest | None:
     return None
 
 
-def _prepared(turn: Turn, out: Path, test: float) -> Found:
+def _prepared(turn: Turn, out: Path, test: float, new: Path) -> Found:
     """Prepares the source, then adds the new plays and divides all of them by time."""
     own = turn.run / "append.yaml"
     given = turn.section("prepare")
@@ -364,7 +374,7 @@ def _prepared(turn: Turn, out: Path, test: float) -> Found:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("LHYDRA_PREPARE_")}
     turn.lhydra("prepare", turn.settings.place("source"), out, "--json")
     split = ["--append", "--split", "temporal", "--test", f"{test:.9f}"]
-    said = json.loads(turn.lhydra("prepare", turn.run / "new", out, *split, "--json", config=own, environ=environ))
+    said = json.loads(turn.lhydra("prepare", new, out, *split, "--json", config=own, environ=environ))
     return {"counts": said["counts"], "split": said["split"], "dropped": said["dropped"]}
 
 
