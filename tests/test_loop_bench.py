@@ -201,9 +201,10 @@ def test_the_picture_is_xml_with_a_line_for_each_service(
     write_plot(tmp_path / "loop.svg", {**found, "rows": 3 * found["rows"]})
     lines = ElementTree.parse(tmp_path / "loop.svg").iter("{http://www.w3.org/2000/svg}polyline")
     assert [len(line.attrib["points"].split()) for line in lines] == [3, 3, 3, 3]
-    turn = {"outcome": "published", "why": "it is better"}
+    judged = {"a": 0.1, "b": 0.2, "difference": 0.1, "low": 0.05, "high": 0.15}
+    turn = {"outcome": "published", "why": "", "judged": judged}
     document = {"command": "", "settings": {"users": USERS, "tracks": TRACKS, "seed": SEED}, "seconds": 1, **found}
     document |= {"machine": machine(), "versions": versions()}
     document["rows"] = [*found["rows"], {**found["rows"][0], "retrain": turn}]
-    assert "| published | it is better |" in page(document)
+    assert "| published | 0.100 | 0.200 | +0.100 (+0.050 to +0.150) |" in page(document)
     assert page(document).count("| 0 |") == 3

@@ -129,9 +129,17 @@ services have the same bundle.
 
 ![Both services by week](loop.svg)
 
-| before week | retrain | why |
-|---|---|---|
-{"".join(f"| {week} | {turn['outcome']} | {turn['why']} |{chr(10)}" for week, turn in told)}"""
+| before week | retrain | NDCG@10 of what was served | of the candidate | difference |
+|---|---|---|---|---|
+{"".join(f"| {week} | {_told(turn)} |{chr(10)}" for week, turn in told)}"""
+
+
+def _told(turn: Mapping[str, Any]) -> str:
+    """What came of a retrain, and what it was judged by."""
+    if not (judged := turn["judged"]):
+        return f"{turn['outcome']}: {turn['why']} | | |"
+    span = f"{judged['difference']:+.3f} ({judged['low']:+.3f} to {judged['high']:+.3f})"
+    return f"{turn['outcome']} | {judged['a']:.3f} | {judged['b']:.3f} | {span}"
 
 
 def _cells(one: Mapping[str, float], scale: float, unit: str) -> list[str]:
