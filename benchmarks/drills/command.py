@@ -20,6 +20,7 @@ from lhydra.commands.outputs import check_output, is_json_with
 from lhydra.errors import LhydraError
 from lhydra.files import write_text
 from lhydra.lines import say
+from lhydra_client import ClientError
 
 WORDS = {True: "kept", False: "NOT KEPT", None: "not run"}
 
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in chosen:
         try:
             found = drills[name](made)
-        except (TimeoutError, RuntimeError) as error:  # a server that hangs or does not start keeps no promise
+        except (TimeoutError, RuntimeError, ClientError) as error:  # a server that hangs, or is none, keeps no promise
             found = [Verdict(name, "it ends", str(error), False)]
         rows += found
         for row in found:

@@ -275,6 +275,8 @@ def main() -> None:
     name, seconds = sys.argv[1:]
     with atheris.instrument_imports(include=["lhydra", "lhydra_server", "lhydra_index_builder"]):
         read, seeds = READERS[name]()
+    if not seeds:
+        raise ValueError(f"{name}: found nothing to begin with, expected what lies in {GOLDEN}")
     with tempfile.TemporaryDirectory() as folder:
         for i, seed in enumerate(seeds):
             Path(folder, str(i)).write_bytes(seed)

@@ -22,7 +22,7 @@ from lhydra.files import write_text
 from lhydra.lines import say
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("lhydra", "server", "client", "protos", "index_builder", "benchmarks")
+FOLDERS = ("lhydra", "server", "client", "protos", "index_builder", "benchmarks", "tests/golden")
 MOST_S = 900.0  # of one drill
 
 SUPERVISOR, WORKER, PROCESSES, APP, SERVICE, INTERCEPTORS = (
