@@ -24,7 +24,7 @@ from lhydra_client import ClientError
 
 WORDS = {True: "kept", False: "NOT KEPT", None: "not run"}
 
-PARTS = "swaps,restarts,redis,full,read_only,stalled,clock,idle,pings,noise,fuzz"
+PARTS = "swaps,restarts,same,redis,full,read_only,stalled,clock,idle,pings,noise,fuzz"
 Drill = Callable[[world.World], list[Verdict]]
 
 
@@ -51,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     drills: dict[str, Drill] = {
         "swaps": lambda made: service.swaps(made, args.swaps),
         "restarts": lambda made: service.restarts(made, args.restarts),
+        "same": service.same,
         "redis": stores.redis,
         "full": stores.full,
         "read_only": stores.read_only,

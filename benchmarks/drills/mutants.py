@@ -145,6 +145,13 @@ ESCAPED: Edit = (
     """    return text""",
 )
 SWAPS, REDIS_DOWN = "--parts swaps --swaps 10", ("Redis frozen", "Redis slow", "Redis killed")
+UNSTABLE: Edit = (
+    SERVICE,
+    "        self._answered = next(self._count)\n        return reply(",
+    "        self._answered = next(self._count)\n"
+    "        found = replace(found, scores=found.scores * (1 + 1e-5 * (self._answered % 2)))\n"
+    "        return reply(",
+)
 SOAK = "--parts soak --seconds 120"
 PINGS = '                ("grpc.so_reuseport", 1),\n'
 MUTANTS = (
@@ -155,6 +162,7 @@ MUTANTS = (
     Mutant(SWAPS, ("swaps leave",), "the pipes to a worker that has ended are closed", (OPEN_PIPES,)),
     Mutant("--parts restarts", ("one of two",), "workers drain, and our client tries again", (NO_DRAIN, NO_RETRY)),
     Mutant("--parts restarts", ("restarts, callers",), "workers drain before they end", (NO_DRAIN,)),
+    Mutant("--parts same", ("the same request",), "scores do not depend on what was asked before", (UNSTABLE,)),
     Mutant("--parts redis", REDIS_DOWN, "a list is made without its listener where the store is down", (FAIL,)),
     Mutant(
         "--parts redis", REDIS_DOWN[:2], "reading from Redis ends in time", ((REDIS, "READ_S = 0.02", "READ_S = 30.0"),)

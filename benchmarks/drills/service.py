@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.drills.callers import Callers, wait_for
 from benchmarks.drills.server import serve
 from benchmarks.drills.verdict import Verdict
-from benchmarks.drills.world import World, publish
+from benchmarks.drills.world import K, World, publish
 from lhydra_client import Client, ClientError, Play
 
 PLAIN_SHARE = 0.001  # of calls without retries that may fail while a bundle is swapped
@@ -117,6 +117,38 @@ def restarts(world: World, times: int = 10) -> list[Verdict]:
         Verdict(
             "restarts, callers without retries", "at most .01 %", f"{100 * plain:.3f} % failed", plain <= RESTART_SHARE
         ),
+    ]
+
+
+def same(world: World, times: int = 1_000) -> list[Verdict]:
+    """Asks the same again and again: of one worker, and of two after a restart.
+
+    Args:
+        world: to serve.
+        times: how often, of each server.
+
+    Returns:
+        The rows of the table.
+    """
+    store, user = world.copy("same"), world.users[0]
+    tracks, scores = set[tuple[str, ...]](), list[list[float]]()
+    for workers in (1, 2):
+        with serve(store, world.folder / "same.log", workers=workers) as server:
+            server.settled(world.bundles[0], workers)
+            for _ in range(10):  # connections, of which each reaches any worker
+                with Client(server.address, timeout_s=10) as client:
+                    for _ in range(times // 10):
+                        found = client.recommend(user, k=K, now_s=world.now_s).tracks
+                        tracks.add(tuple(track.track_id for track in found))
+                        scores.append([track.score for track in found])
+    apart = float(np.ptp(np.array(scores), axis=0).max()) if len(tracks) == 1 else np.inf
+    return [
+        Verdict(
+            f"the same request {times:,} times of one worker, and of two after a restart",
+            "one list, scores within 1e-6",
+            f"{len(tracks)} list" + "s" * (len(tracks) > 1) + f", scores within {apart:.1e}",
+            apart <= 1e-6,
+        )
     ]
 
 
