@@ -67,7 +67,7 @@ def fuzz(world: "World", seconds: float = 120.0) -> list[Verdict]:
     promise = f"{seconds:g} s of a fuzzer on {', '.join(READERS)}"
     target = "0 crashes, no inner text, every refusal one printable line"
     if importlib.util.find_spec("atheris") is None:
-        return [not_run(promise, target, "no atheris: pip install --group bench")]
+        return [not_run(promise, target, "no atheris: pip install atheris")]
     runs, failed = 0, []
     for name in READERS:
         command = [sys.executable, "-m", "benchmarks.drills.fuzz", name, f"{seconds / len(READERS):.0f}"]

@@ -152,7 +152,7 @@ UNSTABLE: Edit = (
     "        found = replace(found, scores=found.scores * (1 + 1e-5 * (self._answered % 2)))\n"
     "        return reply(",
 )
-SOAK = "--parts soak --seconds 120"
+SOAK = "--parts soak --seconds 60"
 PINGS = '                ("grpc.so_reuseport", 1),\n'
 MUTANTS = (
     Mutant(SWAPS, ("swaps under load",), "workers drain, and our client tries again", (NO_DRAIN, NO_RETRY)),
