@@ -17,7 +17,8 @@ from lhydra.domain import Play, track_hashes
 from lhydra.errors import UserStoreError
 from lhydra.events import lmdb_log, log, redis_log
 from lhydra.events.event import Event, pack, unpack
-from lhydra.users import lmdb_store
+from lhydra.users import lmdb_store, redis_store
+from lhydra.users import opened as opened_files
 from lhydra.users.lmdb_store import LmdbUsers
 from lhydra.users.redis_store import RedisUsers
 from lhydra.users.store import UserStore, open_users
@@ -130,7 +131,8 @@ def test_positions_compare_as_entries_follow_each_other() -> None:
 
 
 def test_new_plays_enter_in_order_as_they_came(users: UserStore, now: list[int]) -> None:
-    assert users.event_log() == log.EventLogInfo(identity=users.event_log().identity)
+    empty = users.event_log()
+    assert empty == log.EventLogInfo(identity=empty.identity, free_bytes=empty.free_bytes)
     assert logged(users) == []
     first = [FULL, play("e1", "bob"), FULL, play("e2")]
     assert users.record(first) == [True, True, False, True]
@@ -331,6 +333,30 @@ def test_a_play_recorded_while_its_user_is_deleted_is_gone_or_begins_anew(
     assert ids(logged(users, user_id="bob")) == ["other"]
 
 
+def test_a_play_recorded_while_the_log_is_looked_through_stays(
+    users: UserStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    users.record([play(f"e{i}") for i in range(10)])
+    for module in (lmdb_store, redis_log):
+        monkeypatch.setattr(module, "CHUNK", 3)
+    looked: list[int] = []
+
+    def look(entries: Sequence[tuple[str, bytes]], user_id: str) -> list[str]:
+        if not looked:
+            assert users.record([play("meanwhile")]) == [True]
+        looked.append(len(entries))
+        return log.positions_of(entries, user_id)
+
+    for module in (lmdb_store, redis_store):
+        monkeypatch.setattr(module, "positions_of", look)
+    assert users.delete("ann")
+    assert sum(looked) == 10
+    assert ids(logged(users)) == ["meanwhile"]
+    stored = users.stored("ann")
+    assert stored is not None
+    assert stored.record.state.heard.tolist() == track_hashes(["of meanwhile"]).tolist()
+
+
 def test_a_damaged_entry_is_named_and_nothing_of_its_chunk_is_given(users: UserStore) -> None:
     users.record([play("e1"), play("e2"), play("e3")])
     position = logged(users)[1][0]
@@ -410,3 +436,51 @@ def test_pages_of_an_lmdb_file_are_used_again_after_a_prune(tmp_path: Path) -> N
             assert users.delete(f"u{n}")  # whose records would grow
     assert sizes[-1] == sizes[2]
     users.close()
+
+
+def refused(users: UserStore, plays: Sequence[Play]) -> str:
+    try:
+        assert users.record(plays) == [True] * len(plays)
+    except UserStoreError as error:
+        return str(error)
+    return ""
+
+
+def test_a_full_map_refuses_plays_whole_and_a_prune_makes_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opened_files, "MAP_BYTES", 2**20)
+    users, taken = LmdbUsers(tmp_path / "users.lmdb", sync_s=60), list[str]()
+    batches = ([play(f"{n}-{i}", f"u{n % 5}", session_id="s" * 250) for i in range(20)] for n in itertools.count())
+    for batch in batches:
+        if said := refused(users, batch):
+            break
+        taken += [one.event_id for one in batch]
+    assert said.endswith("in one store: nothing was recorded, reads go on")
+    assert ids(logged(users)) == taken
+    for n in range(5):
+        state = users.get(f"u{n}")
+        assert state is not None
+        own = [event.play.track_id for _, event in logged(users, user_id=f"u{n}")]
+        assert state.history["count"].sum() == len(own)
+    assert users.prune(2**62) == len(taken)
+    assert refused(users, batch) == ""
+    assert ids(logged(users)) == [one.event_id for one in batch]
+    users.close()
+
+
+def test_a_redis_without_memory_refuses_plays_whole(tmp_path: Path) -> None:
+    with running() as server, budgets(), redis_py.Redis(port=server.port) as client:
+        users, taken = open_users(server.url, tmp_path), list[str]()
+        client.config_set("maxmemory", int(client.info("memory")["used_memory"]) + 1_500_000)
+        batches = ([play(f"{n}-{i}", f"u{n}", session_id="s" * 250) for i in range(20)] for n in itertools.count())
+        for batch in batches:
+            if said := refused(users, batch):
+                break
+            taken += [one.event_id for one in batch]
+        assert "OutOfMemoryError" in said
+        assert taken
+        assert ids(logged(users)) == taken
+        assert users.get(batch[0].user_id) is None
+        client.config_set("maxmemory", 0)
+        assert refused(users, batch) == ""
+        assert ids(logged(users)) == taken + [one.event_id for one in batch]
+        users.close()

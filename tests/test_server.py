@@ -33,7 +33,7 @@ from lhydra_client import Client
 from lhydra_client import Play as ClientPlay
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_protos.v1.recommender_pb2_grpc import RecommenderStub
-from lhydra_server import outage_log
+from lhydra_server import event_log, outage_log
 from lhydra_server.app import CALL_THREADS, SERVICE, Listener
 from lhydra_server.config import FleetStatus, ServeSettings, WorkerReport, WorkerSettings
 from lhydra_server.errors import CODES, status_of
@@ -395,6 +395,41 @@ def test_a_play_enters_the_log_with_all_that_was_said_of_it(running: Running) ->
     assert first.play == Play("e0", "ann", "t007", 5, 3.0, None, None, answer.request_id, "s é", 0)
     assert second.play == Play("e1", "ann", "t008", 6, 1.0, None, False, "", "", None)
     assert abs(first.recorded_ms / 1000 - time.time()) < 3600
+
+
+def test_the_status_tells_of_the_event_log(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_log, "EVERY_S", 0.01)
+    watch = event_log.EventLogWatch(running.users, running.service._metrics)
+    watch.start()
+    monkeypatch.setattr(running.service, "_event_log", lambda: watch.status)
+
+    def status(*wanted: object) -> pb.EventLogStatus:
+        found: pb.EventLogStatus = until(
+            lambda: (log := running.stub.GetStatus(pb.GetStatusRequest()).event_log).entries in wanted and log
+        )
+        return found
+
+    until(lambda: watch.status.on)
+    empty = status(0)
+    assert (empty.on, empty.entries, empty.oldest_ms, empty.error) == (True, 0, 0, "")
+    began_ms = int(time.time() * 1000)
+    running.stub.RecordPlays(pb.RecordPlaysRequest(plays=[play(f"e{i}", "t007") for i in range(40)]))
+    found = status(40)
+    assert (found.on, found.error) == (True, "")
+    assert found.oldest_ms >= began_ms
+    assert found.bytes > 40 * 50
+    assert found.HasField("free_bytes")
+    with Client(f"127.0.0.1:{running.listener.port}") as client:
+        said = client.status().event_log
+    assert said is not None
+    assert (said.on, said.entries, said.bytes, said.oldest_ms) == (True, 40, found.bytes, found.oldest_ms)
+
+    def fail() -> None:
+        raise errors.UserStoreError("user store: found it gone")
+
+    monkeypatch.setattr(running.users, "event_log", fail)
+    assert status(0) == pb.EventLogStatus(error="user store: found it gone")
+    watch.stop()
 
 
 @pytest.mark.parametrize("behind_s", [1, DAY_S - 60, DAY_S + 60, 400 * DAY_S])

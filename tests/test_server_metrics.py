@@ -189,6 +189,18 @@ def test_gauges_are_those_of_the_living() -> None:
     assert (value(found, "lhydra_queue_depth"), value(found, "lhydra_in_flight")) == (4, 40)
 
 
+def test_gauges_of_what_all_workers_see_are_not_added_up() -> None:
+    totals = Totals()
+    blocks = [totals.block("b") for _ in range(3)]
+    names = [f"lhydra_event_log_{name}" for name in ("entries", "bytes", "oldest_seconds", "free_bytes")]
+    assert [value(shown(totals), name) for name in names] == [0] * 4
+    for n, block in enumerate(blocks, 1):
+        opened(block).event_log(10 * n, 20 * n, 30 * n, 40 * n)
+    assert [value(shown(totals), name) for name in names] == [30, 60, 90, 120]
+    blocks[2].end()
+    assert [value(shown(totals), name) for name in names] == [20, 40, 60, 80]
+
+
 def test_no_count_is_lost_between_threads() -> None:
     totals = Totals()
     worker = opened(totals.block("b"))

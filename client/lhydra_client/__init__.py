@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         Unsupported,
     )
     from lhydra_client.requests import Condition, Filter, HistoryEntry, Play, SessionEntry, recommend_request
-    from lhydra_client.results import AppliedRule, Explanation, Recommendations, Recorded, Status, Track
+    from lhydra_client.results import AppliedRule, EventLog, Explanation, Recommendations, Recorded, Status, Track
     from lhydra_client.rules import Boost, Rules
 else:
     _HOMES = {
@@ -36,7 +36,7 @@ else:
             *("Timeout", "Unauthenticated", "Unavailable", "Unsupported"),
         ),
         "requests": ("Condition", "Filter", "HistoryEntry", "Play", "SessionEntry", "recommend_request"),
-        "results": ("AppliedRule", "Explanation", "Recommendations", "Recorded", "Status", "Track"),
+        "results": ("AppliedRule", "EventLog", "Explanation", "Recommendations", "Recorded", "Status", "Track"),
         "rules": ("Boost", "Rules"),
     }
 
@@ -57,6 +57,7 @@ __all__ = [
     "Client",
     "ClientError",
     "Condition",
+    "EventLog",
     "Explanation",
     "Filter",
     "HistoryEntry",

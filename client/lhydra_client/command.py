@@ -276,7 +276,9 @@ def _plays(client: "Client", args: argparse.Namespace) -> tuple[str, dict[str, A
 
 def _status(client: "Client", args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     values = _values(client.status())
-    return _pairs(values), values
+    log = values["event_log"] or {}
+    shown = {name: value for name, value in values.items() if name != "event_log"}
+    return _pairs(shown | {f"event_log.{name}": value for name, value in log.items()}), values
 
 
 def _explain(client: "Client", args: argparse.Namespace) -> tuple[str, dict[str, Any]]:

@@ -198,6 +198,27 @@ class Explanation:
 
 
 @dataclass(frozen=True, slots=True)
+class EventLog:
+    """Recorded plays as they came, which lie beside the users.
+
+    Attributes:
+        on: recorded plays enter it.
+        entries: plays in it.
+        bytes: what it takes, of memory or disk.
+        oldest_ms: when the oldest play was recorded, Unix milliseconds; 0 where there is none.
+        free_bytes: room in an LMDB file for what is recorded next; None where nobody can tell.
+        error: why the server cannot tell; "" where it can.
+    """
+
+    on: bool
+    entries: int
+    bytes: int
+    oldest_ms: int
+    free_bytes: int | None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """What is being served, and how the server is.
 
@@ -218,6 +239,7 @@ class Status:
         rules_error: why the server's file of rules is not what is in force; "" when it is.
         rule_sets: that requests can name.
         access_error: why its files of certificates or tokens are not what is in force; "" when they are.
+        event_log: recorded plays as they came; None of a server that keeps none.
     """
 
     bundle_id: str
@@ -236,6 +258,7 @@ class Status:
     rules_error: str = ""
     rule_sets: tuple[str, ...] = ()
     access_error: str = ""
+    event_log: EventLog | None = None
 
 
 def recommendations(reply: pb.RecommendResponse) -> Recommendations:
@@ -310,8 +333,13 @@ def status(reply: pb.GetStatusResponse) -> Status:
     Returns:
         The status.
     """
-    values = {field.name: getattr(reply, field.name) for field in fields(Status)}
-    return Status(**values | {"rule_sets": tuple(reply.rule_sets)})
+    values = {field.name: getattr(reply, field.name) for field in fields(Status) if field.name != "event_log"}
+    log = None
+    if reply.HasField("event_log"):
+        said = reply.event_log
+        free = said.free_bytes if said.HasField("free_bytes") else None
+        log = EventLog(said.on, said.entries, said.bytes, said.oldest_ms, free, said.error)
+    return Status(**values | {"rule_sets": tuple(reply.rule_sets), "event_log": log})
 
 
 def tier_name(tier: int) -> str:

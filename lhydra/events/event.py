@@ -14,7 +14,8 @@ from lhydra.domain import Play
 from lhydra.errors import UserStoreError, complain
 
 VERSION = 1
-_HEAD, _FIXED, _START = struct.Struct("<B3xI"), struct.Struct("<QqdIBx5H"), 48
+_HEAD, _FIXED = struct.Struct("<B3xI"), struct.Struct("<QqdIBx5H")
+_BOTH, _START = struct.Struct("<B3xIQqdIBx5H"), 48
 _COMPLETED, _SKIPPED, _MS_PLAYED = 1, 4, 16  # flags: that it is known; whether it is so is the next bit
 
 
@@ -72,13 +73,13 @@ def unpack(packed: bytes, position: str) -> Event:
     Raises:
         UserStoreError: another format, or bytes that are not what was written; names the position.
     """
-    if len(packed) < _START or packed[0] != VERSION:
+    if len(packed) < _START:
         raise _damaged(packed, position)
-    if zlib.crc32(memoryview(packed)[_HEAD.size :], VERSION) != _HEAD.unpack_from(packed)[1]:
-        raise _damaged(packed, position)
-    recorded_ms, time, count, ms_played, flags, n_event, n_user, n_track, n_request, n_session = _FIXED.unpack_from(
-        packed, _HEAD.size
+    version, checksum, recorded_ms, time, count, ms_played, flags, n_event, n_user, n_track, n_request, n_session = (
+        _BOTH.unpack_from(packed)
     )
+    if version != VERSION or zlib.crc32(packed[_HEAD.size :], VERSION) != checksum:
+        raise _damaged(packed, position)
     texts = packed[_START:].decode()
     track_at = n_event + n_user
     request_at = track_at + n_track
@@ -107,9 +108,9 @@ def recorded_ms_of(packed: bytes) -> int:
         packed: the stored value.
 
     Returns:
-        Unix milliseconds; 0 of a value that is too short to say, so that what is damaged ends as the oldest does.
+        Unix milliseconds, 2^63 - 1 at most; 0 of a value that is too short to say.
     """
-    return int.from_bytes(packed[8:16], "little") if len(packed) >= _START else 0
+    return min(int.from_bytes(packed[8:16], "little"), 2**63 - 1) if len(packed) >= _START else 0
 
 
 def _damaged(packed: bytes, position: str) -> UserStoreError:

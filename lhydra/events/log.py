@@ -17,7 +17,7 @@ class EventLogInfo:
     identity: of the store, empty where it has none yet. entries, n_bytes: what lies in it, and the room that it takes.
     oldest_ms: when the first entry was recorded, Unix milliseconds, 0 where there is none. first, last: positions of
     the ends, empty where there is none. free_bytes: of an LMDB file, room for later writes of any kind; None where
-    nobody can tell.
+    nobody can tell. recording: plays recorded through this opening of the store enter the log.
     """
 
     identity: str = ""
@@ -27,6 +27,7 @@ class EventLogInfo:
     first: str = ""
     last: str = ""
     free_bytes: int | None = None
+    recording: bool = True
 
 
 def place(position: str) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lhydra.domain import Play
@@ -83,18 +84,20 @@ MEASURING: Sequence[Command] = (
 )
 
 
-def measured(identity: str, replies: Sequence[Any]) -> EventLogInfo:
+def measured(identity: bytes, replies: Sequence[Any], recording: bool) -> EventLogInfo:
     """Returns what the replies to MEASURING say.
 
     Args:
         identity: of the store.
         replies: as Redis gave them.
+        recording: whether plays that are recorded enter the log.
 
     Returns:
         The size and the ends.
     """
     n, n_bytes, first, last = replies
+    info = EventLogInfo(identity.decode(errors="replace"), n, n_bytes or 0, recording=recording)
+    if not first:
+        return info
     ends = [*read(first), *read(last)]
-    if not ends:
-        return EventLogInfo(identity, n, n_bytes or 0)
-    return EventLogInfo(identity, n, n_bytes or 0, recorded_ms_of(ends[0][1]), ends[0][0], ends[-1][0])
+    return replace(info, oldest_ms=recorded_ms_of(ends[0][1]), first=ends[0][0], last=ends[-1][0])

@@ -183,12 +183,12 @@ class LmdbUsers:
         Returns:
             Its size, its ends, and the room in the file.
         """
-        log = self._env.database(lmdb_log.NAME, create=False)
+        log = self._env.database(lmdb_log.NAME, create=self._events)  # once, rather than looked for again and again
         if log is None:
-            return EventLogInfo(self._env.identity)
+            return EventLogInfo(self._env.identity, recording=False)
         with self._env.reading() as txn:
             info, pages = lmdb_log.measured(txn, log, self._env.identity)
-        return replace(info, free_bytes=self._env.free_bytes(pages))
+        return replace(info, free_bytes=self._env.free_bytes(pages), recording=self._events)
 
     def prune(self, before_ms: int) -> int:
         """See `UserStore.prune`.

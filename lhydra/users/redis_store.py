@@ -195,7 +195,7 @@ class RedisUsers:
         with self._connection(WRITE_S) as connection:
             identity, *replies = ask(connection, ("GET", IDENTITY), *redis_log.MEASURING)
         self._check(identity)
-        return redis_log.measured((identity or b"").decode(errors="replace"), replies)
+        return redis_log.measured(identity or b"", replies, self._events)
 
     def prune(self, before_ms: int) -> int:
         """See `UserStore.prune`.

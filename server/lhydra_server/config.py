@@ -30,6 +30,12 @@ class ServeSettings(Settings):
     users_sync_s: float = setting(
         1.0, "recorded plays reach the disk at most so long after; 0 means at once", low=0, high=3_600
     )
+    events: str = setting(
+        "on", "on: recorded plays are kept one by one in the event log, to be exported and learnt from", ("on", "off")
+    )
+    events_days: float = setting(
+        90.0, "days after which plays leave the event log, as new ones come; 0 means never", low=0, high=36_500
+    )
     depth: int = setting(0, "candidates to rerank per request; 0 means the recommender's own", low=0, high=MAX_DEPTH)
     max_k: int = setting(DEFAULT_MAX_K, "largest k a request may ask for", low=1, high=MAX_K)
     max_in_flight: int = setting(32, "requests a worker takes at a time; more are refused at once", low=1, high=100_000)
@@ -98,6 +104,8 @@ class WorkerSettings(Message):
     users_id: str = ""  # of the user store that was there when the server started
     users_doubtful: bool = False  # its files are tried by a process of its own before they are used
     users_sync_s: float = 1.0
+    events: bool = True
+    events_keep_ms: int = 0  # age at which plays leave the event log; 0: never
     depth: int = 0
     max_k: int = DEFAULT_MAX_K
     max_in_flight: int = 32

@@ -49,6 +49,7 @@ class RecommenderService:
         users: the user store.
         max_k: the largest k that a request may ask for.
         fleet: returns what only the supervisor knows; called for every GetStatus.
+        event_log: returns how the event log is; called for every GetStatus, which must not wait.
         metrics: what batches, plays and errors of the store are counted in.
     """
 
@@ -59,9 +60,11 @@ class RecommenderService:
         *,
         max_k: int,
         fleet: Callable[[], FleetStatus] = FleetStatus,
+        event_log: Callable[[], pb.EventLogStatus] = pb.EventLogStatus,
         metrics: Metrics = NO_METRICS,
     ) -> None:
         self._served, self._users, self._max_k, self._fleet, self._metrics = served, users, max_k, fleet, metrics
+        self._event_log = event_log
         self._batcher: Batcher[QueryAndCheck, Recommendation | Exception] = Batcher(
             self._recommend_many, MAX_BATCH, self._count_batch
         )
@@ -206,6 +209,7 @@ class RecommenderService:
             requests=self._answered,
             rules_error=fleet.rules_error,
             access_error=fleet.access_error,
+            event_log=self._event_log(),
             rule_sets=list(self.rule_sets.sets),
         )
 
@@ -267,7 +271,6 @@ class RecommenderService:
         parsed = self._parsed(asked, call)
         stored = self._look_up(asked.user_id, call)
         self._note_degraded(parsed, call)
-
         known = to_query(replace(parsed, session=()), stored, asked.now_s)
 
         def query_of(one: pb.RecommendRequest) -> Query:  # with what is known of the user merged once, not for each try

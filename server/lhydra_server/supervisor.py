@@ -6,6 +6,7 @@ ready the serving one is drained, and when any of it fails it is ended and the s
 
 import contextlib
 import logging
+import math
 import os
 import select
 import signal
@@ -261,6 +262,8 @@ class Supervisor:
             users_id=self._users_id,
             users_doubtful=self._users_doubtful,
             users_sync_s=self._settings.users_sync_s,
+            events=self._settings.events == "on",
+            events_keep_ms=math.ceil(self._settings.events_days * 86_400_000),
             depth=self._settings.depth,
             max_k=self._settings.max_k,
             max_in_flight=self._settings.max_in_flight,

@@ -34,6 +34,7 @@ from lhydra_server.config import (
 )
 from lhydra_server.credentials import Certificates
 from lhydra_server.descriptors import check_free_descriptors
+from lhydra_server.event_log import EventLogWatch
 from lhydra_server.heartbeat import Heart
 from lhydra_server.metrics.worker import Metrics
 from lhydra_server.rules_file import rule_sets
@@ -80,13 +81,25 @@ def run(load: Callable[[WorkerSettings], Served] = open_served, *, heart: Heart)
                 lasting=True,
                 identity=settings.users_id,
                 doubtful=settings.users_doubtful,
+                events=settings.events,
+                events_keep_ms=settings.events_keep_ms,
             )
             metrics = Metrics.open(settings.metrics)
             logs.QUEUE.count_lost = metrics.log_lines_lost
             tracing = Tracing(settings.trace_endpoint) if settings.trace_endpoint else None
             keep_to(settings.core)
             others = os.umask(0o777 & ~MODE)  # of a unix socket, which gRPC makes
-            service = RecommenderService(served, users, max_k=settings.max_k, fleet=lambda: fleet, metrics=metrics)
+            log = EventLogWatch(users, metrics)
+            if settings.events:
+                log.start()
+            service = RecommenderService(
+                served,
+                users,
+                max_k=settings.max_k,
+                fleet=lambda: fleet,
+                event_log=lambda: log.status,
+                metrics=metrics,
+            )
             service.rule_sets = sets
             listener = Listener(
                 service,
@@ -139,6 +152,7 @@ def run(load: Callable[[WorkerSettings], Served] = open_served, *, heart: Heart)
     signal.alarm(math.ceil(longest_stop_s(settings.connection_age_s)))  # ends it if a thread hangs and nobody kills it
     listener.drain(NOTICE_S)
     listener.stop(GRACE_S)
+    log.stop()
     users.close()
     if tracing is not None:
         tracing.stop()

@@ -1176,6 +1176,7 @@ class GetStatusResponse(google.protobuf.message.Message):
     RULES_ERROR_FIELD_NUMBER: builtins.int
     RULE_SETS_FIELD_NUMBER: builtins.int
     ACCESS_ERROR_FIELD_NUMBER: builtins.int
+    EVENT_LOG_FIELD_NUMBER: builtins.int
     bundle_id: builtins.str
     model_id: builtins.str
     lhydra_version: builtins.str
@@ -1201,6 +1202,8 @@ class GetStatusResponse(google.protobuf.message.Message):
     def rule_sets(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """that requests can name"""
 
+    @property
+    def event_log(self) -> Global___EventLogStatus: ...
     def __init__(
         self,
         *,
@@ -1220,7 +1223,48 @@ class GetStatusResponse(google.protobuf.message.Message):
         rules_error: builtins.str = ...,
         rule_sets: collections.abc.Iterable[builtins.str] | None = ...,
         access_error: builtins.str = ...,
+        event_log: Global___EventLogStatus | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["access_error", b"access_error", "bundle_id", b"bundle_id", "current_bundle_id", b"current_bundle_id", "default_depth", b"default_depth", "dim", b"dim", "index_recipe", b"index_recipe", "lhydra_version", b"lhydra_version", "max_k", b"max_k", "model_id", b"model_id", "requests", b"requests", "rule_sets", b"rule_sets", "rules_error", b"rules_error", "swap_error", b"swap_error", "tracks", b"tracks", "uptime_s", b"uptime_s", "workers", b"workers"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["event_log", b"event_log"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["access_error", b"access_error", "bundle_id", b"bundle_id", "current_bundle_id", b"current_bundle_id", "default_depth", b"default_depth", "dim", b"dim", "event_log", b"event_log", "index_recipe", b"index_recipe", "lhydra_version", b"lhydra_version", "max_k", b"max_k", "model_id", b"model_id", "requests", b"requests", "rule_sets", b"rule_sets", "rules_error", b"rules_error", "swap_error", b"swap_error", "tracks", b"tracks", "uptime_s", b"uptime_s", "workers", b"workers"]) -> None: ...
 
 Global___GetStatusResponse: typing_extensions.TypeAlias = GetStatusResponse
+
+@typing.final
+class EventLogStatus(google.protobuf.message.Message):
+    """What lies in the event log of the user store."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ON_FIELD_NUMBER: builtins.int
+    ENTRIES_FIELD_NUMBER: builtins.int
+    BYTES_FIELD_NUMBER: builtins.int
+    OLDEST_MS_FIELD_NUMBER: builtins.int
+    FREE_BYTES_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    on: builtins.bool
+    """recorded plays enter it"""
+    entries: builtins.int
+    bytes: builtins.int
+    """of memory or disk"""
+    oldest_ms: builtins.int
+    """when the oldest entry was recorded, Unix milliseconds; 0 where there is none"""
+    free_bytes: builtins.int
+    """of an LMDB file that does not shrink: room for what is recorded next"""
+    error: builtins.str
+    """why nobody can tell"""
+    def __init__(
+        self,
+        *,
+        on: builtins.bool = ...,
+        entries: builtins.int = ...,
+        bytes: builtins.int = ...,
+        oldest_ms: builtins.int = ...,
+        free_bytes: builtins.int | None = ...,
+        error: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_free_bytes", b"_free_bytes", "free_bytes", b"free_bytes"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_free_bytes", b"_free_bytes", "bytes", b"bytes", "entries", b"entries", "error", b"error", "free_bytes", b"free_bytes", "oldest_ms", b"oldest_ms", "on", b"on"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_free_bytes", b"_free_bytes"]) -> typing.Literal["free_bytes"] | None: ...
+
+Global___EventLogStatus: typing_extensions.TypeAlias = EventLogStatus

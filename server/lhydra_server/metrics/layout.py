@@ -30,7 +30,8 @@ class Family:
 
     labels: the values of each. bounds: upper bounds of a histogram, in the unit that is counted, of which `per` make
     the unit that is shown. first: the place of its first child. Children lie in the order of the product of their
-    labels: one number each, or of a histogram the sum and then the count of each bucket, +Inf last.
+    labels: one number each, or of a histogram the sum and then the count of each bucket, +Inf last. shared: a gauge of
+    what all workers see alike, so that they are not added up.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Family:
     bounds: tuple[int, ...] = ()
     per: int = 1
     first: int = 0
+    shared: bool = False
 
     @property
     def width(self) -> int:
@@ -107,6 +109,15 @@ FAMILIES = _laid_out(
     ),
     Family("lhydra_plays_recorded_total", "counter", "Plays recorded, without those that were known."),
     Family("lhydra_log_lines_lost_total", "counter", "Log lines left out, because nobody read the log or it was full."),
+    *(
+        Family(name, "gauge", text, shared=True)
+        for name, text in (
+            ("lhydra_event_log_entries", "Plays in the event log."),
+            ("lhydra_event_log_bytes", "What the event log takes, of memory or disk."),
+            ("lhydra_event_log_oldest_seconds", "Unix time at which its oldest entry was recorded, 0 without one."),
+            ("lhydra_event_log_free_bytes", "Room in the LMDB file of the user store for what is recorded next."),
+        )
+    ),
     Family("lhydra_user_store_errors_total", "counter", "Reads and writes of the user store that failed."),
 )
 CELLS = max(family.end for family in FAMILIES.values())

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from lhydra_server.metrics.layout import BLOCK_BYTES, CELLS, FAMILIES, LAYOUT_MARK, Family
-from lhydra_server.metrics.worker import IN_FLIGHT, QUEUE
 
 if TYPE_CHECKING:
     from prometheus_client import Metric  # imported only where metrics are asked for
@@ -98,7 +97,9 @@ class Totals:
         """
         with self._lock:
             self._blocks.remove(block)
-            block.cells[QUEUE] = block.cells[IN_FLIGHT] = 0
+            for family in FAMILIES.values():
+                if family.kind == "gauge":
+                    block.cells[family.first] = 0
             if not any(block.cells[1:]):
                 return  # it never served
             kept = self._kept.pop(block.bundle_id, None)
@@ -117,8 +118,10 @@ class Totals:
                 counted.setdefault(block.bundle_id, []).append(cells)
         by_bundle = {bundle_id: _added(rows) for bundle_id, rows in counted.items()}
         total, now = _added(list(by_bundle.values())), _added(living)
+        highest = [max(column) for column in zip(*living, strict=True)] if living else now
         for family in FAMILIES.values():
-            yield _metric(family, now if family.kind == "gauge" else total, by_bundle)
+            cells = highest if family.shared else now if family.kind == "gauge" else total
+            yield _metric(family, cells, by_bundle)
         yield from self._of_supervisor()
 
     def _of_supervisor(self) -> "Iterator[Metric]":

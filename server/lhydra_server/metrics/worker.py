@@ -35,6 +35,7 @@ IN_FLIGHT = _place("lhydra_in_flight")
 _PLAYS = _place("lhydra_plays_recorded_total")
 _LOG_LINES_LOST = _place("lhydra_log_lines_lost_total")
 _STORE_ERRORS = _place("lhydra_user_store_errors_total")
+_EVENT_LOG = [_place(f"lhydra_event_log_{name}") for name in ("entries", "bytes", "oldest_seconds", "free_bytes")]
 
 
 class Metrics:
@@ -137,6 +138,18 @@ class Metrics:
         """
         self._cells[IN_FLIGHT] = n
 
+    def event_log(self, entries: int, n_bytes: int, oldest_s: int, free_bytes: int) -> None:
+        """Sets the gauges of the event log.
+
+        Args:
+            entries: plays in it.
+            n_bytes: what it takes.
+            oldest_s: Unix seconds of its oldest entry, 0 without one.
+            free_bytes: room in the file.
+        """
+        for place, value in zip(_EVENT_LOG, (entries, n_bytes, oldest_s, free_bytes), strict=True):
+            self._cells[place] = value
+
     def refused(self, reason: str) -> None:
         """Counts a call that was given up; it is recorded as well, with its code.
 
@@ -182,4 +195,4 @@ class NoMetrics(Metrics):
 
     def _count_nothing(self, *args: object, **kwargs: object) -> None: ...
 
-    record = batch = queue = in_flight = _add = _count_nothing
+    record = batch = queue = in_flight = event_log = _add = _count_nothing
