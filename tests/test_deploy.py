@@ -1,6 +1,7 @@
 """The Dockerfile and the manifest of deploy/kubernetes: what they promise, and their commands tried on real servers."""
 
 import argparse
+import configparser
 import itertools
 import json
 import os
@@ -19,11 +20,14 @@ import yaml
 
 from lhydra import config
 from lhydra.bundle.manifest import current_bundle_id
+from lhydra.commands import retrain
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import Play, UserState
+from lhydra.retraining.settings import RetrainSettings
 from lhydra.users.connections import Address
 from lhydra.users.lmdb_store import LmdbUsers
 from lhydra.users.redis_store import RedisUsers
+from lhydra_index_builder.config import RebuildSettings
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_protos.v1.recommender_pb2_grpc import RecommenderStub
 from lhydra_server import command
@@ -329,3 +333,59 @@ def test_a_snapshot_of_redis_brings_back_every_listener(tmp_path: Path) -> None:
             assert [kept(users.get(f"u{number}")) for number in range(7)] == wanted
             assert not any(users.record(plays))
             users.close()
+
+
+# -- the loop ---------------------------------------------------------------------------------------------
+
+LOOP = {one["kind"]: one for one in yaml.safe_load_all((ROOT / "deploy/kubernetes/retrain.yaml").read_text())}
+CODES = {"fine": {retrain.NOT_PUBLISHED, retrain.LOCKED}, "for people": {2, retrain.REFUSED}}
+
+
+def test_a_cron_job_of_the_loop_knows_its_exit_codes(tmp_path: Path) -> None:
+    job = LOOP["CronJob"]["spec"]["jobTemplate"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    (fails,) = [rule["onExitCodes"] for rule in job["podFailurePolicy"]["rules"] if rule["action"] == "FailJob"]
+    assert (fails["containerName"], set(fails["values"])) == (container["name"], CODES["for people"])
+    for code in range(8):  # the command as it is, with a command that ends with each code in the place of ours
+        fake = tmp_path / "lhydra"
+        fake.write_text(f"#!/bin/sh\nexit {code}\n")
+        fake.chmod(0o755)
+        environ = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        ran = subprocess.run([*container["command"], *container["args"]], env=environ, check=False)
+        assert ran.returncode == (0 if code in CODES["fine"] else code)
+    assert LOOP["CronJob"]["spec"]["concurrencyPolicy"] == "Forbid"
+
+
+def test_a_cron_job_of_the_loop_has_no_rights_it_does_not_need_and_a_configuration_that_is_taken(
+    tmp_path: Path,
+) -> None:
+    pod = LOOP["CronJob"]["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"] == POD["securityContext"]
+    assert container["securityContext"] == CONTAINERS[0]["securityContext"]
+    assert pod["automountServiceAccountToken"] is False
+    (tmp_path / "loop.yaml").write_text(LOOP["ConfigMap"]["data"]["loop.yaml"])
+    given = argparse.Namespace(config=tmp_path / "loop.yaml")
+    settings = config.resolve("retrain", RetrainSettings, given, {container["env"][0]["name"]: "redis://redis"})
+    config.resolve("index", RebuildSettings, given, {})
+    assert settings.users == "redis://redis"
+    writable = [mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")]
+    assert writable == ["/store", "/work", "/tmp"]
+    for name in ("store", "work"):
+        assert str(settings.place(name)).startswith(tuple(writable))
+
+
+def test_a_unit_of_the_loop_knows_its_exit_codes() -> None:
+    unit = configparser.ConfigParser(interpolation=None)
+    unit.read(ROOT / "deploy/systemd/lhydra-retrain.service")
+    service = unit["Service"]
+    assert {int(code) for code in service["SuccessExitStatus"].split()} == {*CODES["fine"], 130}
+    assert {int(code) for code in service["RestartPreventExitStatus"].split()} == CODES["for people"]
+    words = service["ExecStart"].split()
+    parser = argparse.ArgumentParser()
+    retrain.configure(parser)
+    assert words[1] == "retrain"
+    parser.parse_args(words[2:])
+    timer = configparser.ConfigParser(interpolation=None)
+    timer.read(ROOT / "deploy/systemd/lhydra-retrain.timer")
+    assert timer["Install"]["WantedBy"] == "timers.target"

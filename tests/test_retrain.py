@@ -1,5 +1,6 @@
 """`lhydra retrain`: one turn of the loop, killed at every step; what is refused, by name; who else is running."""
 
+import argparse
 import json
 import os
 import shutil
@@ -7,7 +8,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +18,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from lhydra import config
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.manifest import current_bundle_id
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset
+from lhydra.retraining import turn, under_way
 from lhydra.retraining.decide import decide
 from lhydra.retraining.screen import screen
+from lhydra.retraining.settings import RetrainSettings
 from lhydra.retraining.turn import STEPS
 from lhydra.retraining.work import State, locked
 from lhydra_index_builder.store import entries
@@ -102,22 +108,50 @@ class Run:
         return self.process.returncode, out
 
 
-def test_a_turn_that_is_killed_at_every_step_goes_on_and_publishes_once(loop: Path) -> None:
-    store, run = loop / "store", loop / "work/run"
-    before = current_bundle_id(store)
-    bundles = {entry.bundle_id for entry in entries(store)}
-    for number in range(1, len(STEPS) + 1):  # as it begins: the one before has just ended
+@pytest.fixture(scope="session")
+def interrupted(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A loop whose run was killed as each of its steps began, before `judge` and before `rebuild` copied beside it."""
+    loop = tmp_path_factory.mktemp("interrupted") / "loop"
+    shutil.copytree(origin, loop)
+    (loop / "loop.yaml").write_text(CONFIG.format(loop, ""))
+    before, names = current_bundle_id(loop / "store"), [name for name, _, _ in STEPS]
+    for number, name in enumerate(names, 1):  # as it begins: the one before has just ended
         one = Run(loop)
         one.reach(f"[{number}/{len(STEPS)}]")
         one.kill()
-        assert current_bundle_id(store) == before
-        assert list(State.read(loop / "work").done) == [name for name, _, _ in STEPS[: number - 1]]
+        assert current_bundle_id(loop / "store") == before
+        assert list(State.read(loop / "work").done) == names[: number - 1]
         begun = [line for line in one.lines if line.startswith("[")]
         assert len(begun) == (1 if number == 1 else 2), one.lines  # nothing is done twice but what was killed
-        if STEPS[number - 1][0] == "train":  # after an epoch: the next run resumes it
+        if name == "train":  # after an epoch: the next run resumes it
             one = Run(loop)
-            until((run / "candidate/checkpoint/last.safetensors").exists)
+            until((loop / "work/run/candidate/checkpoint/last.safetensors").exists)
             one.kill()
+        if name in ("judge", "rebuild"):
+            shutil.copytree(loop, loop.with_name(name))
+    return loop
+
+
+def at(name: str, interrupted: Path, tmp_path: Path) -> Path:
+    """A copy of the interrupted loop, before a step."""
+    loop = Path(shutil.copytree(interrupted.with_name(name), tmp_path / "loop"))
+    (loop / "loop.yaml").write_text(CONFIG.format(loop, ""))
+    begin_here(loop)
+    return loop
+
+
+def begin_here(loop: Path) -> None:
+    """Makes the run of a loop one that was begun with the configuration as it is now."""
+    given = argparse.Namespace(config=loop / "loop.yaml")
+    settings = config.resolve("retrain", RetrainSettings, given)
+    state = State.read(loop / "work")
+    replace(state, inputs=under_way._inputs(settings, given.config)).write(loop / "work")
+
+
+def test_a_turn_that_is_killed_at_every_step_goes_on_and_publishes_once(interrupted: Path) -> None:
+    loop, store = interrupted, interrupted / "store"
+    before = current_bundle_id(store)
+    bundles = {entry.bundle_id for entry in entries(store)}
     one = Run(loop)
     until(lambda: list(store.glob(".staging-*")))
     one.kill()
@@ -140,10 +174,52 @@ def test_a_turn_that_is_killed_at_every_step_goes_on_and_publishes_once(loop: Pa
     assert kept["model_id"] == found.manifest.model_id
     page = (loop / f"work/reports/{told['run_id']}.html").read_text()
     assert f"Published: {published}" in page
-    assert not any(run.glob("*/*.parquet"))  # nobody's plays are kept longer than needed
+    assert not any((loop / "work/run").glob("*/*.parquet"))  # nobody's plays are kept longer than needed
     code, out = Run(loop, "--json").end()
     assert (code, json.loads(out.splitlines()[-1])["outcome"]) == (3, "nothing new")
     assert current_bundle_id(store) == published
+
+
+def test_a_candidate_that_would_not_help_is_not_published(
+    interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loop = at("judge", interrupted, tmp_path)
+    compared = {}
+
+    def worse(found: dict[str, Any], new_tracks: int, margin: float) -> dict[str, Any]:
+        compared.update(found)
+        return decide(found, new_tracks, margin) | {"helps": False, "why": "not by this"}
+
+    monkeypatch.setattr(turn, "decide", worse)
+    bundles = [entry.bundle_id for entry in entries(loop / "store")]
+    code, out, _ = retrain(loop, capsys)
+    told = json.loads(out)
+    assert (code, told["outcome"], told["why"], told["bundle_id"]) == (3, "no help", "not by this", "")
+    assert list(told["steps"]) == [name for name, _, _ in STEPS[:7]]
+    assert [entry.bundle_id for entry in entries(loop / "store")] == bundles
+    assert "would not help" in (loop / f"work/reports/{told['run_id']}.html").read_text()
+    assert compared["a"]["bundle_id"] == current_bundle_id(loop / "store")  # what is served, by users of the same test
+    assert compared["b"]["model_id"] == told["steps"]["train"]["model_id"]
+    code, out, _ = retrain(loop, capsys)
+    assert (code, json.loads(out)["why"]) == (3, "no play was recorded since the run before")
+
+
+def test_a_bundle_that_its_gate_refuses_is_told_and_not_served(
+    interrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loop = at("rebuild", interrupted, tmp_path)
+    text = (loop / "loop.yaml").read_text().replace("gate_users: 50", "gate_users: 50, max_overlap: 0")
+    (loop / "loop.yaml").write_text(text)
+    begin_here(loop)
+    before = current_bundle_id(loop / "store")
+    code, out, _ = retrain(loop, capsys)
+    told = json.loads(out)
+    assert (code, told["outcome"], told["bundle_id"]) == (4, "refused", "")
+    refused = told["steps"]["rebuild"]["bundle_id"]
+    assert told["why"].startswith(f"the gate refused {refused}: overlap: ")
+    assert current_bundle_id(loop / "store") == before
+    assert {one.bundle_id: one.state for one in entries(loop / "store")}[refused] == "refused"
+    assert "Refused by the gate" in (loop / f"work/reports/{told['run_id']}.html").read_text()
 
 
 def test_a_run_waits_for_a_step_whose_own_run_was_killed(loop: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -137,8 +137,9 @@ def export(turn: Turn) -> Found:
     if turn.settings.plays is not None:
         copy(turn.settings.plays, out)
     else:
-        place = ("--users", turn.settings.users) if turn.settings.users is not None else ("--store", turn.store)
-        turn.lhydra("plays", "export", *place, out)
+        users = turn.settings.users  # by the environment: an address may hold a password, and command lines are kept
+        environ = dict(os.environ) if users is None else os.environ | {"LHYDRA_PLAYS_USERS": users}
+        turn.lhydra("plays", "export", *(("--store", turn.store) if users is None else ()), out, environ=environ)
     return {"sha256": sha256(out)}
 
 
