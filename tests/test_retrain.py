@@ -25,7 +25,7 @@ from lhydra.cli import main
 from lhydra.data.dataset import Dataset
 from lhydra.retraining import turn, under_way
 from lhydra.retraining.decide import decide
-from lhydra.retraining.screen import screen
+from lhydra.retraining.screen import Clock, screen
 from lhydra.retraining.settings import RetrainSettings
 from lhydra.retraining.turn import STEPS
 from lhydra.retraining.work import State, locked
@@ -327,7 +327,7 @@ def ahead(plays: pa.Table) -> pa.Table:
     [
         (shuffled, "users shuffled: "),
         (pushed, "one track pushed: T0000123 has "),
-        (ahead, "broken clock: 60 plays lie in the future"),
+        (ahead, "broken clock: 60 of 1,200 plays lie in the future"),
     ],
 )
 def test_poisoned_plays_are_refused_by_name(
@@ -341,16 +341,55 @@ def test_poisoned_plays_are_refused_by_name(
     assert told["why"].startswith(name)
     assert name.partition(":")[0] in (loop / f"work/reports/{told['run_id']}.html").read_text()
     assert current_bundle_id(loop / "store") == before
-    assert [one["name"] for one in told["steps"]["look"]["checks"] if one["bad"]] == [name.partition(":")[0]]
+    checks = [told["steps"]["screen"]["check"], *told["steps"].get("look", {"checks": [None]})["checks"][1:]]
+    assert [one["name"] for one in checks if one["bad"]] == [name.partition(":")[0]]
 
 
 def test_times_that_cannot_be_are_left_out_and_counted(tmp_path: Path) -> None:
-    times = [5, 10, 11, None, 0, 20, 21, 99]
-    table = pa.table({"user_id": list("abcdefgh"), "timestamp": pa.array(times, pa.int64())})
+    times = [5, 10, 11, None, 0, 120, 121, 999]
+    table = pa.table({"track_id": list("abcdefgh"), "timestamp": pa.array(times, pa.int64())})
     pq.write_table(table, tmp_path / "in.parquet")
-    found = screen(tmp_path / "in.parquet", tmp_path / "out.parquet", 10, 20)
-    assert found == {"plays": 8, "kept": 5, "future": 2, "ancient": 1, "untimed": 2}
-    assert pq.read_table(tmp_path / "out.parquet")["user_id"].to_pylist() == list("bcdef")
+    found = screen(tmp_path / "in.parquet", tmp_path / "out", Clock(now_s=100, oldest_s=10, ahead_s=20, late_s=50))
+    assert (found["plays"], found["kept"], found["left_out"], found["named"]) == (8, 5, 3, 0)
+    assert (found["came"], found["future"], found["ancient"], found["late"]) == (8, 2, 1, 0)
+    assert pq.read_table(tmp_path / "out/plain/plays.parquet")["track_id"].to_pylist() == list("bcdef")
+
+
+def test_times_are_held_against_the_moment_of_recording(tmp_path: Path) -> None:
+    """`came` counts what was recorded since the run before; an old mistake is not told again."""
+    rows = {"since": (50, 51, 90_000), "late": (10, 80, 80_000), "ahead": (76, 55, 55_000), "old": (99, 20, 20_000)}
+    table = pa.table(
+        {
+            "track_id": list(rows),
+            "timestamp": [time for time, _, _ in rows.values()],
+            "recorded_ms": [recorded for _, _, recorded in rows.values()],
+        }
+    )
+    pq.write_table(table, tmp_path / "in.parquet")
+    clock = Clock(now_s=100, oldest_s=0, ahead_s=20, late_s=60, since_s=50)
+    found = screen(tmp_path / "in.parquet", tmp_path / "out", clock)
+    assert (found["came"], found["future"], found["late"], found["left_out"]) == (3, 1, 1, 2)
+    assert pq.read_table(tmp_path / "out/plain/plays.parquet")["track_id"].to_pylist() == ["since", "late"]
+
+
+def test_a_new_track_comes_with_what_its_table_says(loop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The plays of tracks that the table lacks stay, and so does what is known of them."""
+    plays = pq.read_table(loop / "new.parquet")
+    tracks = plays["track_id"].to_pylist()
+    tracks[::100] = ["brand new"] * len(tracks[::100])
+    plays = plays.set_column(plays.schema.get_field_index("track_id"), "track_id", pa.array(tracks))
+    pq.write_table(plays, loop / "new.parquet")
+    (loop / "more.csv").write_text("track_id,name,artist\nbrand new,Song,Somebody\nunheard,Silence,Nobody\n")
+    text = (loop / "loop.yaml").read_text()
+    (loop / "loop.yaml").write_text(text.replace("min_plays: 200", f"min_plays: 5000, tracks: {loop}/more.csv"))
+    code, out, _ = retrain(loop, capsys)
+    told = json.loads(out)
+    assert code == 3
+    assert told["steps"]["screen"]["named"] == len(tracks[::100])
+    assert told["steps"]["look"]["new"] == len(plays)
+    assert told["steps"]["look"]["new_tracks"] == 1
+    assert told["steps"]["prepare"]["counts"]["tracks"] == 402
+    assert not told["steps"]["prepare"]["dropped"]
 
 
 # -- the decision -----------------------------------------------------------------------------------------

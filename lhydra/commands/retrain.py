@@ -86,7 +86,7 @@ def _turn(settings: RetrainSettings, args: argparse.Namespace, lock: int) -> int
         say(line, sys.stderr if args.json else sys.stdout)
 
     state = start(settings, args.config, tell)
-    turn = Turn(settings, args.config, lock, state.started_s, tell)
+    turn = Turn(settings, args.config, lock, state.started_s, state.judged_s, tell)
     state = go_on(turn, state)
     document = result.document(state, settings)
     path = result.finish(turn, state, document)

@@ -58,9 +58,16 @@ def _top(told: Mapping[str, Any]) -> Top:
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(told["started_s"]))
     lines = [f"Begun {at} UTC; served before: {told['served_before'] or 'nothing'}.", told["why"]]
     verdict = _VERDICTS[outcome].format(**told)
-    bad = [f"{one['name']}: {one['note']}" for one in look.get("checks", ()) if one["bad"]]
+    bad = [f"{one['name']}: {one['note']}" for one in _checks(steps) if one["bad"]]
     notices = [Notice("warning", "The new plays", bad)] if bad else []
     return Top(told["run_id"], verdict, lines, [Tiles(tiles, len(tiles))] if tiles else [], notices)
+
+
+def _checks(steps: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """What was checked of the new plays, as far as the turn went."""
+    screened, look = (steps.get(name, {}) for name in ("screen", "look"))
+    found: Sequence[Mapping[str, Any]] = look.get("checks") or [one for one in (screened.get("check"),) if one]
+    return found
 
 
 def _quality(steps: Mapping[str, Any]) -> list[Block]:
@@ -92,20 +99,20 @@ def _span(change: Mapping[str, Any]) -> str:
 
 
 def _plays(steps: Mapping[str, Any]) -> list[Block]:
-    look, screened = steps.get("look"), steps.get("screen")
+    screened = steps.get("screen")
     if screened is None:
         return []
     facts = {
         "plays in the log": count(screened["plays"]),
-        "left out: in the future": count(screened["future"]),
-        "left out: before there was a log": count(screened["ancient"]),
-        "without a time": count(screened["untimed"]),
+        "recorded since the run before": count(screened["came"]),
+        "left out, of an impossible time": count(screened["left_out"]),
+        "of tracks of the tracks file": count(screened["named"]),
     }
     blocks: list[Block] = [Panel("Counts", Facts(facts))]
-    if look:
+    if checks := _checks(steps):
         rows = [
             [(one["name"], one["note"]), "REFUSED" if one["bad"] else "ok", share(one["found"]), share(one["limit"])]
-            for one in look["checks"]
+            for one in checks
         ]
         blocks.append(
             Panel("Three kinds of poison", Table(["check", "", "found", "limit"], rows, numbers=2, wide=True))

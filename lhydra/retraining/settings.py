@@ -23,6 +23,7 @@ class RetrainSettings(Settings):
         0.0, "share of the served NDCG@10 that the candidate may lose and still help", low=0, below=1
     )
     ahead_s: int = setting(86_400, "seconds that a play may be ahead of the clock of this machine", low=0)
+    late_s: int = setting(2_592_000, "seconds before its recording that a play may lie; 30 days", low=0)
     oldest_s: int = setting(
         946_684_800, "Unix second before which no play was recorded (default: the year 2000)", low=0
     )

@@ -7,7 +7,6 @@ done again by the same run. Nothing but `lhydra index rebuild` writes to the sto
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -24,19 +23,21 @@ from lhydra.retraining.settings import RetrainSettings
 
 PUBLISHED, NOTHING_NEW, NO_HELP, DOUBTED, REFUSED = "published", "nothing new", "no help", "doubted", "refused"
 FROM_COMMAND_LINE = [sys.executable, "-P", "-m"]
-TRACKS_FORMS = (".csv", ".csv.gz", ".tsv", ".parquet")
 Found = dict[str, Any]  # what a step found; `outcome` ends the turn, `why` says it in a line
 Say = Callable[[str], None]
 
 
 @dataclass
 class Turn:
-    """One turn under way. lock: the descriptor that its processes inherit. done: what each step before has found."""
+    """One turn under way. lock: the descriptor that its processes inherit. started_s: Unix
+    seconds of its begin; judged_s: of that of the turn before, 0 for none. done: what each step before has found.
+    """
 
     settings: RetrainSettings
     config: Path | None
     lock: int
     started_s: int
+    judged_s: int
     say: Say
     done: Mapping[str, Found] = field(default_factory=dict)
     commands: list[str] = field(default_factory=list)  # of the step under way, as a person would type them
@@ -144,7 +145,7 @@ def export(turn: Turn) -> Found:
 
 
 def screen(turn: Turn) -> Found:
-    """Leaves out plays whose time cannot be, and puts the tracks file beside the others.
+    """Leaves out plays whose time cannot be, and puts the tracks file beside the plays of its tracks.
 
     Args:
         turn: under way.
@@ -152,16 +153,22 @@ def screen(turn: Turn) -> Found:
     Returns:
         What was counted.
     """
-    folder = turn.run / "new"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    limits = ["--oldest", turn.settings.oldest_s, "--newest", turn.started_s + turn.settings.ahead_s]
-    found: Found = json.loads(
-        turn.python("lhydra.retraining.screen", turn.run / "export.parquet", folder / "plays.parquet", *limits)
+    limits = turn.settings
+    times = {"now": turn.started_s, "oldest": limits.oldest_s, "ahead": limits.ahead_s, "late": limits.late_s}
+    words = [str(word) for name, value in times.items() for word in (f"--{name}", value)]
+    words += ["--since", str(turn.judged_s), *(() if limits.tracks is None else ("--tracks", str(limits.tracks)))]
+    said = turn.python("lhydra.retraining.screen", turn.run / "export.parquet", turn.run / "screened", *words)
+    found: Found = json.loads(said)
+    wrong = found["future"] + found["ancient"] + found["late"]
+    share = wrong / max(1, found["came"])
+    note = (
+        f"{found['future']:,} of {found['came']:,} plays lie in the future, {found['ancient']:,} before there was a "
+        f"log, {found['late']:,} were recorded more than {limits.late_s / 86_400:g} days late"
     )
-    if turn.settings.tracks is not None:
-        form = next(form for form in TRACKS_FORMS if turn.settings.tracks.name.endswith(form))
-        shutil.copyfile(turn.settings.tracks, folder / f"tracks{form}")
+    bad = share > limits.max_clock
+    found["check"] = {"name": "broken clock", "found": share, "limit": limits.max_clock, "bad": bad, "note": note}
+    if bad:
+        return found | {"outcome": DOUBTED, "why": f"broken clock: {note}"}
     if not found["kept"]:
         return found | {"outcome": NOTHING_NEW, "why": "the log holds no play"}
     return found
@@ -193,20 +200,13 @@ def look(turn: Turn) -> Found:
     if current(turn.store):
         words += ["--store", turn.store]
     found: Found = json.loads(turn.python("lhydra.retraining.checks", turn.run / "full", *words))
-    screened = turn.done["screen"]
-    impossible = screened["future"] + screened["ancient"]
-    share = impossible / max(1, found["new"] + impossible)
-    clock = f"{screened['future']:,} plays lie in the future and {screened['ancient']:,} before there was a log"
-    bad = share > limits.max_clock
-    found["checks"].insert(
-        0, {"name": "broken clock", "found": share, "limit": limits.max_clock, "bad": bad, "note": clock}
-    )
-    doubts = [one for one in found["checks"] if one["bad"]]
-    if doubts:
-        return found | {"outcome": DOUBTED, "why": "; ".join(f"{one['name']}: {one['note']}" for one in doubts)}
+    found["checks"].insert(0, turn.done["screen"]["check"])
     if found["new"] < limits.min_plays and found["served"]:
         why = f"{found['new']:,} plays that the served model does not know, of {limits.min_plays:,} wanted"
         return found | {"outcome": NOTHING_NEW, "why": why}
+    doubts = [one for one in found["checks"] if one["bad"]]
+    if doubts:
+        return found | {"outcome": DOUBTED, "why": "; ".join(f"{one['name']}: {one['note']}" for one in doubts)}
     return found
 
 
@@ -375,7 +375,8 @@ def _prepared(turn: Turn, out: Path, test: float, new: Path) -> Found:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("LHYDRA_PREPARE_")}
     turn.lhydra("prepare", turn.settings.place("source"), out, "--json")
     split = ["--append", "--split", "temporal", "--test", f"{test:.9f}"]
-    said = json.loads(turn.lhydra("prepare", new, out, *split, "--json", config=own, environ=environ))
+    for part in sorted((turn.run / "screened").iterdir()):
+        said = json.loads(turn.lhydra("prepare", part, out, *split, "--json", config=own, environ=environ))
     return {"counts": said["counts"], "split": said["split"], "dropped": said["dropped"]}
 
 

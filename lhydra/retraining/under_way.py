@@ -12,8 +12,9 @@ from pathlib import Path
 from lhydra import __version__
 from lhydra.errors import ConfigError, LhydraError, complain
 from lhydra.files import new_id, read_json
+from lhydra.retraining.screen import FORMS
 from lhydra.retraining.settings import RetrainSettings
-from lhydra.retraining.turn import NOTHING_NEW, STEPS, TRACKS_FORMS, Say, Turn, current, of_model
+from lhydra.retraining.turn import NOTHING_NEW, STEPS, Say, Turn, current, of_model
 from lhydra.retraining.work import State, fingerprint
 
 _SERVED = "the served bundle"
@@ -101,8 +102,8 @@ def _inputs(settings: RetrainSettings, config: Path | None) -> dict[str, str]:
         path = getattr(settings, name)
         if path is not None:
             found[f"retrain.{name}"] = fingerprint(path)
-    if settings.tracks is not None and not settings.tracks.name.endswith(TRACKS_FORMS):
-        raise ConfigError(complain("retrain.tracks", settings.tracks, f"a file that ends in {', '.join(TRACKS_FORMS)}"))
+    if settings.tracks is not None and not settings.tracks.name.endswith(FORMS):
+        raise ConfigError(complain("retrain.tracks", settings.tracks, f"a file that ends in {', '.join(FORMS)}"))
     return found
 
 
