@@ -20,7 +20,7 @@ import pytest
 
 from lhydra import config
 from lhydra.bundle.bundle import Bundle
-from lhydra.bundle.manifest import current_bundle_id
+from lhydra.bundle.manifest import Manifest, current_bundle_id
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset
 from lhydra.retraining import turn, under_way
@@ -33,7 +33,8 @@ from lhydra_index_builder.store import entries
 from tests.harness import gone, until
 
 CONFIG = """
-retrain: {{source: {0}/base, store: {0}/store, work: {0}/work, plays: {0}/new.parquet, min_plays: 200{1}}}
+retrain:
+  {{source: {0}/base, store: {0}/store, work: {0}/work, plays: {0}/new.parquet, model: {0}/model, min_plays: 200}}
 train: {{epochs: 1, head_epochs: 1, dim: 32, hidden: 32, temperature: 0.15, moments: 0, threads: 1}}
 evaluate: {{users: 40}}
 index: {{threads: 1, recall_users: 50, gate_users: 50}}
@@ -52,6 +53,7 @@ def origin(tiny_dataset: Dataset, tiny_store: Path, tmp_path_factory: pytest.Tem
     pq.write_table(plays.filter(pc.field("timestamp") > newest), folder / "new.parquet")
     for name in ("tracks", "users"):
         shutil.copy(source / f"{name}.parquet", folder / "base")
+    shutil.copytree(tiny_store.parent / "model", folder / "model")
     shutil.copytree(tiny_store, folder / "store", ignore=shutil.ignore_patterns("users.lmdb"))
     return folder
 
@@ -60,7 +62,7 @@ def origin(tiny_dataset: Dataset, tiny_store: Path, tmp_path_factory: pytest.Tem
 def loop(origin: Path, tmp_path: Path) -> Path:
     """The same, to be changed, with the configuration of a loop."""
     shutil.copytree(origin, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "loop.yaml").write_text(CONFIG.format(tmp_path, ""))
+    (tmp_path / "loop.yaml").write_text(CONFIG.format(tmp_path))
     return tmp_path
 
 
@@ -113,7 +115,7 @@ def interrupted(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A loop whose run was killed as each of its steps began, before `judge` and before `rebuild` copied beside it."""
     loop = tmp_path_factory.mktemp("interrupted") / "loop"
     shutil.copytree(origin, loop)
-    (loop / "loop.yaml").write_text(CONFIG.format(loop, ""))
+    (loop / "loop.yaml").write_text(CONFIG.format(loop))
     before, names = current_bundle_id(loop / "store"), [name for name, _, _ in STEPS]
     for number, name in enumerate(names, 1):  # as it begins: the one before has just ended
         one = Run(loop)
@@ -135,7 +137,7 @@ def interrupted(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def at(name: str, interrupted: Path, tmp_path: Path) -> Path:
     """A copy of the interrupted loop, before a step."""
     loop = Path(shutil.copytree(interrupted.with_name(name), tmp_path / "loop"))
-    (loop / "loop.yaml").write_text(CONFIG.format(loop, ""))
+    (loop / "loop.yaml").write_text(CONFIG.format(loop))
     begin_here(loop)
     return loop
 
@@ -165,6 +167,8 @@ def test_a_turn_that_is_killed_at_every_step_goes_on_and_publishes_once(interrup
     told = json.loads(out.splitlines()[-1])
     assert (told["outcome"], told["bundle_id"], told["served_before"]) == ("published", published, before)
     assert any("--resume" in line for line in told["steps"]["train"]["commands"])
+    warm_from = [told["steps"][name]["warm_from"] for name in ("train", "refit")]
+    assert warm_from == [Manifest.read(store / before, before).model_id, told["steps"]["train"]["model_id"]]
     assert {entry.bundle_id for entry in entries(store) if entry.state != "partial"} == bundles | {published}
     found = Bundle.open(store)  # sound, and of all plays
     assert found.manifest is not None

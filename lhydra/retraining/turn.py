@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lhydra.bundle.manifest import BUNDLE_ID, Manifest, current_bundle_id
 from lhydra.config import read_yaml
-from lhydra.errors import BundleError, BundleMissing, LhydraError
+from lhydra.errors import LhydraError
 from lhydra.files import read_json, write_text
+from lhydra.retraining.bundles import current, model_in_service, of_model
 from lhydra.retraining.decide import decide
 from lhydra.retraining.settings import RetrainSettings
 
@@ -241,7 +241,9 @@ def train(turn: Turn) -> Found:
     Returns:
         What model.json says of it.
     """
-    return _trained(turn, "held", "candidate")
+    settings = turn.settings
+    known = [turn.work / "served", *(() if settings.model is None else (settings.model,))]
+    return _trained(turn, "held", "candidate", warm=model_in_service(turn.store, known))
 
 
 def judge(turn: Turn) -> Found:
@@ -276,7 +278,7 @@ def refit(turn: Turn) -> Found:
     Returns:
         What model.json says of it.
     """
-    return _trained(turn, "full", "model", "--refit")
+    return _trained(turn, "full", "model", "--refit", warm=turn.run / "candidate")
 
 
 def rebuild(turn: Turn) -> Found:
@@ -330,43 +332,7 @@ STEPS: tuple[tuple[str, str, Callable[[Turn], Found]], ...] = (
 )
 
 
-def current(store: Path) -> str:
-    """Returns the id of the bundle that is served.
-
-    Args:
-        store: the store.
-
-    Returns:
-        The id, "" where there is none.
-    """
-    try:
-        return current_bundle_id(store)
-    except BundleMissing:
-        return ""
-
-
-def of_model(store: Path, model_id: str) -> Manifest | None:
-    """Finds the newest bundle of a store that was built from a model.
-
-    Args:
-        store: the store.
-        model_id: of the model.
-
-    Returns:
-        What its manifest says, None where there is none.
-    """
-    names = sorted((one.name for one in store.iterdir() if BUNDLE_ID.fullmatch(one.name)) if store.is_dir() else ())
-    for name in reversed(names):
-        try:
-            found = Manifest.read(store / name, name)
-        except BundleError:
-            continue
-        if found.model_id == model_id and not found.parents["bundle"]:
-            return found
-    return None
-
-
-def _prepared(turn: Turn, out: Path, test: float, new: Path) -> Found:
+def _prepared(turn: Turn, out: Path, test: float) -> Found:
     """Prepares the source, then adds the new plays and divides all of them by time."""
     own = turn.run / "append.yaml"
     given = turn.section("prepare")
@@ -380,10 +346,23 @@ def _prepared(turn: Turn, out: Path, test: float, new: Path) -> Found:
     return {"counts": said["counts"], "split": said["split"], "dropped": said["dropped"]}
 
 
-def _trained(turn: Turn, dataset: str, model: str, *flags: str) -> Found:
-    """Trains a model, from the last whole epoch where one was left behind."""
+def _trained(turn: Turn, dataset: str, model: str, *flags: str, warm: Path | None) -> Found:
+    """Trains a model, going on from another where it can, and from the last whole epoch where one was left behind."""
     out = turn.run / model
-    resume = ["--resume"] if (out / "checkpoint" / "last.safetensors").is_file() else []
-    turn.lhydra("train", turn.run / dataset, out, *flags, *resume)
+    words = ["train", turn.run / dataset, out, *flags]
+    if (out / "checkpoint" / "last.safetensors").is_file():
+        words.append("--resume")
+    cold = "" if turn.settings.warm else "retrain.warm is off"
+    if warm is not None and not cold:
+        try:
+            turn.lhydra(*words, "--warm", warm)
+        except LhydraError as error:
+            if "without --warm" not in str(error):
+                raise
+            cold = str(error)
+            turn.say(f"      from the start: {cold}")
+    if warm is None or cold:
+        turn.lhydra(*words)
     said = read_json(out / "model.json", LhydraError, "what `lhydra train` wrote")
-    return {name: said.get(name) for name in ("model_id", "quality", "fitted_on", "config")}
+    kept = ("model_id", "quality", "fitted_on", "config", "warm_from")
+    return {name: said.get(name) for name in kept} | ({"cold": cold} if cold else {})

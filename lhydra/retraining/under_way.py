@@ -12,9 +12,10 @@ from pathlib import Path
 from lhydra import __version__
 from lhydra.errors import ConfigError, LhydraError, complain
 from lhydra.files import new_id, read_json
+from lhydra.retraining.bundles import current, of_model
 from lhydra.retraining.screen import FORMS
 from lhydra.retraining.settings import RetrainSettings
-from lhydra.retraining.turn import NOTHING_NEW, STEPS, Say, Turn, current, of_model
+from lhydra.retraining.turn import NOTHING_NEW, STEPS, Say, Turn
 from lhydra.retraining.work import State, fingerprint
 
 _SERVED = "the served bundle"
