@@ -28,6 +28,7 @@ from lhydra.retraining.decide import decide
 from lhydra.retraining.screen import Clock, screen
 from lhydra.retraining.settings import RetrainSettings
 from lhydra.retraining.turn import STEPS
+from lhydra.retraining.unprompted import leave_out
 from lhydra.retraining.work import State, locked
 from lhydra_index_builder.store import entries
 from tests.harness import gone, until
@@ -374,6 +375,25 @@ def test_times_are_held_against_the_moment_of_recording(tmp_path: Path) -> None:
     found = screen(tmp_path / "in.parquet", tmp_path / "out", clock)
     assert (found["came"], found["future"], found["late"], found["left_out"]) == (3, 1, 1, 2)
     assert pq.read_table(tmp_path / "out/plain/plays.parquet")["track_id"].to_pylist() == ["since", "late"]
+
+
+def test_plays_from_lists_that_are_as_new_as_the_judges_are_left_out(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    times, listed = rng.permutation(2_000), rng.random(2_000) < 0.6
+    table = pa.table({"timestamp": times, "request_id": np.where(listed, "r", "")})
+    for part, rows in (("named", slice(0, 700)), ("plain", slice(700, None))):
+        (tmp_path / "in" / part).mkdir(parents=True)
+        pq.write_table(table.take(np.arange(2_000)[rows]), tmp_path / "in" / part / "plays.parquet")
+    found = leave_out(tmp_path / "in", tmp_path / "out", 499, 0.5)
+    alone = np.sort(times[~listed & (times > 499)])
+    first = alone[-round(len(alone) / 2)]
+    kept = pa.concat_tables(pq.read_table(tmp_path / "out" / part / "plays.parquet") for part in ("named", "plain"))
+    left = kept["timestamp"].to_numpy()
+    assert set(left) == set(times[~(listed & (times >= first))])
+    assert found == {"judges": round(len(alone) / 2), "left_out": 2_000 - len(left)}
+    assert (left >= first).sum() == found["judges"]
+    few = leave_out(tmp_path / "in", tmp_path / "out", 1_900, 0.5)  # too few without a list: nothing is left out
+    assert few == {"judges": 0, "left_out": 0}
 
 
 def test_a_new_track_comes_with_what_its_table_says(loop: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -153,8 +153,8 @@ def look(dataset: Dataset, store: Path | None, holdout: float, max_pushed: float
         min_own: limit of `own_taste`.
 
     Returns:
-        plays, new (rows that the served model has not seen), newest (Unix seconds), test (the share of all rows with a
-        time to hold out), new_tracks, served (a bundle id or ""), checks.
+        plays, timed (those with a time), new (rows that the served model has not seen), newest (Unix seconds), test
+        (the share of all rows with a time to hold out), new_tracks, served (a bundle id or ""), checks.
     """
     events = dataset.events
     timed = int((events.time > 0).sum())

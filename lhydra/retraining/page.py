@@ -74,6 +74,7 @@ def _quality(steps: Mapping[str, Any]) -> list[Block]:
     judged = steps.get("judge", {})
     if not judged:
         return []
+    held = steps["hold_out"]
     if "metrics" not in judged:
         return [Read("Nothing was served before: there is nothing to compare with.")]
     metrics = {label: judged["metrics"][name] for name, label in _METRICS.items()}
@@ -85,8 +86,12 @@ def _quality(steps: Mapping[str, Any]) -> list[Block]:
     ]
     how = (
         "Both were asked for the same users, as of before the plays held out, which neither has learned from. The "
-        "candidate is searched exactly over all tracks, the served bundle as it is served."
+        "candidate is searched exactly over all tracks, the served bundle as it is served. "
     )
+    if held["left_out"]:
+        how += f"{count(held['left_out'])} plays from served lists are as new and do not judge: they favour it."
+    elif not held["judges"]:
+        how += "Too few new plays came without a list: plays from lists judge too, and favour what is served."
     return [
         Read(how),
         Panel("Candidate less served", chart, "The line: 95 % interval over users."),

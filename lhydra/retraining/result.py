@@ -14,7 +14,14 @@ from lhydra.retraining.turn import PUBLISHED, Turn
 from lhydra.retraining.work import State
 
 FORMAT = 1
-_LARGE = ("export.parquet", "screened", "full", "held", "candidate")  # what a run that is over has no use for
+_LARGE = (
+    "export.parquet",
+    "screened",
+    "judging",
+    "full",
+    "held",
+    "candidate",
+)  # what a run that is over has no use for
 
 
 def document(state: State, settings: RetrainSettings) -> dict[str, Any]:

@@ -183,7 +183,7 @@ def prepare_all(turn: Turn) -> Found:
     Returns:
         What dataset.json counts.
     """
-    return _prepared(turn, turn.run / "full", 0.0, turn.run / "new")
+    return _prepared(turn, turn.run / "full", 0.0, "screened")
 
 
 def look(turn: Turn) -> Found:
@@ -213,23 +213,20 @@ def look(turn: Turn) -> Found:
 def hold_out(turn: Turn) -> Found:
     """Prepares the same plays again, the newest of the new ones that came from no list held out for test.
 
+    Plays that came from served lists are no judges of another model: those as new as what is held out are left out.
+
     Args:
         turn: under way.
 
     Returns:
-        What dataset.json counts.
+        What dataset.json counts, and how many plays judge.
     """
-    seen, given, judging = turn.done["look"], turn.run / "new", turn.run / "judging"
-    shutil.rmtree(judging, ignore_errors=True)
-    shutil.copytree(given, judging)
+    seen = turn.done["look"]
     words = ["--learned", seen.get("learned", 0), "--holdout", turn.settings.holdout]
-    own: Found = json.loads(
-        turn.python("lhydra.retraining.unprompted", given / "plays.parquet", judging / "plays.parquet", *words)
-    )
-    test = seen["test"]
-    if own["judges"]:
-        test = own["judges"] / (seen["timed"] - own["left_out"])
-    return _prepared(turn, turn.run / "held", test, judging) | own
+    places = turn.run / "screened", turn.run / "judging"
+    own: Found = json.loads(turn.python("lhydra.retraining.unprompted", *places, *words))
+    test = own["judges"] / (seen["timed"] - own["left_out"]) if own["judges"] and seen["served"] else seen["test"]
+    return _prepared(turn, turn.run / "held", test, "judging") | own
 
 
 def train(turn: Turn) -> Found:
@@ -332,7 +329,7 @@ STEPS: tuple[tuple[str, str, Callable[[Turn], Found]], ...] = (
 )
 
 
-def _prepared(turn: Turn, out: Path, test: float) -> Found:
+def _prepared(turn: Turn, out: Path, test: float, plays: str) -> Found:
     """Prepares the source, then adds the new plays and divides all of them by time."""
     own = turn.run / "append.yaml"
     given = turn.section("prepare")
@@ -341,7 +338,7 @@ def _prepared(turn: Turn, out: Path, test: float) -> Found:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("LHYDRA_PREPARE_")}
     turn.lhydra("prepare", turn.settings.place("source"), out, "--json")
     split = ["--append", "--split", "temporal", "--test", f"{test:.9f}"]
-    for part in sorted((turn.run / "screened").iterdir()):
+    for part in sorted((turn.run / plays).iterdir()):
         said = json.loads(turn.lhydra("prepare", part, out, *split, "--json", config=own, environ=environ))
     return {"counts": said["counts"], "split": said["split"], "dropped": said["dropped"]}
 
