@@ -22,18 +22,8 @@ from lhydra.lines import let_go
 
 GROUP = "lhydra.commands"
 ORDER = (
-    "demo",
-    "synth",
-    "prepare",
-    "train",
-    "evaluate",
-    "compare",
-    "recommend",
-    "users",
-    "index",
-    "serve",
-    "query",
-    "retrain",
+    *("demo", "synth", "prepare", "train", "evaluate", "compare", "recommend"),
+    *("users", "index", "serve", "query", "retrain"),
 )
 
 

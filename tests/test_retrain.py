@@ -377,6 +377,17 @@ def test_times_are_held_against_the_moment_of_recording(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "out/plain/plays.parquet")["track_id"].to_pylist() == ["since", "late"]
 
 
+def test_a_source_that_has_grown_is_learned_from_without_a_log(loop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grown = pa.concat_tables([pq.read_table(loop / "base/plays.parquet"), pq.read_table(loop / "new.parquet")])
+    pq.write_table(grown, loop / "base/plays.parquet")
+    pq.write_table(pq.read_table(loop / "new.parquet").slice(0, 0), loop / "new.parquet")
+    text = (loop / "loop.yaml").read_text()
+    (loop / "loop.yaml").write_text(text.replace("min_plays: 200", "min_plays: 5000"))
+    code, out, _ = retrain(loop, capsys)
+    told = json.loads(out)
+    assert (code, told["steps"]["screen"]["plays"], told["steps"]["look"]["new"]) == (3, 0, 1_200)
+
+
 def test_plays_from_lists_that_are_as_new_as_the_judges_are_left_out(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     times, listed = rng.permutation(2_000), rng.random(2_000) < 0.6

@@ -169,8 +169,6 @@ def screen(turn: Turn) -> Found:
     found["check"] = {"name": "broken clock", "found": share, "limit": limits.max_clock, "bad": bad, "note": note}
     if bad:
         return found | {"outcome": DOUBTED, "why": f"broken clock: {note}"}
-    if not found["kept"]:
-        return found | {"outcome": NOTHING_NEW, "why": "the log holds no play"}
     return found
 
 
@@ -330,16 +328,18 @@ STEPS: tuple[tuple[str, str, Callable[[Turn], Found]], ...] = (
 
 
 def _prepared(turn: Turn, out: Path, test: float, plays: str) -> Found:
-    """Prepares the source, then adds the new plays and divides all of them by time."""
+    """Prepares the source, then adds the plays of the log, if there are any, and divides all of them by time."""
     own = turn.run / "append.yaml"
     given = turn.section("prepare")
     kept = {name: given[name] for name in ("valid", "strict") if name in given}
     write_text(own, json.dumps({"columns": turn.section("columns"), "prepare": kept}, indent=2))  # JSON is YAML
     environ = {name: value for name, value in os.environ.items() if not name.startswith("LHYDRA_PREPARE_")}
-    turn.lhydra("prepare", turn.settings.place("source"), out, "--json")
-    split = ["--append", "--split", "temporal", "--test", f"{test:.9f}"]
-    for part in sorted((turn.run / plays).iterdir()):
-        said = json.loads(turn.lhydra("prepare", part, out, *split, "--json", config=own, environ=environ))
+    split, parts = ["--split", "temporal", "--test", f"{test:.9f}"], sorted((turn.run / plays).iterdir())
+    first = ["prepare", turn.settings.place("source"), out, "--json", *([] if parts else split)]
+    said = json.loads(turn.lhydra(*first))
+    for part in parts:
+        more = ["prepare", part, out, "--append", *split, "--json"]
+        said = json.loads(turn.lhydra(*more, config=own, environ=environ))
     return {"counts": said["counts"], "split": said["split"], "dropped": said["dropped"]}
 
 

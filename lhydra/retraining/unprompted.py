@@ -40,7 +40,7 @@ def leave_out(screened: Path, out: Path, learned_s: int, holdout: float) -> dict
         for batch in pq.ParquetFile(screened / part / "plays.parquet").iter_batches():
             times, listed = _columns(batch)
             own.append(times[(times > learned_s) & ~listed])
-    alone = np.sort(np.concatenate(own))
+    alone = np.sort(np.concatenate(own)) if own else np.empty(0, np.int64)
     judges = round(holdout * len(alone))
     judges = judges if judges >= LEAST else 0
     first_s = int(alone[-judges]) if judges else np.iinfo(np.int64).max
