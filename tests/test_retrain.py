@@ -1,6 +1,9 @@
 """`lhydra retrain`: one turn of the loop, killed at every step; what is refused, by name; who else is running."""
 
 import argparse
+import contextlib
+import importlib
+import io
 import json
 import os
 import shutil
@@ -10,7 +13,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -72,9 +75,26 @@ def words(loop: Path) -> list[str]:
 
 
 def retrain(loop: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a run in this process; its steps are processes of their own."""
-    code = main([*words(loop), "--json"])
+    """Exit code, stdout and stderr of a run, with its steps in this process: starting one takes longer than they do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "run", run_here)
+        code = main([*words(loop), "--json"])
     return code, *capsys.readouterr()
+
+
+def run_here(argv: list[str], *, stderr: IO[bytes], **_: Any) -> "subprocess.CompletedProcess[bytes]":
+    """What stands for `subprocess.run`: a module is run in this process."""
+    module, given = argv[argv.index("-m") + 1], argv[argv.index("-m") + 2 :]
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [module, *given])
+        try:
+            code = importlib.import_module(module).main() or 0
+        except SystemExit as ended:
+            code = 1
+            print(ended.code, file=err)
+    stderr.write(err.getvalue().encode())
+    return subprocess.CompletedProcess(argv, code, out.getvalue().encode())
 
 
 # -- killed at every step ---------------------------------------------------------------------------------
