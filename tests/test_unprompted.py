@@ -5,8 +5,15 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+from lhydra.retraining import unprompted
 from lhydra.retraining.unprompted import leave_out
+
+
+@pytest.fixture(autouse=True)
+def few_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unprompted, "LEAST", 1)
 
 
 def log(path: Path, rows: list[tuple[int, str | None]], named: bool = True) -> Path:
@@ -15,12 +22,13 @@ def log(path: Path, rows: list[tuple[int, str | None]], named: bool = True) -> P
     columns |= {"timestamp": [time for time, _ in rows]}
     if named:
         columns["request_id"] = pa.array([answer for _, answer in rows], pa.string())
-    pq.write_table(pa.table(columns), path)
+    (path / "plain").mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path / "plain/plays.parquet")
     return path
 
 
 def kept(path: Path) -> list[int]:
-    return [int(track[1:]) for track in pq.read_table(path)["track_id"].to_pylist()]
+    return [int(track[1:]) for track in pq.read_table(path / "plain/plays.parquet")["track_id"].to_pylist()]
 
 
 def test_plays_from_lists_judge_nobody_and_teach_as_long_as_they_are_older(tmp_path: Path) -> None:
@@ -28,7 +36,7 @@ def test_plays_from_lists_judge_nobody_and_teach_as_long_as_they_are_older(tmp_p
     found = leave_out(log(tmp_path / "in", rows), tmp_path / "out", 100, 0.67)
     assert found == {"judges": 2, "left_out": 2}  # of three new ones without a list, those at 140 and 160
     assert kept(tmp_path / "out") == [0, 1, 2, 3, 4, 5, 7]
-    assert pq.read_schema(tmp_path / "out") == pq.read_schema(tmp_path / "in")
+    assert pq.read_schema(tmp_path / "out/plain/plays.parquet") == pq.read_schema(tmp_path / "in/plain/plays.parquet")
 
 
 def test_where_no_play_names_an_answer_all_of_them_judge(tmp_path: Path) -> None:
