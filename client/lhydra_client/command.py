@@ -2,11 +2,13 @@
 
 import argparse
 import dataclasses
+import importlib
 import io
 import json
 import os
 import re
 import sys
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from lhydra_client import access_flags
@@ -16,8 +18,9 @@ if TYPE_CHECKING:
     from lhydra_client.results import Recommendations
     from lhydra_client.rules import Rules
 
-HELP = "ask a running server: recommend, plays, status, similar, explain"
+HELP = "ask a running server: recommend, plays, status, similar, explain; replay answers it has logged"
 EXTRA = ""
+GROUP = "lhydra.query_actions"  # of entry points: actions of other parts, modules with HELP, configure and run
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -75,6 +78,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     explain.add_argument("user", metavar="USER")
     explain.add_argument("track", metavar="TRACK_ID")
     _add_request(explain)
+
+    for entry in entry_points(group=GROUP):
+        module = importlib.import_module(entry.value)
+        other = actions.add_parser(entry.name, help=module.HELP, description=module.HELP)
+        module.configure(other)
+        other.set_defaults(elsewhere=module.run)
 
 
 def _add_request(recommend: argparse.ArgumentParser) -> None:
@@ -167,6 +176,8 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         The exit code: 1 after an error of the client.
     """
+    if args.action not in _ACTIONS:
+        return int(args.elsewhere(args))
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # which would say in lines of its own what our one line says
     from lhydra_client.client import Client
     from lhydra_client.errors import ClientError

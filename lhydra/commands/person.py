@@ -25,13 +25,29 @@ LAST = 10  # plays that `show` prints
 FORMAT = 1  # of the document
 
 
-def show(user_id: str, url: str | None, store: Path | None) -> int:
+def answers_of(given: str | None, store: Path | None) -> Path | None:
+    """Returns the folder of the answer log.
+
+    Args:
+        given: by a flag.
+        store: the bundle store, which holds it by default.
+
+    Returns:
+        The folder, which need not be there; None where nobody says.
+    """
+    from lhydra.answers.folder import NAME
+
+    return Path(given) if given is not None else store / NAME if store is not None else None
+
+
+def show(user_id: str, url: str | None, store: Path | None, answers: Path | None) -> int:
     """Prints what is stored of a person, for people.
 
     Args:
         user_id: whose.
         url: of the user store; None for the one inside the bundle store.
         store: the bundle store, whose bundle knows the tracks.
+        answers: folder of the answer log; None where nobody says.
 
     Returns:
         0.
@@ -40,8 +56,12 @@ def show(user_id: str, url: str | None, store: Path | None) -> int:
         ConfigError: nothing is stored of them.
         UserStoreError: the store or the record cannot be read.
     """
-    with _opened(url, store) as (users, where):
-        document = _document(user_id, _stored(users, user_id, where), _catalog(store), _logged(users, user_id))
+    document, where = _all_of(user_id, url, store, answers)
+    logged = _answers_row(document["answers"], answers)
+    if "history" not in document:
+        print(f"{user_id}: nothing in {where}")
+        print_table(["", ""], [logged])
+        return 0
     history, recent = document["history"], document["recent_plays"]
     firsts = [time for entry in history if (time := entry["first_play_s"]) > 0]
     lasts = [
@@ -59,6 +79,7 @@ def show(user_id: str, url: str | None, store: Path | None) -> int:
         ["event ids", f"{len(document['event_hashes']):,} remembered, so that a repeated call counts once"],
         ["event log", f"{len(document['event_log']):,} plays as they were recorded"],
         ["record", f"format {document['record_format']}, version {document['version']}"],
+        logged,
         ["size", f"{document['bytes']:,} bytes in {document['values']:,} value{'s' * (document['values'] > 1)}"],
     ]
     print_table(["", ""], rows)
@@ -73,13 +94,14 @@ def show(user_id: str, url: str | None, store: Path | None) -> int:
     return 0
 
 
-def export(user_id: str, url: str | None, store: Path | None, out: Path | None) -> int:
+def export(user_id: str, url: str | None, store: Path | None, answers: Path | None, out: Path | None) -> int:
     """Writes all that is stored of a person as one JSON document.
 
     Args:
         user_id: whose.
         url: of the user store; None for the one inside the bundle store.
         store: the bundle store, whose bundle knows the tracks.
+        answers: folder of the answer log; None where nobody says.
         out: the file; None for stdout.
 
     Returns:
@@ -90,8 +112,7 @@ def export(user_id: str, url: str | None, store: Path | None, out: Path | None) 
         UserStoreError: the store or the record cannot be read.
     """
     check_output("OUT", out, is_json_with("user_id", "record_format"))
-    with _opened(url, store) as (users, where):
-        document = _document(user_id, _stored(users, user_id, where), _catalog(store), _logged(users, user_id))
+    document, _ = _all_of(user_id, url, store, answers)
     text = json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
     if out is None:
         sys.stdout.write(text)
@@ -102,13 +123,14 @@ def export(user_id: str, url: str | None, store: Path | None, out: Path | None) 
     return 0
 
 
-def delete(user_id: str, url: str | None, store: Path | None) -> int:
+def delete(user_id: str, url: str | None, store: Path | None, answers: Path | None) -> int:
     """Takes away all that is stored of a person.
 
     Args:
         user_id: whose.
         url: of the user store; None for the one inside the bundle store.
         store: the bundle store.
+        answers: folder of the answer log; None where nobody says.
 
     Returns:
         0, also where nothing was stored: the command may be repeated.
@@ -119,6 +141,13 @@ def delete(user_id: str, url: str | None, store: Path | None) -> int:
     with _opened(url, store) as (users, where):
         deleted = users.delete(user_id)
     print(f"deleted {user_id} from {where}" if deleted else f"nothing is stored of {user_id} in {where}")
+    if answers is None:
+        print("the answer log is reached with --store STORE or --answers FOLDER")
+    else:
+        from lhydra.answers.people import delete as delete_answers
+
+        if n := delete_answers(answers, user_id):
+            print(f"deleted {n:,} of their answers from {answers}")
     _tell_bundles(user_id, store)
     return 0
 
@@ -177,7 +206,30 @@ def _opened(url: str | None, store: Path | None) -> "Iterator[tuple[UserStore, s
         users.close()
 
 
-def _stored(users: "UserStore", user_id: str, where: str) -> "StoredUser":
+def _all_of(user_id: str, url: str | None, store: Path | None, answers: Path | None) -> tuple[dict[str, Any], str]:
+    """The document of a person, and where the user store lies; one of whom only answers are known has no record."""
+    from lhydra.answers.people import of_user
+
+    logged = [] if answers is None else list(of_user(answers, user_id, lambda line: print(line, file=sys.stderr)))
+    with _opened(url, store) as (users, where):
+        found, plays = _stored(users, user_id), _logged(users, user_id)
+    if found is None and not logged:
+        raise ConfigError(complain(f"user {quoted(user_id)}", f"nothing stored in {where}", "a user of that store"))
+    record = {"format": FORMAT, "user_id": user_id}
+    if found is not None:
+        record = _document(user_id, found, _catalog(store), plays)
+    return record | {"answers": logged}, where
+
+
+def _answers_row(entries: Sequence[dict[str, Any]], answers: Path | None) -> list[str]:
+    """The row of `show` that tells of the answer log."""
+    if answers is None:
+        return ["answers", "told with --store STORE or --answers FOLDER"]
+    newest = f", the newest of {_when(max(entry['now_s'] for entry in entries))}" if entries else ""
+    return ["answers", f"{len(entries):,} in {answers}{newest}"]
+
+
+def _stored(users: "UserStore", user_id: str) -> "StoredUser | None":
     from lhydra.users.record import UserRecord
     from lhydra.users.stored import StoredUser
 
@@ -187,8 +239,6 @@ def _stored(users: "UserStore", user_id: str, where: str) -> "StoredUser":
         raise UserStoreError(f"{quoted(user_id)}: {error}; `lhydra users delete` takes it away all the same") from None
     if found is None and _logged(users, user_id):  # a deletion that was cut short
         return StoredUser(UserRecord(), 0, 0, 0)
-    if found is None:
-        raise ConfigError(complain(f"user {quoted(user_id)}", f"nothing stored in {where}", "a user of that store"))
     return found
 
 

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -29,6 +29,7 @@ class UsersSettings(ReadSettings):
 
     store: str | None = setting(None, "the bundle store; its users lie in STORE/users.lmdb")
     users: str | None = setting(None, "another user store, lmdb:PATH or redis://HOST:PORT/DB")
+    answers: str | None = setting(None, "folder of the answer log; by default answers inside the bundle store")
     as_of: str = setting(
         "now",
         "now: all plays; test: history is the train fold, heard is train and valid; valid: both are train",
@@ -78,8 +79,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     text = "load profiles and histories; plays recorded live that the dataset does not hold yet are kept"
     load = actions.add_parser("load", help=text, description=text)
     load.add_argument("dataset", type=Path, nargs="?", metavar="DATASET", help="made by `lhydra prepare`")
-    add_flags(load, UsersSettings)
-    person.configure(actions, lambda action: add_flags(action, UsersSettings, ("store", "users")))
+    add_flags(load, UsersSettings, [field.name for field in fields(UsersSettings) if field.name != "answers"])
+    person.configure(actions, lambda action: add_flags(action, UsersSettings, ("store", "users", "answers")))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -96,7 +97,8 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "hash":
         return person.tag(args.user, args.log_key)
     settings = resolve("users", UsersSettings, args)
-    place = settings.users, None if settings.store is None else Path(settings.store)
+    store = None if settings.store is None else Path(settings.store)
+    place = settings.users, store, person.answers_of(settings.answers, store)
     if args.action == "export":
         return person.export(args.user, *place, args.out)
     return {"show": person.show, "delete": person.delete}[args.action](args.user, *place)

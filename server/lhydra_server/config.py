@@ -63,6 +63,11 @@ class ServeSettings(Settings):
     trace_endpoint: str | None = setting(
         None, "http://HOST:4318 of an OpenTelemetry collector, which gets a span for each call"
     )
+    log_answers: float = setting(
+        0.0, "share of the answers to log with all that it takes to answer them again", low=0, high=1
+    )
+    answers: str | None = setting(None, "folder of that log; by default answers inside STORE")
+    answers_bytes: int = setting(2**30, "most bytes of its compressed files; the oldest are deleted", low=2**20)
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,9 @@ class WorkerSettings(Message):
     token_share: float = 1.0  # of each token's rate
     reflected: bool = True
     trace_endpoint: str = ""  # of a collector of spans; "" for none
+    log_answers: float = 0.0  # share of the answers that are logged
+    answers: str = ""  # folder of that log
+    answers_bytes: int = 2**30  # of its compressed files
     log_level: str = "info"
     log_sample: float = 1.0
     signed_by: str = ""  # hex, the public key of who must have signed the bundle; "" takes any

@@ -16,6 +16,7 @@ from lhydra.errors import DeadlineExceeded, InvalidRequest, LhydraError, Overloa
 from lhydra.limits import is_request_id
 from lhydra_server.access import RIGHT_OF, Access
 from lhydra_server.admission import Behavior, DirectPool, ReadAheadPool, RefusalPool, Requests
+from lhydra_server.answers import Seen
 from lhydra_server.errors import status_of
 from lhydra_server.metrics.layout import OTHER
 from lhydra_server.metrics.worker import Metrics
@@ -56,6 +57,7 @@ class Call:
         self.tier = ""
         self.degraded: list[str] = []
         self.short = False
+        self.seen: Seen | None = None  # of an answer that is logged
         self._active = context.is_active
         self.metadata = context.invocation_metadata
         remaining_s = context.time_remaining()

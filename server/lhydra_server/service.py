@@ -12,6 +12,7 @@ import numpy as np
 from lhydra import __version__
 from lhydra.domain import Query, Recommendation, Repeat, UserState, track_hashes
 from lhydra.errors import FeatureError, InvalidRequest, Unsupported, UserStoreError
+from lhydra.lists.file import RuleSets
 from lhydra.queries import Request, to_query
 from lhydra.recommender import LEARNT_AS_DECAY, MAX_BATCH
 from lhydra.similar import SimilarQuery
@@ -19,6 +20,7 @@ from lhydra.timing import timed
 from lhydra.users.store import UserStore
 from lhydra.users.tag import user_tag
 from lhydra_protos.v1 import recommender_pb2 as pb
+from lhydra_server.answers import AnswerSampler, Asked, Seen, rules_of
 from lhydra_server.batcher import Batcher
 from lhydra_server.config import FleetStatus
 from lhydra_server.explain import asked_request, explain
@@ -51,6 +53,8 @@ class RecommenderService:
         fleet: returns what only the supervisor knows; called for every GetStatus.
         event_log: returns how the event log is; called for every GetStatus, which must not wait.
         metrics: what batches, plays and errors of the store are counted in.
+        answers: takes the sample of answers that are logged; None for none.
+        clock: Unix seconds, from which ages count.
     """
 
     def __init__(
@@ -62,7 +66,10 @@ class RecommenderService:
         fleet: Callable[[], FleetStatus] = FleetStatus,
         event_log: Callable[[], pb.EventLogStatus] = pb.EventLogStatus,
         metrics: Metrics = NO_METRICS,
+        answers: AnswerSampler | None = None,
+        clock: Callable[[], float] = time.time,
     ) -> None:
+        self._answers, self._clock = answers, clock
         self._served, self._users, self._max_k, self._fleet, self._metrics = served, users, max_k, fleet, metrics
         self._event_log = event_log
         self._batcher: Batcher[QueryAndCheck, Recommendation | Exception] = Batcher(
@@ -116,10 +123,13 @@ class RecommenderService:
     def _query(self, request: pb.RecommendRequest, call: Call) -> Query:
         served, stage_us = self._served, call.stage_us
         call.notes |= {"bundle": served.bundle_id, "user": user_tag(request.user_id), "stage_us": stage_us}
-        now = int(time.time())
-        parsed = self._parsed(request, call)
+        now, sets, began_ns = int(self._clock()), self.rule_sets, time.monotonic_ns()
+        parsed = self._parsed(request, call, now, sets)
         with timed("lookup", stage_us):
-            query = to_query(parsed, self._look_up(request.user_id, call), now)
+            state = self._look_up(request.user_id, call)
+            query = to_query(parsed, state, now)
+        if self._answers is not None and self._answers.wants(call.request_id):
+            call.seen = Seen(now, began_ns, state, rules_of(request, sets))
         self._note_degraded(parsed, call)
         call.check()
         return query
@@ -132,15 +142,15 @@ class RecommenderService:
         if isinstance(found, Exception):
             raise found
         call.stage_us["queue"] = max(0, took_us - sum(found.stage_us.values()))
-        return self._told(request.k, call, found)
+        return self._told(request, call, found)
 
-    def _told(self, k: int, call: Call, found: Recommendation) -> bytes:
-        served, stage_us = self._served, call.stage_us
+    def _told(self, request: Asked, call: Call, found: Recommendation) -> bytes:
+        served, stage_us, k = self._served, call.stage_us, request.k
         stage_us |= found.stage_us
         call.tier, call.short = found.tier.label, len(found.rows) < k
         call.notes |= {"tier": call.tier, "k": k}
         self._answered = next(self._count)
-        return reply(
+        said = reply(
             found,
             served.replies,
             stage_us,
@@ -148,6 +158,9 @@ class RecommenderService:
             degraded=call.degraded,
             request_id=call.request_id,
         )
+        if self._answers is not None and call.seen is not None:
+            self._answers.add(request, call.request_id, call.seen, said)
+        return said
 
     def RecordPlays(self, request: pb.RecordPlaysRequest, call: Call) -> pb.RecordPlaysResponse:
         """Appends plays to users' histories.
@@ -232,13 +245,13 @@ class RecommenderService:
         if served.similar is None:
             raise Unsupported("SimilarTracks: this version does not answer it")
         call.notes |= {"bundle": served.bundle_id, "seeds": len(request.track_ids), "stage_us": stage_us}
-        now = int(time.time())
-        parsed = to_similar(
-            request, self._max_k, served.filters.names, served.genre, now, self.rule_sets, call.request_id
-        )
+        now, sets, began_ns = int(self._clock()), self.rule_sets, time.monotonic_ns()
+        parsed = to_similar(request, self._max_k, served.filters.names, served.genre, now, sets, call.request_id)
         with timed("lookup", stage_us):
             state = self._look_up(request.user_id, call) if request.user_id else None
             query = to_query(parsed, state, now)
+        if self._answers is not None and self._answers.wants(call.request_id):
+            call.seen = Seen(now, began_ns, state, rules_of(request, sets))
         seeds, dislikes = track_hashes(request.track_ids), track_hashes(request.dislike_track_ids)
         if unknown := int(np.count_nonzero(served.catalog.rows(seeds) < 0)):
             call.degraded.append(f"unknown_tracks: this bundle does not hold {unknown} of {len(seeds)} seeds")
@@ -246,7 +259,7 @@ class RecommenderService:
         personal = state is not None and len(state.history) > 0
         with self._alone:
             found = served.similar.find(SimilarQuery(seeds, query, dislikes, personal), call.check)
-        return self._told(request.k, call, found)
+        return self._told(request, call, found)
 
     def Explain(self, request: pb.ExplainRequest, call: Call) -> pb.ExplainResponse:
         """Follows one track through all stages of a request, which is served for it.
@@ -268,7 +281,8 @@ class RecommenderService:
             raise Unsupported("Explain: this version does not answer it")
         asked = asked_request(request, call.request_id)
         call.notes |= {"bundle": served.bundle_id, "user": user_tag(asked.user_id)}
-        parsed = self._parsed(asked, call)
+        now, sets = int(self._clock()), self.rule_sets
+        parsed = self._parsed(asked, call, now, sets)
         stored = self._look_up(asked.user_id, call)
         self._note_degraded(parsed, call)
         known = to_query(replace(parsed, session=()), stored, asked.now_s)
@@ -278,7 +292,7 @@ class RecommenderService:
             lean.CopyFrom(one)
             lean.ClearField("history")
             lean.ClearField("profile")
-            return replace(to_query(self._parsed(lean, call), known.state, one.now_s), known=known.known)
+            return replace(to_query(self._parsed(lean, call, now, sets), known.state, one.now_s), known=known.known)
 
         found = explain(served.explainer, asked, request.track_id, self._max_k, query_of, call.check)
         found.bundle_id, found.request_id = served.bundle_id, call.request_id
@@ -318,13 +332,11 @@ class RecommenderService:
         self._metrics.batch(size)
         self._metrics.queue(still_queued)
 
-    def _parsed(self, request: pb.RecommendRequest, call: Call) -> Request:
-        served, now = self._served, int(time.time())
+    def _parsed(self, request: pb.RecommendRequest, call: Call, now: int, sets: RuleSets) -> Request:
+        served = self._served
         if request.explain and served.explainer is None:
             raise Unsupported("explain: this version does not answer it")
-        return to_request(
-            request, self._max_k, served.filters.names, served.genre, now, self.rule_sets, call.request_id
-        )
+        return to_request(request, self._max_k, served.filters.names, served.genre, now, sets, call.request_id)
 
     def _note_degraded(self, parsed: Request, call: Call) -> None:
         served = self._served

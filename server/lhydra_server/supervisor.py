@@ -21,6 +21,7 @@ from lhydra.errors import ConfigError, LhydraError, complain
 from lhydra.lines import say
 from lhydra.users.place import claim
 from lhydra_server.address import Reservation, check_exposure, joined
+from lhydra_server.answers_folder import answers_folder
 from lhydra_server.config import FleetStatus, ServeSettings, WorkerSettings, longest_stop_s
 from lhydra_server.descriptors import use_all_descriptors
 from lhydra_server.files_in_force import FilesInForce
@@ -72,6 +73,7 @@ class Supervisor:
         self._users_doubtful = False  # since a worker crashed: the next ones try the user store's files first
         self._totals = Totals()
         self._keys = keys_of(settings)
+        self._answers = answers_folder(settings, store)
         self._files = FilesInForce(settings, store)
         self._signals: list[str] = []
         self._woken, self._wake = os.pipe()
@@ -272,6 +274,9 @@ class Supervisor:
             token_share=1 / self._n_workers,
             reflected=not self._settings.closed_reflection,
             trace_endpoint=self._settings.trace_endpoint or "",
+            log_answers=self._settings.log_answers,
+            answers=self._answers,
+            answers_bytes=self._settings.answers_bytes,
             log_level=self._log_level,
             log_sample=self._settings.log_sample,
             **self._keys,

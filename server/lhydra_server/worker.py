@@ -23,6 +23,7 @@ from lhydra.timing import timed
 from lhydra.users.store import open_users
 from lhydra.users.tag import use_key
 from lhydra_server.access import Access
+from lhydra_server.answers import open_sampler
 from lhydra_server.app import Listener
 from lhydra_server.config import (
     GRACE_S,
@@ -92,6 +93,7 @@ def run(load: Callable[[WorkerSettings], Served] = open_served, *, heart: Heart)
             log = EventLogWatch(users, metrics)
             if settings.events:
                 log.start()
+            answers = open_sampler(settings, served, metrics)
             service = RecommenderService(
                 served,
                 users,
@@ -99,6 +101,7 @@ def run(load: Callable[[WorkerSettings], Served] = open_served, *, heart: Heart)
                 fleet=lambda: fleet,
                 event_log=lambda: log.status,
                 metrics=metrics,
+                answers=answers,
             )
             service.rule_sets = sets
             listener = Listener(
@@ -154,6 +157,8 @@ def run(load: Callable[[WorkerSettings], Served] = open_served, *, heart: Heart)
     listener.stop(GRACE_S)
     log.stop()
     users.close()
+    if answers is not None:
+        answers.close()
     if tracing is not None:
         tracing.stop()
     return 0

@@ -109,6 +109,11 @@ FAMILIES = _laid_out(
     ),
     Family("lhydra_plays_recorded_total", "counter", "Plays recorded, without those that were known."),
     Family("lhydra_log_lines_lost_total", "counter", "Log lines left out, because nobody read the log or it was full."),
+    Family("lhydra_answers_logged_total", "counter", "Answers written to the answer log."),
+    Family("lhydra_answers_logged_bytes_total", "counter", "Bytes written to the answer log, before compression."),
+    Family(
+        *("lhydra_answers_dropped_total", "counter", "Answers of the sample not logged: no room, or an error."),
+    ),
     *(
         Family(name, "gauge", text, shared=True)
         for name, text in (

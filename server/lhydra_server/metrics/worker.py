@@ -34,6 +34,9 @@ QUEUE = _place("lhydra_queue_depth")
 IN_FLIGHT = _place("lhydra_in_flight")
 _PLAYS = _place("lhydra_plays_recorded_total")
 _LOG_LINES_LOST = _place("lhydra_log_lines_lost_total")
+_ANSWERS_LOGGED = _place("lhydra_answers_logged_total")
+_ANSWERS_BYTES = _place("lhydra_answers_logged_bytes_total")
+_ANSWERS_DROPPED = _place("lhydra_answers_dropped_total")
 _STORE_ERRORS = _place("lhydra_user_store_errors_total")
 _EVENT_LOG = [_place(f"lhydra_event_log_{name}") for name in ("entries", "bytes", "oldest_seconds", "free_bytes")]
 
@@ -181,6 +184,24 @@ class Metrics:
             n: lines.
         """
         self._add(_LOG_LINES_LOST, n)
+
+    def answers_logged(self, n: int, n_bytes: int) -> None:
+        """Counts entries of the answer log.
+
+        Args:
+            n: entries written.
+            n_bytes: their length.
+        """
+        self._add(_ANSWERS_LOGGED, n)
+        self._add(_ANSWERS_BYTES, n_bytes)
+
+    def answers_dropped(self, n: int) -> None:
+        """Counts answers of the sample that were not logged.
+
+        Args:
+            n: answers.
+        """
+        self._add(_ANSWERS_DROPPED, n)
 
     def _add(self, place: int, n: int) -> None:
         with self._lock:

@@ -1,0 +1,1 @@
+"""The answer log: a sample of the answers of a server, each with all that it takes to answer again."""
