@@ -24,6 +24,7 @@ from lhydra.errors import BundleRefused, ModelError
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.evaluation.run import find_targets
 from lhydra.features.spec import Encoded
+from lhydra.queries import known_user
 from lhydra.recommender import Recommender
 from lhydra_index_builder import gate
 from lhydra_index_builder import store as stores
@@ -93,7 +94,7 @@ def test_worse_lists_are_refused_for_quality(tiny_store: Path, opened: Bundle, a
 
 def test_quality_is_the_ndcg_of_the_served_lists(opened: Bundle, asked: UserSample, tiny_dataset: Dataset) -> None:
     recommender = Recommender(opened)
-    lists = gate.served_lists(recommender, asked.states)
+    lists = gate.served_lists(recommender, [known_user(state, gate.TOP_K) for state in asked.states])
     found = gate.quality(recommender, lists, recommender, lists, asked, CONFIG)
     assert asked.held_out is not None
     targets = asked.held_out.targets  # rows are positions: the bundle holds the dataset's tracks
@@ -128,7 +129,7 @@ def test_users_are_asked_for_equal_scores_only_where_these_could_decide(
 
 def test_lists_that_share_nothing_are_refused(opened: Bundle, asked: UserSample) -> None:
     recommender = Recommender(opened)
-    lists = gate.served_lists(recommender, asked.states)
+    lists = gate.served_lists(recommender, [known_user(state, gate.TOP_K) for state in asked.states])
     other = np.where(lists >= 0, (lists + 1) % len(opened.catalog), -1)
     half = lists.copy()
     half[: len(half) // 4] = other[: len(half) // 4]

@@ -40,6 +40,7 @@ from lhydra_index_builder import depth as depths
 from lhydra_index_builder import gate, held_out, plan, pool, recipe, replies, store
 from lhydra_index_builder.config import RebuildSettings
 from lhydra_index_builder.index_parts import VectorFile
+from lhydra_index_builder.logged import NO_TRAFFIC, logged_traffic
 from lhydra_index_builder.sweep import NEIGHBOURS, MeasuredPoint, Truth
 
 GOLDEN_USERS, GOLDEN_TRACKS = 8, 64
@@ -237,7 +238,10 @@ def finish(
                 current = Bundle.open(path, against)
             except BundleError as error:
                 why_none = f"CURRENT does not open: {error}"
-        checks = gate.check(folder, bundle, current, why_none, draw(current), config)
+        traffic = NO_TRAFFIC
+        if config.requests is not None:
+            traffic = logged_traffic(config.requests, [one for one in (bundle, current) if one], config.gate_users, log)
+        checks = gate.check(folder, bundle, current, why_none, draw(current), config, traffic)
         verdict = gate.verdict(checks, config.force)
         manifest = replace(manifest, gate=gate.document(checks, against, verdict))
         _write(folder, manifest, config)

@@ -55,7 +55,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     diff.add_argument("a", metavar="A", help="the bundle before: an id, current or previous")
     diff.add_argument("b", metavar="B", help="the bundle after: an id, current or previous")
     diff.add_argument("--data", type=Path, metavar="DATASET", help="ask for users of a prepared dataset, as of now")
-    diff.add_argument("--requests", type=Path, metavar="FILE", help="ask recorded requests: JSON, one per line")
+    diff.add_argument(
+        "--requests", type=Path, metavar="FILE", help="ask recorded requests: JSON lines, or an answer log"
+    )
     diff.add_argument("--users", metavar="URL", help="ask for users of this user store (default: STORE/users.lmdb)")
     diff.add_argument(
         "--sample", type=whole_number, default=500, metavar="N", help="users or requests at most (default: 500)"
@@ -127,8 +129,12 @@ def _remove(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> RebuildSettings:
-    """The settings of a build, whose key is looked at before the work, not after it."""
+    """The settings of a build, whose key and answer log are looked at before the work, not after it."""
     settings = config.resolve("index", RebuildSettings, args)
+    if settings.requests is not None:
+        from lhydra_index_builder.logged import check_traffic
+
+        check_traffic(settings.requests)
     if settings.sign_key is not None:
         from lhydra.bundle.signature import private_key
 

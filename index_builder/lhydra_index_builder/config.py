@@ -7,7 +7,7 @@ from lhydra.config import Settings, setting
 
 GATE = (
     *("max_recall_miss", "max_cascade_loss", "max_quality_loss", "max_shrink", "max_changed_lists", "max_overlap"),
-    *("gate_users", "force", "keep", "sign_key"),
+    *("gate_users", "requests", "force", "keep", "sign_key"),
 )  # what `add` and `remove` take too
 
 
@@ -25,6 +25,9 @@ class RebuildSettings(Settings):
     seed: int = setting(0, "of the training of approximate indexes and of the users drawn", low=0)
     explain: bool = setting(False, "print the tables that recipe, operating point and depth were chosen from")
     gate_users: int = setting(500, "users whose lists are compared before anything is published", low=1)
+    requests: Path | None = setting(
+        None, "answer log, a file or its folder: the gate compares the lists of its requests, not of --gate-users"
+    )
     max_recall_miss: float = setting(0.01, "gate: how far the measured coverage may lie below --recall", low=0, high=1)
     max_cascade_loss: float = setting(0.05, "gate: share of the head's NDCG@10 that candidates may lose", low=0, high=1)
     max_quality_loss: float = setting(

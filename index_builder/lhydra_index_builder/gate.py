@@ -4,7 +4,7 @@ A check has one of three verdicts: passed, refused, skipped (there is nothing to
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -28,6 +28,7 @@ from lhydra.timing import timed
 from lhydra_index_builder.config import RebuildSettings
 from lhydra_index_builder.depth import loss_at
 from lhydra_index_builder.held_out import HeldOut, UserSample
+from lhydra_index_builder.logged import NO_TRAFFIC, Traffic
 from lhydra_index_builder.store import REFUSED
 
 TOP_K = 10
@@ -53,7 +54,13 @@ class Check:
 
 @timed("gate")
 def check(
-    folder: Path, new: Bundle, current: Bundle | None, why_none: str, users: UserSample, limits: RebuildSettings
+    folder: Path,
+    new: Bundle,
+    current: Bundle | None,
+    why_none: str,
+    users: UserSample,
+    limits: RebuildSettings,
+    traffic: Traffic = NO_TRAFFIC,
 ) -> list[Check]:
     """Returns what every check says of a bundle.
 
@@ -64,24 +71,30 @@ def check(
         why_none: why there is nothing, for the notes of the checks that are skipped.
         users: whose lists are compared.
         limits: what the gate lets through.
+        traffic: logged requests whose lists are compared in place of those of users.
 
     Returns:
         The checks, in a fixed order.
     """
     recommender = Recommender(new)
-    lists = served_lists(recommender, users.states)
+    asked = [known_user(state, TOP_K) for state in users.states]
+    lists = served_lists(recommender, asked)
     checks = [vectors(folder), recall(new, limits), cascade(new, limits), overlap(lists, new, limits)]
     if current is None:
         checks += [Check(name, SKIPPED, None, None, why_none) for name in ("quality", "catalogue", "changed lists")]
     else:
         served = Recommender(current)
-        theirs = served_lists(served, users.states)
+        theirs = served_lists(served, asked)
+        both, of = (lists, theirs), "users"
+        if traffic.queries:
+            both = served_lists(recommender, traffic.queries), served_lists(served, traffic.queries)
+            of = traffic.words
         checks += [
             quality(recommender, lists, served, theirs, users, limits),
             catalogue(new, current, limits),
-            changed(new, lists, current, theirs, limits),
+            changed(new, both[0], current, both[1], limits, of),
         ]
-    return [*checks, requests(recommender, users.states)]
+    return [*checks, requests(recommender, users.states, traffic)]
 
 
 def verdict(checks: Iterable[Check], force: bool) -> str:
@@ -112,19 +125,19 @@ def document(checks: Sequence[Check], against: str, verdict: str) -> Gate:
     return {"verdict": verdict, "against": against, "checks": [cast(GateCheck, asdict(check)) for check in checks]}
 
 
-def served_lists(recommender: Recommender, states: Sequence[UserState]) -> I64:
-    """Returns the list that each user is served.
+def served_lists(recommender: Recommender, queries: Sequence[Query]) -> I64:
+    """Returns the list that each query is served.
 
     Args:
         recommender: who serves.
-        states: n users; what they have heard is left out.
+        queries: n of them; each is asked for TOP_K tracks.
 
     Returns:
         (n, TOP_K) int64 rows, best first, -1 padded.
     """
-    found = np.full((len(states), TOP_K), -1, np.int64)
-    for i, state in enumerate(states):
-        rows = recommender.recommend(known_user(state, TOP_K)).rows
+    found = np.full((len(queries), TOP_K), -1, np.int64)
+    for i, query in enumerate(queries):
+        rows = recommender.recommend(replace(query, k=TOP_K)).rows
         found[i, : len(rows)] = rows
     return found
 
@@ -283,7 +296,7 @@ def catalogue(new: Bundle, current: Bundle, limits: RebuildSettings) -> Check:
     return Check("catalogue", _at_most(found, limits.max_shrink), found, limits.max_shrink, note)
 
 
-def changed(new: Bundle, ours: I64, current: Bundle, theirs: I64, limits: RebuildSettings) -> Check:
+def changed(new: Bundle, ours: I64, current: Bundle, theirs: I64, limits: RebuildSettings, of: str = "users") -> Check:
     """Users still see something they know.
 
     Args:
@@ -292,6 +305,7 @@ def changed(new: Bundle, ours: I64, current: Bundle, theirs: I64, limits: Rebuil
         current: what is CURRENT.
         theirs: (n, TOP_K) what that serves to the same users.
         limits: what the gate lets through.
+        of: whose lists they are, in words.
 
     Returns:
         The check; found: the share of users whose two lists have no track in common.
@@ -303,7 +317,7 @@ def changed(new: Bundle, ours: I64, current: Bundle, theirs: I64, limits: Rebuil
     if not both.any() or new.catalog.n_eligible < MIN_TRACKS:
         return Check("changed lists", SKIPPED, None, None, f"no users with lists, or fewer than {MIN_TRACKS} tracks")
     found = float(1 - kept[both].mean())
-    note = "of users whose top 10 share nothing with before"
+    note = f"of {of} whose top 10 share nothing with before"
     return Check("changed lists", _at_most(found, limits.max_changed_lists), found, limits.max_changed_lists, note)
 
 
@@ -313,18 +327,19 @@ def _hashes_by_row(bundle: Bundle) -> Hashes:
     return by_row
 
 
-def requests(recommender: Recommender, states: Sequence[UserState]) -> Check:
+def requests(recommender: Recommender, states: Sequence[UserState], traffic: Traffic = NO_TRAFFIC) -> Check:
     """Requests at the edges of what is allowed are answered as every request is promised.
 
     Args:
         recommender: serves the bundle.
         states: users to ask for.
+        traffic: logged requests, of which the plain ones are asked too.
 
     Returns:
         The check; the note names the first request that was answered wrongly, and how.
     """
     wrong = ""
-    for name, query in _edge_requests(recommender, states):
+    for name, query in (*_edge_requests(recommender, states), *_plain(traffic)):
         try:
             wrong = wrong or broken_promise(recommender, query, recommender.recommend(query))
         except (LhydraError, ValueError) as error:
@@ -341,6 +356,13 @@ def _edge_requests(recommender: Recommender, states: Sequence[UserState]) -> Ite
     yield "heavy listener", known_user(heavy, TOP_K)
     yield "heavy listener, all but five heard", Query(TOP_K, heavy, True, everything[5:])
     yield "k above depth", known_user(heavy, recommender.depth + 7)
+
+
+def _plain(traffic: Traffic) -> Iterator[tuple[str, Query]]:
+    """Logged requests whose answer is wholly known beforehand but for its order."""
+    for query in traffic.queries:
+        if not query.filter and query.rules is None and query.repeat in (Repeat.EXCLUDE, Repeat.ALLOW):
+            yield "logged request", query
 
 
 def broken_promise(recommender: Recommender, query: Query, found: Recommendation) -> str:

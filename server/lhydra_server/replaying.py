@@ -10,12 +10,12 @@ import grpc
 from lhydra.answers.entry import LoggedAnswer
 from lhydra.domain import UserState
 from lhydra.errors import BundleError, LhydraError, UserStoreError
-from lhydra.lists.file import RuleSets
 from lhydra.users.store import UserStore
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.answers import Seen, entry_of
 from lhydra_server.config import WorkerSettings
 from lhydra_server.interceptors import Call
+from lhydra_server.logged import sets_of
 from lhydra_server.outage_log import OutageLog
 from lhydra_server.served import Served, open_served
 from lhydra_server.service import RecommenderService
@@ -104,10 +104,10 @@ def answered(answer: LoggedAnswer, served: Served) -> LoggedAnswer:
     call = Call(context, answer.request_id, _Unsaid())
     if answer.method == "SimilarTracks":
         similar = pb.SimilarTracksRequest.FromString(answer.request)
-        service.rule_sets = _sets(answer, similar.rules.set)
+        service.rule_sets = sets_of(answer, similar.rules.set)
         return _entry(answer, similar, service.SimilarTracks(similar, call), served)
     request = pb.RecommendRequest.FromString(answer.request)
-    service.rule_sets = _sets(answer, request.rules.set)
+    service.rule_sets = sets_of(answer, request.rules.set)
     return _entry(answer, request, service.Recommend(request, call), served)
 
 
@@ -116,13 +116,6 @@ def _entry(
 ) -> LoggedAnswer:
     seen = Seen(answer.now, 0, answer.state, answer.rules)
     return entry_of(request, answer.request_id, seen, reply, served.bundle_id, answer.depth, answer.max_k)
-
-
-def _sets(answer: LoggedAnswer, named: str) -> RuleSets:
-    """The rule sets as the request found them: the one that it started from, by its name or as the default."""
-    if answer.rules is None:
-        return RuleSets()
-    return RuleSets({named: answer.rules}) if named else RuleSets({}, answer.rules)
 
 
 def _places(answer: LoggedAnswer) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from lhydra.bundle.bundle import Bundle
 from lhydra.console import with_progress
 from lhydra.data.dataset import Dataset
 from lhydra.domain import I64, Query
@@ -21,6 +23,7 @@ from lhydra.recommender import Recommender
 from lhydra.users.store import open_users
 from lhydra_index_builder import held_out
 from lhydra_index_builder.changes import some_users
+from lhydra_index_builder.logged import logged_traffic
 
 SEED = 0
 WARM_UP_QUERIES = 50  # asked once before anything is timed
@@ -153,6 +156,26 @@ def of_requests(file: Path, store: Path, url: str | None, n: int, k: int) -> Ask
     queries = [to_query(request, state, now) for request, state in zip(asked, stored, strict=True)]
     unknown = sum(not query.known and not len(query.state.history) for query in queries)
     return Asked(queries, f"requests of {file}", unknown)
+
+
+def of_log(place: Path, bundles: Sequence[Bundle], n: int) -> Asked:
+    """Returns requests of an answer log, with the state, clock, filter and rules that they had.
+
+    Args:
+        place: a file of the log, or its folder.
+        bundles: that will be asked.
+        n: requests at most.
+
+    Returns:
+        The queries.
+
+    Raises:
+        DataError: it is no answer log, or nothing in it can be asked.
+        MissingExtra: the server is not installed.
+    """
+    found = logged_traffic(place, bundles, n, lambda line: print(line, file=sys.stderr))
+    unknown = sum(not query.known and not len(query.state.history) for query in found.queries)
+    return Asked(found.queries, found.words, unknown)
 
 
 def ask(a: Recommender, b: Recommender, queries: Sequence[Query], k: int) -> tuple[Answers, Answers]:

@@ -16,9 +16,10 @@ from lhydra.limits import MAX_K
 from lhydra.recommender import Recommender
 from lhydra.timing import timed
 from lhydra_index_builder.diff import measures
-from lhydra_index_builder.diff.asking import SEED, ask, of_dataset, of_requests, of_users
+from lhydra_index_builder.diff.asking import SEED, ask, of_dataset, of_log, of_requests, of_users
 from lhydra_index_builder.diff.result import Audience, Both, BundleFacts, Comparison
 from lhydra_index_builder.diff.telling import verdict
+from lhydra_index_builder.logged import is_log
 from lhydra_index_builder.store import entries
 
 
@@ -41,7 +42,7 @@ def between(
         a: the bundle before: an id, `current` or `previous`.
         b: the bundle after, likewise.
         data: a prepared dataset whose users to ask.
-        requests: a file of recorded requests to ask.
+        requests: recorded requests to ask: a file of them, or an answer log.
         users: URL of the user store, `STORE/users.lmdb` by default.
         sample: users or requests at most.
         k: tracks to compare of each list.
@@ -60,13 +61,16 @@ def between(
     if data is not None and (requests is not None or users is not None):
         raise ConfigError(complain("--data", f"{'--users' if requests is None else '--requests'} too", "one of them"))
     ids = resolve(store, a), resolve(store, b)
+    bundles = Bundle.open(store, ids[0]), Bundle.open(store, ids[1])
     if data is not None:
         asked = of_dataset(data, sample, k)
+    elif requests is not None and is_log(requests):
+        asked = of_log(requests, bundles, sample)
     elif requests is not None:
         asked = of_requests(requests, store, users, sample, k)
     else:
         asked = of_users(store, users, sample, k)
-    found = compare(Bundle.open(store, ids[0]), Bundle.open(store, ids[1]), asked.queries, k)
+    found = compare(*bundles, asked.queries, k)
     return replace(found, asked=Audience(asked.source, len(asked.queries), asked.unknown))
 
 
