@@ -6,12 +6,16 @@ import hashlib
 import json
 import logging
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +33,12 @@ from lhydra.domain import Play
 from lhydra.errors import DataError
 from lhydra.lists.file import read as read_rules
 from lhydra.users.record import UserRecord
-from tests.harness import until
+from lhydra_protos.v1 import recommender_pb2 as pb
+from lhydra_server.interceptors import REQUEST_ID_KEY
+from tests.fake_serve import write_bundle
+from tests.harness import free_port, gone, until
 from tests.test_rules_file import WHOLE, write
+from tests.test_supervisor import B1, TRACKS_OF, Server, fake, open_stub, publish, refused, running
 
 PLAYS = [Play(f"e{i}", "u", f"t{i % 7}", 1000 + i, skipped=i % 5 == 4) for i in range(20)]
 STATE = UserRecord().with_plays(PLAYS)[0].state
@@ -170,7 +178,10 @@ def test_a_torn_end_is_told_and_what_comes_before_is_kept(tmp_path: Path) -> Non
         assert said == [f"{path}: damaged after entry {len(found)}: kept up to it"]
 
 
-@pytest.mark.parametrize("content", [b"hello", b"", b"user,track\n", gzip.compress(b"hello", mtime=0), b"\x1f\x8bnot gzip"])
+NO_LOGS = [b"hello", b"", b"user,track\n", gzip.compress(b"hello", mtime=0), b"\x1f\x8bnot gzip"]
+
+
+@pytest.mark.parametrize("content", NO_LOGS)
 def test_a_file_that_is_no_answer_log_is_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(DataError, match=f"file: {NO_LOG}"):
@@ -445,3 +456,84 @@ def test_lines_are_found_under_the_compressed_name(log: Counted) -> None:
     log.log.close()
     (packed,) = folders.files(log.folder)
     assert len(list(lines(packed.with_suffix("")))) == 1
+
+
+# -- in a server ------------------------------------------------------------------------------------------
+
+
+class Serving:
+    """A server of fake bundles that logs every answer."""
+
+    def __init__(self, server: Server, port: int, folder: Path) -> None:
+        self.server, self.port, self.folder = server, port, folder
+
+    def ask(self, *request_ids: str) -> None:
+        for one in request_ids:
+            with open_stub(self.server.address) as stub:  # a channel each: they spread over the workers
+                request = pb.RecommendRequest(user_id="u", k=10)
+                metadata = ((REQUEST_ID_KEY, one),)
+                assert len(stub.Recommend(request, timeout=60, metadata=metadata, wait_for_ready=True).tracks) == 10
+
+    def holds(self, n: int) -> bool:
+        return len(list(read(self.folder, lambda line: None))) == n
+
+    def counted(self, name: str) -> int:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=30) as reply:
+            text = reply.read().decode()
+        return int(float(text.partition(f"\nlhydra_answers_{name}_total ")[2].partition("\n")[0]))
+
+
+@pytest.fixture
+def serving(tmp_path: Path) -> Iterator[Serving]:
+    store, port = tmp_path / "store", free_port()
+    write_bundle(store, B1, n=TRACKS_OF[B1])
+    publish(store, B1)
+    with running(fake(store, metrics_port=port, log_answers=1.0), tmp_path / "log") as server:
+        yield Serving(server, port, store / "answers")
+
+
+def test_a_server_counts_what_it_logs_and_compresses_it_when_it_ends(serving: Serving) -> None:
+    names = [f"r-{i}" for i in range(12)]
+    serving.ask(*names)
+    until(lambda: serving.counted("logged") == 12)
+    assert serving.counted("dropped") == 0
+    assert serving.counted("logged_bytes") == sum(path.stat().st_size for path in folders.files(serving.folder))
+    assert sorted(ids(serving.folder)) == sorted(names)
+    serving.server.whole_log()
+    assert {path.suffix for path in folders.files(serving.folder)} == {".gz"}
+    assert sorted(ids(serving.folder)) == sorted(names)
+
+
+def test_killed_workers_lose_nothing_that_was_written(serving: Serving) -> None:
+    for turn in range(3):
+        serving.ask(*(f"r-{turn}-{i}" for i in range(6)))
+        until(partial(serving.holds, 6 * (turn + 1)))
+        for pid in serving.server.workers():
+            os.kill(pid, signal.SIGKILL)
+            until(partial(gone, pid))
+        until(lambda: len(serving.server.workers()) == 2)
+    serving.ask("last")
+    serving.server.whole_log()
+    assert sorted(ids(serving.folder)) == sorted(["last", *(f"r-{turn}-{i}" for turn in range(3) for i in range(6))])
+    assert not list(serving.folder.glob("*.jsonl"))
+
+
+def test_a_log_that_cannot_be_written_stops_no_answer(serving: Serving) -> None:
+    serving.ask("before")
+    until(lambda: serving.counted("logged") == 1)
+    shutil.rmtree(serving.folder)
+    serving.folder.write_text("a file in its place")
+    serving.ask(*(f"r-{i}" for i in range(8)))
+    until(lambda: serving.counted("dropped") == 8)
+    told = [line["message"] for line in serving.server.whole_log() if line["level"] == "error"]
+    assert 1 <= len(told) <= 2  # once in each worker that was asked
+    assert all(line.startswith("answers are not logged: ") for line in told)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line_at_the_start(tmp_path: Path) -> None:
+    write_bundle(tmp_path, B1, n=TRACKS_OF[B1])
+    publish(tmp_path, B1)
+    place = tmp_path / "none" / "answers"
+    line = f"--answers: found {place}: No such file or directory, expected a folder to write to"
+    assert refused(fake(tmp_path, log_answers=0.5, answers=str(place))) == line
+    assert not (tmp_path / "answers").exists()
