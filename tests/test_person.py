@@ -241,6 +241,21 @@ def test_a_play_that_redis_was_told_of_before_a_deletion_begins_a_new_record(
             store.close()
 
 
+def test_an_export_says_when_it_did_not_look_for_answers(
+    where: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    users = opened(where)
+    users.record(plays_of("a", 1))
+    users.close()
+    told = "the answer log is not in it: say where it is, --store STORE or --answers FOLDER\n"
+    for flags in (where, [*where, "--answers", str(tmp_path)]):
+        assert main(["users", "export", "a", *flags]) == 0
+        said = capsys.readouterr()
+        unsaid = flags == where and where[0] == "--users"
+        assert json.loads(said.out)["answers"] == (None if unsaid else [])
+        assert (said.err == told) == unsaid
+
+
 def test_an_export_holds_all_that_the_record_holds(where: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     users = opened(where)
     users.load([("ann", UserState({"age": 30, "country": "Österreich", "none": None}))])

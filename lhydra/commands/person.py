@@ -57,7 +57,7 @@ def show(user_id: str, url: str | None, store: Path | None, answers: Path | None
         UserStoreError: the store or the record cannot be read.
     """
     document, where = _all_of(user_id, url, store, answers)
-    logged = _answers_row(document["answers"], answers)
+    logged = _answers_row(document["answers"] or [], answers)
     if "history" not in document:
         print(f"{user_id}: nothing in {where}")
         print_table(["", ""], [logged])
@@ -113,6 +113,8 @@ def export(user_id: str, url: str | None, store: Path | None, answers: Path | No
     """
     check_output("OUT", out, is_json_with("user_id", "record_format"))
     document, _ = _all_of(user_id, url, store, answers)
+    if answers is None:
+        print("the answer log is not in it: say where it is, --store STORE or --answers FOLDER", file=sys.stderr)
     text = json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
     if out is None:
         sys.stdout.write(text)
@@ -218,7 +220,7 @@ def _all_of(user_id: str, url: str | None, store: Path | None, answers: Path | N
     record = {"format": FORMAT, "user_id": user_id}
     if found is not None:
         record = _document(user_id, found, _catalog(store), plays)
-    return record | {"answers": logged}, where
+    return record | {"answers": None if answers is None else logged}, where
 
 
 def _answers_row(entries: Sequence[dict[str, Any]], answers: Path | None) -> list[str]:
