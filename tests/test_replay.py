@@ -3,7 +3,8 @@
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,9 @@ from lhydra.answers import folder as folders
 from lhydra.answers.entry import LoggedAnswer, from_line, to_line
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset
+from lhydra.domain import Query
 from lhydra.errors import UserStoreError
+from lhydra.recommender import Recommender
 from lhydra.users.store import UserStore
 from lhydra_client import Client, Filter, Play, Rules
 from lhydra_protos.v1 import recommender_pb2 as pb
@@ -24,6 +27,7 @@ from lhydra_server.answers import AnswerSampler
 from lhydra_server.config import WorkerSettings
 from lhydra_server.interceptors import REQUEST_ID_KEY, Call
 from lhydra_server.outage_log import OutageLog
+from lhydra_server.rules import seed_of
 from lhydra_server.served import Served, open_served
 from lhydra_server.service import RecommenderService
 from tests.golden.make_answer_log import golden
@@ -189,12 +193,28 @@ def test_what_differs_is_said_exactly(
     }
 
 
-def test_another_state_clock_or_rule_set_is_noticed(logged: Logged, some: list[LoggedAnswer]) -> None:
+def test_another_state_or_rule_set_is_noticed(logged: Logged, some: list[LoggedAnswer]) -> None:
     """Else a replay that looks at what is stored now would pass too."""
     served = replaying.Opened(logged.store).of(some[0])
     assert all(replaying.differences(one, served) == [] for one in some)
     for what in ({"state": None}, {"rules": None}, {"state": json.loads(to_line(some[1]))["state"]}):
         assert replaying.differences(from_line(changed(some[0], **what), "here"), served) != []
+
+
+def test_ages_count_from_the_clock_of_the_answer(
+    logged: Logged, some: list[LoggedAnswer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served, whole, asked = replaying.Opened(logged.store).of(some[0]), Recommender.recommend_many, list[Query]()
+
+    def noted(self: Recommender, queries: Sequence[tuple[Query, Any]]) -> Any:
+        asked.extend(query for query, _ in queries)
+        return whole(self, queries)
+
+    monkeypatch.setattr(Recommender, "recommend_many", noted)
+    for now in (some[0].now, some[0].now - 86_400):
+        replaying.answered(replace(some[0], now=now), served)
+    assert [query.now for query in asked] == [some[0].now, some[0].now - 86_400]
+    assert [query.seed for query in asked] == [seed_of(0, some[0].request_id)] * 2
 
 
 def test_a_bundle_that_is_gone_is_named(
