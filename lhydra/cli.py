@@ -23,7 +23,7 @@ from lhydra.lines import let_go
 GROUP = "lhydra.commands"
 ORDER = (
     *("demo", "synth", "prepare", "train", "evaluate", "compare", "recommend"),
-    *("users", "index", "serve", "query", "retrain"),
+    *("users", "plays", "retrain", "index", "serve", "query"),
 )
 
 

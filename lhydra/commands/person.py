@@ -5,12 +5,13 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lhydra.commands.outputs import check_output, is_json_with
+from lhydra.commands.user_store import opened
 from lhydra.console import print_table
 from lhydra.errors import ConfigError, LhydraError, UserStoreError, complain, quoted
 
@@ -140,7 +141,7 @@ def delete(user_id: str, url: str | None, store: Path | None, answers: Path | No
     Raises:
         UserStoreError: the store cannot be written.
     """
-    with _opened(url, store) as (users, where):
+    with opened(url, store) as (users, where):
         deleted = users.delete(user_id)
     print(f"deleted {user_id} from {where}" if deleted else f"nothing is stored of {user_id} in {where}")
     if answers is None:
@@ -194,26 +195,12 @@ def _tell_bundles(user_id: str, store: Path | None) -> None:
         print(f"of a bundle made by an earlier Lhydra, or damaged, it is not known: {', '.join(unknown)}")
 
 
-@contextlib.contextmanager
-def _opened(url: str | None, store: Path | None) -> "Iterator[tuple[UserStore, str]]":
-    """Opens a user store that is there, and says where it lies."""
-    from lhydra.users.store import open_users, redacted
-
-    if url is None and store is None:
-        raise ConfigError(complain("--store", "nothing", "the folder of a store, or --users URL"))
-    users = open_users(url, store or Path("."), create=False, sync_s=0)
-    try:
-        yield users, redacted(url) if url else f"lmdb:{store}/users.lmdb"
-    finally:
-        users.close()
-
-
 def _all_of(user_id: str, url: str | None, store: Path | None, answers: Path | None) -> tuple[dict[str, Any], str]:
     """The document of a person, and where the user store lies; one of whom only answers are known has no record."""
     from lhydra.answers.people import of_user
 
     logged = [] if answers is None else list(of_user(answers, user_id, lambda line: print(line, file=sys.stderr)))
-    with _opened(url, store) as (users, where):
+    with opened(url, store) as (users, where):
         found, plays = _stored(users, user_id), _logged(users, user_id)
     if found is None and not logged:
         raise ConfigError(complain(f"user {quoted(user_id)}", f"nothing stored in {where}", "a user of that store"))

@@ -1,8 +1,13 @@
 """`lhydra prepare`: a listening log in, a dataset out."""
 
 import argparse
+import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lhydra import config
 from lhydra.commands.outputs import check_output, is_page
@@ -10,6 +15,9 @@ from lhydra.commands.summary import tell
 from lhydra.console import step_display
 from lhydra.data.settings import PrepareSettings
 from lhydra.errors import ConfigError, complain
+
+if TYPE_CHECKING:
+    from lhydra.data.logged import Logged
 
 HELP = "check a listening log, split it and write it as a dataset"
 EXTRA = "data"
@@ -64,6 +72,7 @@ example
   lhydra prepare plays.csv.gz dataset/ --config lhydra.yaml --strict
   lhydra prepare log.txt dataset/ --sep tab --columns user=userid,track=artistid,timestamp=uts
   lhydra prepare my_spotify_data/ dataset/ --append          # one person's plays beside the others
+  lhydra prepare listening/ dataset/ --plays store/          # with the plays that servers recorded
 """
 
 
@@ -99,8 +108,8 @@ def run(args: argparse.Namespace) -> int:
     if args.report is not None:
         _check_report(args.report, args.dataset)
     start = time.perf_counter()
-    with step_display() as show:
-        info = prepare(args.source, args.dataset, settings, columns, lambda step: show(f"{step} ..."))
+    with _recorded(settings.plays) as logged, step_display() as show:
+        info = prepare(args.source, args.dataset, settings, columns, lambda step: show(f"{step} ..."), logged=logged)
     if args.json:
         print(info.to_json(), end="")
     else:
@@ -110,6 +119,30 @@ def run(args: argparse.Namespace) -> int:
         if not args.json:
             print(f"wrote {args.report}: open it in a browser")
     return 0
+
+
+@contextmanager
+def _recorded(place: str | None) -> "Iterator[Logged | None]":
+    """Yields the plays that servers recorded, as files: exports as they are, or what a user store holds, exported."""
+    from lhydra.data.logged import Logged, read_logged
+
+    if place is None:
+        yield None
+        return
+    path = Path(place)
+    if path.is_file() or (path.is_dir() and any(path.glob("*.parquet"))):
+        yield read_logged(path)
+        return
+    from lhydra.commands.user_store import opened
+    from lhydra.events.export import write
+
+    url, store = (place, None) if ":" in place and not path.exists() else (None, path)
+    with tempfile.TemporaryDirectory(prefix="lhydra-") as work, opened(url, store) as (users, where):
+        out = Path(work) / "plays.parquet"
+        n_plays, span = write(out, users.event_log().identity, "", users.entries())
+        if not n_plays:
+            print(f"note: no recorded plays in {where}", file=sys.stderr)
+        yield Logged(out, span.store, span.end, where) if n_plays else None
 
 
 def _draw(path: Path, dataset: Path) -> None:

@@ -149,7 +149,9 @@ def _load(args: argparse.Namespace) -> int:
         with timed("users.load"):
             as_of = cast("AsOf", settings.as_of)
             states = counts.of(with_plays(dataset, as_of, user_states(dataset, as_of)))
-            users.load(with_progress(states, n_users, "users"))
+            logged = dataset.info.logged if as_of == "now" else {}
+            same = logged and logged["store"] == users.event_log().identity
+            users.load(with_progress(states, n_users, "users"), logged["position"] if same else None)
     finally:
         users.close()
     if counts.left_out:  # a dataset of before `prepare` refused them

@@ -18,7 +18,13 @@ from lhydra.data.settings import PrepareSettings, ReadSettings
 from lhydra.errors import DataError, complain
 
 _FOLDS = {TRAIN: "train", VALID: "valid", TEST: "test"}
+# settings of the form of a source, as they are of Lhydra's own form
+PLAIN: dict[str, Any] = {field.name: getattr(ReadSettings(), field.name) for field in fields(ReadSettings)}
 _PREFERRED = ("track_id", "artist", "name")
+
+
+class NothingNew(DataError):
+    """All plays of a source are in the dataset already."""
 
 
 def together(
@@ -40,7 +46,7 @@ def together(
         Settings and declarations to prepare it with, and notes on what was added.
 
     Raises:
-        DataError: the source cannot be used.
+        DataError: the source cannot be used; NothingNew where it adds nothing.
     """
     info = dataset.info
     declared = DeclaredColumns(
@@ -54,7 +60,9 @@ def together(
     matches = match_tracks(listening.tracks, known.select([name for name in _PREFERRED if name in known.column_names]))
     new, again = _new_plays(listening, matches.known, old, timed=info.timed)
     if not len(new):
-        raise DataError(complain(source, f"{again:,} plays, all in {dataset.path} already", "at least one that is new"))
+        raise NothingNew(
+            complain(source, f"{again:,} plays, all in {dataset.path} already", "at least one that is new")
+        )
     plays = pa.concat_tables([old, new], promote_options="permissive")
     strange = [given not in matches.known for given in listening.tracks["track_id"].to_pylist()]
     tracks = _side(
@@ -77,9 +85,7 @@ def together(
         notes.append(f"users of {dataset.path.name} already, whose plays these are taken for: {who}")
     if settings.split == "column":
         notes.append("the added plays are in the train fold: the dataset's own folds come from a column")
-    form = ReadSettings()  # that of the source is used up
-    plain: dict[str, Any] = {field.name: getattr(form, field.name) for field in fields(form)}
-    return replace(settings, **plain), declared, tuple(notes)
+    return replace(settings, **PLAIN), declared, tuple(notes)  # the form of the source is used up
 
 
 def _declared(own: tuple[Column, ...], more: tuple[Column, ...], known: Mapping[str, Kind]) -> tuple[Column, ...]:

@@ -73,6 +73,8 @@ class DatasetInfo:
     lhydra_version: str = ""
     format: int = FORMAT
     summary: dict[str, Any] = field(default_factory=dict)  # figures of the log; none in datasets made before it
+    # how far it holds the event log of a user store: the store's id and a position; none where it holds none of it
+    logged: dict[str, str] = field(default_factory=dict)
 
     @property
     def notes(self) -> list[str]:

@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 
 from lhydra import __version__, files
 from lhydra.data import rows, split
-from lhydra.data.append import together
+from lhydra.data.append import PLAIN, NothingNew, together
 from lhydra.data.dataset import TEST, TRAIN, VALID, Column, Dataset, DatasetInfo, Events, Plays
 from lhydra.data.events import add_up, again, read_log
 from lhydra.data.loading import choose_columns, load_source
+from lhydra.data.logged import Logged
 from lhydra.data.report import Report
 from lhydra.data.schema import DeclaredColumns
 from lhydra.data.settings import PrepareSettings
@@ -45,10 +46,13 @@ def prepare(
     settings: PrepareSettings = PrepareSettings(),  # noqa: B008 - frozen
     columns: DeclaredColumns = DeclaredColumns(),  # noqa: B008 - frozen
     say: Say = lambda step: None,
+    *,
+    logged: Logged | None = None,
 ) -> DatasetInfo:
     """Writes the dataset of `source` to the folder `out` and returns what its dataset.json says.
 
     An `out` that is a dataset already is replaced, as a whole and at the end; with `append` its plays stay in it.
+    Plays of an event log that the source has too, of the same user, track and second, are its own.
 
     Args:
         source: a file or folder, a pattern, or `-` for standard input.
@@ -56,6 +60,7 @@ def prepare(
         settings: how to split, and what to refuse.
         columns: what is declared beyond the known columns.
         say: hears each step begin.
+        logged: plays that servers recorded, taken along.
 
     Returns:
         What dataset.json says.
@@ -67,13 +72,14 @@ def prepare(
     files.recover(out)
     _check_target(source, out)
     with files.replacing_folder(out) as folder, as_given(source, folder.parent, out):
-        if settings.append:
-            opened, settings, columns = _added(source, out, settings, columns, folder.parent)
-        else:
-            opened = open_source(source, settings, folder.parent)
-        columns = columns.resolved(opened.tracks.names, opened.users.names)
         try:
+            if settings.append:
+                opened, settings, columns = _added(source, out, settings, columns, folder.parent)
+            else:
+                opened = open_source(source, settings, folder.parent)
             info = _build(opened, folder, settings, columns, say)
+            if logged is not None:
+                info = _with_logged(logged, info, folder, settings, columns, say)
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
             reason = str(error).splitlines()[0]
             raise DataError(complain(source, reason, f"to fit {_MEMORY} of memory and the free disk")) from None
@@ -146,9 +152,40 @@ def _added(
     return replace(opened, path=Path(f"{dataset.info.source} + {source}"), notes=notes), settings, columns
 
 
+def _with_logged(
+    logged: Logged,
+    info: DatasetInfo,
+    folder: Path,
+    settings: PrepareSettings,
+    columns: DeclaredColumns,
+    say: Say,
+) -> DatasetInfo:
+    """Adds the plays of an event log to the dataset in `folder`; returns what its dataset.json says then."""
+    say("adding recorded plays")
+    work = folder.parent / "logged"
+    work.mkdir()
+    before = folder.rename(work / "before")
+    settings = replace(settings, split=settings.split or info.split["protocol"], **PLAIN)
+    try:
+        settings, columns, notes = together(logged.path, Dataset.open(before), settings, columns, work)
+    except NothingNew:
+        before.rename(folder)
+    else:
+        folder.mkdir()
+        opened = open_source(work, settings, folder.parent)
+        told = (note.replace(f"added to {before.name}", "recorded plays") for note in notes)
+        opened = replace(opened, path=logged.path, notes=(*info.notes, *told))
+        source, info = info.source, _build(opened, folder, settings, columns, say)
+        info = replace(info, source=f"{source} + plays of {logged.told}")
+    info = replace(info, logged={"store": logged.store, "position": logged.until})
+    (folder / "dataset.json").write_text(info.to_json(), encoding="utf-8")
+    return info
+
+
 def _build(source: Source, folder: Path, settings: PrepareSettings, columns: DeclaredColumns, say: Say) -> DatasetInfo:
     """Writes the dataset into `folder`; what is needed only meanwhile lies beside it."""
     work = folder.parent
+    columns = columns.resolved(source.tracks.names, source.users.names)
     used = choose_columns(source, columns)
     config: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": _MEMORY,

@@ -39,7 +39,10 @@ USER_COLUMNS: Mapping[str, Kind] = {
     "country": "categorical",
     "occupation": "categorical",
 }
-IGNORED = ("spotify_id", "spotify_preview_url")  # known, and no feature
+IGNORED = (  # known, and no feature
+    *("spotify_id", "spotify_preview_url"),
+    *("event_id", "request_id", "recorded_ms"),  # of `lhydra plays export`
+)
 RESERVED = ("train_plays", "train_listeners", "train_tracks", "train_top_genre")  # Lhydra's own aggregates
 _NEAR: Mapping[str, tuple[str, ...]] = {  # names that other programs use, without case and punctuation
     "user_id": ("user", "uid", "username", "listener", "listenerid", "member", "memberid", "account", "accountid"),

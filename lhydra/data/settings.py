@@ -87,6 +87,11 @@ class PrepareSettings(ReadSettings):
     valid_s: int = setting(86_400, "length of the valid fold in seconds (global-time)", low=0)
     test_s: int = setting(86_400, "length of the test fold in seconds (global-time)", low=1)
     gap_s: int = setting(1_800, "seconds left out before the valid and before the test fold (global-time)", low=0)
+    plays: str | None = setting(
+        None,
+        "plays that servers recorded, taken along: a bundle store, lmdb:PATH, redis://HOST:PORT/DB, or what"
+        " `lhydra plays export` wrote, a file or a folder of them",
+    )
     append: bool = setting(False, "add SOURCE to what DATASET holds; it is divided again, by its own rule unless told")
     strict: bool = setting(False, "refuse a source with bad rows instead of dropping them")
 

@@ -74,6 +74,21 @@ def configure(con: duckdb.DuckDBPyConnection) -> None:
     con.execute(_MACROS)
 
 
+def seconds_of(text: str) -> int | None:
+    """Reads one time, by the grammar of cells.
+
+    Args:
+        text: Unix seconds, or ISO 8601; UTC where it names no offset.
+
+    Returns:
+        Unix seconds, None for anything else.
+    """
+    with duckdb.connect() as con:
+        configure(con)
+        ((found,),) = con.execute("SELECT CASE WHEN NOT blank($1) THEN seconds($1) END", [text]).fetchall()
+    return None if found is None else int(found)
+
+
 def decide_dates(con: duckdb.DuckDBPyConnection, table: str, cell: str, *, typed: bool) -> str:
     """Decides for a column of times whether `20200101` is a date and `2020` a year, or both are seconds of 1970.
 

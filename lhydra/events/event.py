@@ -14,9 +14,8 @@ from lhydra.domain import Play
 from lhydra.errors import UserStoreError, complain
 
 VERSION = 1
-_HEAD, _FIXED = struct.Struct("<B3xI"), struct.Struct("<QqdIBx5H")
-_BOTH, _START = struct.Struct("<B3xIQqdIBx5H"), 48
-_COMPLETED, _SKIPPED, _MS_PLAYED = 1, 4, 16  # flags: that it is known; whether it is so is the next bit
+_HEAD, _FIXED, START = struct.Struct("<B3xI"), struct.Struct("<QqdIBx5H"), 48
+COMPLETED, SKIPPED, MS_PLAYED = 1, 4, 16  # flags: that it is known; whether it is so is the next bit
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +46,33 @@ def pack(play: Play, recorded_ms: int) -> bytes:
     """
     flags = ms_played = 0
     if play.completed is not None:
-        flags = _COMPLETED | play.completed * 2 * _COMPLETED
+        flags = COMPLETED | play.completed * 2 * COMPLETED
     if play.skipped is not None:
-        flags |= _SKIPPED | play.skipped * 2 * _SKIPPED
+        flags |= SKIPPED | play.skipped * 2 * SKIPPED
     if play.ms_played is not None:
-        flags, ms_played = flags | _MS_PLAYED, play.ms_played
+        flags, ms_played = flags | MS_PLAYED, play.ms_played
     event_id, user_id, track_id = play.event_id, play.user_id, play.track_id
     request_id, session_id = play.request_id, play.session_id
     lengths = len(event_id), len(user_id), len(track_id), len(request_id), len(session_id)
     fixed = _FIXED.pack(recorded_ms, play.time, play.count, ms_played, flags, *lengths)
     body = fixed + f"{event_id}{user_id}{track_id}{request_id}{session_id}".encode()
     return _HEAD.pack(VERSION, zlib.crc32(body, VERSION)) + body
+
+
+def check(packed: bytes, position: str) -> None:
+    """Checks that a value is one that `pack` packed.
+
+    Args:
+        packed: the stored value.
+        position: where it lies in the log, for the error.
+
+    Raises:
+        UserStoreError: another format, or bytes that are not what was written; names the position.
+    """
+    if len(packed) < START or packed[0] != VERSION:
+        raise _damaged(packed, position)
+    if zlib.crc32(memoryview(packed)[_HEAD.size :], VERSION) != _HEAD.unpack_from(packed)[1]:
+        raise _damaged(packed, position)
 
 
 def unpack(packed: bytes, position: str) -> Event:
@@ -73,14 +88,11 @@ def unpack(packed: bytes, position: str) -> Event:
     Raises:
         UserStoreError: another format, or bytes that are not what was written; names the position.
     """
-    if len(packed) < _START:
-        raise _damaged(packed, position)
-    version, checksum, recorded_ms, time, count, ms_played, flags, n_event, n_user, n_track, n_request, n_session = (
-        _BOTH.unpack_from(packed)
+    check(packed, position)
+    recorded_ms, time, count, ms_played, flags, n_event, n_user, n_track, n_request, n_session = _FIXED.unpack_from(
+        packed, _HEAD.size
     )
-    if version != VERSION or zlib.crc32(packed[_HEAD.size :], VERSION) != checksum:
-        raise _damaged(packed, position)
-    texts = packed[_START:].decode()
+    texts = packed[START:].decode()
     track_at = n_event + n_user
     request_at = track_at + n_track
     session_at = request_at + n_request
@@ -92,11 +104,11 @@ def unpack(packed: bytes, position: str) -> Event:
         texts[track_at:request_at],
         time,
         count,
-        bool(flags & 2 * _COMPLETED) if flags & _COMPLETED else None,
-        bool(flags & 2 * _SKIPPED) if flags & _SKIPPED else None,
+        bool(flags & 2 * COMPLETED) if flags & COMPLETED else None,
+        bool(flags & 2 * SKIPPED) if flags & SKIPPED else None,
         texts[request_at:session_at],
         texts[session_at:],
-        ms_played if flags & _MS_PLAYED else None,
+        ms_played if flags & MS_PLAYED else None,
     )
     return Event(play, recorded_ms)
 
@@ -110,7 +122,7 @@ def recorded_ms_of(packed: bytes) -> int:
     Returns:
         Unix milliseconds, 2^63 - 1 at most; 0 of a value that is too short to say.
     """
-    return min(int.from_bytes(packed[8:16], "little"), 2**63 - 1) if len(packed) >= _START else 0
+    return min(int.from_bytes(packed[8:16], "little"), 2**63 - 1) if len(packed) >= START else 0
 
 
 def _damaged(packed: bytes, position: str) -> UserStoreError:

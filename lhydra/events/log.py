@@ -1,9 +1,10 @@
 """What every kind of store says of its event log: places in it, and how large it is."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+from lhydra.domain import Play
 from lhydra.errors import UserStoreError, complain
 from lhydra.events.event import Event, unpack
 
@@ -88,3 +89,32 @@ def positions_of(entries: Iterable[tuple[str, bytes]], user_id: str) -> list[str
                     continue
             found.append(position)
     return found
+
+
+class LaterPlays:
+    """The plays of an event log after a position, by user; read on as the log grows.
+
+    Args:
+        events: reads the log after a position.
+        after: the position; None for no plays at all.
+    """
+
+    def __init__(self, events: Callable[[str], Iterator[list[tuple[str, Event]]]], after: str | None) -> None:
+        self._events, self._position = events, after
+        self._plays: dict[str, list[Play]] = {}
+
+    def of(self, user_id: str) -> Sequence[Play]:
+        """Returns the plays of a user that are in the log at this moment.
+
+        Args:
+            user_id: whose.
+
+        Returns:
+            The plays, in order of recording.
+        """
+        if self._position is None:
+            return ()
+        for chunk in self._events(self._position):
+            for self._position, event in chunk:
+                self._plays.setdefault(event.play.user_id, []).append(event.play)
+        return self._plays.get(user_id, ())

@@ -12,7 +12,7 @@ import lmdb
 from lhydra.domain import Play, UserState
 from lhydra.events import lmdb_log
 from lhydra.events.event import Event, now_ms, pack
-from lhydra.events.log import CHUNK, EventLogInfo, opened, place, positions_of
+from lhydra.events.log import CHUNK, EventLogInfo, LaterPlays, opened, place, positions_of
 from lhydra.users.environment import Environment
 from lhydra.users.heard import chunk_key
 from lhydra.users.packed import (
@@ -105,18 +105,19 @@ class LmdbUsers:
 
         return self._env.write(change, deadline_s)
 
-    def load(self, states: Iterable[tuple[str, UserState]]) -> int:
+    def load(self, states: Iterable[tuple[str, UserState]], logged: str | None = None) -> int:
         """See `UserStore.load`. Writes _LOAD_CHUNK users at a time: an error leaves those before it loaded.
 
         Args:
             states: (user id, state) pairs.
+            logged: the position up to which the data hold the event log.
 
         Returns:
             How many users there were.
         """
-        remaining, n_users = iter(states), 0
+        remaining, n_users, later = iter(states), 0, LaterPlays(self.events, logged)
         while chunk := list(itertools.islice(remaining, _LOAD_CHUNK)):  # built before the lock is taken
-            self._env.write(partial(_load, chunk), wait_s=_LOAD_WAIT_S)
+            self._env.write(partial(_load, chunk, later), wait_s=_LOAD_WAIT_S)
             n_users += len(chunk)
         return n_users
 
@@ -172,10 +173,21 @@ class LmdbUsers:
         Yields:
             Entries with their positions.
         """
-        first = place(after)[0] + 1 if after else 1
-        for chunk in self._chunks(first, _END if until is None else place(until)[0]):
+        for chunk in self.entries(after, until):
             if entries := list(opened(chunk, user_id)):
                 yield entries
+
+    def entries(self, after: str = "", until: str | None = None) -> Iterator[list[tuple[str, bytes]]]:
+        """See `UserStore.entries`.
+
+        Args:
+            after: the position before the first entry; empty for the first of all.
+            until: the last position that is wanted; None for the end.
+
+        Returns:
+            Chunks of positions and packed events.
+        """
+        return self._chunks(place(after)[0] + 1 if after else 1, _END if until is None else place(until)[0])
 
     def event_log(self) -> EventLogInfo:
         """See `UserStore.event_log`.
@@ -234,9 +246,9 @@ class LmdbUsers:
         self._env.close()
 
 
-def _load(users: Sequence[tuple[str, UserState]], txn: lmdb.Transaction) -> None:
+def _load(users: Sequence[tuple[str, UserState]], later: LaterPlays, txn: lmdb.Transaction) -> None:
     for user_id, state in users:
-        _changed(txn, user_id, loading([state]))
+        _changed(txn, user_id, loading([state], partial(later.of, user_id)))
 
 
 def _remove(log: lmdb_log.Log, positions: Sequence[str], txn: lmdb.Transaction) -> int:

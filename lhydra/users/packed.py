@@ -96,11 +96,12 @@ def in_order(plays: Sequence[Play], flags: Mapping[str, Sequence[bool]]) -> list
     return [next(left[play.user_id]) for play in plays]
 
 
-def loading(loaded: Sequence[UserState]) -> Change:
+def loading(loaded: Sequence[UserState], later: Callable[[], Sequence[Play]] = tuple) -> Change:
     """Returns the change of `UserStore.load`, which answers whether anything changed.
 
     Args:
         loaded: the user's states in the prepared data, one after the other; at least one.
+        later: returns the live plays of which is known that the data do not hold them, as of the record at hand.
 
     Returns:
         The change.
@@ -109,7 +110,7 @@ def loading(loaded: Sequence[UserState]) -> Change:
     def of(record: UserRecord) -> tuple[UserRecord, list[bool]]:
         new = record
         for state in loaded:
-            new = new.with_base(state)
+            new = new.with_base(state, later())
         return new, [record.state.version == 0 or bool(new.changed) or pack(new) != pack(record)]
 
     return Change(reduce(np.union1d, (state.heard for state in loaded)), of)

@@ -19,6 +19,7 @@ from lhydra.domain import (
     Hashes,
     History,
     Play,
+    Recent,
     Repeats,
     UserState,
     no_hashes,
@@ -89,7 +90,7 @@ class UserRecord:
         state = replace(after_plays(self.state, added, flags), heard=lying[0])
         return UserRecord(state, live, kept, sums, *lying[1:], self.flags), fresh
 
-    def with_base(self, loaded: UserState) -> "UserRecord":
+    def with_base(self, loaded: UserState, later: Sequence[Play] = ()) -> "UserRecord":
         """Returns the record with its loaded part replaced; live plays are kept until the data covers them.
 
         A live play is covered when the loaded history holds its track with a last play at least as late: it
@@ -98,20 +99,31 @@ class UserRecord:
 
         Args:
             loaded: the user's state in the prepared data.
+            later: live plays of which an event log tells that the data were made before they came: none of them is
+                covered, whatever its time.
 
         Returns:
             The new record.
         """
         own, live, sums = self.state.recent, self.live, self.sums
+        history, tracks = loaded.history, track_hashes(play.track_id for play in later)
+        known = set(zip(tracks.tolist(), [play.time for play in later], strict=True))
+
+        def covered(plays: History | Recent) -> npt.NDArray[np.bool_]:
+            held = _covered(history, plays["track"], plays["time"].astype(np.int64))
+            if known:
+                keys = zip(plays["track"].tolist(), plays["time"].tolist(), strict=True)
+                held &= np.fromiter((key not in known for key in keys), bool, len(plays))
+            return held
+
         if len(own):
             own = own[own["flags"] & LIVE != 0]
         if len(own) and len(loaded.recent):
             liked = own["flags"] & SKIPPED == 0
-            covered = liked & _covered(loaded.history, own["track"], own["time"].astype(np.int64))
-            own = without(own[~covered], loaded.recent)
-        history, repeats = loaded.history, repeats_of(loaded)
+            own = without(own[~(liked & covered(own))], loaded.recent)
+        repeats = repeats_of(loaded)
         if len(live):
-            kept = ~_covered(history, live["track"], live["time"])
+            kept = ~covered(live)
             live, sums = live[kept], sums[kept[: len(sums)]]
             history, repeats = merged(history, repeats, live, _repeats_of(live, sums))
         lying = self._lying(loaded.heard)

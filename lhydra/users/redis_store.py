@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import redis
@@ -19,7 +20,7 @@ from lhydra.domain import Hashes, Play, UserState
 from lhydra.errors import DeadlineExceeded, UserStoreError, complain
 from lhydra.events import redis_log
 from lhydra.events.event import Event
-from lhydra.events.log import EventLogInfo, opened, positions_of
+from lhydra.events.log import EventLogInfo, LaterPlays, opened, positions_of
 from lhydra.users.breaker import Breaker, BreakerOpen
 from lhydra.users.connections import Address, Connections, limit
 from lhydra.users.heard import chunk_key
@@ -33,7 +34,7 @@ from lhydra.users.packed import (
     values,
 )
 from lhydra.users.record import UserRecord, user_key
-from lhydra.users.redis_values import IDENTITY, PATTERN, Command, ask, chunk_names, identified, name_of, reason, whole
+from lhydra.users.redis_values import IDENTITY, Command, ask, chunk_names, identified, name_of, reason, sampled, whole
 from lhydra.users.stored import StoredUser, lows_of, stored_of
 
 READ_S = 0.02  # a request waits so long for its user
@@ -44,7 +45,6 @@ BULK_CONTENDED_S = 30.0  # the same for `load`
 CLAIM_S = 1.0  # a server that starts waits so long
 _GET_IDENTITY = b"*2\r\n$3\r\nGET\r\n$9\r\nlhydra:id\r\n"  # as it is sent: packing it for each request takes 10 us
 _LOAD_CHUNK = 200  # users per transaction: short, so that live plays seldom come between
-_READ_CHUNK = 50
 _UNREACHED = (redis.ConnectionError, redis.TimeoutError)
 
 T = TypeVar("T")
@@ -116,23 +116,25 @@ class RedisUsers:
             plays, self._change(recordings(plays), WRITE_S, CONTENDED_S, deadline_s, plays if self._events else ())
         )
 
-    def load(self, states: Iterable[tuple[str, UserState]]) -> int:
+    def load(self, states: Iterable[tuple[str, UserState]], logged: str | None = None) -> int:
         """See `UserStore.load`. Writes _LOAD_CHUNK users at a time: an error leaves those before it loaded.
 
         Args:
             states: (user id, state) pairs.
+            logged: the position up to which the data hold the event log.
 
         Returns:
             How many users there were.
         """
         with self._connection(BULK_S) as connection:
             ask(connection, ("PING",))  # the first users may take long to come: better to know at once
-        remaining, n_users = iter(states), 0
+        remaining, n_users, later = iter(states), 0, LaterPlays(self.events, logged)
         while chunk := list(itertools.islice(remaining, _LOAD_CHUNK)):
             bases: dict[str, list[UserState]] = {}
             for user_id, state in chunk:
                 bases.setdefault(user_id, []).append(state)
-            self._change({user_id: loading(given) for user_id, given in bases.items()}, BULK_S, BULK_CONTENDED_S)
+            changes = {user_id: loading(given, partial(later.of, user_id)) for user_id, given in bases.items()}
+            self._change(changes, BULK_S, BULK_CONTENDED_S)
             n_users += len(chunk)
         return n_users
 
@@ -163,7 +165,7 @@ class RedisUsers:
         deleted, (_, ends) = self._undisturbed(
             user_id, lambda packed, names, chunks: (packed is not None, [("DEL", *names), redis_log.LAST])
         )
-        for chunk in self._chunks("", redis_log.read(ends)[0][0] if ends else "0"):
+        for chunk in self.entries("", redis_log.read(ends)[0][0] if ends else "0"):
             if found := positions_of(chunk, user_id):
                 with self._connection(BULK_S) as connection:
                     deleted |= ask(connection, ("XDEL", redis_log.NAME, *found))[0] > 0
@@ -182,7 +184,7 @@ class RedisUsers:
         Yields:
             Entries with their positions.
         """
-        for chunk in self._chunks(after, until):
+        for chunk in self.entries(after, until):
             if entries := list(opened(chunk, user_id)):
                 yield entries
 
@@ -207,7 +209,7 @@ class RedisUsers:
             How many entries were removed.
         """
         n_removed = 0
-        for chunk in self._chunks("", None):
+        for chunk in self.entries("", None):
             if old := redis_log.oldest(chunk, before_ms):
                 with self._connection(BULK_S) as connection:
                     n_removed += ask(connection, ("XDEL", redis_log.NAME, *old))[0]
@@ -215,7 +217,16 @@ class RedisUsers:
                 break
         return n_removed
 
-    def _chunks(self, after: str, until: str | None) -> Iterator[list[tuple[str, bytes]]]:
+    def entries(self, after: str = "", until: str | None = None) -> Iterator[list[tuple[str, bytes]]]:
+        """See `UserStore.entries`. Each chunk is one round trip.
+
+        Args:
+            after: the position before the first entry; empty for the first of all.
+            until: the last position that is wanted; None for the end.
+
+        Yields:
+            Positions and packed events.
+        """
         while True:
             with self._connection(BULK_S) as connection:
                 identity, reply = ask(connection, ("GET", IDENTITY), redis_log.reading(after, until))
@@ -235,23 +246,7 @@ class RedisUsers:
             The states, spread over all users in order of their keys.
         """
         with self._connection(BULK_S) as connection:
-            keys: set[bytes] = set()
-            cursor = b"0"
-            while True:
-                ((cursor, found),) = ask(connection, ("SCAN", cursor, "MATCH", PATTERN, "COUNT", 1000))
-                keys.update(found)
-                if cursor == b"0":
-                    break
-            chosen = sorted(keys)[:: max(1, len(keys) // max(1, n))][:n]
-            states: list[UserState | None] = []
-            for i in range(0, len(chosen), _READ_CHUNK):
-                some = chosen[i : i + _READ_CHUNK]
-                (packed,) = ask(connection, ("MGET", *some))
-                until_s = time.monotonic() + BULK_S
-                states += [
-                    whole(connection, name, value, "sampled", until_s) for name, value in zip(some, packed, strict=True)
-                ]
-        return [state for state in states if state is not None]
+            return sampled(connection, n, BULK_S)
 
     def claim(self) -> tuple[str, bool]:
         """Gives the store an id where it has none.

@@ -12,8 +12,9 @@ from lhydra.users.connections import limit
 from lhydra.users.heard import chunk_key
 from lhydra.users.packed import unpack_state, with_chunks
 
-IDENTITY, PATTERN = b"lhydra:id", b"lhydra:[uh]:*"
-_PREFIX, _CHUNKS = b"lhydra:", b"lhydra:~:*"
+IDENTITY = b"lhydra:id"
+_PREFIX, _USERS, _CHUNKS = b"lhydra:", b"lhydra:[uh]:*", b"lhydra:~:*"
+_READ_CHUNK = 50  # users that are read together
 
 Command = tuple[str | bytes | int, ...]
 
@@ -53,12 +54,47 @@ def chunk_names(connection: redis.Connection, key: bytes) -> list[bytes]:
     Returns:
         The keys, sorted.
     """
-    first, found, cursor = name_of(chunk_key(key, 0)), set[bytes](), b"0"
+    first = name_of(chunk_key(key, 0))
+    return [name for name in scanned(connection, _CHUNKS) if name[:-8] == first[:-8]]
+
+
+def scanned(connection: redis.Connection, pattern: bytes) -> list[bytes]:
+    """Returns the keys of the database that a pattern matches.
+
+    Args:
+        connection: to the server.
+        pattern: as Redis takes it.
+
+    Returns:
+        The keys, sorted.
+    """
+    found, cursor = set[bytes](), b"0"
     while True:
-        ((cursor, some),) = ask(connection, ("SCAN", cursor, "MATCH", _CHUNKS, "COUNT", 1000))
-        found.update(name for name in some if name.startswith(first[:-8]) and len(name) == len(first))
+        ((cursor, some),) = ask(connection, ("SCAN", cursor, "MATCH", pattern, "COUNT", 1000))
+        found.update(some)
         if cursor == b"0":
             return sorted(found)
+
+
+def sampled(connection: redis.Connection, n: int, wait_s: float) -> list[UserState]:
+    """Returns the states of some users; the keys of all are scanned, and held in memory.
+
+    Args:
+        connection: to the server.
+        n: how many at most.
+        wait_s: seconds for the chunks of so many users as are read together.
+
+    Returns:
+        The states, spread over all users in order of their keys.
+    """
+    keys, states = scanned(connection, _USERS), list[UserState | None]()
+    chosen = keys[:: max(1, len(keys) // max(1, n))][:n]
+    for i in range(0, len(chosen), _READ_CHUNK):
+        some = chosen[i : i + _READ_CHUNK]
+        (packed,) = ask(connection, ("MGET", *some))
+        until_s = time.monotonic() + wait_s
+        states += [whole(connection, name, value, "sampled", until_s) for name, value in zip(some, packed, strict=True)]
+    return [state for state in states if state is not None]
 
 
 def whole(

@@ -53,11 +53,12 @@ class UserStore(Protocol):
                 same call again counts nothing twice.
         """
 
-    def load(self, states: Iterable[tuple[str, UserState]]) -> int:
+    def load(self, states: Iterable[tuple[str, UserState]], logged: str | None = None) -> int:
         """Loads users from prepared data, keeping live plays that the data do not cover.
 
         Args:
             states: (user id, state) pairs.
+            logged: the position in the event log up to which the data hold it; None where that is not known.
 
         Returns:
             How many users there were.
@@ -114,6 +115,20 @@ class UserStore(Protocol):
 
         Raises:
             UserStoreError: an entry is damaged, the error names its position; or `after` or `until` is no position.
+        """
+
+    def entries(self, after: str = "", until: str | None = None) -> Iterator[list[tuple[str, bytes]]]:
+        """Reads the event log as it lies there, packed: for whoever reads much of it.
+
+        Args:
+            after: as for `events`.
+            until: as for `events`.
+
+        Yields:
+            Positions and packed events, in order.
+
+        Raises:
+            UserStoreError: `after` or `until` is no position.
         """
 
     def event_log(self) -> EventLogInfo:
