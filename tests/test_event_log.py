@@ -1,6 +1,7 @@
 """The event log beside a plain list: what was recorded, once, in order, whatever else is done to the store."""
 
 import itertools
+import struct
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from lhydra.events.event import Event, pack, unpack
 from lhydra.users import lmdb_store, redis_store
 from lhydra.users import opened as opened_files
 from lhydra.users.lmdb_store import LmdbUsers
+from lhydra.users.place import try_files
 from lhydra.users.redis_store import RedisUsers
 from lhydra.users.store import UserStore, open_users
 from tests.redis_server import RedisServer, budgets, running
@@ -484,3 +486,18 @@ def test_a_redis_without_memory_refuses_plays_whole(tmp_path: Path) -> None:
         assert refused(users, batch) == ""
         assert ids(logged(users)) == taken + [one.event_id for one in batch]
         users.close()
+
+
+def test_the_try_of_doubtful_files_reads_the_ends_of_the_log_too(tmp_path: Path) -> None:
+    users = LmdbUsers(tmp_path / "users.lmdb")
+    users.record([play("e1")])
+    with users._env.raw.begin() as txn:
+        (root,) = struct.unpack_from("<Q", bytes(txn.get(lmdb_log.NAME) or b""), 40)  # LMDB's page of the database
+    size = users._env.raw.stat()["psize"]
+    users.close()
+    try_files(tmp_path / "users.lmdb")
+    with (tmp_path / "users.lmdb" / "data.mdb").open("r+b") as data:
+        data.seek(root * size)
+        data.write(b"\xff" * size)
+    with pytest.raises(UserStoreError):
+        try_files(tmp_path / "users.lmdb")

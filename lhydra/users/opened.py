@@ -9,6 +9,8 @@ from pathlib import Path
 
 import lmdb
 
+from lhydra.events import lmdb_log
+
 MAX_READERS = 1024  # read transactions at a time, of all processes; a lock file of _LOCK_BYTES has room for more
 MAX_DATABASES = 16  # named ones, with room for later
 META, IDENTITY = b"meta", b"id"  # the named database of what is known of the store, and its key of the store's id
@@ -170,6 +172,20 @@ def identified(env: lmdb.Environment, txn: lmdb.Transaction) -> str:
         found = secrets.token_hex(8).encode()
         txn.put(IDENTITY, found, db=meta)
     return bytes(found).decode()
+
+
+def try_all_of(env: lmdb.Environment, txn: lmdb.Transaction) -> None:
+    """Reads every value of users, and of the event log, which is long, the ends that recording touches.
+
+    Args:
+        env: the environment.
+        txn: a transaction in it.
+    """
+    for _ in txn.cursor():
+        pass
+    with suppress(lmdb.NotFoundError), txn.cursor(env.open_db(lmdb_log.NAME, txn=txn, create=False)) as log:
+        log.first()
+        log.last()
 
 
 def file_of(found: os.stat_result) -> File:

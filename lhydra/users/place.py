@@ -161,6 +161,7 @@ def main() -> int:
         The exit code.
     """
     from lhydra.users.environment import Environment
+    from lhydra.users.opened import try_all_of
 
     try:
         if sys.argv[1:] == ["--redis"]:
@@ -170,8 +171,7 @@ def main() -> int:
         environment = Environment(Path(sys.argv[1]), sync_s=0, create=not try_all)
         if try_all:
             with environment.reading() as txn:
-                for _ in txn.cursor():
-                    pass
+                try_all_of(environment.raw, txn)
             environment.write(lambda txn: txn.delete(b"no such key"))
         if not environment.identity:
             environment.write(lambda transaction: None)  # the first write gives it one
