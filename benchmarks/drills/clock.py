@@ -44,6 +44,7 @@ int gettimeofday(struct timeval *out, void *zone) {
 }
 """
 DAY_S = 86_400
+JUMPS = (DAY_S, -DAY_S, 0) * 10  # often: a jump harms a call that is just being answered
 
 
 def jumps(world: World) -> list[Verdict]:
@@ -55,7 +56,10 @@ def jumps(world: World) -> list[Verdict]:
     Returns:
         The rows of the table.
     """
-    promise, target = "a clock that jumps a day both ways is not noticed", "0 failed, no worker lost"
+    promise, target = (
+        f"a clock that jumps a day both ways, {len(JUMPS)} times, is not noticed",
+        "0 failed, no worker lost",
+    )
     compiler = shutil.which("cc")
     if compiler is None:
         return [not_run(promise, target, "no C compiler")]
@@ -67,17 +71,16 @@ def jumps(world: World) -> list[Verdict]:
         server.settled(world.bundles[0])
         before, recorded = set(server.workers), 0
         with Callers(server.address, world, pause_s=0.005) as callers, Client(server.address, timeout_s=10) as client:
-            for i, jump_s in enumerate((DAY_S, -DAY_S, 0)):
+            for i, jump_s in enumerate(JUMPS):
                 offset.with_suffix(".next").write_text(str(jump_s))
                 offset.with_suffix(".next").replace(offset)
-                callers.more(500)
+                callers.more(60)
                 recorded += client.record_plays([Play("jumped", "T0000001", event_id=f"jump-{i}")]).recorded
         found, errors, kept = callers.figures(), server.errors(), before == set(server.workers)
     failed = found["failed_with_our_client"] + found["failed_without_retries"] + found["mixed"]
-    measured = (
-        f"{failed} of {found['calls']:,} failed, workers {'kept' if kept else 'lost'}, {recorded} of 3 plays taken"
-    )
-    return [Verdict(promise, target, measured, not failed and kept and recorded == 3 and not errors)]
+    measured = f"{failed} of {found['calls']:,} failed, workers {'kept' if kept else 'lost'}, "
+    measured += f"{recorded} of {len(JUMPS)} plays taken"
+    return [Verdict(promise, target, measured, not failed and kept and recorded == len(JUMPS) and not errors)]
 
 
 def _compile(compiler: str, library: Path) -> None:
