@@ -248,7 +248,8 @@ def records() -> tuple[Reader, list[bytes]]:
 
     def read(data: bytes) -> None:
         for packed in (data, sealed(data)):
-            for reader in (lows_of, unpack_state, lambda value, user: stored_of(value, [], user)):
+            chunks = [None] * len(lows_of(packed, "ann") or ())  # as a store has it of which they are gone
+            for reader in (unpack_state, lambda value, user, chunks=chunks: stored_of(value, chunks, user)):
                 try:
                     reader(packed, "ann")
                 except UserStoreError as error:
