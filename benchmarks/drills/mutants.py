@@ -320,7 +320,7 @@ def drilled(mutant: Mutant, work: Path) -> list[dict[str, Any]]:
         )
         if not out.exists():
             raise RuntimeError(ended.stderr[-2000:])
-        found = json.loads(out.read_text())["rows"]
+        found = json.loads(out.read_text().replace(str(work), "WORK"))["rows"]
     return [_row(mutant, promise, found) for promise in mutant.promises]
 
 
