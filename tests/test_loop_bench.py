@@ -205,6 +205,6 @@ def test_the_picture_is_xml_with_a_line_for_each_service(
     turn = {"outcome": "published", "why": "", "judged": judged}
     document = {"command": "", "settings": {"users": USERS, "tracks": TRACKS, "seed": SEED}, "seconds": 1, **found}
     document |= {"machine": machine(), "versions": versions()}
-    document["rows"] = [*found["rows"], {**found["rows"][0], "retrain": turn}]
-    assert "| published | 0.100 | 0.200 | +0.100 (+0.050 to +0.150) |" in page(document)
-    assert page(document).count("| 0 |") == 3
+    document["turns"] = [turn]
+    assert "| 1 | published | 0.100 | 0.200 | +0.100 (+0.050 to +0.150) |" in page(document)
+    assert page(document).count("| 0 | the first |") == 1

@@ -31,9 +31,9 @@ def figures(
     weeks = [[week] for week in range(done)]
     rows = [_row(played, shown, week, seed) | {"week": week[0]} for week in weeks]
     for row, turn in zip(rows[1:], turns, strict=False):
-        row["retrain"] = dict(turn)
+        row["model"] = turn["outcome"]
     after = {"after": _row(played, shown, range(1, done), seed)} if done > 1 else {}
-    return {"rows": rows, "last": rows[-1], **after}
+    return {"rows": rows, "last": rows[-1], **after, "turns": list(turns)}
 
 
 def _row(
@@ -93,7 +93,7 @@ def table(found: Mapping[str, Any]) -> str:
     names = ["week", "model", "share of plays from lists: learning", "never", "difference", "regret: learning", "never"]
     lines = [f"| {' | '.join([*names, 'difference'])} |", "|---" * 8 + "|"]
     for row in [*found["rows"], *([found["after"]] if "after" in found else [])]:
-        model = row["retrain"]["outcome"] if "retrain" in row else "the first" if "week" in row else ""
+        model = row.get("model", "the first" if row.get("week") == 0 else "")
         name = row.get("week", f"1 to {found['rows'][-1]['week']}")
         cells = [str(name), model, *_cells(row["share"], 100, " %"), *_cells(row["regret"], 1, "")]
         lines.append(f"| {' | '.join(cells)} |")
@@ -110,7 +110,6 @@ def page(document: Mapping[str, Any]) -> str:
         Markdown: the command, the table, what came of each retrain.
     """
     sizes, found, rows = document["settings"], document["versions"], document["rows"]
-    told = [(row["week"], row["retrain"]) for row in rows if "retrain" in row]
     return f"""# The loop
 
 ```sh
@@ -131,7 +130,7 @@ services have the same bundle.
 
 | before week | retrain | NDCG@10 of what was served | of the candidate | difference |
 |---|---|---|---|---|
-{"".join(f"| {week} | {_told(turn)} |{chr(10)}" for week, turn in told)}"""
+{"".join(f"| {week} | {_told(turn)} |{chr(10)}" for week, turn in enumerate(document["turns"], 1))}"""
 
 
 def _told(turn: Mapping[str, Any]) -> str:
