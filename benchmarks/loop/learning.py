@@ -32,7 +32,7 @@ def begin(folder: Path, source: Path, epochs: int) -> None:
     command("index", "rebuild", "--model", model, "--data", dataset, "--store", store)
     command("users", "load", dataset, "--store", store)
     retrain = {"source": source, "store": store, "work": folder / "retrain", "plays": folder / "export.parquet"}
-    retrain["tracks"] = folder / "tracks.parquet"
+    retrain |= {"tracks": folder / "tracks.parquet", "model": model}
     sections: dict[str, Any] = {"retrain": {name: str(path.resolve()) for name, path in retrain.items()}}
     sections["train"] = {"epochs": epochs, "moments": MOMENTS}
     write_text(folder / "loop.yaml", json.dumps(sections, indent=1) + "\n")  # JSON is YAML
