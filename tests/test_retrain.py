@@ -266,6 +266,17 @@ def test_a_run_waits_for_a_step_whose_own_run_was_killed(loop: Path, capsys: pyt
         pass
 
 
+def test_a_run_that_is_told_to_stop_takes_its_step_along(loop: Path) -> None:
+    one = Run(loop)
+    one.reach("lhydra prepare")
+    step = int(until(lambda: children(one.process.pid)))
+    one.process.terminate()
+    code, out = one.end()
+    assert (code, out.splitlines()[-1]) == (130, "lhydra retrain: interrupted")
+    until(lambda: gone(step))
+    assert list(State.read(loop / "work").done) == ["export", "screen"]
+
+
 def children(pid: int) -> str:
     return Path(f"/proc/{pid}/task/{pid}/children").read_text().strip()
 
@@ -421,10 +432,11 @@ def test_plays_from_lists_that_are_as_new_as_the_judges_are_left_out(tmp_path: P
     kept = pa.concat_tables(pq.read_table(tmp_path / "out" / part / "plays.parquet") for part in ("named", "plain"))
     left = kept["timestamp"].to_numpy()
     assert set(left) == set(times[~(listed & (times >= first))])
-    assert found == {"judges": round(len(alone) / 2), "left_out": 2_000 - len(left)}
+    from_lists = int((listed & (times > 499)).sum())
+    assert found == {"judges": round(len(alone) / 2), "listed": from_lists, "left_out": 2_000 - len(left)}
     assert (left >= first).sum() == found["judges"]
     few = leave_out(tmp_path / "in", tmp_path / "out", 1_900, 0.5)  # too few without a list: nothing is left out
-    assert few == {"judges": 0, "left_out": 0}
+    assert (few["judges"], few["left_out"]) == (0, 0)
 
 
 def test_a_new_track_comes_with_what_its_table_says(loop: Path, capsys: pytest.CaptureFixture[str]) -> None:

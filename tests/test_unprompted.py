@@ -34,7 +34,7 @@ def kept(path: Path) -> list[int]:
 def test_plays_from_lists_judge_nobody_and_teach_as_long_as_they_are_older(tmp_path: Path) -> None:
     rows = [(10, "a"), (20, ""), (110, "b"), (120, None), (130, "c"), (140, ""), (150, "d"), (160, ""), (170, "e")]
     found = leave_out(log(tmp_path / "in", rows), tmp_path / "out", 100, 0.67)
-    assert found == {"judges": 2, "left_out": 2}  # of three new ones without a list, those at 140 and 160
+    assert found == {"judges": 2, "listed": 4, "left_out": 2}  # of three new ones without a list, those at 140 and 160
     assert kept(tmp_path / "out") == [0, 1, 2, 3, 4, 5, 7]
     assert pq.read_schema(tmp_path / "out/plain/plays.parquet") == pq.read_schema(tmp_path / "in/plain/plays.parquet")
 
@@ -43,11 +43,11 @@ def test_where_no_play_names_an_answer_all_of_them_judge(tmp_path: Path) -> None
     rows: list[tuple[int, str | None]] = [(time, None) for time in range(101, 111)]
     for named in (True, False):
         found = leave_out(log(tmp_path / "in", rows, named), tmp_path / "out", 100, 0.3)
-        assert found == {"judges": 3, "left_out": 0}
+        assert found == {"judges": 3, "listed": 0, "left_out": 0}
         assert kept(tmp_path / "out") == list(range(10))
 
 
 def test_where_every_new_play_came_from_a_list_nothing_is_left_out(tmp_path: Path) -> None:
     found = leave_out(log(tmp_path / "in", [(50, ""), (110, "a"), (120, "b")]), tmp_path / "out", 100, 0.5)
-    assert found == {"judges": 0, "left_out": 0}
+    assert found == {"judges": 0, "listed": 2, "left_out": 0}
     assert kept(tmp_path / "out") == [0, 1, 2]

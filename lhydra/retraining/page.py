@@ -90,7 +90,7 @@ def _quality(steps: Mapping[str, Any]) -> list[Block]:
     )
     if held["left_out"]:
         how += f"{count(held['left_out'])} plays from served lists are as new and do not judge: they favour it."
-    elif not held["judges"]:
+    elif held["listed"]:
         how += "Too few new plays came without a list: plays from lists judge too, and favour what is served."
     return [
         Read(how),

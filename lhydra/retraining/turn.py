@@ -311,7 +311,7 @@ def rebuild(turn: Turn) -> Found:
             f"{one['name']}: {one['note']}" for one in found.gate["checks"] if one["verdict"] == "refused"
         )
         return told | {"outcome": REFUSED, "why": f"the gate refused {found.bundle_id}: {names}"}
-    return told | {"outcome": PUBLISHED, "why": f"published {found.bundle_id}"}
+    return told | {"outcome": PUBLISHED, "why": f"{found.bundle_id}; {turn.done['judge']['why']}"}
 
 
 STEPS: tuple[tuple[str, str, Callable[[Turn], Found]], ...] = (

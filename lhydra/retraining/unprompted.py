@@ -32,14 +32,15 @@ def leave_out(screened: Path, out: Path, learned_s: int, holdout: float) -> dict
 
     Returns:
         judges: how many plays that is; 0 where they are too few: then nothing is left out, and plays from lists judge
-        too. left_out: how many plays from lists are as new.
+        too. listed: new plays from lists; left_out: those of them that are as new as the ones that judge.
     """
     parts = sorted(path.name for path in screened.iterdir())
-    own = []
+    own, from_lists = [], 0
     for part in parts:
         for batch in pq.ParquetFile(screened / part / "plays.parquet").iter_batches():
             times, listed = _columns(batch)
             own.append(times[(times > learned_s) & ~listed])
+            from_lists += int(np.count_nonzero((times > learned_s) & listed))
     alone = np.sort(np.concatenate(own)) if own else np.empty(0, np.int64)
     judges = round(holdout * len(alone))
     judges = judges if judges >= LEAST else 0
@@ -57,7 +58,7 @@ def leave_out(screened: Path, out: Path, learned_s: int, holdout: float) -> dict
                     left_out, kept_any = left_out + int(np.count_nonzero(~kept)), kept_any or bool(kept.any())
             if not kept_any:
                 shutil.rmtree(folder / part)
-    return {"judges": judges, "left_out": left_out}
+    return {"judges": judges, "listed": from_lists, "left_out": left_out}
 
 
 def _columns(plays: pa.RecordBatch) -> tuple[I64, npt.NDArray[np.bool_]]:
