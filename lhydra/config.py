@@ -32,6 +32,7 @@ SECTIONS = (
     "evaluate",
     "recommend",
     "users",
+    "plays",
     "index",
     "serve",
     "demo",

@@ -272,7 +272,7 @@ def test_a_value_out_of_range_is_refused_wherever_it_comes_from(
                 assert re.fullmatch(found, str(error.value)), error.value
 
 
-COMMANDS = ("synth", "prepare", "train", "evaluate", "recommend", "users", "index", "serve", "demo", "retrain")
+COMMANDS = ("synth", "prepare", "train", "evaluate", "recommend", "users", "plays", "index", "serve", "demo", "retrain")
 
 
 def commands_settings(cls: type[Settings]) -> list[type[Settings]]:

@@ -26,6 +26,7 @@ from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.manifest import Manifest, current_bundle_id
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset
+from lhydra.domain import Play
 from lhydra.retraining import turn, under_way
 from lhydra.retraining.decide import decide
 from lhydra.retraining.screen import Clock, screen
@@ -33,6 +34,7 @@ from lhydra.retraining.settings import RetrainSettings
 from lhydra.retraining.turn import STEPS
 from lhydra.retraining.unprompted import leave_out
 from lhydra.retraining.work import State, locked
+from lhydra.users.lmdb_store import LmdbUsers
 from lhydra_index_builder.store import entries
 from tests.harness import gone, until
 
@@ -481,3 +483,30 @@ def test_a_candidate_helps_where_it_is_no_worse(
     found = decide({"stages": {"cascade": {"ndcg@10": change}}}, new_tracks, margin)
     assert found["helps"] is helps
     assert ("is wanted" in found["why"]) is not helps
+
+
+# -- the log of a user store ------------------------------------------------------------------------------
+
+
+def test_plays_that_servers_recorded_are_what_is_learned(loop: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Recorded now, of two years ago: told as late unless that is allowed."""
+    plays = pq.read_table(loop / "new.parquet").to_pylist()
+    users = LmdbUsers(loop / "store/users.lmdb")
+    recorded = [
+        Play(f"e{n}", one["user_id"], one["track_id"], one["timestamp"], one["playcount"])
+        for n, one in enumerate(plays)
+    ]
+    users.record(recorded + recorded[:50])  # sent again
+    users.close()
+    text = (loop / "loop.yaml").read_text().replace(f"plays: {loop}/new.parquet, ", "")
+    (loop / "loop.yaml").write_text(text.replace("min_plays: 200", "min_plays: 5000"))
+    code, out, _ = retrain(loop, capsys)
+    assert code == 4
+    assert json.loads(out)["why"].endswith("1,200 were recorded more than 30 days late")
+    (loop / "loop.yaml").write_text(text.replace("min_plays: 200", "min_plays: 5000, late_s: 1000000000"))
+    code, out, _ = retrain(loop, capsys)
+    told = json.loads(out)
+    assert code == 3
+    assert told["steps"]["screen"]["plays"] == told["steps"]["screen"]["came"] == len(plays)
+    assert told["steps"]["look"]["new"] == len(plays)
+    assert told["steps"]["look"]["new_tracks"] == 0
