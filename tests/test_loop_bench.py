@@ -173,6 +173,7 @@ def test_plays_name_the_answer_that_they_came_from(taste: Taste, draws: Draws, p
     played, _ = serve_week(cast(Client, client), taste, draws, past, 0)
     assert [one.track_id for one in client.recorded] == [f"T{one.track:07}" for one in played]
     assert len({one.event_id for one in client.recorded}) == len(played)
+    assert [one.request_id for one in client.recorded] == [one.request_id for one in played]
     for one in played:
         asked = draws.start[one.user, one.session]
         assert one.request_id == (f"about-U{one.user:06}-{asked}" if one.place else "")

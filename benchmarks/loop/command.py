@@ -35,10 +35,11 @@ from lhydra_client import Client
 
 @dataclass
 class Drill:
-    """What has happened so far. turns: of the retrains; seconds: that the weeks took."""
+    """What has happened so far. weeks: that are over; begun: or under way; seconds: that they took."""
 
     settings: dict[str, int]
     weeks: int = 0
+    begun: int = 0
     seconds: float = 0.0
     turns: list[dict[str, Any]] = field(default_factory=list)
     played: dict[str, list[Played]] = field(default_factory=lambda: {twin: [] for twin in TWINS})
@@ -56,16 +57,20 @@ class Drill:
             The drill.
 
         Raises:
-            SystemExit: it was begun with other settings.
+            SystemExit: it was begun with other settings, or stopped within a week, part of which is recorded.
         """
         if not path.exists():
             return cls(settings)
         found = json.loads(path.read_text(encoding="utf-8"))
         if found["settings"] != settings:
             raise SystemExit(f"{path}: found {found['settings']}, expected {settings}")
+        if found["begun"] > found["weeks"]:
+            raise SystemExit(
+                f"{path}: found a drill stopped in week {found['weeks']}, expected one stopped after a week"
+            )
         played = {twin: [Played(*one) for one in rows] for twin, rows in found["played"].items()}
         shown = {twin: [Shown(*one) for one in rows] for twin, rows in found["shown"].items()}
-        return cls(settings, found["weeks"], found["seconds"], found["turns"], played, shown)
+        return cls(settings, found["weeks"], found["begun"], found["seconds"], found["turns"], played, shown)
 
     def write(self, path: Path) -> None:
         """Replaces state.json.
@@ -146,6 +151,8 @@ def go_on(folder: Path, drill: Drill, weeks: int) -> None:
                 past[twin][one.user].times.append(one.time)
         for week in range(drill.weeks, min(weeks, WEEKS)):
             started = time.monotonic()
+            drill.begun = week + 1
+            drill.write(folder / "state.json")
             taste, draws = taste_of(world, week), draw_week(world, week, settings["seed"])
             fresh: dict[str, list[Played]] = {}
             for twin in TWINS:
@@ -154,7 +161,7 @@ def go_on(folder: Path, drill: Drill, weeks: int) -> None:
                 drill.played[twin] += fresh[twin]
                 drill.shown[twin] += shown
             if week + 1 < WEEKS:
-                turn = learn(folder, world, week, drill.played[LEARNING])
+                turn = learn(folder, world, week)
                 servers[LEARNING].settled(turn["bundle_id"], workers=1)
                 drill.turns.append(turn)
             drill.weeks = week + 1
