@@ -58,12 +58,12 @@ def lambda_loss(logits: Tensor, labels: Tensor, excluded: Tensor, wanted: Tensor
     rank = scores.detach().argsort(dim=1, descending=True, stable=True).argsort(dim=1) + 1
     gain = torch.where(rank <= RANK_CUTOFF, 1 / torch.log2(1.0 + rank), 0.0)  # (B, N)
     ideal = torch.cumsum(1 / torch.log2(torch.arange(2.0, RANK_CUTOFF + 2)), 0)[wanted.clamp(1, RANK_CUTOFF) - 1]
-    most = int(labels.sum(1).max().clamp(min=1))
-    real, places = labels.int().topk(most, 1)  # (B, P) the positives
-    swap = (gain.gather(1, places).unsqueeze(2) - gain.unsqueeze(1)).abs()  # (B, P, N)
-    weight = swap * real.unsqueeze(2) * (~(labels | excluded)).unsqueeze(1) / ideal[:, None, None]
-    apart = scores.gather(1, places).unsqueeze(2) - scores.unsqueeze(1)
-    return (weight * F.softplus(-apart)).sum((1, 2)).mean()
+    user, place = labels.nonzero(as_tuple=True)  # (P,) each: the positives, of whom most users have few
+    own = gain[user, place].unsqueeze(1), scores[user, place].unsqueeze(1)
+    swap = (own[0] - gain.index_select(0, user)).abs()  # (P, N)
+    weight = swap * (~(labels | excluded)).index_select(0, user) / ideal[user].unsqueeze(1)
+    apart = own[1] - scores.index_select(0, user)
+    return (weight * F.softplus(-apart)).sum() / len(logits)
 
 
 def listwise_loss(logits: Tensor, wanted: Tensor, real: Tensor) -> Tensor:
