@@ -385,6 +385,20 @@ def test_a_planted_signal_is_found(network: Network, data: TrainingData) -> None
     assert weights[2] > 0
 
 
+def test_a_gate_that_was_fitted_before_is_gone_on_from(
+    network: Network, data: TrainingData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no further step it is the old one, and finds what it found."""
+    table = random_table(data.n_tracks, seed=3)
+    planted = want(data, planted_rows(network, data, table))
+    before, untouched = fit(network, planted, table), copy.deepcopy(network)
+    gate = [parameter.clone() for parameter in (network.head.scale, *network.head.gate.parameters())]
+    monkeypatch.setattr(heads, "WARM_STEPS", 0)
+    assert fit(untouched, planted, table).cascade["ndcg@10"] == pytest.approx(before.cascade["ndcg@10"], abs=0.05)
+    for old, new in zip(gate, (untouched.head.scale, *untouched.head.gate.parameters()), strict=True):
+        assert new.equal(old)
+
+
 def test_what_was_not_retrieved_is_never_ranked(network: Network, data: TrainingData, watched: Watched) -> None:
     """The random tracks are there to learn from: a cascade could not show them, however high they score."""
     table = random_table(data.n_tracks, seed=3)
@@ -400,7 +414,10 @@ def test_what_was_not_retrieved_is_never_ranked(network: Network, data: Training
                 assert set(rows.tolist()) - {-1} <= retrieved[user]
 
 
-def test_where_signals_are_noise_the_retrieval_order_stays(network: Network, data: TrainingData) -> None:
+@pytest.mark.parametrize("before", [0.0, 5.0])  # of a gate that earlier plays have fitted
+def test_where_signals_are_noise_the_retrieval_order_stays(network: Network, data: TrainingData, before: float) -> None:
+    with torch.no_grad():
+        network.head.gate.bias[2] = before
     table = random_table(data.n_tracks, seed=4)
     first = gathered(network, data, table).rows[:, :3].numpy()  # by rank, not by cosine: near ties may swap
     planted = want(data, first)  # the nearest three, and nothing else

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lhydra import cli
 from lhydra.bundle import sequence_files
@@ -28,6 +29,7 @@ from lhydra.training.config import TrainSettings
 from lhydra.training.data import load
 from lhydra.training.moment_network import MomentHead
 from lhydra.training.moments import find, listenings, sequences_of
+from lhydra.training.progress import MomentsFitted, Progress
 from lhydra.training.train import train
 from lhydra_index_builder.build import rebuild
 from lhydra_index_builder.changes import add, remove
@@ -284,3 +286,21 @@ def test_a_model_without_moments_answers_learnt_as_decay(
     info = json.loads((tmp_path / "model" / "model.json").read_text())
     assert not set(info["files"]) & set(sequence_files.FILES)
     assert not Model.open(tmp_path / "model").head.knows_moments
+
+
+def test_a_warm_head_starts_as_the_part_for_moments_of_before(
+    world: Dataset, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_export: None
+) -> None:
+    """With no further step it is the old one, number by number; only the calibration is fitted again."""
+    monkeypatch.setattr("lhydra.training.moment_head.WARM_EPOCHS", 0)
+    told: list[Progress] = []
+    config = TrainSettings(epochs=2, dim=16, hidden=16, head_epochs=1, depth=30, threads=1)
+    train(world, tmp_path, config, warm=model, report=told.append)
+    before, after = (load_file(folder / "checkpoint" / "head.safetensors") for folder in (model, tmp_path))
+    same = [name for name in before if name.startswith("moments.") and name != "moments.calibration"]
+    for name in same:
+        assert after[name].equal(before[name]), name
+    assert len(same) > 10
+    (moments,) = [line for line in told if isinstance(line, MomentsFitted)]
+    shares = [sequence_files.open_sequences(folder).shares.tolist() for folder in (model, tmp_path)]
+    assert (moments.ndcg, moments.epochs, shares[0]) == (0.0, 0, shares[1])

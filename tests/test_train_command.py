@@ -130,6 +130,7 @@ def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
         "metrics.jsonl",
         "last.safetensors",
         "best.safetensors",
+        "head.safetensors",
     }
 
 

@@ -415,7 +415,7 @@ def test_a_model_is_the_old_one_until_the_new_one_is_whole(
     info = train(tiny_dataset, out, replace(QUICK, epochs=1), resume=True)
     assert Model.open(out).model_id == info.model_id != before
     assert (out / "notes.txt").read_text() == "mine"
-    kept = {"best.safetensors", "last.safetensors", "features.json"}
+    kept = {"best.safetensors", "last.safetensors", "head.safetensors", "features.json"}
     assert {path.name for path in (out / "checkpoint").iterdir()} == kept
     assert os.listdir(tmp_path) == ["model"]
 

@@ -28,7 +28,7 @@ from lhydra.training.model import Network, Shape
 from lhydra.training.progress import EpochDone, Progress, TeacherTried
 from lhydra.training.step import embed_users, tensor
 from lhydra.training.train import train
-from lhydra.training.warm import carried, holds_out, shortened
+from lhydra.training.warm import carried, holds_out, parent_of, shortened
 from tests.conftest import TINY_TRAINING
 
 QUICK = replace(TINY_TRAINING, epochs=8, head_epochs=1)
@@ -199,6 +199,17 @@ def test_a_warm_run_takes_over_what_was_chosen_and_tells_its_parent(
     assert len(epochs) < QUICK.epochs
     assert info.config["epochs"] == QUICK.epochs
     assert train(tiny_dataset, tmp_path / "again", QUICK, warm=tmp_path).warm_from == info.model_id  # and so on
+
+
+def test_the_gate_of_the_head_goes_along_where_it_helped(tiny_dataset: Dataset, parent: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(parent, copied)
+    info = json.loads((copied / "model.json").read_text())
+    for strength, expected in ((0.0, set()), (0.5, {"head.scale", "head.gate.weight", "head.gate.bias"})):
+        info["chosen"]["head strength"] = strength
+        (copied / "model.json").write_text(json.dumps(info))
+        towers = parent_of(copied, tmp_path / "out", tiny_dataset, QUICK).towers
+        assert {name for name in towers if name.startswith("head.")} == expected
 
 
 def test_a_warm_run_resumes_to_the_same_result(tiny_dataset: Dataset, parent: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from lhydra import files
 from lhydra.bundle.model import Parents, Quality
 from lhydra.errors import ModelError, complain
-from lhydra.training.model import Network
+from lhydra.training.model import Head, Network
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,32 @@ def save(path: Path, network: Network, optimizer: torch.optim.Optimizer, state: 
     copies = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
     with files.replacing_file(path) as new:
         save_file(copies, new, metadata={"state": json.dumps(asdict(state))})
+
+
+def save_head(path: Path, head: Head) -> None:
+    """Writes a finished head, which a later training may go on from.
+
+    Args:
+        path: file to replace.
+        head: all of its parameters and buffers are written.
+    """
+    with files.replacing_file(path) as new:
+        save_file({name: value.detach().clone().contiguous() for name, value in head.state_dict().items()}, new)
+
+
+def read_head(path: Path) -> dict[str, Tensor]:
+    """Reads what `save_head` wrote.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Parameters and buffers by name; {} where there is no file.
+
+    Raises:
+        ModelError: it is something else.
+    """
+    return _tensors(path) if path.exists() else {}
 
 
 def read_state(path: Path) -> State:

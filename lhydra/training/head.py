@@ -37,6 +37,7 @@ RANDOM_TRACKS = 16  # tracks beside the retrieved candidates
 CROSS_FIT_PARTS = 3
 DEEP_BATCH = 32
 GATE_STEPS, GATE_BATCH, GATE_RATE, GATE_DECAY = 60, 512, 0.1, 0.01
+WARM_STEPS = 15  # of a gate that goes on from an earlier one
 GATE_START = (0.0, 0.0, 4.0, 0.0)  # beside the scaled cosine: popularity, co-listening of all and recent plays
 STRENGTHS = (0.25, 0.5, 1.0)
 LIST_LENGTH = 20  # tracks of a list that is measured
@@ -87,11 +88,12 @@ class _Trainer:
     tensors: Tensors
     config: TrainSettings
     rng: np.random.Generator
+    steps: int  # of the gate
 
     def stages(self, users: I64, epochs: int) -> Iterator[Head]:
         """Yields one new head, fitted on the examples `users`: first its gate, then every epoch of its deep part."""
         head, config = copy.deepcopy(self.start), self.config
-        _fit_gate(head, self.examples, users, self.rng)
+        _fit_gate(head, self.examples, users, self.rng, self.steps)
         yield head
         deep = [p for name, p in head.named_parameters() if not name.startswith("gate") and name != "scale"]
         optimizer = torch.optim.AdamW(deep, lr=config.head_learning_rate, weight_decay=config.head_weight_decay)
@@ -128,7 +130,7 @@ def fit(
     """Trains the head and its calibration in place, and returns how.
 
     Args:
-        network: towers that are finished, and a head that nobody has fitted.
+        network: towers that are finished, and a head that nobody has fitted, or only its gate, on earlier plays.
         data: what the towers were trained on, and the validation plays.
         tensors: the tracks of `data`.
         table: the co-listening table that the head's signals come from.
@@ -144,8 +146,15 @@ def fit(
     torch.manual_seed(config.seed * 1_000_003)
     targets, shown = _held_out(data, config, rng)
     examples = gather(network, data, tensors, table, targets, shown, config.depth, rng)
-    start = copy.deepcopy(network.head)
-    trainer = _Trainer(start, examples, embed_tracks(network, tensors)[0], tensors, config, rng)
+    start, by_retrieval = copy.deepcopy(network.head), copy.deepcopy(network.head)
+    warm = bool(start.gate.bias.any())
+    with torch.no_grad():
+        for parameter in by_retrieval.gate.parameters():
+            parameter.zero_()
+        if not warm:
+            start.gate.bias.copy_(torch.tensor(GATE_START))
+    steps = WARM_STEPS if warm else GATE_STEPS
+    trainer = _Trainer(start, examples, embed_tracks(network, tensors)[0], tensors, config, rng, steps)
     crossed = _cross_fit(trainer, report, like) if len(data.valid.users) >= CROSS_FIT_PARTS else None
     fitted = Fitted(min(1, config.head_epochs), UNMEASURED_STRENGTH, {})
     if crossed:
@@ -156,9 +165,9 @@ def fit(
         (epochs, strength), best = max(means.items(), key=lambda item: (item[1]["ndcg@10"], -item[0][0]))
         fitted = Fitted(epochs, strength, {name: round(best[name], 6) for name in REPORTED_METRICS})
     if fitted.strength == RETRIEVAL_ORDER:
-        network.head = start
+        network.head = by_retrieval
         fitted = replace(fitted, strength=0.0)
-        unseen, part = {0: start}, np.zeros(len(examples), np.int64)
+        unseen, part = {0: by_retrieval}, np.zeros(len(examples), np.int64)
     else:
         *_, network.head = trainer.stages(np.arange(len(examples)), fitted.epochs)
         unseen = {number: stages[fitted.epochs] for number, stages in crossed.heads.items()} if crossed else {}
@@ -293,12 +302,10 @@ def _retrieve(user: Tensor, vectors: Tensor, shown: Histories, depth: int) -> tu
     return np.concatenate(rows), np.concatenate(real)
 
 
-def _fit_gate(head: Head, examples: Examples, users: I64, rng: np.random.Generator) -> None:
+def _fit_gate(head: Head, examples: Examples, users: I64, rng: np.random.Generator, steps: int) -> None:
     """Fits scale and gate, whatever the deep part, to the order of the candidates of `users`."""
-    with torch.no_grad():
-        head.gate.bias.copy_(torch.tensor(GATE_START))
     optimizer = torch.optim.Adam([head.scale, *head.gate.parameters()], lr=GATE_RATE)
-    for _ in range(GATE_STEPS):
+    for _ in range(steps):
         at = tensor(rng.permutation(users)[:GATE_BATCH])
         optimizer.zero_grad()
         logits = head.weighted(examples.dense[at], examples.signals[at])

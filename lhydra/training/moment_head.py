@@ -36,6 +36,7 @@ F64 = npt.NDArray[np.float64]
 RANDOM_TRACKS = 8  # of each moment, to calibrate the score
 BATCH, RATE, DECAY = 64, 3e-3, 1e-3
 EPOCHS = 10  # more of them fit the users of the fold better, and later sessions worse
+WARM_MOMENTS, WARM_EPOCHS, WARM_RATE = 1_000, 3, 0.5  # of a part that goes on from an earlier one; a share of the rate
 SHARES = ((0.0, 0.15, 0.3), (0.0, 0.15, 0.3, 0.45), (0.0, 0.1, 0.2))  # of the depth, to choose from for each source
 SHARED = 0.8  # of the depth at most; the nearest vectors have the rest
 MEASURED = 600  # moments that the shares are chosen on
@@ -70,6 +71,7 @@ def fit(
     config: TrainSettings,
     report: Report = unreported,
     shares: tuple[float, ...] | None = None,
+    before: MomentHead | None = None,
 ) -> Sequences | None:
     """Fits the part of the head for moments in place, and its calibration.
 
@@ -82,12 +84,13 @@ def fit(
         config: settings of the training.
         report: told what came out.
         shares: of the depth for each source, to take instead of choosing.
+        before: a part fitted on earlier moments, to go on from; then nothing is measured, as it may know these users.
 
     Returns:
         The tables of what goes with what in time, which the part needs; None where there is nothing to learn from, and
         the head stays as it is.
     """
-    asked = find(dataset, config.moments, config.seed)
+    asked = find(dataset, config.moments if before is None else min(config.moments, WARM_MOMENTS), config.seed)
     if asked is None:
         return None
     network.eval()
@@ -111,17 +114,19 @@ def fit(
     for i, (own, targets) in enumerate(zip(rows, asked.targets, strict=True)):
         _, at, place = np.intersect1d(own, targets, assume_unique=True, return_indices=True)
         wanted[i, at] = (1.0 + place) ** -0.5
-    part = MomentHead.fitted_to(inputs[tensor(real)], context := tensor(np.stack([one.context() for one in moments])))
+    context = tensor(np.stack([one.context() for one in moments]))
+    part = before or MomentHead.fitted_to(inputs[tensor(real)], context)
     sizes = np.array([len(targets) for targets in asked.targets])
     about, padding = part.about(context), (tensor(wanted), tensor(real), tensor(random))
     prepared = Prepared(part.scaled(inputs), about, *padding, tensor(sizes), asked.user)
-    ndcg = _held_out(part, prepared, config.seed)
-    part = _trained(part, prepared, np.arange(len(asked)), config.seed)
+    ndcg = _held_out(part, prepared, config.seed) if before is None else 0.0
+    part = _trained(part, prepared, np.arange(len(asked)), config.seed, before is not None)
     calibration = _calibrated(part.logits(prepared.inputs, prepared.context), prepared)
     network.head.moments = part
     if calibration is not None:
         part.calibration.copy_(torch.tensor(calibration))
-    report(MomentsFitted(moments=len(asked), epochs=EPOCHS, ndcg=ndcg, shares=shares))
+    epochs = EPOCHS if before is None else WARM_EPOCHS
+    report(MomentsFitted(moments=len(asked), epochs=epochs, ndcg=ndcg, shares=shares))
     return replace(sequences, shares=np.array(shares, np.float32))
 
 
@@ -245,16 +250,19 @@ def _hits(moment: Moment, targets: I64, heard: I64, nearest: I64, depth: int) ->
     return hits
 
 
-def _trained(part: MomentHead, prepared: Prepared, chosen: I64, seed: int) -> MomentHead:
-    """Fits a part like `part`, which stays as it is, on some moments."""
+def _trained(part: MomentHead, prepared: Prepared, chosen: I64, seed: int, warm: bool = False) -> MomentHead:
+    """Fits a part like `part`, which stays as it is, on some moments; warm: from its weights."""
     rng = np.random.default_rng([seed, 14])
     torch.manual_seed(seed * 1_000_003 + 7)
-    part = MomentHead(part.mean, part.spread, part.context_mean, part.context_spread)
+    begun = MomentHead(part.mean, part.spread, part.context_mean, part.context_spread)
+    if warm:
+        begun.load_state_dict(part.state_dict())
+    part, epochs, rate = begun, WARM_EPOCHS if warm else EPOCHS, RATE * (WARM_RATE if warm else 1)
     some = chosen[(prepared.wanted[tensor(chosen)].sum(1) > 0).numpy()]
     optimizer = torch.optim.AdamW(part.parameters(), lr=RATE, weight_decay=DECAY)
-    for epoch in range(EPOCHS):
+    for epoch in range(epochs):
         for group in optimizer.param_groups:
-            group["lr"] = RATE * (1 - epoch / EPOCHS)
+            group["lr"] = rate * (1 - epoch / epochs)
         order = rng.permutation(some)
         for start in range(0, len(order), BATCH):
             at = tensor(order[start : start + BATCH])

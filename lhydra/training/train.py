@@ -111,7 +111,8 @@ def train(
     run, sequences = trained.run, None
     if rank == 0:
         fitted = trained.network, dataset, run.data, run.tensors, run.teachers.table
-        sequences = moment_head.fit(*fitted, config, report, parent.shares if parent else None)
+        sequences = moment_head.fit(*fitted, config, report, *((parent.shares, parent.moments) if parent else ()))
+        checkpoint.save_head(out / "checkpoint" / "head.safetensors", trained.network.head)
     if refit:
         trained = _refit(trained, load(dataset, upto=VALID, like=spec), config, report)
         if sequences is not None:

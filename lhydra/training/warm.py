@@ -20,10 +20,12 @@ from lhydra.features.spec import FeatureSpec
 from lhydra.training import checkpoint
 from lhydra.training.config import TrainSettings
 from lhydra.training.model import Network
+from lhydra.training.moment_network import MomentHead
 
 EPOCHS, RATE = 0.25, 0.3  # shares of the epochs and of the peak learning rate of a training from the start
 Texts = tuple[Hashable, ...]
 TOWERS = ("item_tower.", "user_tower.")
+GATE = ("scale", "gate.weight", "gate.bias")  # of the head: few numbers for all users together
 TRACK_TABLES = ("item_tower.retrieval_id.weight", "item_tower.history_id.weight")
 _WITHOUT = "train without --warm"
 
@@ -32,9 +34,10 @@ _WITHOUT = "train without --warm"
 class Parent:
     """The model to go on from.
 
-    towers: their parameters by name, of the best epoch, before any --refit: they know no validation play. spec: what
-    the rows of their tables stand for. chosen: what was chosen on the validation fold; None where there was none.
-    shares: of the sources of candidates, where there is a part for moments.
+    towers: their parameters by name, of the best epoch, before any --refit: they know no validation play; and the gate
+    of the head. spec: what the rows of their tables stand for. chosen: what was chosen on the validation fold; None
+    where there was none.
+    shares: of the sources of candidates; moments: the part of the head for them, where there is one.
     """
 
     model_id: str
@@ -42,6 +45,7 @@ class Parent:
     towers: dict[str, Tensor]
     chosen: Chosen | None
     shares: tuple[float, ...] | None
+    moments: MomentHead | None
 
 
 def parent_of(path: Path, out: Path, dataset: Dataset, config: TrainSettings) -> Parent:
@@ -77,8 +81,22 @@ def parent_of(path: Path, out: Path, dataset: Dataset, config: TrainSettings) ->
         found = f"a model of another split ({describe(fitted)}; {dataset.path}: {describe(dataset.info.split)})"
         raise ModelError(complain(path, found, f"one whose train plays are none of valid or test here, or {_WITHOUT}"))
     shares = tuple(model.sequences.shares.tolist()) if len(model.sequences) else None
-    measured = info.quality.get("retrieval")
-    return Parent(info.model_id, *_towers(model), info.chosen if measured else None, shares)
+    chosen = info.chosen if info.quality.get("retrieval") else None
+    spec, towers = _towers(model)
+    head = checkpoint.read_head(path / "checkpoint" / "head.safetensors")
+    if chosen and chosen["head strength"]:
+        towers |= {f"head.{name}": value for name, value in head.items() if name in GATE}
+    return Parent(info.model_id, spec, towers, chosen, shares, _moments(head) if shares else None)
+
+
+def _moments(head: Mapping[str, Tensor]) -> MomentHead | None:
+    """The part of a head for moments; None where it has none."""
+    own = {name.removeprefix("moments."): value for name, value in head.items() if name.startswith("moments.")}
+    if not own:
+        return None
+    part = MomentHead(own["mean"], own["spread"], own["context_mean"], own["context_spread"])
+    part.load_state_dict(own)
+    return part
 
 
 def _towers(model: Model) -> tuple[FeatureSpec, dict[str, Tensor]]:
