@@ -147,10 +147,10 @@ ESCAPED: Edit = (
 SWAPS, REDIS_DOWN = "--parts swaps --swaps 10", ("Redis frozen", "Redis slow", "Redis killed")
 UNSTABLE: Edit = (
     SERVICE,
-    "        self._answered = next(self._count)\n        return reply(",
+    "        self._answered = next(self._count)\n        said = reply(",
     "        self._answered = next(self._count)\n"
     "        found = replace(found, scores=found.scores * (1 + 1e-5 * (self._answered % 2)))\n"
-    "        return reply(",
+    "        said = reply(",
 )
 SOAK = "--parts soak --seconds 60"
 PINGS = '                ("grpc.so_reuseport", 1),\n'
