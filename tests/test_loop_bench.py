@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from benchmarks.loop.command import past_of
+from benchmarks.loop.command import Drill, past_of
 from benchmarks.loop.figures import compared, figures, page
 from benchmarks.loop.listeners import (
     MOST_PLAYS,
@@ -209,3 +209,16 @@ def test_the_picture_is_xml_with_a_line_for_each_service(
     document["turns"] = [turn]
     assert "| 1 | published | 0.100 | 0.200 | +0.100 (+0.050 to +0.150) |" in page(document)
     assert page(document).count("| 0 | the first |") == 1
+
+
+def test_a_drill_goes_on_after_a_week_and_never_within_one(tmp_path: Path) -> None:
+    path, settings = tmp_path / "state.json", {"users": USERS}
+    drill = Drill(settings, weeks=2, begun=2)
+    drill.write(path)
+    assert Drill.read(path, settings) == drill
+    with pytest.raises(SystemExit, match="expected"):
+        Drill.read(path, {"users": USERS + 1})
+    drill.begun = 3
+    drill.write(path)
+    with pytest.raises(SystemExit, match="stopped in week 2"):
+        Drill.read(path, settings)
