@@ -1,12 +1,15 @@
 """Recorded plays come back as training data: each in exactly one export, and counted once wherever they go."""
 
+import fcntl
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +192,76 @@ def test_an_earlier_export_is_not_lost_under_its_cursor(
     assert exported(rows(tmp_path / "a.parquet")) == told([play(1)])
 
 
+def test_a_killed_export_leaves_earlier_ones_alone(
+    where: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(where, [play(1)])
+    cursor, first = tmp_path / "cursor.json", tmp_path / "a.parquet"
+    argv = ["plays", "export", *where, "--cursor", cursor]
+    assert run(*argv, first) == 0
+    record(where, [play(2)])
+    users = opened(where)
+    at = export.read_cursor(cursor, users.event_log().identity)
+    users.close()
+    export.advance(cursor, replace(at, writing=str(tmp_path / "b.parquet")))  # killed before it wrote
+    assert_refused(capsys, "an earlier export", *argv, first)
+    assert exported(rows(first)) == told([play(1)])
+    assert run(*argv, tmp_path / "b.parquet") == 0
+    assert exported(rows(first, tmp_path / "b.parquet")) == told([play(1), play(2)])
+
+
+def test_an_export_goes_through_links_and_replaces_nothing_but_files(
+    where: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record(where, [play(1)])
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("c.json", "a.parquet"):
+        (tmp_path / name).symlink_to(tmp_path / "elsewhere" / name)
+    assert run("plays", "export", *where, "--cursor", tmp_path / "c.json", tmp_path / "a.parquet") == 0
+    assert all((tmp_path / name).is_symlink() for name in ("c.json", "a.parquet"))
+    assert exported(rows(tmp_path / "elsewhere" / "a.parquet")) == told([play(1)])
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    assert_refused(capsys, "OUT: found", "plays", "export", *where, pipe)
+    assert pipe.is_fifo()
+    both = tmp_path / "both"
+    assert_refused(capsys, "found OUT itself", "plays", "export", *where, "--cursor", both, both)
+    missing = tmp_path / "missing" / "c.json"
+    assert_refused(capsys, "no folder", "plays", "export", *where, "--cursor", missing, both)
+    assert not both.exists()
+
+
+def test_two_exports_with_one_cursor_take_turns(
+    redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = ["--users", redis.url]  # a process opens an LMDB store once
+    redis.empty()
+    plays, cursor, write = [play(n) for n in range(10)], tmp_path / "cursor.json", export.write
+    record(where, plays)
+    second = threading.Thread(
+        target=run, args=("plays", "export", *where, "--cursor", cursor, tmp_path / "b.parquet"), daemon=True
+    )
+    waits = threading.Event()
+    flock = fcntl.flock
+
+    def locking(descriptor: int, how: int) -> None:
+        if threading.current_thread() is second and how == fcntl.LOCK_EX:
+            waits.set()
+        flock(descriptor, how)
+
+    def writing(*args: Any, **kwargs: Any) -> Any:
+        if threading.current_thread() is not second:
+            second.start()
+            assert waits.wait(30)  # it has come as far as the lock that this export holds
+        return write(*args, **kwargs)
+
+    monkeypatch.setattr(export, "write", writing)
+    monkeypatch.setattr(fcntl, "flock", locking)
+    assert run("plays", "export", *where, "--cursor", cursor, tmp_path / "a.parquet") == 0
+    second.join(30)
+    assert exported(rows(*sorted(tmp_path.glob("?.parquet")))) == told(plays)
+
+
 def test_what_is_wrong_is_said_in_one_line(
     where: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -346,6 +419,21 @@ def test_no_recorded_plays_are_no_fault(where: list[str], tmp_path: Path, capsys
     assert run("prepare", plain, tmp_path / "dataset", "--plays", where[1]) == 0
     assert "no recorded plays" in capsys.readouterr().err
     assert not Dataset.open(tmp_path / "dataset").info.logged
+    assert run("plays", "export", *where, tmp_path / "none.parquet") == 0
+    capsys.readouterr()
+    assert run("prepare", plain, tmp_path / "dataset", "--plays", tmp_path / "none.parquet") == 0
+    assert "no recorded plays" in capsys.readouterr().err
+
+
+def test_a_dataset_that_is_added_to_holds_the_log_as_before(where: list[str], tmp_path: Path) -> None:
+    plain = source(tmp_path / "source", [play(n) for n in range(40)])
+    record(where, [play(n) for n in range(50, 60)])
+    assert run("prepare", plain, tmp_path / "dataset", "--plays", where[1]) == 0
+    before = Dataset.open(tmp_path / "dataset").info
+    assert any("users of the source already" in note for note in before.warnings)
+    more = source(tmp_path / "more", [play(n) for n in range(70, 80)])
+    assert run("prepare", more, tmp_path / "dataset", "--append") == 0
+    assert Dataset.open(tmp_path / "dataset").info.logged == before.logged
 
 
 def test_loading_counts_nothing_twice_and_loses_nothing(where: list[str], tmp_path: Path) -> None:

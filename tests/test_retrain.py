@@ -207,6 +207,17 @@ def test_a_turn_that_is_killed_at_every_step_goes_on_and_publishes_once(interrup
     assert current_bundle_id(store) == published
 
 
+def test_a_run_that_is_killed_as_it_puts_its_model_away_ends_the_next_time(loop: Path) -> None:
+    given = argparse.Namespace(config=loop / "loop.yaml")
+    settings = config.resolve("retrain", RetrainSettings, given)
+    published = current_bundle_id(loop / "store")
+    inputs = under_way._inputs(settings, given.config) | {under_way._SERVED: "the one before"}
+    state = State("run", 1, inputs, {"rebuild": {"bundle_id": published}})
+    (loop / "work").mkdir(exist_ok=True)
+    state.write(loop / "work")
+    assert under_way.start(settings, given.config, lambda line: None) == state
+
+
 def test_a_candidate_that_would_not_help_is_not_published(
     interrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

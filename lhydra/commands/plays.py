@@ -97,13 +97,14 @@ def _export(settings: PlaysSettings, out: Path) -> int:
     if settings.since and settings.cursor:
         raise ConfigError(complain("--since", "it with --cursor", "one of them: a cursor knows where to go on"))
     since_ms = None if settings.since is None else 1000 * _moment("--since", settings.since)
-    check_output("OUT", out, is_export)
+    target = out.resolve()  # through a symbolic link, not over it
+    check_output("OUT", target, is_export)
     name_of = _named(settings.log_key)
     with opened(*_place(settings)) as (users, where), timed("plays.export"):
         if settings.cursor is None:
-            n_plays, _ = _written(users, out, Cursor(users.event_log().identity), since_ms, name_of)
+            n_plays, _ = _written(users, target, Cursor(users.event_log().identity), since_ms, name_of)
         else:
-            n_plays = _go_on(users, out, settings.cursor, name_of)
+            n_plays = _go_on(users, target, settings.cursor.resolve(), name_of)
     if settings.json:
         print(json.dumps({"users_store": where, "plays": n_plays, "out": str(out)}))
     elif n_plays or settings.cursor is None:
@@ -119,22 +120,26 @@ def _go_on(users: "UserStore", out: Path, path: Path, name_of: "NameOf | None") 
     The cursor names the file before it is written. A file that was written whole while its cursor stayed behind is
     known by its own metadata: it counts as exported, or is written again where the same file is asked for.
     """
-    from lhydra.events.export import advance, read_cursor, span_of
+    from lhydra.events.export import advance, alone, read_cursor, span_of
 
-    cursor = read_cursor(path, users.event_log().identity)
-    target = str(out.resolve())
-    if cursor.writing and cursor.writing != target:
-        span = span_of(Path(cursor.writing))
-        if span and (span.store, span.begin) == (cursor.store, cursor.position):
-            cursor = replace(cursor, position=span.end)
-    elif not cursor.writing and out.exists() and out.stat().st_size:
-        expected = f"a free path: plays in it would be lost, {path} has passed them"
-        raise ConfigError(complain("OUT", f"{out}, an earlier export", expected))
-    if not cursor.store:  # nothing was ever recorded
-        return 0
-    advance(path, replace(cursor, writing=target))
-    n_plays, end = _written(users, out, cursor, None, name_of, empty=False)
-    advance(path, replace(cursor, position=end, writing=""))
+    if out == path or not path.parent.is_dir():
+        found = "OUT itself" if out == path else f"no folder {path.parent}"
+        raise ConfigError(complain(f"--cursor {path}", found, "a file of its own in a folder that exists"))
+    with alone(path):
+        cursor = read_cursor(path, users.event_log().identity)
+        target = str(out)
+        if cursor.writing != target:
+            span = span_of(Path(cursor.writing)) if cursor.writing else None
+            if span and (span.store, span.begin) == (cursor.store, cursor.position):
+                cursor = replace(cursor, position=span.end)
+            if out.exists() and out.stat().st_size:
+                expected = f"a free path: plays in it would be lost, {path} has passed them"
+                raise ConfigError(complain("OUT", f"{out}, an earlier export", expected))
+        if not cursor.store:  # nothing was ever recorded
+            return 0
+        advance(path, replace(cursor, writing=target))
+        n_plays, end = _written(users, out, cursor, None, name_of, empty=False)
+        advance(path, replace(cursor, position=end, writing=""))
     return n_plays
 
 

@@ -131,7 +131,10 @@ def _recorded(place: str | None) -> "Iterator[Logged | None]":
         return
     path = Path(place)
     if path.is_file() or (path.is_dir() and any(path.glob("*.parquet"))):
-        yield read_logged(path)
+        found = read_logged(path)
+        if not found.until:
+            print(f"note: no recorded plays in {path}", file=sys.stderr)
+        yield found if found.until else None
         return
     from lhydra.commands.user_store import opened
     from lhydra.events.export import write

@@ -77,7 +77,10 @@ def prepare(
                 opened, settings, columns = _added(source, out, settings, columns, folder.parent)
             else:
                 opened = open_source(source, settings, folder.parent)
+            held = Dataset.open(out).info.logged if settings.append else {}
             info = _build(opened, folder, settings, columns, say)
+            if held:
+                info = _holding(held, info, folder)
             if logged is not None:
                 info = _with_logged(logged, info, folder, settings, columns, say)
         except (duckdb.OutOfMemoryException, duckdb.IOException) as error:
@@ -164,7 +167,7 @@ def _with_logged(
     say("adding recorded plays")
     work = folder.parent / "logged"
     work.mkdir()
-    before = folder.rename(work / "before")
+    before = folder.rename(work / "the source")  # as notes call it
     settings = replace(settings, split=settings.split or info.split["protocol"], **PLAIN)
     try:
         settings, columns, notes = together(logged.path, Dataset.open(before), settings, columns, work)
@@ -177,7 +180,12 @@ def _with_logged(
         opened = replace(opened, path=logged.path, notes=(*info.notes, *told))
         source, info = info.source, _build(opened, folder, settings, columns, say)
         info = replace(info, source=f"{source} + plays of {logged.told}")
-    info = replace(info, logged={"store": logged.store, "position": logged.until})
+    return _holding({"store": logged.store, "position": logged.until}, info, folder)
+
+
+def _holding(logged: dict[str, str], info: DatasetInfo, folder: Path) -> DatasetInfo:
+    """Says in dataset.json how far the dataset in `folder` holds an event log."""
+    info = replace(info, logged=logged)
     (folder / "dataset.json").write_text(info.to_json(), encoding="utf-8")
     return info
 

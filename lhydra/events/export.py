@@ -1,7 +1,10 @@
 """The event log out of the service: Parquet in the shape of a *tables* source, and a cursor to go on from."""
 
+import fcntl
 import json
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -136,6 +139,26 @@ def is_export(content: bytes) -> bool:
     except (OSError, pa.ArrowException):
         return False
     return _STORE in metadata
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Waits until no other export goes on from a cursor: two at once would write the same plays.
+
+    The lock is that of the folder: a cursor is replaced as a whole, so it cannot be locked itself.
+
+    Args:
+        path: of the cursor.
+
+    Yields:
+        Nothing, while the lock is held.
+    """
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_cursor(path: Path, store: str) -> Cursor:

@@ -39,7 +39,7 @@ def start(settings: RetrainSettings, config: Path | None, say: Say) -> State:
     work = settings.place("work")
     before, inputs = State.read(work), _inputs(settings, config)
     if before.run_id and not before.outcome:
-        if _published(settings, work):
+        if _published(before, settings, work):
             inputs[_SERVED] = before.inputs[_SERVED]  # it was this run that changed it
         differ = sorted(name for name in inputs if inputs[name] != before.inputs.get(name))
         if not differ:
@@ -118,12 +118,14 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _published(settings: RetrainSettings, work: Path) -> bool:
-    """Whether the bundle that is served is of the model that the interrupted run has made."""
+def _published(state: State, settings: RetrainSettings, work: Path) -> bool:
+    """Whether the bundle that is served is the one that the interrupted run has made."""
+    store = settings.place("store")
+    if state.done.get("rebuild", {}).get("bundle_id") == current(store):
+        return True  # killed while it ended, its model may be put away already
     try:
         model_id = read_json(work / "run" / "model" / "model.json", LhydraError, "a model")["model_id"]
     except (LhydraError, KeyError):
         return False
-    store = settings.place("store")
     found = of_model(store, model_id)
     return found is not None and found.bundle_id == current(store)
