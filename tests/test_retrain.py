@@ -263,7 +263,7 @@ def test_a_bundle_that_its_gate_refuses_is_told_and_not_served(
 def test_a_run_waits_for_a_step_whose_own_run_was_killed(loop: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one = Run(loop)
     one.reach("lhydra prepare")
-    step = int(until(lambda: children(one.process.pid)))
+    step = until(lambda: step_of(one.process.pid))
     os.kill(step, signal.SIGSTOP)
     one.process.kill()
     one.process.wait()
@@ -282,7 +282,7 @@ def test_a_run_waits_for_a_step_whose_own_run_was_killed(loop: Path, capsys: pyt
 def test_a_run_that_is_told_to_stop_takes_its_step_along(loop: Path) -> None:
     one = Run(loop)
     one.reach("lhydra prepare")
-    step = int(until(lambda: children(one.process.pid)))
+    step = until(lambda: step_of(one.process.pid))
     one.process.terminate()
     code, out = one.end()
     assert (code, out.splitlines()[-1]) == (130, "lhydra retrain: interrupted")
@@ -290,8 +290,13 @@ def test_a_run_that_is_told_to_stop_takes_its_step_along(loop: Path) -> None:
     assert list(State.read(loop / "work").done) == ["export", "screen"]
 
 
-def children(pid: int) -> str:
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().strip()
+def step_of(pid: int) -> int:
+    """The step `prepare` of a run once it is a program of its own, 0 before: until then it has what its run has."""
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            if b"\0prepare\0" in Path(f"/proc/{child}/cmdline").read_bytes():
+                return int(child)
+    return 0
 
 
 # -- what ends it before ----------------------------------------------------------------------------------
@@ -344,6 +349,12 @@ def test_too_few_new_plays_publish_nothing(loop: Path, capsys: pytest.CaptureFix
     assert (code, told["outcome"]) == (3, "nothing new")
     assert "150 plays that the served model does not know, of 200 wanted" in told["why"]
     assert current_bundle_id(loop / "store") == before
+    state = State.read(loop / "work")
+    replace(state, outcome="").write(loop / "work")  # killed as it wrote its report
+    code, out, _ = retrain(loop, capsys)
+    again = json.loads(out)
+    assert (code, again["run_id"], again["why"]) == (3, told["run_id"], told["why"])
+    assert State.read(loop / "work") == state
 
 
 # -- poisoned plays ---------------------------------------------------------------------------------------
