@@ -40,7 +40,8 @@ from tests.harness import gone, until
 
 CONFIG = """
 retrain:
-  {{source: {0}/base, store: {0}/store, work: {0}/work, plays: {0}/new.parquet, model: {0}/model, min_plays: 200}}
+  {{source: {0}/base, store: {0}/store, work: {0}/work, plays: {0}/new.parquet, model: {0}/model,
+  min_plays: 200, margin: 0.9}}
 train: {{epochs: 1, head_epochs: 1, dim: 32, hidden: 32, temperature: 0.15, moments: 0, threads: 1}}
 evaluate: {{users: 40}}
 index: {{threads: 1, recall_users: 50, gate_users: 50}}
