@@ -147,6 +147,11 @@ def test_what_a_later_version_adds_is_passed_over() -> None:
             "here: found a damaged entry (user store: val",
         ),
         (lambda line: line.replace(b'"request": "', b'"request": "?'), "here: found a damaged entry ("),
+        (lambda line: line.replace(b'"scores": [', b'"scores": [1.0, '), "here: found a damaged entry (tracks without"),
+        (
+            lambda line: line.replace(b'"rules": null', b'"rules": {"name": "a", "caps": [["artist"]]}'),
+            "here: found a damaged entry (",
+        ),
     ],
 )
 def test_what_is_no_line_of_the_log_is_refused_in_one_line(change: Any, message: str) -> None:

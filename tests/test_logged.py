@@ -153,6 +153,15 @@ def test_what_a_bundle_cannot_be_asked_is_left_out_and_told(opened: Bundle, log:
     assert str(caught.value) == f"{only}: found {found}, expected lists of Recommend"
 
 
+def test_a_logged_request_that_is_none_is_told(opened: Bundle, log: Path, answers: list[LoggedAnswer]) -> None:
+    broken = replace(answers[0], request=b"\xff\xff")
+    (found,) = replaying.differences(broken, served_of(opened, Recommender(opened)))
+    assert found["field"] == "answer"
+    log.write_bytes(to_line(broken))
+    with pytest.raises(DataError, match="no request"):
+        traffic_of(log, [opened])
+
+
 def test_diff_asks_them(tiny_store: Path, log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     current = current_bundle_id(tiny_store)
     found = comparing.between(tiny_store, current, current, requests=log, sample=1000).document()

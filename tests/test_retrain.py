@@ -316,6 +316,8 @@ def step_of(pid: int) -> int:
         ("min_plays: 200", "min_plays: 0", "retrain.min_plays: found 0, expected 1 or more"),
         ("users: 40", "protocol: next-day", "evaluate.protocol: found next-day, expected static"),
         ("index:", "prepare: {split: random}\nindex:", "prepare.split: found random, expected temporal"),
+        ("/work", "/base/work", "a folder in retrain.source, expected another place"),
+        ("/work", "/store", "a folder in retrain.store, expected another place"),
         ("store: ", "stores: ", "retrain.stores: unknown key 'stores', the nearest known key is 'store'"),
         ("/base,", "/nowhere,", "nowhere: found nothing, expected a file or folder"),
     ],

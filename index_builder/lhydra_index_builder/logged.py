@@ -85,6 +85,8 @@ def logged_traffic(place: Path, bundles: Sequence[Bundle], n: int, say: folder.S
     for answer in answers:
         try:
             queries.append(replace(to_query(answer, columns, genre), explain=False))
+        except DataError:  # damaged
+            raise
         except LhydraError:  # a filter or a rule on a column that a bundle lacks
             unfit += 1
     if not queries:

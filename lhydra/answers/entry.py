@@ -1,7 +1,6 @@
 """One answer as a line of the log: what was asked, what was known, and what came of it."""
 
 import base64
-import binascii
 import json
 from dataclasses import asdict, dataclass
 from typing import Any, NotRequired, TypedDict
@@ -137,6 +136,8 @@ def from_line(line: bytes, where: object) -> LoggedAnswer:
         DataError: it is no line of an answer log, one of another format, or damaged.
     """
     found = document_of(line, where)
+    if not len(found["tracks"]) == len(found["scores"]) == (len(found["propensities"]) or len(found["tracks"])):
+        raise DataError(complain(where, "a damaged entry (tracks without scores)", "the bytes that were written"))
     try:
         state = found["state"]
         return LoggedAnswer(
@@ -156,7 +157,7 @@ def from_line(line: bytes, where: object) -> LoggedAnswer:
             scores=tuple(map(float, found["scores"])),
             propensities=tuple(map(float, found["propensities"])),
         )
-    except (binascii.Error, UserStoreError, KeyError, TypeError) as error:
+    except (ValueError, UserStoreError, KeyError, TypeError) as error:
         raise DataError(complain(where, f"a damaged entry ({error})", "the bytes that were written")) from None
 
 

@@ -61,6 +61,10 @@ def run(args: argparse.Namespace) -> int:
     settings = config.resolve("retrain", RetrainSettings, args)
     for name in ("source", "store", "work"):
         settings.place(name)
+    for inner, outer in (("work", "source"), ("store", "source"), ("work", "store")):
+        if settings.place(inner).resolve().is_relative_to(settings.place(outer).resolve()):
+            found, expected = f"a folder in retrain.{outer}", "another place: a run changes it"
+            raise ConfigError(complain(f"retrain.{inner} {settings.place(inner)}", found, expected))
     _check_sections(args)
     from lhydra.page.page import tools
     from lhydra.retraining import work

@@ -104,7 +104,7 @@ def _inputs(settings: RetrainSettings, config: Path | None) -> dict[str, str]:
         if path is not None:
             found[f"retrain.{name}"] = fingerprint(path)
     if settings.tracks is not None and not settings.tracks.name.endswith(FORMS):
-        raise ConfigError(complain("retrain.tracks", settings.tracks, f"a file that ends in {', '.join(FORMS)}"))
+        raise ConfigError(complain("retrain.tracks", str(settings.tracks), f"a file that ends in {', '.join(FORMS)}"))
     return found
 
 

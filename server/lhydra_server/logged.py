@@ -2,8 +2,11 @@
 
 from collections.abc import Mapping
 
+from google.protobuf.message import DecodeError
+
 from lhydra.answers.entry import LoggedAnswer
 from lhydra.domain import Query
+from lhydra.errors import DataError, complain
 from lhydra.lists.file import RuleSets
 from lhydra.queries import to_query
 from lhydra_protos.v1 import recommender_pb2 as pb
@@ -24,8 +27,12 @@ def query_of(answer: LoggedAnswer, columns: Mapping[str, str], genre: str | None
     Raises:
         InvalidRequest: the filter, or a rule of the request, is about a column that is not there.
         ConfigError: a rule of the server's set is.
+        DataError: what was logged is no request.
     """
-    request = pb.RecommendRequest.FromString(answer.request)
+    try:
+        request = pb.RecommendRequest.FromString(answer.request)
+    except DecodeError:
+        raise DataError(complain(f"logged answer {answer.request_id}", "no request", "the bytes that came")) from None
     sets = sets_of(answer, request.rules.set)
     sets.check(columns)
     parsed = to_request(request, answer.max_k, columns, genre, answer.now, sets, answer.request_id)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from lhydra.answers.entry import LoggedAnswer
 from lhydra.domain import UserState
@@ -73,7 +74,7 @@ def differences(answer: LoggedAnswer, served: Served) -> list[dict[str, Any]]:
     """
     try:
         again = answered(answer, served)
-    except LhydraError as error:
+    except (LhydraError, DecodeError) as error:  # or what was logged is no request
         return [{"field": "answer", "was": "a list", "is": f"{type(error).__name__}: {error}"}]
     found: list[dict[str, Any]] = [
         {"field": name, "was": was, "is": now}
