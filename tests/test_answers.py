@@ -542,3 +542,17 @@ def test_a_folder_that_cannot_be_made_is_one_line_at_the_start(tmp_path: Path) -
     line = f"--answers: found {place}: No such file or directory, expected a folder to write to"
     assert refused(fake(tmp_path, log_answers=0.5, answers=str(place))) == line
     assert not (tmp_path / "answers").exists()
+
+
+def test_deletion_leaves_nothing_behind_the_damage_of_a_file(tmp_path: Path) -> None:
+    kept = to_line(answer(0, "kept"))
+    others = b"".join(to_line(answer(n, f"other-{n}")) for n in range(1000))
+    whole = gzip.compress(kept) + gzip.compress(others + to_line(answer(1, "gone")))
+    damaged = bytearray(whole)
+    place = len(gzip.compress(kept)) + 40
+    damaged[place : place + 4] = bytes(255 - byte for byte in damaged[place : place + 4])
+    path = tmp_path / "20260101T000000-000001-1.jsonl.gz"
+    path.write_bytes(damaged)
+    people.delete(tmp_path, "gone")
+    assert gzip.decompress(path.read_bytes()).startswith(kept)  # whole again
+    assert path.stat().st_size < len(whole) // 2
