@@ -116,4 +116,4 @@ def test_delete_names_the_bundles(store: Path, tiny_dataset: Dataset, capsys: py
     assert main(["users", "delete", "nobody", "--store", str(store)]) == 0
     said = capsys.readouterr().out
     assert "fitted on" not in said
-    assert f"it is not known: {current_bundle_id(store)}\n" in said
+    assert f"made by an earlier Lhydra, or damaged: {current_bundle_id(store)}\n" in said

@@ -149,12 +149,15 @@ def test_plays_records_each_track_once(fake: FakeRecommender, capsys: pytest.Cap
     assert query("plays", "ana", "t1", "--json") == 0
     counts = {"recorded": 1, "duplicates": 0, "unknown_tracks": 1}
     assert json.loads(capsys.readouterr().out) == {"user_id": "ana"} | counts
+    assert query("plays", "ana", "t1", "t2", "--request-id", "r-7") == 0
+    assert [play.request_id for play in fake.seen[-1].plays] == ["r-7", "r-7"]
 
 
 def test_status_similar_and_explain(fake: FakeRecommender, capsys: pytest.CaptureFixture[str]) -> None:
     assert query("status") == 0
     out = capsys.readouterr().out
     assert "bundle_id          b-1\n" in out
+    assert "()" not in out
     assert "swap_error         b-2: vectors.npy: found 1, expected 2\n" in out
     assert query("status", "--json") == 0
     assert json.loads(capsys.readouterr().out)["max_k"] == 1000

@@ -508,6 +508,7 @@ def test_a_candidate_helps_where_it_is_no_worse(
     found = decide({"stages": {"cascade": {"ndcg@10": change}}}, new_tracks, margin)
     assert found["helps"] is helps
     assert ("is wanted" in found["why"]) is not helps
+    assert "-0.0000 is wanted" not in found["why"]
 
 
 # -- the log of a user store ------------------------------------------------------------------------------

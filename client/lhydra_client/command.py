@@ -56,6 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     plays = action("plays", "Records that a user played tracks, just now.")
     plays.add_argument("user", metavar="USER")
     plays.add_argument("tracks", metavar="TRACK_ID", nargs="+")
+    plays.add_argument("--request-id", default="", metavar="ID", help="of the answer that the plays came from")
 
     action("status", "What is being served, and how the server is.")
 
@@ -278,7 +279,7 @@ def _similar(client: "Client", args: argparse.Namespace) -> tuple[str, dict[str,
 def _plays(client: "Client", args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     from lhydra_client.requests import Play
 
-    answer = client.record_plays([Play(args.user, track) for track in args.tracks])
+    answer = client.record_plays([Play(args.user, track, request_id=args.request_id) for track in args.tracks])
     text = f"recorded {answer.recorded} play{'' if answer.recorded == 1 else 's'} of user {args.user}"
     if answer.unknown_tracks:
         text += f", {answer.unknown_tracks} of a track that the bundle being served does not hold"
@@ -338,8 +339,14 @@ def _list_of_tracks(title: str, answer: "Recommendations") -> str:
 
 def _pairs(values: dict[str, Any]) -> str:
     widest = max(map(len, values))
-    shown = {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}
+    shown = {name: _cell(value) for name, value in values.items()}
     return "\n".join(_clean(f"{name:<{widest}}  {value}").rstrip() for name, value in shown.items())
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value))
+    return str(round(value, 4) if isinstance(value, float) else value)
 
 
 def _values(answer: Any) -> dict[str, Any]:

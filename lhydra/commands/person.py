@@ -192,7 +192,8 @@ def _tell_bundles(user_id: str, store: Path | None) -> None:
     if fitted:
         print("train and rebuild from data without them, then delete those bundles and their models")
     if unknown:
-        print(f"of a bundle made by an earlier Lhydra, or damaged, it is not known: {', '.join(unknown)}")
+        told = "not known whether these learned from this person, as made by an earlier Lhydra, or damaged"
+        print(f"{told}: {', '.join(unknown)}")
 
 
 def _all_of(user_id: str, url: str | None, store: Path | None, answers: Path | None) -> tuple[dict[str, Any], str]:

@@ -108,7 +108,7 @@ def _export(settings: PlaysSettings, out: Path) -> int:
     if settings.json:
         print(json.dumps({"users_store": where, "plays": n_plays, "out": str(out)}))
     elif n_plays or settings.cursor is None:
-        print(f"wrote {n_plays:,} plays of {where} to {out}")
+        print(f"wrote {n_plays:,} play{'' if n_plays == 1 else 's'} of {where} to {out}")
     else:
         print(f"no plays in {where} that {settings.cursor} has not passed: {out} is not written")
     return 0

@@ -22,7 +22,7 @@ def decide(compared: Mapping[str, Any], new_tracks: int, margin: float) -> dict[
     """
     change = compared["stages"]["cascade"][METRIC]
     served, found, low, high = (change[name] or 0.0 for name in ("a", "difference", "low", "high"))
-    least = -margin * served
+    least = 0.0 - margin * served  # no margin is 0, not the -0 of floats
     enough = high >= least if new_tracks else found >= least
     helps = low > 0 or enough
     span = f"95 % interval {low:+.4f} to {high:+.4f}"
