@@ -27,6 +27,7 @@ from lhydra.data.logged import read_logged
 from lhydra.domain import Play, track_hashes
 from lhydra.errors import DataError
 from lhydra.events import export
+from lhydra.users import record as user_record
 from lhydra.users import tag
 from lhydra.users.lmdb_store import LmdbUsers
 from lhydra.users.store import UserStore, open_users
@@ -436,8 +437,12 @@ def test_a_dataset_that_is_added_to_holds_the_log_as_before(where: list[str], tm
     assert Dataset.open(tmp_path / "dataset").info.logged == before.logged
 
 
-def test_loading_counts_nothing_twice_and_loses_nothing(where: list[str], tmp_path: Path) -> None:
-    """Plays arrive out of order, before and after the export: each is counted once, whatever its time."""
+@pytest.mark.parametrize("max_live", [9, 30, 4096])
+def test_loading_counts_nothing_twice_and_loses_nothing(
+    where: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, max_live: int
+) -> None:
+    """Plays arrive out of order, before and after the export: each is counted once, also where live plays are sums."""
+    monkeypatch.setattr(user_record, "MAX_LIVE", max_live)
     rng = np.random.default_rng(7)
     before = [play(n) for n in range(40)]
     live = [

@@ -14,13 +14,13 @@ from lhydra.retraining.settings import RetrainSettings
 
 HELP = "learn again from what was played: export, prepare, train, compare with what is served, rebuild, publish"
 EXTRA = "all"
-NOT_PUBLISHED, REFUSED, LOCKED = 3, 4, 5  # exit codes; 0 published, 1 failed, 2 usage, 130 interrupted
+USAGE, NOT_PUBLISHED, REFUSED, LOCKED = 2, 3, 4, 5  # exit codes; 0 published, 1 failed, 130 interrupted
 SECTIONS = ("prepare", "train", "evaluate", "index")  # of the commands that it runs
 _EPILOG = """\
 exit codes
   0    published: servers on the store move to the new bundle by themselves
   1    failed; the next call goes on where this one ended
-  2    usage
+  2    flags or configuration that cannot be used
   3    nothing published, and nothing wrong: too few new plays, or a candidate that would not help
   4    refused: the new plays look poisoned, or the gate of the rebuild refused the bundle
   5    another run holds the work folder
@@ -58,6 +58,24 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         LhydraError: a step failed.
     """
+    from lhydra.page.page import tools
+    from lhydra.retraining import work
+
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        settings = _settings(args)
+        tools()  # refuses before any work where no report can be drawn
+        with work.locked(settings.place("work")) as lock:
+            return _turn(settings, args, lock)
+    except (ConfigError, StoreLocked) as error:
+        print(f"lhydra retrain: {error}", file=sys.stderr)
+        return USAGE if isinstance(error, ConfigError) else LOCKED
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _settings(args: argparse.Namespace) -> RetrainSettings:
+    """The settings, once all that is named is there and every section can be read."""
     settings = config.resolve("retrain", RetrainSettings, args)
     for name in ("source", "store", "work"):
         settings.place(name)
@@ -66,19 +84,7 @@ def run(args: argparse.Namespace) -> int:
             found, expected = f"a folder in retrain.{outer}", "another place: a run changes it"
             raise ConfigError(complain(f"retrain.{inner} {settings.place(inner)}", found, expected))
     _check_sections(args)
-    from lhydra.page.page import tools
-    from lhydra.retraining import work
-
-    tools()  # refuses before any work where no report can be drawn
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        with work.locked(settings.place("work")) as lock:
-            return _turn(settings, args, lock)
-    except StoreLocked as error:
-        print(f"lhydra retrain: {error}", file=sys.stderr)
-        return LOCKED
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return settings
 
 
 def _turn(settings: RetrainSettings, args: argparse.Namespace, lock: int) -> int:

@@ -129,6 +129,7 @@ def _load(args: argparse.Namespace) -> int:
     from lhydra.console import with_progress
     from lhydra.data.dataset import Dataset, user_states
     from lhydra.data.plays import with_plays
+    from lhydra.events.log import holds_all
     from lhydra.timing import timed
     from lhydra.users.store import open_users, redacted
 
@@ -150,8 +151,9 @@ def _load(args: argparse.Namespace) -> int:
             as_of = cast("AsOf", settings.as_of)
             states = counts.of(with_plays(dataset, as_of, user_states(dataset, as_of)))
             logged = dataset.info.logged if as_of == "now" else {}
-            same = logged and logged["store"] == users.event_log().identity
-            users.load(with_progress(states, n_users, "users"), logged["position"] if same else None)
+            log = users.event_log()
+            told = logged and logged["store"] == log.identity and holds_all(log, logged["position"])
+            users.load(with_progress(states, n_users, "users"), logged["position"] if told else None)
     finally:
         users.close()
     if counts.left_out:  # a dataset of before `prepare` refused them

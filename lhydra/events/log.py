@@ -31,6 +31,19 @@ class EventLogInfo:
     recording: bool = True
 
 
+def holds_all(info: EventLogInfo, after: str) -> bool:
+    """Returns whether a log still holds all that came after a position; in doubt, not.
+
+    Args:
+        info: of the log.
+        after: the position.
+
+    Returns:
+        True where its first entry lies at the position, before it, or just behind it.
+    """
+    return bool(info.first) and place(info.first) <= (place(after)[0] + 1, 0)
+
+
 def place(position: str) -> tuple[int, int]:
     """Returns a position as numbers that compare as the entries follow each other.
 
@@ -96,24 +109,24 @@ class LaterPlays:
 
     Args:
         events: reads the log after a position.
-        after: the position; None for no plays at all.
+        after: the position; None where it is not known.
     """
 
     def __init__(self, events: Callable[[str], Iterator[list[tuple[str, Event]]]], after: str | None) -> None:
         self._events, self._position = events, after
         self._plays: dict[str, list[Play]] = {}
 
-    def of(self, user_id: str) -> Sequence[Play]:
+    def of(self, user_id: str) -> Sequence[Play] | None:
         """Returns the plays of a user that are in the log at this moment.
 
         Args:
             user_id: whose.
 
         Returns:
-            The plays, in order of recording.
+            The plays, in order of recording; None without a position.
         """
         if self._position is None:
-            return ()
+            return None
         for chunk in self._events(self._position):
             for self._position, event in chunk:
                 self._plays.setdefault(event.play.user_id, []).append(event.play)

@@ -14,14 +14,7 @@ from lhydra.retraining.turn import PUBLISHED, Turn
 from lhydra.retraining.work import State
 
 FORMAT = 1
-_LARGE = (
-    "export.parquet",
-    "screened",
-    "judging",
-    "full",
-    "held",
-    "candidate",
-)  # what a run that is over has no use for
+_KEPT = ("logs", "model")  # of a run that is over; all else may hold what people played
 
 
 def document(state: State, settings: RetrainSettings) -> dict[str, Any]:
@@ -70,9 +63,9 @@ def finish(turn: Turn, state: State, told: dict[str, Any]) -> Path:
     if told["outcome"] == PUBLISHED and made.is_dir():
         shutil.rmtree(served, ignore_errors=True)
         made.rename(served)
-    for name in _LARGE:
-        path = turn.run / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    for path in turn.run.iterdir():
+        if path.name not in _KEPT:
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     for name in sorted({one.stem for one in reports.iterdir()}, reverse=True)[turn.settings.keep :]:
         for form in ("html", "json"):
             (reports / f"{name}.{form}").unlink(missing_ok=True)

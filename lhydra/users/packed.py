@@ -96,12 +96,13 @@ def in_order(plays: Sequence[Play], flags: Mapping[str, Sequence[bool]]) -> list
     return [next(left[play.user_id]) for play in plays]
 
 
-def loading(loaded: Sequence[UserState], later: Callable[[], Sequence[Play]] = tuple) -> Change:
+def loading(loaded: Sequence[UserState], later: Callable[[], Sequence[Play] | None] = lambda: None) -> Change:
     """Returns the change of `UserStore.load`, which answers whether anything changed.
 
     Args:
         loaded: the user's states in the prepared data, one after the other; at least one.
-        later: returns the live plays of which is known that the data do not hold them, as of the record at hand.
+        later: returns the live plays of which is known that the data do not hold them, as of the record at hand; None
+            where that is not known.
 
     Returns:
         The change.

@@ -5,6 +5,7 @@ that it is divided in (`lhydra.users.heard`).
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -90,7 +91,7 @@ class UserRecord:
         state = replace(after_plays(self.state, added, flags), heard=lying[0])
         return UserRecord(state, live, kept, sums, *lying[1:], self.flags), fresh
 
-    def with_base(self, loaded: UserState, later: Sequence[Play] = ()) -> "UserRecord":
+    def with_base(self, loaded: UserState, later: Sequence[Play] | None = None) -> "UserRecord":
         """Returns the record with its loaded part replaced; live plays are kept until the data covers them.
 
         A live play is covered when the loaded history holds its track with a last play at least as late: it
@@ -99,15 +100,17 @@ class UserRecord:
 
         Args:
             loaded: the user's state in the prepared data.
-            later: live plays of which an event log tells that the data were made before they came: none of them is
-                covered, whatever its time.
+            later: all live plays of which an event log tells that the data were made before they came, none of which
+                is covered, whatever its time; None where no log tells.
 
         Returns:
             The new record.
         """
-        own, live, sums = self.state.recent, self.live, self.sums
-        history, tracks = loaded.history, track_hashes(play.track_id for play in later)
-        known = set(zip(tracks.tolist(), [play.time for play in later], strict=True))
+        own, live, sums, history = self.state.recent, self.live, self.sums, loaded.history
+        tracks, times = track_hashes(play.track_id for play in later or ()), [play.time for play in later or ()]
+        known = set(zip(tracks.tolist(), times, strict=True))
+        if later is not None and len(sums):
+            live, sums = _apart(live, sums, history, tracks, later)
 
         def covered(plays: History | Recent) -> npt.NDArray[np.bool_]:
             held = _covered(history, plays["track"], plays["time"].astype(np.int64))
@@ -125,6 +128,8 @@ class UserRecord:
         if len(live):
             kept = ~covered(live)
             live, sums = live[kept], sums[kept[: len(sums)]]
+            if len(live) > MAX_LIVE:
+                live, sums = add_up(live, _repeats_of(live, sums))
             history, repeats = merged(history, repeats, live, _repeats_of(live, sums))
         lying = self._lying(loaded.heard)
         recent = merge_recent(loaded.recent, own)
@@ -156,6 +161,22 @@ class UserRecord:
 
 def _repeats_of(live: History, sums: Repeats) -> Repeats:
     return np.concatenate([sums, at_once(live[len(sums) :])])
+
+
+def _apart(
+    live: History, sums: Repeats, history: History, tracks: Hashes, later: Sequence[Play]
+) -> tuple[History, Repeats]:
+    """Live plays where those that came later are single again, of each track that the data hold: its sum had both."""
+    n_sums, held = len(sums), np.isin(live["track"][: len(sums)], history["track"])
+    singles, liked = live[n_sums:], [not play.skipped for play in later]
+    plays = single_plays(tracks, [play.count for play in later], [play.time for play in later])[liked]
+    there = Counter(singles[["track", "time"]].tolist())
+    back = np.isin(plays["track"], live["track"][:n_sums][held])
+    for place in np.flatnonzero(back).tolist():
+        key = (plays["track"][place].item(), plays["time"][place].item())
+        if there[key]:
+            there[key], back[place] = there[key] - 1, False
+    return np.concatenate([live[:n_sums][~held], plays[back], singles]), sums[~held]
 
 
 def _covered(history: History, tracks: Hashes, times: I64) -> npt.NDArray[np.bool_]:
