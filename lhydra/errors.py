@@ -5,6 +5,7 @@ LhydraError
 ├── Unsupported          a request this version does not answer yet
 ├── ConfigError          a configuration key or value that is not known or not usable
 ├── DataError            a source or dataset that is missing, unreadable or wrong
+│   └── NothingNew       a source whose plays are all in the dataset already
 ├── FeatureError         columns that do not fit the fitted features
 ├── ModelError           a model folder that is not one, or whose parts disagree
 ├── BundleError          a bundle that cannot be served
@@ -55,6 +56,10 @@ class ConfigError(LhydraError):
 
 class DataError(LhydraError):
     """A source or dataset that is missing, unreadable or wrong."""
+
+
+class NothingNew(DataError):
+    """All plays of a source are in the dataset already."""
 
 
 class FeatureError(LhydraError):

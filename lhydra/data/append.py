@@ -15,16 +15,12 @@ from lhydra.data.events import number_sessions
 from lhydra.data.history import OPTIONAL, Listening, match_tracks, read_listening
 from lhydra.data.schema import TRACK_COLUMNS, USER_COLUMNS, DeclaredColumns
 from lhydra.data.settings import PrepareSettings, ReadSettings
-from lhydra.errors import DataError, complain
+from lhydra.errors import NothingNew, complain
 
 _FOLDS = {TRAIN: "train", VALID: "valid", TEST: "test"}
 # settings of the form of a source, as they are of Lhydra's own form
 PLAIN: dict[str, Any] = {field.name: getattr(ReadSettings(), field.name) for field in fields(ReadSettings)}
 _PREFERRED = ("track_id", "artist", "name")
-
-
-class NothingNew(DataError):
-    """All plays of a source are in the dataset already."""
 
 
 def together(

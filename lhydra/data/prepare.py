@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from lhydra import __version__, files
 from lhydra.data import rows, split
-from lhydra.data.append import PLAIN, NothingNew, together
+from lhydra.data.append import PLAIN, together
 from lhydra.data.dataset import TEST, TRAIN, VALID, Column, Dataset, DatasetInfo, Events, Plays
 from lhydra.data.events import add_up, again, read_log
 from lhydra.data.loading import choose_columns, load_source
@@ -29,7 +29,7 @@ from lhydra.data.undeclared import column_warnings
 from lhydra.data.unpacking import TOGETHER, as_given
 from lhydra.data.writing import write_events, write_tables
 from lhydra.domain import track_hashes
-from lhydra.errors import DataError, complain
+from lhydra.errors import DataError, NothingNew, complain
 from lhydra.timing import timed
 
 _MEMORY = "2GB"  # DuckDB's share; beyond it, it spills beside the dataset

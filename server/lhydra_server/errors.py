@@ -17,6 +17,7 @@ CODES: dict[type[errors.LhydraError], StatusCode] = {
     errors.LhydraError: StatusCode.INTERNAL,
     errors.ConfigError: StatusCode.INTERNAL,
     errors.DataError: StatusCode.INTERNAL,
+    errors.NothingNew: StatusCode.INTERNAL,
     errors.FeatureError: StatusCode.INTERNAL,
     errors.ModelError: StatusCode.INTERNAL,
     errors.BundleError: StatusCode.INTERNAL,
