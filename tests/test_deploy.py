@@ -370,7 +370,7 @@ def test_a_cron_job_of_the_loop_has_no_rights_it_does_not_need_and_a_configurati
     config.resolve("index", RebuildSettings, given, {})
     assert settings.users == "redis://redis"
     writable = [mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")]
-    assert writable == ["/store", "/work", "/tmp"]
+    assert writable == ["/store", "/retrain", "/tmp"]
     for name in ("store", "work"):
         assert str(settings.place(name)).startswith(tuple(writable))
 
