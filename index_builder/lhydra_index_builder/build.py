@@ -26,7 +26,7 @@ from lhydra.bundle.columns_writer import write_columns
 from lhydra.bundle.embedding import SHARD
 from lhydra.bundle.exact import nearest_of_many
 from lhydra.bundle.index import FLAT, Index, use_threads
-from lhydra.bundle.manifest import Manifest, current_bundle_id
+from lhydra.bundle.manifest import Manifest, current_bundle_id, current_or_none
 from lhydra.bundle.model import GRAPHS, REFITTED, Model, ModelInfo, Quality
 from lhydra.bundle.verified import VerifiedFiles
 from lhydra.console import progress
@@ -231,7 +231,7 @@ def finish(
         Recommender(bundle).warm_up()
     log(f"sealed {manifest.bundle_id} and opened it again from disk; asking its gate")
     while True:
-        against = store.current_or_none(path)
+        against = current_or_none(path)
         current, why_none = None, "nothing published before"
         if against:
             try:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from lhydra import files
 from lhydra.bundle.bundle import Bundle
-from lhydra.bundle.manifest import BUNDLE_ID, Manifest, check_place, current_bundle_id
+from lhydra.bundle.manifest import BUNDLE_ID, Manifest, check_place, current_bundle_id, current_or_none
 from lhydra.errors import BundleError, BundleMissing, BundleRefused, StoreLocked, complain
 
 STAGING, TRASH, LOCK = ".staging-", ".trash-", ".lock"
@@ -182,21 +182,6 @@ def _current_lock(store: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def current_or_none(store: Path) -> str:
-    """Returns the id in CURRENT.
-
-    Args:
-        store: the store.
-
-    Returns:
-        The id, "" where there is none.
-    """
-    try:
-        return current_bundle_id(store)
-    except BundleMissing:
-        return ""
 
 
 def entries(store: Path) -> list[Entry]:

@@ -279,3 +279,18 @@ def current_bundle_id(store: Path) -> str:
     if not BUNDLE_ID.fullmatch(bundle_id):
         raise BundleMissing(complain(store / "CURRENT", repr(bundle_id), "one line with a bundle id"))
     return bundle_id
+
+
+def current_or_none(store: Path) -> str:
+    """Returns the id in CURRENT.
+
+    Args:
+        store: the store.
+
+    Returns:
+        The id, "" where there is none.
+    """
+    try:
+        return current_bundle_id(store)
+    except BundleMissing:
+        return ""

@@ -3,24 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from lhydra.bundle.manifest import BUNDLE_ID, Manifest, current_bundle_id
+from lhydra.bundle.manifest import BUNDLE_ID, Manifest, current_or_none
 from lhydra.bundle.model import ModelInfo
-from lhydra.errors import BundleError, BundleMissing, ModelError
-
-
-def current(store: Path) -> str:
-    """Returns the id of the bundle that is served.
-
-    Args:
-        store: the store.
-
-    Returns:
-        The id, "" where there is none.
-    """
-    try:
-        return current_bundle_id(store)
-    except BundleMissing:
-        return ""
+from lhydra.errors import BundleError, ModelError
 
 
 def of_model(store: Path, model_id: str) -> Manifest | None:
@@ -54,7 +39,7 @@ def model_in_service(store: Path, folders: Sequence[Path]) -> Path | None:
     Returns:
         The first folder that holds it, None for none.
     """
-    bundle_id = current(store)
+    bundle_id = current_or_none(store)
     if not bundle_id:
         return None
     model_id = Manifest.read(store / bundle_id, bundle_id).model_id

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lhydra.bundle.manifest import current_or_none
 from lhydra.config import read_yaml
 from lhydra.errors import LhydraError
 from lhydra.files import read_json, write_text
-from lhydra.retraining.bundles import current, model_in_service, of_model
+from lhydra.retraining.bundles import model_in_service, of_model
 from lhydra.retraining.decide import decide
 from lhydra.retraining.settings import RetrainSettings
 
@@ -195,7 +196,7 @@ def look(turn: Turn) -> Found:
     """
     limits = turn.settings
     words = ["--holdout", limits.holdout, "--max-pushed", limits.max_pushed, "--min-own", limits.min_own]
-    if current(turn.store):
+    if current_or_none(turn.store):
         words += ["--store", turn.store]
     found: Found = json.loads(turn.python("lhydra.retraining.checks", turn.run / "full", *words))
     found["checks"].insert(0, turn.done["screen"]["check"])
@@ -306,7 +307,7 @@ def rebuild(turn: Turn) -> Found:
         found = of_model(turn.store, model_id)
     assert found is not None  # rebuild has ended well, or its gate has refused
     told = {"bundle_id": found.bundle_id, "gate": found.gate, "n_tracks": found.n_tracks, "recipe": found.recipe}
-    if current(turn.store) != found.bundle_id and found.gate["verdict"] == "refused":
+    if current_or_none(turn.store) != found.bundle_id and found.gate["verdict"] == "refused":
         names = "; ".join(
             f"{one['name']}: {one['note']}" for one in found.gate["checks"] if one["verdict"] == "refused"
         )

@@ -10,9 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lhydra import __version__
+from lhydra.bundle.manifest import current_or_none
 from lhydra.errors import ConfigError, LhydraError, complain
 from lhydra.files import new_id, read_json
-from lhydra.retraining.bundles import current, of_model
+from lhydra.retraining.bundles import of_model
 from lhydra.retraining.screen import FORMS
 from lhydra.retraining.settings import RetrainSettings
 from lhydra.retraining.turn import NOTHING_NEW, STEPS, Say, Turn
@@ -97,7 +98,7 @@ def _inputs(settings: RetrainSettings, config: Path | None) -> dict[str, str]:
     found = {
         "the configuration": _hash("\n".join([*own, said])),
         "the version of lhydra": __version__,
-        _SERVED: current(settings.place("store")),
+        _SERVED: current_or_none(settings.place("store")),
     }
     for name in ("source", "tracks", "plays"):
         path = getattr(settings, name)
@@ -121,11 +122,11 @@ def _hash(text: str) -> str:
 def _published(state: State, settings: RetrainSettings, work: Path) -> bool:
     """Whether the bundle that is served is the one that the interrupted run has made."""
     store = settings.place("store")
-    if state.done.get("rebuild", {}).get("bundle_id") == current(store):
+    if state.done.get("rebuild", {}).get("bundle_id") == current_or_none(store):
         return True  # killed while it ended, its model may be put away already
     try:
         model_id = read_json(work / "run" / "model" / "model.json", LhydraError, "a model")["model_id"]
     except (LhydraError, KeyError):
         return False
     found = of_model(store, model_id)
-    return found is not None and found.bundle_id == current(store)
+    return found is not None and found.bundle_id == current_or_none(store)
