@@ -555,13 +555,39 @@ def test_refit_goes_on_from_what_was_learnt(
         np.testing.assert_allclose(after, before, atol=1e-5)
 
 
+LEAVES = """
+import pathlib, torch
+from lhydra.training import ranks
+ranks.start()
+weight = torch.nn.Parameter(torch.ones(3))
+optimizer = torch.optim.AdamW([weight], fused=True)
+weight.sum().backward()
+ranks.average_gradients([weight])
+optimizer.step()
+ranks.end()
+names = [task.joinpath("comm").read_text() for task in pathlib.Path("/proc/self/task").iterdir()]
+assert not [name for name in names if "gloo" in name], names
+"""
+
+
+def torchrun(*command: str) -> subprocess.CompletedProcess[str]:
+    """Runs python with `command` as two processes of a group."""
+    here = str(Path(sys.executable).parent)
+    argv = [f"{here}/torchrun", "--no-python", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    one = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([*argv, sys.executable, *command], capture_output=True, text=True, timeout=240, env=one)
+
+
+def test_a_process_that_left_its_group_has_no_thread_of_it() -> None:
+    """A thread that frees a tensor while the interpreter ends aborts the process, and torchrun then ends them all."""
+    done = torchrun("-c", LEAVES)
+    assert done.returncode == 0, done.stderr
+
+
 def test_two_processes_learn_as_well_as_one(tiny_dataset: Dataset, tiny_model: Path, tmp_path: Path) -> None:
     """Under torchrun each process takes half of every batch, and only the first one writes."""
     flags = ["--epochs", "4", "--dim", "32", "--hidden", "32", "--temperature", "0.15", "--threads", "1"]
-    here = str(Path(sys.executable).parent)
-    argv = [f"{here}/torchrun", "--no-python", "--nproc-per-node", "2", "--master-port", str(free_port())]
-    argv += [sys.executable, "-m", "lhydra.cli", "train", str(tiny_dataset.path), str(tmp_path / "model"), *flags]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = torchrun("-m", "lhydra.cli", "train", str(tiny_dataset.path), str(tmp_path / "model"), *flags)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("best epoch") == 1
     assert len(lines(tmp_path / "model")) == 4

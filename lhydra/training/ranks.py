@@ -3,6 +3,7 @@
 Alone, every function here does nothing. Rank 0 validates, writes and reports; the others follow.
 """
 
+import importlib
 import os
 from collections.abc import Iterable
 from typing import TypeVar
@@ -21,6 +22,9 @@ def start() -> tuple[int, int]:
         (rank, processes); (0, 1) alone.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        # Its functions hold the group there is at import as their default, and the optimizer imports it. A group that
+        # is held outlives end(), and its threads abort the process where they meet the interpreter's end.
+        importlib.import_module("torch.distributed.nn.functional")
         dist.init_process_group("gloo")
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
