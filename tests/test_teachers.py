@@ -16,7 +16,7 @@ from lhydra.data.prepare import prepare
 from lhydra.data.settings import PrepareSettings
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.features.histories import HISTORY_FEATURES, Histories, offsets_of
-from lhydra.training import step, teachers
+from lhydra.training import ridge, step, teachers
 from lhydra.training.data import Targets, TrainingData, hide, load, select
 from lhydra.training.model import Network, Shape
 from lhydra.training.step import Tensors, embed_users, tensor
@@ -64,9 +64,9 @@ def neighbours_of(table: Table, track: int) -> list[int]:
 def test_weights_solve_the_normal_equations(
     plays: sp.csr_matrix, dense: int, constant: float, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(teachers, "MAX_DENSE_TRACKS", dense)
+    monkeypatch.setattr(ridge, "MAX_DENSE_TRACKS", dense)
     monkeypatch.setattr(teachers, "NEIGHBOURS", 40)
-    (table,) = teachers._Grams.of(plays).tables([(constant, share)])
+    (table,) = teachers._tables(plays, [(constant, share)])
     together = plays.astype(np.float64).toarray()
     for track in range(0, plays.shape[1], 7):
         near = neighbours_of(table, track)
@@ -83,14 +83,12 @@ def test_weights_solve_the_normal_equations(
 def test_neighbours_are_the_nearest_by_shrunk_cosine(
     plays: sp.csr_matrix, dense: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(teachers, "MAX_DENSE_TRACKS", dense)
+    monkeypatch.setattr(ridge, "MAX_DENSE_TRACKS", dense)
     monkeypatch.setattr(teachers, "NEIGHBOURS", 12)
-    (table,) = teachers._Grams.of(plays).tables([(50.0, 0.5)])
+    (table,) = teachers._tables(plays, [(50.0, 0.5)])
     x = plays.astype(np.float64).toarray()
     gram = x.T @ x
-    cosine = gram / np.sqrt(
-        np.outer(np.diag(gram) + teachers.COSINE_SHRINKAGE, np.diag(gram) + teachers.COSINE_SHRINKAGE)
-    )
+    cosine = gram / np.sqrt(np.outer(np.diag(gram) + ridge.COSINE_SHRINKAGE, np.diag(gram) + ridge.COSINE_SHRINKAGE))
     np.fill_diagonal(cosine, 0)
     assert table.neighbours.shape == (plays.shape[1], 12)
     for track in range(plays.shape[1]):

@@ -29,6 +29,7 @@ from lhydra.domain import F32, I64
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.features.histories import Histories, offsets_of, play_weights, relative_weights, spans
 from lhydra.timing import timed
+from lhydra.training import ridge
 from lhydra.training.data import Targets, TrainingData, select
 from lhydra.training.losses import softmax_loss
 from lhydra.training.progress import Report, TeacherTried, unreported
@@ -38,14 +39,11 @@ IALS_SETTINGS = ((32, 20.0, 4.0), (64, 20.0, 4.0), (64, 40.0, 10.0), (128, 60.0,
 TABLE_PENALTIES = ((50.0, 0.5), (300.0, 0.0))  # (constant, share of the track's own weight) tried
 NEIGHBOURS, NEIGHBOURS_LARGE = 128, 64  # neighbours per track, up to and beyond LARGE_CATALOGUE tracks
 LARGE_CATALOGUE = 50_000
-MAX_DENSE_TRACKS = 6_000  # tracks whose co-listening is kept as one matrix
 MAX_TUNED_PLAYS = 2_000_000  # beyond, the first setting of each grid but one is taken unmeasured
 TUNING_USERS, TUNING_TRACKS = 1_000, 10_000
 MIX_SHARES, MIX_SCALES = (0.0, 0.25, 0.5, 0.75), (8.0, 12.0, 16.0, 24.0)  # of the mixture
 SHARPENING = 1.75  # than the likelihood says: the top of the teachers' lists is what is worth learning
 UNMEASURED_MIX = (8.0, 8.0)
-COSINE_SHRINKAGE = 20.0  # of the cosine that neighbours are chosen by
-TRACKS_PER_BLOCK = 256  # tracks regressed at a time
 MAX_PLAYS_PER_USER = 500  # plays of a user that the table is fitted on, drawn at random from more
 
 
@@ -113,10 +111,11 @@ class Table:
         Returns:
             The table.
         """
-        n, width = neighbours.shape
+        n = len(neighbours)
         weights = weights.astype(np.float16).astype(np.float32)  # as the bundle keeps them
-        to = np.repeat(np.arange(n), width)
-        return cls(neighbours, weights, sp.csr_matrix((weights.ravel(), (neighbours.ravel(), to)), shape=(n, n)))
+        to, place = np.nonzero(weights)  # most tracks of a large catalogue have no neighbours
+        matrix = sp.csr_matrix((weights[to, place], (neighbours[to, place], to)), shape=(n, n))
+        return cls(neighbours, weights, matrix)
 
 
 @dataclass(frozen=True)
@@ -223,9 +222,9 @@ def _fit(data: TrainingData, dim: int, seed: int, report: Report, like: Chosen |
         report(TeacherTried(teacher="ials", setting=(width, reg, alpha), ndcg=quality))
     _, factors, ials = max(tried, key=lambda one: one[0])
 
-    grams = _Grams.of(_thinned(train, np.random.default_rng([seed, 2]), data.n_tracks))
+    thinned = _thinned(train, np.random.default_rng([seed, 2]), data.n_tracks)
     tables: list[tuple[float, Table, tuple[float, ...]]] = []
-    for penalty, table in zip(penalties, grams.tables(penalties), strict=True):
+    for penalty, table in zip(penalties, _tables(thinned, penalties), strict=True):
         quality = measured(lambda block, t=table: (block @ t.matrix).toarray())  # type: ignore[misc]
         tables.append((quality, table, penalty))
         report(TeacherTried(teacher="co-listening", setting=penalty, ndcg=quality))
@@ -276,66 +275,12 @@ def _factors(plays: sp.csr_matrix, width: int, reg: float, alpha: float, seed: i
     return Factors(item, gram.astype(np.float32), alpha, user_map.astype(np.float32))
 
 
-@dataclass(frozen=True)
-class _Grams:
-    """Each track's neighbours, and the co-listening of track, neighbours and neighbours with each other."""
-
-    neighbours: npt.NDArray[np.int32]  # (n, width)
-    own: F32  # (n,) weight of each track
-    with_track: F32  # (n, width)
-    plays: sp.csc_matrix
-    dense: F32 | None  # (n, n) of at most MAX_DENSE_TRACKS tracks
-
-    @classmethod
-    def of(cls, plays: sp.csr_matrix) -> "_Grams":
-        n = plays.shape[1]
-        width = max(min(NEIGHBOURS if n <= LARGE_CATALOGUE else NEIGHBOURS_LARGE, n - 1), 0)
-        own = np.asarray(plays.multiply(plays).sum(0), np.float32).ravel()
-        scale = 1 / np.sqrt(own + COSINE_SHRINKAGE)
-        by_track = plays.tocsc()
-        neighbours, with_track = np.zeros((n, width), np.int32), np.zeros((n, width), np.float32)
-        dense = np.empty((n, n), np.float32) if n <= MAX_DENSE_TRACKS else None
-        for start in range(0, n if width else 0, TRACKS_PER_BLOCK):
-            end = min(start + TRACKS_PER_BLOCK, n)
-            together = (by_track[:, start:end].T @ plays).tocsr()  # (block, n)
-            if dense is not None:
-                dense[start:end] = together.toarray()
-            for i in range(end - start):
-                at = slice(together.indptr[i], together.indptr[i + 1])
-                others = together.indices[at] != start + i
-                rows, weight = together.indices[at][others], together.data[at][others]
-                if len(rows) > width:
-                    best = np.argpartition(-weight * scale[rows], width - 1)[:width]
-                    rows, weight = rows[best], weight[best]
-                order = np.argsort(rows)
-                neighbours[start + i, : len(rows)] = rows[order]
-                with_track[start + i, : len(rows)] = weight[order]
-        return cls(neighbours, own, with_track, by_track, dense)
-
-    def tables(self, penalties: Sequence[tuple[float, ...]]) -> list[Table]:
-        """Returns the ridge regression of every track on its neighbours, for each (constant, share) of the penalty."""
-        n, width = self.neighbours.shape
-        weights = np.zeros((len(penalties), n, width), np.float32)
-        diagonal = np.arange(width)
-        for start in range(0, n if width else 0, TRACKS_PER_BLOCK):
-            at = slice(start, min(start + TRACKS_PER_BLOCK, n))
-            near, right = self.neighbours[at], self.with_track[at, :, None]
-            left = self._between(near, right[:, :, 0] > 0)
-            for found, (constant, share) in zip(weights, penalties, strict=True):
-                left[:, diagonal, diagonal] = (constant + (1 + share) * self.own)[near]
-                found[at] = np.linalg.solve(left, right)[:, :, 0]
-        return [Table.of(self.neighbours, np.where(self.with_track > 0, found, 0)) for found in weights]
-
-    def _between(self, near: npt.NDArray[np.int32], real: npt.NDArray[np.bool_]) -> F32:
-        """Co-listening (block, width, width) of the neighbours with each other, 0 where they are not `real`."""
-        if self.dense is not None:
-            return self.dense[near[:, :, None], near[:, None, :]] * (real[:, :, None] & real[:, None, :])
-        out = np.zeros((len(near), near.shape[1], near.shape[1]), np.float32)
-        for i, rows in enumerate(near):
-            some = int(real[i].sum())  # they come first
-            own = self.plays[:, rows[:some]]
-            out[i, :some, :some] = (own.T @ own).toarray()
-        return out
+def _tables(plays: sp.csr_matrix, penalties: Sequence[tuple[float, ...]]) -> list[Table]:
+    """The co-listening table of plays (users, n), for each (constant, share) of the penalty."""
+    n, threads = plays.shape[1], torch.get_num_threads()
+    width = max(min(NEIGHBOURS if n <= LARGE_CATALOGUE else NEIGHBOURS_LARGE, n - 1), 0)
+    found = ridge.nearest(plays, width, threads)
+    return [Table.of(found.neighbours, weights) for weights in ridge.regressed(found, penalties, threads)]
 
 
 def _thinned(train: Histories, rng: np.random.Generator, n_tracks: int) -> sp.csr_matrix:
