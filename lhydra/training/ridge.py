@@ -15,12 +15,12 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from lhydra.domain import F32, I64
-from lhydra.features.histories import spans
+from lhydra.features.histories import offsets_of, spans
 
 MAX_DENSE_TRACKS = 6_000  # played tracks whose co-listening is kept as one matrix
 COSINE_SHRINKAGE = 20.0  # of the cosine that neighbours are chosen by
 TRACKS_PER_BLOCK = 1_024  # regressed at a time, at most
-WORK_PER_BLOCK = 1 << 21  # sums of products, or plays of neighbours, in a block of more than one track
+WORK_PER_BLOCK = 1 << 19  # sums of products, or plays of neighbours, in a block of more than one track
 VALUES_PER_BATCH = 1 << 22  # of a padded matrix
 SMALLEST = 4  # sizes of systems are this, doubled as often as need be
 
@@ -112,11 +112,12 @@ def regressed(found: Nearest, penalties: Sequence[tuple[float, ...]], threads: i
     position = np.zeros(len(found.neighbours), np.int64)
     position[found.played] = np.arange(len(found.played))
     by_track = found.plays.T.tocsr()
+    whole = [constant + (1 + share) * found.own for constant, share in penalties]
 
     def block(at: slice) -> None:
         tracks = found.played[at]
         near, right = found.neighbours[tracks], found.with_track[tracks]
-        diagonals = [(constant + (1 + share) * found.own)[near] for constant, share in penalties]
+        diagonals = [diagonal[near] for diagonal in whole]
         if found.together is not None:
             real, rows = right > 0, position[near]
             left = found.together[rows[:, :, None], rows[:, None, :]] * (real[:, :, None] & real[:, None, :])
@@ -144,38 +145,47 @@ def _by_users(by_track: sp.csr_matrix, near: I64, right: F32, diagonals: Sequenc
     """Solves the systems of T tracks. by_track: (p, users); near: (T, width) rows of it, real where right is not 0.
 
     A user who played one neighbour of a track only adds to the diagonal, which is known. What ties neighbours together
-    are users with two or more: of each track a matrix (users, width), padded to the sizes of its group.
+    are users with two or more: of each track a matrix (users, width), padded to the sizes of its group where they are
+    few, and one sparse matrix for all tracks where they are many.
     """
     solved = [right / diagonal for diagonal in diagonals]
-    track, column = np.nonzero(right)
-    by_user = by_track[near[track, column]].tocsc()  # of each user the neighbours played, track by track
-    played = by_user.indices
-    begins = np.ones(len(played) + 1, np.bool_)
-    begins[1:-1] = track[played[1:]] != track[played[:-1]]
-    begins[by_user.indptr] = True
-    first = np.flatnonzero(begins)
-    first, last = first[:-1], first[1:]
-    tied = last - first > 1
-    first, last = first[tied], last[tied]
-    of = track[played[first]]
+    rows = np.nonzero(right)
+    by_user = by_track[near[rows]].tocsc()  # of each user the neighbours played, track by track
+    track, column = (part.astype(np.uint16) for part in rows)  # narrow: there are millions of plays to look up
+    of_play = track.take(by_user.indices)
+    ties = np.zeros(len(of_play) + 1, np.bool_)  # with the play before: of the same user and track
+    np.equal(of_play[1:], of_play[:-1], out=ties[1:-1])
+    ties[by_user.indptr] = False
+    at = np.flatnonzero(ties[:-1] | ties[1:])  # plays of users with two or more
+    begins = np.flatnonzero(~ties[at])
+    lengths = np.diff(np.r_[begins, len(at)])
+    of = of_play.take(at.take(begins))
+    played, data = column.take(by_user.indices.take(at)), by_user.data.take(at)
+    sizes, width = np.bincount(of, minlength=len(near)), near.shape[1]
+    many = sizes > width // 2
+    if many.any():
+        tracks, uses = np.flatnonzero(many), np.flatnonzero(many[of])
+        kept = spans(begins[uses], begins[uses] + lengths[uses])
+        slot = np.repeat((np.cumsum(many) - 1)[of[uses]] * width, lengths[uses]) + played[kept]
+        shape = len(uses), len(tracks) * width
+        matrix = sp.csr_matrix((data[kept], slot, offsets_of(lengths[uses])), shape=shape)
+        product = matrix.T @ matrix  # symmetric; a user of a track is a row: nothing ties the slots of two tracks
+        left = np.zeros((len(tracks) * width, width), np.float32)
+        left[np.repeat(np.arange(len(left)), np.diff(product.indptr)), product.indices % width] = product.data
+        for out, diagonal in zip(solved, diagonals, strict=True):
+            out[tracks] = _solve(left.reshape(-1, width, width), diagonal[tracks], right[tracks])
     order = np.argsort(of, kind="stable")
-    first, last, of = first[order], last[order], of[order]
-    sizes = np.bincount(of, minlength=len(near))
+    first, lengths = begins[order], lengths[order]
     starts = np.cumsum(sizes) - sizes
-    for tracks, size in _grouped(sizes, SMALLEST, near.shape[1]):
+    for tracks, size in _grouped(np.where(many, 0, sizes), SMALLEST, width):
         uses = spans(starts[tracks], starts[tracks] + sizes[tracks])
-        at = spans(first[uses], last[uses])
-        matrix = np.zeros((len(tracks), size, near.shape[1]), np.float32)
-        user = np.repeat(spans(np.zeros(len(tracks), np.int64), sizes[tracks]), last[uses] - first[uses])
-        own = np.repeat(np.repeat(np.arange(len(tracks)), sizes[tracks]), last[uses] - first[uses])
-        matrix[own, user, column[played[at]]] = by_user.data[at]
-        if size <= near.shape[1] // 2:
-            for out, diagonal in zip(solved, diagonals, strict=True):
-                out[tracks] = _woodbury(matrix, diagonal[tracks], right[tracks])
-        else:
-            left = matrix.transpose(0, 2, 1) @ matrix
-            for out, diagonal in zip(solved, diagonals, strict=True):
-                out[tracks] = _solve(left, diagonal[tracks], right[tracks])
+        kept = spans(first[uses], first[uses] + lengths[uses])
+        dense = np.zeros((len(tracks), size, width), np.float32)
+        user = np.repeat(spans(np.zeros(len(tracks), np.int64), sizes[tracks]), lengths[uses])
+        own = np.repeat(np.repeat(np.arange(len(tracks)), sizes[tracks]), lengths[uses])
+        dense[own, user, played[kept]] = data[kept]
+        for out, diagonal in zip(solved, diagonals, strict=True):
+            out[tracks] = _woodbury(dense, diagonal[tracks], right[tracks])
     return solved
 
 
