@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="DATASET=LISTS.csv")
-    parser.add_argument("--baselines", default="popular,itemknn,ials,ease")
+    parser.add_argument("--baselines", default="popular,itemknn,rp3beta,ials,ease,dlae")
     parser.add_argument("--out", type=Path, help="JSON to write")
     args = parser.parse_args(argv)
     values: dict[str, dict[str, list[Any]]] = {}

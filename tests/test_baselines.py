@@ -1,5 +1,6 @@
 """Each baseline against its definition on tiny data; tuning, masks and what is kept; known figures on real data."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ from scipy.sparse import csr_matrix
 
 from lhydra.data.dataset import TEST, TRAIN, VALID, Dataset
 from lhydra.domain import I64
-from lhydra.evaluation import baselines
-from lhydra.evaluation.baseline_fits import FITS, fit_ease, fit_ials, fit_itemknn
+from lhydra.evaluation import baseline_fits, baselines
+from lhydra.evaluation.baseline_fits import FITS, fit_dlae, fit_ease, fit_ials, fit_itemknn, fit_rp3beta
 from lhydra.evaluation.baselines import NAMES, Baseline, Log, measure, ranked
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.evaluation.run import Targets, find_targets
@@ -87,6 +88,77 @@ def test_ease_is_a_ridge_regression_of_each_track_on_the_others(shape: tuple[int
     some = np.array([3, 0, 5])
     found = fit_ease(csr_matrix(plays_matrix(shape)))({"lambda": strength})(some)
     np.testing.assert_allclose(found, expected[some], atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(8, 5), (5, 8), (6, 6)])
+@pytest.mark.parametrize("strength", [0.5, 20.0])
+@pytest.mark.parametrize("dropout", [0.25, 0.66])
+def test_dlae_gives_back_what_dropout_took_in_expectation(
+    shape: tuple[int, int], strength: float, dropout: float
+) -> None:
+    """Ridge regression of all plays on every way to drop some, each weighted by its probability: nothing is drawn."""
+    binary = (plays_matrix(shape) > 0).astype(np.float64)
+    corrupted, complete = [], []
+    for own in binary:
+        played = np.flatnonzero(own)
+        for kept in itertools.product((0, 1), repeat=len(played)):
+            probability = (1 - dropout) ** sum(kept) * dropout ** (len(kept) - sum(kept))
+            left = np.zeros_like(own)
+            left[played] = np.array(kept) / (1 - dropout)  # what is kept is scaled up, as in training networks
+            corrupted.append(np.sqrt(probability) * left)
+            complete.append(np.sqrt(probability) * own)
+    inputs, outputs = np.array(corrupted), np.array(complete)
+    weights = np.linalg.solve(inputs.T @ inputs + strength * np.eye(shape[1]), inputs.T @ outputs)
+    some = np.array([3, 0, 4])
+    found = fit_dlae(csr_matrix(plays_matrix(shape)))({"dropout": dropout, "lambda": strength})(some)
+    np.testing.assert_allclose(found, (binary @ weights)[some], atol=1e-5)
+
+
+def test_dlae_over_users_is_dlae_over_tracks() -> None:
+    """The same users among more tracks that nobody played are fewer than tracks: the other matrix is inverted."""
+    plays, params = plays_matrix((12, 9)), {"dropout": 0.4, "lambda": 3.0}
+    wide = np.concatenate([plays, np.zeros((12, 5), np.float32)], axis=1)
+    by_track, by_user = fit_dlae(csr_matrix(plays))(params)(EVERYBODY), fit_dlae(csr_matrix(wide))(params)(EVERYBODY)
+    np.testing.assert_allclose(by_user[:, :9], by_track, atol=1e-5)
+    np.testing.assert_array_equal(by_user[:, 9:], 0)
+
+
+@pytest.mark.parametrize("neighbours", [3, 1000])
+@pytest.mark.parametrize(("alpha", "beta"), [(1.0, 0.0), (0.7, 0.4), (1.3, 0.8)])
+def test_rp3beta_is_a_walk_of_three_steps(
+    neighbours: int, alpha: float, beta: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baseline_fits, "MAX_SCORES", 18)  # blocks of two tracks
+    binary = (plays_matrix((60, 9), 5) > 0).astype(np.float64)
+    binary[3], binary[:, 8] = 0, 0  # nobody, and a track without listeners
+    n_users, n_tracks = binary.shape
+    played, listeners = binary.sum(axis=1), binary.sum(axis=0)
+    walks = np.zeros((n_tracks, n_tracks))  # from a track to a listener of it, to another track of theirs
+    for start, user, end in itertools.product(range(n_tracks), range(n_users), range(n_tracks)):
+        if binary[user, start] and binary[user, end] and start != end:
+            step = (1 / listeners[start]) ** alpha * (1 / played[user]) ** alpha
+            walks[start, end] += step / listeners[end] ** beta
+    for row in walks:
+        best = np.sort(row)[::-1]
+        if len(best) > neighbours:
+            assert best[neighbours - 1] > best[neighbours] + 1e-9 or best[neighbours - 1] == 0  # no tie to break
+        row[row < best[min(neighbours, n_tracks) - 1]] = 0
+    expected = np.zeros_like(binary)
+    for user, track in np.argwhere(binary):  # the first step
+        expected[user] += (1 / played[user]) ** alpha * walks[track]
+    counts = csr_matrix((plays_matrix((60, 9), 5) * binary).astype(np.float32))
+    found = fit_rp3beta(counts)({"alpha": alpha, "beta": beta, "neighbours": neighbours})(np.arange(60))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_walk_without_powers_keeps_its_probability() -> None:
+    """Three random steps end somewhere: with what went back to its track, the scores of a user add up to one."""
+    binary = (plays_matrix() > 0).astype(np.float64)
+    to_tracks, to_users = binary / binary.sum(axis=1, keepdims=True), (binary / binary.sum(axis=0)).T
+    back = to_tracks @ np.diag(np.diag(to_users @ to_tracks))
+    walked = {"alpha": 1.0, "beta": 0.0, "neighbours": 1000}
+    found = fit_rp3beta(csr_matrix(plays_matrix()))(walked)(EVERYBODY)
+    np.testing.assert_allclose(found.sum(axis=1) + back.sum(axis=1), 1, atol=1e-6)
 
 
 @pytest.fixture
@@ -192,11 +264,14 @@ def test_a_damaged_file_is_made_again(dataset: Dataset, content: bytes) -> None:
     assert both(dataset, targets).cached
 
 
-def test_ease_says_why_it_was_skipped(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baselines, "EASE_LIMIT", 29)
-    found = both(dataset, find_targets(dataset, "test"))
+@pytest.mark.parametrize("name", ["ease", "dlae"])
+def test_what_inverts_says_why_it_was_skipped(dataset: Dataset, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(baselines, "INVERTED_LIMIT", 29)
+    targets = find_targets(dataset, "test")
+    found = measure(dataset, [name], targets, known(dataset), as_of="test", k=10, seed=0)[name]
     assert found.lists is None
-    assert found.to_json()["skipped"] == "EASE inverts a matrix over users or tracks: 30 of the fewer, at most 29"
+    reason = f"{name.upper()} inverts a matrix over users or tracks: 30 of the fewer, at most 29"
+    assert found.to_json()["skipped"] == reason
 
 
 def real_dataset(folder: Path, name: str) -> Dataset:
@@ -222,6 +297,7 @@ def test_figures_on_movielens_are_those_of_other_implementations(tmp_path: Path)
         "itemknn": (0.2795, 0.3357),
         "ials": (0.3248, 0.4022),
         "ease": (0.3319, 0.3963),
+        "dlae": (0.3351, 0.4019),
     }
     for name, figures in expected.items():
         assert quality(found[name].lists) == pytest.approx(figures, abs=0.02), name

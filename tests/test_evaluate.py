@@ -30,6 +30,7 @@ from lhydra.data.dataset import TEST, TRAIN, VALID, Dataset, DatasetInfo
 from lhydra.domain import F32, I64, Hashes, Query, Recommendation, Repeat, Tier, UserState, track_hashes
 from lhydra.errors import DataError
 from lhydra.evaluation import baselines
+from lhydra.evaluation.baselines import NAMES
 from lhydra.evaluation.classification import classify
 from lhydra.evaluation.evaluate import evaluate, protocol_hash
 from lhydra.evaluation.metrics import rank_metrics
@@ -503,7 +504,7 @@ def test_the_smallest_worlds_have_a_document_without_nan(
 ) -> None:
     dataset = write_dataset(tmp_path / "d", names("u", n_users), names("t", n_tracks), plays)
     recommender = FakeRecommender(FakeCatalog(names("t", n_tracks)))
-    found = evaluate(recommender, dataset, as_of=as_of, baselines=("popular", "itemknn", "ials", "ease"))
+    found = evaluate(recommender, dataset, as_of=as_of, baselines=NAMES)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert any(line.startswith("only ") for line in found["summary"])
 

@@ -24,7 +24,7 @@ HELP = "measure ranking quality on the held-out plays of a dataset, over the ful
 EXTRA = "index"  # with baselines or a report: eval
 MAX_K = 1000
 NAMES = {"recall": "Recall", "ndcg": "NDCG", "map": "MAP", "hr": "HitRate", "coverage": "Coverage"}
-BASELINES = ("popular", "itemknn", "ials", "ease")
+BASELINES = ("popular", "itemknn", "rp3beta", "ials", "ease", "dlae")
 ROLLING = ("next-session", "next-day", "next-track")
 ROLLING_BASELINES = (
     "popular",

@@ -1,4 +1,4 @@
-"""How the baselines score: popularity, ItemKNN and iALS through implicit, EASE in closed form."""
+"""How the baselines score: popularity, ItemKNN and iALS through implicit; RP3beta; EASE and DLAE in closed form."""
 
 import contextlib
 import warnings
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
 LARGE_TRAIN_PLAYS = 2_000_000  # train plays from which one value per axis must do
-SLOW_EASE_ROWS = 5_000  # rows from which an inverse takes many seconds
+SLOW_ROWS = 5_000  # rows from which an inverse takes many seconds
 MAX_SCORES = 1 << 24  # scores held at a time
 
 Params = dict[str, Any]
@@ -127,10 +127,8 @@ def fit_ease(train: "csr_matrix", seed: int = 0) -> Fit:
     Returns:
         A fit: settings -> scores.
     """
-    from scipy.sparse import csr_matrix
-
-    kind = np.float64 if min(train.shape) <= SLOW_EASE_ROWS else np.float32  # memory
-    binary = csr_matrix((np.ones_like(train.data, kind), train.indices, train.indptr), train.shape)
+    binary = _binary_to_invert(train)
+    kind = binary.dtype
     by_user = train.shape[0] < train.shape[1]
     gram = ((binary @ binary.T) if by_user else (binary.T @ binary)).toarray()
 
@@ -159,12 +157,112 @@ def fit_ease(train: "csr_matrix", seed: int = 0) -> Fit:
     return fit
 
 
+def fit_dlae(train: "csr_matrix", seed: int = 0) -> Fit:
+    """Fits a denoising linear autoencoder in closed form (DLAE of Steck 2020): a fit of {dropout, lambda}.
+
+    Least squares from plays of which a share p is dropped at random to all plays, in expectation: scores are X B,
+    B = (X'X + D)^-1 X'X, D = lambda I + p / (1 - p) diag(X'X), X the binary plays; the diagonal of B is free. With
+    fewer users than tracks X B = X - (X D^-1 X' + I)^-1 X (Woodbury).
+
+    Args:
+        train: (users, tracks) play counts, float32.
+        seed: unused.
+
+    Returns:
+        A fit: settings -> scores.
+    """
+    from scipy.sparse import diags_array
+
+    binary = _binary_to_invert(train)
+    listeners = np.asarray(binary.sum(axis=0)).ravel()
+    by_user = train.shape[0] < train.shape[1]
+    gram = None if by_user else (binary.T @ binary).toarray()
+
+    def fit(params: Params) -> Scores:
+        dropped = params["dropout"]
+        penalty = (params["lambda"] + dropped / (1 - dropped) * listeners).astype(binary.dtype)
+        if gram is None:
+            regularized = (binary @ diags_array(1 / penalty) @ binary.T).toarray()
+            regularized[np.diag_indices_from(regularized)] += 1
+            inverse = _inverse(regularized)
+            return lambda users: np.asarray(binary[users].toarray() - inverse[users] @ binary, np.float32)
+        regularized = gram.copy()
+        regularized[np.diag_indices_from(regularized)] += penalty
+        weights = -_inverse(regularized) * penalty  # B = I - (X'X + D)^-1 D
+        weights[np.diag_indices_from(weights)] += 1
+        return lambda users: np.asarray(binary[users] @ weights, np.float32)
+
+    return fit
+
+
+def fit_rp3beta(train: "csr_matrix", seed: int = 0) -> Fit:
+    """Walks from a user to tracks, to their listeners, to their tracks: a fit of {alpha, beta, neighbours}.
+
+    RP3beta (Christoffel et al. 2015, Paudel et al. 2017; P3alpha without beta, Cooper et al. 2014): the probability of
+    each step to the power alpha, the end's over its listeners to the power beta. Of each track's walks the `neighbours`
+    likeliest ends are kept, itself not.
+
+    Args:
+        train: (users, tracks) play counts, float32.
+        seed: unused.
+
+    Returns:
+        A fit: settings -> scores.
+    """
+    from scipy.sparse import csr_matrix, diags_array, vstack
+
+    binary = csr_matrix((np.ones_like(train.data), train.indices, train.indptr), train.shape)
+    played = np.maximum(np.diff(binary.indptr), 1)
+    listeners = np.maximum(np.bincount(binary.indices, minlength=binary.shape[1]), 1)
+
+    def fit(params: Params) -> Scores:
+        alpha = params["alpha"]
+        to_tracks = (diags_array(played**-alpha) @ binary).tocsr()
+        to_users = (diags_array(listeners**-alpha) @ binary.T).tocsr()
+        ends = to_tracks @ diags_array(listeners ** -params["beta"])
+        step = max(1, MAX_SCORES // len(listeners))
+        blocks = []
+        for start in range(0, len(listeners), step):
+            walks = (to_users[start : start + step] @ ends).tocsr()
+            blocks.append(_others(walks, start, params["neighbours"]))
+        similar = vstack(blocks).tocsr().astype(np.float32)
+        return lambda users: np.asarray((to_tracks[users] @ similar).toarray(), np.float32)
+
+    return fit
+
+
+def _others(walks: "csr_matrix", start: int, neighbours: int) -> "csr_matrix":
+    """`walks` of tracks from `start` with at most the `neighbours` largest of each row, the track itself left out."""
+    from scipy.sparse import csr_matrix
+
+    kept = []
+    for row in range(walks.shape[0]):
+        own = np.arange(walks.indptr[row], walks.indptr[row + 1])
+        own = own[walks.indices[own] != start + row]
+        if len(own) > neighbours:
+            own = own[np.argpartition(-walks.data[own], neighbours - 1)[:neighbours]]
+        kept.append(own)
+    offsets = np.cumsum([0, *map(len, kept)])
+    at = np.concatenate(kept)
+    return csr_matrix((walks.data[at], walks.indices[at], offsets), walks.shape)
+
+
 FITS: dict[str, Callable[["csr_matrix", int], Fit]] = {
     "popular": fit_popular,
     "itemknn": fit_itemknn,
+    "rp3beta": fit_rp3beta,
     "ials": fit_ials,
     "ease": fit_ease,
+    "dlae": fit_dlae,
 }
+
+
+def _binary_to_invert(train: "csr_matrix") -> "csr_matrix":
+    """The plays as ones, in double precision where the matrix to invert is small."""
+    from scipy.sparse import csr_matrix
+
+    kind = np.float64 if min(train.shape) <= SLOW_ROWS else np.float32  # memory
+    return csr_matrix((np.ones_like(train.data, kind), train.indices, train.indptr), train.shape)
 
 
 def _inverse(matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -1,9 +1,11 @@
-"""What a user would try first: popularity, ItemKNN, iALS and EASE, on the same split, users and masks as the model.
+"""What a user would try first: popularity, neighbours, iALS, linear autoencoders, on the same split as the model.
 
     popular   train listeners of the track
     itemknn   cosine, TF-IDF or BM25 neighbours of the tracks played (Deshpande and Karypis 2004), through implicit
+    rp3beta   random walks of three steps, less for the popular (Paudel et al. 2017)
     ials      weighted matrix factorisation (Hu, Koren and Volinsky 2008), through implicit
     ease      closed-form linear autoencoder (Steck 2019); inverts over users when they are fewer than tracks
+    dlae      likewise, learned from plays of which some are dropped, its diagonal free (Steck 2020)
 
 Each is fitted on the train fold and tuned by a small grid on NDCG@10 of the valid fold. Ties, and with them the
 lists of users without train plays, are ordered by popularity. Lists are kept beside the dataset, in
@@ -29,7 +31,7 @@ from lhydra.console import with_progress
 from lhydra.data.dataset import TRAIN, Dataset, Mask
 from lhydra.domain import F32, I64
 from lhydra.errors import DataError
-from lhydra.evaluation.baseline_fits import FITS, LARGE_TRAIN_PLAYS, MAX_SCORES, SLOW_EASE_ROWS, Fit, Params, Scores
+from lhydra.evaluation.baseline_fits import FITS, LARGE_TRAIN_PLAYS, MAX_SCORES, SLOW_ROWS, Fit, Params, Scores
 from lhydra.evaluation.document import BaselineFacts
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.evaluation.run import Moment, Targets, find_targets, masked_from
@@ -37,8 +39,8 @@ from lhydra.evaluation.run import Moment, Targets, find_targets, masked_from
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
 
-NAMES = ("popular", "itemknn", "ials", "ease")
-EASE_LIMIT = 20_000  # of min(users, tracks): a matrix of that size is inverted
+NAMES = ("popular", "itemknn", "rp3beta", "ials", "ease", "dlae")
+INVERTED_LIMIT = 20_000  # of min(users, tracks): a matrix of that size is inverted
 _VERSION = 1  # of what a kept file was computed by
 _TUNE_USERS = 1000
 
@@ -157,11 +159,10 @@ def _measure(
 ) -> Baseline:
     """Tunes, fits and lists one baseline."""
     start = time.monotonic()
-    if name == "ease" and min(log.train.shape) > EASE_LIMIT:
-        reason = (
-            f"EASE inverts a matrix over users or tracks: {min(log.train.shape):,} of the fewer, at most {EASE_LIMIT:,}"
-        )
-        return Baseline(None, skipped=reason)
+    fewer = min(log.train.shape)
+    if name in ("ease", "dlae") and fewer > INVERTED_LIMIT:
+        what = f"{name.upper()} inverts a matrix over users or tracks"
+        return Baseline(None, skipped=f"{what}: {fewer:,} of the fewer, at most {INVERTED_LIMIT:,}")
     fit = FITS[name](log.train, seed)
     usual, *rounds = _grids(name, log.train)
     try:
@@ -207,6 +208,7 @@ def _combinations(base: Params, axes: dict[str, Sequence[Any]]) -> list[Params]:
 
 def _grids(name: str, train: "csr_matrix") -> list[Any]:
     """[what is used without a valid fold, axes of the first round, axes around its best, ...]."""
+    usual: Params
     large = train.nnz > LARGE_TRAIN_PLAYS
     if name == "itemknn":
         kinds = ("cosine", "tfidf", "bm25")
@@ -214,6 +216,11 @@ def _grids(name: str, train: "csr_matrix") -> list[Any]:
             {"kind": "cosine", "neighbours": 300},
             {"kind": kinds, "neighbours": (300,) if large else (100, 1000)},
         ]
+    if name == "rp3beta":
+        usual = {"alpha": 0.7, "beta": 0.4, "neighbours": 300 if large else 1000}
+        if large:
+            return [usual, {"beta": (0.4, 0.6)}]
+        return [usual, {"alpha": (0.7, 1.0), "beta": (0.2, 0.4, 0.6)}, {"beta": (0.3, 0.5)}, {"neighbours": (100,)}]
     if name == "ials":
         weights = ("log", "one") if train.nnz and train.data.max() > train.data.min() else ("one",)
         usual = {"factors": 64, "regularization": 40.0, "alpha": 4.0, "weight": weights[0]}
@@ -222,8 +229,13 @@ def _grids(name: str, train: "csr_matrix") -> list[Any]:
         first = {"weight": weights, "alpha": (1.0, 4.0)}
         return [usual, first, {"factors": (32, 64, 128)}, {"regularization": (20.0, 60.0), "alpha": (2.0, 8.0)}]
     if name == "ease":
-        slow = min(train.shape) > SLOW_EASE_ROWS
+        slow = min(train.shape) > SLOW_ROWS
         return [{"lambda": 300.0}, {"lambda": (100.0, 500.0) if slow else (50.0, 100.0, 200.0, 500.0, 1000.0)}]
+    if name == "dlae":
+        usual = {"dropout": 0.5, "lambda": 50.0}
+        if min(train.shape) > SLOW_ROWS:
+            return [usual, {"dropout": (0.33, 0.5)}]
+        return [usual, {"dropout": (0.33, 0.5, 0.66)}, {"lambda": (20.0, 100.0, 200.0, 400.0)}]
     return [{}]
 
 

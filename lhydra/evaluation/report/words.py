@@ -7,8 +7,10 @@ STAGE_NAMES = {
     "head": "head alone",
     "popular": "most popular",
     "itemknn": "ItemKNN",
+    "rp3beta": "RP3beta",
     "ials": "iALS",
     "ease": "EASE",
+    "dlae": "DLAE",
 }
 METRIC_NAMES = {
     "ndcg": "NDCG",
