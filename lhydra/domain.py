@@ -190,7 +190,8 @@ class Recommendation:
     With rules the list is in their order, so scores need not descend. applied: what each rule did. moved_by: for each
     track the rules that brought it into the list or further up. propensity: (n,) float32 chance with which each track
     came to its place, given those above it; None without exploration. sources, reasons: of each track, where
-    they are asked for: what it was a candidate by, and why it is there in words.
+    they are asked for: what it was a candidate by, and why it is there in words. brought: by source of candidates the
+    rows that it found, `nearest` among them, also those without room; {} where that is the only one, and with rules.
     """
 
     rows: I64
@@ -206,6 +207,7 @@ class Recommendation:
     propensity: F32 | None = None
     sources: tuple[tuple[str, ...], ...] = ()
     reasons: tuple[tuple[str, ...], ...] = ()
+    brought: Mapping[str, I64] = field(default_factory=dict)
 
 
 def track_hashes(track_ids: Iterable[str]) -> Hashes:

@@ -13,7 +13,7 @@ from threading import Lock
 import numpy as np
 
 from lhydra.bundle.bundle import Bundle
-from lhydra.bundle.candidates import encode_states, moment_of, united
+from lhydra.bundle.candidates import NEAREST, encode_states, found_by, moment_of, united
 from lhydra.bundle.catalog import Catalog
 from lhydra.bundle.columns import normalised
 from lhydra.bundle.decay import decayed_scores, repeatable
@@ -232,7 +232,7 @@ class Recommender:
         for request in requests:
             if request.candidates is None:
                 self._run_stage(request, self._search_eligible)
-            if self.knows_repeats:
+            if self.knows_repeats or len(self.bundle.co_listening):
                 self._run_stage(request, self._unite)
 
     def _search_together(self, requests: list[Traced]) -> None:
@@ -268,12 +268,11 @@ class Recommender:
         assert request.user is not None
         assert request.vector is not None
         with timed("retrieve", request.stage_us):
-            query, repeats = request.query, request.query.repeat is not Repeat.EXCLUDE
+            query, limits = request.query, (self.depth_of(request.query), request.excluded, request.eligible)
             request.moment = moment_of(self.bundle, query.state, request.user, query.now)
-            limits = self.depth_of(query), request.excluded, request.eligible
-            request.nearest = request.candidates
-            found = united(self.bundle, request.moment, request.candidates, request.vector, *limits, repeats=repeats)
-            request.candidates = found
+            brought = found_by(self.bundle, query, request.moment, request.user, *limits)
+            request.brought = {NEAREST: request.candidates[0], **brought}
+            request.candidates = united(self.catalog, brought.values(), request.candidates, request.vector, limits[0])
 
     def _rerank(self, request: Traced) -> None:
         """Scores the candidates by the head and selects the k best, or those that the rules choose."""
@@ -299,6 +298,7 @@ class Recommender:
                 cosines,
                 request.tier,
                 request.stage_us,
+                brought=request.brought,
             )
 
     def scored(self, request: Traced, rows: I64) -> tuple[F32, F32, F32]:

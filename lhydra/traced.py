@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lhydra.bundle.candidates import NEAREST
 from lhydra.bundle.catalog import Catalog
 from lhydra.bundle.eligible import EligibleSet
 from lhydra.bundle.popular import most_played
@@ -35,13 +36,19 @@ class Traced:
     barred: I64 = field(default_factory=lambda: np.empty(0, np.int64))  # that not even a pin may show
     user: EncodedUsers | None = None
     vector: F32 | None = None  # (1, dim)
-    nearest: tuple[I64, F32] | None = None  # rows and cosines that the index found, where other sources join them
+    brought: dict[str, I64] = field(default_factory=dict)  # rows that each source found, where there are several
     candidates: tuple[I64, F32] | None = None  # rows and cosines
     moment: Moment | None = None  # where the head knows what comes next
     scored: tuple[F32, F32, F32] | None = None  # without rules: logits and scores of candidates, and what orders them
     made: Made | None = None  # by rules
     answer: Recommendation | None = None
     error: Exception | None = None
+
+    @property
+    def found_nearest(self) -> I64:
+        """The rows that the index found."""
+        assert self.candidates is not None
+        return self.brought.get(NEAREST, self.candidates[0])
 
     def asked(self) -> Asked:
         """Returns what the rules of the request need to know of it."""

@@ -21,7 +21,6 @@ from lhydra.evaluation.lists import write_lists
 from lhydra.explain.explainer import Explainer
 from lhydra.explain.path import path_of
 from lhydra.explain.pulls import falls_of, groups_of, plays_of
-from lhydra.explain.sources import moment_sources
 from lhydra.features.listening import SIGNALS
 from lhydra.queries import Request, known_user, to_query
 from lhydra.recommender import Recommender
@@ -272,7 +271,7 @@ def test_reasons_of_a_moment_are_true(recommender: Recommender, states: list[Use
         assert not isinstance(found, Exception)
         state, catalog, tables = query.state, recommender.catalog, recommender.bundle.sequences
         asked = Explainer(recommender).trace(query, no_check)
-        sources, names = moment_sources(recommender, asked), catalog.track_ids(found.rows)
+        sources, names = asked.brought, catalog.track_ids(found.rows)
         counts = dict(zip(state.history["track"].tolist(), state.history["count"].tolist(), strict=True))
         recent = [int(one) for one in catalog.rows(state.recent["track"])]
         last = list(dict.fromkeys(recent[::-1]))

@@ -16,6 +16,7 @@ from lhydra.bundle.model import Model, ModelInfo
 from lhydra.data.dataset import Dataset
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.features import item_item
+from lhydra.features.co_listening import CoListening
 from lhydra.features.histories import Histories, offsets_of
 from lhydra.training import calibration, teachers
 from lhydra.training import head as heads
@@ -54,11 +55,13 @@ def fit(network: Network, data: TrainingData, table: Table) -> Fitted:
     return heads.fit(network, data, Tensors.of(data), table, CONFIG)
 
 
-def gathered(network: Network, data: TrainingData, table: Table, targets: Targets | None = None) -> Examples:
+def gathered(
+    network: Network, data: TrainingData, table: Table, targets: Targets | None = None, share: float = 0.0
+) -> Examples:
     targets = data.valid if targets is None else targets
     shown = select(data.train, targets.users)
-    rng = np.random.default_rng(0)
-    return heads.gather(network, data, Tensors.of(data), table, targets, shown, CONFIG.depth, rng)
+    rng, together = np.random.default_rng(0), CoListening.of(table.neighbours, table.weights, share)
+    return heads.gather(network, data, Tensors.of(data), table, together, targets, shown, CONFIG.depth, rng)
 
 
 def want(data: TrainingData, rows: np.ndarray) -> TrainingData:
@@ -141,14 +144,38 @@ def test_candidates_are_the_nearest_unheard_tracks_and_some_random_ones(
         np.testing.assert_allclose(found.signals[i].numpy()[~out], signals, atol=1e-4)
 
 
+@torch.no_grad()
+def test_a_share_of_the_candidates_comes_by_co_listening(network: Network, data: TrainingData) -> None:
+    """As they are served: those with the highest sums of weights, the nearest, and all in the order of cosines."""
+    table, share = random_table(data.n_tracks, seed=4), 0.5
+    nearest, found = gathered(network, data, table), gathered(network, data, table, share=share)
+    source, n = CoListening.of(table.neighbours, table.weights, share), round(share * CONFIG.depth)
+    encoded = data.spec.encode_users(data.profiles[data.valid.users], select(data.train, data.valid.users), data.tracks)
+    more = 0
+    for i in range(len(found)):
+        one = encoded.one(i)
+        free = np.ones(data.n_tracks, np.bool_)
+        free[one.histories.rows] = False
+        brought = source.candidates(one.histories.rows, one.entry, free.take, CONFIG.depth).tolist()
+        rows = found.rows[i, : CONFIG.depth][~found.excluded[i, : CONFIG.depth]].tolist()
+        others = [row for row in nearest.rows[i, : CONFIG.depth].tolist() if row not in brought]
+        assert len(rows) == len(set(rows)) == CONFIG.depth
+        assert len(brought) <= n
+        assert set(rows) == {*brought, *others[: CONFIG.depth - len(brought)]}
+        cosines = found.signals[i, : CONFIG.depth, 0]
+        assert bool((cosines.diff() <= 1e-6).all())
+        more += len(set(rows) - set(nearest.rows[i].tolist()))
+    assert more
+
+
 def test_a_catalogue_smaller_than_the_depth_is_candidates_throughout(
     network: Network, data: TrainingData, fitted_teachers: Teachers
 ) -> None:
     shown = select(data.train, data.valid.users)
     tensors = Tensors.of(data)
-    found = heads.gather(
-        network, data, tensors, fitted_teachers.table, data.valid, shown, 10**6, np.random.default_rng(0)
-    )
+    table = fitted_teachers.table
+    together = CoListening.of(table.neighbours, table.weights, 0.5)
+    found = heads.gather(network, data, tensors, table, together, data.valid, shown, 10**6, np.random.default_rng(0))
     assert found.retrieved == data.n_tracks
     assert found.labels.sum(1).tolist() == found.wanted.tolist()  # nothing wanted is out of reach
     assert ((~found.excluded).sum(1).numpy() == data.n_tracks - np.diff(shown.offsets)).all()
@@ -161,7 +188,7 @@ def test_hidden_train_plays_stand_in_for_a_missing_validation_fold(
     gather = heads.gather
 
     def spied(*args: Any) -> Examples:
-        seen.append((args[4], args[5]))
+        seen.append((args[5], args[6]))
         return gather(*args)
 
     monkeypatch.setattr(heads, "gather", spied)

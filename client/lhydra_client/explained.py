@@ -14,6 +14,7 @@ _DROPPED = {
 _SOURCES = {
     "nearest": "near the listener's vector",
     "own": "the listener's own plays",
+    "co-listening": "played by those who play the same",
     "following": "follows what was just played",
     "together": "shares sessions with what was just played",
     "pinned": "pinned by a rule",

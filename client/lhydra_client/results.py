@@ -18,8 +18,8 @@ class Track:
         artist: "" where the catalog has none.
         propensity: chance with which it came to its place, given those above; 0 without exploration.
         moved_by: rules that brought it into the list or further up.
-        sources: what it was a candidate by: nearest, own, following, together, pinned, chart, popular; empty unless
-            reasons were asked for.
+        sources: what it was a candidate by: nearest, co-listening, own, following, together, pinned, chart, popular;
+            empty unless reasons were asked for.
         reasons: in words that a listener can read; empty unless asked for.
     """
 

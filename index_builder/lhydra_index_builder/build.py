@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 
 from lhydra import __version__, files
 from lhydra.bundle import catalog as catalogs
-from lhydra.bundle import columns, fitted, sequence_files, signature
+from lhydra.bundle import co_listening_files, columns, fitted, sequence_files, signature
 from lhydra.bundle.arrays import blocks
 from lhydra.bundle.bundle import PARTS, Bundle
 from lhydra.bundle.catalog import Catalog
-from lhydra.bundle.catalog_writer import fitted_users, sequences_by_row, train_users, write_catalog
+from lhydra.bundle.catalog_writer import co_listening_by_row, fitted_users, sequences_by_row, train_users, write_catalog
 from lhydra.bundle.columns_writer import write_columns
 from lhydra.bundle.embedding import SHARD
 from lhydra.bundle.exact import nearest_of_many
@@ -117,7 +117,10 @@ def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildSetti
         sequences = sequences_by_row(model, catalog)
         if len(sequences):
             sequence_files.save(folder, sequences)
-        bundle = Bundle("", model.spec, catalog, model.user_tower, model.head, unindexed, sequences=sequences)
+        co_listening_files.save(folder, co_listening_by_row(model, catalog))
+        parts = model.spec, catalog, model.user_tower, model.head, unindexed
+        together = co_listening_files.open_co_listening(folder)
+        bundle = Bundle("", *parts, sequences=sequences, co_listening=together)
         as_of, targets = held_out.for_depth(dataset, model.info.fitted_on)
 
         log("measuring how many candidates the head needs")
@@ -215,7 +218,7 @@ def finish(
     """
     now = datetime.now(UTC)
     names = [*PARTS, "golden.npz", *catalogs.file_names(), *columns.file_names(folder)]
-    names += [*sequence_files.names_in(folder), *fitted.names_in(folder)]
+    names += [*sequence_files.names_in(folder), *co_listening_files.names_in(folder), *fitted.names_in(folder)]
     with timed("rebuild.seal"):
         sealed = dict(known) | files.seal(folder, [name for name in names if name not in known])
     manifest = replace(

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lhydra import __version__, files
-from lhydra.bundle import catalog_writer, fitted, sequence_files
+from lhydra.bundle import catalog_writer, co_listening_files, fitted, sequence_files
 from lhydra.bundle.arrays import GrowingArrays, blocks
 from lhydra.bundle.bundle import Bundle, Golden, open_index
 from lhydra.bundle.catalog import ARRAYS, PER_ROW, TEXT, Catalog
@@ -163,6 +163,8 @@ def add(
             _move_charts(source.folder, folder, moved)
             if len(sequences := source.bundle.sequences):
                 sequence_files.save(folder, sequence_files.rearranged(sequences, moved, len(catalog) + len(at)))
+            if len(together := source.bundle.co_listening):
+                co_listening_files.save(folder, together.rearranged(moved, len(catalog) + len(at)))
         removed = np.setdiff1d(moved[catalog.removed], moved[restored])
         np.save(folder / "removed.npy", removed)
         added = pq.read_table(source.folder / "added.parquet")

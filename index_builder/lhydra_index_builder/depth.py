@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from lhydra.bundle.candidates import found_by, united
 from lhydra.bundle.exact import nearest
 from lhydra.bundle.manifest import Cascade, DepthPoint
 from lhydra.data.dataset import AsOf, Dataset, user_states
-from lhydra.domain import I64, UserState
+from lhydra.domain import I64, Query, UserState
 from lhydra.evaluation.bootstrap import F64
 from lhydra.evaluation.cascade import HeadLists, K, UserScoring, depths_within, head_lists, ndcg
 from lhydra.evaluation.run import Targets, as_rows
@@ -118,7 +119,14 @@ def lists(recommender: Recommender, states: Sequence[UserState], threads: int) -
         excluded = np.union1d(heard[heard >= 0], catalog.removed).astype(np.int64)
         user = recommender.encode(state)
         vector = bundle.user_tower.embed(user, catalog.history)
-        candidates, _ = nearest(catalog.vectors, vector, depths[-1], excluded)
+        rows, cosines = nearest(catalog.vectors, vector, depths[-1], excluded)
+
+        def candidates(depth: int) -> I64:
+            if not len(bundle.co_listening):
+                return rows[:depth]
+            brought = found_by(bundle, Query(K, state), None, user, depth, excluded, None)
+            return united(catalog, brought.values(), (rows[:depth], cosines[:depth]), vector, depth)[0]
+
         return UserScoring(lambda rows: bundle.score(vector, user, rows)[0], candidates, excluded)
 
     return head_lists(states, len(states), scoring, len(catalog), depths, K, threads)

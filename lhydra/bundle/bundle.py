@@ -6,6 +6,7 @@
                       catalog.parquet  added.parquet   tracks of the last full build, and added since
                       replies.npy  replies_offsets.npy   of every track, its part of a reply as the API sends it
                       index.faiss  index_rows.npy  golden.npz  and the files of `catalog` and `columns`
+                      sequence_*.npy  co_listening_*.npy   further sources of candidates, where the model has them
                       fitted_users.npz   whom its model was fitted on, by keyed hash
 
 A bundle is immutable once published: mapped files are never rewritten. Nothing here writes; see the index builder.
@@ -20,8 +21,8 @@ import numpy as np
 
 from lhydra import files
 from lhydra.bundle import catalog as catalogs
+from lhydra.bundle import co_listening_files, sequence_files
 from lhydra.bundle import columns as filters
-from lhydra.bundle import sequence_files
 from lhydra.bundle.arrays import NOT_NPZ
 from lhydra.bundle.catalog import Catalog
 from lhydra.bundle.columns import NO_COLUMNS, FilterColumns
@@ -33,6 +34,7 @@ from lhydra.bundle.verified import VerifiedFiles
 from lhydra.domain import F32, I64
 from lhydra.errors import BundleCorrupt, BundleMismatch, BundleMissing, complain
 from lhydra.features import item_item
+from lhydra.features.co_listening import NO_CO_LISTENING, CoListening
 from lhydra.features.histories import EncodedUsers, Histories
 from lhydra.features.listening import Listening, Moment
 from lhydra.features.sequences import NO_SEQUENCES, Sequences
@@ -113,6 +115,7 @@ class Bundle:
     manifest: Manifest | None = None  # None for a model that was never published
     lease: files.Lease | None = None  # while it lives, nobody deletes the folder
     sequences: Sequences = NO_SEQUENCES  # what goes with what in time, by row
+    co_listening: CoListening = NO_CO_LISTENING  # a source of candidates, by row
 
     @classmethod
     def open(
@@ -179,6 +182,7 @@ class Bundle:
         replies = StringColumn.open(folder, "replies")
         columns = FilterColumns.open(folder)
         sequences = sequence_files.open_sequences(folder)
+        together = co_listening_files.open_co_listening(folder)
         for thing, found, expected in (
             ("features.json", manifest.features if as_written else spec.fingerprint, manifest.features),
             ("catalog tracks", len(catalog), manifest.n_tracks),
@@ -188,12 +192,14 @@ class Bundle:
             ("vector width", catalog.vectors.shape[1], manifest.dim),
             ("index width", index.dim, manifest.dim),
             ("tracks of sequences", len(sequences) or manifest.n_tracks, manifest.n_tracks),
+            ("tracks of co-listening", len(together) or manifest.n_tracks, manifest.n_tracks),
             ("encoded track columns", catalog.dense.shape[1], len(spec.track_dense)),
         ):
             if found != expected:
                 raise BundleMismatch(complain(f"{folder}: {thing}", str(found), f"{expected} as in the manifest"))
         towers = UserTower(folder / "user_tower.onnx"), Head(folder / "head.onnx")
-        bundle = cls(manifest.bundle_id, spec, catalog, *towers, index, replies, columns, manifest, lease, sequences)
+        tables = sequences, together
+        bundle = cls(manifest.bundle_id, spec, catalog, *towers, index, replies, columns, manifest, lease, *tables)
         bundle._check_golden(folder)
         return bundle
 

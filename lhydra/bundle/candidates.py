@@ -1,18 +1,22 @@
-"""A user in the words of a bundle, and candidates of several sources: the nearest, and what own listening brings up."""
+"""A user in the words of a bundle, and candidates of several sources: the nearest, and what listening brings up."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.catalog import Catalog
 from lhydra.bundle.eligible import EligibleSet
 from lhydra.bundle.exact import best_first
-from lhydra.domain import F32, I64, UserState
+from lhydra.domain import F32, I64, Query, Repeat, UserState
 from lhydra.features.histories import EncodedUsers, Histories, offsets_of
+from lhydra.features.listening import SOURCES as OF_MOMENT
 from lhydra.features.listening import Listening, Moment
 from lhydra.repeats import repeats_of
 from lhydra.scratch import borrowed_mask
+
+NEAREST, CO_LISTENING = "nearest", "co-listening"  # sources of candidates, beside those of a moment
 
 
 def encode_states(bundle: Bundle, states: Sequence[UserState]) -> EncodedUsers:
@@ -89,47 +93,70 @@ def moment_of(bundle: Bundle, state: UserState, user: EncodedUsers, now: int) ->
     return Moment(listening_of(bundle.catalog, state, user, now), bundle.sequences)
 
 
-def united(
+def found_by(
     bundle: Bundle,
+    query: Query,
     moment: Moment | None,
-    nearest: tuple[I64, F32],
-    vector: F32,
+    user: EncodedUsers,
     depth: int,
     excluded: I64,
     eligible: EligibleSet | None,
-    *,
-    repeats: bool,
-) -> tuple[I64, F32]:
-    """Puts what was just played, and is played again, among the candidates; the nearest fill the depth.
+) -> dict[str, I64]:
+    """Finds the candidates of the sources beside the nearest vectors: those of the moment, or of co-listening.
 
     Args:
         bundle: what is served.
-        moment: of the user; None where the head knows nothing of moments: then `nearest` stay.
+        query: says whether the user's own tracks are a source.
+        moment: of the user; None where the head knows nothing of moments.
+        user: the one user, encoded.
+        depth: candidates in all, of which each source has a share.
+        excluded: (e,) rows that must not be returned.
+        eligible: those that may be; None for all.
+
+    Returns:
+        Rows that may be returned, by source.
+    """
+    catalog = bundle.catalog
+    with borrowed_mask(len(catalog)) as barred:
+        barred[excluded] = barred[catalog.removed] = True
+
+        def allowed(rows: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
+            free = ~barred.take(rows)
+            return free if eligible is None else free & eligible.mask.take(rows)
+
+        if moment is not None:
+            repeats = query.repeat is not Repeat.EXCLUDE
+            parts = moment.candidates(bundle.sequences.shares, depth, repeats=repeats)
+            found = {name: rows[allowed(rows)] for name, rows in zip(OF_MOMENT, parts, strict=True)}
+        else:
+            found = {CO_LISTENING: bundle.co_listening.candidates(user.histories.rows, user.entry, allowed, depth)}
+        barred[excluded] = barred[catalog.removed] = False
+    return found
+
+
+def united(
+    catalog: Catalog, sources: Iterable[I64], nearest: tuple[I64, F32], vector: F32, depth: int
+) -> tuple[I64, F32]:
+    """Puts candidates of several sources together; the nearest fill the depth.
+
+    Args:
+        catalog: the rows.
+        sources: rows that may be returned, of each source beside the nearest vectors.
         nearest: (n,) rows and cosines of what the index found, none of them excluded.
         vector: (1, dim) float32 of the user.
         depth: candidates in all.
-        excluded: (e,) rows that must not be returned.
-        eligible: those that may be; None for all.
-        repeats: whether the user's own tracks are a source.
 
     Returns:
         Rows and cosines, best cosine first, as many as `nearest` holds or more, up to the depth.
     """
-    if moment is None:
+    special = np.unique(np.concatenate(list(sources)))
+    if not len(special):
         return nearest
-    catalog, (rows, cosines) = bundle.catalog, nearest
-    special = np.unique(np.concatenate(moment.candidates(bundle.sequences.shares, depth, repeats=repeats)))
-    if eligible is not None:
-        special = special[eligible.mask.take(special)]
+    rows, cosines = nearest
     with borrowed_mask(len(catalog)) as marked:
-        marked[excluded] = marked[catalog.removed] = True
-        special = special[~marked.take(special)]
-        marked[excluded] = marked[catalog.removed] = False
         marked[special] = True
         kept = np.flatnonzero(~marked.take(rows))[: max(depth - len(special), 0)]
         marked[special] = False
-    if not len(special):
-        return nearest
     near = catalog.vectors.take(special, 0).astype(np.float32) @ vector[0]
     rows, cosines = np.concatenate([rows[kept], special]), np.concatenate([cosines[kept], near])
     order = best_first(rows, cosines, len(rows))

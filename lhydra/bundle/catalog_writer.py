@@ -19,6 +19,7 @@ from lhydra.bundle.strings import StringColumn
 from lhydra.data.dataset import TRAIN, VALID, Dataset
 from lhydra.domain import F32, I64, Hashes
 from lhydra.errors import DataError, complain
+from lhydra.features.co_listening import NO_CO_LISTENING, CoListening
 from lhydra.features.sequences import Sequences
 from lhydra.timing import timed
 
@@ -195,7 +196,8 @@ def unpublished_bundle(model: Model, dataset: Dataset, folder: Path) -> Bundle:
     catalog = write_catalog(model, dataset, folder)
     index = Index.build(catalog.vectors, "flat")
     sequences = sequences_by_row(model, catalog)
-    return Bundle(model.model_id, model.spec, catalog, model.user_tower, model.head, index, sequences=sequences)
+    tables: Any = {"sequences": sequences, "co_listening": co_listening_by_row(model, catalog)}
+    return Bundle(model.model_id, model.spec, catalog, model.user_tower, model.head, index, **tables)
 
 
 def sequences_by_row(model: Model, catalog: Catalog) -> Sequences:
@@ -214,3 +216,22 @@ def sequences_by_row(model: Model, catalog: Catalog) -> Sequences:
     to[catalog.item_rows] = np.arange(len(catalog))
     to[0] = -1  # stands for every track that training did not know
     return rearranged(model.sequences, to, len(catalog))
+
+
+def co_listening_by_row(model: Model, catalog: Catalog) -> CoListening:
+    """Makes what a model brings to a catalog.
+
+    Args:
+        model: its share tells whether co-listening is a source; with a head for moments those have the depth.
+        catalog: the rows, with the model's table.
+
+    Returns:
+        What was played to candidates, by row; nothing where it is no source.
+    """
+    share = model.info.chosen.get("co-listening share", 0.0) if model.info.chosen else 0.0
+    if not share or model.head.knows_moments:
+        return NO_CO_LISTENING
+    to = np.full(len(catalog.neighbours), -1)
+    to[catalog.item_rows] = np.arange(len(catalog))
+    to[0] = -1  # stands for every track that training did not know
+    return CoListening.of(catalog.neighbours, catalog.neighbour_weights, share).rearranged(to, len(catalog))

@@ -13,7 +13,7 @@ MODEL/model.json       format, model_id, dim, parents, metrics, sha256 and size 
 import json
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,7 @@ Chosen = TypedDict(
         "temperature": float,
         "head epochs": int,
         "head strength": float,
+        "co-listening share": NotRequired[float],  # of the candidates; not in models of before
     },
 )
 

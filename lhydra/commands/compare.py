@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lhydra.commands.figures import number
 from lhydra.commands.outputs import check_output, is_json_with
 from lhydra.errors import complain
 
@@ -142,8 +143,6 @@ def changes(own: "PairedChange") -> list[str]:
     Returns:
         A, B, the difference and its interval.
     """
-    from lhydra.commands.evaluate import number
-
     span = f"{signed(own['low'])} to {signed(own['high'])}"
     return [number(own["a"]), number(own["b"]), signed(own["difference"]), span]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lhydra import config
 from lhydra.commands import rule_sets
+from lhydra.commands.figures import half_width, number
 from lhydra.commands.outputs import check_output, is_json_with, is_page
 from lhydra.config import Requirement
 from lhydra.console import print_table
@@ -17,7 +18,7 @@ from lhydra.numerals import whole_number
 
 if TYPE_CHECKING:
     from lhydra.data.dataset import Mask
-    from lhydra.evaluation.document import CascadeLoss, Document, Interval
+    from lhydra.evaluation.document import CascadeLoss, Document, Interval, Sources
     from lhydra.evaluation.run import Moment
 
 HELP = "measure ranking quality on the held-out plays of a dataset, over the full catalogue, beside baselines"
@@ -288,6 +289,7 @@ def show(name: str, document: "Document") -> None:
         print(f"{counts['users_without_list']:,} users got no list and score 0")
     show_ranking(document)
     show_cascade_loss(document["cascade_loss"], counts["reranked"])
+    show_sources(document["sources"])
     show_groups(document)
     beyond: dict[str, Any] = {**document["beyond_accuracy"]}
     rows = [[text, number(beyond[key])] for key, text in BEYOND.items()]
@@ -352,6 +354,22 @@ def show_cascade_loss(loss: "CascadeLoss", served: int) -> None:
     print_table(["candidates", "overlap@10", "NDCG@10", "difference"], rows, title)
 
 
+def show_sources(found: "Sources") -> None:
+    """Prints what each source of candidates adds.
+
+    Args:
+        found: of the document.
+    """
+    heads = ["", "candidates", "targets found", "only by it", f"in the first {found['k']}", "only by it"]
+    counted = ("found", "found_alone", "listed", "listed_alone")
+    rows = [
+        [one["source"], f"{one['candidates']:.0%}", *(f"{dict(one)[name]:,}" for name in counted)]
+        for one in found["by_source"]
+    ]
+    rows.append(["all", "100%", f"{found['found']:,}", "", f"{found['listed']:,}", ""])
+    print_table(heads, rows, f"Sources of candidates, {found['targets']:,} targets")
+
+
 def show_groups(document: "Document") -> None:
     """Prints the cohorts and the slices, cascade only.
 
@@ -374,27 +392,3 @@ def show_groups(document: "Document") -> None:
         for text, one in ((text, slices[key]) for key, text in SLICES.items())
     ]
     print_table(["", "targets", "users", "NDCG@10", "Recall@20"], rows, "Hard cases, cascade")
-
-
-def number(value: float | None) -> str:
-    """Writes a number.
-
-    Args:
-        value: a metric.
-
-    Returns:
-        Four digits, or `undefined`.
-    """
-    return "undefined" if value is None else f"{value:.4f}"
-
-
-def half_width(found: "Interval") -> str:
-    """Writes ± half an interval.
-
-    Args:
-        found: an interval.
-
-    Returns:
-        Four digits.
-    """
-    return f"±{((found['high'] or 0.0) - (found['low'] or 0.0)) / 2:.4f}"

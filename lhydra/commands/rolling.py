@@ -12,9 +12,8 @@ from lhydra.commands.evaluate import (
     check_installed,
     check_outputs,
     chosen_baselines,
-    half_width,
-    number,
 )
+from lhydra.commands.figures import half_width, number
 from lhydra.console import print_table
 from lhydra.errors import ConfigError, complain
 

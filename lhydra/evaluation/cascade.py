@@ -38,12 +38,13 @@ class HeadLists:
 class UserScoring:
     """How the tracks are scored for one user.
 
-    score: rows (n,) -> the head's raw logits (n,). candidates: rows in retrieval order, without the excluded.
+    score: rows (n,) -> the head's raw logits (n,). candidates: of a depth, the rows that are retrieved in all, without
+    the excluded: with several sources, those of a depth are not the first of a larger one.
     excluded: rows that are never listed, in any order.
     """
 
     score: Callable[[I64], F32]
-    candidates: I64
+    candidates: Callable[[int], I64]
     excluded: I64
 
 
@@ -109,7 +110,7 @@ def head_lists(
             logits[rows] = user.score(rows)
         eligible = np.ones(catalogue_size, np.bool_)
         eligible[user.excluded] = False
-        near = (best_rows(user.candidates[:depth], logits, K) for depth in depths)
+        near = (best_rows(user.candidates(depth), logits, K) for depth in depths)
         return [best_rows(np.flatnonzero(eligible), logits, width), *near]
 
     with ThreadPoolExecutor(threads) as pool:  # the head and the scans hold no lock
@@ -140,7 +141,13 @@ def head_alone(
 
     def scoring(state: UserState) -> UserScoring:
         heard = catalog.rows(state.heard)
-        candidates = recommender.recommend(known_user(state, K, depth=depths[-1])).candidates
+        whole = recommender.recommend(known_user(state, K, depth=depths[-1]))
+
+        def candidates(depth: int) -> I64:
+            several = whole.brought and depth < depths[-1]
+            answer = recommender.recommend(known_user(state, K, depth=depth)) if several else whole
+            return answer.candidates[:depth]
+
         excluded = np.concatenate([heard[heard >= 0], catalog.removed])
         return UserScoring(lambda rows: recommender.score(state, rows)[0], candidates, excluded)
 

@@ -127,6 +127,27 @@ class CascadeLoss(TypedDict):
     users: int
 
 
+class SourceShare(TypedDict):
+    """What a source of candidates brings: a share of them, targets found by it and only by it, and those listed."""
+
+    source: str
+    candidates: float
+    found: int
+    found_alone: int
+    listed: int
+    listed_alone: int
+
+
+class Sources(TypedDict):
+    """Of so many targets, how many are candidates and among the first `k` of the list; then by source."""
+
+    k: int
+    targets: int
+    found: int
+    listed: int
+    by_source: list[SourceShare]
+
+
 class CalibrationBin(TypedDict):
     """Examples of near probability: how likely they were said to be, and how many were played."""
 
@@ -314,6 +335,7 @@ class Document(TypedDict):
     baselines: dict[str, BaselineFacts]
     paired: dict[str, Paired]
     cascade_loss: CascadeLoss
+    sources: NotRequired[Sources]
     classification: ClassificationPart
     cohorts: list[Cohort]
     slices: Slices

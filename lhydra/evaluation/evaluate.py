@@ -37,6 +37,7 @@ from lhydra.evaluation.leaks import find_leaks
 from lhydra.evaluation.lists import Recommends
 from lhydra.evaluation.metrics import MRR_DEPTH, RankMetrics
 from lhydra.evaluation.run import Moment, Run, as_rows, ask, find_targets, some_users
+from lhydra.evaluation.sources import described
 from lhydra.evaluation.summary import summary
 from lhydra.evaluation.ties import K as TIES_AT
 from lhydra.evaluation.unseen import unseen
@@ -133,6 +134,7 @@ def evaluate(
             for name in listed
         },
         "cascade_loss": loss,
+        "sources": described(run.found_by, len(run.wanted)),
         "classification": describe(run.labels, run.probabilities, negatives),
         "cohorts": cohorts(dataset, run, seed),
         "slices": slices(dataset, run, seed),

@@ -1,7 +1,7 @@
 """One pass over the users of a dataset: what they went on to play, what they were recommended, how good it was."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -13,6 +13,8 @@ from lhydra.domain import F32, I64
 from lhydra.errors import DataError, complain
 from lhydra.evaluation.lists import Recommends, recommend_users
 from lhydra.evaluation.metrics import MRR_DEPTH, RankMetrics, rank_metrics
+from lhydra.evaluation.sources import Tally
+from lhydra.evaluation.sources import note as note_sources
 from lhydra.evaluation.ties import Ties, none_yet, note
 
 Moment = Literal["test", "valid"]
@@ -100,6 +102,7 @@ class Run:
     metrics: stage -> its metrics by user; a user whose list was not asked for (head alone, a sample) has NaN.
     labels, probabilities: (pairs,) what the head says of the targets and of one drawn negative each.
     ties: of the cascade, the users' lists in other orders of equal scores.
+    found_by: what the sources of candidates brought.
     """
 
     as_of: Moment
@@ -115,6 +118,7 @@ class Run:
     probabilities: F32
     ties: Ties
     mask: Mask = "seen"
+    found_by: Tally = field(default_factory=dict)
 
 
 def find_targets(dataset: Dataset, as_of: Moment, mask: Mask = "seen") -> Targets:
@@ -227,7 +231,7 @@ def ask(
     lists = {stage: np.full((n, k), -1, np.int64) for stage in ("cascade", "retrieval")}
     candidates, tiers = [], np.zeros(n, np.int8)
     labels, probabilities = [np.empty(0, np.bool_)], [np.empty(0, np.float32)]
-    ties = none_yet(n)
+    ties, found_by = none_yet(n), Tally()
     answers = recommend_users(recommender, dataset, as_of, k, positions=targets.users, mask=mask)
     for place, (_, state, answer) in enumerate(with_progress(answers, n, "evaluating users")):
         lists["cascade"][place, : len(answer.rows)] = answer.rows
@@ -238,6 +242,7 @@ def ask(
         positive, negative = rows[targets.tracks[targets.of(place)]], negatives[targets.of(place)]
         negative = rows[negative[(positive >= 0) & (negative >= 0)]]
         positive = positive[positive >= 0]
+        note_sources(found_by, answer, positive)
         if len(positive):
             probabilities.append(recommender.score(state, np.concatenate([positive, negative]))[1])
             labels.append(np.arange(len(positive) + len(negative)) < len(positive))
@@ -259,6 +264,7 @@ def ask(
         labels=np.concatenate(labels),
         probabilities=np.concatenate(probabilities),
         ties=ties,
+        found_by=found_by,
     )
 
 

@@ -102,13 +102,13 @@ def _rules(traced: Traced) -> list[Change]:
 
 
 def _depths(traced: Traced, path: Path) -> list[Change]:
-    """More candidates help only who is scored high enough, and is near enough to be found or named by the moment."""
+    """More candidates help only who is scored high enough, and is near enough or brought by another source."""
     if path.is_candidate or path.head_rank > traced.query.k:
         return []
     near, wanted = path.index_rank, list[int]()
     if near:
         wanted = [max(near, path.depth + 1), near + path.depth // 4, near + path.depth, 2 * near]
-    if traced.moment is not None:  # whose sources take a share of any depth
+    if traced.brought:  # all sources take a share of any depth
         wanted += [2 * path.depth, 4 * path.depth, 5 * near]
     numbers = sorted({min(one, MAX_DEPTH) for one in wanted if one > path.depth})
     return [Change("depth", f"depth {one:,} in place of {path.depth:,}", one) for one in numbers]
@@ -119,7 +119,7 @@ def _longer(traced: Traced, path: Path, max_k: int) -> list[Change]:
     least = path.head_rank if path.is_candidate else max(path.head_rank, path.index_rank)
     if not least:
         return []
-    more = [2 * least, 4 * least] if traced.made is not None or traced.moment is not None else []
+    more = [2 * least, 4 * least] if traced.made is not None or traced.brought else []
     wanted = sorted({max(least, k + 1), *(step.after for step in path.steps[-1:]), *more})
     return [Change("k", f"a list of {one:,} in place of {k:,}", one) for one in wanted if k < one <= max_k]
 

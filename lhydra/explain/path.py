@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lhydra.bundle.candidates import NEAREST
 from lhydra.bundle.columns import normalised
 from lhydra.bundle.decay import repeatable
 from lhydra.bundle.exact import best_first
@@ -12,7 +13,7 @@ from lhydra.explain.sources import PINNED, sources_of
 from lhydra.limits import MAX_DEPTH
 from lhydra.lists.compose import PLACES
 from lhydra.recommender import Recommender
-from lhydra.traced import Traced
+from lhydra.traced import NO_ROWS, Traced
 
 REMOVED, EXCLUDED, BLOCKED, HEARD = "removed", "exclude_track_ids", "rules.blocks", "heard"  # what drops, with filters
 DEPTH, INDEX, SCORE = "depth", "index", "score"  # what stops what nothing drops, beside the names of rules
@@ -117,7 +118,7 @@ def path_of(recommender: Recommender, traced: Traced, row: int) -> Path:
         cosine, exact = _exact_rank(recommender, traced, row)
         index_rank = _index_rank(recommender, traced, row, exact)
     steps = _steps(traced, row)
-    missed = exact <= depth and not (traced.nearest is not None and row in traced.nearest[0])
+    missed = exact <= depth and row not in traced.brought.get(NEAREST, NO_ROWS)
     stopped_at, stopped_by = _stopped(traced, place, dropped, is_candidate, rank, missed, steps)
     return Path(
         *(row, traced.tier, place, stopped_at, stopped_by, dropped),
@@ -200,11 +201,10 @@ def _cosines(vectors: F16, vector: F32) -> F32:
 
 def _index_rank(recommender: Recommender, traced: Traced, row: int, exact: int) -> int:
     """The rank by the index: in what it found, else in a wider search, where the exact rank leaves hope."""
-    nearest = traced.nearest or traced.candidates
-    assert nearest is not None
-    if (place := _place(nearest[0], row)) or exact > MAX_DEPTH:
+    nearest = traced.found_nearest
+    if (place := _place(nearest, row)) or exact > MAX_DEPTH:
         return place
-    return _place(recommender.find(traced, min(2 * exact + len(nearest[0]), MAX_DEPTH))[0], row)
+    return _place(recommender.find(traced, min(2 * exact + len(nearest), MAX_DEPTH))[0], row)
 
 
 def _steps(traced: Traced, row: int) -> tuple[Step, ...]:

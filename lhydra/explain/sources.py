@@ -2,30 +2,12 @@
 
 import numpy as np
 
-from lhydra.domain import I64, Repeat, Tier
-from lhydra.features.listening import SOURCES as OF_MOMENT
+from lhydra.bundle.candidates import NEAREST
+from lhydra.domain import I64, Tier
 from lhydra.recommender import Recommender
 from lhydra.traced import NO_ROWS, Traced
 
-NEAREST, PINNED, POPULAR, CHART = "nearest", "pinned", "popular", "chart"  # beside those of a moment
-
-
-def moment_sources(recommender: Recommender, traced: Traced) -> dict[str, I64]:
-    """Tells what the moment put among the candidates.
-
-    Args:
-        recommender: that answered.
-        traced: the request.
-
-    Returns:
-        Rows by name of their source, as they were asked for: without the listener's own where heard tracks stay away;
-        nothing where the head knows no moments.
-    """
-    if traced.moment is None:
-        return {}
-    shares, depth = recommender.bundle.sequences.shares, recommender.depth_of(traced.query)
-    repeats = traced.query.repeat is not Repeat.EXCLUDE
-    return dict(zip(OF_MOMENT, traced.moment.candidates(shares, depth, repeats=repeats), strict=True))
+PINNED, POPULAR, CHART = "pinned", "popular", "chart"  # beside those of candidates
 
 
 def sources_of(recommender: Recommender, traced: Traced, rows: I64) -> tuple[tuple[str, ...], ...]:
@@ -37,13 +19,13 @@ def sources_of(recommender: Recommender, traced: Traced, rows: I64) -> tuple[tup
         rows: (n,) rows of candidates or of pinned tracks.
 
     Returns:
-        For each its sources, of nearest, own, following, together, pinned, chart, popular; one or more.
+        For each its sources, of nearest, co-listening, own, following, together, pinned, chart, popular; one or more.
     """
     if traced.tier is Tier.POPULAR:
         charted = np.isin(rows, recommender.catalog.chart(traced.query.state.profile.get("country"))[0])
         named = {CHART: charted, POPULAR: ~charted}
     else:
-        brought = moment_sources(recommender, traced)
+        brought = {name: found for name, found in traced.brought.items() if name != NEAREST}
         near = _near(traced, np.concatenate([NO_ROWS, *brought.values()]))
         named = {name: np.isin(rows, found) for name, found in ((NEAREST, near), *brought.items())}
     if traced.made is not None and traced.made.pins:
@@ -57,9 +39,8 @@ def sources_of(recommender: Recommender, traced: Traced, rows: I64) -> tuple[tup
 
 def _near(traced: Traced, brought: I64) -> I64:
     """The rows that the index found early enough for the places that other sources left."""
-    nearest = traced.nearest or traced.candidates
-    assert nearest is not None
+    nearest = traced.found_nearest
     assert traced.candidates is not None
     free = np.count_nonzero(~np.isin(traced.candidates[0], brought))
-    others = ~np.isin(nearest[0], brought)
-    return nearest[0][np.cumsum(others) - others < free]
+    others = ~np.isin(nearest, brought)
+    return nearest[np.cumsum(others) - others < free]

@@ -20,15 +20,17 @@ from lhydra.bundle.model import Chosen
 from lhydra.domain import I64
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.features import item_item
+from lhydra.features.co_listening import CoListening
 from lhydra.features.histories import Histories
 from lhydra.timing import timed
 from lhydra.training.calibration import fit_calibration
+from lhydra.training.candidates import choose_co_listening, retrieve
 from lhydra.training.config import TrainSettings
 from lhydra.training.data import Targets, TrainingData, hide, select
 from lhydra.training.losses import lambda_loss
 from lhydra.training.model import Head, Network
 from lhydra.training.progress import HeadPart, Report, unreported
-from lhydra.training.step import Tensors, embed_users, tensor
+from lhydra.training.step import Tensors, tensor
 from lhydra.training.teachers import Table
 from lhydra.training.validate import REPORTED_METRICS, best_first, embed_tracks, sample
 
@@ -71,11 +73,15 @@ class Examples:
 
 @dataclass(frozen=True)
 class Fitted:
-    """The head's settings and the cross-fitted metrics of the cascade; no metrics without validation plays."""
+    """The head's settings and the cross-fitted metrics of the cascade; no metrics without validation plays.
+
+    share: of the candidates, for those by co-listening.
+    """
 
     epochs: int
     strength: float
     cascade: dict[str, float]
+    share: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,7 @@ def fit(
     config: TrainSettings,
     report: Report = unreported,
     like: Chosen | None = None,
+    share: float | None = None,
 ) -> Fitted:
     """Trains the head and its calibration in place, and returns how.
 
@@ -137,6 +144,7 @@ def fit(
         config: settings of the training.
         report: told about every part of the cross-fitting.
         like: epochs and strength of a training before; beside them the orders of retrieval and gate alone are tried.
+        share: of the candidates, for those by co-listening; None chooses it on the validation plays.
 
     Returns:
         The settings that cross-fitting chose. The calibration is fitted on the logits of the cross-fitted heads, and
@@ -145,7 +153,11 @@ def fit(
     rng = np.random.default_rng([config.seed, 5])
     torch.manual_seed(config.seed * 1_000_003)
     targets, shown = _held_out(data, config, rng)
-    examples = gather(network, data, tensors, table, targets, shown, config.depth, rng)
+    together = CoListening.of(table.neighbours, table.weights, share or 0.0)
+    if share is None and len(data.valid.users):  # hidden train plays would not do: the table knows them by heart
+        share = choose_co_listening(network, data, tensors, together, targets, config.depth, config.seed)
+        together = replace(together, share=np.array([share], np.float32))
+    examples = gather(network, data, tensors, table, together, targets, shown, config.depth, rng)
     start, by_retrieval = copy.deepcopy(network.head), copy.deepcopy(network.head)
     warm = bool(start.gate.bias.any())
     with torch.no_grad():
@@ -156,14 +168,15 @@ def fit(
     steps = WARM_STEPS if warm else GATE_STEPS
     trainer = _Trainer(start, examples, embed_tracks(network, tensors)[0], tensors, config, rng, steps)
     crossed = _cross_fit(trainer, report, like) if len(data.valid.users) >= CROSS_FIT_PARTS else None
-    fitted = Fitted(min(1, config.head_epochs), UNMEASURED_STRENGTH, {})
+    fitted = Fitted(min(1, config.head_epochs), UNMEASURED_STRENGTH, {}, share or 0.0)
     if crossed:
         means = {
             key: rank_metrics(found, targets.offsets, targets.rows, data.n_tracks).means()
             for key, found in crossed.lists.items()
         }
         (epochs, strength), best = max(means.items(), key=lambda item: (item[1]["ndcg@10"], -item[0][0]))
-        fitted = Fitted(epochs, strength, {name: round(best[name], 6) for name in REPORTED_METRICS})
+        reported = {name: round(best[name], 6) for name in REPORTED_METRICS}
+        fitted = replace(fitted, epochs=epochs, strength=strength, cascade=reported)
     if fitted.strength == RETRIEVAL_ORDER:
         network.head = by_retrieval
         fitted = replace(fitted, strength=0.0)
@@ -224,6 +237,7 @@ def gather(
     data: TrainingData,
     tensors: Tensors,
     table: Table,
+    together: CoListening,
     targets: Targets,
     shown: Histories,
     depth: int,
@@ -236,6 +250,7 @@ def gather(
         data: profiles and tracks.
         tensors: the tracks of `data`.
         table: the co-listening table that the signals come from.
+        together: the same turned round, as a source of candidates.
         targets: what E users are to be recommended.
         shown: the histories that the E users are encoded from, none of their targets among them.
         depth: tracks retrieved for each user.
@@ -245,35 +260,29 @@ def gather(
         E users with depth + RANDOM_TRACKS candidates each.
     """
     network.eval()
-    vectors, history = embed_tracks(network, tensors)
-    n, depth = data.n_tracks, min(depth, data.n_tracks)
+    embedded = embed_tracks(network, tensors)
+    vectors, n, depth = embedded[0], data.n_tracks, min(depth, data.n_tracks)
     popularity = tensors.popularity(tensors.listeners).numpy()
-    encoded = data.spec.encode_users(data.profiles[targets.users], shown, data.tracks)
-    user = torch.cat(
-        [
-            embed_users(network, encoded.take(np.arange(start, min(start + 256, len(targets.users)))), history)
-            for start in range(0, len(targets.users), 256)
-        ]
-    )
+    retrieved = retrieve(network, data, embedded, together, targets.users, shown, depth)
+    user, encoded = retrieved.user, retrieved.encoded
     width = depth + RANDOM_TRACKS
     rows = np.zeros((len(user), width), np.int64)
     labels, excluded = np.zeros(rows.shape, np.bool_), np.ones(rows.shape, np.bool_)
-    together = np.zeros((*rows.shape, len(item_item.CHANNELS)), np.float32)
-    lists, real = _retrieve(user, vectors, shown, depth)
+    scores = np.zeros((*rows.shape, len(item_item.CHANNELS)), np.float32)
     for i in range(len(user)):
         wanted = targets.rows[targets.offsets[i] : targets.offsets[i + 1]]
         own = slice(shown.offsets[i], shown.offsets[i + 1])
-        found = lists[i][real[i]]
+        found = retrieved.rows[i][retrieved.real[i]]
         drawn = np.unique(rng.integers(0, n, RANDOM_TRACKS))
         extra = drawn[~np.isin(drawn, np.concatenate([found, wanted, shown.rows[own]]))]
         rows[i, : len(found)] = found
         rows[i, depth : depth + len(extra)] = extra
         excluded[i, : len(found)] = excluded[i, depth : depth + len(extra)] = False
         labels[i] = np.isin(rows[i], wanted) & ~excluded[i]
-        together[i] = item_item.scores(table.neighbours, table.weights, shown.rows[own], encoded.entry[own], rows[i])
+        scores[i] = item_item.scores(table.neighbours, table.weights, shown.rows[own], encoded.entry[own], rows[i])
     at = tensor(rows)
     cosine = torch.stack([vectors[at[i]] @ user[i] for i in range(len(user))])
-    signals = torch.cat([torch.stack([cosine, tensor(popularity)[at]], 2), tensor(together)], 2)
+    signals = torch.cat([torch.stack([cosine, tensor(popularity)[at]], 2), tensor(scores)], 2)
     return Examples(
         user,
         tensor(encoded.dense),
@@ -286,20 +295,6 @@ def gather(
         tensor(np.diff(targets.offsets)),
         targets,
     )
-
-
-def _retrieve(user: Tensor, vectors: Tensor, shown: Histories, depth: int) -> tuple[I64, "np.ndarray"]:
-    """(rows (E, depth), which of them are real) by cosine, without the tracks shown."""
-    rows, real = [], []
-    for start in range(0, len(user), 256):
-        cosines = user[start : start + 256] @ vectors.T
-        offsets = shown.offsets[start : start + len(cosines) + 1]
-        owner = np.repeat(np.arange(len(cosines)), np.diff(offsets))
-        cosines[tensor(owner), tensor(shown.rows[offsets[0] : offsets[-1]])] = -2.0
-        best, found = cosines.topk(depth, 1)  # of equal ones any: the head learns from a set
-        rows.append(found.numpy())
-        real.append((best > -1.5).numpy())
-    return np.concatenate(rows), np.concatenate(real)
 
 
 def _fit_gate(head: Head, examples: Examples, users: I64, rng: np.random.Generator, steps: int) -> None:

@@ -21,6 +21,7 @@ from lhydra.features.listening import SIGNALS, Listening, Moment
 from lhydra.features.sequences import Sequences
 from lhydra.timing import timed
 from lhydra.training.calibration import platt
+from lhydra.training.candidates import MEASURED, Found, choose_shares, united
 from lhydra.training.config import TrainSettings
 from lhydra.training.data import TrainingData
 from lhydra.training.losses import listwise_loss
@@ -38,9 +39,6 @@ BATCH, RATE, DECAY = 64, 3e-3, 1e-3
 EPOCHS = 10  # more of them fit the users of the fold better, and later sessions worse
 WARM_MOMENTS, WARM_EPOCHS, WARM_RATE = 1_000, 3, 0.5  # of a part that goes on from an earlier one; a share of the rate
 SHARES = ((0.0, 0.15, 0.3), (0.0, 0.15, 0.3, 0.45), (0.0, 0.1, 0.2))  # of the depth, to choose from for each source
-SHARED = 0.8  # of the depth at most; the nearest vectors have the rest
-MEASURED = 600  # moments that the shares are chosen on
-WORTH = 1.002  # a larger share must find more by this factor
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,14 @@ def fit(
     depth = min(config.depth, data.n_tracks)
     encoded, vectors, track_vectors = _encoded(network, data, tensors, asked, known)
     nearest = _nearest(vectors, track_vectors, depth)
-    shares = shares or choose_shares(asked, known, moments, nearest, depth, config.seed)
+    if shares is None:
+        levels, drawn = list(itertools.zip_longest(*SHARES, fillvalue=0.0)), np.random.default_rng([config.seed, 13])
+        chosen = drawn.permutation(len(asked))[:MEASURED].tolist()
+        brought = ([moments[i].candidates(one, depth) for one in levels] for i in chosen)
+        found = (
+            Found(own, nearest[i], asked.targets[i], known[i].rows) for own, i in zip(brought, chosen, strict=True)
+        )
+        shares = choose_shares(SHARES, found, depth)
     rng = np.random.default_rng([config.seed, 12])
     rows = []
     for moment, near in zip(moments, nearest, strict=True):
@@ -184,70 +189,6 @@ def _nearest(vectors: Tensor, tracks: Tensor, depth: int) -> I64:
     return np.concatenate(
         [(vectors[i : i + 128] @ tracks.T).topk(depth, 1)[1].numpy() for i in range(0, len(vectors), 128)]
     )
-
-
-def united(sources: Sequence[I64], nearest: I64, depth: int) -> I64:
-    """Unites candidates: those of the sources, then the nearest until there are enough.
-
-    Args:
-        sources: distinct rows of each.
-        nearest: (depth,) rows, best first.
-        depth: how many.
-
-    Returns:
-        At most `depth` distinct rows.
-    """
-    special = np.unique(np.concatenate(sources))[:depth]
-    others = nearest[~np.isin(nearest, special)]
-    return np.concatenate([special, others[: depth - len(special)]])
-
-
-def choose_shares(
-    asked: Asked, known: Sequence[Listening], moments: Sequence[Moment], nearest: I64, depth: int, seed: int
-) -> tuple[float, float, float]:
-    """Shares the depth out among the sources by what each adds: the targets found, with and without repeats.
-
-    Args:
-        asked: the moments.
-        known: of each.
-        moments: of each.
-        nearest: (q, depth) rows.
-        depth: candidates in all.
-        seed: of the draw.
-
-    Returns:
-        A share of the depth for each of SOURCES; the nearest vectors have the rest.
-    """
-    chosen = np.random.default_rng([seed, 13]).permutation(len(asked))[:MEASURED]
-    every = [_hits(moments[i], asked.targets[i], known[i].rows, nearest[i], depth) for i in chosen.tolist()]
-    best, found = (0.0, 0.0, 0.0), -1.0
-    for shares, value in zip(itertools.product(*SHARES), np.sum(every, 0), strict=True):
-        if sum(shares) <= SHARED and value > found * WORTH:
-            best, found = shares, value
-    return best
-
-
-def _hits(moment: Moment, targets: I64, heard: I64, nearest: I64, depth: int) -> F64:
-    """The share of targets found, and of those not heard, with each choice of SHARES."""
-    levels = [moment.candidates(shares, depth) for shares in itertools.zip_longest(*SHARES, fillvalue=0.0)]
-    tracks = np.unique(np.concatenate([targets, nearest, *itertools.chain(*levels)]))
-
-    def mask(rows: I64) -> npt.NDArray[np.bool_]:
-        marked = np.zeros(len(tracks), np.bool_)
-        marked[np.searchsorted(tracks, rows)] = True
-        return marked
-
-    chosen = [[mask(levels[n][source]) for n in range(len(options))] for source, options in enumerate(SHARES)]
-    special = np.array([np.logical_or.reduce(one) for one in itertools.product(*chosen)])
-    near, wanted, fresh = np.searchsorted(tracks, nearest), mask(targets), ~np.isin(tracks, heard)
-    hits = np.zeros(len(special))
-    for allowed in (np.ones(len(tracks), np.bool_), fresh):
-        if asked := np.count_nonzero(wanted & allowed):
-            among = special & allowed
-            others = (allowed & ~among)[:, near]
-            others &= np.cumsum(others, 1) <= depth - among.sum(1, keepdims=True)
-            hits += ((among & wanted).sum(1) + (others & wanted[near]).sum(1)) / asked
-    return hits
 
 
 def _trained(part: MomentHead, prepared: Prepared, chosen: I64, seed: int, warm: bool = False) -> MomentHead:

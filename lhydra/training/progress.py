@@ -103,15 +103,20 @@ class HeadPart(Progress):
 
 @dataclass(frozen=True, kw_only=True)
 class HeadFitted(Progress):
-    """The finished head. cascade: cross-fitted metrics on the validation fold, {} without one."""
+    """The finished head. share: of the candidates, for those by co-listening. cascade: cross-fitted metrics on the
+    validation fold, {} without one.
+    """
 
     epochs: int
     strength: float
     cascade: dict[str, float]
+    share: float = 0.0
 
     def text(self) -> str:
-        """Returns epochs, strength and the metrics of the cascade."""
+        """Returns epochs, strength, the share of co-listening and the metrics of the cascade."""
         text = f"head: {self.epochs} epochs, strength {self.strength:g}"
+        if self.share:
+            text += f", co-listening {self.share:.0%} of the candidates"
         if self.cascade:
             text += f"  NDCG@10 {self.cascade['ndcg@10']:.4f}  Recall@20 {self.cascade['recall@20']:.4f}"
         return text

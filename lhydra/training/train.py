@@ -107,7 +107,8 @@ def train(
     if rank == 0:
         shutil.rmtree(out / "folds", ignore_errors=True)
     spec = parent.spec if parent else None
-    trained = _train(load(dataset, like=spec), out, config, start, resume, report, parent)
+    in_time = moments.find(dataset, config.moments, config.seed) is not None
+    trained = _train(load(dataset, like=spec), out, config, start, resume, report, parent, in_time)
     run, sequences = trained.run, None
     if rank == 0:
         fitted = trained.network, dataset, run.data, run.tensors, run.teachers.table
@@ -169,6 +170,7 @@ def _train(
     resume: bool,
     report: Report,
     parent: Parent | None = None,
+    in_time: bool = False,
 ) -> Trained:
     """Fits teachers, towers and head on `data`, from `state`; checkpoints and metrics.jsonl go to `out`."""
     like = parent.chosen if parent else None
@@ -193,11 +195,13 @@ def _train(
     fitted = heads.Fitted(0, 0.0, {})
     if rank == 0:
         best = checkpoint.load(out / "checkpoint" / "best.safetensors", network).best
-        fitted = heads.fit(network, data, run.tensors, teachers.table, config, report, like)
+        share = like.get("co-listening share") if like else None
+        share = 0.0 if in_time else share  # there the sources of a moment have the depth
+        fitted = heads.fit(network, data, run.tensors, teachers.table, config, report, like, share)
     ranks.same(network.state_dict().values())
     fitted, best = ranks.agreed((fitted, best))
     quality = Quality(**best, cascade=fitted.cascade) if best else Quality()
-    report(HeadFitted(epochs=fitted.epochs, strength=fitted.strength, cascade=fitted.cascade))
+    report(HeadFitted(**asdict(fitted)))
     chosen: Chosen = {
         "ials": list(teachers.ials),
         "co-listening": list(teachers.penalty),
@@ -205,6 +209,7 @@ def _train(
         "temperature": state.temperature,
         "head epochs": fitted.epochs,
         "head strength": fitted.strength,
+        "co-listening share": fitted.share,
     }
     return Trained(network, run, quality, chosen)
 

@@ -26,6 +26,7 @@ def render(document: Document) -> str:
         Section("ranking", "Ranking", ranking.ranking(document)),
         Section("paired", "Against the baselines", ranking.paired(document)),
         Section("cascade", "What the shortlist costs", ranking.cascade(document)),
+        Section("sources", "Where candidates come from", ranking.sources(document)),
         Section("cohorts", "Who is served well", users.cohorts(document)),
         Section("beyond", "Beyond accuracy", users.beyond(document)),
         Section("rules", "Rule sets", rule_sets(document)),

@@ -126,6 +126,32 @@ def cascade(document: Document) -> list[Block]:
     return [Read(how + users), Grid(panels)]
 
 
+def sources(document: Document) -> list[Block]:
+    """What each source of candidates adds to the shortlist and to the lists.
+
+    Args:
+        document: without nulls; any part may be missing.
+
+    Returns:
+        The section, [] without its part of the document.
+    """
+    found = part(document.get("sources"))
+    if not found.get("by_source"):
+        return []
+    counted = ("found", "found_alone", "listed", "listed_alone")
+    rows: list[list[Cell]] = [
+        [one.get("source", ""), f"{one.get('candidates', 0):.0%}", *(count({**one}.get(name)) for name in counted)]
+        for one in found["by_source"]
+    ]
+    rows.append(["all", "100%", count(found.get("found")), "", count(found.get("listed")), ""])
+    head = ["", "candidates", "targets found", "only by it", f"in the first {found.get('k')}", "only by it"]
+    how = (
+        f"Of {count(found.get('targets'))} targets, how many each source of candidates brings to the shortlist, and how"
+        " many of those end in the list. What only one source finds would be lost without it."
+    )
+    return [Read(how), Panel("", Table(head, rows))]
+
+
 def _of_kind(metrics: Iterable[str], kind: str) -> list[str]:
     return [metric for metric in metrics if metric.startswith(f"{kind}@")]
 

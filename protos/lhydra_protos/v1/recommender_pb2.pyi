@@ -632,7 +632,7 @@ class ScoredTrack(google.protobuf.message.Message):
 
     @property
     def sources(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
-        """with `explain`: nearest, own, following, together, pinned, chart, popular"""
+        """with `explain`: nearest, co-listening, own, following, together, pinned, chart, popular"""
 
     @property
     def moved_by(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:

@@ -1,0 +1,73 @@
+"""What `lhydra.features.co_listening` keeps on disk in a bundle, by row; a bundle without it retrieves by vector alone.
+
+A model holds the table that it is made of, and the share in what was chosen.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from lhydra.bundle.arrays import mapped
+from lhydra.errors import BundleCorrupt, complain
+from lhydra.features.co_listening import NO_CO_LISTENING, CoListening
+
+_PARTS = {
+    "co_listening_offsets": "int64",
+    "co_listening_rows": "int32",
+    "co_listening_weights": "float16",
+    "co_listening_share": "float32",
+}
+FILES = tuple(f"{name}.npy" for name in _PARTS)
+
+
+def names_in(folder: Path) -> list[str]:
+    """Names the files.
+
+    Args:
+        folder: of a bundle.
+
+    Returns:
+        Their names, none where co-listening is no source of candidates.
+    """
+    return list(FILES) if (folder / FILES[0]).is_file() else []
+
+
+def save(folder: Path, co_listening: CoListening) -> None:
+    """Writes the arrays; nothing where there are none.
+
+    Args:
+        folder: where the files are written.
+        co_listening: by row of the catalog.
+    """
+    if len(co_listening):
+        for name in _PARTS:
+            np.save(folder / f"{name}.npy", getattr(co_listening, name.removeprefix("co_listening_")))
+
+
+def open_co_listening(folder: Path) -> CoListening:
+    """Maps the arrays.
+
+    Args:
+        folder: of a bundle.
+
+    Returns:
+        What was played to candidates; nothing where there are no such files.
+
+    Raises:
+        BundleCorrupt: a file is missing, of another type, or does not fit the others.
+    """
+    if not names_in(folder):
+        return NO_CO_LISTENING
+    arrays = {name: mapped(folder / f"{name}.npy") for name in _PARTS}
+    for name, array in arrays.items():
+        if array.dtype != _PARTS[name]:
+            raise BundleCorrupt(complain(folder / f"{name}.npy", str(array.dtype), _PARTS[name]))
+    offsets, rows, weights, share = arrays.values()
+    for name, found, expected in (
+        ("co_listening_rows", len(rows), int(offsets[-1]) if len(offsets) else 0),
+        ("co_listening_weights", len(weights), len(rows)),
+        ("co_listening_share", len(share), 1),
+    ):
+        if found != expected:
+            raise BundleCorrupt(complain(folder / f"{name}.npy", f"{found} entries", f"{expected}"))
+    return CoListening(offsets, rows, weights, share)
