@@ -19,6 +19,11 @@ TRACKS = (
     pb.ScoredTrack(track_id="t3", score=0.25, retrieval_score=0.125),
 )
 
+CATALOG = (
+    pb.CatalogTrack(track_id="t1", title="Blue Hour", artist="Ana Sol", share=0.25),
+    pb.CatalogTrack(track_id="t2", title="雨の夜", artist="東京\x1b[2J", removed=True),
+)
+
 
 def reply() -> pb.RecommendResponse:
     """Returns what the fake answers to Recommend and SimilarTracks."""
@@ -59,6 +64,14 @@ class FakeRecommender(RecommenderServicer):
     def Explain(self, request: pb.ExplainRequest, context: Any) -> pb.ExplainResponse:
         self._take(request, context)
         return pb.ExplainResponse(bundle_id="b-1", tier=pb.TIER_PERSONAL, stopped_at="exclude", reasons=["heard"])
+
+    def GetTracks(self, request: pb.GetTracksRequest, context: Any) -> pb.GetTracksResponse:
+        self._take(request, context)
+        return pb.GetTracksResponse(tracks=CATALOG, unknown_ids=["t9"], bundle_id="b-1", request_id="r-7")
+
+    def SearchTracks(self, request: pb.SearchTracksRequest, context: Any) -> pb.SearchTracksResponse:
+        self._take(request, context)
+        return pb.SearchTracksResponse(tracks=CATALOG, found=1234, bundle_id="b-1", request_id="r-7")
 
     def RecommendMany(self, request_iterator: Any, context: Any) -> Iterator[pb.RecommendResponse]:
         for request in request_iterator:

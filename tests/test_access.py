@@ -54,6 +54,8 @@ CALLS: dict[str, tuple[str, Callable[[Client], Any]]] = {
     "SimilarTracks": ("read", lambda client: client.similar(["t1"], 3)),
     "Explain": ("read", lambda client: client.explain("u", "t1")),
     "GetStatus": ("read", lambda client: client.status()),
+    "GetTracks": ("read", lambda client: client.tracks(["t1"])),
+    "SearchTracks": ("read", lambda client: client.search("blue")),
     "RecordPlays": ("write", lambda client: client.record_plays([Play("u", "t1")])),
 }
 

@@ -98,6 +98,29 @@ def test_recommend_sends_session_clock_and_policy(fake: FakeRecommender) -> None
     assert fake.seen == [expected] * 2
 
 
+def test_tracks_and_search_ask_for_what_was_typed_and_print_a_table(
+    fake: FakeRecommender, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = [
+        "title      artist    share            track id",
+        "Blue Hour  Ana Sol  0.2500           t1",
+        "雨の夜     東京[2J  0.0000  removed  t2",
+    ]
+    assert query("tracks", "t1", "t9") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[:2] == ["2 tracks · of this bundle · bundle b-1", "unknown: t9"]
+    assert [line.split() for line in said[2:]] == [line.split() for line in table]
+    assert query("search", "blue", "hou", "--k", "2", "--genre", "Jazz") == 0
+    assert capsys.readouterr().out.splitlines()[0] == "2 tracks · the best of 1,234 · bundle b-1"
+    assert query("search", "blue", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["found"] == 1234
+    assert fake.seen == [
+        pb.GetTracksRequest(track_ids=["t1", "t9"]),
+        pb.SearchTracksRequest(text="blue hou", k=2, filter=pb.Filter(genres=["Jazz"])),
+        pb.SearchTracksRequest(text="blue", k=10),
+    ]
+
+
 def test_an_unknown_policy_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert query("recommend", "ana", "--repeat", "never") == 1
     expected = "lhydra query: repeat_policy: found 'never', expected one of exclude, allow, decay, learnt\n"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lhydra_client.aio import AsyncClient
+    from lhydra_client.catalogue import CatalogTrack, FoundTracks
     from lhydra_client.client import Client
     from lhydra_client.errors import (
         ClientError,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 else:
     _HOMES = {
         "aio": ("AsyncClient",),
+        "catalogue": ("CatalogTrack", "FoundTracks"),
         "client": ("Client",),
         "errors": (
             *("ClientError", "InvalidRequest", "Overloaded", "PermissionDenied", "ServerError"),
@@ -54,12 +56,14 @@ __all__ = [
     "AppliedRule",
     "AsyncClient",
     "Boost",
+    "CatalogTrack",
     "Client",
     "ClientError",
     "Condition",
     "EventLog",
     "Explanation",
     "Filter",
+    "FoundTracks",
     "HistoryEntry",
     "InvalidRequest",
     "Overloaded",

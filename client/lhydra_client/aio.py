@@ -8,9 +8,10 @@ from typing import TypeVar
 import grpc
 import grpc.aio
 
-from lhydra_client import requests, results, streams
+from lhydra_client import catalogue, requests, results, streams
 from lhydra_client.access import Path, credentials, metadata
 from lhydra_client.address import is_local, server_name, target
+from lhydra_client.catalogue import FoundTracks
 from lhydra_client.client import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, channel_options
 from lhydra_client.errors import ClientError, from_rpc
 from lhydra_client.requests import Filter, HistoryEntry, Play, Repeat, SessionEntry, Value
@@ -241,6 +242,42 @@ class AsyncClient:
         """
         asked = requests.explain_request(user_id, track_id, request)
         return results.explanation(await self._call(self._stub.Explain, asked, timeout_s))
+
+    async def tracks(self, track_ids: Iterable[str], *, timeout_s: float | None = None) -> FoundTracks:
+        """Returns what the catalogue says of tracks.
+
+        Args:
+            track_ids: 1 to 1,000 tracks.
+            timeout_s: deadline of this call in seconds, retries included; None for the client's.
+
+        Returns:
+            The tracks that the bundle holds, in the order asked for, and the ids of the others.
+
+        Raises:
+            ClientError: one of its subclasses.
+        """
+        asked = catalogue.tracks_request(track_ids)
+        return catalogue.looked_up(await self._call(self._stub.GetTracks, asked, timeout_s))
+
+    async def search(
+        self, text: str, k: int = 10, *, filter: Filter | None = None, timeout_s: float | None = None
+    ) -> FoundTracks:
+        """Returns the tracks where each word of a text begins a word of title or artist.
+
+        Args:
+            text: words, or beginnings of words; case and accents do not count.
+            k: how many tracks.
+            filter: which tracks are eligible, by columns of the catalog.
+            timeout_s: deadline of this call in seconds, retries included; None for the client's.
+
+        Returns:
+            The k best, most words found whole first, then most listeners; and how many there are in all.
+
+        Raises:
+            ClientError: one of its subclasses.
+        """
+        asked = catalogue.search_request(text, k, filter)
+        return catalogue.searched(await self._call(self._stub.SearchTracks, asked, timeout_s))
 
     async def record_plays(self, plays: Iterable[Play], *, timeout_s: float | None = None) -> Recorded:
         """Appends plays to users' histories; the server checks all of them before it records any.

@@ -11,14 +11,14 @@ import sys
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from lhydra_client import access_flags
+from lhydra_client import access_flags, catalogue_actions
 
 if TYPE_CHECKING:
     from lhydra_client.client import Client
     from lhydra_client.results import Recommendations
     from lhydra_client.rules import Rules
 
-HELP = "ask a running server: recommend, plays, status, similar, explain; replay answers it has logged"
+HELP = "ask a running server: recommend, plays, status, similar, explain, tracks, search; replay answers it has logged"
 EXTRA = ""
 GROUP = "lhydra.query_actions"  # of entry points: actions of other parts, modules with HELP, configure and run
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -80,6 +80,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     explain.add_argument("track", metavar="TRACK_ID")
     _add_request(explain)
 
+    catalogue_actions.configure(action, _whole)
     for entry in entry_points(group=GROUP):
         module = importlib.import_module(entry.value)
         other = actions.add_parser(entry.name, help=module.HELP, description=module.HELP)
@@ -312,6 +313,7 @@ _ACTIONS = {
     "status": _status,
     "similar": _similar,
     "explain": _explain,
+    **catalogue_actions.ACTIONS,
 }
 
 

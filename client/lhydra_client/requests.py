@@ -24,7 +24,7 @@ from lhydra_client.checks import (
     whole,
 )
 from lhydra_client.errors import InvalidRequest
-from lhydra_client.rules import Rules, rules_message
+from lhydra_client.rules import Rules, add_rules
 from lhydra_protos.v1 import recommender_pb2 as pb
 
 Value = str | SupportsFloat | None  # a profile column; None is left out
@@ -196,13 +196,9 @@ def recommend_request(
         seed=whole("seed", seed, *UINT64),
         explain=bool(explain),
     )
-    if rules is not None:
-        request.rules.CopyFrom(rules_message(rules))
-    if max_per_artist or diversity:
-        request.diversity.max_per_artist = whole("diversity.max_per_artist", max_per_artist, *UINT32)
-        request.diversity.strength = number("diversity.strength", diversity)
+    add_rules(request, rules, max_per_artist, diversity)
     if filter is not None:
-        request.filter.CopyFrom(_filter(filter))
+        request.filter.CopyFrom(filter_message(filter))
     if repeat is None:
         repeat = "allow" if allow_repeats else None
     elif not isinstance(repeat, str) or repeat not in REPEATS:
@@ -284,13 +280,9 @@ def similar_request(
         seed=whole("seed", seed, *UINT64),
         now_s=whole("now_s", now_s, *INT64),
     )
+    add_rules(request, rules, max_per_artist, diversity)
     if filter is not None:
-        request.filter.CopyFrom(_filter(filter))
-    if rules is not None:
-        request.rules.CopyFrom(rules_message(rules))
-    if max_per_artist or diversity:
-        request.diversity.max_per_artist = whole("diversity.max_per_artist", max_per_artist, *UINT32)
-        request.diversity.strength = number("diversity.strength", diversity)
+        request.filter.CopyFrom(filter_message(filter))
     return request
 
 
@@ -363,7 +355,18 @@ def deadline(timeout_s: float) -> float:
     return seconds
 
 
-def _filter(wanted: Filter) -> pb.Filter:
+def filter_message(wanted: Filter) -> pb.Filter:
+    """Makes the message of a filter.
+
+    Args:
+        wanted: which tracks are eligible.
+
+    Returns:
+        The message.
+
+    Raises:
+        InvalidRequest: a value that the wire cannot express; names the field.
+    """
     if not isinstance(wanted, Filter):
         raise InvalidRequest(f"filter: found {shown(wanted)}, expected a Filter")
     if not (wanted.explicit is None or isinstance(wanted.explicit, bool)):  # the text "no" would be true

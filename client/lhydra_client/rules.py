@@ -87,3 +87,24 @@ def rules_message(rules: Rules | str) -> pb.Rules:
         name = f"rules.blocks[{position}]"
         message.blocks.add(column=text(f"{name}.column", column), values=kept_texts(f"{name}.values", values))
     return message
+
+
+def add_rules(
+    request: pb.RecommendRequest | pb.SimilarTracksRequest,
+    rules: Rules | str | None,
+    max_per_artist: int,
+    diversity: float,
+) -> None:
+    """Adds to a request what it says about rules.
+
+    Args:
+        request: is changed.
+        rules: the name of a rule set, or what differs from the server's default; None for that.
+        max_per_artist: tracks per artist; 0 for no cap.
+        diversity: how far the list spreads, 0 to 1.
+    """
+    if rules is not None:
+        request.rules.CopyFrom(rules_message(rules))
+    if max_per_artist or diversity:
+        request.diversity.max_per_artist = whole("diversity.max_per_artist", max_per_artist, *UINT32)
+        request.diversity.strength = number("diversity.strength", diversity)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from lhydra import __version__, files
 from lhydra.bundle import catalog as catalogs
-from lhydra.bundle import co_listening_files, columns, fitted, sequence_files, signature
+from lhydra.bundle import co_listening_files, columns, fitted, sequence_files, signature, title_words
 from lhydra.bundle.arrays import blocks
 from lhydra.bundle.bundle import PARTS, Bundle
 from lhydra.bundle.catalog import Catalog
@@ -28,6 +28,7 @@ from lhydra.bundle.exact import nearest_of_many
 from lhydra.bundle.index import FLAT, Index, use_threads
 from lhydra.bundle.manifest import Manifest, current_bundle_id, current_or_none
 from lhydra.bundle.model import GRAPHS, REFITTED, Model, ModelInfo, Quality
+from lhydra.bundle.title_words import TitleWords
 from lhydra.bundle.verified import VerifiedFiles
 from lhydra.console import progress
 from lhydra.data.dataset import AsOf, Dataset, user_states
@@ -102,6 +103,7 @@ def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildSetti
         files.copy(dataset.path / "tracks.parquet", folder / "catalog.parquet")
         with progress(dataset.n_tracks, "embedding tracks") as show:
             catalog = write_catalog(model, dataset, folder, run, show)
+        TitleWords.of(catalog.title_texts, catalog.artist_texts).save(folder)
         replies.write(catalog.names, catalog.title_texts, catalog.artist_texts, folder)
         columns: dict[str, str] = {column.name: column.kind for column in dataset.info.track_columns}
         write_columns(folder, folder / "catalog.parquet", columns)
@@ -218,7 +220,8 @@ def finish(
     """
     now = datetime.now(UTC)
     names = [*PARTS, "golden.npz", *catalogs.file_names(), *columns.file_names(folder)]
-    names += [*sequence_files.names_in(folder), *co_listening_files.names_in(folder), *fitted.names_in(folder)]
+    names += [*sequence_files.names_in(folder), *co_listening_files.names_in(folder)]
+    names += [*fitted.names_in(folder), *title_words.names_in(folder)]
     with timed("rebuild.seal"):
         sealed = dict(known) | files.seal(folder, [name for name in names if name not in known])
     manifest = replace(

@@ -30,6 +30,7 @@ from lhydra.bundle.index import Index
 from lhydra.bundle.manifest import Manifest, OperatingPoint, current_bundle_id
 from lhydra.bundle.networks import Head, UserTower
 from lhydra.bundle.strings import StringColumn
+from lhydra.bundle.title_words import TitleWords
 from lhydra.bundle.verified import VerifiedFiles
 from lhydra.domain import F32, I64
 from lhydra.errors import BundleCorrupt, BundleMismatch, BundleMissing, complain
@@ -116,6 +117,7 @@ class Bundle:
     lease: files.Lease | None = None  # while it lives, nobody deletes the folder
     sequences: Sequences = NO_SEQUENCES  # what goes with what in time, by row
     co_listening: CoListening = NO_CO_LISTENING  # a source of candidates, by row
+    words: TitleWords | None = None  # to search tracks by; None where the bundle has no file of them
 
     @classmethod
     def open(
@@ -183,6 +185,7 @@ class Bundle:
         columns = FilterColumns.open(folder)
         sequences = sequence_files.open_sequences(folder)
         together = co_listening_files.open_co_listening(folder)
+        words = TitleWords.open(folder, len(catalog))
         for thing, found, expected in (
             ("features.json", manifest.features if as_written else spec.fingerprint, manifest.features),
             ("catalog tracks", len(catalog), manifest.n_tracks),
@@ -199,7 +202,9 @@ class Bundle:
                 raise BundleMismatch(complain(f"{folder}: {thing}", str(found), f"{expected} as in the manifest"))
         towers = UserTower(folder / "user_tower.onnx"), Head(folder / "head.onnx")
         tables = sequences, together
-        bundle = cls(manifest.bundle_id, spec, catalog, *towers, index, replies, columns, manifest, lease, *tables)
+        bundle = cls(
+            manifest.bundle_id, spec, catalog, *towers, index, replies, columns, manifest, lease, *tables, words=words
+        )
         bundle._check_golden(folder)
         return bundle
 

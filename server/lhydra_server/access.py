@@ -14,6 +14,8 @@ RIGHT_OF = {
     API + "RecommendMany": "read",
     API + "SimilarTracks": "read",
     API + "Explain": "read",
+    API + "GetTracks": "read",
+    API + "SearchTracks": "read",
     API + "GetStatus": "read",
     API + "RecordPlays": "write",
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": "read",

@@ -87,6 +87,8 @@ class Listener:
             ),
             "RecordPlays": handlers.unary("RecordPlays", pb.RecordPlaysRequest, service.RecordPlays, self._writes),
             "Explain": handlers.unary("Explain", pb.ExplainRequest, service.Explain, self._calls),
+            "GetTracks": handlers.unary("GetTracks", pb.GetTracksRequest, service.GetTracks, self._calls),
+            "SearchTracks": handlers.unary("SearchTracks", pb.SearchTracksRequest, service.SearchTracks, self._calls),
             "RecommendMany": handlers.stream(
                 streams.behavior(handlers, service.recommend_many, access or Access()), self._streams
             ),

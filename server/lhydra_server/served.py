@@ -12,6 +12,7 @@ from lhydra.domain import I64, Hashes, Query, Recommendation
 from lhydra.explain.explainer import Explainer
 from lhydra.recommender import Recommender
 from lhydra.similar import Similar
+from lhydra_server.catalogue import Catalogue
 from lhydra_server.config import WorkerSettings
 
 QueryAndCheck = tuple[Query, Callable[[], None]]  # the check runs between stages; its error ends the query
@@ -70,6 +71,7 @@ class Served:
     explainer: Explainer | None = None  # None where nobody explains
     profile: Set[str] | None = None  # the profile columns that the model uses; None where nobody can tell
     similar: Similar | None = None
+    catalogue: Catalogue | None = None  # None where nobody looks tracks up
 
 
 def open_served(settings: WorkerSettings) -> Served:
@@ -117,4 +119,5 @@ def served_of(bundle: Bundle, recommender: Recommender) -> Served:
         Explainer(recommender),
         frozenset(bundle.spec.profile_columns) | {"country"},
         Similar(recommender),
+        Catalogue(bundle.catalog, bundle.filters, bundle.spec.genre, bundle.words),
     )

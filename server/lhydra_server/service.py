@@ -22,6 +22,7 @@ from lhydra.users.tag import user_tag
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.answers import AnswerSampler, Asked, Seen, rules_of
 from lhydra_server.batcher import Batcher
+from lhydra_server.catalogue import Catalogue
 from lhydra_server.config import FleetStatus
 from lhydra_server.explain import asked_request, explain
 from lhydra_server.interceptors import Call
@@ -33,6 +34,7 @@ from lhydra_server.translate import to_plays, to_request, to_similar
 
 NO_METRICS = NoMetrics()
 Answer = TypeVar("Answer")
+Found = TypeVar("Found", pb.GetTracksResponse, pb.SearchTracksResponse)
 
 
 def _tried(method: Callable[..., Answer], *args: object) -> Answer | Exception:
@@ -297,6 +299,48 @@ class RecommenderService:
         found = explain(served.explainer, asked, request.track_id, self._max_k, query_of, call.check)
         found.bundle_id, found.request_id = served.bundle_id, call.request_id
         found.degraded.extend(call.degraded)
+        self._answered = next(self._count)
+        return found
+
+    def GetTracks(self, request: pb.GetTracksRequest, call: Call) -> pb.GetTracksResponse:
+        """Answers what the catalogue says of tracks.
+
+        Args:
+            request: as it came.
+            call: the call in progress.
+
+        Returns:
+            The tracks, and the ids that the bundle does not hold.
+
+        Raises:
+            InvalidRequest: a limit is passed; names the field.
+            Unsupported: what is served has no catalogue to look into.
+        """
+        return self._looked_up("GetTracks", call, lambda catalogue: catalogue.get(request))
+
+    def SearchTracks(self, request: pb.SearchTracksRequest, call: Call) -> pb.SearchTracksResponse:
+        """Answers with the tracks that have some words in title or artist.
+
+        Args:
+            request: as it came.
+            call: the call in progress.
+
+        Returns:
+            The best of them, and how many there are.
+
+        Raises:
+            InvalidRequest: it can never be answered; names the field.
+            Unsupported: what is served has no catalogue to look into.
+            DeadlineExceeded: the caller left before the answer was found.
+        """
+        return self._looked_up("SearchTracks", call, lambda found: found.search(request, self._max_k, call.check))
+
+    def _looked_up(self, name: str, call: Call, look: Callable[[Catalogue], Found]) -> Found:
+        if self._served.catalogue is None:
+            raise Unsupported(f"{name}: this version does not answer it")
+        found = look(self._served.catalogue)
+        found.bundle_id, found.request_id = self._served.bundle_id, call.request_id
+        call.notes |= {"bundle": self._served.bundle_id, "tracks": len(found.tracks)}
         self._answered = next(self._count)
         return found
 

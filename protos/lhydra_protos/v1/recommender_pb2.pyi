@@ -1147,6 +1147,141 @@ class ExplainResponse(google.protobuf.message.Message):
 Global___ExplainResponse: typing_extensions.TypeAlias = ExplainResponse
 
 @typing.final
+class CatalogTrack(google.protobuf.message.Message):
+    """What the catalogue says of one track."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TRACK_ID_FIELD_NUMBER: builtins.int
+    TITLE_FIELD_NUMBER: builtins.int
+    ARTIST_FIELD_NUMBER: builtins.int
+    SHARE_FIELD_NUMBER: builtins.int
+    REMOVED_FIELD_NUMBER: builtins.int
+    track_id: builtins.str
+    title: builtins.str
+    """empty where the catalogue has none"""
+    artist: builtins.str
+    share: builtins.float
+    """of the listeners whose plays the model learnt from, those who played it"""
+    removed: builtins.bool
+    """it counts in histories but is never returned"""
+    def __init__(
+        self,
+        *,
+        track_id: builtins.str = ...,
+        title: builtins.str = ...,
+        artist: builtins.str = ...,
+        share: builtins.float = ...,
+        removed: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artist", b"artist", "removed", b"removed", "share", b"share", "title", b"title", "track_id", b"track_id"]) -> None: ...
+
+Global___CatalogTrack: typing_extensions.TypeAlias = CatalogTrack
+
+@typing.final
+class GetTracksRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TRACK_IDS_FIELD_NUMBER: builtins.int
+    @property
+    def track_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """1 to 1,000"""
+
+    def __init__(
+        self,
+        *,
+        track_ids: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["track_ids", b"track_ids"]) -> None: ...
+
+Global___GetTracksRequest: typing_extensions.TypeAlias = GetTracksRequest
+
+@typing.final
+class GetTracksResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TRACKS_FIELD_NUMBER: builtins.int
+    UNKNOWN_IDS_FIELD_NUMBER: builtins.int
+    BUNDLE_ID_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    bundle_id: builtins.str
+    request_id: builtins.str
+    @property
+    def tracks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___CatalogTrack]:
+        """in the order asked for, those that the bundle holds"""
+
+    @property
+    def unknown_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """in the order asked for, the others"""
+
+    def __init__(
+        self,
+        *,
+        tracks: collections.abc.Iterable[Global___CatalogTrack] | None = ...,
+        unknown_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        bundle_id: builtins.str = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bundle_id", b"bundle_id", "request_id", b"request_id", "tracks", b"tracks", "unknown_ids", b"unknown_ids"]) -> None: ...
+
+Global___GetTracksResponse: typing_extensions.TypeAlias = GetTracksResponse
+
+@typing.final
+class SearchTracksRequest(google.protobuf.message.Message):
+    """A track is found where each word of the text begins a word of its title or artist; case and accents do not count."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: builtins.int
+    FILTER_FIELD_NUMBER: builtins.int
+    K_FIELD_NUMBER: builtins.int
+    text: builtins.str
+    """1 to 256 characters, at most 32 words"""
+    k: builtins.int
+    """1 to max_k"""
+    @property
+    def filter(self) -> Global___Filter: ...
+    def __init__(
+        self,
+        *,
+        text: builtins.str = ...,
+        filter: Global___Filter | None = ...,
+        k: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["filter", b"filter"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["filter", b"filter", "k", b"k", "text", b"text"]) -> None: ...
+
+Global___SearchTracksRequest: typing_extensions.TypeAlias = SearchTracksRequest
+
+@typing.final
+class SearchTracksResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TRACKS_FIELD_NUMBER: builtins.int
+    FOUND_FIELD_NUMBER: builtins.int
+    BUNDLE_ID_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    found: builtins.int
+    """how many tracks there are with all words that pass the filter"""
+    bundle_id: builtins.str
+    request_id: builtins.str
+    @property
+    def tracks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___CatalogTrack]:
+        """most words found whole first, then most listeners, then track id"""
+
+    def __init__(
+        self,
+        *,
+        tracks: collections.abc.Iterable[Global___CatalogTrack] | None = ...,
+        found: builtins.int = ...,
+        bundle_id: builtins.str = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bundle_id", b"bundle_id", "found", b"found", "request_id", b"request_id", "tracks", b"tracks"]) -> None: ...
+
+Global___SearchTracksResponse: typing_extensions.TypeAlias = SearchTracksResponse
+
+@typing.final
 class GetStatusRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

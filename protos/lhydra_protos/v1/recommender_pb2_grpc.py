@@ -59,6 +59,16 @@ class RecommenderStub(object):
                 request_serializer=lhydra__protos_dot_v1_dot_recommender__pb2.RecommendRequest.SerializeToString,
                 response_deserializer=lhydra__protos_dot_v1_dot_recommender__pb2.RecommendResponse.FromString,
                 _registered_method=True)
+        self.GetTracks = channel.unary_unary(
+                '/lhydra.v1.Recommender/GetTracks',
+                request_serializer=lhydra__protos_dot_v1_dot_recommender__pb2.GetTracksRequest.SerializeToString,
+                response_deserializer=lhydra__protos_dot_v1_dot_recommender__pb2.GetTracksResponse.FromString,
+                _registered_method=True)
+        self.SearchTracks = channel.unary_unary(
+                '/lhydra.v1.Recommender/SearchTracks',
+                request_serializer=lhydra__protos_dot_v1_dot_recommender__pb2.SearchTracksRequest.SerializeToString,
+                response_deserializer=lhydra__protos_dot_v1_dot_recommender__pb2.SearchTracksResponse.FromString,
+                _registered_method=True)
         self.GetStatus = channel.unary_unary(
                 '/lhydra.v1.Recommender/GetStatus',
                 request_serializer=lhydra__protos_dot_v1_dot_recommender__pb2.GetStatusRequest.SerializeToString,
@@ -105,6 +115,20 @@ class RecommenderServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetTracks(self, request, context):
+        """What the catalogue says of tracks.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SearchTracks(self, request, context):
+        """Tracks by words of their titles and artists.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetStatus(self, request, context):
         """What is being served, and how the server is.
         """
@@ -139,6 +163,16 @@ def add_RecommenderServicer_to_server(servicer, server):
                     servicer.RecommendMany,
                     request_deserializer=lhydra__protos_dot_v1_dot_recommender__pb2.RecommendRequest.FromString,
                     response_serializer=lhydra__protos_dot_v1_dot_recommender__pb2.RecommendResponse.SerializeToString,
+            ),
+            'GetTracks': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTracks,
+                    request_deserializer=lhydra__protos_dot_v1_dot_recommender__pb2.GetTracksRequest.FromString,
+                    response_serializer=lhydra__protos_dot_v1_dot_recommender__pb2.GetTracksResponse.SerializeToString,
+            ),
+            'SearchTracks': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchTracks,
+                    request_deserializer=lhydra__protos_dot_v1_dot_recommender__pb2.SearchTracksRequest.FromString,
+                    response_serializer=lhydra__protos_dot_v1_dot_recommender__pb2.SearchTracksResponse.SerializeToString,
             ),
             'GetStatus': grpc.unary_unary_rpc_method_handler(
                     servicer.GetStatus,
@@ -281,6 +315,60 @@ class Recommender(object):
             '/lhydra.v1.Recommender/RecommendMany',
             lhydra__protos_dot_v1_dot_recommender__pb2.RecommendRequest.SerializeToString,
             lhydra__protos_dot_v1_dot_recommender__pb2.RecommendResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTracks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lhydra.v1.Recommender/GetTracks',
+            lhydra__protos_dot_v1_dot_recommender__pb2.GetTracksRequest.SerializeToString,
+            lhydra__protos_dot_v1_dot_recommender__pb2.GetTracksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchTracks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lhydra.v1.Recommender/SearchTracks',
+            lhydra__protos_dot_v1_dot_recommender__pb2.SearchTracksRequest.SerializeToString,
+            lhydra__protos_dot_v1_dot_recommender__pb2.SearchTracksResponse.FromString,
             options,
             channel_credentials,
             insecure,

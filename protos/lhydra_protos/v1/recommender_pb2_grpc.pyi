@@ -114,6 +114,38 @@ _RecommenderRecommendManyType = typing_extensions.TypeVar(
     ],
 )
 
+_RecommenderGetTracksType = typing_extensions.TypeVar(
+    '_RecommenderGetTracksType',
+    grpc.UnaryUnaryMultiCallable[
+        lhydra_protos.v1.recommender_pb2.GetTracksRequest,
+        lhydra_protos.v1.recommender_pb2.GetTracksResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        lhydra_protos.v1.recommender_pb2.GetTracksRequest,
+        lhydra_protos.v1.recommender_pb2.GetTracksResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        lhydra_protos.v1.recommender_pb2.GetTracksRequest,
+        lhydra_protos.v1.recommender_pb2.GetTracksResponse,
+    ],
+)
+
+_RecommenderSearchTracksType = typing_extensions.TypeVar(
+    '_RecommenderSearchTracksType',
+    grpc.UnaryUnaryMultiCallable[
+        lhydra_protos.v1.recommender_pb2.SearchTracksRequest,
+        lhydra_protos.v1.recommender_pb2.SearchTracksResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        lhydra_protos.v1.recommender_pb2.SearchTracksRequest,
+        lhydra_protos.v1.recommender_pb2.SearchTracksResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        lhydra_protos.v1.recommender_pb2.SearchTracksRequest,
+        lhydra_protos.v1.recommender_pb2.SearchTracksResponse,
+    ],
+)
+
 _RecommenderGetStatusType = typing_extensions.TypeVar(
     '_RecommenderGetStatusType',
     grpc.UnaryUnaryMultiCallable[
@@ -130,7 +162,7 @@ _RecommenderGetStatusType = typing_extensions.TypeVar(
     ],
 )
 
-class RecommenderStub(typing.Generic[_RecommenderRecommendType, _RecommenderSimilarTracksType, _RecommenderRecordPlaysType, _RecommenderExplainType, _RecommenderRecommendManyType, _RecommenderGetStatusType]):
+class RecommenderStub(typing.Generic[_RecommenderRecommendType, _RecommenderSimilarTracksType, _RecommenderRecordPlaysType, _RecommenderExplainType, _RecommenderRecommendManyType, _RecommenderGetTracksType, _RecommenderSearchTracksType, _RecommenderGetStatusType]):
     @typing.overload
     def __init__(self: RecommenderStub[
         grpc.UnaryUnaryMultiCallable[
@@ -152,6 +184,14 @@ class RecommenderStub(typing.Generic[_RecommenderRecommendType, _RecommenderSimi
         grpc.StreamStreamMultiCallable[
             lhydra_protos.v1.recommender_pb2.RecommendRequest,
             lhydra_protos.v1.recommender_pb2.RecommendResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            lhydra_protos.v1.recommender_pb2.GetTracksRequest,
+            lhydra_protos.v1.recommender_pb2.GetTracksResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            lhydra_protos.v1.recommender_pb2.SearchTracksRequest,
+            lhydra_protos.v1.recommender_pb2.SearchTracksResponse,
         ],
         grpc.UnaryUnaryMultiCallable[
             lhydra_protos.v1.recommender_pb2.GetStatusRequest,
@@ -182,6 +222,14 @@ class RecommenderStub(typing.Generic[_RecommenderRecommendType, _RecommenderSimi
             lhydra_protos.v1.recommender_pb2.RecommendResponse,
         ],
         grpc.aio.UnaryUnaryMultiCallable[
+            lhydra_protos.v1.recommender_pb2.GetTracksRequest,
+            lhydra_protos.v1.recommender_pb2.GetTracksResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            lhydra_protos.v1.recommender_pb2.SearchTracksRequest,
+            lhydra_protos.v1.recommender_pb2.SearchTracksResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
             lhydra_protos.v1.recommender_pb2.GetStatusRequest,
             lhydra_protos.v1.recommender_pb2.GetStatusResponse,
         ],
@@ -203,6 +251,12 @@ class RecommenderStub(typing.Generic[_RecommenderRecommendType, _RecommenderSimi
     """Many users over one stream; each response answers the request at the same position, or says in `error` why it has
     none. A stream is open for a few seconds: when it ends with UNAVAILABLE, what has no answer is worth sending again.
     """
+
+    GetTracks: _RecommenderGetTracksType
+    """What the catalogue says of tracks."""
+
+    SearchTracks: _RecommenderSearchTracksType
+    """Tracks by words of their titles and artists."""
 
     GetStatus: _RecommenderGetStatusType
     """What is being served, and how the server is."""
@@ -227,6 +281,14 @@ RecommenderAsyncStub: typing_extensions.TypeAlias = RecommenderStub[
     grpc.aio.StreamStreamMultiCallable[
         lhydra_protos.v1.recommender_pb2.RecommendRequest,
         lhydra_protos.v1.recommender_pb2.RecommendResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        lhydra_protos.v1.recommender_pb2.GetTracksRequest,
+        lhydra_protos.v1.recommender_pb2.GetTracksResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        lhydra_protos.v1.recommender_pb2.SearchTracksRequest,
+        lhydra_protos.v1.recommender_pb2.SearchTracksResponse,
     ],
     grpc.aio.UnaryUnaryMultiCallable[
         lhydra_protos.v1.recommender_pb2.GetStatusRequest,
@@ -276,6 +338,22 @@ class RecommenderServicer(metaclass=abc.ABCMeta):
         """Many users over one stream; each response answers the request at the same position, or says in `error` why it has
         none. A stream is open for a few seconds: when it ends with UNAVAILABLE, what has no answer is worth sending again.
         """
+
+    @abc.abstractmethod
+    def GetTracks(
+        self,
+        request: lhydra_protos.v1.recommender_pb2.GetTracksRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[lhydra_protos.v1.recommender_pb2.GetTracksResponse, collections.abc.Awaitable[lhydra_protos.v1.recommender_pb2.GetTracksResponse]]:
+        """What the catalogue says of tracks."""
+
+    @abc.abstractmethod
+    def SearchTracks(
+        self,
+        request: lhydra_protos.v1.recommender_pb2.SearchTracksRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[lhydra_protos.v1.recommender_pb2.SearchTracksResponse, collections.abc.Awaitable[lhydra_protos.v1.recommender_pb2.SearchTracksResponse]]:
+        """Tracks by words of their titles and artists."""
 
     @abc.abstractmethod
     def GetStatus(

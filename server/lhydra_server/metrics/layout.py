@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from lhydra.domain import STAGES, Tier
 
 OTHER = "other"  # stands for every label value that is not listed here
-METHODS = ("Recommend", "SimilarTracks", "RecordPlays", "Explain", "RecommendMany", "GetStatus")
+METHODS = (
+    *("Recommend", "SimilarTracks", "RecordPlays", "Explain", "RecommendMany"),
+    *("GetTracks", "SearchTracks", "GetStatus"),
+)
 CODES = (
     *("OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS"),
     *("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE"),
