@@ -97,6 +97,9 @@ def test_a_share_is_taken_where_it_finds_more_targets() -> None:
     assert choose_shares(options, [Found(levels, near, np.array([0, 1, 102]), nothing)], 10) == (0.3,)
     assert choose_shares(options, [Found(levels, near, np.array([0, 1, 107]), nothing)], 10) == (0.8,)
     assert choose_shares(options, [Found(levels, near, np.array([0, 200]), nothing)], 10) == (0.0,)
+    half_more = [Found(levels, near, np.array([0, 1, 102]), nothing)]
+    assert choose_shares(options, half_more, 10, least=1.5) == (0.3,)
+    assert choose_shares(options, half_more, 10, least=1.51) == (0.0,)  # as if there were no such source
 
 
 @pytest.fixture(scope="module")

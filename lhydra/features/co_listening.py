@@ -11,8 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lhydra.domain import F32, I64
-from lhydra.features.histories import offsets_of, spans
-from lhydra.features.item_item import channel_weights
+from lhydra.features.histories import offsets_of, relative_weights_of, spans
 from lhydra.scratch import borrowed_places
 
 STRONGEST = 32  # candidates that a track played keeps
@@ -116,7 +115,7 @@ class CoListening:
         lengths = self.offsets.take(played + 1) - starts
         at = spans(starts, starts + lengths)
         rows = self.rows.take(at)
-        counts = np.repeat(channel_weights(entry[-NEWEST:])[:, 0], lengths)
+        counts = np.repeat(relative_weights_of(entry[-NEWEST:]), lengths)  # as the channel of all plays has them
         each = self.weights.take(at).astype(np.float32) * counts
         with borrowed_places(len(self)) as place:  # the last of equal rows names all of them
             place[rows] = np.arange(len(rows))
