@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lhydra.training.losses import RANK_CUTOFF, distillation_loss, lambda_loss, log_q, softmax_loss
+from lhydra.training.losses import RANK_CUTOFF, lambda_loss, log_q, softmax_loss
+from lhydra.training.retrieval_loss import retrieval_losses, teacher_share
 
 
 def slow(logits: list[list[float]], targets: list[list[bool]], excluded: list[list[bool]]) -> float:
@@ -108,7 +109,56 @@ def test_log_q_makes_the_sampled_gradient_that_of_the_full_softmax() -> None:
     assert off["with"] < off["without"] / 2
 
 
-# -- distillation -----------------------------------------------------------------------------------------
+# -- both losses of the towers, and distillation ----------------------------------------------------------
+
+
+def both(
+    logits: Tensor, targets: Tensor, excluded: Tensor, teacher: Tensor | None, correction: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The losses of a step whose users are logits and whose tracks are the unit vectors."""
+    heard = excluded.nonzero().T
+    share = None if teacher is None else teacher_share(teacher.detach().clone(), heard)
+    unit, nothing = torch.eye(logits.shape[1], dtype=logits.dtype), torch.zeros(logits.shape[1], dtype=logits.dtype)
+    correction = nothing if correction is None else correction
+    return retrieval_losses(logits, unit, correction, targets.nonzero().T, heard, share)
+
+
+def distillation_loss(logits: Tensor, teacher: Tensor, excluded: Tensor) -> Tensor:
+    return both(logits, torch.zeros_like(excluded), excluded, teacher)[1]
+
+
+@given(cases(), st.integers(0, 2**16), st.booleans())
+def test_both_losses_and_their_gradients_are_those_of_the_definitions(
+    case: tuple[Tensor, Tensor, Tensor], seed: int, distil: bool
+) -> None:
+    """Written out by hand there, by autograd here, also through users and tracks."""
+    logits, targets, excluded = case
+    rng = np.random.default_rng(seed)
+    user, vectors = (torch.from_numpy(rng.normal(size=(n, 3))) for n in logits.shape)
+    correction, teacher = torch.from_numpy(rng.normal(size=logits.shape[1])), logits if distil else None
+    heard = excluded.nonzero().T
+    share = None if teacher is None else teacher_share(teacher.clone(), heard)
+
+    def graded(by_hand: bool) -> list[Tensor | None]:
+        u, v = user.clone().requires_grad_(), vectors.clone().requires_grad_()
+        if by_hand:
+            first, second = retrieval_losses(u, v, correction, targets.nonzero().T, heard, share)
+        else:
+            first, second = slow_losses(u @ v.T - correction, targets, excluded, teacher)
+        (0.7 * first + 0.3 * second).backward()  # type: ignore[no-untyped-call]
+        return [first, second, u.grad, v.grad]
+
+    for a, b in zip(graded(True), graded(False), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def slow_losses(logits: Tensor, targets: Tensor, excluded: Tensor, teacher: Tensor | None) -> tuple[Tensor, Tensor]:
+    out = logits.masked_fill(excluded, float("-inf"))
+    if teacher is None:
+        return softmax_loss(logits, targets, excluded), torch.zeros((), dtype=logits.dtype)
+    share = torch.softmax(teacher.masked_fill(excluded, float("-inf")), 1)
+    log_share = torch.log_softmax(out, 1).masked_fill(excluded, 0.0)
+    return softmax_loss(logits, targets, excluded), -(share * log_share).sum(1).mean()
 
 
 def slow_distillation(logits: list[list[float]], teacher: list[list[float]], excluded: list[list[bool]]) -> float:

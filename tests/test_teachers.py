@@ -266,10 +266,9 @@ def test_hidden_plays_never_enter_the_scores(
 
     monkeypatch.setattr(Teachers, "logits", asked)
     monkeypatch.setattr(step, "hide", parted)
-    network = started(data, fitted, noise=True)[2]
     config = replace(TINY_TRAINING, full_softmax=full_softmax, uniform_negatives=50)
     users = listeners[:64]
-    step.losses(network, data, Tensors.of(data), fitted, users, np.random.default_rng(0), config, 0.1)
+    step.prepare(data, Tensors.of(data), fitted, users, np.random.default_rng(0), config)
     (seen,), ((towers_see, wanted),) = shown, hidden
     assert len(wanted.rows) >= len(users)
     for i in range(len(users)):

@@ -37,9 +37,10 @@ from lhydra.training.data import TrainingData, hide, load, select, targets
 from lhydra.training.dropout import Dropout
 from lhydra.training.losses import log_q, softmax_loss
 from lhydra.training.model import Network
+from lhydra.training.optimizer import schedule
 from lhydra.training.progress import EpochDone, Progress, TemperatureTried
 from lhydra.training.step import Tensors
-from lhydra.training.train import Run, _epoch, _fold, _new, _schedule, train
+from lhydra.training.train import Run, _epoch, _fold, _new, train
 from tests.conftest import TINY_TRAINING
 from tests.harness import free_port
 
@@ -331,7 +332,7 @@ def test_patience_ends_the_run_and_the_best_epoch_is_kept(tiny_dataset: Dataset,
 
 
 def test_the_schedule_warms_up_and_comes_down() -> None:
-    rates = [_schedule(done) for done in np.linspace(0, 1, 200)]
+    rates = [schedule(done) for done in np.linspace(0, 1, 200)]
     top = int(np.argmax(rates))
     assert rates[:top] == sorted(rates[:top])
     assert rates[top:] == sorted(rates[top:], reverse=True)

@@ -1,4 +1,4 @@
-"""The losses of towers and head. Masks are dense (B, R) over the R tracks in play; see `lhydra.training.step`."""
+"""The losses of the head, and what the towers' needs. Masks are dense (B, R)."""
 
 import torch
 from torch import Tensor
@@ -22,22 +22,6 @@ def softmax_loss(logits: Tensor, targets: Tensor, excluded: Tensor) -> Tensor:
     wanted = targets.sum(1)
     per_user = -log_share.masked_fill(~targets, 0.0).sum(1) / wanted.clamp(min=1)
     return per_user.sum() / (wanted > 0).sum().clamp(min=1)
-
-
-def distillation_loss(logits: Tensor, teacher: Tensor, excluded: Tensor) -> Tensor:
-    """Mean over users of the cross-entropy of softmax(logits) against softmax(teacher) (Hinton et al. 2015).
-
-    Args:
-        logits: (B, R) float.
-        teacher: (B, R) float logits.
-        excluded: (B, R) bool, taken out of both.
-
-    Returns:
-        () float.
-    """
-    lowest = -1e4  # finite: a share of 0 times a log share of it is 0
-    share = torch.softmax(teacher.masked_fill(excluded, lowest), 1)
-    return -(share * torch.log_softmax(logits.masked_fill(excluded, lowest), 1)).sum(1).mean()
 
 
 def lambda_loss(logits: Tensor, labels: Tensor, excluded: Tensor, wanted: Tensor) -> Tensor:

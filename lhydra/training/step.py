@@ -7,14 +7,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from lhydra.domain import I64
 from lhydra.features.histories import EncodedUsers, Histories
 from lhydra.training.config import TrainSettings
 from lhydra.training.data import Targets, TrainingData, hide
-from lhydra.training.losses import distillation_loss, log_q, softmax_loss
+from lhydra.training.losses import log_q
 from lhydra.training.model import Network
+from lhydra.training.retrieval_loss import retrieval_losses, teacher_share
 from lhydra.training.teachers import Teachers
 
 LENGTH_GROUPS = 4  # a batch is padded in groups of like history length
@@ -69,52 +71,91 @@ def tensor(array: npt.NDArray[Any]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def losses(
-    network: Network,
+@dataclass(frozen=True)
+class Batch:
+    """What a step of B users needs beside the network.
+
+    rows: (R,) tracks in play, ascending; at: the same, to index `Tensors` by; numbers: (r,) their track ids, each once,
+    and 0. users: encoded from what is seen.
+    wanted: (2, P) and heard: (2, H) users and columns. correction: (R,) logQ. share: (B, R) of the teachers, or None.
+    """
+
+    rows: I64
+    at: slice | Tensor
+    numbers: Tensor
+    users: EncodedUsers
+    wanted: Tensor
+    heard: Tensor
+    correction: Tensor
+    share: Tensor | None
+
+
+def prepare(
     data: TrainingData,
     tensors: Tensors,
     teachers: Teachers,
     users: I64,
     rng: np.random.Generator,
     config: TrainSettings,
+) -> Batch:
+    """Hides plays of a batch of users, and asks the teachers; nothing here depends on the network.
+
+    Args:
+        data: whose train plays are hidden in part.
+        tensors: the tracks of `data`.
+        teachers: fitted on `data`.
+        users: (B,) int64, ascending positions.
+        rng: of what is hidden and of the negatives.
+        config: settings of the training.
+
+    Returns:
+        The batch.
+    """
+    seen, targets = hide(data, users, rng, config.keep, config.cold, config.longest_history)
+    full = data.n_tracks <= config.full_softmax
+    rows = np.arange(data.n_tracks) if full else _in_play(data, seen, targets, rng, config)
+    at = slice(None) if full else tensor(rows)
+    wanted, heard = _pairs(targets.offsets, targets.rows, rows), _pairs(seen.offsets, seen.rows, rows)
+    correction = torch.zeros(len(rows))
+    if not full:
+        correction = log_q(tensors.share[at], len(targets.rows), config.uniform_negatives / data.n_tracks)
+    share = None
+    if config.distil:
+        share = teacher_share(teachers.logits(seen, None if full else rows).sub_(correction), heard)
+    encoded = data.spec.encode_users(data.profiles[users], seen, data.tracks)
+    numbers = tensor(np.union1d(0, data.tracks.ids[rows, 0]))
+    return Batch(rows, at, numbers, encoded, wanted, heard, correction, share)
+
+
+def losses(
+    network: Network,
+    tensors: Tensors,
+    batch: Batch,
+    tables: dict[str, Tensor],
+    config: TrainSettings,
     temperature: float,
 ) -> tuple[Tensor, Tensor]:
     """Computes the towers' two losses for a batch of users.
 
     Args:
-        network: in training mode.
-        data: whose train plays are hidden in part.
-        tensors: the tracks of `data`.
-        teachers: fitted on `data`.
-        users: (B,) int64, ascending positions.
-        rng: of what is hidden and of the negatives; dropout and hidden ids draw from torch's stream.
+        network: in training mode; dropout and hidden ids draw from torch's stream.
+        tensors: all tracks.
+        batch: of `prepare`.
+        tables: rows `batch.numbers` of tables of track ids, by name in the item tower; {} computes with all rows.
         config: settings of the training.
         temperature: of the softmax.
 
     Returns:
         () float each: towards the hidden plays, and towards the teachers (0 when their weight is).
     """
-    seen, targets = hide(data, users, rng, config.keep, config.cold, config.longest_history)
-    full = data.n_tracks <= config.full_softmax
-    rows = np.arange(data.n_tracks) if full else _in_play(data, seen, targets, rng, config)
-    at = slice(None) if full else tensor(rows)
-    ids = tensors.ids[at].clone()
-    ids[torch.rand(len(rows)) < config.id_dropout, 0] = 0
-    vectors, history = network.item_tower(tensors.dense[at], ids, tensors.bags[at])  # (R, D) each
-    encoded = data.spec.encode_users(data.profiles[users], seen, data.tracks)
-    user = embed_users(network, encoded, history, rows)  # (B, D)
-
-    wanted = _mask(targets.offsets, np.searchsorted(rows, targets.rows), len(users), len(rows))
-    heard = _mask(seen.offsets, np.searchsorted(rows, seen.rows), len(users), len(rows))
-    correction = torch.zeros(())
-    if not full:
-        correction = log_q(tensors.share[at], len(targets.rows), config.uniform_negatives / data.n_tracks)
-    logits = user @ vectors.T / temperature - correction  # (B, R)
-    retrieval = softmax_loss(logits, wanted, heard)
-    if config.distil == 0:
-        return retrieval, torch.zeros(())
-    teacher = teachers.logits(seen, None if full else rows) - correction
-    return retrieval, distillation_loss(logits, teacher, heard)
+    ids = tensors.ids[batch.at].clone()
+    ids[torch.rand(len(ids)) < config.id_dropout, 0] = 0
+    if tables:
+        ids[:, 0] = torch.searchsorted(batch.numbers, ids[:, 0].contiguous())
+    inputs = tensors.dense[batch.at], ids, tensors.bags[batch.at]
+    vectors, history = functional_call(network.item_tower, tables, inputs)  # (R, D) each
+    user = embed_users(network, batch.users, history, batch.rows) / temperature  # (B, D)
+    return retrieval_losses(user, vectors, batch.correction, batch.wanted, batch.heard, batch.share)
 
 
 def embed_users(network: Network, users: EncodedUsers, history: Tensor, rows: I64 | None = None) -> Tensor:
@@ -157,7 +198,6 @@ def _in_play(
     return np.unique(np.concatenate([seen.rows, targets.rows, uniform]))
 
 
-def _mask(offsets: I64, columns: I64, n: int, width: int) -> Tensor:
-    mask = torch.zeros(n, width, dtype=torch.bool)
-    mask[tensor(np.repeat(np.arange(n), np.diff(offsets))), tensor(columns)] = True
-    return mask
+def _pairs(offsets: I64, tracks: I64, rows: I64) -> Tensor:
+    """(2, m) users, and columns of their tracks among `rows`."""
+    return tensor(np.stack([np.repeat(np.arange(len(offsets) - 1), np.diff(offsets)), np.searchsorted(rows, tracks)]))

@@ -143,27 +143,35 @@ class Teachers:
         Returns:
             (B, R) float32 logits of the mixture.
         """
-        together, factored = parts(self.table, self.factors, seen, rows)
-        return torch.from_numpy(self.mix[0] * together + self.mix[1] * factored)
+        plays = matrix(seen, len(self.factors.item))
+        item = self.factors.item if rows is None else self.factors.item[rows]
+        scores = (self.mix[1] * self.factors.users(plays)) @ item.T
+        together = plays @ self.table.matrix
+        user, column = np.repeat(np.arange(len(scores)), np.diff(together.indptr)), together.indices
+        weight = self.mix[0] * together.data
+        if rows is not None:  # to look up where each track went is faster than to cut columns out of a sparse matrix
+            place = np.full(len(self.factors.item), -1, np.int32)
+            place[rows] = np.arange(len(rows))
+            column = place[column]
+            user, column, weight = (part[column >= 0] for part in (user, column, weight))
+        scores[user, column] += weight
+        return torch.from_numpy(scores)
 
 
-def parts(table: Table, factors: Factors, seen: Histories, rows: I64 | None = None) -> tuple[F32, F32]:
+def parts(table: Table, factors: Factors, seen: Histories, rows: I64) -> tuple[F32, F32]:
     """Scores tracks for users by each of the two.
 
     Args:
         table: the co-listening table.
         factors: iALS.
         seen: what B users have played.
-        rows: (R,) int64 tracks; None for all.
+        rows: (R,) int64 tracks.
 
     Returns:
         (B, R) float32 scores of the table, and of the factors.
     """
     plays = matrix(seen, len(factors.item))
-    together = plays @ table.matrix
-    if rows is None:
-        return together.toarray(), factors.users(plays) @ factors.item.T
-    return together[:, rows].toarray(), factors.users(plays) @ factors.item[rows].T
+    return (plays @ table.matrix)[:, rows].toarray(), factors.users(plays) @ factors.item[rows].T
 
 
 def matrix(histories: Histories, n_tracks: int) -> sp.csr_matrix:

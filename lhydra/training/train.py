@@ -23,13 +23,15 @@ from lhydra.training import checkpoint, moment_head, moments, ranks
 from lhydra.training import head as heads
 from lhydra.training import teachers as teaching
 from lhydra.training import warm as warmed
+from lhydra.training.ahead import ahead
 from lhydra.training.checkpoint import State
 from lhydra.training.config import TrainSettings
 from lhydra.training.data import TrainingData, load
 from lhydra.training.export import export
 from lhydra.training.model import Network, Shape
+from lhydra.training.optimizer import RowwiseAdamW, schedule
 from lhydra.training.progress import EpochDone, HeadFitted, Progress, RefitDone, Report, TemperatureTried, unreported
-from lhydra.training.step import Tensors, losses, tensor
+from lhydra.training.step import Batch, Tensors, losses, prepare, tensor
 from lhydra.training.teachers import Teachers
 from lhydra.training.validate import sample, validate
 from lhydra.training.warm import Parent
@@ -37,7 +39,6 @@ from lhydra.training.warm import Parent
 TEMPERATURES = (0.07, 0.1, 0.15)  # tried, by short runs, when the setting is 0
 UNMEASURED_TEMPERATURE = 0.1  # where there is no validation fold to tune on
 REFIT_EPOCHS, REFIT_RATE = 0.25, 0.2  # shares of the epochs and of the peak learning rate
-WARM_UP, LAST_RATE = 0.02, 0.02  # shares of the schedule and of the peak learning rate
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,7 @@ def _fold(plays: Plays, part: int, folds: int, seed: int) -> Plays:
     return replace(plays, fold=fold)
 
 
-def _fit(run: Run, network: Network, optimizer: torch.optim.Optimizer, state: State, out: Path, report: Report) -> None:
+def _fit(run: Run, network: Network, optimizer: RowwiseAdamW, state: State, out: Path, report: Report) -> None:
     """Trains from `state` until the end of the schedule or of patience; keeps last and best checkpoints."""
     config, folder, writes = run.config, out / "checkpoint", run.rank == 0
     targets = sample(run.data.valid, config.seed)
@@ -293,7 +294,7 @@ def _fit(run: Run, network: Network, optimizer: torch.optim.Optimizer, state: St
 def _epoch(
     run: Run,
     network: Network,
-    optimizer: torch.optim.Optimizer,
+    optimizer: RowwiseAdamW,
     epoch: int,
     epochs: int,
     temperature: float,
@@ -310,31 +311,30 @@ def _epoch(
     rng = np.random.default_rng([config.seed, epoch, 1 + run.rank])
     sums = np.zeros(2)
     network.train()
-    for number in range(run.steps):
+
+    def batch(number: int) -> Batch:
         whole = order[number * run.batch_size : (number + 1) * run.batch_size]
         users = np.sort(whole[run.rank :: run.processes] if len(whole) >= run.processes else whole)
-        pair = losses(network, run.data, run.tensors, run.teachers, users, rng, config, temperature)
+        return prepare(run.data, run.tensors, run.teachers, users, rng, config)
+
+    for number, prepared in enumerate(ahead(batch, range(run.steps))):
+        tables = optimizer.take(prepared.numbers)
+        pair = losses(network, run.tensors, prepared, tables, config, temperature)
         total = (1 - config.distil) * pair[0] + config.distil * pair[1]
         if not torch.isfinite(total):
             found = f"a loss of {total.item()} in epoch {epoch}"
             raise ModelError(complain("training", found, "a finite loss; try a lower --learning-rate"))
         done = (epoch - 1 + number / run.steps) / epochs
         for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * (_schedule(done) if rate is None else rate)
+            group["lr"] = group["peak"] * (schedule(done) if rate is None else rate)
         optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         ranks.average_gradients(optimizer.param_groups[0]["params"])
-        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], config.clip_norm)
+        optimizer.clip(config.clip_norm)
         optimizer.step()
         sums += [part.item() for part in pair]
+    optimizer.catch_up()
     return round(sums[0] / run.steps, 5), round(sums[1] / run.steps, 5)
-
-
-def _schedule(done: float) -> float:
-    """Share of the peak learning rate after a share `done` of the schedule: linear warm-up, then half a cosine."""
-    if done < WARM_UP:
-        return max(done / WARM_UP, LAST_RATE)
-    return LAST_RATE + (1 - LAST_RATE) / 2 * (1 + math.cos(math.pi * done))
 
 
 @timed("train.temperature")
@@ -356,7 +356,7 @@ def _tune_temperature(run: Run, report: Report) -> float:
     return max(found, key=lambda temperature: found[temperature])
 
 
-def _new(run: Run) -> tuple[Network, torch.optim.Optimizer]:
+def _new(run: Run) -> tuple[Network, RowwiseAdamW]:
     """Returns a fresh network and its optimizer, the same for the same seed."""
     config = run.config
     torch.manual_seed(config.seed)
@@ -367,8 +367,10 @@ def _new(run: Run) -> tuple[Network, torch.optim.Optimizer]:
     ranks.same(network.state_dict().values())
     network.head.scale.data.fill_(1 / (config.temperature or UNMEASURED_TEMPERATURE))
     towers = [*network.item_tower.parameters(), *network.user_tower.parameters()]
-    groups = [{"params": towers, "peak": config.learning_rate, "weight_decay": config.weight_decay}]
-    return network, torch.optim.AdamW(groups, lr=config.learning_rate, fused=True)
+    group = {"params": towers, "peak": config.learning_rate, "weight_decay": config.weight_decay}
+    by_row = run.data.n_tracks > config.full_softmax and run.processes == 1  # gradients of several are averaged whole
+    names = ("retrieval_id.weight", "history_id.weight") if by_row else ()
+    return network, RowwiseAdamW(group, {name: network.item_tower.get_parameter(name) for name in names})
 
 
 def _patience_over(state: State, config: TrainSettings) -> bool:
