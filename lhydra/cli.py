@@ -23,7 +23,7 @@ from lhydra.lines import let_go
 GROUP = "lhydra.commands"
 ORDER = (
     *("demo", "synth", "prepare", "train", "evaluate", "compare", "recommend"),
-    *("users", "plays", "retrain", "index", "serve", "query"),
+    *("users", "plays", "retrain", "index", "serve", "web", "query"),
 )
 
 

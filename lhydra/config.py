@@ -35,6 +35,7 @@ SECTIONS = (
     "plays",
     "index",
     "serve",
+    "web",
     "demo",
     "retrain",
 )

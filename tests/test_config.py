@@ -272,7 +272,20 @@ def test_a_value_out_of_range_is_refused_wherever_it_comes_from(
                 assert re.fullmatch(found, str(error.value)), error.value
 
 
-COMMANDS = ("synth", "prepare", "train", "evaluate", "recommend", "users", "plays", "index", "serve", "demo", "retrain")
+COMMANDS = (
+    "synth",
+    "prepare",
+    "train",
+    "evaluate",
+    "recommend",
+    "users",
+    "plays",
+    "index",
+    "serve",
+    "web",
+    "demo",
+    "retrain",
+)
 
 
 def commands_settings(cls: type[Settings]) -> list[type[Settings]]:
@@ -283,10 +296,17 @@ def commands_settings(cls: type[Settings]) -> list[type[Settings]]:
 
 def test_every_settings_class_is_one_that_checks_itself() -> None:
     """A number without limits is a value that nobody has thought about."""
-    modules = ("lhydra.commands", "lhydra.data", "lhydra.training", "lhydra_index_builder", "lhydra_server")
+    modules = (
+        "lhydra.commands",
+        "lhydra.data",
+        "lhydra.training",
+        "lhydra_index_builder",
+        "lhydra_server",
+        "lhydra_server.web",
+    )
     for package in modules:
         for _, module, _ in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
-            if module.rpartition(".")[2] in ("config", "settings") or package == "lhydra.commands":
+            if module.rpartition(".")[2] in ("command", "config", "settings") or package == "lhydra.commands":
                 importlib.import_module(module)
     classes = [cls for cls in commands_settings(Settings) if not cls.__module__.startswith("tests")]
     assert len(classes) == len(COMMANDS)

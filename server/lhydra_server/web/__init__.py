@@ -1,0 +1,1 @@
+"""HTTP and JSON before a running server: the same methods, with no second definition of any."""

@@ -1,0 +1,86 @@
+"""`lhydra web`: HTTP and JSON before a running server."""
+
+import argparse
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from lhydra import config, logs
+from lhydra.config import Settings, setting
+from lhydra.errors import ConfigError, MissingExtra, complain
+from lhydra_server.address import check_exposure
+
+HELP = "HTTP and JSON before a running server: its methods, with no second definition"
+EXTRA = "web"
+_NEEDED = ("grpc_health", "starlette", "uvicorn")
+MAX_CONNECTIONS = 1_000
+
+
+@dataclass(frozen=True)
+class WebSettings(Settings):
+    """Flags, YAML section `web` and environment LHYDRA_WEB_… in one."""
+
+    address: str = setting("127.0.0.1:50051", "the server on this machine, HOST:PORT or unix:PATH")
+    host: str = setting("127.0.0.1", "address to listen on")
+    port: int = setting(8080, "port to listen on", low=1, high=65_535)
+    name: str | None = setting(None, "what browsers call this host, where it listens beyond this machine")
+    allow_plays: bool = setting(False, "pass plays on; without it the gateway only reads")
+    insecure: bool = setting(False, "listen beyond this machine without TLS")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments.
+
+    Args:
+        parser: of the command.
+    """
+    config.add_flags(parser, WebSettings)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves until told to stop.
+
+    Args:
+        args: as parsed.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        MissingExtra: what the gateway needs is not installed.
+        ConfigError: it would listen beyond this machine, or the server is on another one.
+    """
+    settings = config.resolve("web", WebSettings, args)
+    for module in _NEEDED:
+        if find_spec(module) is None:
+            raise MissingExtra(EXTRA, module)
+    _check_local(settings.host, settings.insecure, f"--host {settings.host}", "or --insecure, behind a proxy with TLS")
+    place = settings.address.rpartition(":")[0] if not settings.address.startswith("unix:") else "unix:"
+    _check_local(place, False, f"--address {settings.address}", "as tokens would travel in the clear")
+    logs.configure(args.log_level)
+    import uvicorn
+
+    from lhydra_server.web.gateway import LOCAL_NAMES, Gateway, application
+
+    names = (*LOCAL_NAMES, settings.host, *([settings.name] if settings.name else ()))
+    app = application(Gateway(settings.address, allow_plays=settings.allow_plays), names)
+    print(f"listening on http://{settings.host}:{settings.port}", flush=True)
+    uvicorn.run(
+        app,
+        host=settings.host,
+        port=settings.port,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        ws="none",
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_graceful_shutdown=5,
+    )
+    return 0
+
+
+def _check_local(host: str, insecure: bool, name: str, more: str) -> None:
+    """The rule of the server, in the words of a gateway, which speaks no TLS."""
+    try:
+        check_exposure(host.strip("[]"), secured=False, insecure=insecure)
+    except ConfigError:
+        raise ConfigError(complain(name, "no TLS", f"an address of this machine, {more}")) from None

@@ -1,0 +1,81 @@
+"""Errors of calls as RFC 9457 problems, with the field's name where one is at fault."""
+
+import json
+import re
+
+import grpc
+from starlette.responses import Response
+
+STATUS = {  # as Envoy's transcoder and the Connect protocol map codes
+    "CANCELLED": 499,
+    "INVALID_ARGUMENT": 400,
+    "OUT_OF_RANGE": 400,
+    "FAILED_PRECONDITION": 400,
+    "UNAUTHENTICATED": 401,
+    "PERMISSION_DENIED": 403,
+    "NOT_FOUND": 404,
+    "RESOURCE_EXHAUSTED": 429,
+    "UNIMPLEMENTED": 501,
+    "UNAVAILABLE": 503,
+    "DEADLINE_EXCEEDED": 504,
+}  # every other code is 500
+_FIELD = re.compile(r"([a-z_][\w.\[\]]*): found ")
+_OF_JSON = re.compile(r'no field named "([^"]{1,100})"|parse (\w{1,100}) field')
+
+
+def problem(status: int, code: str, detail: str, request_id: str, *, field: str = "", wait_ms: str = "") -> Response:
+    """Makes the response to a call that failed.
+
+    Args:
+        status: of HTTP.
+        code: name of the gRPC code.
+        detail: what went wrong, for the caller.
+        request_id: of the call, "" where it has none.
+        field: of the request, where one is at fault.
+        wait_ms: milliseconds to wait before the call is sent again, in digits; "" where nobody knows.
+
+    Returns:
+        The response; `code` and `message` are there for clients of the Connect protocol.
+    """
+    told = {"type": "about:blank", "title": code.replace("_", " ").capitalize(), "status": status, "detail": detail}
+    more = {"field": field, "requestId": request_id, "retryAfterMs": int(wait_ms) if wait_ms.isdecimal() else ""}
+    told |= {"code": code.lower(), "message": detail} | {name: value for name, value in more.items() if value != ""}
+    headers = {"x-request-id": request_id} if request_id else {}
+    if wait_ms.isdecimal():
+        headers["retry-after"] = str(-(-int(wait_ms) // 1000))
+    return Response(json.dumps(told), status, headers, "application/problem+json")
+
+
+def of_call(error: grpc.aio.AioRpcError) -> Response:
+    """Makes the response to a call that the server ended with an error.
+
+    Args:
+        error: as gRPC raised it.
+
+    Returns:
+        The problem.
+    """
+    code, detail = error.code().name, error.details() or ""
+    trailers = {key: value for key, value in error.trailing_metadata()}  # noqa: C416  # aio's Metadata is no mapping
+    request_id, wait_ms = (str(trailers.get(key, "")) for key in ("x-request-id", "retry-after-ms"))
+    if code == "UNAVAILABLE" and not request_id:
+        detail = "no server answers"  # gRPC's own text names addresses
+    found = _FIELD.match(detail) if code == "INVALID_ARGUMENT" else None
+    return problem(STATUS.get(code, 500), code, detail, request_id, field=found[1] if found else "", wait_ms=wait_ms)
+
+
+def of_body(error: Exception, expected: str, request_id: str) -> Response:
+    """Makes the response to a body that is not the message.
+
+    Args:
+        error: of the parser.
+        expected: name of the message.
+        request_id: of the call.
+
+    Returns:
+        The problem.
+    """
+    found = _OF_JSON.search(str(error))
+    field = (found[1] or found[2]) if found else ""
+    detail = f"{field or 'body'}: found no such field or value, expected the JSON of a {expected}"
+    return problem(400, "INVALID_ARGUMENT", detail, request_id, field=field)

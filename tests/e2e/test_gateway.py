@@ -1,0 +1,203 @@
+"""`lhydra web`: a real gateway before a real server, asked as any HTTP client would."""
+
+import http.client
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lhydra.users.store import open_users
+from lhydra_client import Client
+from lhydra_protos.v1 import recommender_pb2 as pb
+from lhydra_server.access import Access
+from lhydra_server.app import Listener
+from lhydra_server.service import RecommenderService
+from lhydra_server.tokens import COPY
+from tests.fake_core import served
+from tests.harness import free_port, until
+
+uvicorn = pytest.importorskip("uvicorn", reason="NOT RUN: `pip install lhydra[web]` brings uvicorn and Starlette")
+pytest.importorskip("starlette", reason="NOT RUN: `pip install lhydra[web]` brings uvicorn and Starlette")
+from lhydra_server.web import gateway as gateways  # noqa: E402
+
+SERVICE = "/lhydra.v1.Recommender"
+READ, WRITE = "r" * 24, "w" * 24
+
+
+class Web:
+    """A gateway at a port of this machine."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def ask(self, verb: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, dict[str, str], bytes]:
+        names = {name.replace("_", "-"): value for name, value in headers.items()}
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)) as connection:
+            connection.request(verb, path, body, names)
+            reply = connection.getresponse()
+            return reply.status, {name.lower(): value for name, value in reply.getheaders()}, reply.read()
+
+    def call(self, method: str, body: object, **headers: str) -> tuple[int, Any]:
+        given = {"content_type": "application/json"} | headers
+        status, _, data = self.ask("POST", f"{SERVICE}/{method}", json.dumps(body).encode(), **given)
+        return status, json.loads(data)
+
+
+@contextmanager
+def backend(folder: Path, access: Access | None = None) -> Iterator[str]:
+    users = open_users(None, folder)
+    listener = Listener(
+        RecommenderService(served(n=100), users, max_k=50), "127.0.0.1:0", max_in_flight=8, access=access
+    )
+    listener.start()
+    try:
+        yield f"127.0.0.1:{listener.port}"
+    finally:
+        listener.stop(0)
+        users.close()
+
+
+@contextmanager
+def web(address: str, *, allow_plays: bool = False) -> Iterator[Web]:
+    app = gateways.application(gateways.Gateway(address, allow_plays=allow_plays))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, access_log=False, log_config=None, ws="none"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        until(lambda: server.started)
+        yield Web(server.servers[0].sockets[0].getsockname()[1])
+    finally:
+        server.should_exit = True
+        thread.join(60)
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with backend(tmp_path_factory.mktemp("users")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def reads(address: str) -> Iterator[Web]:
+    with web(address) as found:
+        yield found
+
+
+def test_a_reply_is_what_grpc_says(address: str, reads: Web) -> None:
+    status, found = reads.call("Recommend", {"userId": "ann", "k": 5})
+    assert status == 200
+    with Client(address, timeout_s=20) as client:
+        expected = client.recommend("ann", 5)
+    assert [track["trackId"] for track in found["tracks"]] == [track.track_id for track in expected.tracks]
+    assert found["bundleId"] == expected.bundle_id
+    assert reads.call("Recommend", {"user_id": "ann", "k": 5})[1]["tracks"] == found["tracks"]  # both spellings
+    assert reads.ask("POST", f"{SERVICE}/GetStatus", content_type="application/json; charset=utf-8")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "body", "status", "field"),
+    [
+        ("Recommend", {"userId": "ann", "k": 0}, 400, "k"),
+        ("Recommend", {"userId": "", "k": 5}, 400, "user_id"),
+        ("Recommend", {"userId": "ann", "kk": 5}, 400, "kk"),
+        ("Recommend", {"userId": "ann", "k": "five"}, 400, "k"),
+        ("Recommend", ["no object"], 400, None),
+        ("SimilarTracks", {"trackIds": ["t001"], "k": 5}, 501, None),
+        ("RecommendMany", {}, 501, None),
+        ("Nothing", {}, 404, None),
+        ("RecordPlays", {"plays": []}, 403, None),
+    ],
+)
+def test_an_error_is_a_problem_with_its_field(
+    reads: Web, method: str, body: object, status: int, field: str | None
+) -> None:
+    data = json.dumps(body).encode()
+    code, headers, said = reads.ask("POST", f"{SERVICE}/{method}", data, content_type="application/json")
+    told = json.loads(said)
+    assert (code, told["status"], told.get("field")) == (status, status, field)
+    assert headers["content-type"] == "application/problem+json"
+    assert told["requestId"] == headers["x-request-id"]
+
+
+@pytest.mark.parametrize("body", [b"{", b"\xff", b"[" * 100_000, b'{"k": 1e999}', b"nul", b'"' * 99])
+def test_bytes_that_are_no_message_are_refused(reads: Web, body: bytes) -> None:
+    assert reads.ask("POST", f"{SERVICE}/Recommend", body, content_type="application/json")[0] == 400
+
+
+def test_limits_hold(reads: Web) -> None:
+    long = b" " * (gateways.MAX_BODY_BYTES + 1)
+    assert reads.ask("POST", f"{SERVICE}/Recommend", long, content_type="application/json")[0] == 413
+    assert reads.ask("POST", f"{SERVICE}/Recommend", b"{}", content_type="text/plain")[0] == 415  # of another origin
+    assert reads.ask("POST", f"{SERVICE}/GetStatus", b"", content_type="application/json", host="evil.test")[0] == 400
+    assert reads.ask("GET", f"{SERVICE}/GetStatus")[0] == 405
+    for wrong in ("0", "-1", "60001", "soon"):
+        assert reads.call("GetStatus", {}, connect_timeout_ms=wrong)[0] == 400
+    for right in ({"connect_timeout_ms": "20000"}, {"grpc_timeout": "20S"}):
+        assert reads.call("GetStatus", {}, **right)[0] == 200
+    assert "access-control-allow-origin" not in reads.ask("OPTIONS", f"{SERVICE}/GetStatus", origin="http://a.test")[1]
+
+
+def test_a_request_id_goes_all_the_way(reads: Web) -> None:
+    assert reads.call("Recommend", {"userId": "ann", "k": 5}, x_request_id="r-1")[1]["requestId"] == "r-1"
+
+
+def test_plays_pass_where_it_is_allowed(address: str) -> None:
+    body = {"plays": [{"eventId": "e-1", "userId": "bob", "trackId": "t001"}]}
+    with web(address, allow_plays=True) as writes:
+        assert writes.call("RecordPlays", body) == (200, {"recorded": 1})
+        assert writes.call("RecordPlays", body) == (200, {"duplicates": 1})
+
+
+def test_tokens_are_the_callers_and_the_server_judges_them(tmp_path: Path) -> None:
+    (tmp_path / COPY).write_text(f"{READ} read reader\n{WRITE} write writer\n")
+    with backend(tmp_path, Access(str(tmp_path))) as address, web(address, allow_plays=True) as found:
+        assert found.call("GetStatus", {})[0] == 401
+        assert found.call("GetStatus", {}, authorization=f"Bearer {READ}")[0] == 200
+        assert found.call("RecordPlays", {}, authorization=f"Bearer {READ}")[0] == 403
+        assert found.call("GetStatus", {}, authorization="Bearer no token at all")[0] == 401
+
+
+def test_health_tells_the_gateway_from_the_server(tmp_path: Path) -> None:
+    with backend(tmp_path) as address, web(address) as found:
+        assert found.ask("GET", "/healthz")[0] == 200
+        assert found.ask("GET", "/readyz")[0] == 200
+    with web(f"127.0.0.1:{free_port()}") as alone:
+        assert alone.ask("GET", "/healthz")[0] == 200
+        assert alone.ask("GET", "/readyz")[0] == 503
+        assert alone.call("GetStatus", {})[0] in (503, 504)
+
+
+def test_the_command_listens_and_keeps_to_this_machine(address: str) -> None:
+    port = free_port()
+    words = [sys.executable, "-m", "lhydra.cli", "web", "--port", str(port), "--address", address]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"listening on http://127.0.0.1:{port}\n"
+        until(lambda: process.poll() is not None or _up(port))
+        assert Web(port).call("GetStatus", {})[1]["bundleId"] == "b-1"
+        process.terminate()
+        _, said = process.communicate(timeout=60)
+    assert said == ""
+    for more in (["--host", "0.0.0.0"], ["--address", "192.0.2.1:50051"]):
+        done = subprocess.run([*words, *more], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1
+
+
+def _up(port: int) -> bool:
+    try:
+        return Web(port).ask("GET", "/healthz")[0] == 200
+    except OSError:
+        return False
+
+
+def test_every_unary_method_has_a_path(reads: Web) -> None:
+    for method in pb.DESCRIPTOR.services_by_name["Recommender"].methods:
+        status, told = reads.call(method.name, {})
+        assert status in (200, 400, 403, 501), told
