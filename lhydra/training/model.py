@@ -128,6 +128,20 @@ class ItemTower(nn.Module):
         Returns:
             (N, D) float32 retrieval vectors of unit norm, and (N, D) float32 history vectors.
         """
+        retrieval, history = self.added_up(dense, ids, bags)
+        return F.normalize(retrieval, dim=1), history
+
+    def added_up(self, dense: Tensor, ids: Tensor, bags: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds up what ids and content say.
+
+        Args:
+            dense: as in `forward`, and so are the others.
+            ids: (N, ct).
+            bags: (N, w).
+
+        Returns:
+            (N, D) float32 of any norm, and (N, D) float32 history vectors.
+        """
         retrieval, history = self.retrieval_id(ids[:, 0]), self.history_id(ids[:, 0])  # (N, D)
         if self.use_content:
             parts = [dense, *(table(ids[:, i]) for i, table in enumerate(self.ids, 1))]
@@ -136,7 +150,7 @@ class ItemTower(nn.Module):
                 parts.append((self.bag(bags) * some).sum(1) / some.sum(1).clamp(min=1.0))
             a, b = self.content(torch.cat(parts, 1)).chunk(2, 1)
             retrieval, history = retrieval + a, history + b
-        return F.normalize(retrieval, dim=1), history
+        return retrieval, history
 
     @torch.no_grad()
     def start_from(self, numbers: Tensor, item: Tensor, history: Tensor) -> None:

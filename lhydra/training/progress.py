@@ -76,6 +76,25 @@ class EpochDone(Progress):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ContentFitted(Progress):
+    """What content says of tracks that ids do not carry. setting: shrinkage and height, None as the towers learnt it.
+
+    retrieval: metrics on the validation fold; rare: of so many targets that few or none have played, those found.
+    """
+
+    setting: tuple[float, float] | None
+    retrieval: dict[str, float]
+    rare: int
+    of_rare: int
+
+    def text(self) -> str:
+        """Returns the setting, NDCG@10, and how many targets that few have played are found."""
+        setting = "as trained" if self.setting is None else "{:g}, {:g}".format(*self.setting)
+        found = f"  rare targets {self.rare:,} of {self.of_rare:,}" if self.of_rare else ""
+        return f"content {setting}: retrieval NDCG@10 {self.retrieval['ndcg@10']:.4f}{found}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class RefitDone(Progress):
     """An epoch of --refit, which is not validated."""
 

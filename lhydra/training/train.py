@@ -19,7 +19,7 @@ from lhydra.domain import I64
 from lhydra.errors import ModelError, complain
 from lhydra.features.histories import HISTORY_FEATURES
 from lhydra.timing import timed
-from lhydra.training import checkpoint, moment_head, moments, ranks
+from lhydra.training import checkpoint, content, moment_head, moments, ranks
 from lhydra.training import head as heads
 from lhydra.training import teachers as teaching
 from lhydra.training import warm as warmed
@@ -196,9 +196,10 @@ def _train(
     fitted = heads.Fitted(0, 0.0, {})
     if rank == 0:
         best = checkpoint.load(out / "checkpoint" / "best.safetensors", network).best
-        share = like.get("co-listening share") if like else None
-        share = 0.0 if in_time else share  # there the sources of a moment have the depth
-        fitted = heads.fit(network, data, run.tensors, teachers.table, config, report, like, share)
+        if (measured := content.fit(network, data, run.tensors, config, report)) and best:
+            best["retrieval"] = measured
+        share = like.get("co-listening share") if like else None  # in time the sources of a moment have the depth
+        fitted = heads.fit(network, data, run.tensors, teachers.table, config, report, like, 0.0 if in_time else share)
     ranks.same(network.state_dict().values())
     fitted, best = ranks.agreed((fitted, best))
     quality = Quality(**best, cascade=fitted.cascade) if best else Quality()

@@ -49,19 +49,69 @@ def validate(network: Network, data: TrainingData, tensors: Tensors, targets: Ta
     """
     network.eval()
     vectors, history = embed_tracks(network, tensors)
+    found = retrieve(embed_shown(network, data, targets.users, history), vectors, data, targets)
+    network.train()
+    return measured(found, data, targets)
+
+
+@torch.no_grad()
+def embed_shown(network: Network, data: TrainingData, users: I64, history: Tensor) -> Tensor:
+    """Embeds users by their train plays.
+
+    Args:
+        network: in evaluation mode.
+        data: train plays and profiles.
+        users: (B,) int64 positions.
+        history: (n, D) float32 history vectors of all tracks.
+
+    Returns:
+        (B, D) float32 user vectors of unit norm.
+    """
+    parts = [torch.zeros(0, history.shape[1])]
+    for start in range(0, len(users), 256):
+        some = users[start : start + 256]
+        encoded = data.spec.encode_users(data.profiles[some], select(data.train, some), data.tracks)
+        parts.append(embed_users(network, encoded, history))
+    return torch.cat(parts)
+
+
+def retrieve(users: Tensor, vectors: Tensor, data: TrainingData, targets: Targets) -> I64:
+    """Ranks the whole catalogue by cosine, without what the users played in train.
+
+    Args:
+        users: (B, D) float32 vectors of `targets.users`.
+        vectors: (n, D) float32 of all tracks.
+        data: train plays.
+        targets: whose users they are.
+
+    Returns:
+        (B, min(20, n)) rows, best first, -1 where a list ends.
+    """
     found: list[I64] = []
     depth = min(20, data.n_tracks)
-    for start in range(0, len(targets.users), 256):
-        users = targets.users[start : start + 256]
-        heard = data.train.offsets[users], data.train.offsets[users + 1]
-        encoded = data.spec.encode_users(data.profiles[users], select(data.train, users), data.tracks)
-        cosines = embed_users(network, encoded, history) @ vectors.T
-        owner = np.repeat(np.arange(len(users)), heard[1] - heard[0])
+    for start in range(0, len(users), 256):
+        own = targets.users[start : start + 256]
+        heard = data.train.offsets[own], data.train.offsets[own + 1]
+        cosines = users[start : start + 256] @ vectors.T
+        owner = np.repeat(np.arange(len(own)), heard[1] - heard[0])
         cosines[tensor(owner), tensor(data.train.rows[spans(*heard)])] = -2.0
         best, rows = best_first(cosines, depth)
         found.append(rows.masked_fill(best < -1.5, -1).numpy())  # a catalogue smaller than depth runs out
-    network.train()
-    mean = rank_metrics(np.concatenate(found), targets.offsets, targets.rows, data.n_tracks).means()
+    return np.concatenate(found)
+
+
+def measured(found: I64, data: TrainingData, targets: Targets) -> dict[str, float]:
+    """Measures lists.
+
+    Args:
+        found: (B, k) rows, as of `retrieve`.
+        data: its catalogue.
+        targets: of the B users.
+
+    Returns:
+        REPORTED_METRICS by name.
+    """
+    mean = rank_metrics(found, targets.offsets, targets.rows, data.n_tracks).means()
     return {name: round(mean[name], 6) for name in REPORTED_METRICS}
 
 
