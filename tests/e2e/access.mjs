@@ -37,6 +37,8 @@ const codes = {
   RecommendMany: await stream("RecommendMany", user),
   SimilarTracks: await unary("SimilarTracks", { track_ids: ["t1"], k: 3 }),
   Explain: await unary("Explain", { user_id: "u", track_id: "t1" }),
+  GetTracks: await unary("GetTracks", { track_ids: ["t1"] }),
+  SearchTracks: await unary("SearchTracks", { text: "blue", k: 3 }),
   GetStatus: await unary("GetStatus", {}),
   RecordPlays: await unary("RecordPlays", { plays: [{ event_id: `e-${token}`, user_id: "u", track_id: "t1" }] }),
 };
