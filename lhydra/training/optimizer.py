@@ -112,7 +112,10 @@ class RowwiseAdamW(torch.optim.AdamW):
         self._lags.clear()
 
     def _current(self, name: str, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights, mean gradients and mean squares of rows, as if they had been moved in every step."""
+        """Weights, mean gradients and mean squares of rows, as if they had been moved in every step.
+
+        But for two things that are small: eps counts as it does now, and what moved since is not decayed.
+        """
         table, lag, (fade, fade_square) = self.tables[name], self._lags[name], self.param_groups[0]["betas"]
         state, last = self.state[table], lag.last[rows]
         weight, mean, square = (whole[rows] for whole in (table, state["exp_avg"], state["exp_avg_sq"]))
