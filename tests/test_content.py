@@ -15,8 +15,9 @@ from lhydra.features.histories import HISTORY_FEATURES
 from lhydra.training import checkpoint, content
 from lhydra.training.config import TrainSettings
 from lhydra.training.data import Targets, TrainingData, load, targets
-from lhydra.training.model import Network, Shape
+from lhydra.training.model import Network
 from lhydra.training.progress import ContentFitted, Progress
+from lhydra.training.shape import Shape
 from lhydra.training.step import Tensors
 from lhydra.training.validate import embed_shown, embed_tracks, measured, retrieve
 

@@ -20,6 +20,7 @@ from lhydra.features.co_listening import CoListening
 from lhydra.features.histories import Histories, offsets_of
 from lhydra.training import calibration, teachers
 from lhydra.training import head as heads
+from lhydra.training.content import RARE
 from lhydra.training.data import Targets, TrainingData, load, select
 from lhydra.training.export import export
 from lhydra.training.head import CROSS_FIT_PARTS, RETRIEVAL_ORDER, STRENGTHS, UNMEASURED_STRENGTH, Examples, Fitted
@@ -412,6 +413,25 @@ def test_a_planted_signal_is_found(network: Network, data: TrainingData) -> None
     assert weights[2] > 0
 
 
+def test_rare_tracks_stand_where_listeners_put_them(network: Network, data: TrainingData) -> None:
+    """Users go on to play what most and what fewest have heard: no weight of popularity says that."""
+    table = random_table(data.n_tracks, seed=3)
+    found = gathered(network, data, table)
+    out = found.excluded[:, : found.retrieved]
+    listeners = torch.from_numpy(data.listeners)[found.rows[:, : found.retrieved]].float()
+    ends = [listeners.masked_fill(out, sign * np.inf).topk(2, 1, largest=sign < 0).indices for sign in (1, -1)]
+    planted = want(data, found.rows.gather(1, torch.cat(ends, 1)).numpy())
+    retrieval = ndcg_of_retrieval(network, planted, table)
+    assert fit(network, planted, table).cascade["ndcg@10"] > retrieval + 0.2
+    assert network.head.lift > 0
+    few = Tensors.of(data).popularity(torch.arange(10.0)[None])
+    rarity = network.head.rarity(few)[0]
+    assert rarity[0] == 1
+    assert (rarity[1 : RARE + 1] > 0).all()
+    assert (rarity.diff() <= 0).all()
+    assert not rarity[RARE + 1 :].any()
+
+
 def test_a_gate_that_was_fitted_before_is_gone_on_from(
     network: Network, data: TrainingData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -419,10 +439,10 @@ def test_a_gate_that_was_fitted_before_is_gone_on_from(
     table = random_table(data.n_tracks, seed=3)
     planted = want(data, planted_rows(network, data, table))
     before, untouched = fit(network, planted, table), copy.deepcopy(network)
-    gate = [parameter.clone() for parameter in (network.head.scale, *network.head.gate.parameters())]
+    gate = [parameter.clone() for parameter in network.head.linear()]
     monkeypatch.setattr(heads, "WARM_STEPS", 0)
     assert fit(untouched, planted, table).cascade["ndcg@10"] == pytest.approx(before.cascade["ndcg@10"], abs=0.05)
-    for old, new in zip(gate, (untouched.head.scale, *untouched.head.gate.parameters()), strict=True):
+    for old, new in zip(gate, untouched.head.linear(), strict=True):
         assert new.equal(old)
 
 

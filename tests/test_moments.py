@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from lhydra import cli
 from lhydra.bundle import sequence_files
@@ -31,6 +31,7 @@ from lhydra.training.moment_network import MomentHead
 from lhydra.training.moments import find, listenings, sequences_of
 from lhydra.training.progress import MomentsFitted, Progress
 from lhydra.training.train import train
+from lhydra.training.warm import parent_of
 from lhydra_index_builder.build import rebuild
 from lhydra_index_builder.changes import add, remove
 from lhydra_index_builder.config import RebuildSettings
@@ -266,7 +267,9 @@ def test_of_whoever_has_played_nothing_the_rest_of_the_head_decides() -> None:
 
 def test_what_is_served_is_what_is_trained_on_scaled_inputs() -> None:
     torch.manual_seed(1)
-    inputs = torch.rand(3, 7, MomentHead.PAIR + len(SIGNALS)) * 10.0 ** torch.randint(-3, 4, (len(SIGNALS) + 3,))
+    inputs = torch.rand(3, 7, MomentHead.PAIR + len(SIGNALS)) * 10.0 ** torch.randint(
+        -3, 4, (MomentHead.PAIR + len(SIGNALS),)
+    )
     context = torch.rand(3, len(CONTEXT)) * 5
     inputs[:, ::2, MomentHead.PAIR : MomentHead.PAIR + N_OWN] = 0  # never heard
     inputs[:, 1::2, MomentHead.PAIR] = 1
@@ -304,3 +307,18 @@ def test_a_warm_head_starts_as_the_part_for_moments_of_before(
     (moments,) = [line for line in told if isinstance(line, MomentsFitted)]
     shares = [sequence_files.open_sequences(folder).shares.tolist() for folder in (model, tmp_path)]
     assert (moments.ndcg, moments.epochs, shares[0]) == (0.0, 0, shares[1])
+
+
+def test_a_part_for_moments_of_other_inputs_is_learnt_anew(world: Dataset, model: Path) -> None:
+    """As it was before rarity was among the inputs."""
+    file = model / "checkpoint" / "head.safetensors"
+    head, config = load_file(file), TrainSettings(epochs=2, dim=16, hidden=16, head_epochs=1, depth=30, threads=1)
+    assert parent_of(model, model.parent / "other", world, config).moments is not None
+    for name in ("mean", "spread"):
+        head[f"moments.{name}"] = head[f"moments.{name}"][1:].clone()
+    kept = file.read_bytes()
+    save_file(head, file)
+    try:
+        assert parent_of(model, model.parent / "other", world, config).moments is None
+    finally:
+        file.write_bytes(kept)

@@ -18,7 +18,8 @@ from lhydra.evaluation.metrics import rank_metrics
 from lhydra.features.histories import HISTORY_FEATURES, Histories, offsets_of
 from lhydra.training import ridge, step, teachers
 from lhydra.training.data import Targets, TrainingData, hide, load, select
-from lhydra.training.model import Network, Shape
+from lhydra.training.model import Network
+from lhydra.training.shape import Shape
 from lhydra.training.step import Tensors, embed_users, tensor
 from lhydra.training.teachers import Factors, Table, Teachers
 from lhydra.training.validate import embed_tracks

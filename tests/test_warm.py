@@ -24,8 +24,9 @@ from lhydra.errors import ModelError
 from lhydra.features.fit import fit_features
 from lhydra.features.histories import HISTORY_FEATURES, Histories
 from lhydra.features.spec import FeatureSpec
-from lhydra.training.model import Network, Shape
+from lhydra.training.model import Network
 from lhydra.training.progress import EpochDone, Progress, TeacherTried
+from lhydra.training.shape import Shape
 from lhydra.training.step import embed_users, tensor
 from lhydra.training.train import train
 from lhydra.training.warm import carried, holds_out, parent_of, shortened
@@ -211,7 +212,7 @@ def test_the_gate_of_the_head_goes_along_where_it_helped(tiny_dataset: Dataset, 
     copied = tmp_path / "copied"
     shutil.copytree(parent, copied)
     info = json.loads((copied / "model.json").read_text())
-    for strength, expected in ((0.0, set()), (0.5, {"head.scale", "head.gate.weight", "head.gate.bias"})):
+    for strength, expected in ((0.0, set()), (0.5, {"head.scale", "head.lift", "head.gate.weight", "head.gate.bias"})):
         info["chosen"]["head strength"] = strength
         (copied / "model.json").write_text(json.dumps(info))
         towers = parent_of(copied, tmp_path / "out", tiny_dataset, QUICK).towers

@@ -26,6 +26,7 @@ from lhydra.timing import timed
 from lhydra.training.calibration import fit_calibration
 from lhydra.training.candidates import choose_co_listening, retrieve
 from lhydra.training.config import TrainSettings
+from lhydra.training.content import RARE
 from lhydra.training.data import Targets, TrainingData, hide, select
 from lhydra.training.losses import lambda_loss
 from lhydra.training.model import Head, Network
@@ -101,7 +102,8 @@ class _Trainer:
         head, config = copy.deepcopy(self.start), self.config
         _fit_gate(head, self.examples, users, self.rng, self.steps)
         yield head
-        deep = [p for name, p in head.named_parameters() if not name.startswith("gate") and name != "scale"]
+        linear = {id(parameter) for parameter in head.linear()}
+        deep = [parameter for parameter in head.parameters() if id(parameter) not in linear]
         optimizer = torch.optim.AdamW(deep, lr=config.head_learning_rate, weight_decay=config.head_weight_decay)
         for epoch in range(epochs):
             for group in optimizer.param_groups:
@@ -152,6 +154,7 @@ def fit(
     """
     rng = np.random.default_rng([config.seed, 5])
     torch.manual_seed(config.seed * 1_000_003)
+    network.head.few.copy_(tensors.popularity(torch.tensor(RARE + 1.0)))
     targets, shown = _held_out(data, config, rng)
     together = CoListening.of(table.neighbours, table.weights, share or 0.0)
     if share is None and len(data.valid.users):  # hidden train plays would not do: the table knows them by heart
@@ -161,7 +164,7 @@ def fit(
     start, by_retrieval = copy.deepcopy(network.head), copy.deepcopy(network.head)
     warm = bool(start.gate.bias.any())
     with torch.no_grad():
-        for parameter in by_retrieval.gate.parameters():
+        for parameter in (by_retrieval.lift, *by_retrieval.gate.parameters()):
             parameter.zero_()
         if not warm:
             start.gate.bias.copy_(torch.tensor(GATE_START))
@@ -299,7 +302,7 @@ def gather(
 
 def _fit_gate(head: Head, examples: Examples, users: I64, rng: np.random.Generator, steps: int) -> None:
     """Fits scale and gate, whatever the deep part, to the order of the candidates of `users`."""
-    optimizer = torch.optim.Adam([head.scale, *head.gate.parameters()], lr=GATE_RATE)
+    optimizer = torch.optim.Adam(head.linear(), lr=GATE_RATE)
     for _ in range(steps):
         at = tensor(rng.permutation(users)[:GATE_BATCH])
         optimizer.zero_grad()

@@ -5,16 +5,14 @@ losses only, so the index sees plain cosine. Two-tower retrieval after Yi et al.
 neural modeling) with a history encoder in place of a user table; factorised crosses after Rendle 2010 (FM).
 """
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lhydra.features.item_item import CHANNELS
-from lhydra.features.spec import FeatureSpec
 from lhydra.training.dropout import Dropout
 from lhydra.training.moment_network import MomentHead
+from lhydra.training.shape import Shape, embeddings, width_of
 
 # (user id column, track id column) pairs that the head crosses, where both exist.
 CROSSES = (
@@ -28,55 +26,6 @@ CROSSES = (
 )
 CROSS_DIM = 8
 SIGNALS = 2 + len(CHANNELS)  # of a pair: cosine, popularity, co-listening
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Everything that decides the sizes of the network; saved with it."""
-
-    dim: int
-    hidden: int
-    dropout: float
-    track_dense: int
-    track_ids: tuple[tuple[str, int], ...]
-    bag_size: int
-    user_dense: int
-    user_ids: tuple[tuple[str, int], ...]
-    preference: tuple[int, int]  # where the preference profile lies among the dense user columns
-
-    @classmethod
-    def of(cls, spec: FeatureSpec, dim: int, hidden: int, dropout: float) -> "Shape":
-        """Makes the shape that fits a feature spec.
-
-        Args:
-            spec: its columns decide the widths of the inputs.
-            dim: of the vectors.
-            hidden: width of the hidden layers; half of it in the head.
-            dropout: chance of a zero in the dense layers.
-
-        Returns:
-            The shape.
-        """
-        return cls(
-            dim,
-            hidden,
-            dropout,
-            len(spec.track_dense),
-            spec.track_ids,
-            spec.bag_size,
-            len(spec.user_dense),
-            spec.user_ids,
-            (spec.preference.start, spec.preference.stop),
-        )
-
-
-def _width(size: int) -> int:
-    """Embedding width of an id column with `size` values."""
-    return min(32, 4 + int(size**0.5))
-
-
-def _embeddings(columns: tuple[tuple[str, int], ...]) -> nn.ModuleList:
-    return nn.ModuleList(nn.Embedding(size, _width(size)) for _, size in columns)
 
 
 def _mlp(inputs: int, hidden: int, outputs: int, dropout: float) -> nn.Sequential:
@@ -105,11 +54,11 @@ class ItemTower(nn.Module):
         (_, tracks), *others = shape.track_ids
         self.retrieval_id = nn.Embedding(tracks, shape.dim)
         self.history_id = nn.Embedding(tracks, shape.dim)  # untied: measured better than one table for both
-        self.ids = _embeddings(tuple(others))
-        bag_width = _width(shape.bag_size) if shape.bag_size > 1 else 0
+        self.ids = embeddings(tuple(others))
+        bag_width = width_of(shape.bag_size) if shape.bag_size > 1 else 0
         self.bag = nn.Embedding(shape.bag_size, max(bag_width, 1), padding_idx=0)
         self.use_bag = bag_width > 0
-        content = shape.track_dense + sum(_width(size) for _, size in others) + bag_width
+        content = shape.track_dense + sum(width_of(size) for _, size in others) + bag_width
         self.use_content = content > 0
         if self.use_content:
             self.content = _mlp(content, shape.hidden, 2 * shape.dim, shape.dropout)
@@ -184,8 +133,8 @@ class UserTower(nn.Module):
 
     def __init__(self, shape: Shape, entry_features: int) -> None:
         super().__init__()
-        self.ids = _embeddings(shape.user_ids)
-        inputs = shape.user_dense + sum(_width(size) for _, size in shape.user_ids)
+        self.ids = embeddings(shape.user_ids)
+        inputs = shape.user_dense + sum(width_of(size) for _, size in shape.user_ids)
         self.profile = _mlp(inputs, shape.hidden, shape.dim, shape.dropout)
         self.weigh = nn.Linear(entry_features, 1, bias=False)
         _silence(self.profile)
@@ -237,8 +186,8 @@ class Head(nn.Module):
         self.by_track: dict[int, list[int]] = {}
         for i, (_, (column, _)) in enumerate(self.pairs):
             self.by_track.setdefault(column, []).append(i)
-        self.user_ids = _embeddings(shape.user_ids)
-        known_users = shape.dim + shape.user_dense + sum(_width(size) for _, size in shape.user_ids)
+        self.user_ids = embeddings(shape.user_ids)
+        known_users = shape.dim + shape.user_dense + sum(width_of(size) for _, size in shape.user_ids)
         pair = 3 * shape.track_dense + CROSS_DIM * len(self.pairs) + SIGNALS
         hidden = shape.hidden // 2
         self.of_user = nn.Linear(known_users, hidden)
@@ -254,6 +203,10 @@ class Head(nn.Module):
         self.gate = nn.Linear(shape.user_dense, SIGNALS)  # how much each signal counts, from what the user is like
         nn.init.zeros_(self.gate.weight)
         nn.init.zeros_(self.gate.bias)
+        # What few have played may be new: the line that says what popularity is worth does not hold at its end.
+        self.few: Tensor
+        self.register_buffer("few", torch.tensor(0.0))  # the popularity from which on a track is not rare
+        self.lift = nn.Parameter(torch.tensor(0.0))  # of a track without listeners
         # Both are fitted on the validation fold: how much the deep part counts (0 to 1), and the calibration
         # sigmoid(a * logit + b), a > 0.
         self.strength: Tensor
@@ -299,7 +252,7 @@ class Head(nn.Module):
         assert signals is not None
         assert context is not None
         cosine = (vectors.float() @ user.unsqueeze(2)).squeeze(2)
-        pair = torch.stack([logit, cosine, popularity], 2)
+        pair = torch.stack([logit, cosine, popularity, self.rarity(popularity)], 2)
         return self.moments.ranked(logit, torch.cat([pair, signals], 2), context, self.calibration)
 
     def parts(
@@ -367,7 +320,23 @@ class Head(nn.Module):
             (B, N) float32.
         """
         weights: Tensor = self.gate(user_dense)  # (B, SIGNALS)
-        return self.scale * signals[:, :, 0] + (signals @ weights.unsqueeze(2)).squeeze(2)
+        lifted: Tensor = self.scale * signals[:, :, 0] + self.lift * self.rarity(signals[:, :, 1])
+        return lifted + (signals @ weights.unsqueeze(2)).squeeze(2)
+
+    def linear(self) -> list[nn.Parameter]:
+        """Returns the parameters of `weighted`."""
+        return [self.scale, self.lift, *self.gate.parameters()]
+
+    def rarity(self, popularity: Tensor) -> Tensor:
+        """Tells how few have played a track.
+
+        Args:
+            popularity: (B, N) float32.
+
+        Returns:
+            (B, N) float32, 1 for a track without listeners, 0 for one that is not rare.
+        """
+        return F.relu(1 - popularity / self.few.clamp(min=1e-6))
 
 
 class Network(nn.Module):

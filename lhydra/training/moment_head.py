@@ -180,7 +180,8 @@ def _inputs(
         of_tracks = track_vectors[at], tensors.dense[at], tensors.ids[at], popularity[at]
         base, deep = network.head.parts(*of_user, *of_tracks, tensor(together))
         cosines = (of_tracks[0] @ of_user[0].unsqueeze(2)).squeeze(2)
-        pair = torch.stack([base + network.head.strength * deep, cosines, popularity[at]], 2)
+        logit, listened = base + network.head.strength * deep, popularity[at]
+        pair = torch.stack([logit, cosines, listened, network.head.rarity(listened)], 2)
         inputs[start : start + BATCH, :width, : MomentHead.PAIR] = pair
     return inputs
 

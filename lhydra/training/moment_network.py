@@ -22,7 +22,7 @@ class MomentHead(nn.Module):
         context_spread: (c,) of the context.
     """
 
-    PAIR = 3  # inputs before the signals: logit of the rest of the head, cosine, popularity
+    PAIR = 4  # inputs before the signals: logit of the rest of the head, cosine, popularity, rarity
     HIDDEN = 32
 
     mean: Tensor
@@ -50,6 +50,11 @@ class MomentHead(nn.Module):
         nn.init.zeros_(self.out.bias)
 
     @classmethod
+    def inputs(cls) -> int:
+        """Returns how many inputs `prepared` gives."""
+        return cls.prepared(torch.zeros(cls.PAIR + len(SIGNALS))).shape[-1]
+
+    @classmethod
     def fitted_to(cls, inputs: Tensor, context: Tensor) -> "MomentHead":
         """Makes a part that nobody has trained, for inputs of this scale.
 
@@ -68,7 +73,7 @@ class MomentHead(nn.Module):
         """Takes logarithms: counts, ages and strengths spread over powers of ten; strengths stay beside theirs.
 
         Args:
-            inputs: (..., i) float32: logit, cosine, popularity and signals as they come.
+            inputs: (..., i) float32: logit, cosine, popularity, rarity and signals as they come.
 
         Returns:
             (..., i + strengths) float32.
@@ -82,7 +87,7 @@ class MomentHead(nn.Module):
         """Scores candidates.
 
         Args:
-            inputs: (B, N, i) float32: logit, cosine, popularity and signals.
+            inputs: (B, N, i) float32: logit, cosine, popularity, rarity and signals.
             context: (B, c) float32 of the moment.
 
         Returns:

@@ -28,9 +28,10 @@ from lhydra.training.checkpoint import State
 from lhydra.training.config import TrainSettings
 from lhydra.training.data import TrainingData, load
 from lhydra.training.export import export
-from lhydra.training.model import Network, Shape
+from lhydra.training.model import Network
 from lhydra.training.optimizer import RowwiseAdamW, schedule
 from lhydra.training.progress import EpochDone, HeadFitted, Progress, RefitDone, Report, TemperatureTried, unreported
+from lhydra.training.shape import Shape
 from lhydra.training.step import Batch, Tensors, losses, prepare, tensor
 from lhydra.training.teachers import Teachers
 from lhydra.training.validate import sample, validate
@@ -361,8 +362,7 @@ def _new(run: Run) -> tuple[Network, RowwiseAdamW]:
     """Returns a fresh network and its optimizer, the same for the same seed."""
     config = run.config
     torch.manual_seed(config.seed)
-    shape = Shape.of(run.data.spec, config.dim, config.hidden, config.dropout)
-    network = Network(shape, len(HISTORY_FEATURES))
+    network = Network(Shape.of(run.data.spec, config.dim, config.hidden, config.dropout), len(HISTORY_FEATURES))
     item, history, user = (tensor(part) for part in run.teachers.start)
     network.start_from(run.tensors.ids[:, 0], item, history, user)
     ranks.same(network.state_dict().values())

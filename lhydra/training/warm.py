@@ -25,7 +25,7 @@ from lhydra.training.moment_network import MomentHead
 EPOCHS, RATE = 0.25, 0.3  # shares of the epochs and of the peak learning rate of a training from the start
 Texts = tuple[Hashable, ...]
 TOWERS = ("item_tower.", "user_tower.")
-GATE = ("scale", "gate.weight", "gate.bias")  # of the head: few numbers for all users together
+GATE = ("scale", "lift", "gate.weight", "gate.bias")  # of the head: few numbers for all users together
 TRACK_TABLES = ("item_tower.retrieval_id.weight", "item_tower.history_id.weight")
 _WITHOUT = "train without --warm"
 
@@ -90,9 +90,9 @@ def parent_of(path: Path, out: Path, dataset: Dataset, config: TrainSettings) ->
 
 
 def _moments(head: Mapping[str, Tensor]) -> MomentHead | None:
-    """The part of a head for moments; None where it has none."""
+    """The part of a head for moments; None where it has none, or that of a version with other inputs."""
     own = {name.removeprefix("moments."): value for name, value in head.items() if name.startswith("moments.")}
-    if not own:
+    if not own or len(own["mean"]) != MomentHead.inputs():
         return None
     part = MomentHead(own["mean"], own["spread"], own["context_mean"], own["context_spread"])
     part.load_state_dict(own)

@@ -17,7 +17,8 @@ from lhydra.features import item_item
 from lhydra.features.histories import HISTORY_FEATURES, EncodedUsers, Histories
 from lhydra.features.spec import FeatureSpec
 from lhydra.training import checkpoint
-from lhydra.training.model import Network, Shape
+from lhydra.training.model import Network
+from lhydra.training.shape import Shape
 
 
 class TorchModel:
