@@ -77,7 +77,7 @@ def measured(dataset: Dataset, lists: Path, names: Sequence[str]) -> dict[str, d
     """
     targets = find_targets(dataset, "test")
     known = np.bincount(dataset.plays.track[dataset.plays.fold == 0], minlength=len(dataset.track_ids)) > 0
-    found = {"lhydra": _read(dataset, lists, targets)}
+    found = {"lhydra": read_lists(dataset, lists, targets)}
     for name, baseline in baselines.measure(dataset, names, targets, known, as_of="test", k=20, seed=0).items():
         if baseline.lists is not None:
             found[name] = baseline.lists
@@ -111,8 +111,20 @@ def compared(values: dict[str, dict[str, list[Any]]]) -> dict[str, Any]:
     }
 
 
-def _read(dataset: Dataset, lists: Path, targets: Targets) -> Any:
-    """The lists as positions in the tracks table, (n, 20), best first, -1 padded."""
+def read_lists(dataset: Dataset, lists: Path, targets: Targets) -> Any:
+    """Reads lists.
+
+    Args:
+        dataset: whose users and tracks they are.
+        lists: CSV of `lhydra recommend`.
+        targets: whose users are asked for.
+
+    Returns:
+        (n, 20) int64 positions in the tracks table, best first, -1 padded.
+
+    Raises:
+        DataError: it holds no lists, or those of other tracks.
+    """
     table = pd.read_csv(lists, dtype={"user_id": str, "track_id": str})
     missing = {"user_id", "rank", "track_id"} - set(table.columns)
     if missing:
