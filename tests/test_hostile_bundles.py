@@ -1,8 +1,10 @@
 """Whatever is done to a published bundle, it is refused in one line before it answers, and nothing in it runs."""
 
+import itertools
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +15,17 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from lhydra import files
+from lhydra.bundle import co_listening_files, sequence_files, title_words
 from lhydra.bundle.arrays import is_finite
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.catalog import ARRAYS
 from lhydra.bundle.manifest import CHECKSUM, Manifest, current_bundle_id
 from lhydra.bundle.networks import _Graph
+from lhydra.bundle.strings import StringColumn
+from lhydra.bundle.title_words import TitleWords
 from lhydra.errors import BundleCorrupt, BundleError, LhydraError, ModelError
+from lhydra.features.co_listening import CoListening
+from lhydra.features.sequences import NO_SEQUENCES, Sequences
 from tests.test_bundle import put, reseal
 
 FLIPS = 200
@@ -154,6 +161,45 @@ def test_numbers_that_are_none_are_refused_wherever_they_stand(copy: Path, bad: 
         np.save(path, whole)
     reseal(copy)
     Bundle.open(copy.parent)
+
+
+def damaged(array: np.ndarray) -> Iterator[np.ndarray]:
+    """The array in other types and shapes, cut short, and with values that no list or row has."""
+    yield from (array[:0], array[:-1], array[:, None], array[0], np.stack([array, array], 1))
+    yield from (array.astype(dtype) for dtype in ("int16", "float64", "<U3", "complex64"))
+    values = {"i": (-5, 99, 2**31 - 1), "f": (np.nan, np.inf, -np.inf), "u": ()}[array.dtype.kind]
+    for at, value in itertools.product((0, len(array) // 2, -1), values):
+        broken = array.copy()
+        broken[at] = value
+        yield broken
+
+
+def test_lists_of_rows_are_refused_however_they_are_damaged(tmp_path: Path) -> None:
+    """Hashes cannot tell of files that a faulty writer sealed: such a bundle answered wrongly, or no request at all."""
+    numbers = np.arange(1, 13)
+    of_listening = CoListening.of((numbers % 4).astype(np.int32).reshape(4, 3), np.ones((4, 3), np.float16), 0.3)
+    rows, halves = (numbers[:8] % 4).astype(np.int32), np.ones(8, np.float16)
+    shares = np.full(len(NO_SEQUENCES.shares), 0.2, np.float32)
+    of_time = Sequences(np.arange(9, dtype=np.int32), rows, halves, halves[:4], shares)
+    texts = StringColumn.of(["one two", "two three", "three", "four"])
+    co_listening_files.save(tmp_path, of_listening)
+    sequence_files.save(tmp_path, of_time)
+    TitleWords.of(texts, texts).save(tmp_path)
+    for names, opened in (
+        (co_listening_files.FILES, co_listening_files.open_co_listening),
+        (sequence_files.FILES, sequence_files.open_sequences),
+        (title_words.FILES, lambda folder: TitleWords.open(folder, 4)),
+    ):
+        for path in (tmp_path / name for name in names):
+            whole = np.load(path)
+            for broken in damaged(whole):
+                if broken.tobytes() == whole.tobytes() and broken.dtype == whole.dtype and broken.ndim == 1:
+                    continue
+                np.save(path, broken)
+                with pytest.raises(BundleCorrupt, match="_"):
+                    opened(tmp_path)
+            np.save(path, whole)
+        assert opened(tmp_path)
 
 
 @given(st.lists(st.floats(width=16), max_size=9), st.sampled_from(["float16", "float32"]))

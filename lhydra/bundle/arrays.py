@@ -1,4 +1,4 @@
-"""Arrays of a bundle as `.npy` files: mapped when read, appended to in blocks when written."""
+"""Arrays of a bundle as `.npy` files: mapped and checked when read, appended to in blocks when written."""
 
 import zipfile
 import zlib
@@ -35,6 +35,57 @@ def mapped(path: Path) -> npt.NDArray[Any]:
     except (OSError, ValueError, EOFError) as error:
         raise BundleCorrupt(complain(path, str(error), "a .npy array")) from None
     return np.asarray(array)
+
+
+def column(path: Path, dtype: str) -> npt.NDArray[Any]:
+    """Opens a list of numbers.
+
+    Args:
+        path: the file.
+        dtype: of the numbers.
+
+    Returns:
+        (n,) of that dtype.
+
+    Raises:
+        BundleCorrupt: it holds something else, or floats that are not finite.
+    """
+    array = mapped(path)
+    if array.dtype != dtype or array.ndim != 1:
+        raise BundleCorrupt(complain(path, f"{array.dtype} of {array.ndim} dimensions", f"{dtype} of one"))
+    if array.dtype.kind == "f" and not is_finite(array):
+        raise BundleCorrupt(complain(path, "a number that is not finite", "finite numbers"))
+    return array
+
+
+def check_lists(path: Path, offsets: npt.NDArray[np.integer], entries: int) -> None:
+    """Refuses offsets that do not cut entries into lists, one after the other.
+
+    Args:
+        path: of the offsets, for the message.
+        offsets: (n + 1,) where each list begins, and the last ends.
+        entries: how many there are.
+
+    Raises:
+        BundleCorrupt: they leave some out, overlap or go beyond.
+    """
+    if not len(offsets) or offsets[0] != 0 or offsets[-1] != entries or (offsets[1:] < offsets[:-1]).any():
+        raise BundleCorrupt(complain(path, "other offsets", f"lists that {entries} entries are cut into"))
+
+
+def check_rows(path: Path, rows: npt.NDArray[np.integer], n: int) -> None:
+    """Refuses rows of tracks that there are not.
+
+    Args:
+        path: of the rows, for the message.
+        rows: (m,).
+        n: how many tracks there are.
+
+    Raises:
+        BundleCorrupt: a row is none of 0 to n - 1.
+    """
+    if len(rows) and not 0 <= rows.min() <= rows.max() < n:
+        raise BundleCorrupt(complain(path, f"rows {rows.min()} to {rows.max()}", f"rows of {n} tracks"))
 
 
 class GrowingArrays:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lhydra.bundle.arrays import mapped
+from lhydra.bundle.arrays import check_lists, check_rows, column
 from lhydra.errors import BundleCorrupt, complain
 from lhydra.features.co_listening import NO_CO_LISTENING, CoListening
 
@@ -54,20 +54,19 @@ def open_co_listening(folder: Path) -> CoListening:
         What was played to candidates; nothing where there are no such files.
 
     Raises:
-        BundleCorrupt: a file is missing, of another type, or does not fit the others.
+        BundleCorrupt: a file is missing, of another type, does not fit the others, or names no tracks.
     """
     if not names_in(folder):
         return NO_CO_LISTENING
-    arrays = {name: mapped(folder / f"{name}.npy") for name in _PARTS}
-    for name, array in arrays.items():
-        if array.dtype != _PARTS[name]:
-            raise BundleCorrupt(complain(folder / f"{name}.npy", str(array.dtype), _PARTS[name]))
-    offsets, rows, weights, share = arrays.values()
+    offsets, rows, weights, share = (column(folder / f"{name}.npy", dtype) for name, dtype in _PARTS.items())
     for name, found, expected in (
-        ("co_listening_rows", len(rows), int(offsets[-1]) if len(offsets) else 0),
         ("co_listening_weights", len(weights), len(rows)),
         ("co_listening_share", len(share), 1),
     ):
         if found != expected:
             raise BundleCorrupt(complain(folder / f"{name}.npy", f"{found} entries", f"{expected}"))
+    check_lists(folder / FILES[0], offsets, len(rows))
+    check_rows(folder / FILES[1], rows, len(offsets) - 1)
+    if not 0 <= share[0] <= 1:
+        raise BundleCorrupt(complain(folder / FILES[3], f"a share of {share[0]:g}", "one of 0 to 1"))
     return CoListening(offsets, rows, weights, share)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lhydra.bundle.arrays import mapped
+from lhydra.bundle.arrays import check_lists, check_rows, column
 from lhydra.domain import I64
 from lhydra.errors import BundleCorrupt, complain
 from lhydra.features.histories import offsets_of
@@ -53,23 +53,23 @@ def open_sequences(folder: Path) -> Sequences:
         The tables; empty ones where there are none.
 
     Raises:
-        BundleCorrupt: a file is missing, of another type, or does not fit the others.
+        BundleCorrupt: a file is missing, of another type, does not fit the others, or names no tracks.
     """
     if not names_in(folder):
         return NO_SEQUENCES
-    arrays = {name: mapped(folder / f"{name}.npy") for name in _PARTS}
-    for name, array in arrays.items():
-        if array.dtype != _PARTS[name]:
-            raise BundleCorrupt(complain(folder / f"{name}.npy", str(array.dtype), _PARTS[name]))
-    offsets, rows, weights, damping, shares = arrays.values()
+    arrays = (column(folder / f"{name}.npy", dtype) for name, dtype in _PARTS.items())
+    offsets, rows, weights, damping, shares = arrays
     for name, found, expected in (
         ("sequence_offsets", len(offsets), 2 * len(damping) + 1),
-        ("sequence_rows", len(rows), int(offsets[-1]) if len(offsets) else 0),
         ("sequence_weights", len(weights), len(rows)),
         ("sequence_shares", len(shares), len(NO_SEQUENCES.shares)),
     ):
         if found != expected:
             raise BundleCorrupt(complain(folder / f"{name}.npy", f"{found} entries", f"{expected}"))
+    check_lists(folder / FILES[0], offsets, len(rows))
+    check_rows(folder / FILES[1], rows, len(damping))
+    if not ((shares >= 0) & (shares <= 1)).all():
+        raise BundleCorrupt(complain(folder / FILES[4], f"shares of {shares.tolist()}", "each of 0 to 1"))
     return Sequences(offsets, rows, weights, damping, shares)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lhydra.bundle.arrays import mapped
+from lhydra.bundle.arrays import check_lists, check_rows, column
 from lhydra.bundle.strings import StringColumn
 from lhydra.domain import I64
 from lhydra.errors import BundleCorrupt, complain
@@ -110,16 +110,18 @@ class TitleWords:
             The words; None where the bundle has no files of them.
 
         Raises:
-            BundleCorrupt: a file is missing, or does not fit the others.
+            BundleCorrupt: a file is missing, of another type, does not fit the others, or names no tracks.
         """
         if not names_in(folder):
             return None
-        offsets, rows = mapped(folder / FILES[2]), mapped(folder / FILES[3])
-        found = cls(StringColumn.open(folder, "search_words"), offsets, rows)
-        fits = len(offsets) == len(found.words) + 1 and offsets[-1] == len(rows)
-        if not fits or (len(rows) and not 0 <= rows.min() <= rows.max() < n):
-            raise BundleCorrupt(complain(folder / FILES[3], f"{len(rows)} rows", f"rows of {n} tracks for each word"))
-        return found
+        dtypes = "uint8", "int64", "int64", "int32"
+        text, ends, offsets, rows = (column(folder / name, dtype) for name, dtype in zip(FILES, dtypes, strict=True))
+        check_lists(folder / FILES[1], ends, len(text))
+        check_lists(folder / FILES[2], offsets, len(rows))
+        check_rows(folder / FILES[3], rows, n)
+        if len(offsets) != len(ends):
+            raise BundleCorrupt(complain(folder / FILES[2], f"{len(offsets)} offsets", f"{len(ends)}, as of words"))
+        return cls(StringColumn(text, ends), offsets, rows)
 
     def find(
         self, words: Sequence[str], allowed: Mask, popular: npt.NDArray[np.int32], check: Callable[[], None]
