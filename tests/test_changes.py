@@ -15,6 +15,7 @@ from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.exact import nearest
 from lhydra.bundle.manifest import FORMAT, Manifest, current_bundle_id
 from lhydra.bundle.networks import ItemTower
+from lhydra.bundle.title_words import FILES, TitleWords
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import Condition, Query, UserState, track_hashes
@@ -206,6 +207,28 @@ def test_files_that_stay_the_same_are_the_same_files(store: Path, tiny_dataset: 
     assert set(Manifest.read(second).files) - shared == {"removed.npy"}
     shutil.rmtree(first)  # self-contained all the same
     Bundle.open(store)
+
+
+def assert_words_of_its_texts(bundle: Bundle) -> None:
+    made = TitleWords.of(bundle.catalog.title_texts, bundle.catalog.artist_texts)
+    assert bundle.words is not None
+    assert bundle.words.words.raw() == made.words.raw()
+    np.testing.assert_array_equal(bundle.words.offsets, made.offsets)
+    np.testing.assert_array_equal(bundle.words.rows, made.rows)
+
+
+def test_a_changed_bundle_holds_the_words_of_its_own_texts(store: Path, tiny_dataset: Dataset, tmp_path: Path) -> None:
+    """Added ones too; and an older bundle without words gets them with its first change."""
+    changes.add(tracks_file(tiny_dataset, tmp_path, NEW, like=40), store, CONFIG)
+    assert_words_of_its_texts(Bundle.open(store))
+    folder = store / current_bundle_id(store)
+    manifest = Manifest.read(folder)
+    replace(manifest, files={name: info for name, info in manifest.files.items() if name not in FILES}).write(folder)
+    for name in FILES:
+        (folder / name).unlink()
+    assert Bundle.open(store).words is None
+    changes.remove([tiny_dataset.track_ids[0]], store, CONFIG)
+    assert_words_of_its_texts(Bundle.open(store))
 
 
 def test_a_rebuild_is_due_when_much_has_changed(store: Path, tiny_dataset: Dataset) -> None:

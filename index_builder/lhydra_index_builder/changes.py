@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lhydra import __version__, files
-from lhydra.bundle import catalog_writer, co_listening_files, fitted, sequence_files
+from lhydra.bundle import catalog_writer, co_listening_files, fitted, sequence_files, title_words
 from lhydra.bundle.arrays import GrowingArrays, blocks
 from lhydra.bundle.bundle import Bundle, Golden, open_index
 from lhydra.bundle.catalog import ARRAYS, PER_ROW, TEXT, Catalog
@@ -29,6 +29,7 @@ from lhydra.bundle.manifest import Manifest
 from lhydra.bundle.model import GRAPHS
 from lhydra.bundle.networks import ItemTower
 from lhydra.bundle.strings import StringColumn
+from lhydra.bundle.title_words import TitleWords
 from lhydra.data.dataset import Column, track_columns
 from lhydra.data.tracks import read_tracks
 from lhydra.domain import I64, UserState, track_hashes
@@ -177,6 +178,7 @@ def add(
         was = np.load(source.folder / "index_rows.npy")
         rows = moved[was] if len(was) else moved
         np.save(folder / "index_rows.npy", np.concatenate([rows, own]).astype(np.int32))
+        _write_words(folder)
         changed = _manifest(source, len(catalog) + len(at), added=len(at), removed=len(removed))
         built = finish(folder, path, _measured(changed, folder, source, config), source.draw_users, config, log, known)
         return built, len(at), len(restored)
@@ -217,6 +219,7 @@ def remove(
         removed = np.union1d(catalog.removed, fresh)
         known = _link(source, folder, [name for name in source.manifest.files if name != "removed.npy"])
         np.save(folder / "removed.npy", removed)
+        _write_words(folder)
         changed = _manifest(source, len(catalog), added=0, removed=len(removed))
         built = finish(folder, path, _measured(changed, folder, source, config), source.draw_users, config, log, known)
         return built, len(fresh)
@@ -278,6 +281,14 @@ def _move_charts(old: Path, folder: Path, moved: I64) -> None:
     np.save(folder / "chart_rows.npy", np.where(rows >= 0, moved[rows], -1).astype(np.int32))
     for name in ("charts", "charts_offsets", "chart_share"):
         files.link(old / f"{name}.npy", folder / f"{name}.npy")
+
+
+@timed("change.words")
+def _write_words(folder: Path) -> None:
+    """Writes the words to search by, where they did not come along: else every worker would make them."""
+    if not title_words.names_in(folder):
+        catalog = Catalog.open(folder)
+        TitleWords.of(catalog.title_texts, catalog.artist_texts).save(folder)
 
 
 def _move_golden(old: Path, folder: Path, moved: I64) -> None:
