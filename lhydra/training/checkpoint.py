@@ -33,6 +33,41 @@ class State:
     features: str = ""  # fingerprint of the features that the towers know; not in checkpoints of before
 
 
+def claim(out: Path, resume: bool) -> None:
+    """Makes the folder of a training.
+
+    Args:
+        out: the model folder.
+        resume: whether a run in it goes on.
+
+    Raises:
+        ModelError: it holds something that is not ours to replace, or no run to go on with.
+    """
+    files.recover(out.resolve())
+    expected = "a new folder, or one made by `lhydra train`"
+    if out.exists() and not out.is_dir():
+        raise ModelError(complain(out, "a file", expected))
+    if (out / "dataset.json").exists():
+        raise ModelError(complain(out, "a dataset", expected))
+    ours = (out / "model.json").exists() or (out / "checkpoint").is_dir()
+    if out.is_dir() and any(out.iterdir()) and not ours:
+        raise ModelError(complain(out, "a folder with other files", expected))
+    if resume and not (out / "checkpoint" / "last.safetensors").exists():
+        raise ModelError(complain(out, "no checkpoint", "a folder with a run to resume"))
+    (out / "checkpoint").mkdir(parents=True, exist_ok=True)
+
+
+def keep_lines(path: Path, count: int) -> None:
+    """Cuts metrics.jsonl to the epochs that the checkpoint holds.
+
+    Args:
+        path: the file; there may be none.
+        count: lines to keep.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()[:count] if path.exists() else []
+    files.write_text(path, "".join(f"{line}\n" for line in lines))
+
+
 def save(path: Path, network: Network, optimizer: torch.optim.Optimizer, state: State) -> None:
     """Writes everything that `load` needs to continue exactly here.
 
@@ -45,7 +80,7 @@ def save(path: Path, network: Network, optimizer: torch.optim.Optimizer, state: 
     tensors: dict[str, Tensor] = {f"network.{name}": value for name, value in network.state_dict().items()}
     for number, values in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in values.items()}
-    copies = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
+    copies = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
     with files.replacing_file(path) as new:
         save_file(copies, new, metadata={"state": json.dumps(asdict(state))})
 

@@ -1,6 +1,6 @@
 """Settings of `lhydra train`: one definition of flags, YAML keys and environment."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from lhydra.config import Settings, setting
 
@@ -39,5 +39,18 @@ class TrainSettings(Settings):
     moments: int = setting(
         4_000, "most moments of the validation fold from which the head learns what comes next; 0: none", low=0
     )
+    device: str = setting(
+        "auto",
+        "where the towers are trained; auto takes cuda, else mps, else cpu",
+        choices=("auto", "cpu", "cuda", "mps"),
+    )
     threads: int = setting(0, "threads of torch; 0 takes half the cores: waiting for a busy one costs more", low=0)
     seed: int = setting(0, "of everything random", low=0)
+
+    def recorded(self) -> dict[str, float]:
+        """Tells the settings that decide what the model is: not the device, which another run may go on without.
+
+        Returns:
+            By name.
+        """
+        return {name: value for name, value in asdict(self).items() if name != "device"}

@@ -119,7 +119,7 @@ class RowwiseAdamW(torch.optim.AdamW):
         table, lag, (fade, fade_square) = self.tables[name], self._lags[name], self.param_groups[0]["betas"]
         state, last = self.state[table], lag.last[rows]
         weight, mean, square = (whole[rows] for whole in (table, state["exp_avg"], state["exp_avg_sq"]))
-        moved, kept = (torch.tensor(part, dtype=table.dtype, device=table.device) for part in (lag.moved, lag.kept))
+        moved, kept = (torch.tensor(part, dtype=table.dtype).to(table.device) for part in (lag.moved, lag.kept))
         steps = (len(lag.moved) - 1 - last).to(table.dtype).unsqueeze(1)
         eps = self.param_groups[0]["eps"] * math.sqrt(1 - fade_square ** max(1, int(state["step"])))
         root = square.sqrt().add_(eps)

@@ -1,6 +1,7 @@
-"""Training by several processes under `torchrun` (gloo): each takes its share of every batch, gradients are averaged.
+"""Training by several processes under `torchrun`: each takes its share of every batch, gradients are averaged.
 
-Alone, every function here does nothing. Rank 0 validates, writes and reports; the others follow.
+Alone, every function here does nothing. Rank 0 validates, writes and reports; the others follow. What lies on a CPU
+goes over gloo, what lies on a GPU over NCCL.
 """
 
 import importlib
@@ -15,8 +16,11 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-def start() -> tuple[int, int]:
+def start(device: str = "cpu") -> tuple[int, int]:
     """Joins the group that torchrun started, if it did.
+
+    Args:
+        device: of the gradients.
 
     Returns:
         (rank, processes); (0, 1) alone.
@@ -25,7 +29,11 @@ def start() -> tuple[int, int]:
         # Its functions hold the group there is at import as their default, and the optimizer imports it. A group that
         # is held outlives end(), and its threads abort the process where they meet the interpreter's end.
         importlib.import_module("torch.distributed.nn.functional")
-        dist.init_process_group("gloo")
+        if device.startswith("cuda"):
+            torch.cuda.set_device(device)
+            dist.init_process_group("cpu:gloo,cuda:nccl")  # objects and barriers go by the first
+        else:
+            dist.init_process_group("gloo")
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 

@@ -1,6 +1,6 @@
 """One training step of the towers: hide plays, embed the tracks in play and the users, and the two losses."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from lhydra.domain import I64
 from lhydra.features.histories import EncodedUsers, Histories
 from lhydra.training.config import TrainSettings
 from lhydra.training.data import Targets, TrainingData, hide
+from lhydra.training.device import half
 from lhydra.training.losses import log_q
 from lhydra.training.model import Network
 from lhydra.training.retrieval_loss import retrieval_losses, teacher_share
@@ -47,6 +48,17 @@ class Tensors:
             tensor(tracks.dense), tensor(tracks.ids), tensor(tracks.bags), listeners, listeners / listeners.sum()
         )
 
+    def to(self, device: str) -> "Tensors":
+        """Moves them.
+
+        Args:
+            device: where to.
+
+        Returns:
+            The tensors there; the same ones where they are there.
+        """
+        return Tensors(*(getattr(self, field.name).to(device) for field in fields(self)))
+
     def popularity(self, listeners: Tensor) -> Tensor:
         """The head's popularity feature, as `lhydra.bundle.catalog_writer.popularity` gives it.
 
@@ -59,16 +71,17 @@ class Tensors:
         return torch.log1p(listeners) / torch.log1p(self.listeners.max().clamp(min=1))
 
 
-def tensor(array: npt.NDArray[Any]) -> Tensor:
+def tensor(array: npt.NDArray[Any], device: torch.device | str = "cpu") -> Tensor:
     """Wraps an array.
 
     Args:
         array: of any shape and dtype.
+        device: where to.
 
     Returns:
         A tensor that shares its memory where it can.
     """
-    return torch.from_numpy(np.ascontiguousarray(array))
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
 
 @dataclass(frozen=True)
@@ -88,6 +101,19 @@ class Batch:
     heard: Tensor
     correction: Tensor
     share: Tensor | None
+
+    def to(self, device: str) -> "Batch":
+        """Moves its tensors.
+
+        Args:
+            device: where to.
+
+        Returns:
+            The batch there.
+        """
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {name: part.to(device) for name, part in parts.items() if isinstance(part, Tensor)}
+        return replace(self, **moved)
 
 
 def prepare(
@@ -139,8 +165,8 @@ def losses(
 
     Args:
         network: in training mode; dropout and hidden ids draw from torch's stream.
-        tensors: all tracks.
-        batch: of `prepare`.
+        tensors: all tracks, where the network is.
+        batch: of `prepare`, likewise.
         tables: rows `batch.numbers` of tables of track ids, by name in the item tower; {} computes with all rows.
         config: settings of the training.
         temperature: of the softmax.
@@ -149,11 +175,12 @@ def losses(
         () float each: towards the hidden plays, and towards the teachers (0 when their weight is).
     """
     ids = tensors.ids[batch.at].clone()
-    ids[torch.rand(len(ids)) < config.id_dropout, 0] = 0
+    ids[torch.rand(len(ids), device=ids.device) < config.id_dropout, 0] = 0
     if tables:
         ids[:, 0] = torch.searchsorted(batch.numbers, ids[:, 0].contiguous())
     inputs = tensors.dense[batch.at], ids, tensors.bags[batch.at]
-    vectors, history = functional_call(network.item_tower, tables, inputs)  # (R, D) each
+    with half(ids.device):
+        vectors, history = functional_call(network.item_tower, tables, inputs)  # (R, D) each
     user = embed_users(network, batch.users, history, batch.rows) / temperature  # (B, D)
     return retrieval_losses(user, vectors, batch.correction, batch.wanted, batch.heard, batch.share)
 
@@ -170,7 +197,7 @@ def embed_users(network: Network, users: EncodedUsers, history: Tensor, rows: I6
     Returns:
         (B, D) float32 user vectors of unit norm.
     """
-    lengths = np.diff(users.histories.offsets)
+    lengths, device = np.diff(users.histories.offsets), history.device
     order = np.argsort(lengths, kind="stable")
     parts = []
     for group in np.array_split(order, min(LENGTH_GROUPS, len(order))):
@@ -180,14 +207,14 @@ def embed_users(network: Network, users: EncodedUsers, history: Tensor, rows: I6
             padded = np.where(mask > 0, np.searchsorted(rows, padded), 0)
         parts.append(
             network.user_tower(
-                tensor(chosen.dense),
-                tensor(chosen.ids),
-                F.embedding(tensor(padded), history),
-                tensor(entry),
-                tensor(mask),
+                tensor(chosen.dense, device),
+                tensor(chosen.ids, device),
+                F.embedding(tensor(padded, device), history),
+                tensor(entry, device),
+                tensor(mask, device),
             )
         )
-    return torch.cat(parts)[tensor(np.argsort(order))]
+    return torch.cat(parts)[tensor(np.argsort(order), device)]
 
 
 def _in_play(

@@ -1,11 +1,13 @@
 """Training, top to bottom: load, fit the teachers, fit the towers with early stopping, fit the head, export."""
 
 import json
+import logging
 import math
 import os
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from lhydra.domain import I64
 from lhydra.errors import ModelError, complain
 from lhydra.features.histories import HISTORY_FEATURES
 from lhydra.timing import timed
-from lhydra.training import checkpoint, content, moment_head, moments, ranks
+from lhydra.training import checkpoint, content, device, moment_head, moments, ranks
 from lhydra.training import head as heads
 from lhydra.training import teachers as teaching
 from lhydra.training import warm as warmed
@@ -36,6 +38,8 @@ from lhydra.training.step import Batch, Tensors, losses, prepare, tensor
 from lhydra.training.teachers import Teachers
 from lhydra.training.validate import sample, validate
 from lhydra.training.warm import Parent
+
+_log = logging.getLogger(__name__)
 
 TEMPERATURES = (0.07, 0.1, 0.15)  # tried, by short runs, when the setting is 0
 UNMEASURED_TEMPERATURE = 0.1  # where there is no validation fold to tune on
@@ -54,6 +58,12 @@ class Run:
     batch_size: int  # of all processes together
     rank: int = 0
     processes: int = 1
+    device: str = "cpu"  # of the towers; all else is on the CPU
+
+    @cached_property
+    def placed(self) -> Tensors:
+        """The tracks where the towers are."""
+        return self.tensors.to(self.device)
 
     @property
     def steps(self) -> int:
@@ -95,14 +105,16 @@ def train(
         DataError: nothing to train on.
         ModelError: `out` is something else, nothing to resume from, nothing to go on from, or the loss is not finite.
     """
+    where = device.choose(config.device)
     parent = warmed.parent_of(warm, out, dataset, config) if warm else None
-    rank, processes = ranks.start()
+    rank, processes = ranks.start(where)
     if rank == 0:
-        _claim(out, resume)
+        checkpoint.claim(out, resume)
+    _log.info("towers are trained on %s", where)
     torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 2) // 2 // processes))
     parents = Parents(dataset=dataset.info.source, split=dataset.info.split)
     warm_from = parent.model_id if parent else ""
-    start = State(asdict(config), parents, config.temperature, data=_tables(dataset), warm_from=warm_from)
+    start = State(config.recorded(), parents, config.temperature, data=_tables(dataset), warm_from=warm_from)
     if resume and rank == 0:
         checkpoint.check_same(out / "checkpoint" / "last.safetensors", start, dataset.path)
     crossed = tuple(_train_fold(dataset, part, folds, out, config, parents, report) for part in range(folds))
@@ -122,7 +134,7 @@ def train(
             sequences = moments.refitted(sequences, dataset, trained.run.data)
     info = ModelInfo(
         parents=parents,
-        config=asdict(config),
+        config=config.recorded(),
         chosen=trained.chosen,
         quality=trained.quality,
         fitted_on=REFITTED if refit else FITTED,
@@ -149,7 +161,7 @@ def _train_fold(
         report(replace(progress, fold=part))
 
     data = load(dataset, _fold(dataset.plays, part, folds, config.seed))
-    start = State(asdict(config), parents, config.temperature)
+    start = State(config.recorded(), parents, config.temperature)
     quality = _train(data, folder, config, start, False, of_fold).quality
     return Quality(retrieval=quality.get("retrieval", {}), cascade=quality.get("cascade", {}))
 
@@ -181,7 +193,8 @@ def _train(
     rank, processes = ranks.start()
     teachers = teaching.fit(data, config.dim, config.seed, report, like)
     towers = warmed.shortened(config) if parent else config
-    run = Run(data, Tensors.of(data), teachers, towers, users, batch_size, rank, processes)
+    where = device.choose(config.device)
+    run = Run(data, Tensors.of(data), teachers, towers, users, batch_size, rank, processes, where)
     network, optimizer = _new(run)
     if rank == 0:  # those of the model know more tracks after a --refit
         files.write_text(out / "checkpoint" / "features.json", data.spec.to_json())
@@ -193,6 +206,7 @@ def _train(
     if parent and not resume:
         network.load_state_dict(network.state_dict() | warmed.towers_of(parent, network, data.spec))
     _fit(run, network, optimizer, state, out, report)
+    network.cpu()
     best: Quality | None = None
     fitted = heads.Fitted(0, 0.0, {})
     if rank == 0:
@@ -239,7 +253,7 @@ def _refit(trained: Trained, data: TrainingData, config: TrainSettings, report: 
         loss, _ = _epoch(run, network, optimizer, config.epochs + number, config.epochs, temperature, REFIT_RATE)
         took_s = round(time.monotonic() - started, 2)
         report(RefitDone(epoch=number, epochs=more, retrieval_loss=loss, took_s=took_s))
-    return replace(trained, network=network, run=run)
+    return replace(trained, network=network.cpu(), run=run)
 
 
 def _fold(plays: Plays, part: int, folds: int, seed: int) -> Plays:
@@ -254,9 +268,9 @@ def _fit(run: Run, network: Network, optimizer: RowwiseAdamW, state: State, out:
     config, folder, writes = run.config, out / "checkpoint", run.rank == 0
     targets = sample(run.data.valid, config.seed)
     if writes:
-        _keep_lines(out / "metrics.jsonl", state.epoch)
+        checkpoint.keep_lines(out / "metrics.jsonl", state.epoch)
     if state.warm_from and not state.epoch and len(targets.users):  # the towers as they came may stay the best
-        measured = ranks.agreed(validate(network, run.data, run.tensors, targets) if writes else None)
+        measured = ranks.agreed(validate(network, run.data, run.placed, targets) if writes else None)
         state = replace(state, best=Quality(epoch=0, retrieval=measured) if measured else None)
         if writes:
             checkpoint.save(folder / "best.safetensors", network, optimizer, state)
@@ -266,7 +280,7 @@ def _fit(run: Run, network: Network, optimizer: RowwiseAdamW, state: State, out:
         retrieval_loss, distillation_loss = _epoch(run, network, optimizer, epoch, config.epochs, state.temperature)
         measured = None
         if len(targets.users):
-            measured = ranks.agreed(validate(network, run.data, run.tensors, targets) if writes else None)
+            measured = ranks.agreed(validate(network, run.data, run.placed, targets) if writes else None)
         took_s = time.monotonic() - started
         best = state.best
         better = measured is None or best is None or measured["ndcg@10"] > best["retrieval"]["ndcg@10"]
@@ -317,11 +331,11 @@ def _epoch(
     def batch(number: int) -> Batch:
         whole = order[number * run.batch_size : (number + 1) * run.batch_size]
         users = np.sort(whole[run.rank :: run.processes] if len(whole) >= run.processes else whole)
-        return prepare(run.data, run.tensors, run.teachers, users, rng, config)
+        return prepare(run.data, run.tensors, run.teachers, users, rng, config).to(run.device)
 
     for number, prepared in enumerate(ahead(batch, range(run.steps))):
         tables = optimizer.take(prepared.numbers)
-        pair = losses(network, run.tensors, prepared, tables, config, temperature)
+        pair = losses(network, run.placed, prepared, tables, config, temperature)
         total = (1 - config.distil) * pair[0] + config.distil * pair[1]
         if not torch.isfinite(total):
             found = f"a loss of {total.item()} in epoch {epoch}"
@@ -351,7 +365,7 @@ def _tune_temperature(run: Run, report: Report) -> float:
         network, optimizer = _new(run)
         for epoch in range(1, epochs + 1):
             _epoch(run, network, optimizer, epoch, epochs, temperature)
-        measured = ranks.agreed(validate(network, run.data, run.tensors, targets) if run.rank == 0 else None)
+        measured = ranks.agreed(validate(network, run.data, run.placed, targets) if run.rank == 0 else None)
         assert measured is not None
         found[temperature] = measured["ndcg@10"]
         report(TemperatureTried(temperature=temperature, retrieval=measured))
@@ -367,6 +381,7 @@ def _new(run: Run) -> tuple[Network, RowwiseAdamW]:
     network.start_from(run.tensors.ids[:, 0], item, history, user)
     ranks.same(network.state_dict().values())
     network.head.scale.data.fill_(1 / (config.temperature or UNMEASURED_TEMPERATURE))
+    network.to(run.device)
     towers = [*network.item_tower.parameters(), *network.user_tower.parameters()]
     group = {"params": towers, "peak": config.learning_rate, "weight_decay": config.weight_decay}
     by_row = run.data.n_tracks > config.full_softmax and run.processes == 1  # gradients of several are averaged whole
@@ -376,25 +391,3 @@ def _new(run: Run) -> tuple[Network, RowwiseAdamW]:
 
 def _patience_over(state: State, config: TrainSettings) -> bool:
     return state.best is not None and state.epoch - state.best["epoch"] >= config.patience
-
-
-def _claim(out: Path, resume: bool) -> None:
-    """Makes the folder. Raises ModelError when `out` holds something that is not ours to replace."""
-    files.recover(out.resolve())
-    expected = "a new folder, or one made by `lhydra train`"
-    if out.exists() and not out.is_dir():
-        raise ModelError(complain(out, "a file", expected))
-    if (out / "dataset.json").exists():
-        raise ModelError(complain(out, "a dataset", expected))
-    ours = (out / "model.json").exists() or (out / "checkpoint").is_dir()
-    if out.is_dir() and any(out.iterdir()) and not ours:
-        raise ModelError(complain(out, "a folder with other files", expected))
-    if resume and not (out / "checkpoint" / "last.safetensors").exists():
-        raise ModelError(complain(out, "no checkpoint", "a folder with a run to resume"))
-    (out / "checkpoint").mkdir(parents=True, exist_ok=True)
-
-
-def _keep_lines(path: Path, count: int) -> None:
-    """Cuts metrics.jsonl to the epochs that the checkpoint holds."""
-    lines = path.read_text(encoding="utf-8").splitlines()[:count] if path.exists() else []
-    files.write_text(path, "".join(f"{line}\n" for line in lines))

@@ -67,7 +67,7 @@ def embed_shown(network: Network, data: TrainingData, users: I64, history: Tenso
     Returns:
         (B, D) float32 user vectors of unit norm.
     """
-    parts = [torch.zeros(0, history.shape[1])]
+    parts = [history.new_zeros(0, history.shape[1])]
     for start in range(0, len(users), 256):
         some = users[start : start + 256]
         encoded = data.spec.encode_users(data.profiles[some], select(data.train, some), data.tracks)
@@ -94,9 +94,9 @@ def retrieve(users: Tensor, vectors: Tensor, data: TrainingData, targets: Target
         heard = data.train.offsets[own], data.train.offsets[own + 1]
         cosines = users[start : start + 256] @ vectors.T
         owner = np.repeat(np.arange(len(own)), heard[1] - heard[0])
-        cosines[tensor(owner), tensor(data.train.rows[spans(*heard)])] = -2.0
+        cosines[tensor(owner, users.device), tensor(data.train.rows[spans(*heard)], users.device)] = -2.0
         best, rows = best_first(cosines, depth)
-        found.append(rows.masked_fill(best < -1.5, -1).numpy())  # a catalogue smaller than depth runs out
+        found.append(rows.masked_fill(best < -1.5, -1).cpu().numpy())  # a catalogue smaller than depth runs out
     return np.concatenate(found)
 
 
