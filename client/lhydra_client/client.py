@@ -42,6 +42,7 @@ CHANNEL_OPTIONS = (
         json.dumps({"methodConfig": [{"name": [{"service": "lhydra.v1.Recommender"}], "retryPolicy": RETRY_POLICY}]}),
     ),
     ("grpc.initial_reconnect_backoff_ms", 100),  # gRPC's own 1 s is longer than our deadline
+    ("grpc.max_reconnect_backoff_ms", 1_000),  # gRPC's own 2 min keep a client from a server that is back
     ("grpc.use_local_subchannel_pool", 1),  # a connection per client: several clients reach several workers
 )
 

@@ -2,18 +2,21 @@
 
 import http.client
 import json
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from lhydra.users.store import open_users
 from lhydra_client import Client
+from lhydra_client.client import channel_options
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.access import Access
 from lhydra_server.app import Listener
@@ -24,7 +27,9 @@ from tests.harness import free_port, until
 
 uvicorn = pytest.importorskip("uvicorn", reason="NOT RUN: `pip install lhydra[web]` brings uvicorn and Starlette")
 pytest.importorskip("starlette", reason="NOT RUN: `pip install lhydra[web]` brings uvicorn and Starlette")
+from lhydra_server.web import connections  # noqa: E402
 from lhydra_server.web import gateway as gateways  # noqa: E402
+from lhydra_server.web.connections import Connection  # noqa: E402
 
 SERVICE = "/lhydra.v1.Recommender"
 READ, WRITE = "r" * 24, "w" * 24
@@ -66,7 +71,7 @@ def backend(folder: Path, access: Access | None = None) -> Iterator[str]:
 @contextmanager
 def web(address: str, *, allow_plays: bool = False) -> Iterator[Web]:
     app = gateways.application(gateways.Gateway(address, allow_plays=allow_plays))
-    server = uvicorn.Server(uvicorn.Config(app, port=0, access_log=False, log_config=None, ws="none"))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, access_log=False, log_config=None, http=Connection, ws="none"))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -201,3 +206,53 @@ def test_every_unary_method_has_a_path(reads: Web) -> None:
     for method in pb.DESCRIPTOR.services_by_name["Recommender"].methods:
         status, told = reads.call(method.name, {})
         assert status in (200, 400, 403, 501), told
+
+
+HEAD = f"POST {SERVICE}/GetStatus HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /", HEAD, HEAD + b"Content-Length: 0\r\n\r\n" + HEAD])
+def test_a_connection_without_a_request_is_closed(reads: Web, monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    monkeypatch.setattr(connections, "HEAD_S", 0.2)
+    with socket.create_connection(("127.0.0.1", reads.port), timeout=60) as held:
+        held.sendall(sent)
+        with suppress(ConnectionResetError):
+            while held.recv(65_536):
+                pass
+
+
+def test_a_connection_that_reads_no_reply_is_closed(reads: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "ANSWER_S", 0.2)
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        held.settimeout(60)
+        held.connect(("127.0.0.1", reads.port))
+        asked = (HEAD + b"Content-Length: 2\r\n\r\n{}") * 1_000
+        with suppress(ConnectionError):
+            while True:  # the buffers of both sides fill; it would time out
+                held.sendall(asked)
+
+
+def test_a_length_told_twice_hides_no_second_request(reads: Web) -> None:
+    """A proxy that goes by the one and a gateway that goes by the other see different requests behind it."""
+    hidden = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", reads.port), timeout=60) as held:
+        held.sendall(HEAD + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + hidden)
+        said = b"".join(iter(lambda: held.recv(65_536), b""))
+    assert said.startswith(b"HTTP/1.1 400 ")
+    assert said.count(b"HTTP/1.1") == 1
+
+
+def test_a_server_that_was_away_is_looked_for_every_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, options = grpc.aio.insecure_channel, []
+
+    def watched(address: str, given: list[tuple[str, Any]]) -> grpc.aio.Channel:
+        options.append(dict(given))
+        return opened(address, given)
+
+    monkeypatch.setattr(grpc.aio, "insecure_channel", watched)
+    with web("127.0.0.1:1"):
+        pass
+    for found in (*options, dict(channel_options("127.0.0.1:1"))):
+        assert found["grpc.max_reconnect_backoff_ms"] == 1_000
+    assert options

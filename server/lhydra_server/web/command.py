@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     logs.configure(args.log_level)
     import uvicorn
 
+    from lhydra_server.web.connections import Connection
     from lhydra_server.web.gateway import LOCAL_NAMES, Gateway, application
 
     names = (*LOCAL_NAMES, settings.host, *([settings.name] if settings.name else ()))
@@ -71,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
         access_log=False,
         log_config=None,
         server_header=False,
+        http=Connection,
         ws="none",
         limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=5,

@@ -27,6 +27,7 @@ from starlette.routing import Route
 from lhydra.limits import is_request_id
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.access import RIGHT_OF
+from lhydra_server.web.connections import OneLength
 from lhydra_server.web.problems import of_body, of_call, problem
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Recommender"]
@@ -34,6 +35,10 @@ MAX_BODY_BYTES = 2**20  # as the server's largest request
 BODY_S, DEFAULT_S, LONGEST_S = 10.0, 5.0, 60.0
 MAX_CALLS = 64  # at a time
 LOCAL_NAMES = ("localhost", "127.0.0.1")
+SOON_BACK = (  # gRPC's own wait grows to two minutes, in which a server that is back would not be found
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+)
 _UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}  # of grpc-timeout
 _GRPC_TIMEOUT, _TOKEN = re.compile(r"(\d{1,8})([HMSmun])"), re.compile(r"Bearer [!-~]{1,512}")
 
@@ -61,7 +66,7 @@ class Gateway:
         Yields:
             Nothing.
         """
-        options = [("grpc.enable_http_proxy", 0), ("grpc.default_authority", "localhost")]
+        options = [("grpc.enable_http_proxy", 0), ("grpc.default_authority", "localhost"), *SOON_BACK]
         async with grpc.aio.insecure_channel(self._address, options) as channel:
             for method in SERVICE.methods:
                 asked, told = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
@@ -181,7 +186,7 @@ def application(gateway: Gateway, names: Sequence[str] = LOCAL_NAMES) -> Starlet
         Route("/readyz", gateway.ready),
     ]
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=list(names), www_redirect=False)
-    return Starlette(routes=routes, middleware=[hosts], lifespan=gateway.connected)
+    return Starlette(routes=routes, middleware=[Middleware(OneLength), hosts], lifespan=gateway.connected)
 
 
 def timeout_s(request: Request) -> float | None:
