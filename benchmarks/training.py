@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "revisions": {"before": revision(args.before), "after": revision(HERE)},
         "machine": machine(),
         "noise": noise,
-        "versions": versions(),
+        "versions": versions() | {name: version(name) for name in ("torch", "scipy", "implicit")},
         "before_to_after": medians,
         "rows": rows,
     }
