@@ -7,6 +7,7 @@
                       replies.npy  replies_offsets.npy   of every track, its part of a reply as the API sends it
                       index.faiss  index_rows.npy  golden.npz  and the files of `catalog` and `columns`
                       sequence_*.npy  co_listening_*.npy   further sources of candidates, where the model has them
+                      search_*.npy   the words of titles and artists; bundles of before have none
                       fitted_users.npz   whom its model was fitted on, by keyed hash
 
 A bundle is immutable once published: mapped files are never rewritten. Nothing here writes; see the index builder.

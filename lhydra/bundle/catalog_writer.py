@@ -3,7 +3,6 @@
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -91,7 +90,7 @@ def write_catalog(
     return Catalog.open(folder)
 
 
-def _put_together(shards: Iterable[Path], n: int, folder: Path, on_rows: Callable[[int], None]) -> Any:
+def _put_together(shards: Iterable[Path], n: int, folder: Path, on_rows: Callable[[int], None]) -> Hashes:
     """Appends every shard to the files of the catalog; returns the hashes, (n,) uint64."""
     hashes, done = np.empty(n, np.uint64), 0
     with GrowingArrays(folder) as growing:
@@ -195,9 +194,9 @@ def unpublished_bundle(model: Model, dataset: Dataset, folder: Path) -> Bundle:
     """
     catalog = write_catalog(model, dataset, folder)
     index = Index.build(catalog.vectors, "flat")
-    sequences = sequences_by_row(model, catalog)
-    tables: Any = {"sequences": sequences, "co_listening": co_listening_by_row(model, catalog)}
-    return Bundle(model.model_id, model.spec, catalog, model.user_tower, model.head, index, **tables)
+    parts = model.spec, catalog, model.user_tower, model.head, index
+    sequences, co_listening = sequences_by_row(model, catalog), co_listening_by_row(model, catalog)
+    return Bundle(model.model_id, *parts, sequences=sequences, co_listening=co_listening)
 
 
 def sequences_by_row(model: Model, catalog: Catalog) -> Sequences:
@@ -212,10 +211,7 @@ def sequences_by_row(model: Model, catalog: Catalog) -> Sequences:
     """
     if not len(model.sequences):
         return model.sequences
-    to = np.full(len(model.sequences), -1)
-    to[catalog.item_rows] = np.arange(len(catalog))
-    to[0] = -1  # stands for every track that training did not know
-    return rearranged(model.sequences, to, len(catalog))
+    return rearranged(model.sequences, _rows_of_numbers(catalog, len(model.sequences)), len(catalog))
 
 
 def co_listening_by_row(model: Model, catalog: Catalog) -> CoListening:
@@ -231,7 +227,13 @@ def co_listening_by_row(model: Model, catalog: Catalog) -> CoListening:
     share = model.info.chosen.get("co-listening share", 0.0) if model.info.chosen else 0.0
     if not share or model.head.knows_moments:
         return NO_CO_LISTENING
-    to = np.full(len(catalog.neighbours), -1)
-    to[catalog.item_rows] = np.arange(len(catalog))
-    to[0] = -1  # stands for every track that training did not know
+    to = _rows_of_numbers(catalog, len(catalog.neighbours))
     return CoListening.of(catalog.neighbours, catalog.neighbour_weights, share).rearranged(to, len(catalog))
+
+
+def _rows_of_numbers(catalog: Catalog, n: int) -> I64:
+    """The row of each of the n numbers that training gave to track ids, -1 where the catalog has no such track."""
+    rows = np.full(n, -1)
+    rows[catalog.item_rows] = np.arange(len(catalog))
+    rows[0] = -1  # stands for every track that training did not know
+    return rows
