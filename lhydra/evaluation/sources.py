@@ -27,7 +27,7 @@ def note(tally: Tally, answer: Recommendation, wanted: I64) -> None:
         wanted: (t,) distinct catalog rows of the targets.
     """
     alone = POPULAR if answer.tier is Tier.POPULAR else NEAREST
-    brought = {**answer.brought} or {alone: answer.candidates}
+    brought = answer.brought or {alone: answer.candidates}
     listed = np.isin(wanted, answer.rows[:K])
     found = np.isin(wanted, answer.candidates) | listed
     by = {name: np.isin(wanted, rows) & found for name, rows in brought.items()}

@@ -25,7 +25,7 @@ SHARED = 0.8  # of the depth at most; the nearest vectors have the rest
 MEASURED = 600  # users or moments that the shares are chosen on
 WORTH = 1.002  # a larger share must find more by this factor
 CO_LISTENING_SHARES = (0.0, 0.15, 0.3, 0.45, 0.6)
-CO_LISTENING_WORTH = 1.02  # with it the union must find more by this factor: it costs an eighth of a request
+CO_LISTENING_WORTH = 1.02  # with it the union must find more by this factor: a request costs an eighth more
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,7 @@ def _by_co_listening(together: CoListening, encoded: EncodedUsers, depth: int) -
 
 
 def _nearest(user: Tensor, vectors: Tensor, shown: Histories, depth: int) -> tuple[I64, npt.NDArray[np.bool_]]:
-    """(rows (E, depth), which of them are real) by cosine, without the tracks shown."""
+    """(rows (E, depth), which of them are real) by cosine, without the tracks shown: those get less than any cosine."""
     rows, real = [], []
     for start in range(0, len(user), 256):
         cosines = user[start : start + 256] @ vectors.T

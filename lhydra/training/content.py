@@ -37,7 +37,8 @@ RATE, DECAY, TEMPERATURE = 3e-3, 1e-2, 0.1
 RARE = 5  # listeners up to which a track counts as one that few have played
 SHRINKAGES = (0.0, 3.0, 10.0)  # listeners that content counts as much as
 HEIGHTS = (-0.8, -0.6, -0.5, -0.4, -0.3, -0.2)  # along the mean user, which lifts or lowers what content places
-UNMEASURED = (3.0, -0.6)
+UNMEASURED = (3.0, -0.6)  # taken without validation plays
+FEWEST_USERS, MOST_USERS = 100, 1_000  # that settings are measured on, and that the mean user is taken of
 ROOM = 0.98  # of the best NDCG@10 and Recall@20, in the mean: among what reaches it, the most rare targets decide
 MEASURED_SCORES = 1 << 26  # of users and tracks, at most at a time
 
@@ -93,8 +94,8 @@ def fit(
     _align(tower, tensors, vectors, history, config.seed)
     content = _added_up(tower, tensors, _hidden(tensors.ids))[0]
     scale = content[known].norm(dim=1).mean().clamp(min=1e-6)
-    targets = sample(data.valid, config.seed, max(100, min(1_000, MEASURED_SCORES // data.n_tracks)))
-    some = targets.users if len(targets.users) else np.flatnonzero(np.diff(data.train.offsets) > 0)[:1_000]
+    targets = sample(data.valid, config.seed, max(FEWEST_USERS, min(MOST_USERS, MEASURED_SCORES // data.n_tracks)))
+    some = targets.users if len(targets.users) else np.flatnonzero(np.diff(data.train.offsets) > 0)[:MOST_USERS]
     users = embed_shown(network, data, some, history)
     places = _Places(vectors, content / scale, tensors.listeners, F.normalize(users.mean(0), dim=0))
     setting: tuple[float, float] | None = UNMEASURED

@@ -112,7 +112,7 @@ class Table:
             The table.
         """
         n = len(neighbours)
-        weights = weights.astype(np.float16).astype(np.float32)  # as the bundle keeps them
+        weights = weights.astype(np.float16).astype(np.float32)
         to, place = np.nonzero(weights)  # most tracks of a large catalogue have no neighbours
         matrix = sp.csr_matrix((weights[to, place], (neighbours[to, place], to)), shape=(n, n))
         return cls(neighbours, weights, matrix)

@@ -32,7 +32,8 @@ from lhydra_server.web.problems import of_body, of_call, problem
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Recommender"]
 MAX_BODY_BYTES = 2**20  # as the server's largest request
-BODY_S, DEFAULT_S, LONGEST_S = 10.0, 5.0, 60.0
+BODY_S = 10.0  # for a body to arrive: a slow one must not hold a place
+DEFAULT_S, LONGEST_S = 5.0, 60.0  # deadline of a call that names none, and of any
 MAX_CALLS = 64  # at a time
 LOCAL_NAMES = ("localhost", "127.0.0.1")
 SOON_BACK = (  # gRPC's own wait grows to two minutes, in which a server that is back would not be found
