@@ -189,9 +189,11 @@ def test_the_command_listens_and_keeps_to_this_machine(address: str) -> None:
         process.terminate()
         _, said = process.communicate(timeout=60)
     assert said == ""
-    for more in (["--host", "0.0.0.0"], ["--address", "192.0.2.1:50051"]):
+    taken, beyond = address.rpartition(":")[2], "192.0.2.1"
+    for more in (["--host", "0.0.0.0"], ["--address", f"{beyond}:50051"], ["--port", taken]):
         done = subprocess.run([*words, *more], capture_output=True, text=True, timeout=60)
         assert done.returncode == 1
+        assert done.stdout == ""
         assert done.stderr.count("\n") == 1
 
 

@@ -1,6 +1,8 @@
 """`lhydra web`: HTTP and JSON before a running server."""
 
 import argparse
+import contextlib
+import socket
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -47,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         MissingExtra: what the gateway needs is not installed.
-        ConfigError: it would listen beyond this machine, or the server is on another one.
+        ConfigError: it would listen beyond this machine, or nobody may listen there, or the server is on another one.
     """
     settings = config.resolve("web", WebSettings, args)
     for module in _NEEDED:
@@ -64,11 +66,8 @@ def run(args: argparse.Namespace) -> int:
 
     names = (*LOCAL_NAMES, settings.host, *([settings.name] if settings.name else ()))
     app = application(Gateway(settings.address, allow_plays=settings.allow_plays), names)
-    print(f"listening on http://{settings.host}:{settings.port}", flush=True)
-    uvicorn.run(
+    made = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
         access_log=False,
         log_config=None,
         server_header=False,
@@ -77,7 +76,20 @@ def run(args: argparse.Namespace) -> int:
         limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=5,
     )
+    with _bound(settings.host, settings.port) as listening, contextlib.suppress(KeyboardInterrupt):
+        print(f"listening on http://{settings.host}:{settings.port}", flush=True)
+        uvicorn.Server(made).run(sockets=[listening])
     return 0
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that listens, before anybody is told that one does."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host.strip("[]"), port), family=family)
+    except OSError as error:
+        found = str(error.strerror or error).lower()
+        raise ConfigError(complain(f"--host {host} --port {port}", found, "a free port of this machine")) from None
 
 
 def _check_local(host: str, insecure: bool, name: str, more: str) -> None:
