@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import pytest
 
+from lhydra.errors import ConfigError
 from lhydra.users.store import open_users
 from lhydra_client import Client
 from lhydra_client.client import channel_options
@@ -27,6 +28,7 @@ from tests.harness import free_port, until
 
 uvicorn = pytest.importorskip("uvicorn", reason="NOT RUN: `pip install lhydra[web]` brings uvicorn and Starlette")
 pytest.importorskip("starlette", reason="NOT RUN: `pip install lhydra[web]` brings uvicorn and Starlette")
+from lhydra_server.web import command as commands  # noqa: E402
 from lhydra_server.web import connections  # noqa: E402
 from lhydra_server.web import gateway as gateways  # noqa: E402
 from lhydra_server.web.connections import Connection  # noqa: E402
@@ -195,6 +197,42 @@ def test_the_command_listens_and_keeps_to_this_machine(address: str) -> None:
         assert done.returncode == 1
         assert done.stdout == ""
         assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *(
+            "junk",
+            ":50051",
+            "127.0.0.1",
+            "127.0.0.1:0",
+            "127.0.0.1:99999",
+            "127.0.0.1:50051 x",
+            "127.0.0.1:+1",
+            "unix:",
+        ),
+        *("dns:///192.0.2.1:50051", "ipv4:192.0.2.1:50051", "dns:localhost:50051", "[192.0.2.1]:50051", "192.0.2.1:1"),
+        *("[2001:db8::1]:50051", "0.0.0.0:50051", "127.0.0.1:50051,192.0.2.1:50051", "nowhere.invalid:50051"),
+    ],
+)
+def test_what_is_no_server_of_this_machine_is_refused(asked: str) -> None:
+    """Whatever gRPC would make of it: tokens would travel in the clear."""
+    with pytest.raises(ConfigError, match="--address") as refused:
+        commands.local_server(asked)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "target"),
+    [
+        *(("127.0.0.1:50051", "127.0.0.1:50051"), ("[::1]:50051", "[::1]:50051"), ("::1:50051", "[::1]:50051")),
+        *(("unix:/run/lhydra", "unix:/run/lhydra"), ("127.0.0.2:1", "127.0.0.2:1")),
+    ],
+)
+def test_a_server_of_this_machine_is_named_by_number(asked: str, target: str) -> None:
+    assert commands.local_server(asked) == target
+    assert commands.local_server("localhost:50051") in ("127.0.0.1:50051", "[::1]:50051")  # a name may change its mind
 
 
 def _up(port: int) -> bool:

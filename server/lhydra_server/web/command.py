@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import ipaddress
 import socket
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -9,7 +10,7 @@ from importlib.util import find_spec
 from lhydra import config, logs
 from lhydra.config import Settings, setting
 from lhydra.errors import ConfigError, MissingExtra, complain
-from lhydra_server.address import check_exposure
+from lhydra_server.address import check_exposure, joined
 
 HELP = "HTTP and JSON before a running server: its methods, with no second definition"
 EXTRA = "web"
@@ -55,9 +56,8 @@ def run(args: argparse.Namespace) -> int:
     for module in _NEEDED:
         if find_spec(module) is None:
             raise MissingExtra(EXTRA, module)
-    _check_local(settings.host, settings.insecure, f"--host {settings.host}", "or --insecure, behind a proxy with TLS")
-    place = settings.address.rpartition(":")[0] if not settings.address.startswith("unix:") else "unix:"
-    _check_local(place, False, f"--address {settings.address}", "as tokens would travel in the clear")
+    _check_local(settings.host, settings.insecure)
+    server = local_server(settings.address)
     logs.configure(args.log_level)
     import uvicorn
 
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     from lhydra_server.web.gateway import LOCAL_NAMES, Gateway, application
 
     names = (*LOCAL_NAMES, settings.host, *([settings.name] if settings.name else ()))
-    app = application(Gateway(settings.address, allow_plays=settings.allow_plays), names)
+    app = application(Gateway(server, allow_plays=settings.allow_plays), names)
     made = uvicorn.Config(
         app,
         access_log=False,
@@ -92,9 +92,39 @@ def _bound(host: str, port: int) -> socket.socket:
         raise ConfigError(complain(f"--host {host} --port {port}", found, "a free port of this machine")) from None
 
 
-def _check_local(host: str, insecure: bool, name: str, more: str) -> None:
+def local_server(address: str) -> str:
+    """Finds a server of this machine: tokens for another one would travel in the clear.
+
+    Args:
+        address: HOST:PORT, [HOST]:PORT for IPv6, or unix:PATH.
+
+    Returns:
+        What gRPC connects to: numbers, as a name may stand for another machine when it is asked for again.
+
+    Raises:
+        ConfigError: it is none of these, or on another machine.
+    """
+    if address.startswith("unix:") and address.strip("/") != "unix:":
+        return address
+    host, _, port = address.rpartition(":")
+    found = f"{address[:80]!r}"
+    try:
+        if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65_536:
+            raise OSError
+        numeric = {info[4][0] for info in socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)}
+        if all(ipaddress.ip_address(str(one)).is_loopback for one in numeric):
+            return joined(str(min(numeric, key=str)), port)
+        found += ", on another machine"
+    except (OSError, ValueError):  # UnicodeError and numbers of a zone are ValueErrors
+        pass
+    expected = "HOST:PORT or [HOST]:PORT of this machine, or unix:PATH, as tokens would travel in the clear"
+    raise ConfigError(complain("--address", found, expected))
+
+
+def _check_local(host: str, insecure: bool) -> None:
     """The rule of the server, in the words of a gateway, which speaks no TLS."""
     try:
         check_exposure(host.strip("[]"), secured=False, insecure=insecure)
     except ConfigError:
-        raise ConfigError(complain(name, "no TLS", f"an address of this machine, {more}")) from None
+        expected = "an address of this machine, or --insecure, behind a proxy with TLS"
+        raise ConfigError(complain(f"--host {host}", "no TLS", expected)) from None
