@@ -10,7 +10,7 @@ from lhydra.cli import main
 from lhydra.domain import I64, Recommendation, Tier
 from lhydra.evaluation.document import read_document
 from lhydra.evaluation.report.page import render
-from lhydra.evaluation.sources import K, Tally, described, note
+from lhydra.evaluation.sources import K, Tally, described, note, unheard
 
 
 def answer(candidates: I64, brought: dict[str, I64], listed: int, tier: Tier = Tier.PERSONAL) -> Recommendation:
@@ -78,3 +78,14 @@ def test_evaluate_prints_and_writes_the_sources(tiny_store: Path, tmp_path: Path
     assert "Where candidates come from" in render(document)
     del document["sources"]  # as one that was written before
     assert "Where candidates come from" not in render(document)
+
+
+def test_sources_that_live_on_the_order_of_plays_say_why_they_are_empty() -> None:
+    """Not of a share of 0 that was chosen, and not where one of them brought something."""
+    tally: Tally = {}
+    one = answer(np.arange(5), {"nearest": np.arange(5), "own": np.arange(0), "following": np.array([1])}, 3)
+    note(tally, one, np.array([1]))
+    assert unheard(described(tally, 1)).startswith("own: nothing here")
+    alone: Tally = {}
+    note(alone, answer(np.arange(5), {"nearest": np.arange(5), "co-listening": np.arange(0)}, 3), np.array([1]))
+    assert unheard(described(alone, 1)) == unheard({}) == ""

@@ -360,6 +360,8 @@ def show_sources(found: "Sources") -> None:
     Args:
         found: of the document.
     """
+    from lhydra.evaluation.sources import unheard
+
     heads = ["", "candidates", "targets found", "only by it", f"in the first {found['k']}", "only by it"]
     counted = ("found", "found_alone", "listed", "listed_alone")
     rows = [
@@ -368,6 +370,8 @@ def show_sources(found: "Sources") -> None:
     ]
     rows.append(["all", "100%", f"{found['found']:,}", "", f"{found['listed']:,}", ""])
     print_table(heads, rows, f"Sources of candidates, {found['targets']:,} targets")
+    if why := unheard(found):
+        print(why)
 
 
 def show_groups(document: "Document") -> None:

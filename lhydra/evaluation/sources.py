@@ -5,12 +5,16 @@ but for what would take its place: so a track that the index found within the wh
 also where other sources took the room.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from lhydra.bundle.candidates import NEAREST
 from lhydra.domain import I64, Recommendation, Tier
 from lhydra.evaluation.document import Sources, SourceShare
+from lhydra.features.listening import SOURCES as OF_MOMENT
 
 K = 20  # places of the served list that are looked at
 POPULAR = "popular"  # where nothing is known of a user, the list is that
@@ -38,6 +42,25 @@ def note(tally: Tally, answer: Recommendation, wanted: I64) -> None:
         tally[name] = tally.get(name, np.zeros(5, np.int64)) + np.array([np.count_nonzero(one) for one in counts])
     whole = np.array([len(answer.candidates), np.count_nonzero(found), 0, np.count_nonzero(listed), 0])
     tally[ALL] = tally.get(ALL, np.zeros(5, np.int64)) + whole
+
+
+def unheard(found: Mapping[str, Any]) -> str:
+    """Says why sources that live on the order of plays brought nothing.
+
+    Args:
+        found: `sources` of the document.
+
+    Returns:
+        A sentence, "" where they brought something or are no sources.
+    """
+    silent = [one.get("source") for one in found.get("by_source", ()) if not one.get("candidates")]
+    names = [name for name in OF_MOMENT if name in silent]
+    if not names:
+        return ""
+    return (
+        f"{', '.join(names)}: nothing here, where users are shown as sets of tracks and what they have heard is left"
+        " out; a served request knows their last plays."
+    )
 
 
 def described(tally: Tally, targets: int) -> Sources:

@@ -5,6 +5,7 @@ from typing import Any
 
 from lhydra.evaluation.document import NDCG, RECALL, Document
 from lhydra.evaluation.report.words import METRIC_NAMES, metric_name, stage_name
+from lhydra.evaluation.sources import unheard
 from lhydra.page.blocks import Block, Cell, Folded, Grid, Panel, Read, Table
 from lhydra.page.charts import SHORT_NUMBER, dot_series, dots, line_series, lines
 from lhydra.page.words import DASH, count, interval, is_number, number, part, share
@@ -148,6 +149,7 @@ def sources(document: Document) -> list[Block]:
     how = (
         f"Of {count(found.get('targets'))} targets, how many each source of candidates brings to the shortlist, and how"
         " many of those end in the list. What only one source finds would be lost without it."
+        f" {unheard(found)}"
     )
     return [Read(how), Panel("", Table(head, rows))]
 

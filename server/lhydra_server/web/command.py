@@ -117,7 +117,7 @@ def local_server(address: str) -> str:
         found += ", on another machine"
     except (OSError, ValueError):  # UnicodeError and numbers of a zone are ValueErrors
         pass
-    expected = "HOST:PORT or [HOST]:PORT of this machine, or unix:PATH, as tokens would travel in the clear"
+    expected = "HOST:PORT or [HOST]:PORT of this machine, or unix:PATH: there is no TLS between them"
     raise ConfigError(complain("--address", found, expected))
 
 

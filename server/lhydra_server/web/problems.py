@@ -77,5 +77,6 @@ def of_body(error: Exception, expected: str, request_id: str) -> Response:
     """
     found = _OF_JSON.search(str(error))
     field = (found[1] or found[2]) if found else ""
-    detail = f"{field or 'body'}: found no such field or value, expected the JSON of a {expected}"
+    thing = f"{field}: found no such field, or a value of another kind" if field else "body: found no such JSON"
+    detail = f"{thing}, expected the JSON of a {expected}"
     return problem(400, "INVALID_ARGUMENT", detail, request_id, field=field)
