@@ -28,8 +28,9 @@ from tests.harness import free_port, until
 
 uvicorn = pytest.importorskip("uvicorn", reason="NOT RUN: `pip install lhydra[web]` brings uvicorn and Starlette")
 pytest.importorskip("starlette", reason="NOT RUN: `pip install lhydra[web]` brings uvicorn and Starlette")
+from lhydra_server.web import application as applications  # noqa: E402
 from lhydra_server.web import command as commands  # noqa: E402
-from lhydra_server.web import connections  # noqa: E402
+from lhydra_server.web import connections, page  # noqa: E402
 from lhydra_server.web import gateway as gateways  # noqa: E402
 from lhydra_server.web.connections import Connection  # noqa: E402
 
@@ -43,7 +44,7 @@ class Web:
     def __init__(self, port: int) -> None:
         self.port = port
 
-    def ask(self, verb: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, dict[str, str], bytes]:
+    def ask(self, verb: str, path: str, body: bytes = b"", /, **headers: str) -> tuple[int, dict[str, str], bytes]:
         names = {name.replace("_", "-"): value for name, value in headers.items()}
         with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)) as connection:
             connection.request(verb, path, body, names)
@@ -72,7 +73,7 @@ def backend(folder: Path, access: Access | None = None) -> Iterator[str]:
 
 @contextmanager
 def web(address: str, *, allow_plays: bool = False) -> Iterator[Web]:
-    app = gateways.application(gateways.Gateway(address, allow_plays=allow_plays))
+    app = applications.application(gateways.Gateway(address, allow_plays=allow_plays))
     server = uvicorn.Server(uvicorn.Config(app, port=0, access_log=False, log_config=None, http=Connection, ws="none"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -147,7 +148,49 @@ def test_limits_hold(reads: Web) -> None:
         assert reads.call("GetStatus", {}, connect_timeout_ms=wrong)[0] == 400
     for right in ({"connect_timeout_ms": "20000"}, {"grpc_timeout": "20S"}):
         assert reads.call("GetStatus", {}, **right)[0] == 200
+    for name, wrong in (("connect-timeout-ms", "0"), ("grpc-timeout", "1H")):
+        assert reads.call("GetStatus", {}, **{name: wrong})[1]["detail"].startswith(f"{name}: found {wrong}, expected")
     assert "access-control-allow-origin" not in reads.ask("OPTIONS", f"{SERVICE}/GetStatus", origin="http://a.test")[1]
+
+
+@pytest.mark.parametrize(
+    ("verb", "path", "headers", "status"),
+    [
+        ("GET", "/nothing", {}, 404),
+        ("GET", f"{SERVICE}/GetStatus", {}, 405),
+        ("DELETE", "/healthz", {}, 405),
+        ("POST", f"{SERVICE}/GetStatus/", {}, 404),
+        ("GET", "/healthz/", {}, 404),
+        ("GET", "/assets/../page.py", {}, 404),
+        ("GET", "/assets/..%2f..%2fpage.py", {}, 404),
+        ("GET", "/healthz", {"host": "evil.test"}, 400),
+        ("POST", "/login", {}, 403),
+        ("POST", f"{SERVICE}/GetStatus", {"content-type": "application/json", "authorization": "Basic eA=="}, 401),
+    ],
+)
+def test_every_refusal_is_a_problem_with_a_request_id(
+    reads: Web, verb: str, path: str, headers: dict[str, str], status: int
+) -> None:
+    code, found, said = reads.ask(verb, path, b"", **headers)
+    told = json.loads(said)
+    assert (code, told["status"], found["content-type"]) == (status, status, "application/problem+json")
+    assert told["requestId"] == found["x-request-id"] != ""
+    assert "location" not in found
+    assert status != 405 or found["allow"]
+    assert reads.ask(verb, path, b"", **headers, x_request_id="mine")[1]["x-request-id"] == "mine"
+
+
+def test_an_error_inside_tells_nothing_of_itself(
+    reads: Web, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError(" ".join(["somebody's", "data"]))
+
+    monkeypatch.setattr(gateways, "bearer", broken)
+    code, told = reads.call("GetStatus", {}, x_request_id="mine")
+    assert (code, told["detail"], told["requestId"]) == (500, "internal error", "mine")
+    assert "mine: RuntimeError" in caplog.text
+    assert "somebody's data" not in caplog.text
 
 
 def test_a_request_id_goes_all_the_way(reads: Web) -> None:
@@ -168,6 +211,78 @@ def test_tokens_are_the_callers_and_the_server_judges_them(tmp_path: Path) -> No
         assert found.call("GetStatus", {}, authorization=f"Bearer {READ}")[0] == 200
         assert found.call("RecordPlays", {}, authorization=f"Bearer {READ}")[0] == 403
         assert found.call("GetStatus", {}, authorization="Bearer no token at all")[0] == 401
+
+
+def test_a_browser_logs_in_and_writes_by_its_own_page_alone(tmp_path: Path) -> None:
+    (tmp_path / COPY).write_text(f"{READ} read reader\n{WRITE} read,write writer\n")
+    form, play = "application/x-www-form-urlencoded", {"plays": [{"eventId": "e", "userId": "u", "trackId": "t001"}]}
+
+    def log_in(found: Web, token: str, **more: str) -> tuple[int, str]:
+        headers = {"content_type": form, "origin": f"http://127.0.0.1:{found.port}"} | more
+        status, told, _ = found.ask("POST", "/login", f"token={token}".encode(), **headers)
+        return status, told.get("set-cookie", "")
+
+    def about(found: Web, **headers: str) -> tuple[bool, str]:
+        told = json.loads(found.ask("GET", "/about", b"", **headers)[2])
+        return told["plays"], told["login"]
+
+    with backend(tmp_path, Access(str(tmp_path))) as address, web(address) as found:
+        assert about(found) == (False, "needed")
+        assert about(found, cookie="lhydra_token=!") == about(found, cookie="lhydra_token=eHg=") == (False, "needed")
+        assert log_in(found, "x" * 24) == log_in(found, "") == log_in(found, "%ff") == (401, "")
+        assert log_in(found, WRITE, origin="http://evil.test") == log_in(found, WRITE, origin="null") == (403, "")
+        assert log_in(found, WRITE, content_type="text/plain") == (415, "")
+        status, cookie = log_in(found, READ)
+        attributes = {part.strip().lower() for part in cookie.split(";")[1:]}
+        assert (status, attributes) == (303, {"httponly", "samesite=strict", "path=/"})
+        assert READ not in cookie
+        reader, writer = ({"cookie": log_in(found, token)[1].partition(";")[0]} for token in (READ, WRITE))
+        assert "secure" in log_in(found, READ, origin=f"https://127.0.0.1:{found.port}")[1].lower()
+        assert about(found, **reader) == (False, "done")
+        assert about(found, **writer) == about(found, authorization=f"Bearer {WRITE}") == (True, "done")
+        assert found.call("GetStatus", {}, **reader)[0] == 200
+        assert found.call("GetStatus", {})[0] == 401
+        assert found.call("RecordPlays", play)[0] == 403
+        assert found.call("RecordPlays", play, **reader, x_lhydra_page="1")[0] == 403
+        status, told = found.call("RecordPlays", play, **writer)
+        assert (status, told["detail"].split(":")[0]) == (403, "x-lhydra-page")
+        assert found.call("RecordPlays", play, **writer, x_lhydra_page="1") == (200, {"recorded": 1})
+        assert found.call("RecordPlays", play, authorization=f"Bearer {WRITE}") == (200, {"duplicates": 1})
+        away = found.ask("POST", "/logout", b"", **writer, origin=f"http://127.0.0.1:{found.port}")
+        assert (away[0], "max-age=0" in away[1]["set-cookie"].lower()) == (303, True)
+    (tmp_path / "open").mkdir()
+    with backend(tmp_path / "open") as address:
+        with web(address) as found:
+            assert about(found) == (False, "none")
+            for headers in ({}, {"authorization": f"Bearer {WRITE}"}):  # any token: an open server knows none
+                assert found.call("RecordPlays", play, **headers)[0] == 403
+        with web(address, allow_plays=True) as found:
+            assert about(found) == (True, "none")
+    with web(f"127.0.0.1:{free_port()}") as alone:
+        assert alone.ask("GET", "/about")[0] in (503, 504)
+
+
+def test_the_page_is_told_as_it_was_built(reads: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(page, "FOLDER", tmp_path)
+    assert reads.ask("GET", "/")[0] == 404
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "index.html").write_bytes(b"<!doctype html>page")
+    (tmp_path / "assets" / "index-Ab_d-123.js").write_bytes(b"code")
+    (tmp_path / "assets" / "index-Ab_d-123.js.br").write_bytes(b"small")
+    (tmp_path / "assets" / "secret.key").write_bytes(b"secret")
+    code, headers, said = reads.ask("GET", "/")
+    assert (code, said, headers["cache-control"]) == (200, b"<!doctype html>page", "no-cache")
+    assert headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+    assert headers["x-content-type-options"] == "nosniff"
+    assert reads.ask("GET", "/", if_none_match=headers["etag"])[::2] == (304, b"")
+    assert reads.ask("HEAD", "/")[::2] == (200, b"")
+    script = "/assets/index-Ab_d-123.js"
+    code, headers, said = reads.ask("GET", script, accept_encoding="gzip, br")
+    assert (said, headers["content-encoding"], "immutable" in headers["cache-control"]) == (b"small", "br", True)
+    assert headers["content-type"].startswith("text/javascript")
+    assert reads.ask("GET", script)[2] == reads.ask("GET", script, accept_encoding="br;q=0, gzip")[2] == b"code"
+    for name in ("secret.key", "index-Ab_d-123.js.br", "nothing.js", ".js", "a%00.js", "..%2findex.html"):
+        assert reads.ask("GET", f"/assets/{name}")[0] == 404
 
 
 def test_health_tells_the_gateway_from_the_server(tmp_path: Path) -> None:

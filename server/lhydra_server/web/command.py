@@ -26,7 +26,7 @@ class WebSettings(Settings):
     host: str = setting("127.0.0.1", "address to listen on")
     port: int = setting(8080, "port to listen on", low=1, high=65_535)
     name: str | None = setting(None, "what browsers call this host, where it listens beyond this machine")
-    allow_plays: bool = setting(False, "pass plays on; without it the gateway only reads")
+    allow_plays: bool = setting(False, "pass plays on; without it only those of a token that may write")
     insecure: bool = setting(False, "listen beyond this machine without TLS")
 
 
@@ -61,8 +61,9 @@ def run(args: argparse.Namespace) -> int:
     logs.configure(args.log_level)
     import uvicorn
 
+    from lhydra_server.web.application import LOCAL_NAMES, application
     from lhydra_server.web.connections import Connection
-    from lhydra_server.web.gateway import LOCAL_NAMES, Gateway, application
+    from lhydra_server.web.gateway import Gateway
 
     names = (*LOCAL_NAMES, settings.host, *([settings.name] if settings.name else ()))
     app = application(Gateway(server, allow_plays=settings.allow_plays), names)

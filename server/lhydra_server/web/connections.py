@@ -3,8 +3,6 @@
 import asyncio
 
 import h11
-from starlette.responses import PlainTextResponse
-from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_S = 10.0  # for a request's head to come
@@ -56,27 +54,3 @@ class Connection(H11Protocol):
             self._time.cancel()
         self._before_head = self.conn.their_state is h11.IDLE
         self._time = self.loop.call_later(HEAD_S if self._before_head else ANSWER_S, self.transport.abort)
-
-
-class OneLength:
-    """Refuses requests that tell their length twice: a proxy that believes the other one sees another request behind.
-
-    Args:
-        app: answers all others.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers a request.
-
-        Args:
-            scope: of the request.
-            receive: its body.
-            send: takes the reply.
-        """
-        app = self._app
-        if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope.get("headers", ())}:
-            app = PlainTextResponse("expected one length\n", 400, {"connection": "close"})
-        await app(scope, receive, send)

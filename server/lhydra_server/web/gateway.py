@@ -1,14 +1,13 @@
 """The gateway: each unary method as JSON at POST /lhydra.v1.Recommender/METHOD, made of the descriptors.
 
 Paths and bodies are those of Envoy's transcoder with `auto_mapping` and of the Connect protocol. Nothing of a request
-is logged. Only `application/json` is taken, which no page of another origin can send unasked, and only known names of
-this host are answered to, which no other page can make its own.
+is logged. Only `application/json` is taken, which no page of another origin can send unasked. A browser's cookie is
+no leave to write: that takes a header besides, which no page of another origin can send either.
 """
 
 import asyncio
-import os
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,31 +16,29 @@ from google.protobuf import json_format
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.responses import Response
 
-from lhydra.limits import is_request_id
+from lhydra.errors import complain
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.access import RIGHT_OF
-from lhydra_server.web.connections import OneLength
+from lhydra_server.web.cookie import bearer
 from lhydra_server.web.problems import of_body, of_call, problem
 
 SERVICE = pb.DESCRIPTOR.services_by_name["Recommender"]
+PATH = f"/{SERVICE.full_name}/"
 MAX_BODY_BYTES = 2**20  # as the server's largest request
 BODY_S = 10.0  # for a body to arrive: a slow one must not hold a place
 DEFAULT_S, LONGEST_S = 5.0, 60.0  # deadline of a call that names none, and of any
 MAX_CALLS = 64  # at a time
-LOCAL_NAMES = ("localhost", "127.0.0.1")
+PAGE_HEADER = "x-lhydra-page"
 SOON_BACK = (  # gRPC's own wait grows to two minutes, in which a server that is back would not be found
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 _UNITS = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}  # of grpc-timeout
-_GRPC_TIMEOUT, _TOKEN = re.compile(r"(\d{1,8})([HMSmun])"), re.compile(r"Bearer [!-~]{1,512}")
+_GRPC_TIMEOUT = re.compile(r"(\d{1,8})([HMSmun])")
+_WRITES = frozenset(path for path, right in RIGHT_OF.items() if right == "write")
 
 
 class Gateway:
@@ -49,11 +46,12 @@ class Gateway:
 
     Args:
         address: of the server, as gRPC names it.
-        allow_plays: whether methods that write are passed on.
+        allow_plays: whether methods that write are passed on for callers without a token.
     """
 
     def __init__(self, address: str, *, allow_plays: bool) -> None:
-        self._address, self._allow_plays, self._running = address, allow_plays, 0
+        self.allow_plays = allow_plays
+        self._address, self._running = address, 0
         self._calls: dict[str, tuple[type[Message], Any]] = {}
         self._health: Any = None
 
@@ -84,136 +82,152 @@ class Gateway:
             )
             yield
 
-    async def call(self, request: Request) -> Response:
+    async def call(self, request: Request, name: str) -> Response:
         """Answers a call.
 
         Args:
-            request: POST with the JSON of the method's request; an empty body is an empty message.
+            request: with the JSON of the method's request; an empty body is an empty message.
+            name: of the method, as the path has it.
 
         Returns:
             The JSON of the reply, or a problem.
         """
-        given, name = request.headers.get("x-request-id", ""), request.path_params["method"]
-        request_id = given if is_request_id(given) else os.urandom(16).hex()
+        request_id = request.scope["request_id"]
         if name not in SERVICE.methods_by_name:
             return problem(404, "UNIMPLEMENTED", f"there is no method {name[:100]!r}", request_id)
+        if request.method != "POST":
+            refused = problem(405, "UNIMPLEMENTED", f"{name}: expected POST", request_id)
+            refused.headers["allow"] = "POST"
+            return refused
         if name not in self._calls:
             return problem(501, "UNIMPLEMENTED", f"{name} is a stream: only gRPC has it", request_id)
-        if not self._allow_plays and RIGHT_OF.get(f"/{SERVICE.full_name}/{name}") != "read":
-            detail = f"{name}: found a gateway that only reads, expected one started with --allow-plays"
-            return problem(403, "PERMISSION_DENIED", detail, request_id)
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             return problem(415, "INVALID_ARGUMENT", "content-type: expected application/json", request_id)
-        if (seconds := timeout_s(request)) is None:
-            return problem(400, "INVALID_ARGUMENT", f"deadline: expected up to {LONGEST_S:g} s", request_id)
+        try:
+            seconds, (token, by_cookie) = timeout_s(request), bearer(request)
+        except DeadlineError as error:
+            return problem(400, "INVALID_ARGUMENT", str(error), request_id)
+        except ValueError as error:
+            return problem(401, "UNAUTHENTICATED", str(error), request_id)
         if self._running >= MAX_CALLS:
             return problem(429, "RESOURCE_EXHAUSTED", "too many calls at a time", request_id, wait_ms="1000")
         self._running += 1
         try:
-            return await self._passed_on(request, name, request_id, seconds)
+            if PATH + name in _WRITES:
+                if by_cookie and request.headers.get(PAGE_HEADER) != "1":
+                    detail = f"{PAGE_HEADER}: found none, expected 1 beside a cookie, to write"
+                    return problem(403, "PERMISSION_DENIED", detail, request_id)
+                if not self.allow_plays and not (token and await self.refuses("GetStatus", "")):
+                    detail = (
+                        f"{name}: found a gateway that only reads, expected --allow-plays, or a token that may write"
+                    )
+                    return problem(403, "PERMISSION_DENIED", detail, request_id)
+            return await self._passed_on(request, name, seconds, token)
+        except grpc.aio.AioRpcError as error:
+            return of_call(error, request_id)
         finally:
             self._running -= 1
 
-    async def _passed_on(self, request: Request, name: str, request_id: str, seconds: float) -> Response:
+    async def _passed_on(self, request: Request, name: str, seconds: float, token: str) -> Response:
         kind, call = self._calls[name]
-        try:
-            async with asyncio.timeout(BODY_S):
-                body = await _body(request)
-        except (TimeoutError, ClientDisconnect):
-            return problem(408, "DEADLINE_EXCEEDED", "the body did not come", request_id)
-        if body is None:
-            return problem(413, "INVALID_ARGUMENT", f"body: expected at most {MAX_BODY_BYTES:,} bytes", request_id)
+        body = await self.body(request)
+        if isinstance(body, Response):
+            return body
         try:
             text = body.decode() or "{}"
             if not text.lstrip().startswith("{"):
                 raise ValueError("no object")
             message = json_format.Parse(text, kind())
         except (json_format.ParseError, ValueError, RecursionError) as error:
-            return of_body(error, kind.DESCRIPTOR.name, request_id)
-        metadata = [("x-request-id", request_id)]
-        if token := request.headers.get("authorization"):
-            if not _TOKEN.fullmatch(token):
-                return problem(401, "UNAUTHENTICATED", "authorization: expected Bearer TOKEN", request_id)
-            metadata.append(("authorization", token))
-        try:
-            reply = await call(message, timeout=seconds, metadata=metadata)
-        except grpc.aio.AioRpcError as error:
-            return of_call(error)
+            return of_body(error, kind.DESCRIPTOR.name, request.scope["request_id"])
+        reply = await call(message, timeout=seconds, metadata=_metadata(request.scope["request_id"], token))
         told = json_format.MessageToJson(reply, indent=None, ensure_ascii=False)
-        return Response(told, 200, {"x-request-id": request_id, "cache-control": "no-store"}, "application/json")
+        return Response(told, 200, {"cache-control": "no-store"}, "application/json")
 
-    async def ready(self, request: Request) -> Response:
-        """Says whether the server behind answers.
+    async def body(self, request: Request) -> bytes | Response:
+        """Reads the body of a request.
 
         Args:
-            request: GET.
+            request: of anybody.
 
         Returns:
-            200, or 503.
+            The body, or a problem of one that is too long, which is not read to its end, or does not come.
+        """
+        body, request_id = bytearray(), request.scope["request_id"]
+        try:
+            async with asyncio.timeout(BODY_S):
+                async for part in request.stream():
+                    body += part
+                    if len(body) > MAX_BODY_BYTES:
+                        detail = f"body: expected at most {MAX_BODY_BYTES:,} bytes"
+                        return problem(413, "INVALID_ARGUMENT", detail, request_id)
+        except (TimeoutError, ClientDisconnect):
+            return problem(408, "DEADLINE_EXCEEDED", "the body did not come", request_id)
+        return bytes(body)
+
+    async def refuses(self, name: str, token: str) -> bool:
+        """Asks whether the server lets a token call a method; the request is empty.
+
+        Args:
+            name: of the method.
+            token: `Bearer TOKEN`, or "" for none.
+
+        Returns:
+            True if it refuses the token, or refuses callers without one.
+
+        Raises:
+            AioRpcError: nobody answers.
+        """
+        kind, call = self._calls[name]
+        try:
+            await call(kind(), timeout=DEFAULT_S, metadata=_metadata("", token))
+        except grpc.aio.AioRpcError as error:
+            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise
+            return error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+        return False
+
+    async def not_ready(self) -> str:
+        """Asks whether the server behind serves.
+
+        Returns:
+            "" if it does, or what is wrong.
         """
         try:
             reply = await self._health(health_pb2.HealthCheckRequest(), timeout=1.0)
         except grpc.aio.AioRpcError:
-            return PlainTextResponse("no server answers\n", 503)
-        up = reply.status == health_pb2.HealthCheckResponse.SERVING
-        return PlainTextResponse("ready\n" if up else "not serving\n", 200 if up else 503)
+            return "no server answers"
+        return "" if reply.status == health_pb2.HealthCheckResponse.SERVING else "the server does not serve"
 
 
-async def alive(request: Request) -> Response:
-    """Says that the gateway runs.
-
-    Args:
-        request: GET.
-
-    Returns:
-        200.
-    """
-    return PlainTextResponse("ok\n")
+class DeadlineError(ValueError):
+    """A deadline that makes no sense; names its header."""
 
 
-def application(gateway: Gateway, names: Sequence[str] = LOCAL_NAMES) -> Starlette:
-    """Makes the application.
-
-    Args:
-        gateway: answers calls.
-        names: what the gateway may be called in `Host`.
-
-    Returns:
-        The ASGI application, which connects when it starts.
-    """
-    routes = [
-        Route(f"/{SERVICE.full_name}/{{method}}", gateway.call, methods=["POST"]),
-        Route("/healthz", alive),
-        Route("/readyz", gateway.ready),
-    ]
-    hosts = Middleware(TrustedHostMiddleware, allowed_hosts=list(names), www_redirect=False)
-    return Starlette(routes=routes, middleware=[Middleware(OneLength), hosts], lifespan=gateway.connected)
-
-
-def timeout_s(request: Request) -> float | None:
+def timeout_s(request: Request) -> float:
     """Reads the deadline of a call.
 
     Args:
         request: with `connect-timeout-ms`, `grpc-timeout`, or neither.
 
     Returns:
-        Seconds; None where there is no sense in it.
+        Seconds.
+
+    Raises:
+        DeadlineError: there is no sense in it.
     """
-    if given := request.headers.get("connect-timeout-ms"):
+    if given := request.headers.get(name := "connect-timeout-ms"):
         seconds = int(given) / 1000 if re.fullmatch(r"[0-9]{1,10}", given) else 0.0
-    elif given := request.headers.get("grpc-timeout"):
+    elif given := request.headers.get(name := "grpc-timeout"):
         found = _GRPC_TIMEOUT.fullmatch(given)
         seconds = int(found[1]) * _UNITS[found[2]] if found else 0.0
     else:
         return DEFAULT_S
-    return seconds if 0 < seconds <= LONGEST_S else None
+    if not 0 < seconds <= LONGEST_S:
+        raise DeadlineError(complain(name, given[:20], f"more than 0, up to {LONGEST_S:g} s"))
+    return seconds
 
 
-async def _body(request: Request) -> bytes | None:
-    """The body; None of one that is too long, which is not read to its end."""
-    body = bytearray()
-    async for part in request.stream():
-        body += part
-        if len(body) > MAX_BODY_BYTES:
-            return None
-    return bytes(body)
+def _metadata(request_id: str, token: str) -> list[tuple[str, str]]:
+    found = (("x-request-id", request_id), ("authorization", token))
+    return [(key, value) for key, value in found if value]

@@ -30,7 +30,7 @@ def problem(status: int, code: str, detail: str, request_id: str, *, field: str 
         status: of HTTP.
         code: name of the gRPC code.
         detail: what went wrong, for the caller.
-        request_id: of the call, "" where it has none.
+        request_id: of the request.
         field: of the request, where one is at fault.
         wait_ms: milliseconds to wait before the call is sent again, in digits; "" where nobody knows.
 
@@ -40,27 +40,28 @@ def problem(status: int, code: str, detail: str, request_id: str, *, field: str 
     told = {"type": "about:blank", "title": code.replace("_", " ").capitalize(), "status": status, "detail": detail}
     more = {"field": field, "requestId": request_id, "retryAfterMs": int(wait_ms) if wait_ms.isdecimal() else ""}
     told |= {"code": code.lower(), "message": detail} | {name: value for name, value in more.items() if value != ""}
-    headers = {"x-request-id": request_id} if request_id else {}
+    headers = {"www-authenticate": "Bearer"} if status == 401 else {}
     if wait_ms.isdecimal():
         headers["retry-after"] = str(-(-int(wait_ms) // 1000))
     return Response(json.dumps(told), status, headers, "application/problem+json")
 
 
-def of_call(error: grpc.aio.AioRpcError) -> Response:
+def of_call(error: grpc.aio.AioRpcError, request_id: str) -> Response:
     """Makes the response to a call that the server ended with an error.
 
     Args:
         error: as gRPC raised it.
+        request_id: of the request.
 
     Returns:
         The problem.
     """
     code, detail = error.code().name, error.details() or ""
     trailers = {key: value for key, value in error.trailing_metadata()}  # noqa: C416  # aio's Metadata is no mapping
-    request_id, wait_ms = (str(trailers.get(key, "")) for key in ("x-request-id", "retry-after-ms"))
-    if code == "UNAVAILABLE" and not request_id:
+    if code == "UNAVAILABLE" and "x-request-id" not in trailers:
         detail = "no server answers"  # gRPC's own text names addresses
     found = _FIELD.match(detail) if code == "INVALID_ARGUMENT" else None
+    wait_ms = str(trailers.get("retry-after-ms", ""))
     return problem(STATUS.get(code, 500), code, detail, request_id, field=found[1] if found else "", wait_ms=wait_ms)
 
 

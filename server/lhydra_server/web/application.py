@@ -1,0 +1,156 @@
+"""The application: what comes before every request (its id, `Host`, one length), and which path leads where."""
+
+import logging
+import os
+import re
+import traceback
+from collections.abc import Sequence
+from functools import partial
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lhydra.limits import is_request_id
+from lhydra_server.web import login, page
+from lhydra_server.web.gateway import PATH, Gateway
+from lhydra_server.web.problems import problem
+
+_log = logging.getLogger(__name__)
+LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+_CODE_OF = {404: "NOT_FOUND", 405: "UNIMPLEMENTED"}
+_SAFE = (  # on every reply
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+)
+_NOTHING = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+_PORT = re.compile(r":[0-9]*$")
+
+
+class Application:
+    """Gives every request an id and refuses what no path should see; calls go to the gateway, the rest to `pages`.
+
+    Args:
+        gateway: answers calls.
+        pages: answers everything else.
+        names: what the gateway may be called in `Host`.
+    """
+
+    def __init__(self, gateway: Gateway, pages: ASGIApp, names: Sequence[str]) -> None:
+        self._gateway, self._pages = gateway, pages
+        self._names = {name.strip("[]").lower() for name in names}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request.
+
+        Args:
+            scope: of the request.
+            receive: its body.
+            send: takes the reply.
+        """
+        if scope["type"] != "http":
+            await self._pages(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        given = request.headers.get("x-request-id", "")
+        request_id = scope["request_id"] = given if is_request_id(given) else os.urandom(16).hex()
+        began = False
+
+        async def told(message: Message) -> None:
+            nonlocal began
+            if message["type"] == "http.response.start":
+                began, headers = True, message["headers"]
+                own = {name for name, _ in headers}
+                if _NOTHING[0] not in own:
+                    headers.append(_NOTHING)
+                headers += [(b"x-request-id", request_id.encode()), *_SAFE]
+            await send(message)
+
+        try:
+            app: ASGIApp = self._refused(request) or self._pages
+            if app is self._pages and scope["path"].startswith(PATH):
+                app = await self._gateway.call(request, scope["path"].removeprefix(PATH))
+            await app(scope, receive, told)
+        except Exception as error:  # whose text may be somebody's data
+            place = "".join(traceback.format_tb(error.__traceback__))
+            _log.error("request %s: %s\n%s", request_id, type(error).__name__, place)
+            if began:
+                raise ConnectionAbortedError from None
+            await problem(500, "INTERNAL", "internal error", request_id)(scope, receive, told)
+
+    def _refused(self, request: Request) -> Response | None:
+        request_id = request.scope["request_id"]
+        if "content-length" in request.headers and "transfer-encoding" in request.headers:
+            # A proxy that believes the other one sees another request behind.
+            refused = problem(400, "INVALID_ARGUMENT", "content-length: found two, expected one length", request_id)
+            refused.headers["connection"] = "close"
+            return refused
+        if _PORT.sub("", request.headers.get("host", "")).strip("[]").lower() not in self._names:
+            detail = "host: found another name, expected one of this gateway's (--name)"
+            return problem(400, "INVALID_ARGUMENT", detail, request_id)
+        return None
+
+
+def application(gateway: Gateway, names: Sequence[str] = LOCAL_NAMES) -> Application:
+    """Makes the application.
+
+    Args:
+        gateway: answers calls.
+        names: what the gateway may be called in `Host`.
+
+    Returns:
+        The ASGI application, which connects when it starts.
+    """
+    routes = [
+        Route("/", page.index),
+        Route("/assets/{name}", page.asset),
+        Route("/about", partial(login.about, gateway)),
+        Route("/login", partial(login.login, gateway), methods=["POST"]),
+        Route("/logout", login.logout, methods=["POST"]),
+        Route("/healthz", alive),
+        Route("/readyz", partial(ready, gateway)),
+    ]
+    pages = Starlette(routes=routes, lifespan=gateway.connected, exception_handlers={HTTPException: _no_path})
+    pages.router.redirect_slashes = False
+    return Application(gateway, pages, names)
+
+
+async def alive(request: Request) -> Response:
+    """Says that the gateway runs.
+
+    Args:
+        request: GET.
+
+    Returns:
+        200.
+    """
+    return PlainTextResponse("ok\n")
+
+
+async def ready(gateway: Gateway, request: Request) -> Response:
+    """Says whether the server behind answers.
+
+    Args:
+        gateway: connected to it.
+        request: GET.
+
+    Returns:
+        200, or a problem of 503.
+    """
+    if found := await gateway.not_ready():
+        return problem(503, "UNAVAILABLE", found, request.scope["request_id"])
+    return PlainTextResponse("ready\n")
+
+
+async def _no_path(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = _CODE_OF.get(error.status_code, "INVALID_ARGUMENT")
+    detail = f"path or method: {error.detail.lower()}"
+    refused = problem(error.status_code, code, detail, request.scope["request_id"])
+    refused.headers.update(error.headers or {})
+    return refused
