@@ -35,7 +35,7 @@ from lhydra.commands.outputs import check_output, is_json_with
 from lhydra.data.clock import play_times
 from lhydra.data.dataset import TRAIN, Dataset, user_states
 from lhydra.data.plays import flags_of, state_of
-from lhydra.domain import I64, Recommendation, Repeat, UserState
+from lhydra.domain import I64, Query, Recommendation, Repeat, UserState
 from lhydra.errors import LhydraError
 from lhydra.files import write_text
 from lhydra.queries import to_query
@@ -167,6 +167,23 @@ def ratio_of(ours: F64, others: F64, seed: int) -> dict[str, float]:
     return {"mean": float(ours.mean() / others.mean()), "low": float(low), "high": float(high)}
 
 
+def query_of(users: UserStore, user_id: str, k: int, repeat: Repeat) -> Query:
+    """Makes the query of a request as the server does.
+
+    Args:
+        users: the user store.
+        user_id: whom to answer.
+        k: tracks.
+        repeat: what becomes of heard tracks.
+
+    Returns:
+        The query.
+    """
+    now = int(time.time())
+    said = to_request(pb.RecommendRequest(user_id=user_id, k=k), k, {}, None, now)
+    return replace(to_query(said, users.get(user_id), now), repeat=repeat)
+
+
 def answer(
     recommender: Recommender, users: UserStore, user_id: str, k: int, repeat: Repeat
 ) -> tuple[Recommendation, dict[str, int]]:
@@ -187,9 +204,7 @@ def answer(
     assert parts is not None  # the bundle lies in a store
     with timed("total", stage_us):
         with timed("lookup", stage_us):
-            now = int(time.time())
-            said = to_request(pb.RecommendRequest(user_id=user_id, k=k), k, {}, None, now)
-            query = replace(to_query(said, users.get(user_id), now), repeat=repeat)
+            query = query_of(users, user_id, k, repeat)
         found = recommender.recommend(query)
         with timed("reply", stage_us):
             reply(found, parts, stage_us, bundle_id=recommender.bundle_id, degraded=(), request_id="0" * 32)
