@@ -101,6 +101,23 @@ def check(
     Raises:
         LhydraError: the first file that is missing or differs, as an `error`.
     """
+    check_sizes(folder, files, error)
+    for (name, info), found in zip(files.items(), hashes(folder / name for name in files), strict=True):
+        if found != info["sha256"]:
+            raise error(complain(folder / name, f"sha256 {found[:12]}…", f"sha256 {info['sha256'][:12]}…"))
+
+
+def check_sizes(folder: Path, files: dict[str, FileInfo], error: type[LhydraError]) -> None:
+    """Checks that files are there and as long as what was sealed, without reading them.
+
+    Args:
+        folder: where the files lie.
+        files: what was sealed, by name.
+        error: the class to raise.
+
+    Raises:
+        LhydraError: the first file that is missing or has another length, as an `error`.
+    """
     for name, info in files.items():
         path = folder / name
         if not path.is_file():
@@ -108,9 +125,6 @@ def check(
         size = path.stat().st_size
         if size != info["bytes"]:
             raise error(complain(path, f"{size} bytes", f"{info['bytes']} bytes"))
-    for (name, info), found in zip(files.items(), hashes(folder / name for name in files), strict=True):
-        if found != info["sha256"]:
-            raise error(complain(folder / name, f"sha256 {found[:12]}…", f"sha256 {info['sha256'][:12]}…"))
 
 
 def read_json(

@@ -73,6 +73,47 @@ class FakeRecommender(RecommenderServicer):
         self._take(request, context)
         return pb.SearchTracksResponse(tracks=CATALOG, found=1234, bundle_id="b-1", request_id="r-7")
 
+    def GetUser(self, request: pb.GetUserRequest, context: Any) -> pb.GetUserResponse:
+        self._take(request, context)
+        if request.user_id == "nobody":
+            return pb.GetUserResponse(bundle_id="b-1")
+        return pb.GetUserResponse(
+            known=True,
+            profile=pb.Profile(columns={"country": pb.Value(text="Chile")}),
+            history=[pb.HeardTrack(track_id="t1", title="Blue Hour", artist="Ana Sol", count=3, last_s=1_700_000_000)],
+            history_tracks=7,
+            heard_tracks=1234,
+            plays=[pb.RecentPlay(timestamp_s=1_700_000_000, skipped=True)],
+            session=1,
+            bundle_id="b-1",
+        )
+
+    def SearchUsers(self, request: pb.SearchUsersRequest, context: Any) -> pb.SearchUsersResponse:
+        self._take(request, context)
+        return pb.SearchUsersResponse(user_ids=["ana", "an\x1b[2J"], more=True)
+
+    def ListBundles(self, request: pb.ListBundlesRequest, context: Any) -> pb.ListBundlesResponse:
+        self._take(request, context)
+        gate = pb.GateVerdict(name="overlap", verdict="refused", found=0.5, limit=0.7)
+        return pb.ListBundlesResponse(
+            bundles=[
+                pb.BundleInfo(bundle_id="b-2", current=True, created_s=1_700_000_000, tracks=1234, gates=[gate]),
+                pb.BundleInfo(bundle_id="b-1", serving=True, error="no manifest"),
+            ]
+        )
+
+    def GetMap(self, request: pb.GetMapRequest, context: Any) -> pb.GetMapResponse:
+        self._take(request, context)
+        return pb.GetMapResponse(
+            track_ids=["t1", "t2"],
+            places=b"\x01\x00\x00\x01\xff\xff\x00\x00",
+            column="genre",
+            values=["Jazz"],
+            value_of=b"\x00\xff",
+            projection="pca",
+            bundle_id="b-1",
+        )
+
     def RecommendMany(self, request_iterator: Any, context: Any) -> Iterator[pb.RecommendResponse]:
         for request in request_iterator:
             self._take(request, context)
@@ -87,6 +128,8 @@ class FakeRecommender(RecommenderServicer):
             bundle_id="b-1", model_id="m-1", lhydra_version="0.1.0", tracks=3, dim=8, index_recipe="flat",
             default_depth=200, max_k=1000, workers=1, uptime_s=1.5, current_bundle_id="b-2",
             swap_error="b-2: vectors.npy: found 1, expected 2", requests=9,
+            stages=[pb.Percentiles(name="embed", count=1234, p50_us=90, p90_us=180, p99_us=300)],
+            tiers=[pb.Counted(name="personal", count=7)],
         )  # fmt: skip
 
 

@@ -45,7 +45,7 @@ from tests.test_supervisor import B1, fake, publish, refused, running
 
 READ, WRITE, ADMIN, BOTH = (letter * 24 for letter in "rwab")
 FILE = f"# callers\n{READ} read reader\n{WRITE}\twrite writer\n\n{ADMIN} admin boss\n  {BOTH} write,read both 1000\n"
-RIGHTS = {READ: {"read"}, WRITE: {"write"}, ADMIN: {"read", "write"}, BOTH: {"read", "write"}}
+RIGHTS = {READ: {"read"}, WRITE: {"write"}, ADMIN: {"read", "write", "admin"}, BOTH: {"read", "write"}}
 FORMS = serialization.PrivateFormat.PKCS8, serialization.PrivateFormat.TraditionalOpenSSL
 TRANSPORTS = ("plain", "tls", "mtls")
 CALLS: dict[str, tuple[str, Callable[[Client], Any]]] = {
@@ -56,6 +56,10 @@ CALLS: dict[str, tuple[str, Callable[[Client], Any]]] = {
     "GetStatus": ("read", lambda client: client.status()),
     "GetTracks": ("read", lambda client: client.tracks(["t1"])),
     "SearchTracks": ("read", lambda client: client.search("blue")),
+    "GetUser": ("admin", lambda client: client.user("u")),
+    "SearchUsers": ("admin", lambda client: client.users("u")),
+    "ListBundles": ("admin", lambda client: client.bundles()),
+    "GetMap": ("admin", lambda client: client.track_map(5)),
     "RecordPlays": ("write", lambda client: client.record_plays([Play("u", "t1")])),
 }
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from lhydra import files
+from lhydra.bundle import listed
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.catalog import ARRAYS, OWN_LENGTH, TEXT, Catalog, CatalogArray
 from lhydra.bundle.catalog_writer import write_hashes
@@ -95,7 +96,7 @@ def test_a_bundle_in_a_folder_of_another_name_is_refused_by_all_who_open_it(copy
         line = str(caught.value)
         assert line.startswith(f"{store / other / 'manifest.json'}: found bundle {bundle_id}, expected {other}")
         assert "\n" not in line
-    assert {entry.bundle_id: entry.state for entry in stores.entries(store)}[other] == "broken"
+    assert {entry.bundle_id: entry.state for entry in listed.entries(store)}[other] == "broken"
     assert Bundle.open(store, bundle_id).bundle_id == bundle_id
     Model.open(shutil.copytree(tiny_model, store.parent / "renamed"))  # a model's folder is named by its user
 

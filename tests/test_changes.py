@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from lhydra.bundle import listed
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.exact import nearest
 from lhydra.bundle.manifest import FORMAT, Manifest, current_bundle_id
@@ -22,7 +23,6 @@ from lhydra.domain import Condition, Query, UserState, track_hashes
 from lhydra.errors import DataError
 from lhydra.recommender import Recommender
 from lhydra_index_builder import changes
-from lhydra_index_builder import store as stores
 from lhydra_index_builder.build import rebuild
 from lhydra_index_builder.config import RebuildSettings
 from lhydra_protos.v1 import recommender_pb2 as pb
@@ -185,7 +185,7 @@ def test_adding_after_removing_and_bringing_back(store: Path, tiny_dataset: Data
     assert (added, restored) == (1, 2)
     assert built.manifest.changes | {"due": ""} == {
         **{"added": 6, "removed": 2, "due": ""},
-        "base": stores.entries(store)[-1].bundle_id,
+        "base": listed.entries(store)[-1].bundle_id,
     }
     changes.add(write_ids(tmp_path, [gone[0], gone[2]]), store, CONFIG)
     last = Bundle.open(store)
@@ -235,7 +235,7 @@ def test_a_rebuild_is_due_when_much_has_changed(store: Path, tiny_dataset: Datas
     built, _ = changes.remove(tiny_dataset.track_ids[:10], store, CONFIG)
     assert built.manifest.changes["due"] == ""
     built, _ = changes.remove(tiny_dataset.track_ids[10:30], store, CONFIG)
-    base = stores.entries(store)[-1].bundle_id
+    base = listed.entries(store)[-1].bundle_id
     assert built.manifest.changes["due"] == f"8% of the tracks were added or removed since {base}"
 
 

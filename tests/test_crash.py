@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from lhydra import files
+from lhydra.bundle import listed
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.manifest import Manifest, current_bundle_id
 from lhydra.cli import main
@@ -196,7 +197,7 @@ def test_killed_at_a_step_the_last_good_bundle_is_current(
     assert len(new) == (at in IN_PLACE)
     for bundle_id in (*before, *new):
         Bundle.open(store, bundle_id)
-    partial = [entry.bundle_id for entry in stores.entries(store) if entry.state == "partial"]
+    partial = [entry.bundle_id for entry in listed.entries(store) if entry.state == "partial"]
     assert partial == [name for name in left_over(store) if name.startswith(".staging-")]
     assert len(partial) == (at not in IN_PLACE)
     built = again()
@@ -315,7 +316,7 @@ def test_current_that_cannot_be_written_stays(store: Path, words: dict[str, list
     assert f"{store}" in err
     assert current_bundle_id(store) == current
     assert left_over(store) == [".lock"]
-    (new,) = [entry.bundle_id for entry in stores.entries(store) if entry.state == "newer"]
+    (new,) = [entry.bundle_id for entry in listed.entries(store) if entry.state == "newer"]
     assert stores.rollback(store, new) == Bundle.open(store).bundle_id == new
 
 
@@ -404,15 +405,15 @@ def test_the_gate_is_asked_again_for_each_rollback_and_may_then_refuse(
         if len(against) < 3:
             stores.rollback(store, None if len(against) == 1 else newer)
             return checks
-        return [*checks, gate.Check("odd", stores.REFUSED, 1, 0, "the third time")]
+        return [*checks, gate.Check("odd", listed.REFUSED, 1, 0, "the third time")]
 
     monkeypatch.setattr(gate, "check", rolled_back_meanwhile)
-    older = stores.entries(store)[1].bundle_id
+    older = listed.entries(store)[1].bundle_id
     with pytest.raises(BundleRefused, match="the third time"):
         again()
     assert against == [newer, older, newer]
     assert Bundle.open(store).bundle_id == newer
-    (refused,) = [entry for entry in stores.entries(store) if entry.state == "refused"]
+    (refused,) = [entry for entry in listed.entries(store) if entry.state == "refused"]
     assert refused.manifest is not None
     assert refused.manifest.gate["against"] == newer
     Bundle.open(store, refused.bundle_id)
@@ -433,7 +434,7 @@ def fake(store: Path, bundle_id: str, verdict: str) -> str:
 def test_a_bundle_that_a_process_has_open_outlives_retention_but_not_the_process(
     store: Path, again: Callable[..., build.Built]
 ) -> None:
-    second, first = (entry.bundle_id for entry in stores.entries(store))
+    second, first = (entry.bundle_id for entry in listed.entries(store))
     program = """
 import sys
 from pathlib import Path
@@ -463,7 +464,7 @@ sys.stdin.read()
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_refused_bundles_are_kept_by_their_own_count(keep: int, store: Path) -> None:
-    good = [entry.bundle_id for entry in stores.entries(store)]
+    good = [entry.bundle_id for entry in listed.entries(store)]
     refused = [fake(store, f"20200101T00000{n}-{n:08x}", "refused") for n in range(5)]
     older = [fake(store, f"20190101T00000{n}-{n:08x}", "passed") for n in range(2)]
     deleted = stores.retain(store, keep)
@@ -480,7 +481,7 @@ def test_what_is_current_is_kept_however_old(store: Path) -> None:
     odd = store / fake(store, "20180101T000000-00000000", "passed") / "manifest.json"
     odd.write_text('{"format": 1}')
     refused = [fake(store, f"20200101T00000{n}-{n:08x}", "refused") for n in range(2)]
-    current, previous = (entry.bundle_id for entry in stores.entries(store) if entry.state in ("current", "previous"))
+    current, previous = (entry.bundle_id for entry in listed.entries(store) if entry.state in ("current", "previous"))
     lease = files.Lease(odd)
     assert len(stores.retain(store, 1)) == 3
     assert bundles(store) == sorted([current, previous, refused[1], odd.parent.name, "29990103T000000-00000002"])
@@ -491,7 +492,7 @@ def test_what_is_current_is_kept_however_old(store: Path) -> None:
 
 def test_retention_does_not_delete_what_somebody_rolls_back_to(store: Path, again: Callable[..., build.Built]) -> None:
     """The rollback has checked the bundle whole and is about to write CURRENT."""
-    first = stores.entries(store)[1].bundle_id
+    first = listed.entries(store)[1].bundle_id
     again()
     rollback = ["index", "rollback", first, "--store", str(store)]
     with waiting(rollback, f"{STORE}.set_current") as process:
@@ -532,7 +533,7 @@ def test_current_never_names_a_bundle_that_is_not_there(store: Path) -> None:
 def test_a_killed_retention_leaves_whole_bundles_and_its_rest_is_swept(
     store: Path, words: dict[str, list[str]], again: Callable[..., build.Built]
 ) -> None:
-    second, first = (entry.bundle_id for entry in stores.entries(store))
+    second, first = (entry.bundle_id for entry in listed.entries(store))
     process = start([*words["rebuild"], "--keep", "1"], "kill", "shutil.rmtree", match=".trash-")
     err = end(process)
     assert (process.returncode, err) == (-signal.SIGKILL, "")

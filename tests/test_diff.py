@@ -16,6 +16,7 @@ from hypothesis.extra.numpy import arrays
 
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.catalog import Catalog
+from lhydra.bundle.listed import entries
 from lhydra.bundle.strings import StringColumn
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset, user_states
@@ -27,7 +28,6 @@ from lhydra_index_builder.changes import add, remove
 from lhydra_index_builder.config import RebuildSettings
 from lhydra_index_builder.diff import asking, comparing, measures, telling
 from lhydra_index_builder.diff.result import Audience
-from lhydra_index_builder.store import entries
 
 Lists = Sequence[Sequence[str]]
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lhydra.bundle import listed
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.embedding import embed
 from lhydra.bundle.manifest import Manifest, current_bundle_id
@@ -27,7 +28,6 @@ from lhydra.features.spec import Encoded
 from lhydra.queries import known_user
 from lhydra.recommender import Recommender
 from lhydra_index_builder import gate
-from lhydra_index_builder import store as stores
 from lhydra_index_builder.build import rebuild
 from lhydra_index_builder.config import RebuildSettings
 from lhydra_index_builder.held_out import UserSample, draw_users
@@ -290,7 +290,7 @@ def test_a_refused_bundle_stays_for_inspection_and_current_stays(
     assert error.count("\n") == 1
     assert "refused: catalogue: found 0.1, limit 0.05 (of CURRENT's tracks, 40, gone)" in error
     assert current_bundle_id(store) == before
-    refused = next(entry for entry in stores.entries(store) if entry.state == "refused")
+    refused = next(entry for entry in listed.entries(store) if entry.state == "refused")
     assert refused.manifest is not None
     assert refused.manifest.gate["verdict"] == "refused"
     Bundle.open(store, refused.bundle_id)  # whole, to look at

@@ -121,6 +121,39 @@ def test_tracks_and_search_ask_for_what_was_typed_and_print_a_table(
     ]
 
 
+def test_what_operators_ask_for_is_shown_to_people_and_machines(
+    fake: FakeRecommender, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(*argv: str) -> list[str]:
+        assert query(*argv) == 0
+        return capsys.readouterr().out.splitlines()
+
+    lines = said("user", "ana", "--entries", "5")
+    head = "user ana · 7 tracks in the history, 1,234 heard · 1 plays in the session of now · bundle b-1"
+    assert lines[:2] == [head, "country: Chile"]
+    assert "2023-11-14 22:13  " in lines[4]
+    assert lines[4].split()[-5:] == ["skipped", "(not", "in", "this", "bundle)"]
+    assert lines[-1].split()[-2:] == ["3", "t1"]
+    assert said("user", "nobody") == ["user nobody · nothing is stored"]
+    assert json.loads("".join(said("user", "ana", "--json")))["profile"] == {"country": "Chile"}
+    assert said("users", "a", "--k", "2") == ["ana", "an[2J", "… there may be more"]
+    lines = said("bundles")
+    assert lines[1].split() == ["b-2", "current", "2023-11-14", "22:13", "1,234", "0.0"]
+    assert lines[3:] == ["b-2: refused: overlap", "b-1: no manifest"]
+    gates = json.loads("".join(said("bundles", "--json")))["bundles"][0]["gates"]
+    assert gates == [{"name": "overlap", "verdict": "refused", "found": 0.5, "limit": 0.7, "note": ""}]
+    assert said("map", "--points", "2")[0] == "2 tracks by genre · pca · bundle b-1"
+    found = json.loads("".join(said("map", "--column", "genre", "--json")))
+    assert (found["x"], found["y"], found["labels"]) == ([1, 65535], [256, 0], ["Jazz", ""])
+    assert fake.seen[0] == pb.GetUserRequest(user_id="ana", max_entries=5)
+    assert fake.seen[3] == pb.SearchUsersRequest(prefix="a", k=2)
+    assert fake.seen[6:] == [pb.GetMapRequest(max_points=2), pb.GetMapRequest(column="genre")]
+    lines = said("status")
+    assert lines[-1].split() == ["embed", "1,234", "90", "180", "300"]
+    assert any(line.split() == ["tiers.personal", "7"] for line in lines)
+    assert json.loads("".join(said("status", "--json")))["tiers"] == {"personal": 7}
+
+
 def test_an_unknown_policy_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert query("recommend", "ana", "--repeat", "never") == 1
     expected = "lhydra query: repeat_policy: found 'never', expected one of exclude, allow, decay, learnt\n"

@@ -23,7 +23,7 @@ from lhydra.cli import main
 from lhydra.data.dataset import Dataset
 from lhydra.domain import UserState
 from lhydra.errors import ConfigError, DeadlineExceeded, LhydraError, MissingExtra, UserStoreError
-from lhydra.users import redis_store, redis_values
+from lhydra.users import redis_guard, redis_store, redis_values
 from lhydra.users.breaker import FAILURES, LONGEST_REST_S, REST_S
 from lhydra.users.connections import MAX_CONNECTIONS, Address, Connections
 from lhydra.users.redis_store import RedisUsers
@@ -286,7 +286,8 @@ def test_it_gives_up_in_time_where_others_never_stop_and_nothing_is_written(
     users.load([("ann", UserState({"age": 3}))])
     value = told(server, "GET", "lhydra:u:ann")
     clock = Clock()
-    monkeypatch.setattr(redis_store, "time", clock.module())
+    for module in (redis_store, redis_guard):
+        monkeypatch.setattr(module, "time", clock.module())
     monkeypatch.setattr(redis_store, "CONTENDED_S", contended_s)
 
     def meddle() -> None:

@@ -23,6 +23,7 @@ import pytest
 
 from lhydra import config
 from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.listed import entries
 from lhydra.bundle.manifest import Manifest, current_bundle_id
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset
@@ -35,7 +36,6 @@ from lhydra.retraining.turn import STEPS
 from lhydra.retraining.unprompted import leave_out
 from lhydra.retraining.work import State, locked
 from lhydra.users.lmdb_store import LmdbUsers
-from lhydra_index_builder.store import entries
 from tests.harness import gone, until
 
 CONFIG = """

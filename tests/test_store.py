@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lhydra import files
-from lhydra.bundle import catalog_writer, embedding
+from lhydra.bundle import catalog_writer, embedding, listed
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.exact import nearest
 from lhydra.bundle.manifest import Manifest, OperatingPoint, current_bundle_id
@@ -127,7 +127,7 @@ def test_whoever_builds_sweeps_what_others_left(store: Path) -> None:
     for folder in left:
         folder.mkdir()
         (folder / "part").write_text("x")
-    assert [entry.state for entry in stores.entries(store)].count("partial") == 2
+    assert [entry.state for entry in listed.entries(store)].count("partial") == 2
     with stores.building(store, "test") as mine:
         assert mine.is_dir()
         assert not any(folder.exists() for folder in left)
@@ -140,7 +140,7 @@ def test_rollback_goes_back_and_by_id_forth(store: Path, capsys: pytest.CaptureF
     assert main(["index", "rollback", "--store", str(store)]) == 0
     older = current_bundle_id(store)
     assert older < newer
-    assert [entry.state for entry in stores.entries(store)] == ["newer", "current"]
+    assert [entry.state for entry in listed.entries(store)] == ["newer", "current"]
     assert main(["index", "rollback", "--store", str(store)]) == 1
     assert f"found nothing older than {older}" in capsys.readouterr().err
     assert main(["index", "rollback", newer, "--store", str(store), "--json"]) == 0
@@ -150,7 +150,7 @@ def test_rollback_goes_back_and_by_id_forth(store: Path, capsys: pytest.CaptureF
 
 def test_rollback_to_a_damaged_bundle_is_refused(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     current = current_bundle_id(store)
-    older = next(entry.bundle_id for entry in stores.entries(store) if entry.state == "previous")
+    older = next(entry.bundle_id for entry in listed.entries(store) if entry.state == "previous")
     damaged = bytearray((store / older / "vectors.npy").read_bytes())
     damaged[-1] ^= 1
     (store / older / "vectors.npy").write_bytes(damaged)

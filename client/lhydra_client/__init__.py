@@ -26,8 +26,18 @@ if TYPE_CHECKING:
         Unsupported,
     )
     from lhydra_client.requests import Condition, Filter, HistoryEntry, Play, SessionEntry, recommend_request
-    from lhydra_client.results import AppliedRule, EventLog, Explanation, Recommendations, Recorded, Status, Track
+    from lhydra_client.results import (
+        AppliedRule,
+        EventLog,
+        Explanation,
+        Percentiles,
+        Recommendations,
+        Recorded,
+        Status,
+        Track,
+    )
     from lhydra_client.rules import Boost, Rules
+    from lhydra_client.stored import FoundUsers, GateVerdict, HeardTrack, RecentPlay, StoredBundle, TrackMap, User
 else:
     _HOMES = {
         "aio": ("AsyncClient",),
@@ -38,8 +48,12 @@ else:
             *("Timeout", "Unauthenticated", "Unavailable", "Unsupported"),
         ),
         "requests": ("Condition", "Filter", "HistoryEntry", "Play", "SessionEntry", "recommend_request"),
-        "results": ("AppliedRule", "EventLog", "Explanation", "Recommendations", "Recorded", "Status", "Track"),
+        "results": (
+            *("AppliedRule", "EventLog", "Explanation", "Percentiles", "Recommendations", "Recorded"),
+            *("Status", "Track"),
+        ),
         "rules": ("Boost", "Rules"),
+        "stored": ("FoundUsers", "GateVerdict", "HeardTrack", "RecentPlay", "StoredBundle", "TrackMap", "User"),
     }
 
     def __getattr__(name):
@@ -64,21 +78,29 @@ __all__ = [
     "Explanation",
     "Filter",
     "FoundTracks",
+    "FoundUsers",
+    "GateVerdict",
+    "HeardTrack",
     "HistoryEntry",
     "InvalidRequest",
     "Overloaded",
+    "Percentiles",
     "PermissionDenied",
     "Play",
+    "RecentPlay",
     "Recommendations",
     "Recorded",
     "Rules",
     "ServerError",
     "SessionEntry",
     "Status",
+    "StoredBundle",
     "Timeout",
     "Track",
+    "TrackMap",
     "Unauthenticated",
     "Unavailable",
     "Unsupported",
+    "User",
     "recommend_request",
 ]

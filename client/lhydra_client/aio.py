@@ -14,6 +14,7 @@ from lhydra_client.address import is_local, server_name, target
 from lhydra_client.catalogue import FoundTracks
 from lhydra_client.client import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, channel_options
 from lhydra_client.errors import ClientError, from_rpc
+from lhydra_client.operator_calls import AsyncOperatorCalls
 from lhydra_client.requests import Filter, HistoryEntry, Play, Repeat, SessionEntry, Value
 from lhydra_client.results import Explanation, Recommendations, Recorded, Status
 from lhydra_client.rules import Rules
@@ -24,7 +25,7 @@ Request = TypeVar("Request")
 Reply = TypeVar("Reply")
 
 
-class AsyncClient:
+class AsyncClient(AsyncOperatorCalls):
     """The client for asyncio, with the methods of `Client`. Make it in the running loop; close it, or use `async with`.
 
     Args:

@@ -17,6 +17,7 @@ from lhydra_client.access import Path, credentials, metadata
 from lhydra_client.address import is_local, server_name, target
 from lhydra_client.catalogue import FoundTracks
 from lhydra_client.errors import ClientError, from_rpc
+from lhydra_client.operator_calls import OperatorCalls
 from lhydra_client.requests import Filter, HistoryEntry, Play, Repeat, SessionEntry, Value
 from lhydra_client.results import Explanation, Recommendations, Recorded, Status
 from lhydra_client.rules import Rules
@@ -66,7 +67,7 @@ def channel_options(address: str) -> tuple[tuple[str, str | int], ...]:
     return (*CHANNEL_OPTIONS, ("grpc.enable_http_proxy", int(not is_local(where))), *name)
 
 
-class Client:
+class Client(OperatorCalls):
     """A blocking client; safe to share between threads. Close it, or use it as a context manager.
 
     Args:

@@ -11,14 +11,17 @@ import sys
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
-from lhydra_client import access_flags, catalogue_actions
+from lhydra_client import access_flags, catalogue_actions, operator_actions
 
 if TYPE_CHECKING:
     from lhydra_client.client import Client
     from lhydra_client.results import Recommendations
     from lhydra_client.rules import Rules
 
-HELP = "ask a running server: recommend, plays, status, similar, explain, tracks, search; replay answers it has logged"
+HELP = (
+    "ask a running server: recommend, plays, similar, explain, tracks, search, status, user, users, bundles, map; "
+    "replay answers it has logged"
+)
 EXTRA = ""
 GROUP = "lhydra.query_actions"  # of entry points: actions of other parts, modules with HELP, configure and run
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -58,8 +61,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     plays.add_argument("tracks", metavar="TRACK_ID", nargs="+")
     plays.add_argument("--request-id", default="", metavar="ID", help="of the answer that the plays came from")
 
-    action("status", "What is being served, and how the server is.")
-
     similar = action("similar", "Tracks similar to given ones.")
     similar.add_argument("tracks", metavar="TRACK_ID", nargs="+")
     similar.add_argument("--k", type=_whole, default=10, help="how many tracks (default: 10)")
@@ -81,6 +82,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _add_request(explain)
 
     catalogue_actions.configure(action, _whole)
+    operator_actions.configure(action, _whole)
     for entry in entry_points(group=GROUP):
         module = importlib.import_module(entry.value)
         other = actions.add_parser(entry.name, help=module.HELP, description=module.HELP)
@@ -287,13 +289,6 @@ def _plays(client: "Client", args: argparse.Namespace) -> tuple[str, dict[str, A
     return _clean(text), {"user_id": args.user} | _values(answer)
 
 
-def _status(client: "Client", args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
-    values = _values(client.status())
-    log = values["event_log"] or {}
-    shown = {name: value for name, value in values.items() if name != "event_log"}
-    return _pairs(shown | {f"event_log.{name}": value for name, value in log.items()}), values
-
-
 def _explain(client: "Client", args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     from google.protobuf.json_format import MessageToDict
 
@@ -310,10 +305,10 @@ def _explain(client: "Client", args: argparse.Namespace) -> tuple[str, dict[str,
 _ACTIONS = {
     "recommend": _recommend,
     "plays": _plays,
-    "status": _status,
     "similar": _similar,
     "explain": _explain,
     **catalogue_actions.ACTIONS,
+    **operator_actions.ACTIONS,
 }
 
 
@@ -337,18 +332,6 @@ def _list_of_tracks(title: str, answer: "Recommendations") -> str:
         why = [(*row[:-1], "; ".join(track.reasons), row[-1]) for row, track in zip(rows, answer.tracks, strict=True)]
         return "\n".join([*lines, table(("#", "title", "artist", "score", "why", "track id"), why, right=(0, 3))])
     return "\n".join([*lines, table(("#", "title", "artist", "score", "track id"), rows, right=(0, 3))])
-
-
-def _pairs(values: dict[str, Any]) -> str:
-    widest = max(map(len, values))
-    shown = {name: _cell(value) for name, value in values.items()}
-    return "\n".join(_clean(f"{name:<{widest}}  {value}").rstrip() for name, value in shown.items())
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value))
-    return str(round(value, 4) if isinstance(value, float) else value)
 
 
 def _values(answer: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What callers get back: frozen values, and the one place where replies are turned into them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from lhydra_protos.v1 import recommender_pb2 as pb
 
@@ -219,6 +219,25 @@ class EventLog:
 
 
 @dataclass(frozen=True, slots=True)
+class Percentiles:
+    """How long something took, from a histogram.
+
+    Attributes:
+        name: of the stage or method.
+        count: how often.
+        p50_us: microseconds that half of them did not pass.
+        p90_us: the same for 90 %.
+        p99_us: the same for 99 %.
+    """
+
+    name: str
+    count: int
+    p50_us: int
+    p90_us: int
+    p99_us: int
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """What is being served, and how the server is.
 
@@ -240,6 +259,11 @@ class Status:
         rule_sets: that requests can name.
         access_error: why its files of certificates or tokens are not what is in force; "" when they are.
         event_log: recorded plays as they came; None of a server that keeps none.
+        stages: of requests, of all workers since the server began, as everything below; empty where it counts nothing.
+        methods: of calls.
+        tiers: lists returned, by tier.
+        refusals: calls given up, by reason.
+        degraded: lists made with less than there is, by what was missing.
     """
 
     bundle_id: str
@@ -259,6 +283,11 @@ class Status:
     rule_sets: tuple[str, ...] = ()
     access_error: str = ""
     event_log: EventLog | None = None
+    stages: tuple[Percentiles, ...] = ()
+    methods: tuple[Percentiles, ...] = ()
+    tiers: Mapping[str, int] = field(default_factory=dict)
+    refusals: Mapping[str, int] = field(default_factory=dict)
+    degraded: Mapping[str, int] = field(default_factory=dict)
 
 
 def recommendations(reply: pb.RecommendResponse) -> Recommendations:
@@ -309,7 +338,7 @@ def explanation(reply: pb.ExplainResponse) -> Explanation:
     Returns:
         The explanation.
     """
-    values = {field.name: getattr(reply, field.name) for field in fields(Explanation)}
+    values = {one.name: getattr(reply, one.name) for one in fields(Explanation)}
     values |= {name: tuple(values[name]) for name in ("reasons", "dropped_by", "sources", "degraded")}
     values |= {name: tuple(map(_pull, values[name])) for name in ("pulls", "groups")}
     values["tier"] = tier_name(reply.tier)
@@ -333,13 +362,20 @@ def status(reply: pb.GetStatusResponse) -> Status:
     Returns:
         The status.
     """
-    values = {field.name: getattr(reply, field.name) for field in fields(Status) if field.name != "event_log"}
+    values = {one.name: getattr(reply, one.name) for one in fields(Status) if one.name != "event_log"}
     log = None
     if reply.HasField("event_log"):
         said = reply.event_log
         free = said.free_bytes if said.HasField("free_bytes") else None
         log = EventLog(said.on, said.entries, said.bytes, said.oldest_ms, free, said.error)
-    return Status(**values | {"rule_sets": tuple(reply.rule_sets), "event_log": log})
+    values |= {"rule_sets": tuple(reply.rule_sets), "event_log": log}
+    for name in ("stages", "methods"):
+        values[name] = tuple(
+            Percentiles(one.name, one.count, one.p50_us, one.p90_us, one.p99_us) for one in values[name]
+        )
+    for name in ("tiers", "refusals", "degraded"):
+        values[name] = {one.name: one.count for one in values[name]}
+    return Status(**values)
 
 
 def tier_name(tier: int) -> str:

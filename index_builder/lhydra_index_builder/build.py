@@ -26,6 +26,7 @@ from lhydra.bundle.columns_writer import write_columns
 from lhydra.bundle.embedding import SHARD
 from lhydra.bundle.exact import nearest_of_many
 from lhydra.bundle.index import FLAT, Index, use_threads
+from lhydra.bundle.listed import REFUSED
 from lhydra.bundle.manifest import Manifest, current_bundle_id, current_or_none
 from lhydra.bundle.model import GRAPHS, REFITTED, Model, ModelInfo, Quality
 from lhydra.bundle.title_words import TitleWords
@@ -255,8 +256,8 @@ def finish(
             with timed("rebuild.sync"):
                 store.add(folder, path, manifest.bundle_id)
             folder = path / manifest.bundle_id
-        if verdict == store.REFUSED:
-            why = "; ".join(check.line for check in checks if check.verdict == store.REFUSED)
+        if verdict == REFUSED:
+            why = "; ".join(check.line for check in checks if check.verdict == REFUSED)
             raise BundleRefused(f"{manifest.bundle_id} refused: {why}; it stays in the store, --force publishes it")
         if store.set_current(path, manifest.bundle_id, expected=against):
             break  # else another process rolled back meanwhile: compare with that

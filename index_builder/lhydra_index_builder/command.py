@@ -193,7 +193,8 @@ def _explain(built: "Built") -> None:
 
 def _list(args: argparse.Namespace) -> int:
     from lhydra.bundle import signature
-    from lhydra_index_builder.store import duration, entries
+    from lhydra.bundle.listed import entries
+    from lhydra_index_builder.store import duration
 
     found = entries(args.store)
     if args.json:

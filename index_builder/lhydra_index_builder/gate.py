@@ -13,6 +13,7 @@ import numpy as np
 from lhydra.bundle.arrays import blocks
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.embedding import MAX_NORM_ERROR, norm_error
+from lhydra.bundle.listed import REFUSED
 from lhydra.bundle.manifest import Gate, GateCheck
 from lhydra.domain import I64, Hashes, Query, Recommendation, Repeat, UserState, no_hashes
 from lhydra.errors import LhydraError
@@ -29,7 +30,6 @@ from lhydra_index_builder.config import RebuildSettings
 from lhydra_index_builder.depth import loss_at
 from lhydra_index_builder.held_out import HeldOut, UserSample
 from lhydra_index_builder.logged import NO_TRAFFIC, Traffic
-from lhydra_index_builder.store import REFUSED
 
 TOP_K = 10
 MIN_TRACKS = 20 * TOP_K  # of a catalogue whose lists may be compared: in a smaller one they coincide by chance

@@ -1,4 +1,4 @@
-"""The store between rebuilds: lock, staging, publishing, listing, rollback, retention. Nobody else writes CURRENT.
+"""The store between rebuilds: lock, staging, publishing, rollback, retention. Nobody else writes CURRENT.
 
 A bundle is written into `.staging-*`, renamed into the store when it is whole, and named in CURRENT when its gate
 says so. The builder holds the lock, which the system releases when the process ends; what lies in `.staging-*` while
@@ -14,30 +14,15 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from lhydra import files
 from lhydra.bundle.bundle import Bundle
-from lhydra.bundle.manifest import BUNDLE_ID, Manifest, check_place, current_bundle_id, current_or_none
-from lhydra.errors import BundleError, BundleMissing, BundleRefused, StoreLocked, complain
+from lhydra.bundle.listed import REFUSED, STAGING, entries
+from lhydra.bundle.manifest import BUNDLE_ID, check_place, current_bundle_id, current_or_none
+from lhydra.errors import BundleMissing, BundleRefused, StoreLocked, complain
 
-STAGING, TRASH, LOCK = ".staging-", ".trash-", ".lock"
-REFUSED = "refused"  # verdict of a gate, and state of a bundle that it kept from CURRENT
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One bundle as `lhydra index list` shows it; manifest is None when it cannot be read.
-
-    state: current, previous (what rollback without an id goes to), older, newer, refused, partial (being built, or
-    left by a process that is gone), broken.
-    """
-
-    bundle_id: str
-    state: str
-    age_s: float
-    manifest: Manifest | None
+TRASH, LOCK = ".trash-", ".lock"
 
 
 @contextlib.contextmanager
@@ -182,46 +167,6 @@ def _current_lock(store: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def entries(store: Path) -> list[Entry]:
-    """Returns the bundles of a store.
-
-    Args:
-        store: the store.
-
-    Returns:
-        Newest first, then what is partial.
-
-    Raises:
-        BundleMissing: there is no such folder.
-    """
-    if not store.is_dir():
-        raise BundleMissing(complain(store, "no such folder", "a store that `lhydra index rebuild` has published to"))
-    current = current_or_none(store)
-    names = sorted((path.name for path in store.iterdir() if BUNDLE_ID.fullmatch(path.name)), reverse=True)
-    found, older = [], False
-    for name in names:
-        manifest, state = None, "older" if name < current else "newer"
-        try:
-            manifest = Manifest.read(store / name, name)
-            if name == current:
-                state = "current"
-            elif manifest.gate["verdict"] == REFUSED:
-                state = REFUSED
-            elif state == "older" and not older:
-                state, older = "previous", True
-        except BundleError:
-            state = "broken"
-        found.append(Entry(name, state, _age_s(store / name), manifest))
-    return found + [Entry(path.name, "partial", _age_s(path), None) for path in sorted(store.glob(f"{STAGING}*"))]
-
-
-def _age_s(path: Path) -> float:
-    try:
-        return max(0.0, time.time() - path.stat().st_mtime)
-    except FileNotFoundError:  # swept meanwhile
-        return 0.0
 
 
 def rollback(store: Path, bundle_id: str | None = None, *, force: bool = False, signed_by: bytes | None = None) -> str:

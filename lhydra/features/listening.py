@@ -62,6 +62,22 @@ _FEW, _MANY, _TOGETHER = range(3)  # sums of what follows the last few and the l
 SOURCES = ("own", "following", "together")  # of candidates, beside the nearest vectors
 
 
+def plays_in_session(times: I64, clock: float) -> int:
+    """Counts the plays of the session that goes on: those without a pause of more than PAUSE_S up to the clock.
+
+    Args:
+        times: (r,) int64 Unix seconds of the last plays, oldest first.
+        clock: Unix seconds.
+
+    Returns:
+        How many of the last ones, 0 where the session is over.
+    """
+    if not len(times) or clock - times[-1] > PAUSE_S:
+        return 0
+    pauses = np.flatnonzero(np.diff(times) > PAUSE_S)
+    return len(times) - (int(pauses[-1]) + 1 if len(pauses) else 0)
+
+
 @dataclass(frozen=True)
 class Listening:
     """What one user has played, by rows of a catalog of n tracks.
@@ -122,11 +138,7 @@ class Listening:
     @cached_property
     def in_session(self) -> int:
         """How many of the last plays belong to the session that goes on, which may be longer than they reach."""
-        times = self.recent_times
-        if not len(times) or self.clock - times[-1] > PAUSE_S:
-            return 0
-        pauses = np.flatnonzero(np.diff(times) > PAUSE_S)
-        return len(times) - (int(pauses[-1]) + 1 if len(pauses) else 0)
+        return plays_in_session(self.recent_times, self.clock)
 
     @cached_property
     def began(self) -> int:

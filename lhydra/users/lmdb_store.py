@@ -26,7 +26,7 @@ from lhydra.users.packed import (
     values,
     with_chunks,
 )
-from lhydra.users.record import UserRecord, user_key
+from lhydra.users.record import UserRecord, is_named, user_key
 from lhydra.users.stored import StoredUser, lows_of, stored_of
 
 _LOAD_CHUNK = 1000  # users per write transaction: short, so that live plays get their turn
@@ -81,6 +81,27 @@ class LmdbUsers:
         """
         with self._env.reading() as txn:
             return _whole(txn, user_key(user_id), user_id)
+
+    def search(self, prefix: str, n: int, deadline_s: float = math.inf) -> tuple[list[str], bool]:
+        """See `UserStore.search`. Looks at n + 1 keys, which lie in order.
+
+        Args:
+            prefix: what the ids begin with; empty for any.
+            n: how many at most.
+            deadline_s: without effect.
+
+        Returns:
+            The first of them, and whether there are others.
+        """
+        first = user_key(prefix)
+        with self._env.reading() as txn, txn.cursor() as cursor:
+            if not is_named(first):
+                return [prefix] * (_get(txn, first) is not None), False
+            if not cursor.set_range(first):
+                return [], False
+            keys = map(bytes, cursor.iternext(values=False))
+            found = list(itertools.islice(itertools.takewhile(lambda key: key.startswith(first), keys), n + 1))
+        return [key[1:].decode(errors="replace") for key in found[:n]], len(found) > n
 
     def record(self, plays: Sequence[Play], deadline_s: float = math.inf) -> list[bool]:
         """See `UserStore.record`. Waits a second at most for other writers.

@@ -201,3 +201,15 @@ def user_key(user_id: str) -> bytes:
     """
     name = user_id.encode()
     return b"u" + name if len(name) <= 500 else b"h" + hashlib.blake2b(name, digest_size=32).digest()
+
+
+def is_named(key: bytes) -> bool:
+    """Says whether a user's key holds the id itself, and not a hash of it.
+
+    Args:
+        key: as `user_key` returns it.
+
+    Returns:
+        Whether it is `u` and the id.
+    """
+    return key[:1] == b"u"

@@ -9,20 +9,15 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-import redis
-
 from lhydra.domain import Hashes, Play, UserState
-from lhydra.errors import DeadlineExceeded, UserStoreError, complain
 from lhydra.events import redis_log
 from lhydra.events.event import Event
 from lhydra.events.log import EventLogInfo, LaterPlays, opened, positions_of
-from lhydra.users.breaker import Breaker, BreakerOpen
-from lhydra.users.connections import Address, Connections, limit
+from lhydra.users.connections import Address, limit
 from lhydra.users.heard import chunk_key
 from lhydra.users.packed import (
     Change,
@@ -34,23 +29,24 @@ from lhydra.users.packed import (
     values,
 )
 from lhydra.users.record import UserRecord, user_key
-from lhydra.users.redis_values import IDENTITY, Command, ask, chunk_names, identified, name_of, reason, sampled, whole
+from lhydra.users.redis_guard import GuardedServer
+from lhydra.users.redis_values import IDENTITY, Command, ask, chunk_names, identified, name_of, sampled, searched, whole
 from lhydra.users.stored import StoredUser, lows_of, stored_of
 
 READ_S = 0.02  # a request waits so long for its user
 WRITE_S = 0.1  # for each of the two round trips of `record`
+SEARCH_S = 0.5  # for all round trips of a search, each WRITE_S at most
 BULK_S = 5.0  # for each round trip of what no request waits for
 CONTENDED_S = 1.0  # how long `record` tries to write what others keep writing too
 BULK_CONTENDED_S = 30.0  # the same for `load`
 CLAIM_S = 1.0  # a server that starts waits so long
 _GET_IDENTITY = b"*2\r\n$3\r\nGET\r\n$9\r\nlhydra:id\r\n"  # as it is sent: packing it for each request takes 10 us
 _LOAD_CHUNK = 200  # users per transaction: short, so that live plays seldom come between
-_UNREACHED = (redis.ConnectionError, redis.TimeoutError)
 
 T = TypeVar("T")
 
 
-class RedisUsers:
+class RedisUsers(GuardedServer):
     """A user store in one database of a Redis server, shared by any number of machines.
 
     Opening it asks nothing of the server: one that cannot be reached, now or later, makes every method raise
@@ -73,11 +69,8 @@ class RedisUsers:
         events: bool = True,
         events_keep_ms: int = 0,
     ) -> None:
-        self.address, self.identity = address, identity
+        super().__init__(address, identity, clock)
         self._events, self._keep_ms = events, events_keep_ms
-        self.breaker = Breaker(f"user store {address}", _UNREACHED, clock=clock)
-        self._connections = Connections(address)
-        self._connections.prepare()
 
     def get(self, user_id: str, deadline_s: float = math.inf) -> UserState | None:
         """See `UserStore.get`: one round trip, for a user whose heard tracks lie in chunks two, within READ_S.
@@ -97,6 +90,23 @@ class RedisUsers:
             state = whole(connection, name, packed, user_id, until_s)
         self._check(identity)
         return state
+
+    def search(self, prefix: str, n: int, deadline_s: float = math.inf) -> tuple[list[str], bool]:
+        """See `UserStore.search`. Looks through the keys of the database for SEARCH_S at most.
+
+        Args:
+            prefix: what the ids begin with; empty for any.
+            n: how many at most.
+            deadline_s: on the clock of `time.monotonic`.
+
+        Returns:
+            Some of them, and whether there are, or may be, others.
+        """
+        with self._connection(WRITE_S, deadline_s) as connection:
+            until_s = min(time.monotonic() + SEARCH_S, deadline_s)
+            identity, ids, more = searched(connection, prefix, n, until_s)
+        self._check(identity)
+        return ids, more
 
     def record(self, plays: Sequence[Play], deadline_s: float = math.inf) -> list[bool]:
         """See `UserStore.record`.
@@ -263,10 +273,6 @@ class RedisUsers:
                 _, found = ask(connection, identified(), ("GET", IDENTITY))
         return found.decode(errors="replace"), not n_keys
 
-    def close(self) -> None:
-        """Closes the connections; the server makes its data durable by its own settings."""
-        self._connections.close()
-
     def _undisturbed(
         self, user_id: str, of: Callable[[bytes | None, list[bytes], list[bytes | None]], tuple[T, list[Command]]]
     ) -> tuple[T, list[Any]]:
@@ -358,38 +364,3 @@ class RedisUsers:
                 raise self._failed(f"other writers for {contended_s:g} s")
             time.sleep(min(random.uniform(0, 0.001 * 2 ** min(attempt, 4)), self._left(budget_s, deadline_s)))
         return {user_id: flags for user_id, (_, _, flags) in done.items()}
-
-    @contextmanager
-    def _connection(self, budget_s: float, deadline_s: float = math.inf) -> Iterator[redis.Connection]:
-        wait_s = self._left(budget_s, deadline_s)
-        try:
-            with self.breaker.attempt():
-                try:
-                    with self._connections.use(wait_s) as connection:
-                        yield connection
-                except redis.TimeoutError:
-                    self._left(budget_s, deadline_s)  # the caller's time may have ended first: no fault of the server
-                    raise
-        except BreakerOpen:
-            raise self._failed("no answer a moment ago") from None
-        except redis.RedisError as error:
-            raise self._failed(reason(error, budget_s)) from None
-
-    def _check(self, found: bytes | None) -> None:
-        """Raises where the store is another one than it was."""
-        identity = (found or b"").decode(errors="replace")
-        if self.identity == "":
-            self.identity = identity
-        if self.identity not in (None, identity):
-            expected = f"store {self.identity}, which was served: put it back, or restart the server"
-            there = f"store {identity}" if identity else "no store: the database was emptied, or is another one"
-            raise UserStoreError(complain(f"user store {self.address}", there, expected))
-
-    def _left(self, budget_s: float, deadline_s: float) -> float:
-        """How long to wait for one step: the budget, or what is left to the caller, in seconds above 0."""
-        if (left_s := deadline_s - time.monotonic()) <= 0:
-            raise DeadlineExceeded(f"the deadline passed while user store {self.address} was asked")
-        return min(budget_s, left_s)
-
-    def _failed(self, found: str) -> UserStoreError:
-        return UserStoreError(complain(f"user store {self.address}", found, "a Redis server that answers"))

@@ -1,5 +1,6 @@
 """The values of a user store in a Redis database: their keys, and how they are asked for."""
 
+import re
 import secrets
 import time
 from typing import Any
@@ -11,6 +12,7 @@ from lhydra.domain import UserState, no_hashes
 from lhydra.users.connections import limit
 from lhydra.users.heard import chunk_key
 from lhydra.users.packed import unpack_state, with_chunks
+from lhydra.users.record import is_named, user_key
 
 IDENTITY = b"lhydra:id"
 _PREFIX, _USERS, _CHUNKS = b"lhydra:", b"lhydra:[uh]:*", b"lhydra:~:*"
@@ -74,6 +76,34 @@ def scanned(connection: redis.Connection, pattern: bytes) -> list[bytes]:
         found.update(some)
         if cursor == b"0":
             return sorted(found)
+
+
+def searched(connection: redis.Connection, prefix: str, n: int, until_s: float) -> tuple[bytes | None, list[str], bool]:
+    """Finds users by the beginning of their ids, as far as there is time to look through all keys.
+
+    Args:
+        connection: to the server.
+        prefix: what the ids begin with; who has it as the whole id is found in any case.
+        n: how many at most.
+        until_s: when to give up, on the clock of `time.monotonic`.
+
+    Returns:
+        The id of the store; ids of users, ascending by their bytes; whether there are, or may be, others.
+    """
+    key, cursor, found = user_key(prefix), b"0", set[bytes]()
+    identity, there = ask(connection, ("GET", IDENTITY), ("EXISTS", name_of(key)))
+    if not is_named(key):
+        return identity, [prefix] * there, False
+    pattern = re.sub(rb"([][*?\\^-])", rb"\\\1", name_of(key)) + b"*"
+    while True:
+        ((cursor, some),) = ask(connection, ("SCAN", cursor, "MATCH", pattern, "COUNT", 1000))
+        found.update(some)
+        if cursor == b"0" or len(found) > n or time.monotonic() >= until_s:
+            break
+    found.update([name_of(key)] * (there and prefix != ""))
+    first = sorted(found)[:n]
+    ids = [name.removeprefix(name_of(b"u")).decode(errors="replace") for name in first]
+    return identity, ids, len(found) > n or cursor != b"0"
 
 
 def sampled(connection: redis.Connection, n: int, wait_s: float) -> list[UserState]:

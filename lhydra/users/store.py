@@ -38,6 +38,21 @@ class UserStore(Protocol):
             DeadlineExceeded: the deadline passed first; of the store nothing is known by that.
         """
 
+    def search(self, prefix: str, n: int, deadline_s: float = math.inf) -> tuple[list[str], bool]:
+        """Finds users by the beginning of their ids, with bounded work.
+
+        Ids of more than 500 bytes are kept as hashes: of them only the whole id is found.
+
+        Args:
+            prefix: what the ids begin with; empty for any.
+            n: how many at most.
+            deadline_s: as for `get`.
+
+        Returns:
+            The first of them in order of their UTF-8 bytes, and whether there are, or may be, others. Redis keeps no
+            order: of so many keys that it is not looked through to its end, the ids are some of those that begin so.
+        """
+
     def record(self, plays: Sequence[Play], deadline_s: float = math.inf) -> list[bool]:
         """Records plays, all or none; creates users.
 

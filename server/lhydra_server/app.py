@@ -80,6 +80,7 @@ class Listener:
         self._metrics = metrics
         service.count_calls(lambda: self._calls.in_flight)
         self._health = Health(("", SERVICE), self.stuck_s)
+        look = service.lookups
         by_name = {
             "Recommend": handlers.unary("Recommend", pb.RecommendRequest, service.Recommend, self._calls),
             "SimilarTracks": handlers.unary(
@@ -87,8 +88,12 @@ class Listener:
             ),
             "RecordPlays": handlers.unary("RecordPlays", pb.RecordPlaysRequest, service.RecordPlays, self._writes),
             "Explain": handlers.unary("Explain", pb.ExplainRequest, service.Explain, self._calls),
-            "GetTracks": handlers.unary("GetTracks", pb.GetTracksRequest, service.GetTracks, self._calls),
-            "SearchTracks": handlers.unary("SearchTracks", pb.SearchTracksRequest, service.SearchTracks, self._calls),
+            "GetTracks": handlers.unary("GetTracks", pb.GetTracksRequest, look.GetTracks, self._calls),
+            "SearchTracks": handlers.unary("SearchTracks", pb.SearchTracksRequest, look.SearchTracks, self._calls),
+            "GetMap": handlers.unary("GetMap", pb.GetMapRequest, look.GetMap, self._calls),
+            "GetUser": handlers.unary("GetUser", pb.GetUserRequest, look.GetUser, self._calls),
+            "SearchUsers": handlers.unary("SearchUsers", pb.SearchUsersRequest, look.SearchUsers, self._calls),
+            "ListBundles": handlers.unary("ListBundles", pb.ListBundlesRequest, look.ListBundles, self._calls),
             "RecommendMany": handlers.stream(
                 streams.behavior(handlers, service.recommend_many, access or Access()), self._streams
             ),

@@ -8,7 +8,7 @@ import numpy as np
 from lhydra.bundle.catalog import Catalog
 from lhydra.bundle.columns import FilterColumns
 from lhydra.bundle.title_words import TitleWords, words_of
-from lhydra.domain import I64, track_hashes
+from lhydra.domain import I64, Hashes, track_hashes
 from lhydra.errors import InvalidRequest
 from lhydra.limits import check_id, check_length, check_range
 from lhydra_protos.v1 import recommender_pb2 as pb
@@ -79,6 +79,21 @@ class Catalogue:
         allowed[catalog.removed] = False
         found = self._all_words().find(words, allowed, catalog.popular, check)
         return pb.SearchTracksResponse(tracks=self._told(found[: request.k].astype(np.int64)), found=len(found))
+
+    def texts(self, tracks: Hashes) -> list[tuple[str, str, str]]:
+        """Looks tracks up by hash, as user state knows them.
+
+        Args:
+            tracks: (n,) uint64 hashes of track ids.
+
+        Returns:
+            Id, title and artist of each, empty where the bundle does not hold it.
+        """
+        rows = self._catalog.rows(tracks)
+        known = rows[rows >= 0]
+        of = (self._catalog.track_ids(known), self._catalog.titles(known), self._catalog.artists(known))
+        found = iter(zip(*of, strict=True))
+        return [next(found) if row >= 0 else ("", "", "") for row in rows.tolist()]
 
     def _all_words(self) -> TitleWords:
         with self._making:

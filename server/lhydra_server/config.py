@@ -44,6 +44,7 @@ class ServeSettings(Settings):
         5.0, "clients renew their connections so often; a leaving worker waits as long", low=0.1, high=300
     )
     metrics_port: int = setting(0, "port of http://HOST:PORT/metrics for Prometheus; 0 means none", low=0, high=65_535)
+    count: bool = setting(False, "count calls for GetStatus also where there is no --metrics-port")
     log_sample: float = setting(
         1.0, "share of the requests that succeed to write a log line for; others always have one", low=0, high=1
     )
@@ -130,6 +131,7 @@ class WorkerSettings(Message):
     signed_by: str = ""  # hex, the public key of who must have signed the bundle; "" takes any
     log_key: str = ""  # hex, that user ids in the log are hashed with; "" for one of the process's own
     metrics: int = -1  # descriptor of the memory to count into, inherited; below 0 nothing is counted
+    counted: int = -1  # of the memory with what all workers have counted, likewise
 
 
 @dataclass(frozen=True)

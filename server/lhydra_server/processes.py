@@ -32,20 +32,26 @@ class WorkerProcess:
         settings: what it is told on its stdin.
         now_s: seconds that the supervisor was awake.
         block: the memory it counts into, where metrics are asked for.
+        counted: the descriptor of what all workers have counted; below 0 for none.
 
     Raises:
         OSError: no process can be started now; nothing of it is left.
     """
 
     def __init__(
-        self, command: Sequence[str], settings: WorkerSettings, now_s: float, block: Block | None = None
+        self,
+        command: Sequence[str],
+        settings: WorkerSettings,
+        now_s: float,
+        block: Block | None = None,
+        counted: int = -1,
     ) -> None:
         environment = {"GRPC_VERBOSITY": "NONE"} | os.environ | _ENVIRONMENT
         self.core, self.address, self._block = settings.core, settings.address, block
         if block is not None:
-            settings = replace(settings, metrics=block.descriptor)
+            settings = replace(settings, metrics=block.descriptor, counted=counted)
         try:
-            inherited = (block.descriptor,) if block is not None else ()
+            inherited = (block.descriptor, counted) if block is not None else ()
             self._process, self._stdin, self.report = _started(command, environment, inherited)
         except OSError:
             if block is not None:

@@ -4,6 +4,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from threading import Lock
 from typing import TypeVar
 
@@ -22,10 +23,11 @@ from lhydra.users.tag import user_tag
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.answers import AnswerSampler, Asked, Seen, rules_of
 from lhydra_server.batcher import Batcher
-from lhydra_server.catalogue import Catalogue
 from lhydra_server.config import FleetStatus
 from lhydra_server.explain import asked_request, explain
 from lhydra_server.interceptors import Call
+from lhydra_server.lookups import Lookups
+from lhydra_server.metrics.counted import NOTHING_COUNTED, Counted
 from lhydra_server.metrics.worker import Metrics, NoMetrics
 from lhydra_server.replies import reply, unused_columns
 from lhydra_server.rules import NO_SETS
@@ -34,7 +36,6 @@ from lhydra_server.translate import to_plays, to_request, to_similar
 
 NO_METRICS = NoMetrics()
 Answer = TypeVar("Answer")
-Found = TypeVar("Found", pb.GetTracksResponse, pb.SearchTracksResponse)
 
 
 def _tried(method: Callable[..., Answer], *args: object) -> Answer | Exception:
@@ -55,6 +56,8 @@ class RecommenderService:
         fleet: returns what only the supervisor knows; called for every GetStatus.
         event_log: returns how the event log is; called for every GetStatus, which must not wait.
         metrics: what batches, plays and errors of the store are counted in.
+        counted: returns what all workers have counted; called for every GetStatus, which must not wait.
+        store: where bundles lie, for ListBundles; None where nobody can tell.
         answers: takes the sample of answers that are logged; None for none.
         clock: Unix seconds, from which ages count.
     """
@@ -68,12 +71,14 @@ class RecommenderService:
         fleet: Callable[[], FleetStatus] = FleetStatus,
         event_log: Callable[[], pb.EventLogStatus] = pb.EventLogStatus,
         metrics: Metrics = NO_METRICS,
+        counted: Callable[[], Counted] = lambda: NOTHING_COUNTED,
+        store: Path | None = None,
         answers: AnswerSampler | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._answers, self._clock = answers, clock
         self._served, self._users, self._max_k, self._fleet, self._metrics = served, users, max_k, fleet, metrics
-        self._event_log = event_log
+        self._event_log, self._counted = event_log, counted
         self._batcher: Batcher[QueryAndCheck, Recommendation | Exception] = Batcher(
             self._recommend_many, MAX_BATCH, self._count_batch
         )
@@ -82,6 +87,9 @@ class RecommenderService:
         self._count = itertools.count(1)
         self._answered = 0
         self._turn, self._alone, self._of_streams = Lock(), Lock(), 0
+        self.lookups = Lookups(
+            served, users, max_k=max_k, store=store, metrics=metrics, answered=self._count_answer, clock=clock
+        )
 
     def Recommend(self, request: pb.RecommendRequest, call: Call) -> bytes:
         """Answers with the best tracks for a user.
@@ -204,9 +212,9 @@ class RecommenderService:
             call: the call in progress.
 
         Returns:
-            The bundle, the limits, and the counters of this worker.
+            The bundle, the limits, the counters of this worker, and what all have counted.
         """
-        served, fleet = self._served, self._fleet()
+        served, fleet, counted = self._served, self._fleet(), self._counted()
         self._answered = next(self._count)
         return pb.GetStatusResponse(
             bundle_id=served.bundle_id,
@@ -226,6 +234,11 @@ class RecommenderService:
             access_error=fleet.access_error,
             event_log=self._event_log(),
             rule_sets=list(self.rule_sets.sets),
+            stages=counted.stages,
+            methods=counted.methods,
+            tiers=counted.tiers,
+            refusals=counted.refusals,
+            degraded=counted.degraded,
         )
 
     def SimilarTracks(self, request: pb.SimilarTracksRequest, call: Call) -> bytes:
@@ -302,48 +315,6 @@ class RecommenderService:
         self._answered = next(self._count)
         return found
 
-    def GetTracks(self, request: pb.GetTracksRequest, call: Call) -> pb.GetTracksResponse:
-        """Answers what the catalogue says of tracks.
-
-        Args:
-            request: as it came.
-            call: the call in progress.
-
-        Returns:
-            The tracks, and the ids that the bundle does not hold.
-
-        Raises:
-            InvalidRequest: a limit is passed; names the field.
-            Unsupported: what is served has no catalogue to look into.
-        """
-        return self._looked_up("GetTracks", call, lambda catalogue: catalogue.get(request))
-
-    def SearchTracks(self, request: pb.SearchTracksRequest, call: Call) -> pb.SearchTracksResponse:
-        """Answers with the tracks that have some words in title or artist.
-
-        Args:
-            request: as it came.
-            call: the call in progress.
-
-        Returns:
-            The best of them, and how many there are.
-
-        Raises:
-            InvalidRequest: it can never be answered; names the field.
-            Unsupported: what is served has no catalogue to look into.
-            DeadlineExceeded: the caller left before the answer was found.
-        """
-        return self._looked_up("SearchTracks", call, lambda found: found.search(request, self._max_k, call.check))
-
-    def _looked_up(self, name: str, call: Call, look: Callable[[Catalogue], Found]) -> Found:
-        if self._served.catalogue is None:
-            raise Unsupported(f"{name}: this version does not answer it")
-        found = look(self._served.catalogue)
-        found.bundle_id, found.request_id = self._served.bundle_id, call.request_id
-        call.notes |= {"bundle": self._served.bundle_id, "tracks": len(found.tracks)}
-        self._answered = next(self._count)
-        return found
-
     def count_calls(self, in_flight: Callable[[], int]) -> None:
         """Tells the batcher how many calls are in flight, so that it yields the processor to those not queued yet.
 
@@ -371,6 +342,9 @@ class RecommenderService:
         for _ in range(recommender.fallbacks - before):
             self._metrics.exact_fallback()
         return answers
+
+    def _count_answer(self) -> None:
+        self._answered = next(self._count)
 
     def _count_batch(self, size: int, still_queued: int) -> None:
         self._metrics.batch(size)

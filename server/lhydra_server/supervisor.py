@@ -33,6 +33,7 @@ from lhydra_server.processes import COMMAND, WorkerProcess
 from lhydra_server.socket_file import SCHEME, SocketFile
 
 TICK_S = 0.2  # how often CURRENT is looked at; everything else wakes the loop
+SUM_S = 0.5  # how often what all workers counted is added up for GetStatus
 KILL_TIMEOUT_S = 5.0  # a killed worker that is there after so long hangs in the kernel: the supervisor ends without it
 STABLE_S = 10.0  # a worker that lived so long died of something new: no backoff
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
@@ -57,7 +58,7 @@ class Supervisor:
         self._host = settings.host.removeprefix("[").removesuffix("]")  # [::1] is ::1
         self._stop_s = longest_stop_s(settings.connection_age_s)
         self.limits = Limits()
-        self._awake_s, self._ticked_s = 0.0, time.monotonic()
+        self._awake_s, self._ticked_s, self._summed_s = 0.0, time.monotonic(), 0.0
         self._on_file = self._host.startswith(SCHEME)
         self._metrics_host = "127.0.0.1" if self._on_file else self._host
         if self._on_file and settings.workers > 1:
@@ -121,6 +122,9 @@ class Supervisor:
             self._totals.file_failures, self._totals.expires_s = self._files.failures, self._files.expires_s
         n_ready = self._serving.n_ready if self._serving else 0
         self._totals.workers = n_ready
+        if self._awake_s - self._summed_s >= SUM_S:
+            self._totals.sum_up()
+            self._summed_s = self._awake_s
         for worker in self._all_workers():
             worker.tell(FleetStatus(n_ready, self._current, self._swap_error, **self._files.told))
 
@@ -282,7 +286,7 @@ class Supervisor:
             **self._keys,
         )
         count = self._n_workers if n_workers is None else n_workers
-        counting = bool(self._settings.metrics_port)
+        counting = bool(self._settings.metrics_port) or self._settings.count
         fleet = Fleet(bundle_id)
         for core in self._free_cores(bundle_id)[:count]:
             try:
@@ -293,6 +297,7 @@ class Supervisor:
                         replace(settings, core=core, address=self._place.for_worker()),
                         self._awake_s,
                         block,
+                        self._totals.share() if counting else -1,
                     )
                 )
             except OSError as error:  # no descriptor, memory or process is left for now

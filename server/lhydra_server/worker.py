@@ -37,6 +37,7 @@ from lhydra_server.credentials import Certificates
 from lhydra_server.descriptors import check_free_descriptors
 from lhydra_server.event_log import EventLogWatch
 from lhydra_server.heartbeat import Heart
+from lhydra_server.metrics.counted import Sums
 from lhydra_server.metrics.worker import Metrics
 from lhydra_server.rules_file import rule_sets
 from lhydra_server.served import Served, open_served
@@ -101,6 +102,8 @@ def run(load: Callable[[WorkerSettings], Served] = open_served, *, heart: Heart)
                 fleet=lambda: fleet,
                 event_log=lambda: log.status,
                 metrics=metrics,
+                counted=Sums(settings.counted).counted,
+                store=Path(settings.store),
                 answers=answers,
             )
             service.rule_sets = sets

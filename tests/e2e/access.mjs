@@ -40,6 +40,10 @@ const codes = {
   GetTracks: await unary("GetTracks", { track_ids: ["t1"] }),
   SearchTracks: await unary("SearchTracks", { text: "blue", k: 3 }),
   GetStatus: await unary("GetStatus", {}),
+  GetUser: await unary("GetUser", { user_id: "u" }),
+  SearchUsers: await unary("SearchUsers", { prefix: "u", k: 3 }),
+  ListBundles: await unary("ListBundles", {}),
+  GetMap: await unary("GetMap", { max_points: 3 }),
   RecordPlays: await unary("RecordPlays", { plays: [{ event_id: `e-${token}`, user_id: "u", track_id: "t1" }] }),
 };
 for (const name of Object.keys(codes)) codes[name] = grpc.status[codes[name]];

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.listed import entries
 from lhydra.bundle.manifest import current_bundle_id
 from lhydra.domain import Query
 from lhydra.errors import BundleMissing, ConfigError, complain
@@ -20,7 +21,6 @@ from lhydra_index_builder.diff.asking import SEED, ask, of_dataset, of_log, of_r
 from lhydra_index_builder.diff.result import Audience, Both, BundleFacts, Comparison
 from lhydra_index_builder.diff.telling import verdict
 from lhydra_index_builder.logged import is_log
-from lhydra_index_builder.store import entries
 
 
 @timed("diff")

@@ -1312,6 +1312,11 @@ class GetStatusResponse(google.protobuf.message.Message):
     RULE_SETS_FIELD_NUMBER: builtins.int
     ACCESS_ERROR_FIELD_NUMBER: builtins.int
     EVENT_LOG_FIELD_NUMBER: builtins.int
+    STAGES_FIELD_NUMBER: builtins.int
+    METHODS_FIELD_NUMBER: builtins.int
+    TIERS_FIELD_NUMBER: builtins.int
+    REFUSALS_FIELD_NUMBER: builtins.int
+    DEGRADED_FIELD_NUMBER: builtins.int
     bundle_id: builtins.str
     model_id: builtins.str
     lhydra_version: builtins.str
@@ -1339,6 +1344,28 @@ class GetStatusResponse(google.protobuf.message.Message):
 
     @property
     def event_log(self) -> Global___EventLogStatus: ...
+    @property
+    def stages(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Percentiles]:
+        """Of all workers since the server began, as /metrics tells it; a second old at most. What never happened is not there.
+        of a request
+        """
+
+    @property
+    def methods(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Percentiles]:
+        """of calls, by method"""
+
+    @property
+    def tiers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Counted]:
+        """lists returned"""
+
+    @property
+    def refusals(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Counted]:
+        """calls given up: overload, deadline, unread, unauthenticated, permission, rate"""
+
+    @property
+    def degraded(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___Counted]:
+        """lists made with less than there is, by what was missing"""
+
     def __init__(
         self,
         *,
@@ -1359,11 +1386,65 @@ class GetStatusResponse(google.protobuf.message.Message):
         rule_sets: collections.abc.Iterable[builtins.str] | None = ...,
         access_error: builtins.str = ...,
         event_log: Global___EventLogStatus | None = ...,
+        stages: collections.abc.Iterable[Global___Percentiles] | None = ...,
+        methods: collections.abc.Iterable[Global___Percentiles] | None = ...,
+        tiers: collections.abc.Iterable[Global___Counted] | None = ...,
+        refusals: collections.abc.Iterable[Global___Counted] | None = ...,
+        degraded: collections.abc.Iterable[Global___Counted] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["event_log", b"event_log"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["access_error", b"access_error", "bundle_id", b"bundle_id", "current_bundle_id", b"current_bundle_id", "default_depth", b"default_depth", "dim", b"dim", "event_log", b"event_log", "index_recipe", b"index_recipe", "lhydra_version", b"lhydra_version", "max_k", b"max_k", "model_id", b"model_id", "requests", b"requests", "rule_sets", b"rule_sets", "rules_error", b"rules_error", "swap_error", b"swap_error", "tracks", b"tracks", "uptime_s", b"uptime_s", "workers", b"workers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["access_error", b"access_error", "bundle_id", b"bundle_id", "current_bundle_id", b"current_bundle_id", "default_depth", b"default_depth", "degraded", b"degraded", "dim", b"dim", "event_log", b"event_log", "index_recipe", b"index_recipe", "lhydra_version", b"lhydra_version", "max_k", b"max_k", "methods", b"methods", "model_id", b"model_id", "refusals", b"refusals", "requests", b"requests", "rule_sets", b"rule_sets", "rules_error", b"rules_error", "stages", b"stages", "swap_error", b"swap_error", "tiers", b"tiers", "tracks", b"tracks", "uptime_s", b"uptime_s", "workers", b"workers"]) -> None: ...
 
 Global___GetStatusResponse: typing_extensions.TypeAlias = GetStatusResponse
+
+@typing.final
+class Percentiles(google.protobuf.message.Message):
+    """How long something took, from a histogram: within a bucket times are taken as spread evenly."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    COUNT_FIELD_NUMBER: builtins.int
+    P50_US_FIELD_NUMBER: builtins.int
+    P90_US_FIELD_NUMBER: builtins.int
+    P99_US_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    count: builtins.int
+    p50_us: builtins.int
+    p90_us: builtins.int
+    p99_us: builtins.int
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        count: builtins.int = ...,
+        p50_us: builtins.int = ...,
+        p90_us: builtins.int = ...,
+        p99_us: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["count", b"count", "name", b"name", "p50_us", b"p50_us", "p90_us", b"p90_us", "p99_us", b"p99_us"]) -> None: ...
+
+Global___Percentiles: typing_extensions.TypeAlias = Percentiles
+
+@typing.final
+class Counted(google.protobuf.message.Message):
+    """How often something happened."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    COUNT_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    count: builtins.int
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        count: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["count", b"count", "name", b"name"]) -> None: ...
+
+Global___Counted: typing_extensions.TypeAlias = Counted
 
 @typing.final
 class EventLogStatus(google.protobuf.message.Message):
@@ -1403,3 +1484,392 @@ class EventLogStatus(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_free_bytes", b"_free_bytes"]) -> typing.Literal["free_bytes"] | None: ...
 
 Global___EventLogStatus: typing_extensions.TypeAlias = EventLogStatus
+
+@typing.final
+class GetUserRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    USER_ID_FIELD_NUMBER: builtins.int
+    MAX_ENTRIES_FIELD_NUMBER: builtins.int
+    user_id: builtins.str
+    max_entries: builtins.int
+    """of the history and of the last plays; 0 means 100, at most 1,000"""
+    def __init__(
+        self,
+        *,
+        user_id: builtins.str = ...,
+        max_entries: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["max_entries", b"max_entries", "user_id", b"user_id"]) -> None: ...
+
+Global___GetUserRequest: typing_extensions.TypeAlias = GetUserRequest
+
+@typing.final
+class HeardTrack(google.protobuf.message.Message):
+    """A track of a history."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TRACK_ID_FIELD_NUMBER: builtins.int
+    TITLE_FIELD_NUMBER: builtins.int
+    ARTIST_FIELD_NUMBER: builtins.int
+    COUNT_FIELD_NUMBER: builtins.int
+    FIRST_S_FIELD_NUMBER: builtins.int
+    LAST_S_FIELD_NUMBER: builtins.int
+    track_id: builtins.str
+    """empty where the bundle does not hold the track: users are stored with hashes of tracks"""
+    title: builtins.str
+    artist: builtins.str
+    count: builtins.float
+    """plays"""
+    first_s: builtins.int
+    """first and last play, Unix seconds; 0 means unknown"""
+    last_s: builtins.int
+    def __init__(
+        self,
+        *,
+        track_id: builtins.str = ...,
+        title: builtins.str = ...,
+        artist: builtins.str = ...,
+        count: builtins.float = ...,
+        first_s: builtins.int = ...,
+        last_s: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artist", b"artist", "count", b"count", "first_s", b"first_s", "last_s", b"last_s", "title", b"title", "track_id", b"track_id"]) -> None: ...
+
+Global___HeardTrack: typing_extensions.TypeAlias = HeardTrack
+
+@typing.final
+class RecentPlay(google.protobuf.message.Message):
+    """One of the last plays."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TRACK_ID_FIELD_NUMBER: builtins.int
+    TITLE_FIELD_NUMBER: builtins.int
+    ARTIST_FIELD_NUMBER: builtins.int
+    TIMESTAMP_S_FIELD_NUMBER: builtins.int
+    COMPLETED_FIELD_NUMBER: builtins.int
+    SKIPPED_FIELD_NUMBER: builtins.int
+    LIVE_FIELD_NUMBER: builtins.int
+    track_id: builtins.str
+    """as in HeardTrack"""
+    title: builtins.str
+    artist: builtins.str
+    timestamp_s: builtins.int
+    completed: builtins.bool
+    skipped: builtins.bool
+    live: builtins.bool
+    """recorded by a server, not loaded with data"""
+    def __init__(
+        self,
+        *,
+        track_id: builtins.str = ...,
+        title: builtins.str = ...,
+        artist: builtins.str = ...,
+        timestamp_s: builtins.int = ...,
+        completed: builtins.bool = ...,
+        skipped: builtins.bool = ...,
+        live: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artist", b"artist", "completed", b"completed", "live", b"live", "skipped", b"skipped", "timestamp_s", b"timestamp_s", "title", b"title", "track_id", b"track_id"]) -> None: ...
+
+Global___RecentPlay: typing_extensions.TypeAlias = RecentPlay
+
+@typing.final
+class GetUserResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KNOWN_FIELD_NUMBER: builtins.int
+    PROFILE_FIELD_NUMBER: builtins.int
+    HISTORY_FIELD_NUMBER: builtins.int
+    HISTORY_TRACKS_FIELD_NUMBER: builtins.int
+    HEARD_TRACKS_FIELD_NUMBER: builtins.int
+    PLAYS_FIELD_NUMBER: builtins.int
+    SESSION_FIELD_NUMBER: builtins.int
+    STATE_VERSION_FIELD_NUMBER: builtins.int
+    BUNDLE_ID_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    known: builtins.bool
+    """an unknown user is no error"""
+    history_tracks: builtins.int
+    """how many the history has"""
+    heard_tracks: builtins.int
+    """how many tracks were ever heard, which the history need not hold"""
+    session: builtins.int
+    """how many of the newest plays are the session of now, however many are told"""
+    state_version: builtins.int
+    """rises with every change"""
+    bundle_id: builtins.str
+    request_id: builtins.str
+    @property
+    def profile(self) -> Global___Profile: ...
+    @property
+    def history(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___HeardTrack]:
+        """newest first"""
+
+    @property
+    def plays(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RecentPlay]:
+        """newest first, at most 256 are remembered one by one"""
+
+    def __init__(
+        self,
+        *,
+        known: builtins.bool = ...,
+        profile: Global___Profile | None = ...,
+        history: collections.abc.Iterable[Global___HeardTrack] | None = ...,
+        history_tracks: builtins.int = ...,
+        heard_tracks: builtins.int = ...,
+        plays: collections.abc.Iterable[Global___RecentPlay] | None = ...,
+        session: builtins.int = ...,
+        state_version: builtins.int = ...,
+        bundle_id: builtins.str = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["profile", b"profile"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["bundle_id", b"bundle_id", "heard_tracks", b"heard_tracks", "history", b"history", "history_tracks", b"history_tracks", "known", b"known", "plays", b"plays", "profile", b"profile", "request_id", b"request_id", "session", b"session", "state_version", b"state_version"]) -> None: ...
+
+Global___GetUserResponse: typing_extensions.TypeAlias = GetUserResponse
+
+@typing.final
+class SearchUsersRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PREFIX_FIELD_NUMBER: builtins.int
+    K_FIELD_NUMBER: builtins.int
+    prefix: builtins.str
+    """of the ids, at most 256 characters; empty means any"""
+    k: builtins.int
+    """1 to 100"""
+    def __init__(
+        self,
+        *,
+        prefix: builtins.str = ...,
+        k: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["k", b"k", "prefix", b"prefix"]) -> None: ...
+
+Global___SearchUsersRequest: typing_extensions.TypeAlias = SearchUsersRequest
+
+@typing.final
+class SearchUsersResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    USER_IDS_FIELD_NUMBER: builtins.int
+    MORE_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    more: builtins.bool
+    """there are others that begin so; of a large Redis store, there may be: it is not searched to its end"""
+    request_id: builtins.str
+    @property
+    def user_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """ascending by their UTF-8 bytes"""
+
+    def __init__(
+        self,
+        *,
+        user_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        more: builtins.bool = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["more", b"more", "request_id", b"request_id", "user_ids", b"user_ids"]) -> None: ...
+
+Global___SearchUsersResponse: typing_extensions.TypeAlias = SearchUsersResponse
+
+@typing.final
+class ListBundlesRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___ListBundlesRequest: typing_extensions.TypeAlias = ListBundlesRequest
+
+@typing.final
+class GateVerdict(google.protobuf.message.Message):
+    """One check of a gate."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    VERDICT_FIELD_NUMBER: builtins.int
+    FOUND_FIELD_NUMBER: builtins.int
+    LIMIT_FIELD_NUMBER: builtins.int
+    NOTE_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    verdict: builtins.str
+    """passed, refused, or skipped: there was nothing to measure it by"""
+    found: builtins.float
+    limit: builtins.float
+    note: builtins.str
+    """the unit, or why it was skipped"""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        verdict: builtins.str = ...,
+        found: builtins.float | None = ...,
+        limit: builtins.float | None = ...,
+        note: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_found", b"_found", "_limit", b"_limit", "found", b"found", "limit", b"limit"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_found", b"_found", "_limit", b"_limit", "found", b"found", "limit", b"limit", "name", b"name", "note", b"note", "verdict", b"verdict"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_found", b"_found"]) -> typing.Literal["found"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_limit", b"_limit"]) -> typing.Literal["limit"] | None: ...
+
+Global___GateVerdict: typing_extensions.TypeAlias = GateVerdict
+
+@typing.final
+class BundleInfo(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BUNDLE_ID_FIELD_NUMBER: builtins.int
+    MODEL_ID_FIELD_NUMBER: builtins.int
+    CURRENT_FIELD_NUMBER: builtins.int
+    SERVING_FIELD_NUMBER: builtins.int
+    PREVIOUS_FIELD_NUMBER: builtins.int
+    CREATED_S_FIELD_NUMBER: builtins.int
+    TRACKS_FIELD_NUMBER: builtins.int
+    BYTES_FIELD_NUMBER: builtins.int
+    INDEX_RECIPE_FIELD_NUMBER: builtins.int
+    LHYDRA_VERSION_FIELD_NUMBER: builtins.int
+    VERDICT_FIELD_NUMBER: builtins.int
+    GATES_FIELD_NUMBER: builtins.int
+    ERROR_FIELD_NUMBER: builtins.int
+    bundle_id: builtins.str
+    model_id: builtins.str
+    current: builtins.bool
+    """what the store calls CURRENT"""
+    serving: builtins.bool
+    """what the worker that answers serves"""
+    previous: builtins.bool
+    """what a rollback would take"""
+    created_s: builtins.int
+    """Unix seconds"""
+    tracks: builtins.int
+    bytes: builtins.int
+    index_recipe: builtins.str
+    lhydra_version: builtins.str
+    """that made it"""
+    verdict: builtins.str
+    """of its gate: passed, refused or forced"""
+    error: builtins.str
+    """why it cannot be opened; the hashes of its files are not looked at"""
+    @property
+    def gates(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___GateVerdict]: ...
+    def __init__(
+        self,
+        *,
+        bundle_id: builtins.str = ...,
+        model_id: builtins.str = ...,
+        current: builtins.bool = ...,
+        serving: builtins.bool = ...,
+        previous: builtins.bool = ...,
+        created_s: builtins.int = ...,
+        tracks: builtins.int = ...,
+        bytes: builtins.int = ...,
+        index_recipe: builtins.str = ...,
+        lhydra_version: builtins.str = ...,
+        verdict: builtins.str = ...,
+        gates: collections.abc.Iterable[Global___GateVerdict] | None = ...,
+        error: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bundle_id", b"bundle_id", "bytes", b"bytes", "created_s", b"created_s", "current", b"current", "error", b"error", "gates", b"gates", "index_recipe", b"index_recipe", "lhydra_version", b"lhydra_version", "model_id", b"model_id", "previous", b"previous", "serving", b"serving", "tracks", b"tracks", "verdict", b"verdict"]) -> None: ...
+
+Global___BundleInfo: typing_extensions.TypeAlias = BundleInfo
+
+@typing.final
+class ListBundlesResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BUNDLES_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    request_id: builtins.str
+    @property
+    def bundles(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___BundleInfo]:
+        """newest first, at most 100"""
+
+    def __init__(
+        self,
+        *,
+        bundles: collections.abc.Iterable[Global___BundleInfo] | None = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bundles", b"bundles", "request_id", b"request_id"]) -> None: ...
+
+Global___ListBundlesResponse: typing_extensions.TypeAlias = ListBundlesResponse
+
+@typing.final
+class GetMapRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MAX_POINTS_FIELD_NUMBER: builtins.int
+    COLUMN_FIELD_NUMBER: builtins.int
+    TRACK_IDS_FIELD_NUMBER: builtins.int
+    max_points: builtins.int
+    """most listeners first; 0 means 100,000, at most 200,000"""
+    column: builtins.str
+    """of the catalogue, to colour by; empty means that of the genres"""
+    @property
+    def track_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """these too, at most 1,000; those that the bundle lacks are left out"""
+
+    def __init__(
+        self,
+        *,
+        max_points: builtins.int = ...,
+        column: builtins.str = ...,
+        track_ids: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["column", b"column", "max_points", b"max_points", "track_ids", b"track_ids"]) -> None: ...
+
+Global___GetMapRequest: typing_extensions.TypeAlias = GetMapRequest
+
+@typing.final
+class GetMapResponse(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TRACK_IDS_FIELD_NUMBER: builtins.int
+    PLACES_FIELD_NUMBER: builtins.int
+    COLUMN_FIELD_NUMBER: builtins.int
+    VALUES_FIELD_NUMBER: builtins.int
+    VALUE_OF_FIELD_NUMBER: builtins.int
+    PROJECTION_FIELD_NUMBER: builtins.int
+    BUNDLE_ID_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    places: builtins.bytes
+    """x and y of each track, unsigned 16 bit, little endian: 4 bytes a track"""
+    column: builtins.str
+    """empty where there is none to colour by"""
+    value_of: builtins.bytes
+    """one byte a track: the place in `values` of its first value there, 255 for none"""
+    projection: builtins.str
+    """pca or umap; empty where the bundle has no map, and then there are no tracks"""
+    bundle_id: builtins.str
+    request_id: builtins.str
+    @property
+    def track_ids(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """those asked for by id, then the others"""
+
+    @property
+    def values(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """of the column, most tracks first, at most 255"""
+
+    def __init__(
+        self,
+        *,
+        track_ids: collections.abc.Iterable[builtins.str] | None = ...,
+        places: builtins.bytes = ...,
+        column: builtins.str = ...,
+        values: collections.abc.Iterable[builtins.str] | None = ...,
+        value_of: builtins.bytes = ...,
+        projection: builtins.str = ...,
+        bundle_id: builtins.str = ...,
+        request_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bundle_id", b"bundle_id", "column", b"column", "places", b"places", "projection", b"projection", "request_id", b"request_id", "track_ids", b"track_ids", "value_of", b"value_of", "values", b"values"]) -> None: ...
+
+Global___GetMapResponse: typing_extensions.TypeAlias = GetMapResponse

@@ -74,6 +74,26 @@ class RecommenderStub(object):
                 request_serializer=lhydra__protos_dot_v1_dot_recommender__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=lhydra__protos_dot_v1_dot_recommender__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.GetUser = channel.unary_unary(
+                '/lhydra.v1.Recommender/GetUser',
+                request_serializer=lhydra__protos_dot_v1_dot_recommender__pb2.GetUserRequest.SerializeToString,
+                response_deserializer=lhydra__protos_dot_v1_dot_recommender__pb2.GetUserResponse.FromString,
+                _registered_method=True)
+        self.SearchUsers = channel.unary_unary(
+                '/lhydra.v1.Recommender/SearchUsers',
+                request_serializer=lhydra__protos_dot_v1_dot_recommender__pb2.SearchUsersRequest.SerializeToString,
+                response_deserializer=lhydra__protos_dot_v1_dot_recommender__pb2.SearchUsersResponse.FromString,
+                _registered_method=True)
+        self.ListBundles = channel.unary_unary(
+                '/lhydra.v1.Recommender/ListBundles',
+                request_serializer=lhydra__protos_dot_v1_dot_recommender__pb2.ListBundlesRequest.SerializeToString,
+                response_deserializer=lhydra__protos_dot_v1_dot_recommender__pb2.ListBundlesResponse.FromString,
+                _registered_method=True)
+        self.GetMap = channel.unary_unary(
+                '/lhydra.v1.Recommender/GetMap',
+                request_serializer=lhydra__protos_dot_v1_dot_recommender__pb2.GetMapRequest.SerializeToString,
+                response_deserializer=lhydra__protos_dot_v1_dot_recommender__pb2.GetMapResponse.FromString,
+                _registered_method=True)
 
 
 class RecommenderServicer(object):
@@ -136,6 +156,34 @@ class RecommenderServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetUser(self, request, context):
+        """What is stored of a user. Where a server asks for tokens, this method and the next three need the right `admin`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SearchUsers(self, request, context):
+        """Users by the beginning of their ids.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListBundles(self, request, context):
+        """The bundles of the store, newest first, and what their gates said.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMap(self, request, context):
+        """The tracks as points of a plane, where the bundle has a map.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RecommenderServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -178,6 +226,26 @@ def add_RecommenderServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=lhydra__protos_dot_v1_dot_recommender__pb2.GetStatusRequest.FromString,
                     response_serializer=lhydra__protos_dot_v1_dot_recommender__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'GetUser': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUser,
+                    request_deserializer=lhydra__protos_dot_v1_dot_recommender__pb2.GetUserRequest.FromString,
+                    response_serializer=lhydra__protos_dot_v1_dot_recommender__pb2.GetUserResponse.SerializeToString,
+            ),
+            'SearchUsers': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchUsers,
+                    request_deserializer=lhydra__protos_dot_v1_dot_recommender__pb2.SearchUsersRequest.FromString,
+                    response_serializer=lhydra__protos_dot_v1_dot_recommender__pb2.SearchUsersResponse.SerializeToString,
+            ),
+            'ListBundles': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBundles,
+                    request_deserializer=lhydra__protos_dot_v1_dot_recommender__pb2.ListBundlesRequest.FromString,
+                    response_serializer=lhydra__protos_dot_v1_dot_recommender__pb2.ListBundlesResponse.SerializeToString,
+            ),
+            'GetMap': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMap,
+                    request_deserializer=lhydra__protos_dot_v1_dot_recommender__pb2.GetMapRequest.FromString,
+                    response_serializer=lhydra__protos_dot_v1_dot_recommender__pb2.GetMapResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -396,6 +464,114 @@ class Recommender(object):
             '/lhydra.v1.Recommender/GetStatus',
             lhydra__protos_dot_v1_dot_recommender__pb2.GetStatusRequest.SerializeToString,
             lhydra__protos_dot_v1_dot_recommender__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetUser(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lhydra.v1.Recommender/GetUser',
+            lhydra__protos_dot_v1_dot_recommender__pb2.GetUserRequest.SerializeToString,
+            lhydra__protos_dot_v1_dot_recommender__pb2.GetUserResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchUsers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lhydra.v1.Recommender/SearchUsers',
+            lhydra__protos_dot_v1_dot_recommender__pb2.SearchUsersRequest.SerializeToString,
+            lhydra__protos_dot_v1_dot_recommender__pb2.SearchUsersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBundles(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lhydra.v1.Recommender/ListBundles',
+            lhydra__protos_dot_v1_dot_recommender__pb2.ListBundlesRequest.SerializeToString,
+            lhydra__protos_dot_v1_dot_recommender__pb2.ListBundlesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMap(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lhydra.v1.Recommender/GetMap',
+            lhydra__protos_dot_v1_dot_recommender__pb2.GetMapRequest.SerializeToString,
+            lhydra__protos_dot_v1_dot_recommender__pb2.GetMapResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -162,7 +162,71 @@ _RecommenderGetStatusType = typing_extensions.TypeVar(
     ],
 )
 
-class RecommenderStub(typing.Generic[_RecommenderRecommendType, _RecommenderSimilarTracksType, _RecommenderRecordPlaysType, _RecommenderExplainType, _RecommenderRecommendManyType, _RecommenderGetTracksType, _RecommenderSearchTracksType, _RecommenderGetStatusType]):
+_RecommenderGetUserType = typing_extensions.TypeVar(
+    '_RecommenderGetUserType',
+    grpc.UnaryUnaryMultiCallable[
+        lhydra_protos.v1.recommender_pb2.GetUserRequest,
+        lhydra_protos.v1.recommender_pb2.GetUserResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        lhydra_protos.v1.recommender_pb2.GetUserRequest,
+        lhydra_protos.v1.recommender_pb2.GetUserResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        lhydra_protos.v1.recommender_pb2.GetUserRequest,
+        lhydra_protos.v1.recommender_pb2.GetUserResponse,
+    ],
+)
+
+_RecommenderSearchUsersType = typing_extensions.TypeVar(
+    '_RecommenderSearchUsersType',
+    grpc.UnaryUnaryMultiCallable[
+        lhydra_protos.v1.recommender_pb2.SearchUsersRequest,
+        lhydra_protos.v1.recommender_pb2.SearchUsersResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        lhydra_protos.v1.recommender_pb2.SearchUsersRequest,
+        lhydra_protos.v1.recommender_pb2.SearchUsersResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        lhydra_protos.v1.recommender_pb2.SearchUsersRequest,
+        lhydra_protos.v1.recommender_pb2.SearchUsersResponse,
+    ],
+)
+
+_RecommenderListBundlesType = typing_extensions.TypeVar(
+    '_RecommenderListBundlesType',
+    grpc.UnaryUnaryMultiCallable[
+        lhydra_protos.v1.recommender_pb2.ListBundlesRequest,
+        lhydra_protos.v1.recommender_pb2.ListBundlesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        lhydra_protos.v1.recommender_pb2.ListBundlesRequest,
+        lhydra_protos.v1.recommender_pb2.ListBundlesResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        lhydra_protos.v1.recommender_pb2.ListBundlesRequest,
+        lhydra_protos.v1.recommender_pb2.ListBundlesResponse,
+    ],
+)
+
+_RecommenderGetMapType = typing_extensions.TypeVar(
+    '_RecommenderGetMapType',
+    grpc.UnaryUnaryMultiCallable[
+        lhydra_protos.v1.recommender_pb2.GetMapRequest,
+        lhydra_protos.v1.recommender_pb2.GetMapResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        lhydra_protos.v1.recommender_pb2.GetMapRequest,
+        lhydra_protos.v1.recommender_pb2.GetMapResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        lhydra_protos.v1.recommender_pb2.GetMapRequest,
+        lhydra_protos.v1.recommender_pb2.GetMapResponse,
+    ],
+)
+
+class RecommenderStub(typing.Generic[_RecommenderRecommendType, _RecommenderSimilarTracksType, _RecommenderRecordPlaysType, _RecommenderExplainType, _RecommenderRecommendManyType, _RecommenderGetTracksType, _RecommenderSearchTracksType, _RecommenderGetStatusType, _RecommenderGetUserType, _RecommenderSearchUsersType, _RecommenderListBundlesType, _RecommenderGetMapType]):
     @typing.overload
     def __init__(self: RecommenderStub[
         grpc.UnaryUnaryMultiCallable[
@@ -196,6 +260,22 @@ class RecommenderStub(typing.Generic[_RecommenderRecommendType, _RecommenderSimi
         grpc.UnaryUnaryMultiCallable[
             lhydra_protos.v1.recommender_pb2.GetStatusRequest,
             lhydra_protos.v1.recommender_pb2.GetStatusResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            lhydra_protos.v1.recommender_pb2.GetUserRequest,
+            lhydra_protos.v1.recommender_pb2.GetUserResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            lhydra_protos.v1.recommender_pb2.SearchUsersRequest,
+            lhydra_protos.v1.recommender_pb2.SearchUsersResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            lhydra_protos.v1.recommender_pb2.ListBundlesRequest,
+            lhydra_protos.v1.recommender_pb2.ListBundlesResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            lhydra_protos.v1.recommender_pb2.GetMapRequest,
+            lhydra_protos.v1.recommender_pb2.GetMapResponse,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -233,6 +313,22 @@ class RecommenderStub(typing.Generic[_RecommenderRecommendType, _RecommenderSimi
             lhydra_protos.v1.recommender_pb2.GetStatusRequest,
             lhydra_protos.v1.recommender_pb2.GetStatusResponse,
         ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            lhydra_protos.v1.recommender_pb2.GetUserRequest,
+            lhydra_protos.v1.recommender_pb2.GetUserResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            lhydra_protos.v1.recommender_pb2.SearchUsersRequest,
+            lhydra_protos.v1.recommender_pb2.SearchUsersResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            lhydra_protos.v1.recommender_pb2.ListBundlesRequest,
+            lhydra_protos.v1.recommender_pb2.ListBundlesResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            lhydra_protos.v1.recommender_pb2.GetMapRequest,
+            lhydra_protos.v1.recommender_pb2.GetMapResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Recommend: _RecommenderRecommendType
@@ -260,6 +356,18 @@ class RecommenderStub(typing.Generic[_RecommenderRecommendType, _RecommenderSimi
 
     GetStatus: _RecommenderGetStatusType
     """What is being served, and how the server is."""
+
+    GetUser: _RecommenderGetUserType
+    """What is stored of a user. Where a server asks for tokens, this method and the next three need the right `admin`."""
+
+    SearchUsers: _RecommenderSearchUsersType
+    """Users by the beginning of their ids."""
+
+    ListBundles: _RecommenderListBundlesType
+    """The bundles of the store, newest first, and what their gates said."""
+
+    GetMap: _RecommenderGetMapType
+    """The tracks as points of a plane, where the bundle has a map."""
 
 RecommenderAsyncStub: typing_extensions.TypeAlias = RecommenderStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -293,6 +401,22 @@ RecommenderAsyncStub: typing_extensions.TypeAlias = RecommenderStub[
     grpc.aio.UnaryUnaryMultiCallable[
         lhydra_protos.v1.recommender_pb2.GetStatusRequest,
         lhydra_protos.v1.recommender_pb2.GetStatusResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        lhydra_protos.v1.recommender_pb2.GetUserRequest,
+        lhydra_protos.v1.recommender_pb2.GetUserResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        lhydra_protos.v1.recommender_pb2.SearchUsersRequest,
+        lhydra_protos.v1.recommender_pb2.SearchUsersResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        lhydra_protos.v1.recommender_pb2.ListBundlesRequest,
+        lhydra_protos.v1.recommender_pb2.ListBundlesResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        lhydra_protos.v1.recommender_pb2.GetMapRequest,
+        lhydra_protos.v1.recommender_pb2.GetMapResponse,
     ],
 ]
 
@@ -362,5 +486,37 @@ class RecommenderServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[lhydra_protos.v1.recommender_pb2.GetStatusResponse, collections.abc.Awaitable[lhydra_protos.v1.recommender_pb2.GetStatusResponse]]:
         """What is being served, and how the server is."""
+
+    @abc.abstractmethod
+    def GetUser(
+        self,
+        request: lhydra_protos.v1.recommender_pb2.GetUserRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[lhydra_protos.v1.recommender_pb2.GetUserResponse, collections.abc.Awaitable[lhydra_protos.v1.recommender_pb2.GetUserResponse]]:
+        """What is stored of a user. Where a server asks for tokens, this method and the next three need the right `admin`."""
+
+    @abc.abstractmethod
+    def SearchUsers(
+        self,
+        request: lhydra_protos.v1.recommender_pb2.SearchUsersRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[lhydra_protos.v1.recommender_pb2.SearchUsersResponse, collections.abc.Awaitable[lhydra_protos.v1.recommender_pb2.SearchUsersResponse]]:
+        """Users by the beginning of their ids."""
+
+    @abc.abstractmethod
+    def ListBundles(
+        self,
+        request: lhydra_protos.v1.recommender_pb2.ListBundlesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[lhydra_protos.v1.recommender_pb2.ListBundlesResponse, collections.abc.Awaitable[lhydra_protos.v1.recommender_pb2.ListBundlesResponse]]:
+        """The bundles of the store, newest first, and what their gates said."""
+
+    @abc.abstractmethod
+    def GetMap(
+        self,
+        request: lhydra_protos.v1.recommender_pb2.GetMapRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[lhydra_protos.v1.recommender_pb2.GetMapResponse, collections.abc.Awaitable[lhydra_protos.v1.recommender_pb2.GetMapResponse]]:
+        """The tracks as points of a plane, where the bundle has a map."""
 
 def add_RecommenderServicer_to_server(servicer: RecommenderServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -10,7 +10,7 @@ from lhydra.domain import STAGES, Tier
 OTHER = "other"  # stands for every label value that is not listed here
 METHODS = (
     *("Recommend", "SimilarTracks", "RecordPlays", "Explain", "RecommendMany"),
-    *("GetTracks", "SearchTracks", "GetStatus"),
+    *("GetTracks", "SearchTracks", "GetStatus", "GetUser", "SearchUsers", "ListBundles", "GetMap"),
 )
 CODES = (
     *("OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS"),

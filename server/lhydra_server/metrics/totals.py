@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from lhydra_server.metrics.layout import BLOCK_BYTES, CELLS, FAMILIES, LAYOUT_MARK, Family
 
 if TYPE_CHECKING:
@@ -73,6 +75,8 @@ class Totals:
         self.serving: tuple[str, str] | None = None  # bundle id, model id
         self._lock = threading.Lock()
         self._blocks: list[Block] = []
+        self._shared = -1  # descriptor of the sums
+        self._sums: memoryview | None = None
         self._kept: dict[str, list[int]] = {}  # by bundle, what ended workers counted; the last to end is last
 
     def block(self, bundle_id: str) -> Block:
@@ -108,6 +112,34 @@ class Totals:
                 oldest = next(bundle_id for bundle_id in self._kept if bundle_id != OLDER)
                 older = [self._kept.pop(bundle_id) for bundle_id in (oldest, OLDER) if bundle_id in self._kept]
                 self._kept[OLDER] = _added(older)
+
+    def share(self) -> int:
+        """Makes the memory that `sum_up` writes to.
+
+        Returns:
+            Its descriptor, for workers to inherit.
+
+        Raises:
+            OSError: no descriptor or no memory is left.
+        """
+        if self._sums is None:
+            self._shared = _memory()
+            os.ftruncate(self._shared, BLOCK_BYTES)
+            self._sums = memoryview(mmap.mmap(self._shared, BLOCK_BYTES)).cast("q")
+            self._sums[0] = LAYOUT_MARK
+        return self._shared
+
+    def sum_up(self) -> None:
+        """Writes what all workers have counted into the shared memory, where somebody shares it."""
+        if self._sums is None:
+            return
+        with self._lock:
+            rows = [block.cells[1:] for block in self._blocks]
+            kept = [cells[1:] for cells in self._kept.values()]
+        total = np.zeros(CELLS - 1, np.int64)
+        for row in (*rows, *kept):
+            total += np.asarray(row)
+        self._sums[1:] = memoryview(total.tobytes()).cast("q")
 
     def collect(self) -> "Iterator[Metric]":
         """Yields every metric with its value now."""

@@ -1,0 +1,66 @@
+"""The bundles of a store: which are there, what each is to the others, and why one cannot be opened."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from lhydra.bundle.manifest import BUNDLE_ID, Manifest, current_or_none
+from lhydra.errors import BundleError, BundleMissing, complain
+
+STAGING = ".staging-"  # begins the names of folders in which bundles are built
+REFUSED = "refused"  # verdict of a gate, and state of a bundle that it kept from CURRENT
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One bundle; manifest is None when it cannot be read, and error says why.
+
+    state: current, previous (what rollback without an id goes to), older, newer, refused, partial (being built, or
+    left by a process that is gone), broken.
+    """
+
+    bundle_id: str
+    state: str
+    age_s: float
+    manifest: Manifest | None
+    error: str = ""
+
+
+def entries(store: Path) -> list[Entry]:
+    """Returns the bundles of a store.
+
+    Args:
+        store: the store.
+
+    Returns:
+        Newest first, then what is partial.
+
+    Raises:
+        BundleMissing: there is no such folder.
+    """
+    if not store.is_dir():
+        raise BundleMissing(complain(store, "no such folder", "a store that `lhydra index rebuild` has published to"))
+    current = current_or_none(store)
+    names = sorted((path.name for path in store.iterdir() if BUNDLE_ID.fullmatch(path.name)), reverse=True)
+    found, older = [], False
+    for name in names:
+        manifest, error, state = None, "", "older" if name < current else "newer"
+        try:
+            manifest = Manifest.read(store / name, name)
+            if name == current:
+                state = "current"
+            elif manifest.gate["verdict"] == REFUSED:
+                state = REFUSED
+            elif state == "older" and not older:
+                state, older = "previous", True
+        except BundleError as fault:
+            state, error = "broken", str(fault)
+        found.append(Entry(name, state, _age_s(store / name), manifest, error))
+    return found + [Entry(path.name, "partial", _age_s(path), None) for path in sorted(store.glob(f"{STAGING}*"))]
+
+
+def _age_s(path: Path) -> float:
+    try:
+        return max(0.0, time.time() - path.stat().st_mtime)
+    except FileNotFoundError:  # swept meanwhile
+        return 0.0
