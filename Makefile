@@ -23,11 +23,12 @@ lint: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# What needs a tool of its own: Envoy, which pip installs, gRPC for Node, which npm installs, and Prometheus with promtool, which
-# Debian has. Where a tool is missing its tests are skipped, loudly.
+# What needs a tool of its own: Envoy, which pip installs, gRPC for Node and what builds the page, which npm installs, and Prometheus
+# with promtool and chromium, which Debian has. Where a tool is missing its tests are skipped, loudly.
 e2e: $(STAMP)
 	-@$(BIN)/python -m pip install --quiet --constraint constraints.txt --group e2e
 	-@npm install --silent --no-fund --no-audit --prefix .cache/node @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1
+	-@npm ci --silent --no-fund --no-audit --prefix server/lhydra_server/web/page_source
 	$(BIN)/python -m pytest tests/e2e
 
 # The tests against the lowest supported numpy, grpcio, protobuf and onnxruntime. By hand, and before a release.

@@ -1,4 +1,4 @@
-"""Regenerates the protobuf and gRPC code and the descriptors of each .proto, or with --check fails when they are stale.
+"""Regenerates gRPC code, descriptors and TypeScript types of each .proto, or with --check fails when they are stale.
 
     python protos/generate.py [--check]
 
@@ -16,12 +16,15 @@ import tempfile
 import venv
 from pathlib import Path
 
+from typescript import types_of
+
 PINS = ("grpcio-tools==1.76.0", "mypy-protobuf==3.7.0", "setuptools<81")
 ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = ROOT.parent / ".cache" / "protoc"
 SOURCES = sorted(path.relative_to(ROOT) for path in ROOT.glob("lhydra_protos/**/*.proto"))
 DESCRIPTORS = SOURCES[0].with_suffix(".binpb")  # what a proxy needs to turn JSON into calls
-GENERATED = ("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py", "*_pb2_grpc.pyi", "*.binpb")
+TYPES = SOURCES[0].with_suffix(".ts")  # what the page of the gateway is checked against
+GENERATED = ("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py", "*_pb2_grpc.pyi", "*.binpb", "*.ts")
 
 
 def main() -> int:
@@ -48,6 +51,7 @@ def generate(out: Path) -> None:
     search = {**os.environ, "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     command = [str(python), "-m", "grpc_tools.protoc", f"-I{ROOT}", *flags, *map(str, SOURCES)]
     subprocess.run(command, check=True, cwd=ROOT, env=search)  # plugins are found through PATH only
+    (out / TYPES).write_text(types_of((out / DESCRIPTORS).read_bytes()), encoding="utf-8")
 
 
 def made(folder: Path) -> set[Path]:

@@ -1,0 +1,174 @@
+// Fields of forms: each tells a whole new value, once it is chosen.
+import type { ComponentChildren, JSX } from "preact";
+import { useId, useState } from "preact/hooks";
+import { Chip } from "./parts";
+
+export function NumberField(props: {
+  label: string;
+  value: number | undefined;
+  min?: number;
+  max?: number;
+  step?: number;
+  empty?: string; // what no number means
+  onChange: (value: number | undefined) => void;
+}): JSX.Element {
+  const id = useId();
+  return (
+    <div class="field">
+      <label for={id}>{props.label}</label>
+      <input
+        id={id}
+        type="number"
+        inputMode="decimal"
+        min={props.min}
+        max={props.max}
+        step={props.step ?? 1}
+        placeholder={props.empty ?? ""}
+        value={props.value ?? ""}
+        onChange={(event) => {
+          const text = event.currentTarget.value;
+          props.onChange(text === "" ? undefined : Number(text));
+        }}
+      />
+    </div>
+  );
+}
+
+export function Slider(props: { label: string; value: number | undefined; onChange: (value: number) => void }): JSX.Element {
+  const id = useId();
+  const value = props.value ?? 0;
+  return (
+    <div class="field">
+      <label for={id}>{props.label}</label>
+      <span class="slider">
+        <input
+          id={id}
+          type="range"
+          min={0}
+          max={1}
+          step={0.05}
+          value={value}
+          aria-valuetext={value ? value.toFixed(2) : "off"}
+          onChange={(event) => props.onChange(Number(event.currentTarget.value))}
+        />
+        <output for={id}>{value ? value.toFixed(2) : "off"}</output>
+      </span>
+    </div>
+  );
+}
+
+export function Choice(props: {
+  label: string;
+  value: string;
+  options: readonly (readonly [string, string])[];
+  onChange: (value: string) => void;
+}): JSX.Element {
+  const id = useId();
+  return (
+    <div class="field">
+      <label for={id}>{props.label}</label>
+      <select id={id} value={props.value} onChange={(event) => props.onChange(event.currentTarget.value)}>
+        {props.options.map(([value, text]) => (
+          <option key={value} value={value} selected={value === props.value}>
+            {text}
+          </option>
+        ))}
+      </select>
+    </div>
+  );
+}
+
+export function Switch(props: {
+  label: ComponentChildren;
+  on: boolean;
+  disabled?: boolean;
+  onChange: (on: boolean) => void;
+}): JSX.Element {
+  return (
+    <label class="field switch">
+      <span>{props.label}</span>
+      <input
+        type="checkbox"
+        role="switch"
+        checked={props.on}
+        disabled={props.disabled}
+        onChange={(event) => props.onChange(event.currentTarget.checked)}
+      />
+    </label>
+  );
+}
+
+export function TextField(props: {
+  label: string;
+  value: string;
+  placeholder?: string;
+  onChange: (value: string) => void;
+}): JSX.Element {
+  const id = useId();
+  return (
+    <div class="field">
+      <label for={id}>{props.label}</label>
+      <input
+        id={id}
+        type="text"
+        dir="auto"
+        spellcheck={false}
+        placeholder={props.placeholder ?? ""}
+        value={props.value}
+        onChange={(event) => props.onChange(event.currentTarget.value.trim())}
+      />
+    </div>
+  );
+}
+
+/** Several texts, each a chip; Enter adds one. */
+export function Texts(props: {
+  label: string;
+  values: readonly string[];
+  placeholder?: string;
+  known?: readonly string[];
+  onChange: (values: string[]) => void;
+}): JSX.Element {
+  const id = useId();
+  const [text, setText] = useState("");
+  const add = () => {
+    const value = text.trim();
+    if (value && !props.values.includes(value)) props.onChange([...props.values, value]);
+    setText("");
+  };
+  return (
+    <div class="field tall">
+      <label for={id}>{props.label}</label>
+      <input
+        id={id}
+        type="text"
+        dir="auto"
+        spellcheck={false}
+        list={props.known?.length ? `${id}-known` : undefined}
+        placeholder={props.placeholder ?? "any"}
+        value={text}
+        onInput={(event) => setText(event.currentTarget.value)}
+        onKeyDown={(event) => {
+          if (event.key === "Enter") add();
+        }}
+        onBlur={add}
+      />
+      {props.known?.length ? (
+        <datalist id={`${id}-known`}>
+          {props.known.map((one) => (
+            <option key={one} value={one} />
+          ))}
+        </datalist>
+      ) : null}
+      {props.values.length ? (
+        <span class="chips">
+          {props.values.map((one) => (
+            <Chip key={one} label={one} onRemove={() => props.onChange(props.values.filter((other) => other !== one))}>
+              {one}
+            </Chip>
+          ))}
+        </span>
+      ) : null}
+    </div>
+  );
+}

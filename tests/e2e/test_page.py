@@ -1,0 +1,183 @@
+"""The page of `lhydra web` in a browser, before a live server with a small real bundle."""
+
+import gzip
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from lhydra.bundle.manifest import current_bundle_id
+from lhydra.data.dataset import Dataset, user_states
+from lhydra.users.store import open_users
+from lhydra_index_builder.build import rebuild
+from lhydra_index_builder.config import RebuildSettings
+from tests.e2e.page_site import BUILT, CHROMIUM, ROOT, SOURCE, Command, browser, served
+from tests.harness import until
+
+if CHROMIUM is None:
+    pytest.skip("E2E TOOLS ABSENT: chromium (Debian's package)", allow_module_level=True)
+pytest.importorskip("playwright", reason="E2E TOOLS ABSENT: playwright (make e2e installs it)")
+from playwright.sync_api import expect
+
+BUILDS = (SOURCE / "node_modules" / "vite").is_dir() and shutil.which("npm")
+built = pytest.mark.skipif(not BUILDS, reason="E2E TOOLS ABSENT: npm, and what `npm ci` installs in page_source")
+WIDTHS = (1280, 820, 360)
+ODD = ("<img src=x onerror=alert(1)>", "שלום עולם (متابعة)", "🎧 Café & \u202eReversed")
+
+
+@pytest.fixture(scope="module")
+def store(tiny_dataset: Dataset, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store whose most played tracks have odd titles."""
+    folder = tmp_path_factory.mktemp("page")
+    shutil.copytree(tiny_dataset.path, folder / "dataset")
+    tracks = pd.read_parquet(folder / "dataset" / "tracks.parquet")
+    top = tracks["train_plays"].nlargest(len(ODD)).index
+    tracks.loc[top, "name"] = list(ODD)
+    tracks.to_parquet(folder / "dataset" / "tracks.parquet")
+    for seed in (0, 1):
+        settings = RebuildSettings(recall_users=20, gate_users=20, seed=seed)
+        rebuild(tiny_model, Dataset.open(folder / "dataset"), folder / "store", settings)
+    users = open_users(None, folder / "store")
+    users.load(user_states(tiny_dataset, "now"))
+    users.close()
+    return folder / "store"
+
+
+@pytest.fixture(scope="module")
+def site(store: Path) -> Iterator[tuple[str, Command]]:
+    with served(store, "--allow-plays") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with browser() as found:
+        yield found
+
+
+@contextmanager
+def opened(chromium: Any, address: str, width: int = 1280, *, gone: bool = False) -> Iterator[Any]:
+    """A page that has said nothing amiss when it closes: no error, no breach of its policy."""
+    context = chromium.new_context(viewport={"width": width, "height": 900}, reduced_motion="reduce")
+    page, said = context.new_page(), []
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("console", lambda message: said.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("dialog", lambda dialog: said.append(f"dialog: {dialog.message}"))
+    page.goto(address)
+    yield page
+    network = re.compile("Failed to load resource: (the server responded|net::)")
+    assert [one for one in said if not (gone and network.match(one))] == []
+    context.close()
+
+
+def rows(page: Any) -> list[str]:
+    """The tracks of the list, once it is whole."""
+    expect(page.locator(".tracks > li")).to_have_count(10)
+    return [str(one.get_attribute("data-id")) for one in page.locator(".tracks > li").all()]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_listener_s_list_moves(site: tuple[str, Command], chromium: Any, width: int) -> None:
+    with opened(chromium, f"{site[0]}/#/listen?user=U000001", width) as page:
+        before = rows(page)
+        expect(page.locator(".status .tier")).to_have_text("personal")
+        page.get_by_role("button", name=re.compile("^Exclude:")).first.click()
+        expect(page.locator(f'.tracks > li[data-id="{before[0]}"]')).to_have_count(0)
+        assert rows(page)[:9] == before[1:]
+        expect(page.locator(".tracks .move.up")).to_have_count(9)
+        expect(page.locator(".tracks .move.new")).to_have_count(1)
+        page.get_by_role("button", name=re.compile("^Play:")).first.click()
+        expect(page.locator(f'.tracks > li[data-id="{before[1]}"]')).to_have_count(0)  # it is heard now
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_rules_and_why_not(site: tuple[str, Command], chromium: Any) -> None:
+    with opened(chromium, f"{site[0]}/#/listen?user=U000002") as page:
+        listed = rows(page)
+        page.locator(".tracks .what").nth(2).click()
+        expect(page.locator(".why .verdict")).to_have_text("Place 3 of 10")
+        expect(page.locator(".why .step.passed")).to_have_count(4)
+        page.get_by_label("Tracks", exact=True).fill("3")
+        page.keyboard.press("Enter")
+        expect(page.locator(".tracks > li")).to_have_count(3)
+        page.goto(f"{site[0]}/#/listen?user=U000002&ask=%7B%22k%22%3A3%7D&why={listed[5]}")
+        expect(page.locator(".why .verdict")).to_have_text("Not in the list: others score higher")
+        page.locator(".why .bring-in button").first.click()
+        expect(page.locator(".why .verdict")).to_have_text(re.compile("^Place"))
+        page.keyboard.press("Escape")
+
+
+def test_titles_are_text(site: tuple[str, Command], chromium: Any) -> None:
+    with opened(chromium, f"{site[0]}/#/listen") as page:
+        expect(page.locator(".status .tier")).to_have_text("popular")
+        rows(page)
+        search = page.get_by_role("combobox", name="Why is a track not here?")
+        for title, word in zip(ODD, ("onerror", "שלום", "Café"), strict=True):
+            search.fill(word)
+            expect(page.get_by_role("option").first.locator(".title")).to_have_text(title)
+        search.press("Enter")
+        expect(page.locator(".why h2")).to_have_text(ODD[-1])
+
+
+def test_the_server_goes_away_and_comes_back_with_another_bundle(store: Path, chromium: Any) -> None:
+    with served(store) as (address, server), opened(chromium, f"{address}/#/listen?user=U000003", gone=True) as page:
+        before = rows(page)
+        page.get_by_role("button", name=re.compile("^Play:")).first.click()  # it only reads: the play goes along
+        expect(page.locator(".plays .tag").first).to_have_text("not recorded")
+        server.stop()
+        expect(page.locator(".banner.gone")).to_be_visible(timeout=30_000)
+        server.start()
+        expect(page.locator(".banner.gone")).to_have_count(0, timeout=60_000)
+        assert before[0] not in rows(page)
+        now = current_bundle_id(store)
+        other = next(one.name for one in store.iterdir() if one.name != now and (one / "manifest.json").exists())
+        (store / "CURRENT.new").write_text(f"{other}\n")
+        (store / "CURRENT.new").replace(store / "CURRENT")
+        until(lambda: page.locator(".bundle").get_attribute("title") == other)
+        (store / "CURRENT.new").write_text(f"{now}\n")
+        (store / "CURRENT.new").replace(store / "CURRENT")
+
+
+def test_the_page_is_small() -> None:
+    sizes = [
+        min(one.stat().st_size for one in (path, path.with_name(path.name + ".br")) if one.exists())
+        for path in BUILT.rglob("*")
+        if path.is_file() and path.suffix not in (".br", ".gz")
+    ]
+    assert sum(sizes) <= 300_000
+
+
+@built
+def test_what_is_served_is_what_the_source_builds(tmp_path: Path) -> None:
+    folder = tmp_path / "page"
+    subprocess.run(["npx", "tsc", "--noEmit"], cwd=SOURCE, check=True, timeout=120)
+    argv = ["npx", "vite", "build", "--outDir", str(folder), "--logLevel", "error"]
+    subprocess.run(argv, cwd=SOURCE, check=True, timeout=120)
+    names = {path.relative_to(folder) for path in folder.rglob("*") if path.suffix not in (".br", ".gz")}
+    assert names == {path.relative_to(BUILT) for path in BUILT.rglob("*") if path.suffix not in (".br", ".gz")}
+    for name in (name for name in names if (folder / name).is_file()):
+        assert (folder / name).read_bytes() == (BUILT / name).read_bytes(), name
+        packed = BUILT / f"{name}.gz"
+        assert not packed.exists() or gzip.decompress(packed.read_bytes()) == (BUILT / name).read_bytes(), name
+
+
+@built
+def test_a_renamed_field_does_not_compile(tmp_path: Path) -> None:
+    """The types are those of the .proto, so a page that is out of step is red before anybody opens it."""
+    types = ROOT / "protos" / "lhydra_protos" / "v1" / "recommender.ts"
+    renamed = tmp_path / "recommender.ts"
+    renamed.write_text(types.read_text().replace("stoppedBy?:", "stoppedFor?:"))
+    config = tmp_path / "tsconfig.json"
+    paths = f'{{"#api": ["{renamed}"]}}'
+    config.write_text(
+        f'{{"extends": "{SOURCE}/tsconfig.json", "include": ["{SOURCE}/src"], "compilerOptions": {{"paths": {paths}, '
+        f'"typeRoots": ["{SOURCE}/node_modules"]}}}}'
+    )
+    found = subprocess.run(["npx", "tsc", "-p", str(config)], cwd=SOURCE, capture_output=True, text=True, timeout=120)
+    assert "Property 'stoppedBy' does not exist" in found.stdout
