@@ -44,6 +44,7 @@ CHANNEL_OPTIONS = (
     ),
     ("grpc.initial_reconnect_backoff_ms", 100),  # gRPC's own 1 s is longer than our deadline
     ("grpc.max_reconnect_backoff_ms", 1_000),  # gRPC's own 2 min keep a client from a server that is back
+    ("grpc.max_receive_message_length", 64 * 2**20),  # a map of 200,000 tracks is larger than gRPC's own 4 MiB
     ("grpc.use_local_subchannel_pool", 1),  # a connection per client: several clients reach several workers
 )
 

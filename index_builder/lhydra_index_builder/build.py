@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from lhydra import __version__, files
 from lhydra.bundle import catalog as catalogs
-from lhydra.bundle import co_listening_files, columns, fitted, sequence_files, signature, title_words
+from lhydra.bundle import co_listening_files, columns, fitted, sequence_files, signature, title_words, track_map
 from lhydra.bundle.arrays import blocks
 from lhydra.bundle.bundle import PARTS, Bundle
 from lhydra.bundle.catalog import Catalog
@@ -39,7 +39,7 @@ from lhydra.features.histories import EncodedUsers, Histories, offsets_of
 from lhydra.recommender import Recommender
 from lhydra.timing import timed
 from lhydra_index_builder import depth as depths
-from lhydra_index_builder import gate, held_out, plan, pool, recipe, replies, store
+from lhydra_index_builder import gate, held_out, plan, pool, projection, recipe, replies, store
 from lhydra_index_builder.config import RebuildSettings
 from lhydra_index_builder.index_parts import VectorFile
 from lhydra_index_builder.logged import NO_TRAFFIC, logged_traffic
@@ -92,6 +92,7 @@ def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildSetti
     """
     store.check_free(path)
     recipe.check(config.recipe, dataset.n_tracks, ModelInfo.read(model_path).dim, config.max_bytes_per_track)
+    projection.check(config.map)
     threads = plan.cores(config.threads)
     model = Model.open(model_path)
     processes = threads if dataset.n_tracks > 2 * SHARD else 1
@@ -105,6 +106,7 @@ def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildSetti
         with progress(dataset.n_tracks, "embedding tracks") as show:
             catalog = write_catalog(model, dataset, folder, run, show)
         TitleWords.of(catalog.title_texts, catalog.artist_texts).save(folder)
+        projection.write(folder, config.map, config.seed)
         replies.write(catalog.names, catalog.title_texts, catalog.artist_texts, folder)
         columns: dict[str, str] = {column.name: column.kind for column in dataset.info.track_columns}
         write_columns(folder, folder / "catalog.parquet", columns)
@@ -222,7 +224,7 @@ def finish(
     now = datetime.now(UTC)
     names = [*PARTS, "golden.npz", *catalogs.file_names(), *columns.file_names(folder)]
     names += [*sequence_files.names_in(folder), *co_listening_files.names_in(folder)]
-    names += [*fitted.names_in(folder), *title_words.names_in(folder)]
+    names += [*fitted.names_in(folder), *title_words.names_in(folder), *track_map.names_in(folder)]
     with timed("rebuild.seal"):
         sealed = dict(known) | files.seal(folder, [name for name in names if name not in known])
     manifest = replace(

@@ -38,7 +38,7 @@ from lhydra.features.histories import offsets_of
 from lhydra.recommender import Recommender
 from lhydra.timing import timed
 from lhydra.users.store import open_users
-from lhydra_index_builder import plan, store, sweep
+from lhydra_index_builder import plan, projection, store, sweep
 from lhydra_index_builder.build import Built, Log, finish, no_log
 from lhydra_index_builder.config import RebuildSettings
 from lhydra_index_builder.held_out import UserSample
@@ -179,6 +179,10 @@ def add(
         rows = moved[was] if len(was) else moved
         np.save(folder / "index_rows.npy", np.concatenate([rows, own]).astype(np.int32))
         _write_words(folder)
+        if source.bundle.map is not None and source.bundle.map.projection == projection.UMAP:
+            log("the map is left out: UMAP places no single tracks; `lhydra index rebuild` makes one")
+        elif source.bundle.map is not None:
+            projection.write(folder, projection.PCA, 0)
         changed = _manifest(source, len(catalog) + len(at), added=len(at), removed=len(removed))
         built = finish(folder, path, _measured(changed, folder, source, config), source.draw_users, config, log, known)
         return built, len(at), len(restored)

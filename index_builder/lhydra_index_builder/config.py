@@ -21,6 +21,9 @@ class RebuildSettings(Settings):
     max_bytes_per_track: int = setting(0, "most bytes of index.faiss per track; 0 for no limit", low=0)
     max_memory_gib: float = setting(0.0, "memory the build may use; 0 takes what is free", low=0)
     recall_users: int = setting(500, "users whose vectors measure the index against exact search", low=1)
+    map: str = setting(
+        "pca", "the map of the catalogue: pca, or umap, which is slow and another package", ("pca", "umap")
+    )
     threads: int = setting(0, "processes and threads for embedding and building; 0 takes all cores", low=0)
     seed: int = setting(0, "of the training of approximate indexes and of the users drawn", low=0)
     explain: bool = setting(False, "print the tables that recipe, operating point and depth were chosen from")

@@ -52,7 +52,7 @@ def predict(model: Model, dataset: Dataset, recipe: str, max_bytes: int, process
     codes = 4 * dim if name == FLAT else (dim + 8 if "SQ8" in name or "PQ" in name else 4 * dim + 8)
     codes += 300 if "HNSW" in name and "IVF" not in name else 0
     encoded = 4 * (len(model.spec.track_dense) + len(model.spec.track_ids))
-    mapped = 8 * dim + encoded + 40  # measured: in the end nearly all of the catalog's numbers are touched
+    mapped = 8 * dim + encoded + 44  # measured: in the end nearly all of the catalog's numbers are touched
     table = model.neighbours.nbytes + model.neighbour_weights.nbytes
     plays = 25 * sum(dataset.info.counts[fold] for fold in ("train", "valid", "test"))
     vocabulary = (700 + 8 * dim) * len(model.neighbours)  # its ids in the features, their rows in the item tower
@@ -60,7 +60,7 @@ def predict(model: Model, dataset: Dataset, recipe: str, max_bytes: int, process
     sharing = 1 + (processes if processes > 1 else 0)
     memory = BASE_BYTES + sharing * (PROCESS_BYTES + vocabulary) + 3 * plays + table + sample + n * (mapped + codes)
     tracks = (dataset.path / "tracks.parquet").stat().st_size
-    disk = int(1.4 * n * (8 * dim + encoded + 32 + TEXT_BYTES)) + 2 * n * codes + tracks + table
+    disk = int(1.4 * n * (8 * dim + encoded + 36 + TEXT_BYTES)) + 2 * n * codes + tracks + table
     return ResourceEstimate(int(memory), disk)
 
 

@@ -8,6 +8,7 @@
                       index.faiss  index_rows.npy  golden.npz  and the files of `catalog` and `columns`
                       sequence_*.npy  co_listening_*.npy   further sources of candidates, where the model has them
                       search_*.npy   the words of titles and artists; bundles of before have none
+                      map_*.npy   where each track lies on the map of the catalogue; bundles of before have none
                       fitted_users.npz   whom its model was fitted on, by keyed hash
 
 A bundle is immutable once published: mapped files are never rewritten. Nothing here writes; see the index builder.
@@ -32,6 +33,7 @@ from lhydra.bundle.manifest import Manifest, OperatingPoint, current_bundle_id
 from lhydra.bundle.networks import Head, UserTower
 from lhydra.bundle.strings import StringColumn
 from lhydra.bundle.title_words import TitleWords
+from lhydra.bundle.track_map import TrackMap
 from lhydra.bundle.verified import VerifiedFiles
 from lhydra.domain import F32, I64
 from lhydra.errors import BundleCorrupt, BundleMismatch, BundleMissing, complain
@@ -119,6 +121,7 @@ class Bundle:
     sequences: Sequences = NO_SEQUENCES  # what goes with what in time, by row
     co_listening: CoListening = NO_CO_LISTENING  # a source of candidates, by row
     words: TitleWords | None = None  # to search tracks by; None where the bundle has no file of them
+    map: TrackMap | None = None  # None where it has none
 
     @classmethod
     def open(
@@ -186,7 +189,10 @@ class Bundle:
         columns = FilterColumns.open(folder)
         sequences = sequence_files.open_sequences(folder)
         together = co_listening_files.open_co_listening(folder)
-        words = TitleWords.open(folder, len(catalog))
+        optional: dict[str, Any] = {
+            "words": TitleWords.open(folder, len(catalog)),
+            "map": TrackMap.open(folder, len(catalog), manifest.files),
+        }
         for thing, found, expected in (
             ("features.json", manifest.features if as_written else spec.fingerprint, manifest.features),
             ("catalog tracks", len(catalog), manifest.n_tracks),
@@ -204,7 +210,7 @@ class Bundle:
         towers = UserTower(folder / "user_tower.onnx"), Head(folder / "head.onnx")
         tables = sequences, together
         bundle = cls(
-            manifest.bundle_id, spec, catalog, *towers, index, replies, columns, manifest, lease, *tables, words=words
+            manifest.bundle_id, spec, catalog, *towers, index, replies, columns, manifest, lease, *tables, **optional
         )
         bundle._check_golden(folder)
         return bundle

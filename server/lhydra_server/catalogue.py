@@ -8,10 +8,12 @@ import numpy as np
 from lhydra.bundle.catalog import Catalog
 from lhydra.bundle.columns import FilterColumns
 from lhydra.bundle.title_words import TitleWords, words_of
+from lhydra.bundle.track_map import TrackMap
 from lhydra.domain import I64, Hashes, track_hashes
 from lhydra.errors import InvalidRequest
 from lhydra.limits import check_id, check_length, check_range
 from lhydra_protos.v1 import recommender_pb2 as pb
+from lhydra_server import plane
 from lhydra_server.filters import to_conditions
 
 MAX_TRACKS = 1_000  # of one GetTracks
@@ -26,13 +28,19 @@ class Catalogue:
         filters: of the bundle.
         genre: the column that `Filter.genres` is about.
         words: of the bundle; None makes them of its texts when somebody searches first.
+        places: of the bundle; None where it has no map.
     """
 
     def __init__(
-        self, catalog: Catalog, filters: FilterColumns, genre: str | None, words: TitleWords | None = None
+        self,
+        catalog: Catalog,
+        filters: FilterColumns,
+        genre: str | None,
+        words: TitleWords | None = None,
+        places: TrackMap | None = None,
     ) -> None:
         self._catalog, self._filters, self._genre, self._words = catalog, filters, genre, words
-        self._making = Lock()
+        self._places, self._making = places, Lock()
 
     def get(self, request: pb.GetTracksRequest) -> pb.GetTracksResponse:
         """Looks tracks up.
@@ -79,6 +87,21 @@ class Catalogue:
         allowed[catalog.removed] = False
         found = self._all_words().find(words, allowed, catalog.popular, check)
         return pb.SearchTracksResponse(tracks=self._told(found[: request.k].astype(np.int64)), found=len(found))
+
+    def map(self, request: pb.GetMapRequest, check: Callable[[], None]) -> pb.GetMapResponse:
+        """Tells where tracks lie on the map.
+
+        Args:
+            request: as it came.
+            check: runs between steps; its error ends the call.
+
+        Returns:
+            The tracks; none where the bundle has no map.
+
+        Raises:
+            InvalidRequest: it can never be answered; names the field.
+        """
+        return plane.answer(request, self._catalog, self._filters, self._genre, self._places, check)
 
     def texts(self, tracks: Hashes) -> list[tuple[str, str, str]]:
         """Looks tracks up by hash, as user state knows them.

@@ -91,8 +91,17 @@ class Lookups:
 
         Returns:
             The tracks, none where the bundle has no map.
+
+        Raises:
+            InvalidRequest: it can never be answered; names the field.
+            Unsupported: what is served has no catalogue to look into.
+            DeadlineExceeded: the caller left before the answer was made.
         """
-        return pb.GetMapResponse(bundle_id=self._served.bundle_id, request_id=call.request_id)
+        found = self._catalogue("GetMap").map(request, call.check)
+        found.bundle_id, found.request_id = self._served.bundle_id, call.request_id
+        call.notes |= {"bundle": self._served.bundle_id, "tracks": len(found.track_ids)}
+        self._answered()
+        return found
 
     def GetUser(self, request: pb.GetUserRequest, call: Call) -> pb.GetUserResponse:
         """Answers what is stored of a user.

@@ -119,5 +119,5 @@ def served_of(bundle: Bundle, recommender: Recommender) -> Served:
         Explainer(recommender),
         frozenset(bundle.spec.profile_columns) | {"country"},
         Similar(recommender),
-        Catalogue(bundle.catalog, bundle.filters, bundle.spec.genre, bundle.words),
+        Catalogue(bundle.catalog, bundle.filters, bundle.spec.genre, bundle.words, bundle.map),
     )
