@@ -22,8 +22,9 @@ from lhydra.bundle.exact import best_first
 from lhydra.bundle.filter_cache import FilterCache
 from lhydra.bundle.index import BLAS_QUERIES
 from lhydra.domain import F32, I64, Condition, Query, Recommendation, Repeat, Tier, UserState
-from lhydra.errors import LhydraError, complain
+from lhydra.errors import complain
 from lhydra.features.histories import EncodedUsers
+from lhydra.known_users import KnownUsers
 from lhydra.ruled import Ruled, rules_depth
 from lhydra.scratch import borrowed_mask
 from lhydra.timing import timed
@@ -34,6 +35,7 @@ MAX_BATCH = min(16, BLAS_QUERIES - 1)  # requests in one call of recommend_many
 MAX_OVERFETCHED_EXCLUSIONS = 256  # up to so many, excluded tracks are fetched beyond the depth and dropped afterwards
 SKIP_WEIGHT = 0.25  # of the mean vector of skipped tracks, subtracted from the user vector
 FILTER_CACHE_BYTES = 24 * 2**20
+KNOWN_USERS_BYTES = 8 * 2**20
 LEARNT_AS_DECAY = "repeat_policy learnt: this bundle's model knows nothing of repeats; answered as decay"
 
 
@@ -51,6 +53,7 @@ class Recommender:
         self.depth = depth or (bundle.manifest.depth if bundle.manifest else 0) or DEFAULT_DEPTH
         self._segment_columns = frozenset(bundle.spec.profile_columns) - {"country"}  # any of them makes a segment
         self._filters = FilterCache(FILTER_CACHE_BYTES)
+        self.users = KnownUsers(bundle, KNOWN_USERS_BYTES)
         self._ruled = Ruled(bundle)
         self._all_eligible: EligibleSet | None = None
         self._lock = Lock()
@@ -198,28 +201,22 @@ class Recommender:
             request.excluded = excluded if excluded.min(initial=0) >= 0 else excluded[excluded >= 0]
 
     def _encode(self, requests: list[Traced]) -> None:
-        """Encodes the users of all requests at once, and one by one where a profile is refused."""
+        """Encodes the users of all requests who are not known."""
         if not requests:
             return
         started_ns = time.perf_counter_ns()
-        try:
-            users = encode_states(self.bundle, [request.query.state for request in requests])
-        except LhydraError as error:
-            for request in requests:
-                if len(requests) == 1:
-                    request.error = error
-                else:
-                    self._encode([request])
-            return
-        for i, request in enumerate(requests):
-            request.user = users if len(requests) == 1 else users.one(i)
-            request.tier = self._tier(request.query, request.user)
+        self.users.encode(requests)
+        for request in requests:
+            if request.user is not None:
+                request.tier = self._tier(request.query, request.user)
         share_time("encode", started_ns, requests)
 
     def _embed(self, request: Traced) -> None:
         assert request.user is not None
         with timed("embed", request.stage_us):
-            request.vector = self._user_vector(request.user, request.query.state)
+            if request.vector is None:
+                request.vector = self._user_vector(request.user, request.query.state)
+                self.users.keep(request)
 
     def _retrieve(self, requests: list[Traced]) -> None:
         """Finds candidates: in one search where requests have no filter and few exclusions, else each in its own."""

@@ -52,12 +52,20 @@ class FakeCatalog:
 
 
 @dataclass
+class FakeUsers:
+    """Nobody is known."""
+
+    hits: int = 0
+
+
+@dataclass
 class FakeRecommender:
     """Scores by (7 · row) mod 10, so that many tie; remembers queries it began; `between` runs between stages."""
 
     catalog: FakeCatalog
     depth: int = 300
     fallbacks: int = 0
+    users: FakeUsers = field(default_factory=FakeUsers)
     knows_repeats: bool = False
     queries: list[Query] = field(default_factory=list)
     between: Callable[[Callable[[], None]], None] = lambda check: None

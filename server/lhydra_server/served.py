@@ -18,11 +18,21 @@ from lhydra_server.config import WorkerSettings
 QueryAndCheck = tuple[Query, Callable[[], None]]  # the check runs between stages; its error ends the query
 
 
+class CountsHits(Protocol):
+    """What the service needs of the users who are known."""
+
+    hits: int  # ever
+
+
 class Recommends(Protocol):
     """What the service needs of a recommender."""
 
     depth: int
     fallbacks: int  # searches that had to be done again, ever
+
+    @property
+    def users(self) -> CountsHits:
+        """Users who were encoded for an earlier request."""
 
     @property
     def knows_repeats(self) -> bool:

@@ -103,6 +103,7 @@ FAMILIES = _laid_out(
             "Searches done again, wider or exactly, because the index fell short.",
         ),
     ),
+    Family("lhydra_known_users_total", "counter", "Users who were encoded for an earlier request already."),
     Family("lhydra_batch_size", "histogram", "Requests computed together.", {}, BATCH),
     Family("lhydra_queue_depth", "gauge", "Requests waiting for the compute turn now."),
     Family("lhydra_in_flight", "gauge", "Calls being answered now, those that wait included."),

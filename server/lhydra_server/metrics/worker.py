@@ -29,6 +29,7 @@ _DEGRADED, _DEGRADED_OTHER = _by_value("lhydra_degraded_total")
 _REFUSED, _REFUSED_OTHER = _by_value("lhydra_refused_total")
 _SHORT = _place("lhydra_short_answers_total")
 _EXACT = _place("lhydra_exact_fallbacks_total")
+_KNOWN_USERS = _place("lhydra_known_users_total")
 _BATCH = _place("lhydra_batch_size")
 QUEUE = _place("lhydra_queue_depth")
 IN_FLIGHT = _place("lhydra_in_flight")
@@ -169,9 +170,21 @@ class Metrics:
         """
         self._add(_PLAYS, n)
 
-    def exact_fallback(self) -> None:
-        """Counts a search that was done again, wider or exactly, because the index fell short."""
-        self._add(_EXACT, 1)
+    def exact_fallback(self, n: int = 1) -> None:
+        """Counts searches that were done again, wider or exactly, because the index fell short.
+
+        Args:
+            n: searches.
+        """
+        self._add(_EXACT, n)
+
+    def known_users(self, n: int) -> None:
+        """Counts users who were encoded for an earlier request already.
+
+        Args:
+            n: users.
+        """
+        self._add(_KNOWN_USERS, n)
 
     def user_store_error(self) -> None:
         """Counts a read or write of the user store that failed."""

@@ -1,0 +1,171 @@
+"""Users who are known are answered as if for the first time; what is kept is bounded; nothing is ever stale."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lhydra import recommender as recommenders
+from lhydra.bundle.bundle import Bundle
+from lhydra.data.dataset import Dataset, user_states
+from lhydra.domain import Play, Query, Recommendation, Repeat, Tier, UserState
+from lhydra.known_users import KnownUsers, entry_bytes
+from lhydra.queries import known_user
+from lhydra.recommender import Recommender
+from lhydra.traced import Traced, no_check
+from lhydra.users.store import open_users
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_store: Path) -> Bundle:
+    return Bundle.open(tiny_store)
+
+
+@pytest.fixture(scope="module")
+def recommender(bundle: Bundle) -> Recommender:
+    return Recommender(bundle)
+
+
+@pytest.fixture(scope="module")
+def states(tiny_dataset: Dataset) -> list[UserState]:
+    return [state for _, state in user_states(tiny_dataset, "now")][:6]
+
+
+def same(found: Recommendation | Exception, plain: Recommendation) -> None:
+    assert isinstance(found, Recommendation)
+    assert found.tier is plain.tier
+    for name in ("rows", "logits", "scores", "retrieval_scores", "candidates", "candidate_scores"):
+        assert getattr(found, name).tolist() == getattr(plain, name).tolist(), name
+
+
+def counted(state: UserState) -> UserState:
+    history = state.history.copy()
+    history["count"][-1:] += 1
+    return replace(state, history=history)
+
+
+def later(state: UserState) -> UserState:
+    history = state.history.copy()
+    history["time"][-1:] += 86_400
+    return replace(state, history=history)
+
+
+CHANGES: list[Callable[[UserState], UserState]] = [
+    lambda state: state,
+    lambda state: replace(state, history=state.history.copy(), version=state.version + 1),  # no other user by content
+    counted,
+    later,
+    lambda state: replace(state, history=state.history[:-1], repeats=state.repeats[:-1]),
+    lambda state: replace(state, skipped=state.heard[:2]),
+    lambda state: replace(state, heard=state.heard[:1]),
+    lambda state: replace(state, recent=state.recent[:-1]),
+    *(
+        lambda state, value=value: replace(state, profile={**state.profile, "age": value, "gender": value})
+        for value in (1, 1.0, True, "1", None)
+    ),
+]
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_who_asks_again_is_answered_as_if_for_the_first_time(
+    recommender: Recommender, bundle: Bundle, states: list[UserState], data: st.DataObject
+) -> None:
+    """Whatever was asked before, alone or in company, the answer is that of a recommender that knows nobody."""
+    some = st.builds(lambda change, state: change(state), st.sampled_from(CHANGES), st.sampled_from(states))
+    queries = [
+        Query(
+            data.draw(st.integers(1, 30)),
+            data.draw(some),
+            data.draw(st.booleans()),
+            repeat=data.draw(st.sampled_from(Repeat)),
+            now=data.draw(st.sampled_from((0, 1_800_000_000))),
+        )
+        for _ in range(data.draw(st.integers(1, 6)))
+    ]
+    for query, found in zip(queries, recommender.recommend_many([(q, no_check) for q in queries]), strict=True):
+        same(found, Recommender(bundle).recommend(query))
+
+
+def test_a_second_request_computes_no_user(bundle: Bundle, states: list[UserState], monkeypatch: Any) -> None:
+    recommender = Recommender(bundle)
+    plain = recommender.recommend(known_user(states[0], 5))
+    monkeypatch.setattr(recommender, "_user_vector", None)
+    monkeypatch.setattr("lhydra.known_users.encode_states", None)
+    again = replace(states[0], history=states[0].history.copy(), version=99)
+    assert recommender.recommend(known_user(again, 3)).rows.tolist() == plain.rows[:3].tolist()
+    assert recommender.users.hits == 1
+
+
+def test_what_is_kept_is_bounded_and_holds_on_to_nothing_else(bundle: Bundle, states: list[UserState]) -> None:
+    users = KnownUsers(bundle, 30_000)
+    changed = [CHANGES[i % 5](state) for i in range(20) for state in states]
+    for start in range(0, len(changed), 4):
+        requests = [Traced(Query(5, state), no_check) for state in changed[start : start + 4]]
+        users.encode(requests)
+        for request in requests:
+            request.vector = np.zeros((1, bundle.index.dim), np.float32)
+            users.keep(request)
+        entries = [(key, known) for key, (known, _) in users.cache._entries.items()]
+        assert users.cache.nbytes == sum(entry_bytes(*entry) for entry in entries)
+        assert users.cache.nbytes <= 30_000
+        for _, (user, _) in entries:
+            arrays = (user.dense, user.ids, user.entry, user.histories.rows, user.histories.counts)
+            assert all(array.base is None or array.base.nbytes <= 4 * array.nbytes + 64 for array in arrays)
+    assert users.hits
+
+
+def test_no_play_goes_unseen_whoever_records_it(
+    bundle: Bundle, states: list[UserState], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a thread records, each answer is that of the state that was read; then another process records one play."""
+    monkeypatch.setattr(recommenders, "KNOWN_USERS_BYTES", 20_000)
+    place, names = f"lmdb:{tmp_path / 'users'}", [f"u{i}" for i in range(len(states))]
+    users, recommender = open_users(place, tmp_path), Recommender(bundle)
+    users.load(zip(names, states, strict=True))
+    tracks = bundle.catalog.track_ids(np.arange(40))
+
+    def record(i: int) -> None:
+        users.record([Play(f"e{i}", names[i % 2], tracks[i], 1_800_000_000 + i, skipped=i % 3 == 0)])
+
+    def ask(i: int) -> None:
+        state = users.get(names[i % 2])
+        assert state is not None
+        query = known_user(state, 10)
+        same(recommender.recommend(query), Recommender(bundle).recommend(query))
+
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(job, i) for i in range(40) for job in (record, ask, ask)]:
+            done.result()
+    state = users.get(names[0])
+    assert state is not None
+    before = recommender.recommend(known_user(state, 1))
+    assert before.tier is Tier.PERSONAL
+    [best] = bundle.catalog.track_ids(before.rows)
+    users.close()
+    code = """
+import sys
+from pathlib import Path
+from lhydra.domain import Play
+from lhydra.users.store import open_users
+users = open_users(sys.argv[1], Path())
+users.record([Play("other", sys.argv[2], sys.argv[3], 1_900_000_000)])
+users.close()
+"""
+    subprocess.run([sys.executable, "-c", code, place, names[0], best], check=True)
+    users = open_users(place, tmp_path)
+    state = users.get(names[0])
+    users.close()
+    assert state is not None
+    query = known_user(state, 10)
+    found = recommender.recommend(query)
+    same(found, Recommender(bundle).recommend(query))
+    assert best not in bundle.catalog.track_ids(found.rows)
