@@ -8,15 +8,32 @@ import pytest
 from lhydra.cli import main
 
 
-def test_the_demo_goes_all_the_way(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    argv = ["demo", str(tmp_path / "demo"), "--users", "200", "--tracks", "300", "--plays", "6000", "--epochs", "2"]
+def test_the_demo_goes_all_the_way(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    became: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, words: became.append(words))
+    argv = [
+        "demo",
+        str(tmp_path / "demo"),
+        "--users",
+        "200",
+        "--tracks",
+        "300",
+        "--plays",
+        "6000",
+        "--epochs",
+        "2",
+        "--open",
+    ]
     assert main(argv) == 0
     shown = capfd.readouterr().out
     assert "listened most recently to" in shown
     table = shown[shown.index("lhydra query recommend") :]
     assert sum(line.strip().split(" ")[0] in map(str, range(1, 11)) for line in table.splitlines()) == 10
-    for command in ("lhydra serve", "lhydra query", "lhydra evaluate"):
+    for command in ("lhydra serve", "lhydra query", "lhydra evaluate", "lhydra web"):
         assert f"  {command}" in shown
+    assert [words[2:] for words in became] == [["lhydra.cli", "web", str(tmp_path / "demo" / "store"), "--open"]]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     assert main(["demo", str(tmp_path / "mine")]) == 1

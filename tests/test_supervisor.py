@@ -382,6 +382,16 @@ def test_a_swap_fails_no_call_and_mixes_no_answer(server: Server, store: Path) -
     assert len(server.workers()) == 2
 
 
+def test_a_bundle_that_was_asked_for_is_served_whatever_is_current(store: Path) -> None:
+    with running(fake(store, bundle=B2), store.parent / "log") as server:
+        assert (server.status().bundle_id, server.status().current_bundle_id) == (B2, B1)
+        publish(store, BAD)
+        until(lambda: server.status().current_bundle_id == BAD)
+        assert (server.status().bundle_id, server.status().swap_error) == (B2, "")
+    for wrong in ("previous", "20260101T000009-0123abcd", "../store"):  # none of these has a manifest
+        assert refused(fake(store, bundle=wrong)).count("\n") <= 1
+
+
 def test_a_bundle_that_cannot_open_leaves_the_old_one_serving(server: Server, store: Path) -> None:
     workers = server.workers()
     with Load(server.address, whole) as load:

@@ -64,3 +64,26 @@ def _age_s(path: Path) -> float:
         return max(0.0, time.time() - path.stat().st_mtime)
     except FileNotFoundError:  # swept meanwhile
         return 0.0
+
+
+def find_bundle_id(store: Path, name: str) -> str:
+    """Returns the id of a bundle by the name that a person gives it.
+
+    Args:
+        store: the store.
+        name: an id, or `previous`: the newest sound bundle before CURRENT that its gate did not refuse.
+
+    Returns:
+        The id.
+
+    Raises:
+        BundleMissing: there is none.
+    """
+    if name == "previous":
+        older = [entry.bundle_id for entry in entries(store) if entry.state == "previous"]
+        if older:
+            return older[0]
+        raise BundleMissing(complain(store, "nothing older than CURRENT", "a bundle to go back to"))
+    if not BUNDLE_ID.fullmatch(name) or not (store / name).is_dir():
+        raise BundleMissing(complain("--bundle", repr(name), "one that `lhydra index list` names, or previous"))
+    return name

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import importlib.util
+import os
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ HELP = "synthetic world -> prepare -> train -> rebuild -> users load -> serve ->
 EXTRA = "all"
 MARK = "lhydra-demo"  # the file that says a folder is ours to replace
 PARTS = ("world", "dataset", "model", "store")
+PAGE = "http://127.0.0.1:8080"  # where `lhydra web` has it unless told
 NEEDED = ("duckdb", "faiss", "onnxruntime", "torch", "onnxscript", "implicit", "lmdb", "grpc_health")
 
 
@@ -34,6 +36,7 @@ class DemoSettings(config.Settings):
     plays: int = config.setting(150_000, "plays of the synthetic world", low=1)
     epochs: int = config.setting(10, "epochs of training", low=1)
     seed: int = config.setting(0, "of world and training", low=0)
+    open: bool = config.setting(False, "start the page of the demo's store at the end, until Ctrl-C")
     k: int = config.setting(10, "tracks to recommend", low=1, high=1_000)
 
 
@@ -62,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         LhydraError: a step failed.
     """
     settings = config.resolve("demo", DemoSettings, args)
-    for module in NEEDED:
+    for module in (*NEEDED, *(("starlette", "uvicorn") if settings.open else ())):
         if importlib.util.find_spec(module) is None:
             raise MissingExtra(EXTRA, module)
     folder: Path = args.dir
@@ -86,10 +89,15 @@ def run(args: argparse.Namespace) -> int:
             print(f"      {title} - {artist}")
         say(f"\n$ lhydra query recommend {user_id} --k {settings.k}")
         _lhydra(["query", "recommend", user_id, "--k", str(settings.k), "--address", address])
-    print(f"\nDone in {time.monotonic() - started:.0f} s. Everything is in {folder}/. Three commands to try next:")
+    print(f"\nDone in {time.monotonic() - started:.0f} s. Everything is in {folder}/. Commands to try next:")
     print(f"  lhydra serve {store}                    # then, in another terminal:")
     print(f"  lhydra query recommend {user_id}")
     print(f"  lhydra evaluate {dataset} --store {store}")
+    print(f"The page, at {PAGE}:")
+    say(f"  lhydra web {store}")
+    if settings.open:  # this process becomes the gateway, until Ctrl-C
+        command = [sys.executable, "-m", "lhydra.cli", "web", str(store), "--open"]
+        os.execv(sys.executable, command)  # noqa: S606  # words, by no shell
     return 0
 
 

@@ -24,6 +24,7 @@ class ServeSettings(Settings):
 
     host: str = setting("127.0.0.1", "address to listen on, or unix:PATH for one worker on a unix socket")
     port: int = setting(50051, "port to listen on; 0 picks a free one", low=0, high=65_535)
+    bundle: str | None = setting(None, "a bundle's id, or previous: serve that, whatever CURRENT says, without swaps")
     workers: int = setting(0, "worker processes; 0 means one per core", low=0, high=1_024)
     users: str | None = setting(None, "user store, lmdb:PATH or redis://HOST:PORT/DB; by default the one inside STORE")
     users_create: bool = setting(False, "make the user store where there is none; the one inside STORE always is")

@@ -87,14 +87,17 @@ def _work() -> int:
     return round((used.ru_utime + used.ru_stime - time.thread_time()) * 1e3) + used.ru_inblock
 
 
-def end_when_orphaned() -> None:
-    """Has the kernel kill this process when its supervisor dies, on Linux.
+def end_when_orphaned(number: int = signal.SIGKILL) -> None:
+    """Has the kernel end this process when the one that started it dies, on Linux.
 
     The end of stdin says so too, but a process that is stopped (SIGSTOP), or in which a thread keeps Python's lock,
     would go on holding its part of the port, and no other signal ends both.
+
+    Args:
+        number: of the signal; a worker can take none but the one that kills.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 class Pulse:

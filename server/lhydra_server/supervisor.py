@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
+from lhydra.bundle.listed import find_bundle_id
 from lhydra.bundle.manifest import current_bundle_id
 from lhydra.errors import ConfigError, LhydraError, complain
 from lhydra.lines import say
@@ -89,13 +90,15 @@ class Supervisor:
         """
         use_all_descriptors()
         check_exposure(self._host, secured=bool(self._settings.tls_cert), insecure=self._settings.insecure)
-        self._current = current_bundle_id(self._store)
+        bundle_id = self._current = current_bundle_id(self._store)
+        if self._settings.bundle:
+            bundle_id = find_bundle_id(self._store, self._settings.bundle)
         place = SocketFile(self._host) if self._on_file else Reservation(self._host, self._settings.port)
         with place as self._place, contextlib.closing(self._files), self._metrics_shown():
             self._listen_to_signals()
             try:
                 self._users_id, self._users_made = claim(self._settings.users, self._store, self._settings.users_create)
-                self._coming = self._spawn(self._current)
+                self._coming = self._spawn(bundle_id)
                 while not self._signals:
                     self._tick()
                     self._sleep(TICK_S)
@@ -226,7 +229,7 @@ class Supervisor:
             self._refused, self._swap_error, self._retry = "", "", Backoff()
 
     def _watch_current(self) -> None:
-        """Starts a fleet on CURRENT when that is not what is served or tried already."""
+        """Starts a fleet on CURRENT when that is not served or tried already, nor another bundle was asked for."""
         if self._serving is None:
             return
         try:
@@ -238,7 +241,7 @@ class Supervisor:
             self._current, self._swap_error = "", str(error)
             self._give_up_coming()
             return
-        if self._current == self._serving.bundle_id:
+        if self._settings.bundle or self._current == self._serving.bundle_id:
             self._give_up_coming()
             self._refused, self._swap_error, self._retry = "", "", Backoff()
             return

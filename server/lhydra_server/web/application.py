@@ -4,7 +4,8 @@ import logging
 import os
 import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, nullcontext
 from functools import partial
 
 from starlette.applications import Starlette
@@ -21,6 +22,7 @@ from lhydra_server.web.problems import problem
 
 _log = logging.getLogger(__name__)
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+COMPARED = "/compared"
 _CODE_OF = {404: "NOT_FOUND", 405: "UNIMPLEMENTED"}
 _SAFE = (  # on every reply
     (b"x-content-type-options", b"nosniff"),
@@ -37,12 +39,13 @@ class Application:
 
     Args:
         gateway: answers calls.
+        compared: answers those to the server beside it.
         pages: answers everything else.
         names: what the gateway may be called in `Host`.
     """
 
-    def __init__(self, gateway: Gateway, pages: ASGIApp, names: Sequence[str]) -> None:
-        self._gateway, self._pages = gateway, pages
+    def __init__(self, gateway: Gateway, compared: Gateway | None, pages: ASGIApp, names: Sequence[str]) -> None:
+        self._gateway, self._compared, self._pages = gateway, compared, pages
         self._names = {name.strip("[]").lower() for name in names}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,9 +75,7 @@ class Application:
             await send(message)
 
         try:
-            app: ASGIApp = self._refused(request) or self._pages
-            if app is self._pages and scope["path"].startswith(PATH):
-                app = await self._gateway.call(request, scope["path"].removeprefix(PATH))
+            app: ASGIApp = self._refused(request) or await self._answered(request) or self._pages
             await app(scope, receive, told)
         except Exception as error:  # whose text may be somebody's data
             place = "".join(traceback.format_tb(error.__traceback__))
@@ -82,6 +83,14 @@ class Application:
             if began:
                 raise ConnectionAbortedError from None
             await problem(500, "INTERNAL", "internal error", request_id)(scope, receive, told)
+
+    async def _answered(self, request: Request) -> Response | None:
+        path = request.scope["path"]
+        if path.startswith(PATH):
+            return await self._gateway.call(request, path.removeprefix(PATH))
+        if path.startswith(COMPARED + PATH) and self._compared:
+            return await self._compared.call(request, path.removeprefix(COMPARED + PATH))
+        return None
 
     def _refused(self, request: Request) -> Response | None:
         request_id = request.scope["request_id"]
@@ -96,28 +105,35 @@ class Application:
         return None
 
 
-def application(gateway: Gateway, names: Sequence[str] = LOCAL_NAMES) -> Application:
+def application(gateway: Gateway, names: Sequence[str] = LOCAL_NAMES, compared: Gateway | None = None) -> Application:
     """Makes the application.
 
     Args:
         gateway: answers calls.
         names: what the gateway may be called in `Host`.
+        compared: answers calls to another server, for a page that shows both.
 
     Returns:
         The ASGI application, which connects when it starts.
     """
+
+    @asynccontextmanager
+    async def connected(app: object) -> AsyncIterator[None]:
+        async with gateway.connected(), compared.connected() if compared else nullcontext():
+            yield
+
     routes = [
         Route("/", page.index),
         Route("/assets/{name}", page.asset),
-        Route("/about", partial(login.about, gateway)),
+        Route("/about", partial(login.about, gateway, compared is not None)),
         Route("/login", partial(login.login, gateway), methods=["POST"]),
         Route("/logout", login.logout, methods=["POST"]),
         Route("/healthz", alive),
         Route("/readyz", partial(ready, gateway)),
     ]
-    pages = Starlette(routes=routes, lifespan=gateway.connected, exception_handlers={HTTPException: _no_path})
+    pages = Starlette(routes=routes, lifespan=connected, exception_handlers={HTTPException: _no_path})
     pages.router.redirect_slashes = False
-    return Application(gateway, pages, names)
+    return Application(gateway, compared, pages, names)
 
 
 async def alive(request: Request) -> Response:

@@ -1,18 +1,26 @@
-"""`lhydra web`: HTTP and JSON before a running server."""
+"""`lhydra web`: HTTP and JSON before a server, its own or a running one."""
 
 import argparse
 import contextlib
 import ipaddress
+import os
+import signal
 import socket
+import sys
+import webbrowser
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 
 from lhydra import config, logs
 from lhydra.config import Settings, setting
 from lhydra.errors import ConfigError, MissingExtra, complain
 from lhydra_server.address import check_exposure, joined
+from lhydra_server.web.own_server import own_server
 
-HELP = "HTTP and JSON before a running server: its methods, with no second definition"
+HELP = "a page, HTTP and JSON before a store's server, its own or a running one"
 EXTRA = "web"
 _NEEDED = ("grpc_health", "starlette", "uvicorn")
 MAX_CONNECTIONS = 1_000
@@ -22,11 +30,13 @@ MAX_CONNECTIONS = 1_000
 class WebSettings(Settings):
     """Flags, YAML section `web` and environment LHYDRA_WEB_… in one."""
 
-    address: str = setting("127.0.0.1:50051", "the server on this machine, HOST:PORT or unix:PATH")
+    address: str | None = setting(None, "a running server on this machine in place of STORE, HOST:PORT or unix:PATH")
+    compare: str | None = setting(None, "what to show beside: with STORE a bundle's id or previous, else an address")
     host: str = setting("127.0.0.1", "address to listen on")
     port: int = setting(8080, "port to listen on", low=1, high=65_535)
     name: str | None = setting(None, "what browsers call this host, where it listens beyond this machine")
     allow_plays: bool = setting(False, "pass plays on; without it only those of a token that may write")
+    open: bool = setting(False, "show the page in a browser, where there is one")
     insecure: bool = setting(False, "listen beyond this machine without TLS")
 
 
@@ -36,6 +46,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     Args:
         parser: of the command.
     """
+    parser.add_argument(
+        "store", nargs="?", type=Path, metavar="STORE", help="starts a server of its own for this store"
+    )
     config.add_flags(parser, WebSettings)
 
 
@@ -50,14 +63,18 @@ def run(args: argparse.Namespace) -> int:
 
     Raises:
         MissingExtra: what the gateway needs is not installed.
-        ConfigError: it would listen beyond this machine, or nobody may listen there, or the server is on another one.
+        ConfigError: it would listen beyond this machine, or nobody may listen there, or the server is on another one,
+            or it is not said which server.
+        LhydraError: its own server has ended.
     """
     settings = config.resolve("web", WebSettings, args)
     for module in _NEEDED:
         if find_spec(module) is None:
             raise MissingExtra(EXTRA, module)
     _check_local(settings.host, settings.insecure)
-    server = local_server(settings.address)
+    if (args.store is None) == (settings.address is None):
+        found = "neither" if args.store is None else "both"
+        raise ConfigError(complain("STORE and --address", found, "one of them: a store to serve, or a running server"))
     logs.configure(args.log_level)
     import uvicorn
 
@@ -66,9 +83,8 @@ def run(args: argparse.Namespace) -> int:
     from lhydra_server.web.gateway import Gateway
 
     names = (*LOCAL_NAMES, settings.host, *([settings.name] if settings.name else ()))
-    app = application(Gateway(server, allow_plays=settings.allow_plays), names)
-    made = uvicorn.Config(
-        app,
+    made = partial(
+        uvicorn.Config,
         access_log=False,
         log_config=None,
         server_header=False,
@@ -77,10 +93,44 @@ def run(args: argparse.Namespace) -> int:
         limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=5,
     )
-    with _bound(settings.host, settings.port) as listening, contextlib.suppress(KeyboardInterrupt):
-        print(f"listening on http://{settings.host}:{settings.port}", flush=True)
-        uvicorn.Server(made).run(sockets=[listening])
+    url = f"http://{joined(settings.host.strip('[]'), settings.port)}"
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn ends, and sends itself what ended it
+    signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        _bound(settings.host, settings.port) as listening,
+        _servers(args, settings) as (address, compared),
+    ):
+        gateway = Gateway(address, allow_plays=settings.allow_plays)
+        other = Gateway(compared, compared=True) if compared else None
+        print(f"listening on {url}", flush=True)
+        if settings.open:
+            _show(url)
+        uvicorn.Server(made(application(gateway, names, other))).run(sockets=[listening])
     return 0
+
+
+@contextlib.contextmanager
+def _servers(args: argparse.Namespace, settings: WebSettings) -> Iterator[tuple[str, str]]:
+    """Where the server is, and the one to compare with, "" for none; own ones run until the block ends."""
+    if settings.address:
+        compared = local_server(settings.compare, "--compare") if settings.compare else ""
+        yield local_server(settings.address), compared
+        return
+    words = ["--log-level", args.log_level, *(["--config", str(args.config)] if args.config else [])]
+    with contextlib.ExitStack() as stack:
+        address, compared = stack.enter_context(own_server(args.store, words)), ""
+        if settings.compare:
+            words += ["--bundle", settings.compare, "--metrics-port", "0", "--log-answers", "0"]
+            compared = stack.enter_context(own_server(args.store, words))
+        yield address, compared
+
+
+def _show(url: str) -> None:
+    """Opens a browser that has a window of its own: one in the terminal would take it."""
+    if sys.platform == "darwin" or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
+        with contextlib.suppress(OSError, webbrowser.Error):
+            webbrowser.open(url)
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -93,11 +143,12 @@ def _bound(host: str, port: int) -> socket.socket:
         raise ConfigError(complain(f"--host {host} --port {port}", found, "a free port of this machine")) from None
 
 
-def local_server(address: str) -> str:
+def local_server(address: str, flag: str = "--address") -> str:
     """Finds a server of this machine: tokens for another one would travel in the clear.
 
     Args:
         address: HOST:PORT, [HOST]:PORT for IPv6, or unix:PATH.
+        flag: that gave it.
 
     Returns:
         What gRPC connects to: numbers, as a name may stand for another machine when it is asked for again.
@@ -119,7 +170,7 @@ def local_server(address: str) -> str:
     except (OSError, ValueError):  # UnicodeError and numbers of a zone are ValueErrors
         pass
     expected = "HOST:PORT or [HOST]:PORT of this machine, or unix:PATH: there is no TLS between them"
-    raise ConfigError(complain("--address", found, expected))
+    raise ConfigError(complain(flag, found, expected))
 
 
 def _check_local(host: str, insecure: bool) -> None:

@@ -47,20 +47,18 @@ class Gateway:
     Args:
         address: of the server, as gRPC names it.
         allow_plays: whether methods that write are passed on for callers without a token.
+        compared: whether this is the server beside another one, to which nothing is written.
     """
 
-    def __init__(self, address: str, *, allow_plays: bool) -> None:
-        self.allow_plays = allow_plays
+    def __init__(self, address: str, *, allow_plays: bool = False, compared: bool = False) -> None:
+        self.allow_plays, self._compared = allow_plays, compared
         self._address, self._running = address, 0
         self._calls: dict[str, tuple[type[Message], Any]] = {}
         self._health: Any = None
 
     @asynccontextmanager
-    async def connected(self, app: object = None) -> AsyncIterator[None]:
+    async def connected(self) -> AsyncIterator[None]:
         """Holds the connection to the server.
-
-        Args:
-            app: not used; Starlette gives it.
 
         Yields:
             Nothing.
@@ -116,6 +114,9 @@ class Gateway:
             if PATH + name in _WRITES:
                 if by_cookie and request.headers.get(PAGE_HEADER) != "1":
                     detail = f"{PAGE_HEADER}: found none, expected 1 beside a cookie, to write"
+                    return problem(403, "PERMISSION_DENIED", detail, request_id)
+                if self._compared:
+                    detail = f"{name}: found a server to compare with, expected a method that only reads"
                     return problem(403, "PERMISSION_DENIED", detail, request_id)
                 if not self.allow_plays and not (token and await self.refuses("GetStatus", "")):
                     detail = (

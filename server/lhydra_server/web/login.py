@@ -11,11 +11,12 @@ from lhydra_server.web.gateway import Gateway
 from lhydra_server.web.problems import of_call, problem
 
 
-async def about(gateway: Gateway, request: Request) -> Response:
+async def about(gateway: Gateway, compared: bool, request: Request) -> Response:
     """Says what the caller can do here.
 
     Args:
         gateway: before the server.
+        compared: whether there is another server beside it.
         request: GET.
 
     Returns:
@@ -31,7 +32,7 @@ async def about(gateway: Gateway, request: Request) -> Response:
         return problem(401, "UNAUTHENTICATED", str(error), request.scope["request_id"])
     except grpc.aio.AioRpcError as error:
         return of_call(error, request.scope["request_id"])
-    told = {"plays": plays, "login": state, "compared": False, "reports": []}
+    told = {"plays": plays, "login": state, "compared": compared, "reports": []}
     return JSONResponse(told, headers={"cache-control": "no-store"})
 
 

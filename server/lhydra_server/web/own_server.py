@@ -1,0 +1,41 @@
+"""A server of the gateway's own: `lhydra serve` on a unix socket that nobody else on this machine may connect to."""
+
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from lhydra_server.heartbeat import end_when_orphaned
+
+
+@contextmanager
+def own_server(store: Path, words: Sequence[str] = ()) -> Iterator[str]:
+    """Serves a store until the block ends, or this process does.
+
+    Args:
+        store: the folder of bundles.
+        words: more flags of `lhydra serve`.
+
+    Yields:
+        The address, as gRPC names it.
+
+    Raises:
+        SystemExit: the server did not start, and has said why in a line of its own.
+    """
+    with tempfile.TemporaryDirectory(prefix="lhydra-") as folder:  # which only this user may enter
+        address = f"unix:{folder}/socket"
+        command = [sys.executable, "-m", "lhydra.cli", "serve", str(store), "--host", address, "--workers", "1", *words]
+        orphaned = partial(end_when_orphaned, signal.SIGTERM)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=orphaned) as process:
+            try:
+                assert process.stdout is not None  # a pipe
+                if not process.stdout.readline().startswith("serving "):
+                    sys.exit(process.wait() or 1)
+                yield address
+            finally:
+                process.terminate()
+                process.wait()
