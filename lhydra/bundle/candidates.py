@@ -149,9 +149,11 @@ def united(
     Returns:
         Rows and cosines, best cosine first, as many as `nearest` holds or more, up to the depth.
     """
-    special = np.unique(np.concatenate(list(sources)))
+    special = np.concatenate(list(sources))
     if not len(special):
         return nearest
+    special.sort()
+    special = special[np.concatenate([[True], special[1:] != special[:-1]])]
     rows, cosines = nearest
     with borrowed_mask(len(catalog)) as marked:
         marked[special] = True

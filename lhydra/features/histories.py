@@ -156,7 +156,7 @@ def relative_weights(weight: F32, offsets: I64, total: F32 | None = None) -> F32
     lengths = np.diff(offsets)
     total = sums(weight, offsets) if total is None else total
     mean = np.maximum(np.maximum(total, 1e-9) / np.maximum(lengths, 1), 1e-9)
-    return np.asarray(np.clip(weight / np.repeat(mean, lengths), 0.05, 20.0), np.float32)
+    return np.asarray(np.minimum(np.maximum(weight / spread(mean, lengths), 0.05), 20.0), np.float32)
 
 
 def entry_features(histories: Histories, relative: F32) -> tuple[F32, npt.NDArray[np.float64]]:
@@ -177,10 +177,10 @@ def entry_features(histories: Histories, relative: F32) -> tuple[F32, npt.NDArra
         return entry, np.zeros(len(offsets) - 1)
     newest = maxima(times, offsets)
     lengths = np.diff(offsets)
-    known, last = times > 0, np.repeat(newest, lengths)
+    known, last = times > 0, spread(newest, lengths)
     days = np.where(known, (last - times) / 86400.0, MAX_GAP_DAYS)
-    np.clip(days, 0, MAX_GAP_DAYS, out=days)
-    position = np.repeat(offsets[1:], lengths) - 1 - np.arange(len(relative))
+    np.minimum(np.maximum(days, 0, out=days), MAX_GAP_DAYS, out=days)
+    position = spread(offsets[1:], lengths) - 1 - np.arange(len(relative))
     dated = last > 0
     entry[:, GAP] = np.where(dated, np.log1p(days) / np.log1p(MAX_GAP_DAYS), 0)
     entry[:, POSITION] = np.where(last != 0, np.log1p(position) / POSITION_SCALE, 0)
@@ -209,6 +209,19 @@ def positions_of(entry: F32) -> F32:
         (m,) float32, 0 for the newest play and where no times are known.
     """
     return np.asarray(np.expm1(POSITION_SCALE * entry[:, POSITION]), np.float32)
+
+
+def spread(values: npt.NDArray[Any], lengths: I64) -> npt.NDArray[Any]:
+    """Gives each entry of a segment the value of its segment.
+
+    Args:
+        values: (n,).
+        lengths: (n,) int64 of the segments, m entries in all.
+
+    Returns:
+        (m,), or (1,) for a single segment, which arithmetic broadcasts alike.
+    """
+    return values if len(values) == 1 else np.repeat(values, lengths)
 
 
 def sums(values: F32, offsets: I64) -> F32:

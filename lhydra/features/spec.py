@@ -358,7 +358,7 @@ class FeatureSpec:
         at = self.track_dense.index("duration_ms")
         number = self.track_numbers[at]
         log_ms = track_dense[:, at] * number.std + number.mean
-        return np.asarray(counts * np.expm1(np.clip(log_ms, 0, 20)) / 3.6e6, np.float32)
+        return np.asarray(counts * np.expm1(np.minimum(np.maximum(log_ms, 0), 20)) / 3.6e6, np.float32)
 
 
 def _top(shares: npt.NDArray[np.float64]) -> I64:
