@@ -77,6 +77,24 @@ def served(store: Path, *flags: str, serve: tuple[str, ...] = ()) -> Iterator[tu
         yield page, server
 
 
+@contextmanager
+def of_store(store: Path, *flags: str) -> Iterator[str]:
+    """`lhydra web STORE`, which starts the server behind it.
+
+    Args:
+        store: with a CURRENT bundle.
+        flags: of `lhydra web`.
+
+    Yields:
+        The address of the page.
+    """
+    front = free_port()
+    page = f"http://127.0.0.1:{front}"
+    with Command("web", str(store), "--port", str(front), *flags) as web:
+        until(lambda: _ready(page, web))
+        yield page
+
+
 def _ready(page: str, web: Command) -> bool:
     assert web.process is not None
     assert web.process.poll() is None, "lhydra web ended"

@@ -17,14 +17,15 @@ from lhydra.data.dataset import Dataset, user_states
 from lhydra.users.store import open_users
 from lhydra_index_builder.build import rebuild
 from lhydra_index_builder.config import RebuildSettings
-from tests.e2e.page_site import BUILT, CHROMIUM, ROOT, SOURCE, Command, browser, served
-from tests.harness import until
+from tests.e2e.page_site import BUILT, CHROMIUM, ROOT, SOURCE, Command, browser, of_store, served
+from tests.harness import free_port, until
 
 if CHROMIUM is None:
     pytest.skip("E2E TOOLS ABSENT: chromium (Debian's package)", allow_module_level=True)
 pytest.importorskip("playwright", reason="E2E TOOLS ABSENT: playwright (make e2e installs it)")
 from playwright.sync_api import expect
 
+AXE = SOURCE / "node_modules" / "axe-core" / "axe.min.js"
 BUILDS = (SOURCE / "node_modules" / "vite").is_dir() and shutil.which("npm")
 built = pytest.mark.skipif(not BUILDS, reason="E2E TOOLS ABSENT: npm, and what `npm ci` installs in page_source")
 WIDTHS = (1280, 820, 360)
@@ -51,7 +52,7 @@ def store(tiny_dataset: Dataset, tiny_model: Path, tmp_path_factory: pytest.Temp
 
 @pytest.fixture(scope="module")
 def site(store: Path) -> Iterator[tuple[str, Command]]:
-    with served(store, "--allow-plays") as found:
+    with served(store, "--allow-plays", serve=("--metrics-port", str(free_port()))) as found:
         yield found
 
 
@@ -123,6 +124,121 @@ def test_titles_are_text(site: tuple[str, Command], chromium: Any) -> None:
             expect(page.get_by_role("option").first.locator(".title")).to_have_text(title)
         search.press("Enter")
         expect(page.locator(".why h2")).to_have_text(ODD[-1])
+
+
+VIEWS = {
+    "listen?user=U000001": ".tracks > li",
+    "listen?user=U000001&why=T0000010": ".why .path",
+    "listen": ".tracks > li",
+    "similar?user=U000001&seed=T0000010": ".tracks > li",
+    "compare?user=U000001": ".tracks > li",
+    "map?user=U000001": ".marks .listed",
+    "operations": ".table .badge",
+}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_view_is_there_and_may_be_used_by_all(site: tuple[str, Command], chromium: Any, width: int) -> None:
+    """By whoever reads it aloud, uses the keyboard alone or a phone, in dark and in light."""
+    with opened(chromium, f"{site[0]}/#/listen", width) as page:
+        for at, (view, shown) in enumerate(VIEWS.items()):
+            page.emulate_media(color_scheme=("dark", "light")[(at + WIDTHS.index(width)) % 2], reduced_motion="reduce")
+            page.goto(f"{site[0]}/#/{view}")
+            expect(page.locator(shown).first).to_be_visible()
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), view
+            if AXE.exists():
+                page.evaluate(AXE.read_text())  # not a script of the page, whose policy would refuse it
+                faults = page.evaluate("axe.run({resultTypes: ['violations']}).then(found => found.violations)")
+                serious = [one for one in faults if one["impact"] in ("serious", "critical")]
+                said = [(one["id"], [node["target"] for node in one["nodes"]][:3]) for one in serious]
+                assert said == [], (view, width, said)
+
+
+def test_similar_tracks_by_keyboard(site: tuple[str, Command], chromium: Any) -> None:
+    with opened(chromium, f"{site[0]}/#/similar") as page:
+        page.get_by_role("combobox", name="Like these", exact=True).fill("the")
+        expect(page.get_by_role("option").first).to_be_visible()
+        page.keyboard.press("Enter")
+        before = rows(page)
+        page.get_by_role("button", name=re.compile("^Unlike this")).first.focus()
+        page.keyboard.press("Enter")
+        expect(page.locator(f'.tracks > li[data-id="{before[0]}"]')).to_have_count(0)
+        assert set(rows(page)) != set(before)
+        expect(page.locator(".chip.against")).to_have_count(1)
+        page.go_back()
+        expect(page.locator(".chip.against")).to_have_count(0)
+        expect(page.locator(".tracks > li").first).to_have_attribute("data-id", before[0])
+        assert rows(page) == before
+
+
+def test_the_map_finds_tracks_under_the_pointer(site: tuple[str, Command], chromium: Any) -> None:
+    with opened(chromium, f"{site[0]}/#/map?user=U000001") as page:
+        mark = page.locator(".marks .listed").first
+        expect(mark).to_be_visible()
+        where = mark.bounding_box()
+        page.mouse.move(where["x"] + where["width"] / 2, where["y"] + where["height"] / 2)
+        expect(page.locator(".tip .title")).not_to_be_empty()
+        page.locator(".map canvas").focus()
+        page.keyboard.press("+")
+        until(lambda: mark.bounding_box() != where)
+        page.keyboard.press("0")
+        until(lambda: mark.bounding_box() == where)
+
+
+def test_operations_counts_what_was_asked(site: tuple[str, Command], chromium: Any) -> None:
+    with opened(chromium, f"{site[0]}/#/operations") as page:
+        expect(page.locator(".tile").first).to_contain_text("serving")
+        row = page.locator(".times tr", has=page.get_by_role("rowheader", name="Recommend", exact=True))
+        expect(row.locator("td").first).not_to_have_text("0")
+        expect(page.locator(".badge", has_text="serving")).to_have_count(1)
+        page.locator(".gate summary").first.click()
+        expect(page.locator(".gate li").first).to_contain_text("passed")
+        before = row.locator("td").first.inner_text()
+        page.evaluate(
+            """() => fetch("/lhydra.v1.Recommender/Recommend", {method: "POST", body: '{"userId": "x", "k": 3}',
+                headers: {"content-type": "application/json"}})"""
+        )
+        expect(row.locator("td").first).not_to_have_text(before, timeout=15_000)  # by itself
+
+
+def test_two_bundles_lie_side_by_side(store: Path, chromium: Any) -> None:
+    """With a server that the gateway started by itself, and a second one of the bundle before."""
+    with of_store(store, "--compare", "previous") as address:
+        with opened(chromium, f"{address}/#/compare?user=U000001") as page:
+            expect(page.locator(".tracks")).to_have_count(2)
+            expect(page.locator(".compare .note b").first).to_be_visible()
+            bundles = [one.get_attribute("title") for one in page.locator(".list .summary").all()]
+            assert sorted(map(str, bundles)) == sorted(
+                one.name for one in store.iterdir() if (one / "manifest.json").exists()
+            )
+            here, there = (
+                [str(row.get_attribute("data-id")) for row in one.locator("> li").all()]
+                for one in page.locator(".tracks").all()
+            )
+            expect(page.locator(".move.new")).to_have_count(2 * len(set(here) - set(there)))
+        with opened(chromium, f"{address}/#/operations") as page:  # such a server counts by itself
+            expect(page.get_by_role("rowheader", name="Recommend", exact=True)).to_be_visible()
+
+
+def test_a_token_comes_by_a_form(store: Path, chromium: Any, tmp_path: Path) -> None:
+    admin, reads = "a" * 32, "r" * 32
+    tokens = tmp_path / "tokens"
+    tokens.write_text(f"{reads} read reader\n{admin} admin admin\n")
+    tokens.chmod(0o600)
+    flags = ("--token-file", str(tokens))
+    with served(store, serve=flags) as (address, _), opened(chromium, f"{address}/#/listen", gone=True) as page:
+        page.get_by_label("Token").fill("wrong" * 6)
+        page.get_by_role("button", name="Log in").click()
+        expect(page.locator(".login .failure")).to_contain_text("request")
+        page.get_by_label("Token").fill(reads)
+        page.get_by_role("button", name="Log in").click()
+        rows(page)
+        page.goto(f"{address}/#/listen?user=U000001")
+        expect(page.locator(".listener")).to_contain_text("needs the right admin")
+        page.goto(f"{address}/#/operations")
+        expect(page.locator(".failure")).to_contain_text("The token does not allow this")
+        page.get_by_role("button", name="Log out").click()
+        expect(page.get_by_label("Token")).to_be_visible()
 
 
 def test_the_server_goes_away_and_comes_back_with_another_bundle(store: Path, chromium: Any) -> None:

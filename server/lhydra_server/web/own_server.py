@@ -28,7 +28,19 @@ def own_server(store: Path, words: Sequence[str] = ()) -> Iterator[str]:
     """
     with tempfile.TemporaryDirectory(prefix="lhydra-") as folder:  # which only this user may enter
         address = f"unix:{folder}/socket"
-        command = [sys.executable, "-m", "lhydra.cli", "serve", str(store), "--host", address, "--workers", "1", *words]
+        command = [
+            sys.executable,
+            "-m",
+            "lhydra.cli",
+            "serve",
+            str(store),
+            "--host",
+            address,
+            "--workers",
+            "1",
+            "--count",
+            *words,
+        ]
         orphaned = partial(end_when_orphaned, signal.SIGTERM)
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=orphaned) as process:
             try:

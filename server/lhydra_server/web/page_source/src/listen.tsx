@@ -1,13 +1,14 @@
 // Listen in: one listener, what they played, and the list as it moves.
 import type { JSX } from "preact";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useState } from "preact/hooks";
 import type { RecommendRequest, RecommendResponse, ScoredTrack } from "#api";
 import { change, NOBODY, place, requestOf, withRequest } from "./address";
 import { useAnswer, useTracks } from "./hooks";
 import { Listener } from "./listener";
-import { Empty, Failure, IconButton, Name, TrackSearch } from "./parts";
+import { Failure, IconButton, TrackSearch } from "./parts";
 import { about, call, notice, Problem, show } from "./server";
 import { Shape } from "./shape";
+import { Tracks } from "./tracks";
 import { Why } from "./why";
 import { percent } from "./words";
 
@@ -70,14 +71,26 @@ export function Listen(): JSX.Element {
           <Summary answer={answer.value} busy={answer.busy} />
         </header>
         <Failure problem={failed ?? answer.problem} />
-        <Moving
+        <Tracks
           answer={answer.value}
-          listener={request.userId ?? ""}
-          why={why}
+          subject={request.userId ?? ""}
+          chosen={why}
           stale={answer.problem !== null}
-          onPlay={(one) => void hear(one, false)}
-          onSkip={(one) => void hear(one, true)}
-          onExclude={exclude}
+          score={(one) => (
+            <span title={`score ${one.score ?? 0}, cosine ${one.retrievalScore ?? 0}`}>
+              {percent(one.score)}
+              <small> %</small>
+            </span>
+          )}
+          actions={(one, label) => (
+            <>
+              <IconButton icon="play" label={`Play: ${label}`} onClick={() => void hear(one, false)} />
+              <IconButton icon="skip" label={`Skip: ${label}`} onClick={() => void hear(one, true)} />
+              <IconButton icon="close" label={`Exclude: ${label}`} onClick={() => exclude(one)} />
+            </>
+          )}
+          onWhat={(id) => change({ why: id })}
+          whatLabel="Why"
         />
         <div class="ask-why">
           <TrackSearch label="Why is a track not here?" placeholder="Search any track" onPick={(id) => change({ why: id })} />
@@ -110,97 +123,4 @@ function Summary(props: { answer: RecommendResponse | null; busy: boolean }): JS
       ))}
     </p>
   );
-}
-
-/** The list, which shows what changed since the answer before it. */
-function Moving(props: {
-  answer: RecommendResponse | null;
-  listener: string;
-  why: string;
-  stale: boolean;
-  onPlay: (track: ScoredTrack) => void;
-  onSkip: (track: ScoredTrack) => void;
-  onExclude: (track: ScoredTrack) => void;
-}): JSX.Element {
-  const tracks = props.answer?.tracks ?? [];
-  const seen = useRef<{ answer: RecommendResponse | null; listener: string; before: Map<string, number> | null }>({
-    answer: null,
-    listener: "",
-    before: null,
-  });
-  if (props.answer && seen.current.answer !== props.answer) {
-    const { answer, listener } = seen.current;
-    const places = new Map((answer?.tracks ?? []).map((one, index) => [one.trackId ?? "", index + 1]));
-    seen.current = {
-      answer: props.answer,
-      listener: props.listener,
-      before: answer && listener === props.listener ? places : null,
-    };
-  }
-  const before = seen.current.before;
-  const list = useRef<HTMLOListElement>(null);
-  useMoves(list, props.answer);
-  if (props.answer && tracks.length === 0) return <Empty>No track is eligible. Loosen the filter.</Empty>;
-  return (
-    <ol class={`tracks ${props.stale ? "stale" : ""}`} ref={list}>
-      {tracks.map((one, index) => {
-        const id = one.trackId ?? "";
-        const label = one.title || id;
-        return (
-          <li key={id} data-id={id} class={id === props.why ? "chosen" : ""}>
-            <span class="place">{index + 1}</span>
-            <Move now={index + 1} before={before ? (before.get(id) ?? 0) : index + 1} />
-            <button type="button" class="what" onClick={() => change({ why: id })} aria-label={`Why ${label}`}>
-              <Name track={one} />
-              {one.reasons?.length ? (
-                <span class="reasons" dir="auto">
-                  {one.reasons.join(" · ")}
-                </span>
-              ) : null}
-            </button>
-            <span class="score" title={`score ${one.score}, cosine ${one.retrievalScore}`}>
-              {percent(one.score)}
-              <small> %</small>
-            </span>
-            <span class="actions">
-              <IconButton icon="play" label={`Play: ${label}`} onClick={() => props.onPlay(one)} />
-              <IconButton icon="skip" label={`Skip: ${label}`} onClick={() => props.onSkip(one)} />
-              <IconButton icon="close" label={`Exclude: ${label}`} onClick={() => props.onExclude(one)} />
-            </span>
-          </li>
-        );
-      })}
-    </ol>
-  );
-}
-
-export function Move({ now, before }: { now: number; before: number }): JSX.Element {
-  if (before === now) return <span class="move" />;
-  if (before === 0) return <span class="move new">new</span>;
-  const by = before - now;
-  return (
-    <span class={by > 0 ? "move up" : "move down"}>
-      <span class="unseen">{by > 0 ? "up" : "down"}</span>
-      <span aria-hidden="true">{by > 0 ? "↑" : "↓"}</span>
-      {Math.abs(by)}
-    </span>
-  );
-}
-
-// Rows glide from where they were; who wants less motion sees them where they are.
-function useMoves(list: { current: HTMLOListElement | null }, answer: unknown): void {
-  const tops = useRef(new Map<string, number>());
-  useEffect(() => {
-    const calm = window.matchMedia("(prefers-reduced-motion: reduce)").matches;
-    const now = new Map<string, number>();
-    for (const row of list.current?.querySelectorAll<HTMLElement>(":scope > li") ?? []) {
-      const id = row.dataset.id ?? "";
-      now.set(id, row.offsetTop);
-      const from = tops.current.get(id);
-      if (calm || tops.current.size === 0 || from === row.offsetTop) continue;
-      const frames = from === undefined ? [{ opacity: 0 }, { opacity: 1 }] : [{ transform: `translateY(${from - row.offsetTop}px)` }, { transform: "none" }];
-      row.animate(frames, { duration: 260, easing: "cubic-bezier(.2,.7,.2,1)" });
-    }
-    tops.current = now;
-  }, [answer]);
 }

@@ -2,19 +2,35 @@ import "./style.css";
 import { render, type JSX } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { link, place, VIEWS, type View } from "./address";
+import { Compare } from "./compare";
 import { Listen } from "./listen";
+import { CatalogueMap } from "./map";
+import { Operations } from "./operations";
 import { Failure, Icon } from "./parts";
 import { about, follow, gone, login, logout, needsLogin, notice, Problem } from "./server";
+import { Similar } from "./similar";
 import { StatusBar } from "./status-bar";
 
-const NAMES: Partial<Record<View, string>> = { listen: "Listen in" };
-const SHOWN: Partial<Record<View, () => JSX.Element>> = { listen: Listen };
+const NAMES: Record<View, string> = {
+  listen: "Listen in",
+  similar: "Similar",
+  compare: "Two bundles",
+  map: "Map",
+  operations: "Operations",
+};
+const SHOWN: Record<View, () => JSX.Element> = {
+  listen: Listen,
+  similar: Similar,
+  compare: Compare,
+  map: CatalogueMap,
+  operations: Operations,
+};
 
 function Page(): JSX.Element {
   const { view } = place.value;
-  const Shown = SHOWN[view] ?? Listen;
+  const Shown = SHOWN[view];
   useEffect(() => {
-    document.title = `${NAMES[view] ?? "Listen in"} · Lhydra`;
+    document.title = `${NAMES[view]} · Lhydra`;
   }, [view]);
   return (
     <>
@@ -33,8 +49,8 @@ function Page(): JSX.Element {
           Lhydra
         </a>
         <nav aria-label="Views">
-          {VIEWS.filter((one) => NAMES[one]).map((one) => (
-            <a key={one} href={link(one, kept(one))} aria-current={one === view ? "page" : undefined}>
+          {VIEWS.map((one) => (
+            <a key={one} href={link(one, kept())} aria-current={one === view ? "page" : undefined}>
               {NAMES[one]}
             </a>
           ))}
@@ -59,7 +75,7 @@ function Page(): JSX.Element {
 }
 
 // Whoever goes to another view keeps their listener.
-function kept(_view: View): Record<string, string> {
+function kept(): Record<string, string> {
   const user = place.value.params.get("user");
   return user ? { user } : {};
 }

@@ -39,7 +39,7 @@ export function Shape(props: {
           onChange={(k) => set({ k: k && k > 0 ? Math.round(k) : 10 })}
         />
         <Choice
-          label="Heard tracks come back"
+          label="Heard tracks return"
           value={request.repeatPolicy ?? "REPEAT_POLICY_EXCLUDE"}
           options={REPEATS}
           onChange={(value) =>
@@ -78,7 +78,7 @@ export function Shape(props: {
           onChange={(strength) => set({ diversity: { ...request.diversity, strength: strength || undefined } })}
         />
         <Slider
-          label="Calibration to own genres"
+          label="Calibration"
           value={rules.calibration ? (rules.calibration.strength ?? 0.5) : 0}
           onChange={(strength) =>
             rule({ calibration: strength ? { column: rules.calibration?.column ?? "genre", strength } : undefined })

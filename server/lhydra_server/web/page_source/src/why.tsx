@@ -2,7 +2,7 @@
 import type { ComponentChildren, JSX } from "preact";
 import { useEffect, useRef } from "preact/hooks";
 import type { ExplainResponse, Pull, RecommendRequest } from "#api";
-import { change } from "./address";
+import { change, link, NOBODY } from "./address";
 import { useAnswer } from "./hooks";
 import { setRequest } from "./listen";
 import { Failure, Icon, IconButton } from "./parts";
@@ -44,6 +44,9 @@ export function Why(props: { request: RecommendRequest; trackId: string; recorde
         <div class={found.busy ? "busy" : ""}>
           <p class={told.recommended ? "verdict in" : "verdict out"}>
             {told.recommended ? `Place ${told.rank} of ${told.k}` : `Not in the list: ${stopped(told)}`}
+          </p>
+          <p class="note">
+            <a href={link("similar", { seed: trackId, ...(request.userId === NOBODY ? {} : { user: request.userId ?? "" }) })}>Similar tracks</a>
           </p>
           {told.reasons?.length ? (
             <p class="note" dir="auto">
