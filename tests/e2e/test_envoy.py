@@ -320,6 +320,55 @@ def test_a_wrong_field_is_named_in_json(envoy: Envoy, body: object, status: int,
     assert text in reply.decode()
 
 
+@pytest.mark.parametrize(
+    ("method", "body", "status"),
+    [
+        ("Recommend", {"userId": "ann", "k": 10}, 200),
+        (
+            "Recommend",
+            {"user_id": "ann", "k": 2, "repeat_policy": "REPEAT_POLICY_ALLOW", "exclude_track_ids": ["t001"]},
+            200,
+        ),
+        ("GetStatus", {}, 200),
+        ("RecordPlays", {"plays": [{"eventId": "e-both", "userId": "both", "trackId": "t001"}]}, 200),
+        ("Recommend", {"userId": "ann", "k": 0}, 400),
+        ("Recommend", {"userId": "", "k": 3}, 400),
+        ("Recommend", {"userId": "ann", "k": "many"}, 400),
+        ("Recommend", [], 400),
+        ("RecordPlays", {"plays": []}, 400),
+        ("SimilarTracks", {"trackIds": ["t001"], "k": 5}, 501),
+        ("GetUser", {"userId": "ann"}, 501),
+        ("Nothing", {}, 404),
+    ],
+)
+def test_the_gateway_and_the_proxy_are_one_api(
+    envoy: Envoy, world: World, method: str, body: object, status: int
+) -> None:
+    """One client for both: the same paths, bodies and codes, and what the server says in the same words."""
+    pytest.importorskip("uvicorn", reason="NOT RUN: `pip install lhydra[web]` brings uvicorn and Starlette")
+    from tests.e2e.test_gateway import web
+
+    data, kind = json.dumps(body).encode(), "application/json"
+    with web(f"127.0.0.1:{world.ports[0]}", allow_plays=True) as gateway:
+        for _ in range(2):  # a play is a duplicate then, by either way
+            answers = [
+                (code, said)
+                for code, _, said in (
+                    gateway.ask("POST", f"{SERVICE}/{method}", data, content_type=kind),
+                    envoy.post(f"{SERVICE}/{method}", data, **{"content-type": kind}),
+                )
+            ]
+            assert [code for code, _ in answers] == [status, status], answers
+        if status == 200:
+            ours, theirs = (json.loads(said) for _, said in answers)
+            for told in (ours, theirs):
+                for name in ("requestId", "stages", "uptimeS", "requests"):  # of the call or the worker
+                    told.pop(name, None)
+            assert ours == theirs
+        elif answers[1][1].startswith(b"{"):  # what Envoy itself says of a body is text
+            assert json.loads(answers[0][1])["message"] == json.loads(answers[1][1])["message"]
+
+
 def test_what_no_method_is_called_is_not_found(envoy: Envoy) -> None:
     assert envoy.post(f"{SERVICE}/Nothing", b"{}", **{"content-type": "application/json"})[0] == 404
     assert envoy.post("/", b"{}", **{"content-type": "application/json"})[0] == 404
