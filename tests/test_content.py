@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from lhydra.data.dataset import TEST, Dataset
 from lhydra.features.histories import HISTORY_FEATURES
 from lhydra.training import checkpoint, content
 from lhydra.training.config import TrainSettings
+from lhydra.training.content import most_rare, rare_hits
 from lhydra.training.data import Targets, TrainingData, load, targets
 from lhydra.training.model import Network
 from lhydra.training.progress import ContentFitted, Progress
@@ -169,3 +171,22 @@ def test_rare_tracks_are_told_apart_by_who_plays_them(
     ]
     assert len(above) > 50
     assert np.mean(above) > 0.55
+
+
+def test_rare_hits_are_the_targets_of_few_listeners_that_lists_hold() -> None:
+    data = cast(TrainingData, SimpleNamespace(listeners=np.array([5, 6, 0, 9])))
+    targets = Targets(np.array([3, 4]), np.array([0, 3, 5]), np.array([0, 1, 2, 0, 3]))
+    assert rare_hits(np.array([[2, 1, -1], [3, 2, 1]]), data, targets) == 1
+    assert rare_hits(np.array([[0, 2, 3], [0, 3, -1]]), data, targets) == 3
+
+
+def test_the_most_rare_targets_decide_among_what_is_near_the_best() -> None:
+    tried = {
+        "best": ({"a": 1.0, "b": 0.5}, 4),
+        "near": ({"a": 0.96, "b": 0.5}, 6),
+        "as rare": ({"a": 0.97, "b": 0.49}, 6),
+        "far": ({"a": 0.5, "b": 0.5}, 9),
+    }
+    assert most_rare(tried, 0.9) == "near"
+    assert most_rare(tried, 1.0) == "best"
+    assert most_rare(tried, 0.5) == "far"

@@ -19,11 +19,13 @@ from lhydra.features import item_item
 from lhydra.features.co_listening import CoListening
 from lhydra.features.histories import Histories, offsets_of
 from lhydra.training import calibration, teachers
+from lhydra.training import examples as examples_of
 from lhydra.training import head as heads
 from lhydra.training.content import RARE
 from lhydra.training.data import Targets, TrainingData, load, select
+from lhydra.training.examples import RANDOM_TRACKS, Examples
 from lhydra.training.export import export
-from lhydra.training.head import CROSS_FIT_PARTS, RETRIEVAL_ORDER, STRENGTHS, UNMEASURED_STRENGTH, Examples, Fitted
+from lhydra.training.head import CROSS_FIT_PARTS, RETRIEVAL_ORDER, STRENGTHS, UNMEASURED_STRENGTH, Fitted
 from lhydra.training.model import Head, Network
 from lhydra.training.step import Tensors, embed_users
 from lhydra.training.teachers import Table, Teachers
@@ -62,7 +64,7 @@ def gathered(
     targets = data.valid if targets is None else targets
     shown = select(data.train, targets.users)
     rng, together = np.random.default_rng(0), CoListening.of(table.neighbours, table.weights, share)
-    return heads.gather(network, data, Tensors.of(data), table, together, targets, shown, CONFIG.depth, rng)
+    return examples_of.gather(network, data, Tensors.of(data), table, together, targets, shown, CONFIG.depth, rng)
 
 
 def want(data: TrainingData, rows: np.ndarray) -> TrainingData:
@@ -120,7 +122,7 @@ def test_candidates_are_the_nearest_unheard_tracks_and_some_random_ones(
     users = embed_users(network, encoded, torch.from_numpy(history)).numpy()
     popularity = catalog_writer.popularity(data.listeners)
     assert found.retrieved == CONFIG.depth
-    assert found.rows.shape == found.labels.shape == (len(data.valid.users), CONFIG.depth + heads.RANDOM_TRACKS)
+    assert found.rows.shape == found.labels.shape == (len(data.valid.users), CONFIG.depth + RANDOM_TRACKS)
     for i, user in enumerate(data.valid.users):
         heard = data.train.rows[data.train.offsets[user] : data.train.offsets[user + 1]]
         wanted = data.valid.rows[data.valid.offsets[i] : data.valid.offsets[i + 1]]
@@ -176,7 +178,9 @@ def test_a_catalogue_smaller_than_the_depth_is_candidates_throughout(
     tensors = Tensors.of(data)
     table = fitted_teachers.table
     together = CoListening.of(table.neighbours, table.weights, 0.5)
-    found = heads.gather(network, data, tensors, table, together, data.valid, shown, 10**6, np.random.default_rng(0))
+    found = examples_of.gather(
+        network, data, tensors, table, together, data.valid, shown, 10**6, np.random.default_rng(0)
+    )
     assert found.retrieved == data.n_tracks
     assert found.labels.sum(1).tolist() == found.wanted.tolist()  # nothing wanted is out of reach
     assert ((~found.excluded).sum(1).numpy() == data.n_tracks - np.diff(shown.offsets)).all()
@@ -186,7 +190,7 @@ def test_hidden_train_plays_stand_in_for_a_missing_validation_fold(
     network: Network, data: TrainingData, fitted_teachers: Teachers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[Targets, Histories]] = []
-    gather = heads.gather
+    gather = examples_of.gather
 
     def spied(*args: Any) -> Examples:
         seen.append((args[5], args[6]))
@@ -239,7 +243,8 @@ def test_held_users_are_ranked_by_a_head_that_never_saw_them(
     assert len({id(run[0][1]) for run in runs}) == len(runs)  # a new head each time
     *folds, last = runs
     assert len(folds) == CROSS_FIT_PARTS
-    assert [kind for kind, *_ in last] == ["gate"] + ["deep"] * found.epochs
+    after = [kind for kind, *_ in last]
+    assert after == ["gate"] + ["deep"] * found.epochs + ["ranked"] * CROSS_FIT_PARTS * len(heads.LIFTS)
     held_by_fold: list[int] = []
     for run in folds:
         trained = np.unique(np.concatenate([users for kind, _, users, _ in run if kind != "ranked"]))
@@ -250,8 +255,10 @@ def test_held_users_are_ranked_by_a_head_that_never_saw_them(
         assert [kind for kind, *_ in run] == ["gate", "ranked"] + ["deep", "ranked"] * CONFIG.head_epochs
         held_by_fold += held
     assert sorted(held_by_fold) == everybody.tolist()
-    for _, _, users, _ in last:  # the head that is kept is fitted on everybody, and ranks nobody
-        assert users.tolist() == everybody.tolist()
+    for kind, _, users, _ in last:  # the head that is kept is fitted on everybody, and ranks nobody
+        assert kind == "ranked" or users.tolist() == everybody.tolist()
+    held_again = [users.tolist() for kind, _, users, _ in last if kind == "ranked"]
+    assert [user for held in held_again for user in held] == held_by_fold * len(heads.LIFTS)
 
 
 def test_the_reported_cascade_is_that_of_the_held_users(
@@ -260,14 +267,53 @@ def test_the_reported_cascade_is_that_of_the_held_users(
     planted = want(data, planted_rows(network, data, fitted_teachers.table))
     found = fit(network, planted, fitted_teachers.table)
     assert found.strength != 0 or found.epochs == 0
-    lists = np.full((len(data.valid.users), 20), -1, np.int64)
-    for run in watched.runs()[:CROSS_FIT_PARTS]:
-        _, _, held, by_strength = [call for call in run if call[0] == "ranked"][found.epochs]
-        for user, rows in zip(held, by_strength[found.strength], strict=True):
-            lists[user, : len(rows)] = rows
-    measured = rank_metrics(lists, planted.valid.offsets, planted.valid.rows, data.n_tracks).means()
-    for name, value in found.cascade.items():
-        assert value == pytest.approx(measured[name], abs=1e-6)
+    ranked = [call for call in watched.runs()[-1] if call[0] == "ranked"]
+    measured = []
+    for first in range(0, len(ranked), CROSS_FIT_PARTS):  # of each lift
+        lists = np.full((len(data.valid.users), 20), -1, np.int64)
+        for _, _, held, by_strength in ranked[first : first + CROSS_FIT_PARTS]:
+            for user, rows in zip(held, by_strength[found.strength], strict=True):
+                lists[user, : len(rows)] = rows
+        means = rank_metrics(lists, planted.valid.offsets, planted.valid.rows, data.n_tracks).means()
+        measured.append({name: pytest.approx(means[name], abs=1e-6) for name in found.cascade})
+    assert found.cascade in measured
+
+
+@pytest.mark.parametrize(("worst", "chosen"), [(0.989, 0.05), (0.99, 0.5)])  # of what is found with the most lift
+def test_rare_tracks_are_lifted_as_far_as_the_rest_does_not_suffer(
+    network: Network,
+    data: TrainingData,
+    fitted_teachers: Teachers,
+    monkeypatch: pytest.MonkeyPatch,
+    worst: float,
+    chosen: float,
+) -> None:
+    planted, same = want(data, planted_rows(network, data, fitted_teachers.table)), copy.deepcopy(network)
+    monkeypatch.setattr(heads, "LIFTS", (0.0,))
+    fit(same, planted, fitted_teachers.table)
+    metrics, hits = iter([0.5, 0.499, 0.5 * worst]), iter([1, 3, 7])
+    monkeypatch.setattr(heads, "LIFTS", (0.0, 0.05, 0.5))
+    monkeypatch.setattr(heads, "measured", lambda *args: {"ndcg@10": next(metrics)})
+    monkeypatch.setattr(heads, "rare_hits", lambda *args: next(hits))
+    fit(network, planted, fitted_teachers.table)
+    assert network.head.lift.item() == pytest.approx(same.head.lift.item() + chosen * same.head.scale.item(), rel=1e-4)
+
+
+def test_a_training_that_goes_on_does_not_lift_rare_tracks_again(
+    network: Network, data: TrainingData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lift of before is part of the head that it starts from: what is near the best is told without it, too."""
+    table = random_table(data.n_tracks, seed=3)
+    planted = want(data, planted_rows(network, data, table))
+    monkeypatch.setattr(heads, "WARM_STEPS", 0)
+    monkeypatch.setattr(heads, "LIFTS", (0.0, 0.05))
+    hits, metrics = iter([1, 2, 1, 2, 3]), iter([1.0, 0.992, 1.0, 0.992, 0.984])
+    monkeypatch.setattr(heads, "rare_hits", lambda *args: next(hits))
+    monkeypatch.setattr(heads, "measured", lambda *args: {"ndcg@10": next(metrics)})
+    fit(network, planted, table)
+    lifted = network.head.lift.item()
+    fit(network, planted, table)
+    assert network.head.lift.item() == lifted
 
 
 def test_labels_of_held_users_do_not_change_how_they_are_ranked(
@@ -278,7 +324,7 @@ def test_labels_of_held_users_do_not_change_how_they_are_ranked(
     fit(network, data, fitted_teachers.table)
     first = watched.runs()
     held = next(users for kind, _, users, _ in first[0] if kind == "ranked")
-    gather = heads.gather
+    gather = examples_of.gather
 
     def shuffled(*args: Any) -> Examples:
         found = gather(*args)
@@ -438,6 +484,7 @@ def test_a_gate_that_was_fitted_before_is_gone_on_from(
     """With no further step it is the old one, and finds what it found."""
     table = random_table(data.n_tracks, seed=3)
     planted = want(data, planted_rows(network, data, table))
+    monkeypatch.setattr(heads, "LIFTS", (0.0,))  # which comes after the steps
     before, untouched = fit(network, planted, table), copy.deepcopy(network)
     gate = [parameter.clone() for parameter in network.head.linear()]
     monkeypatch.setattr(heads, "WARM_STEPS", 0)
@@ -454,7 +501,7 @@ def test_what_was_not_retrieved_is_never_ranked(network: Network, data: Training
     retrieved = [set(rows.tolist()) for rows in examples.rows[:, : examples.retrieved]]
     fit(network, planted, table)
     ranked = [call for call in watched.calls if call[0] == "ranked"]
-    assert len(ranked) == CROSS_FIT_PARTS * (1 + CONFIG.head_epochs)
+    assert len(ranked) == CROSS_FIT_PARTS * (1 + CONFIG.head_epochs + len(heads.LIFTS))
     for _, _, held, by_strength in ranked:
         for lists in by_strength.values():
             for user, rows in zip(held, lists, strict=True):

@@ -8,13 +8,16 @@ far, and how high tracks stand that content places, the validation fold decides.
 """
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lhydra.domain import I64
 from lhydra.timing import timed
 from lhydra.training.config import TrainSettings
 from lhydra.training.data import Targets, TrainingData
@@ -22,7 +25,6 @@ from lhydra.training.model import ItemTower, Network
 from lhydra.training.progress import ContentFitted, Report, unreported
 from lhydra.training.step import Tensors, tensor
 from lhydra.training.validate import (
-    REPORTED_METRICS,
     TRACKS_PER_BLOCK,
     embed_shown,
     embed_tracks,
@@ -31,6 +33,7 @@ from lhydra.training.validate import (
     sample,
 )
 
+Setting = TypeVar("Setting")
 EPOCHS, BATCH = 60, 256
 MOST_STEPS = 8_000  # of all epochs together
 RATE, DECAY, TEMPERATURE = 3e-3, 1e-2, 0.1
@@ -113,22 +116,52 @@ def _chosen(
     users: Tensor, places: _Places, data: TrainingData, targets: Targets, report: Report
 ) -> tuple[tuple[float, float] | None, dict[str, float]]:
     """The setting that finds the most rare targets, of those that are near the best in all; and its metrics."""
-    rare = (data.listeners <= RARE)[targets.rows]
     tried: dict[tuple[float, float] | None, tuple[dict[str, float], int]] = {}
     for setting in (None, *itertools.product(SHRINKAGES, HEIGHTS)):
         vectors = places.vectors if setting is None else places.at(*setting)
         found = retrieve(users, vectors, data, targets)
-        hits = (np.repeat(found, np.diff(targets.offsets), 0) == targets.rows[:, None]).any(1)
-        tried[setting] = measured(found, data, targets), int((hits & rare).sum())
-    most = {name: max(metrics[name] for metrics, _ in tried.values()) or 1.0 for name in REPORTED_METRICS}
-    near = {
-        setting: sum(metrics[name] / most[name] for name in most) / len(most) for setting, (metrics, _) in tried.items()
-    }
-    good = [setting for setting in tried if near[setting] >= ROOM * max(near.values())]
-    best = max(good, key=lambda setting: (tried[setting][1], near[setting]))
+        tried[setting] = measured(found, data, targets), rare_hits(found, data, targets)
+    best = most_rare(tried, ROOM)
     metrics, hits = tried[best]
-    report(ContentFitted(setting=best, retrieval=metrics, rare=hits, of_rare=int(rare.sum())))
+    of_rare = int((data.listeners <= RARE)[targets.rows].sum())
+    report(ContentFitted(setting=best, retrieval=metrics, rare=hits, of_rare=of_rare))
     return best, metrics
+
+
+def rare_hits(found: I64, data: TrainingData, targets: Targets) -> int:
+    """Counts the rare targets that lists hold.
+
+    Args:
+        found: (B, k) rows.
+        data: who has listened to what.
+        targets: of the B users.
+
+    Returns:
+        How many.
+    """
+    hits = (np.repeat(found, np.diff(targets.offsets), 0) == targets.rows[:, None]).any(1)
+    return int((hits & (data.listeners <= RARE)[targets.rows]).sum())
+
+
+def most_rare(tried: Mapping[Setting, tuple[dict[str, float], int]], room: float) -> Setting:
+    """Finds the setting that finds the most rare targets, of those that are near the best in all.
+
+    Args:
+        tried: metrics and hits of rare targets by setting.
+        room: how near, as a share of the best, in the mean over the metrics.
+
+    Returns:
+        The setting.
+    """
+    most: dict[str, float] = {}
+    for metrics, _ in tried.values():
+        most = {name: max(most.get(name, 0.0), value) for name, value in metrics.items()}
+    near = {
+        setting: sum(metrics[name] / (best or 1.0) for name, best in most.items()) / len(most)
+        for setting, (metrics, _) in tried.items()
+    }
+    good = [setting for setting in tried if near[setting] >= room * max(near.values())]
+    return max(good, key=lambda setting: (tried[setting][1], near[setting]))
 
 
 def _align(tower: ItemTower, tensors: Tensors, vectors: Tensor, history: Tensor, seed: int) -> None:

@@ -9,7 +9,7 @@ stays. Without validation plays, hidden train plays stand in for them.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,57 +19,32 @@ from torch import Tensor
 from lhydra.bundle.model import Chosen
 from lhydra.domain import I64
 from lhydra.evaluation.metrics import rank_metrics
-from lhydra.features import item_item
 from lhydra.features.co_listening import CoListening
-from lhydra.features.histories import Histories
 from lhydra.timing import timed
 from lhydra.training.calibration import fit_calibration
-from lhydra.training.candidates import choose_co_listening, retrieve
+from lhydra.training.candidates import choose_co_listening
 from lhydra.training.config import TrainSettings
-from lhydra.training.content import RARE
-from lhydra.training.data import Targets, TrainingData, hide, select
+from lhydra.training.content import RARE, most_rare, rare_hits
+from lhydra.training.data import TrainingData
+from lhydra.training.examples import Examples, gather, held_out
 from lhydra.training.losses import lambda_loss
 from lhydra.training.model import Head, Network
 from lhydra.training.progress import HeadPart, Report, unreported
 from lhydra.training.step import Tensors, tensor
 from lhydra.training.teachers import Table
-from lhydra.training.validate import REPORTED_METRICS, best_first, embed_tracks, sample
+from lhydra.training.validate import REPORTED_METRICS, best_first, embed_tracks, measured
 
-MAX_HEAD_USERS = 5_000  # the head is fitted on, drawn at random from more
-RANDOM_TRACKS = 16  # tracks beside the retrieved candidates
 CROSS_FIT_PARTS = 3
 DEEP_BATCH = 32
 GATE_STEPS, GATE_BATCH, GATE_RATE, GATE_DECAY = 60, 512, 0.1, 0.01
 WARM_STEPS = 15  # of a gate that goes on from an earlier one
 GATE_START = (0.0, 0.0, 4.0, 0.0)  # beside the scaled cosine: popularity, co-listening of all and recent plays
 STRENGTHS = (0.25, 0.5, 1.0)
+LIFTS = (0.0, 0.05, 0.1, 0.15)  # of the scale: what a track without listeners may be worth beyond what the loss says
 LIST_LENGTH = 20  # tracks of a list that is measured
+ROOM = 0.99  # of the best in all, for a lift that brings more rare targets
 RETRIEVAL_ORDER = -1.0  # stands for the retrieval order among the strengths
 UNMEASURED_STRENGTH = 0.25
-
-
-@dataclass(frozen=True)
-class Examples:
-    """E users with N candidates each, the retrieved ones first, best first.
-
-    rows: (E, N) tracks; labels: (E, N) is a target; excluded: (E, N) places that hold nothing; retrieved: how many
-    columns are what retrieval gave. signals: (E, N, 4) as the head sees them. wanted: (E,) targets
-    of each user. targets: what ranking is judged by.
-    """
-
-    user: Tensor
-    dense: Tensor
-    ids: Tensor
-    rows: Tensor
-    labels: Tensor
-    excluded: Tensor
-    signals: Tensor
-    retrieved: int
-    wanted: Tensor
-    targets: Targets
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
 
 @dataclass(frozen=True)
@@ -155,7 +130,7 @@ def fit(
     rng = np.random.default_rng([config.seed, 5])
     torch.manual_seed(config.seed * 1_000_003)
     network.head.few.copy_(tensors.popularity(torch.tensor(RARE + 1.0)))
-    targets, shown = _held_out(data, config, rng)
+    targets, shown = held_out(data, config, rng)
     together = CoListening.of(table.neighbours, table.weights, share or 0.0)
     if share is None and len(data.valid.users):  # hidden train plays would not do: the table knows them by heart
         share = choose_co_listening(network, data, tensors, together, targets, config.depth, config.seed)
@@ -190,22 +165,13 @@ def fit(
         part = crossed.part if crossed else np.empty(0, np.int64)
     for head in (network.head, *unseen.values()):
         head.strength.fill_(fitted.strength)
+    if unseen and by_retrieval is not network.head:
+        lifts = (*(-lift for lift in LIFTS[:0:-1]), *LIFTS) if warm else LIFTS  # else each training would lift further
+        fitted = replace(fitted, cascade=_lift_rare(trainer, unseen, part, network.head, data, lifts))
     if unseen:
         calibration = fit_calibration(network, data, tensors, table, targets, unseen, part, config.seed)
         network.head.calibration.copy_(torch.tensor(calibration))
     return fitted
-
-
-def _held_out(data: TrainingData, config: TrainSettings, rng: np.random.Generator) -> tuple[Targets, Histories]:
-    """What the head learns to rank, and the histories that it is shown: the validation fold, or hidden train plays."""
-    if len(data.valid.users):
-        targets = sample(data.valid, config.seed, MAX_HEAD_USERS)
-        return targets, select(data.train, targets.users)
-    users = np.flatnonzero(np.diff(data.train.offsets) > 0)
-    users = np.sort(rng.permutation(users)[:MAX_HEAD_USERS])
-    shown, hidden = hide(data, users, rng, config.keep, config.cold, config.longest_history)
-    order = np.lexsort((hidden.rows, np.repeat(np.arange(len(users)), np.diff(hidden.offsets))))
-    return Targets(users, hidden.offsets, hidden.rows[order]), shown
 
 
 def _cross_fit(trainer: _Trainer, report: Report, like: Chosen | None) -> _CrossFit:
@@ -235,69 +201,28 @@ def _cross_fit(trainer: _Trainer, report: Report, like: Chosen | None) -> _Cross
 
 
 @torch.no_grad()
-def gather(
-    network: Network,
-    data: TrainingData,
-    tensors: Tensors,
-    table: Table,
-    together: CoListening,
-    targets: Targets,
-    shown: Histories,
-    depth: int,
-    rng: np.random.Generator,
-) -> Examples:
-    """Retrieves the candidates that the head learns to rank.
+def _lift_rare(
+    trainer: _Trainer, unseen: dict[int, Head], part: I64, whole: Head, data: TrainingData, lifts: Sequence[float]
+) -> dict[str, float]:
+    """Lifts rare tracks in all heads: a loss on whole lists hears too little of them, as few targets are rare.
 
-    Args:
-        network: towers that are finished; left in evaluation mode.
-        data: profiles and tracks.
-        tensors: the tracks of `data`.
-        table: the co-listening table that the signals come from.
-        together: the same turned round, as a source of candidates.
-        targets: what E users are to be recommended.
-        shown: the histories that the E users are encoded from, none of their targets among them.
-        depth: tracks retrieved for each user.
-        rng: of the random tracks.
-
-    Returns:
-        E users with depth + RANDOM_TRACKS candidates each.
+    Of the lifts that are near the best in all, the one whose lists hold the most rare targets; returns its metrics.
     """
-    network.eval()
-    embedded = embed_tracks(network, tensors)
-    vectors, n, depth = embedded[0], data.n_tracks, min(depth, data.n_tracks)
-    popularity = tensors.popularity(tensors.listeners).numpy()
-    retrieved = retrieve(network, data, embedded, together, targets.users, shown, depth)
-    user, encoded = retrieved.user, retrieved.encoded
-    width = depth + RANDOM_TRACKS
-    rows = np.zeros((len(user), width), np.int64)
-    labels, excluded = np.zeros(rows.shape, np.bool_), np.ones(rows.shape, np.bool_)
-    scores = np.zeros((*rows.shape, len(item_item.CHANNELS)), np.float32)
-    for i in range(len(user)):
-        wanted = targets.rows[targets.offsets[i] : targets.offsets[i + 1]]
-        own = slice(shown.offsets[i], shown.offsets[i + 1])
-        found = retrieved.rows[i][retrieved.real[i]]
-        drawn = np.unique(rng.integers(0, n, RANDOM_TRACKS))
-        extra = drawn[~np.isin(drawn, np.concatenate([found, wanted, shown.rows[own]]))]
-        rows[i, : len(found)] = found
-        rows[i, depth : depth + len(extra)] = extra
-        excluded[i, : len(found)] = excluded[i, depth : depth + len(extra)] = False
-        labels[i] = np.isin(rows[i], wanted) & ~excluded[i]
-        scores[i] = item_item.scores(table.neighbours, table.weights, shown.rows[own], encoded.entry[own], rows[i])
-    at = tensor(rows)
-    cosine = torch.stack([vectors[at[i]] @ user[i] for i in range(len(user))])
-    signals = torch.cat([torch.stack([cosine, tensor(popularity)[at]], 2), tensor(scores)], 2)
-    return Examples(
-        user,
-        tensor(encoded.dense),
-        tensor(encoded.ids),
-        at,
-        tensor(labels),
-        tensor(excluded),
-        signals,
-        depth,
-        tensor(np.diff(targets.offsets)),
-        targets,
-    )
+    examples, targets = trainer.examples, trainer.examples.targets
+    own = {head: float(head.lift) for head in (whole, *unseen.values())}
+    tried: dict[float, tuple[dict[str, float], int]] = {}
+    for lift in lifts:
+        lists = np.full((len(examples), LIST_LENGTH), -1, np.int64)
+        for number, head in unseen.items():
+            head.lift.fill_(own[head] + lift * float(head.scale))
+            held, strength = np.flatnonzero(part == number), float(head.strength)
+            ranked = _ranked(head, examples, trainer.vectors, trainer.tensors, held, (strength,))[strength]
+            lists[held, : len(ranked[0])] = np.stack(ranked)
+        tried[lift] = measured(lists, data, targets), rare_hits(lists, data, targets)
+    chosen = most_rare(tried, ROOM)
+    for head, before in own.items():
+        head.lift.fill_(before + chosen * float(head.scale))
+    return tried[chosen][0]
 
 
 def _fit_gate(head: Head, examples: Examples, users: I64, rng: np.random.Generator, steps: int) -> None:
