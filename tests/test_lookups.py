@@ -3,6 +3,7 @@
 import asyncio
 import bisect
 import json
+import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from lhydra.bundle.bundle import Bundle
 from lhydra.domain import Play
 from lhydra.features.listening import PAUSE_S
+from lhydra.logs import AccessLog
 from lhydra.recommender import Recommender
 from lhydra.users.place import claim
 from lhydra.users.store import UserStore, open_users
@@ -197,6 +199,41 @@ def test_a_user_store_that_is_away_is_unavailable(bundle: Bundle, tiny_store: Pa
             assert client.bundles()
         listener.stop(0)
         users.close()
+
+
+def test_a_folder_of_users_that_is_away_is_unavailable(bundle: Bundle, tmp_path: Path) -> None:
+    users = open_users(f"lmdb:{tmp_path / 'away'}", tmp_path, create=False, lasting=True)
+    service = RecommenderService(served_of(bundle, Recommender(bundle)), users, max_k=50)
+    listener = Listener(service, "127.0.0.1:0", max_in_flight=8)
+    listener.start()
+    with Client(f"127.0.0.1:{listener.port}", timeout_s=20) as client:
+        for call in (lambda: client.user("ann"), lambda: client.users("ann")):
+            with pytest.raises(Unavailable):
+                call()
+    listener.stop(0)
+    users.close()
+
+
+def test_logs_name_nobody(bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lines: list[str] = []
+    users = open_users(None, tmp_path)
+    users.record([played("secret-ann", "t", NOW, 0)])
+    service = RecommenderService(served_of(bundle, Recommender(bundle)), users, max_k=50)
+    calls = logging.getLogger("lhydra_server.calls")
+    caplog.set_level(logging.INFO)
+    log = AccessLog(name=calls.name, put=lines.append)
+    listener = Listener(service, "127.0.0.1:0", max_in_flight=8, access_log=log)
+    listener.start()
+    with Client(f"127.0.0.1:{listener.port}", timeout_s=20) as client:
+        assert client.user("secret-ann").known
+        assert client.users("secret-a").user_ids == ("secret-ann",)
+        for call in (lambda: client.user("secret-ann", 9_999), lambda: client.users("secret-ann", 0)):
+            with pytest.raises(InvalidRequest):
+                call()
+    listener.stop(0)
+    users.close()
+    assert len(lines) == 4
+    assert not [line for line in (*lines, caplog.text) if "secret" in line]
 
 
 @pytest.mark.parametrize("users", ["lmdb"], indirect=True)
