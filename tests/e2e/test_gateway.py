@@ -72,8 +72,8 @@ def backend(folder: Path, access: Access | None = None) -> Iterator[str]:
 
 
 @contextmanager
-def web(address: str, *, allow_plays: bool = False) -> Iterator[Web]:
-    app = applications.application(gateways.Gateway(address, allow_plays=allow_plays))
+def web(address: str, *, allow_plays: bool = False, **more: Any) -> Iterator[Web]:
+    app = applications.application(gateways.Gateway(address, allow_plays=allow_plays), **more)
     server = uvicorn.Server(uvicorn.Config(app, port=0, access_log=False, log_config=None, http=Connection, ws="none"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -178,6 +178,56 @@ def test_every_refusal_is_a_problem_with_a_request_id(
     assert "location" not in found
     assert status != 405 or found["allow"]
     assert reads.ask(verb, path, b"", **headers, x_request_id="mine")[1]["x-request-id"] == "mine"
+
+
+def test_only_pages_of_named_origins_may_call(address: str) -> None:
+    named, other = "https://a.test", "https://a.test.evil.test"
+    with web(address, origins=[named]) as found:
+        asks = {"access_control_request_method": "POST", "access_control_request_headers": "content-type"}
+        code, told, _ = found.ask("OPTIONS", f"{SERVICE}/GetStatus", origin=named, **asks)
+        assert (code, told["access-control-allow-origin"]) == (204, named)
+        assert "content-type" in told["access-control-allow-headers"]
+        code, told, _ = found.ask("POST", f"{SERVICE}/GetStatus", content_type="application/json", origin=named)
+        assert (code, told["access-control-allow-origin"]) == (200, named)
+        assert not [name for name in told if name.endswith("credentials")]
+        code, told, _ = found.ask("OPTIONS", f"{SERVICE}/GetStatus", origin=other, **asks)
+        assert (code, "access-control-allow-origin" in told) == (405, False)
+
+
+def test_an_address_that_asks_too_often_is_told_when_to_come_back(address: str) -> None:
+    with web(address, rate=0.001) as found:
+        assert found.call("GetStatus", {})[0] == 200
+        code, told = found.call("GetStatus", {})
+        assert (code, told["retryAfterMs"] > 0) == (429, True)
+        assert found.ask("GET", "/about")[0] == 429
+        assert found.ask("GET", "/healthz")[0] == 200
+
+
+def test_too_many_connections_and_what_is_no_http_are_problems(reads: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "MAX_CONNECTIONS", 0)
+    code, headers, said = reads.ask("GET", "/healthz")
+    assert (code, json.loads(said)["requestId"], headers["connection"]) == (503, headers["x-request-id"], "close")
+    with socket.create_connection(("127.0.0.1", reads.port), timeout=60) as held:
+        held.sendall(b"GET / JUNK\r\n\r\n")
+        reply = http.client.HTTPResponse(held)
+        reply.begin()
+        assert json.loads(reply.read())["requestId"] == reply.headers["x-request-id"]
+        assert (reply.status, held.recv(1)) == (400, b"")
+
+
+def test_the_openapi_describes_every_unary_method_as_it_answers(reads: Web) -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="E2E TOOLS ABSENT: jsonschema (make e2e installs it)")
+    told = json.loads(reads.ask("GET", "/openapi.json")[2])
+    methods = [one for one in gateways.SERVICE.methods if not (one.client_streaming or one.server_streaming)]
+    assert [*told["paths"]] == [f"{SERVICE}/{one.name}" for one in methods]
+    schemas = told["components"]["schemas"]
+    for one in methods:
+        for kind in (one.input_type, one.output_type):
+            assert [*schemas[kind.name]["properties"]] == [field.json_name for field in kind.fields]
+    schema = {"$ref": "#/components/schemas/RecommendResponse", "components": told["components"]}
+    jsonschema.validate(reads.call("Recommend", {"userId": "ann", "k": 5})[1], schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"tracks": [{"score": "x"}]}, schema)
 
 
 def test_an_error_inside_tells_nothing_of_itself(

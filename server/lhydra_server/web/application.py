@@ -1,6 +1,7 @@
 """The application: what comes before every request (its id, `Host`, one length), and which path leads where."""
 
 import logging
+import math
 import os
 import re
 import traceback
@@ -16,13 +17,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lhydra.limits import is_request_id
+from lhydra_server.tokens import Bucket
 from lhydra_server.web import login, page
 from lhydra_server.web.gateway import PATH, Gateway
+from lhydra_server.web.openapi import openapi
 from lhydra_server.web.problems import problem
 
 _log = logging.getLogger(__name__)
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
-COMPARED = "/compared"
+COMPARED, HEALTH = "/compared", ("/healthz", "/readyz")
 _CODE_OF = {404: "NOT_FOUND", 405: "UNIMPLEMENTED"}
 _SAFE = (  # on every reply
     (b"x-content-type-options", b"nosniff"),
@@ -31,6 +34,11 @@ _SAFE = (  # on every reply
     (b"cross-origin-opener-policy", b"same-origin"),
 )
 _NOTHING = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+_TAKEN, _TOLD = (
+    "content-type, authorization, x-request-id, connect-timeout-ms, grpc-timeout",
+    "x-request-id, retry-after",
+)
+MAX_CALLERS = 10_000  # whose rates are kept
 _PORT = re.compile(r":[0-9]*$")
 
 
@@ -42,9 +50,22 @@ class Application:
         compared: answers those to the server beside it.
         pages: answers everything else.
         names: what the gateway may be called in `Host`.
+        origins: of other sites' pages that may call.
+        rate: requests a second of one address, 0 for any number.
     """
 
-    def __init__(self, gateway: Gateway, compared: Gateway | None, pages: ASGIApp, names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        compared: Gateway | None,
+        pages: ASGIApp,
+        *,
+        names: Sequence[str],
+        origins: Sequence[str],
+        rate: float,
+    ) -> None:
+        self._origins, self._rate = frozenset(origins), rate
+        self._buckets: dict[str, Bucket] = {}
         self._gateway, self._compared, self._pages = gateway, compared, pages
         self._names = {name.strip("[]").lower() for name in names}
 
@@ -61,6 +82,7 @@ class Application:
             return
         request = Request(scope, receive)
         given = request.headers.get("x-request-id", "")
+        origin = request.headers.get("origin", "")
         request_id = scope["request_id"] = given if is_request_id(given) else os.urandom(16).hex()
         began = False
 
@@ -71,6 +93,9 @@ class Application:
                 own = {name for name, _ in headers}
                 if _NOTHING[0] not in own:
                     headers.append(_NOTHING)
+                if origin in self._origins:
+                    headers += [(b"access-control-allow-origin", origin.encode()), (b"vary", b"origin")]
+                    headers.append((b"access-control-expose-headers", _TOLD.encode()))
                 headers += [(b"x-request-id", request_id.encode()), *_SAFE]
             await send(message)
 
@@ -86,6 +111,9 @@ class Application:
 
     async def _answered(self, request: Request) -> Response | None:
         path = request.scope["path"]
+        if request.method == "OPTIONS" and request.headers.get("origin") in self._origins:
+            allowed = {"access-control-allow-methods": "POST", "access-control-allow-headers": _TAKEN}
+            return Response(status_code=204, headers=allowed | {"access-control-max-age": "600"})
         if path.startswith(PATH):
             return await self._gateway.call(request, path.removeprefix(PATH))
         if path.startswith(COMPARED + PATH) and self._compared:
@@ -102,16 +130,36 @@ class Application:
         if _PORT.sub("", request.headers.get("host", "")).strip("[]").lower() not in self._names:
             detail = "host: found another name, expected one of this gateway's (--name)"
             return problem(400, "INVALID_ARGUMENT", detail, request_id)
+        if self._rate and request.scope["path"] not in HEALTH and (wait_s := self._wait_s(request)):
+            detail = "too many requests of this address"
+            return problem(429, "RESOURCE_EXHAUSTED", detail, request_id, wait_ms=str(math.ceil(wait_s * 1000)))
         return None
 
+    def _wait_s(self, request: Request) -> float:
+        host = request.client.host if request.client else ""
+        bucket = self._buckets.pop(host, None) or Bucket(self._rate)
+        self._buckets[host] = bucket  # last in order: who asked longest ago is forgotten first
+        if len(self._buckets) > MAX_CALLERS:
+            del self._buckets[next(iter(self._buckets))]
+        return bucket.take()
 
-def application(gateway: Gateway, names: Sequence[str] = LOCAL_NAMES, compared: Gateway | None = None) -> Application:
+
+def application(
+    gateway: Gateway,
+    names: Sequence[str] = LOCAL_NAMES,
+    compared: Gateway | None = None,
+    *,
+    origins: Sequence[str] = (),
+    rate: float = 0,
+) -> Application:
     """Makes the application.
 
     Args:
         gateway: answers calls.
         names: what the gateway may be called in `Host`.
         compared: answers calls to another server, for a page that shows both.
+        origins: of other sites' pages that may call.
+        rate: requests a second of one address, 0 for any number.
 
     Returns:
         The ASGI application, which connects when it starts.
@@ -128,12 +176,13 @@ def application(gateway: Gateway, names: Sequence[str] = LOCAL_NAMES, compared: 
         Route("/about", partial(login.about, gateway, compared is not None)),
         Route("/login", partial(login.login, gateway), methods=["POST"]),
         Route("/logout", login.logout, methods=["POST"]),
+        Route("/openapi.json", openapi),
         Route("/healthz", alive),
         Route("/readyz", partial(ready, gateway)),
     ]
     pages = Starlette(routes=routes, lifespan=connected, exception_handlers={HTTPException: _no_path})
     pages.router.redirect_slashes = False
-    return Application(gateway, compared, pages, names)
+    return Application(gateway, compared, pages, names=names, origins=origins, rate=rate)
 
 
 async def alive(request: Request) -> Response:

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import ipaddress
 import os
+import re
 import signal
 import socket
 import sys
@@ -23,7 +24,7 @@ from lhydra_server.web.own_server import own_server
 HELP = "a page, HTTP and JSON before a store's server, its own or a running one"
 EXTRA = "web"
 _NEEDED = ("grpc_health", "starlette", "uvicorn")
-MAX_CONNECTIONS = 1_000
+_ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class WebSettings(Settings):
     port: int = setting(8080, "port to listen on", low=1, high=65_535)
     name: str | None = setting(None, "what browsers call this host, where it listens beyond this machine")
     allow_plays: bool = setting(False, "pass plays on; without it only those of a token that may write")
+    cors: str | None = setting(None, "origins of other sites' pages that may call, https://HOST[:PORT], by commas")
+    rate: float = setting(0.0, "requests a second of one address; 0 means any number", low=0, high=1_000_000)
     open: bool = setting(False, "show the page in a browser, where there is one")
     insecure: bool = setting(False, "listen beyond this machine without TLS")
 
@@ -75,6 +78,10 @@ def run(args: argparse.Namespace) -> int:
     if (args.store is None) == (settings.address is None):
         found = "neither" if args.store is None else "both"
         raise ConfigError(complain("STORE and --address", found, "one of them: a store to serve, or a running server"))
+    origins = settings.cors.split(",") if settings.cors else []
+    for origin in origins:
+        if not _ORIGIN.fullmatch(origin):
+            raise ConfigError(complain("--cors", repr(origin[:80]), "https://HOST or https://HOST:PORT, by commas"))
     logs.configure(args.log_level)
     import uvicorn
 
@@ -90,7 +97,6 @@ def run(args: argparse.Namespace) -> int:
         server_header=False,
         http=Connection,
         ws="none",
-        limit_concurrency=MAX_CONNECTIONS,
         timeout_graceful_shutdown=5,
     )
     url = f"http://{joined(settings.host.strip('[]'), settings.port)}"
@@ -106,7 +112,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"listening on {url}", flush=True)
         if settings.open:
             _show(url)
-        uvicorn.Server(made(application(gateway, names, other))).run(sockets=[listening])
+        uvicorn.Server(made(application(gateway, names, other, origins=origins, rate=settings.rate))).run(
+            sockets=[listening]
+        )
     return 0
 
 
