@@ -4,18 +4,22 @@ They are found by all that their features and vector are made of, byte by byte, 
 skip or profile the user store has since, from whichever worker, is another key.
 """
 
+import hashlib
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.candidates import encode_states
 from lhydra.domain import F32, UserState
 from lhydra.errors import LhydraError
-from lhydra.features.histories import EncodedUsers
+from lhydra.features.histories import EncodedUsers, Histories
 from lhydra.lru_cache import LruCache
-from lhydra.traced import Key, Traced
+from lhydra.traced import Traced
 
-Known = tuple[EncodedUsers, F32]  # one user, and the vector, (1, dim)
-OBJECT_BYTES = 2_048  # Python objects of an entry, measured: 1,900
+OBJECT_BYTES = 300  # Python objects of an entry, measured: 260
+ENTRY_BYTES = 32  # of one entry of a history: row, time, count, three features
 
 
 class KnownUsers:
@@ -28,7 +32,8 @@ class KnownUsers:
 
     def __init__(self, bundle: Bundle, capacity: int) -> None:
         self._bundle = bundle
-        self.cache = LruCache[Key, Known](capacity, entry_bytes)
+        self.cache = LruCache[bytes, bytes](capacity, entry_bytes)
+        self._widths = len(bundle.spec.user_ids), len(bundle.spec.user_dense), bundle.index.dim
         self.hits = 0  # users who were known; counted roughly under threads
 
     def encode(self, requests: list[Traced]) -> None:
@@ -41,7 +46,7 @@ class KnownUsers:
             request.known_by = key_of(request.query.state)
             if (known := self.cache.find(request.known_by)) is not None:
                 self.hits += 1
-                request.user, request.vector = known
+                request.user, request.vector = unpacked(known, *self._widths)
         new = [request for request in requests if request.user is None]
         if not new:
             return
@@ -55,7 +60,7 @@ class KnownUsers:
                     self.encode([request])
             return
         for i, request in enumerate(new):
-            request.user = users if len(new) == 1 else users.take(np.array([i]))  # no entry holds on to others
+            request.user = users if len(new) == 1 else users.one(i)
 
     def keep(self, request: Traced) -> None:
         """Keeps the user of a request.
@@ -65,32 +70,72 @@ class KnownUsers:
         """
         assert request.user is not None
         assert request.vector is not None
-        self.cache.keep(request.known_by, (request.user, request.vector))
+        self.cache.keep(request.known_by, packed(request.user, request.vector))
 
 
-def key_of(state: UserState) -> Key:
-    """Returns all of a user that `encode_states` and `Recommender.moved_away` read.
+def key_of(state: UserState) -> bytes:
+    """Returns what stands for all of a user that `encode_states` and `Recommender.moved_away` read.
 
     Args:
         state: of the user.
 
     Returns:
-        History, skipped tracks and profile; `repr` tells 1 from True and 1.0, which the profile's texts tell apart.
+        The BLAKE2b hash of history, skipped tracks and profile; `repr` tells 1 from True and 1.0, as features do.
     """
-    return state.history.tobytes(), state.skipped.tobytes(), repr(state.profile)
+    rest = f"{len(state.history)} {len(state.skipped)} {state.profile!r}"
+    read = state.history.tobytes() + state.skipped.tobytes() + rest.encode(errors="surrogatepass")
+    return hashlib.blake2b(read, digest_size=16).digest()
 
 
-def entry_bytes(key: Key, known: Known) -> int:
+def packed(user: EncodedUsers, vector: F32) -> bytes:
+    """Packs one user into one piece of memory: many small ones would scatter what every request allocates.
+
+    Args:
+        user: the one user, encoded.
+        vector: (1, dim) float32.
+
+    Returns:
+        What `unpacked` takes.
+    """
+    history = user.histories
+    arrays = history.rows, history.times, user.ids, history.counts, user.entry, user.dense, vector
+    return b"".join([array.tobytes() for array in arrays])
+
+
+def unpacked(known: bytes, n_ids: int, n_dense: int, dim: int) -> tuple[EncodedUsers, F32]:
+    """Returns what `packed` was given.
+
+    Args:
+        known: the packed user.
+        n_ids: width of the ids.
+        n_dense: width of the dense columns.
+        dim: width of the vector.
+
+    Returns:
+        The user and the vector, (1, dim), read-only views of `known`.
+    """
+    at, h = 0, (len(known) - 8 * n_ids - 4 * n_dense - 4 * dim) // ENTRY_BYTES
+
+    def part(dtype: type[Any], n: int) -> npt.NDArray[Any]:
+        nonlocal at
+        array = np.frombuffer(known, dtype, n, at)
+        at += array.nbytes
+        return array
+
+    rows, times, ids = part(np.int64, h), part(np.int64, h), part(np.int64, n_ids)[None]
+    counts, entry = part(np.float32, h), part(np.float32, 3 * h).reshape(h, 3)
+    dense, vector = part(np.float32, n_dense)[None], part(np.float32, dim)[None]
+    return EncodedUsers(dense, ids, Histories.one(rows, counts, times), entry), vector
+
+
+def entry_bytes(key: bytes, known: bytes) -> int:
     """Returns the memory that one entry takes.
 
     Args:
         key: of the user.
-        known: the user, encoded.
+        known: the packed user.
 
     Returns:
         Bytes.
     """
-    user, vector = known
-    history = user.histories
-    arrays = (user.dense, user.ids, user.entry, history.offsets, history.rows, history.counts, history.times, vector)
-    return OBJECT_BYTES + sum(map(len, key)) + sum(array.nbytes for array in arrays)
+    return OBJECT_BYTES + len(key) + len(known)

@@ -15,7 +15,6 @@ from lhydra.features.histories import EncodedUsers
 from lhydra.features.listening import Moment
 from lhydra.ruled import Asked, Made, Prepared
 
-Key = tuple[bytes, bytes, str]
 NO_ROWS = np.empty(0, np.int64)
 
 
@@ -35,7 +34,7 @@ class Traced:
     excluded: I64 = field(default_factory=lambda: np.empty(0, np.int64))  # rows that must not be returned
     prepared: Prepared | None = None  # of the rules, None without any
     barred: I64 = field(default_factory=lambda: np.empty(0, np.int64))  # that not even a pin may show
-    known_by: Key = (b"", b"", "")  # of the user, see `lhydra.known_users`
+    known_by: bytes = b""  # of the user, see `lhydra.known_users`
     user: EncodedUsers | None = None
     vector: F32 | None = None  # (1, dim)
     brought: dict[str, I64] = field(default_factory=dict)  # rows that each source found, where there are several

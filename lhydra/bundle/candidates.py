@@ -33,7 +33,7 @@ def encode_states(bundle: Bundle, states: Sequence[UserState]) -> EncodedUsers:
     history = np.concatenate(histories) if len(histories) > 1 else histories[0]
     lengths = np.array([len(one) for one in histories])
     rows = bundle.catalog.rows(history["track"])
-    counts, times = history["count"].copy(), history["time"].copy()  # what is kept holds no record of a store
+    counts, times = history["count"], history["time"]
     known = rows >= 0
     if not known.all():
         rows, counts, times = rows[known], counts[known], times[known]
