@@ -180,6 +180,26 @@ def test_every_refusal_is_a_problem_with_a_request_id(
     assert reads.ask(verb, path, b"", **headers, x_request_id="mine")[1]["x-request-id"] == "mine"
 
 
+def test_reports_of_a_store_are_shown_in_a_sandbox_to_those_who_may_read(tmp_path: Path) -> None:
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "run.html").write_bytes(b"<script>1</script>")
+    (tmp_path / "reports" / "run.json").write_bytes(b"secret")
+    (tmp_path / "secret.html").write_bytes(b"secret")
+    (tmp_path / COPY).write_text(f"{READ} read reader\n")
+    with backend(tmp_path, Access(str(tmp_path))) as address, web(address, store=tmp_path) as found:
+        known = {"authorization": f"Bearer {READ}"}
+        assert found.ask("GET", "/reports/run.html")[0] == 401
+        assert json.loads(found.ask("GET", "/about")[2])["reports"] == []
+        told = json.loads(found.ask("GET", "/about", b"", **known)[2])["reports"]
+        assert told == [{"name": "run", "href": "/reports/run.html"}]
+        code, headers, said = found.ask("GET", told[0]["href"], b"", **known)
+        assert (code, said) == (200, b"<script>1</script>")
+        assert headers["content-security-policy"].startswith("sandbox allow-scripts; default-src 'none';")
+        assert "cross-origin-opener-policy" not in headers  # with a sandbox browsers show nothing at all
+        for name in ("run.json", "nothing.html", "..%2fsecret.html", "../secret.html", "%2e%2e%2fsecret.html"):
+            assert found.ask("GET", f"/reports/{name}", b"", **known)[0] == 404
+
+
 def test_only_pages_of_named_origins_may_call(address: str) -> None:
     named, other = "https://a.test", "https://a.test.evil.test"
     with web(address, origins=[named]) as found:

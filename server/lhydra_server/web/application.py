@@ -8,6 +8,7 @@ import traceback
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -18,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lhydra.limits import is_request_id
 from lhydra_server.tokens import Bucket
-from lhydra_server.web import login, page
+from lhydra_server.web import login, page, reports
 from lhydra_server.web.gateway import PATH, Gateway
 from lhydra_server.web.openapi import openapi
 from lhydra_server.web.problems import problem
@@ -31,7 +32,6 @@ _SAFE = (b"x-content-type-options", b"nosniff")  # on every reply
 _SHOWN = (  # each costs some microseconds of processor
     (b"referrer-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
-    (b"cross-origin-opener-policy", b"same-origin"),
 )
 _NOTHING = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 _TAKEN, _TOLD = (
@@ -150,6 +150,7 @@ def application(
     *,
     origins: Sequence[str] = (),
     rate: float = 0,
+    store: Path | None = None,
 ) -> Application:
     """Makes the application.
 
@@ -159,6 +160,7 @@ def application(
         compared: answers calls to another server, for a page that shows both.
         origins: of other sites' pages that may call.
         rate: requests a second of one address, 0 for any number.
+        store: whose reports are told; None for none.
 
     Returns:
         The ASGI application, which connects when it starts.
@@ -172,9 +174,10 @@ def application(
     routes = [
         Route("/", page.index),
         Route("/assets/{name}", page.asset),
-        Route("/about", partial(login.about, gateway, compared is not None)),
+        Route("/about", partial(login.about, gateway, compared is not None, store)),
         Route("/login", partial(login.login, gateway), methods=["POST"]),
         Route("/logout", login.logout, methods=["POST"]),
+        Route("/reports/{name}", partial(reports.report, gateway, store)),
         Route("/openapi.json", openapi),
         Route("/healthz", alive),
         Route("/readyz", partial(ready, gateway)),

@@ -112,9 +112,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"listening on {url}", flush=True)
         if settings.open:
             _show(url)
-        uvicorn.Server(made(application(gateway, names, other, origins=origins, rate=settings.rate))).run(
-            sockets=[listening]
-        )
+        uvicorn.Server(
+            made(application(gateway, names, other, origins=origins, rate=settings.rate, store=args.store))
+        ).run(sockets=[listening])
     return 0
 
 

@@ -1,5 +1,6 @@
 """What a page of the gateway asks besides the API: what it may do here, and a token's way in and out."""
 
+from pathlib import Path
 from urllib.parse import parse_qs
 
 import grpc
@@ -9,14 +10,16 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from lhydra_server.web.cookie import TOKEN, bearer, keep, same_origin
 from lhydra_server.web.gateway import Gateway
 from lhydra_server.web.problems import of_call, problem
+from lhydra_server.web.reports import listed
 
 
-async def about(gateway: Gateway, compared: bool, request: Request) -> Response:
+async def about(gateway: Gateway, compared: bool, store: Path | None, request: Request) -> Response:
     """Says what the caller can do here.
 
     Args:
         gateway: before the server.
         compared: whether there is another server beside it.
+        store: whose reports are named; None for none.
         request: GET.
 
     Returns:
@@ -32,7 +35,7 @@ async def about(gateway: Gateway, compared: bool, request: Request) -> Response:
         return problem(401, "UNAUTHENTICATED", str(error), request.scope["request_id"])
     except grpc.aio.AioRpcError as error:
         return of_call(error, request.scope["request_id"])
-    told = {"plays": plays, "login": state, "compared": compared, "reports": []}
+    told = {"plays": plays, "login": state, "compared": compared, "reports": listed(store) if state != "needed" else []}
     return JSONResponse(told, headers={"cache-control": "no-store"})
 
 

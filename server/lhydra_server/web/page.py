@@ -57,6 +57,7 @@ def _file(request: Request, path: Path | None, kept: str) -> Response:
     if path is None or path.suffix not in TYPES or not path.is_file():
         return problem(404, "NOT_FOUND", "path or method: no such file of the page", request.scope["request_id"])
     headers = {"content-security-policy": POLICY, "cache-control": kept, "vary": "accept-encoding"}
+    headers["cross-origin-opener-policy"] = "same-origin"  # here alone: browsers show no sandboxed report that has it
     accepted = request.headers.get("accept-encoding", "").replace(" ", "").split(",")  # one with a weight is none
     for name, suffix in _ENCODINGS:
         compressed = path.with_name(path.name + suffix)

@@ -1,0 +1,59 @@
+"""Reports of a store: the pages that `evaluate`, `prepare` and `retrain` wrote into its folder `reports`."""
+
+import re
+from pathlib import Path
+
+import grpc
+from starlette.requests import Request
+from starlette.responses import Response
+
+from lhydra_server.web.cookie import bearer
+from lhydra_server.web.gateway import Gateway
+from lhydra_server.web.problems import of_call, problem
+
+FOLDER = "reports"  # of a store
+MAX_TOLD = 200  # names, newest first
+POLICY = (  # a report has its styles and scripts inside, and reaches nothing, not this gateway either
+    "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.html")
+
+
+def listed(store: Path | None) -> list[dict[str, str]]:
+    """Names the reports of a store.
+
+    Args:
+        store: the store; None where the gateway has none.
+
+    Returns:
+        Name and address of each, newest first.
+    """
+    found = [path for path in (store / FOLDER).glob("*.html") if _NAME.fullmatch(path.name)] if store else []
+    found = sorted((path for path in found if path.is_file()), key=lambda path: path.stat().st_mtime, reverse=True)
+    return [{"name": path.stem, "href": f"/reports/{path.name}"} for path in found[:MAX_TOLD]]
+
+
+async def report(gateway: Gateway, store: Path | None, request: Request) -> Response:
+    """Tells a report to whom the server would answer.
+
+    Args:
+        gateway: before the server.
+        store: the store; None where the gateway has none.
+        request: GET with its name.
+
+    Returns:
+        The report, or a problem.
+    """
+    request_id, name = request.scope["request_id"], request.path_params["name"]
+    try:
+        if await gateway.refuses("GetStatus", bearer(request)[0]):
+            return problem(401, "UNAUTHENTICATED", "token: expected one that may read", request_id)
+    except ValueError as error:
+        return problem(401, "UNAUTHENTICATED", str(error), request_id)
+    except grpc.aio.AioRpcError as error:
+        return of_call(error, request_id)
+    if store is None or not _NAME.fullmatch(name) or not (path := store / FOLDER / name).is_file():
+        return problem(404, "NOT_FOUND", "path or method: no such report", request_id)
+    headers = {"content-security-policy": POLICY, "cache-control": "no-store"}
+    return Response(path.read_bytes(), headers=headers, media_type="text/html; charset=utf-8")
