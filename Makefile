@@ -28,7 +28,7 @@ test: $(STAMP)
 e2e: $(STAMP)
 	-@$(BIN)/python -m pip install --quiet --constraint constraints.txt --group e2e
 	-@npm install --silent --no-fund --no-audit --prefix .cache/node @grpc/grpc-js@1.14.7 @grpc/proto-loader@0.8.1
-	-@npm ci --silent --no-fund --no-audit --prefix server/lhydra_server/web/page_source
+	-@npm ci --no-fund --no-audit --loglevel error --prefix server/lhydra_server/web/page_source
 	$(BIN)/python -m pytest tests/e2e
 
 # The tests against the lowest supported numpy, grpcio, protobuf and onnxruntime. By hand, and before a release.
