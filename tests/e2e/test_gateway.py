@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,23 @@ def test_an_error_is_a_problem_with_its_field(
     assert (code, told["status"], told.get("field")) == (status, status, field)
     assert headers["content-type"] == "application/problem+json"
     assert told["requestId"] == headers["x-request-id"]
+
+
+def test_a_map_larger_than_grpc_takes_by_itself_arrives() -> None:
+    reply = pb.GetMapResponse(track_ids=[f"{i:036}" for i in range(120_000)])
+    answers = grpc.unary_unary_rpc_method_handler(
+        lambda request, context: reply, pb.GetMapRequest.FromString, pb.GetMapResponse.SerializeToString
+    )
+    server = grpc.server(ThreadPoolExecutor(1))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE[1:], {"GetMap": answers}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with web(f"127.0.0.1:{port}") as found:
+            status, told = found.call("GetMap", {}, connect_timeout_ms="60000")
+    finally:
+        server.stop(None)
+    assert (status, told.get("trackIds")) == (200, list(reply.track_ids))
 
 
 @pytest.mark.parametrize("body", [b"{", b"\xff", b"[" * 100_000, b'{"k": 1e999}', b"nul", b'"' * 99])

@@ -76,9 +76,21 @@ def test_its_server_ends_with_the_gateway(store: Path, number: int) -> None:
     assert number == signal.SIGKILL or not os.path.exists(os.path.dirname(folder.removeprefix("unix:")))
 
 
+def test_the_gateway_ends_when_its_server_is_killed(store: Path) -> None:
+    with started(store) as (process, _):
+        (server,) = children(process.pid)
+        os.kill(server, signal.SIGKILL)
+        assert process.wait(60) == 1
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
+        (["--address", "127.0.0.1:1", "--host", ""], "--host  --port"),  # which a socket takes for every address
+        (["--address", "127.0.0.1:1", "--host", f"{'a' * 64}.b"], "expected a free port of this machine"),
+        (["--address", ""], "--address: found ''"),
+        (["--address", "127.0.0.1:1", "--compare", ""], "--compare: found ''"),
+        (["--address", "127.0.0.1:1", "--cors", ""], "--cors: found ''"),
         (["nowhere"], "nowhere: found no such folder"),
         ([], "STORE and --address: found neither"),
         (["nowhere", "--address", "127.0.0.1:1"], "STORE and --address: found both"),

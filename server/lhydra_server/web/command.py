@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     if (args.store is None) == (settings.address is None):
         found = "neither" if args.store is None else "both"
         raise ConfigError(complain("STORE and --address", found, "one of them: a store to serve, or a running server"))
-    origins = settings.cors.split(",") if settings.cors else []
+    origins = settings.cors.split(",") if settings.cors is not None else []
     for origin in origins:
         if not _ORIGIN.fullmatch(origin):
             raise ConfigError(complain("--cors", repr(origin[:80]), "https://HOST or https://HOST:PORT, by commas"))
@@ -121,14 +121,14 @@ def run(args: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _servers(args: argparse.Namespace, settings: WebSettings) -> Iterator[tuple[str, str]]:
     """Where the server is, and the one to compare with, "" for none; own ones run until the block ends."""
-    if settings.address:
-        compared = local_server(settings.compare, "--compare") if settings.compare else ""
+    if settings.address is not None:
+        compared = local_server(settings.compare, "--compare") if settings.compare is not None else ""
         yield local_server(settings.address), compared
         return
     words = ["--log-level", args.log_level, *(["--config", str(args.config)] if args.config else [])]
     with contextlib.ExitStack() as stack:
         address, compared = stack.enter_context(own_server(args.store, words)), ""
-        if settings.compare:
+        if settings.compare is not None:
             words += ["--bundle", settings.compare, "--metrics-port", "0", "--log-answers", "0"]
             compared = stack.enter_context(own_server(args.store, words))
         yield address, compared
@@ -143,11 +143,11 @@ def _show(url: str) -> None:
 
 def _bound(host: str, port: int) -> socket.socket:
     """A socket that listens, before anybody is told that one does."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host.strip("[]"), port), family=family)
-    except OSError as error:
-        found = str(error.strerror or error).lower()
+    try:  # by a look-up, as `check_exposure` does it: bound without one, "" would be every address
+        places = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        return socket.create_server(places[0][4], family=places[0][0])
+    except (OSError, UnicodeError) as error:
+        found = str(getattr(error, "strerror", None) or error).lower().partition(" (while")[0]
         raise ConfigError(complain(f"--host {host} --port {port}", found, "a free port of this machine")) from None
 
 

@@ -28,6 +28,7 @@ from lhydra_server.web.problems import of_body, of_call, problem
 SERVICE = pb.DESCRIPTOR.services_by_name["Recommender"]
 PATH = f"/{SERVICE.full_name}/"
 MAX_BODY_BYTES = 2**20  # as the server's largest request
+MAX_REPLY_BYTES = 64 * 2**20  # a map of 200,000 tracks is larger than gRPC's own 4 MiB
 BODY_S = 10.0  # for a body to arrive: a slow one must not hold a place
 DEFAULT_S, LONGEST_S = 5.0, 60.0  # deadline of a call that names none, and of any
 MAX_CALLS = 64  # at a time
@@ -64,6 +65,7 @@ class Gateway:
             Nothing.
         """
         options = [("grpc.enable_http_proxy", 0), ("grpc.default_authority", "localhost"), *SOON_BACK]
+        options.append(("grpc.max_receive_message_length", MAX_REPLY_BYTES))
         async with grpc.aio.insecure_channel(self._address, options) as channel:
             for method in SERVICE.methods:
                 asked, told = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
