@@ -56,7 +56,7 @@ class Sums:
         self._cells = memoryview(memory).cast("q")
 
     def counted(self) -> Counted:
-        """Returns what all workers have counted so far; takes some 0.1 ms."""
+        """Returns what all workers have counted so far."""
         if self._cells is None:
             return NOTHING_COUNTED
         cells = self._cells.tolist()

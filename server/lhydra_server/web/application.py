@@ -28,16 +28,14 @@ _log = logging.getLogger(__name__)
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 COMPARED, HEALTH = "/compared", ("/healthz", "/readyz")
 _CODE_OF = {404: "NOT_FOUND", 405: "UNIMPLEMENTED"}
-_SAFE = (b"x-content-type-options", b"nosniff")  # on every reply
-_SHOWN = (  # each costs some microseconds of processor
+_NO_SNIFF = (b"x-content-type-options", b"nosniff")
+_BROWSER_HEADERS = (  # not on the JSON of calls: each header costs processor time
     (b"referrer-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
-_NOTHING = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
-_TAKEN, _TOLD = (
-    "content-type, authorization, x-request-id, connect-timeout-ms, grpc-timeout",
-    "x-request-id, retry-after",
-)
+_DENY_ALL = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+_CORS_ALLOWED_HEADERS = "content-type, authorization, x-request-id, connect-timeout-ms, grpc-timeout"
+_CORS_EXPOSED_HEADERS = "x-request-id, retry-after"
 MAX_CALLERS = 10_000  # whose rates are kept
 _PORT = re.compile(r":[0-9]*$")
 
@@ -91,11 +89,12 @@ class Application:
             if message["type"] == "http.response.start":
                 began, headers = True, message["headers"]
                 if (b"content-type", b"application/json") not in headers:  # which no browser shows
-                    headers += _SHOWN if _NOTHING[0] in {name for name, _ in headers} else (_NOTHING, *_SHOWN)
+                    has_policy = _DENY_ALL[0] in {name for name, _ in headers}
+                    headers += _BROWSER_HEADERS if has_policy else (_DENY_ALL, *_BROWSER_HEADERS)
                 if origin in self._origins:
                     headers += [(b"access-control-allow-origin", origin.encode()), (b"vary", b"origin")]
-                    headers.append((b"access-control-expose-headers", _TOLD.encode()))
-                headers += [(b"x-request-id", request_id.encode()), _SAFE]
+                    headers.append((b"access-control-expose-headers", _CORS_EXPOSED_HEADERS.encode()))
+                headers += [(b"x-request-id", request_id.encode()), _NO_SNIFF]
             await send(message)
 
         try:
@@ -111,8 +110,12 @@ class Application:
     async def _answered(self, request: Request) -> Response | None:
         path = request.scope["path"]
         if request.method == "OPTIONS" and request.headers.get("origin") in self._origins:
-            allowed = {"access-control-allow-methods": "POST", "access-control-allow-headers": _TAKEN}
-            return Response(status_code=204, headers=allowed | {"access-control-max-age": "600"})
+            allowed = {
+                "access-control-allow-methods": "POST",
+                "access-control-allow-headers": _CORS_ALLOWED_HEADERS,
+                "access-control-max-age": "600",
+            }
+            return Response(status_code=204, headers=allowed)
         if path.startswith(PATH):
             return await self._gateway.call(request, path.removeprefix(PATH))
         if path.startswith(COMPARED + PATH) and self._compared:

@@ -11,7 +11,6 @@ import sys
 import webbrowser
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -67,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         MissingExtra: what the gateway needs is not installed.
         ConfigError: it would listen beyond this machine, or nobody may listen there, or the server is on another one,
-            or it is not said which server.
+            or it is not said which server, or --cors names no origin.
         LhydraError: its own server has ended.
     """
     settings = config.resolve("web", WebSettings, args)
@@ -78,10 +77,7 @@ def run(args: argparse.Namespace) -> int:
     if (args.store is None) == (settings.address is None):
         found = "neither" if args.store is None else "both"
         raise ConfigError(complain("STORE and --address", found, "one of them: a store to serve, or a running server"))
-    origins = settings.cors.split(",") if settings.cors is not None else []
-    for origin in origins:
-        if not _ORIGIN.fullmatch(origin):
-            raise ConfigError(complain("--cors", repr(origin[:80]), "https://HOST or https://HOST:PORT, by commas"))
+    origins = _origins(settings.cors)
     logs.configure(args.log_level)
     import uvicorn
 
@@ -90,15 +86,6 @@ def run(args: argparse.Namespace) -> int:
     from lhydra_server.web.gateway import Gateway
 
     names = (*LOCAL_NAMES, settings.host, *([settings.name] if settings.name else ()))
-    made = partial(
-        uvicorn.Config,
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        http=Connection,
-        ws="none",
-        timeout_graceful_shutdown=5,
-    )
     url = f"http://{joined(settings.host.strip('[]'), settings.port)}"
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # uvicorn ends, and sends itself what ended it
     signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
@@ -112,9 +99,16 @@ def run(args: argparse.Namespace) -> int:
         print(f"listening on {url}", flush=True)
         if settings.open:
             _show(url)
-        uvicorn.Server(
-            made(application(gateway, names, other, origins=origins, rate=settings.rate, store=args.store))
-        ).run(sockets=[listening])
+        served = uvicorn.Config(
+            application(gateway, names, other, origins=origins, rate=settings.rate, store=args.store),
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            http=Connection,
+            ws="none",
+            timeout_graceful_shutdown=5,
+        )
+        uvicorn.Server(served).run(sockets=[listening])
     return 0
 
 
@@ -132,6 +126,15 @@ def _servers(args: argparse.Namespace, settings: WebSettings) -> Iterator[tuple[
             words += ["--bundle", settings.compare, "--metrics-port", "0", "--log-answers", "0"]
             compared = stack.enter_context(own_server(args.store, words))
         yield address, compared
+
+
+def _origins(cors: str | None) -> list[str]:
+    """The origins that --cors names; refuses what no browser would send."""
+    origins = cors.split(",") if cors is not None else []
+    for origin in origins:
+        if not _ORIGIN.fullmatch(origin):
+            raise ConfigError(complain("--cors", repr(origin[:80]), "https://HOST or https://HOST:PORT, by commas"))
+    return origins
 
 
 def _show(url: str) -> None:

@@ -70,12 +70,8 @@ class Gateway:
             for method in SERVICE.methods:
                 asked, told = GetMessageClass(method.input_type), GetMessageClass(method.output_type)
                 if not (method.client_streaming or method.server_streaming):
-                    self._calls[method.name] = (
-                        asked,
-                        channel.unary_unary(
-                            f"/{SERVICE.full_name}/{method.name}", asked.SerializeToString, told.FromString
-                        ),
-                    )
+                    call = channel.unary_unary(PATH + method.name, asked.SerializeToString, told.FromString)
+                    self._calls[method.name] = asked, call
             check = health_pb2.HealthCheckRequest.SerializeToString
             self._health = channel.unary_unary(
                 "/grpc.health.v1.Health/Check", check, health_pb2.HealthCheckResponse.FromString
@@ -101,7 +97,7 @@ class Gateway:
             return refused
         if name not in self._calls:
             return problem(501, "UNIMPLEMENTED", f"{name} is a stream: only gRPC has it", request_id)
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        if media_type(request) != "application/json":
             return problem(415, "INVALID_ARGUMENT", "content-type: expected application/json", request_id)
         try:
             seconds, (token, by_cookie) = timeout_s(request), bearer(request)
@@ -113,23 +109,23 @@ class Gateway:
             return problem(429, "RESOURCE_EXHAUSTED", "too many calls at a time", request_id, wait_ms="1000")
         self._running += 1
         try:
-            if PATH + name in _WRITES:
-                if by_cookie and request.headers.get(PAGE_HEADER) != "1":
-                    detail = f"{PAGE_HEADER}: found none, expected 1 beside a cookie, to write"
-                    return problem(403, "PERMISSION_DENIED", detail, request_id)
-                if self._compared:
-                    detail = f"{name}: found a server to compare with, expected a method that only reads"
-                    return problem(403, "PERMISSION_DENIED", detail, request_id)
-                if not self.allow_plays and not (token and await self.refuses("GetStatus", "")):
-                    detail = (
-                        f"{name}: found a gateway that only reads, expected --allow-plays, or a token that may write"
-                    )
-                    return problem(403, "PERMISSION_DENIED", detail, request_id)
+            if PATH + name in _WRITES and (why := await self._why_no_write(request, name, token, by_cookie)):
+                return problem(403, "PERMISSION_DENIED", why, request_id)
             return await self._passed_on(request, name, seconds, token)
         except grpc.aio.AioRpcError as error:
             return of_call(error, request_id)
         finally:
             self._running -= 1
+
+    async def _why_no_write(self, request: Request, name: str, token: str, by_cookie: bool) -> str:
+        """Says why a method that writes is not passed on, "" where it is."""
+        if by_cookie and request.headers.get(PAGE_HEADER) != "1":
+            return f"{PAGE_HEADER}: found none, expected 1 beside a cookie, to write"
+        if self._compared:
+            return f"{name}: found a server to compare with, expected a method that only reads"
+        if self.allow_plays or (token and await self.refuses("GetStatus", "")):  # a server that asks for tokens judges
+            return ""
+        return f"{name}: found a gateway that only reads, expected --allow-plays, or a token that may write"
 
     async def _passed_on(self, request: Request, name: str, seconds: float, token: str) -> Response:
         kind, call = self._calls[name]
@@ -205,6 +201,18 @@ class Gateway:
 
 class DeadlineError(ValueError):
     """A deadline that makes no sense; names its header."""
+
+
+def media_type(request: Request) -> str:
+    """Reads what kind of body a request has.
+
+    Args:
+        request: of anybody.
+
+    Returns:
+        The type of `content-type` in lower case, without parameters; "" for none.
+    """
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def timeout_s(request: Request) -> float:

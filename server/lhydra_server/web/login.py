@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from lhydra_server.web.cookie import TOKEN, bearer, keep, same_origin
-from lhydra_server.web.gateway import Gateway
+from lhydra_server.web.gateway import Gateway, media_type
 from lhydra_server.web.problems import of_call, problem
 from lhydra_server.web.reports import listed
 
@@ -23,7 +23,8 @@ async def about(gateway: Gateway, compared: bool, store: Path | None, request: R
         request: GET.
 
     Returns:
-        Whether plays would be passed on, and whether a token is needed; a problem where no server says so.
+        JSON: whether plays would be passed on, whether a token is needed, whether there is another server, and the
+        reports that the caller may read; a problem where no server says so.
     """
     try:
         state, plays = "none", gateway.allow_plays
@@ -52,7 +53,7 @@ async def login(gateway: Gateway, request: Request) -> Response:
     request_id = request.scope["request_id"]
     if not same_origin(request):
         return _elsewhere(request_id)
-    if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
+    if media_type(request) != "application/x-www-form-urlencoded":
         return problem(415, "INVALID_ARGUMENT", "content-type: expected that of a form", request_id)
     body = await gateway.body(request)
     if isinstance(body, Response):

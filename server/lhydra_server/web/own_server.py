@@ -32,19 +32,8 @@ def own_server(store: Path, words: Sequence[str] = ()) -> Iterator[str]:
     """
     with tempfile.TemporaryDirectory(prefix="lhydra-") as folder:  # which only this user may enter
         address = f"unix:{folder}/socket"
-        command = [
-            sys.executable,
-            "-m",
-            "lhydra.cli",
-            "serve",
-            str(store),
-            "--host",
-            address,
-            "--workers",
-            "1",
-            "--count",
-            *words,
-        ]
+        command = [sys.executable, "-m", "lhydra.cli", "serve", str(store), "--host", address]
+        command += ["--workers", "1", "--count", *words]
         orphaned = partial(end_when_orphaned, signal.SIGTERM)
         leaving, ended = Event(), Event()
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=orphaned) as process:

@@ -1,4 +1,4 @@
-"""Reports of a store: the pages that `evaluate`, `prepare` and `retrain` wrote into its folder `reports`."""
+"""Reports of a store: the pages in its folder `reports`, where `--report` of other commands can write them."""
 
 import re
 from pathlib import Path
