@@ -19,7 +19,7 @@ from lhydra.lru_cache import LruCache
 from lhydra.traced import Traced
 
 OBJECT_BYTES = 300  # Python objects of an entry, measured: 260
-ENTRY_BYTES = 32  # of one entry of a history: row, time, count, three features
+HISTORY_ENTRY_BYTES = 32  # row, time, count, three features
 
 
 class KnownUsers:
@@ -114,7 +114,7 @@ def unpacked(known: bytes, n_ids: int, n_dense: int, dim: int) -> tuple[EncodedU
     Returns:
         The user and the vector, (1, dim), read-only views of `known`.
     """
-    at, h = 0, (len(known) - 8 * n_ids - 4 * n_dense - 4 * dim) // ENTRY_BYTES
+    at, h = 0, (len(known) - 8 * n_ids - 4 * n_dense - 4 * dim) // HISTORY_ENTRY_BYTES
 
     def part(dtype: type[Any], n: int) -> npt.NDArray[Any]:
         nonlocal at

@@ -53,7 +53,7 @@ class Recommender:
         self.depth = depth or (bundle.manifest.depth if bundle.manifest else 0) or DEFAULT_DEPTH
         self._segment_columns = frozenset(bundle.spec.profile_columns) - {"country"}  # any of them makes a segment
         self._filters = FilterCache(FILTER_CACHE_BYTES)
-        self.users = KnownUsers(bundle, KNOWN_USERS_BYTES)
+        self.known_users = KnownUsers(bundle, KNOWN_USERS_BYTES)
         self._ruled = Ruled(bundle)
         self._all_eligible: EligibleSet | None = None
         self._lock = Lock()
@@ -205,7 +205,7 @@ class Recommender:
         if not requests:
             return
         started_ns = time.perf_counter_ns()
-        self.users.encode(requests)
+        self.known_users.encode(requests)
         for request in requests:
             if request.user is not None:
                 request.tier = self._tier(request.query, request.user)
@@ -216,7 +216,7 @@ class Recommender:
         with timed("embed", request.stage_us):
             if request.vector is None:
                 request.vector = self._user_vector(request.user, request.query.state)
-                self.users.keep(request)
+                self.known_users.keep(request)
 
     def _retrieve(self, requests: list[Traced]) -> None:
         """Finds candidates: in one search where requests have no filter and few exclusions, else each in its own."""

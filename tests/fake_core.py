@@ -52,7 +52,7 @@ class FakeCatalog:
 
 
 @dataclass
-class FakeUsers:
+class FakeKnownUsers:
     """Nobody is known."""
 
     hits: int = 0
@@ -65,7 +65,7 @@ class FakeRecommender:
     catalog: FakeCatalog
     depth: int = 300
     fallbacks: int = 0
-    users: FakeUsers = field(default_factory=FakeUsers)
+    known_users: FakeKnownUsers = field(default_factory=FakeKnownUsers)
     knows_repeats: bool = False
     queries: list[Query] = field(default_factory=list)
     between: Callable[[Callable[[], None]], None] = lambda check: None

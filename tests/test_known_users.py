@@ -102,7 +102,7 @@ def test_a_second_request_computes_no_user(bundle: Bundle, states: list[UserStat
     monkeypatch.setattr("lhydra.known_users.encode_states", None)
     again = replace(states[0], history=states[0].history.copy(), version=99)
     assert recommender.recommend(known_user(again, 3)).rows.tolist() == plain.rows[:3].tolist()
-    assert recommender.users.hits == 1
+    assert recommender.known_users.hits == 1
 
 
 def test_what_is_kept_is_bounded_and_holds_on_to_nothing_else(bundle: Bundle, states: list[UserState]) -> None:

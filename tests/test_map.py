@@ -26,9 +26,9 @@ from lhydra_index_builder import changes, projection
 from lhydra_index_builder.build import rebuild
 from lhydra_index_builder.config import RebuildSettings
 from lhydra_server.app import Listener
-from lhydra_server.plane import labels
 from lhydra_server.served import served_of
 from lhydra_server.service import RecommenderService
+from lhydra_server.track_map import labels
 
 QUICK = RebuildSettings(recall_users=20, gate_users=20, force=True)
 

@@ -1,4 +1,4 @@
-"""GetTracks and SearchTracks: what the catalogue says of tracks, by their ids and by words."""
+"""GetTracks and SearchTracks: what the catalogue says of tracks, by their ids and by words; and its map."""
 
 from collections.abc import Callable, Sequence
 from threading import Lock
@@ -13,7 +13,7 @@ from lhydra.domain import I64, Hashes, track_hashes
 from lhydra.errors import InvalidRequest
 from lhydra.limits import check_id, check_length, check_range
 from lhydra_protos.v1 import recommender_pb2 as pb
-from lhydra_server import plane
+from lhydra_server import track_map
 from lhydra_server.filters import to_conditions
 
 MAX_TRACKS = 1_000  # of one GetTracks
@@ -28,7 +28,7 @@ class Catalogue:
         filters: of the bundle.
         genre: the column that `Filter.genres` is about.
         words: of the bundle; None makes them of its texts when somebody searches first.
-        places: of the bundle; None where it has no map.
+        track_map: of the bundle; None where it has no map.
     """
 
     def __init__(
@@ -37,10 +37,10 @@ class Catalogue:
         filters: FilterColumns,
         genre: str | None,
         words: TitleWords | None = None,
-        places: TrackMap | None = None,
+        track_map: TrackMap | None = None,
     ) -> None:
         self._catalog, self._filters, self._genre, self._words = catalog, filters, genre, words
-        self._places, self._making = places, Lock()
+        self._track_map, self._making = track_map, Lock()
 
     def get(self, request: pb.GetTracksRequest) -> pb.GetTracksResponse:
         """Looks tracks up.
@@ -101,7 +101,7 @@ class Catalogue:
         Raises:
             InvalidRequest: it can never be answered; names the field.
         """
-        return plane.answer(request, self._catalog, self._filters, self._genre, self._places, check)
+        return track_map.answer(request, self._catalog, self._filters, self._genre, self._track_map, check)
 
     def texts(self, tracks: Hashes) -> list[tuple[str, str, str]]:
         """Looks tracks up by hash, as user state knows them.

@@ -31,7 +31,7 @@ class Recommends(Protocol):
     fallbacks: int  # searches that had to be done again, ever
 
     @property
-    def users(self) -> CountsHits:
+    def known_users(self) -> CountsHits:
         """Users who were encoded for an earlier request."""
 
     @property

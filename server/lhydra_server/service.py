@@ -336,11 +336,11 @@ class RecommenderService:
 
     def _recommend_many(self, queries: Sequence[QueryAndCheck]) -> list[Recommendation | Exception]:
         recommender = self._served.recommender
-        before, known = recommender.fallbacks, recommender.users.hits
+        before, known = recommender.fallbacks, recommender.known_users.hits
         explained = self._served.explainer if any(query.explain for query, _ in queries) else None
         answers = recommender.recommend_many(queries) if explained is None else explained.recommend_many(queries)
         self._metrics.exact_fallback(recommender.fallbacks - before)
-        self._metrics.known_users(recommender.users.hits - known)
+        self._metrics.known_users(recommender.known_users.hits - known)
         return answers
 
     def _count_answer(self) -> None:

@@ -22,7 +22,7 @@ def answer(
     catalog: Catalog,
     filters: FilterColumns,
     genre: str | None,
-    plane: TrackMap | None,
+    track_map: TrackMap | None,
     check: Callable[[], None],
 ) -> pb.GetMapResponse:
     """Answers a request.
@@ -32,7 +32,7 @@ def answer(
         catalog: of the bundle.
         filters: of the bundle.
         genre: the column of the genres, None without one.
-        plane: of the bundle, None where it has none.
+        track_map: of the bundle, None where it has none.
         check: runs between steps; its error ends the call.
 
     Returns:
@@ -49,7 +49,7 @@ def answer(
     if request.column and request.column not in filters.names:
         expected = ", ".join(sorted(filters.names)) or "none: this bundle has no columns"
         raise InvalidRequest("column", request.column, f"a column of the catalogue: {expected}"[:300])
-    if plane is None:
+    if track_map is None:
         return pb.GetMapResponse()
     wanted = catalog.rows(track_hashes(dict.fromkeys(asked)))
     wanted = wanted[wanted >= 0]
@@ -59,8 +59,8 @@ def answer(
     popular = catalog.popular[: most + len(wanted) + len(catalog.removed)]
     rows = np.concatenate([wanted, popular[~left_out[popular]][:most].astype(np.int64)])
     check()
-    places = plane.places[rows].astype("<u2").tobytes()
-    reply = pb.GetMapResponse(track_ids=catalog.track_ids(rows), places=places, projection=plane.projection)
+    places = track_map.places[rows].astype("<u2").tobytes()
+    reply = pb.GetMapResponse(track_ids=catalog.track_ids(rows), places=places, projection=track_map.projection)
     check()
     if column := request.column or (genre if genre in filters.names else ""):
         values, value_of = labels(filters, column)
