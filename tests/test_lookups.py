@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -286,6 +287,18 @@ def test_bundles_are_those_of_the_store(bundle: Bundle, tiny_store: Path, users:
         assert damaged[0].tracks == len(bundle.catalog)
         assert "manifest.json" in damaged[1].error
         assert not damaged[1].previous
+        whole = json.loads((store / new / "manifest.json").read_text())
+        (store / new / "manifest.sha256").unlink(missing_ok=True)
+        changes: list[dict[str, Any]] = [
+            {"gate": {}},
+            {"n_tracks": -5},
+            {"recipe": "\ud800"},
+            {"files": {f"{'a' * 300}.npy": {"bytes": 1, "sha256": ""}}},
+            {"changes": whole["changes"] | {"removed": 10**9}},
+        ]
+        for change in changes:
+            (store / new / "manifest.json").write_text(json.dumps(whole | change))
+            assert "manifest.json" in client.bundles()[0].error
         shutil.rmtree(store / old)
         assert [one.bundle_id for one in client.bundles()] == [new]
     listener.stop(0)

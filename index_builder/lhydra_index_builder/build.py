@@ -171,7 +171,7 @@ def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildSetti
             cascade=cascade,
             quality=_quality(model.info.quality),
             changes={"base": "", "added": 0, "removed": len(removed), "due": ""},
-            gate={},
+            gate={"verdict": "", "checks": []},
             columns=columns,
             parents={
                 "dataset": dataset.info.source,

@@ -21,7 +21,7 @@ FORMAT = 5
 FORMATS = (4, FORMAT)  # those that open: 4 knows nothing of what comes next
 REMEDY = "rebuild, or roll back to another bundle"
 CHECKSUM = "manifest.sha256"
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # no path: nothing outside the bundle's folder is ever opened
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")  # no path: only what is in the bundle's folder is opened
 BUNDLE_ID = re.compile(r"[0-9]{8}T[0-9]{6}-[0-9a-f]{8}")
 
 
@@ -108,11 +108,11 @@ class GateCheck(TypedDict):
     note: str
 
 
-class Gate(TypedDict, total=False):
+class Gate(TypedDict):
     """What the gate said."""
 
     verdict: str  # passed, refused, forced; "" before it was asked
-    against: str  # a bundle id, or ""
+    against: NotRequired[str]  # a bundle id, or ""
     checks: list[GateCheck]
 
 

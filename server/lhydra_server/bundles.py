@@ -6,7 +6,7 @@ from pathlib import Path
 from lhydra import files
 from lhydra.bundle.listed import Entry, entries
 from lhydra.bundle.manifest import Manifest
-from lhydra.errors import BundleCorrupt
+from lhydra.errors import BundleCorrupt, complain
 from lhydra_protos.v1 import recommender_pb2 as pb
 
 MOST = 100  # bundles that are told of
@@ -39,6 +39,15 @@ def _told(store: Path, entry: Entry, serving: str) -> pb.BundleInfo:
         files.check_sizes(store / entry.bundle_id, manifest.files, BundleCorrupt)
     except (BundleCorrupt, OSError) as error:
         info.error = str(error)
+    try:
+        _fill(info, manifest)
+    except (ValueError, OverflowError):  # of a number or a text that no message holds
+        info.error = complain(store / entry.bundle_id / "manifest.json", "a value out of range", "one that was sealed")
+    return info
+
+
+def _fill(info: pb.BundleInfo, manifest: Manifest) -> None:
+    """Tells of what the manifest says."""
     info.model_id, info.lhydra_version = manifest.model_id, manifest.lhydra_version
     info.created_s, info.index_recipe = _seconds(manifest), manifest.recipe
     info.tracks = manifest.n_tracks - manifest.changes["removed"]
@@ -50,7 +59,6 @@ def _told(store: Path, entry: Entry, serving: str) -> pb.BundleInfo:
             one.found = check["found"]
         if check["limit"] is not None:
             one.limit = check["limit"]
-    return info
 
 
 def _seconds(manifest: Manifest) -> int:

@@ -73,6 +73,19 @@ def backend(folder: Path, access: Access | None = None) -> Iterator[str]:
 
 
 @contextmanager
+def answering(method: str, answers: "grpc.RpcMethodHandler[Any, Any]") -> Iterator[str]:
+    """A server of one method."""
+    server = grpc.server(ThreadPoolExecutor(1))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE[1:], {method: answers}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(None)
+
+
+@contextmanager
 def web(address: str, *, allow_plays: bool = False, **more: Any) -> Iterator[Web]:
     app = applications.application(gateways.Gateway(address, allow_plays=allow_plays), **more)
     server = uvicorn.Server(uvicorn.Config(app, port=0, access_log=False, log_config=None, http=Connection, ws="none"))
@@ -134,20 +147,30 @@ def test_an_error_is_a_problem_with_its_field(
     assert told["requestId"] == headers["x-request-id"]
 
 
+def test_a_server_without_room_lets_nobody_in(tmp_path: Path) -> None:
+    def refuse(request: pb.GetStatusRequest, context: grpc.ServicerContext) -> None:
+        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests in flight")
+
+    answers: grpc.RpcMethodHandler[Any, Any] = grpc.unary_unary_rpc_method_handler(
+        refuse, pb.GetStatusRequest.FromString
+    )
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "evaluate.html").write_text("whom it was measured on")
+    with answering("GetStatus", answers) as address, web(address, store=tmp_path) as found:
+        assert found.ask("GET", "/reports/evaluate.html")[0] == 429
+        assert found.ask("GET", "/about")[0] == 429
+        form = {"content_type": "application/x-www-form-urlencoded", "origin": f"http://127.0.0.1:{found.port}"}
+        status, headers, _ = found.ask("POST", "/login", b"token=unknown", **form)
+    assert (status, "set-cookie" in headers) == (429, False)
+
+
 def test_a_map_larger_than_grpc_takes_by_itself_arrives() -> None:
     reply = pb.GetMapResponse(track_ids=[f"{i:036}" for i in range(120_000)])
     answers = grpc.unary_unary_rpc_method_handler(
         lambda request, context: reply, pb.GetMapRequest.FromString, pb.GetMapResponse.SerializeToString
     )
-    server = grpc.server(ThreadPoolExecutor(1))
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE[1:], {"GetMap": answers}),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
-    try:
-        with web(f"127.0.0.1:{port}") as found:
-            status, told = found.call("GetMap", {}, connect_timeout_ms="60000")
-    finally:
-        server.stop(None)
+    with answering("GetMap", answers) as address, web(address) as found:
+        status, told = found.call("GetMap", {}, connect_timeout_ms="60000")
     assert (status, told.get("trackIds")) == (200, list(reply.track_ids))
 
 

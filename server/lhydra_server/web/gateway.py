@@ -175,15 +175,16 @@ class Gateway:
             True if it refuses the token, or refuses callers without one.
 
         Raises:
-            AioRpcError: nobody answers.
+            AioRpcError: it says neither, as it has no time to look, or nobody answers.
         """
         kind, call = self._calls[name]
         try:
             await call(kind(), timeout=DEFAULT_S, metadata=_metadata("", token))
         except grpc.aio.AioRpcError as error:
-            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            if error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+                return True
+            if error.code() != grpc.StatusCode.INVALID_ARGUMENT:  # of an empty request, by who may send another
                 raise
-            return error.code() in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
         return False
 
     async def not_ready(self) -> str:
