@@ -28,9 +28,9 @@ def configure(action: Callable[[str, str], argparse.ArgumentParser], whole: Call
     users.add_argument("prefix", metavar="PREFIX", nargs="?", default="")
     users.add_argument("--k", type=whole, default=20, help="how many users (default: 20)")
     action("bundles", "The bundles of the server's store, and what their gates said.")
-    plane = action("map", "The tracks as points of a plane; --json prints them.")
-    plane.add_argument("--points", type=whole, default=0, help="how many tracks (default: 100,000)")
-    plane.add_argument("--column", default="", help="of the catalogue, to label them by (default: the genres)")
+    track_map = action("map", "The tracks as points of a plane; --json prints them.")
+    track_map.add_argument("--points", type=whole, default=0, help="how many tracks (default: 100,000)")
+    track_map.add_argument("--column", default="", help="of the catalogue, to label them by (default: the genres)")
 
 
 def _status(client: "Client", args: argparse.Namespace) -> tuple[str, dict[str, Any]]:

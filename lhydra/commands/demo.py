@@ -23,7 +23,6 @@ HELP = "synthetic world -> prepare -> train -> rebuild -> users load -> serve ->
 EXTRA = "all"
 MARK = "lhydra-demo"  # the file that says a folder is ours to replace
 PARTS = ("world", "dataset", "model", "store")
-PAGE = "http://127.0.0.1:8080"  # where `lhydra web` has it unless told
 NEEDED = ("duckdb", "faiss", "onnxruntime", "torch", "onnxscript", "implicit", "lmdb", "grpc_health")
 
 
@@ -93,8 +92,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"  lhydra serve {store}                    # then, in another terminal:")
     print(f"  lhydra query recommend {user_id}")
     print(f"  lhydra evaluate {dataset} --store {store}")
-    print(f"The page, at {PAGE}:")
-    say(f"  lhydra web {store}")
+    say(f"  lhydra web {store} --open               # its page, in a browser")
     if settings.open:  # this process becomes the gateway, until Ctrl-C
         command = [sys.executable, "-m", "lhydra.cli", "web", str(store), "--open"]
         os.execv(sys.executable, command)  # noqa: S606  # words, by no shell

@@ -27,7 +27,7 @@ from lhydra_server.config import FleetStatus
 from lhydra_server.explain import asked_request, explain
 from lhydra_server.interceptors import Call
 from lhydra_server.lookups import Lookups
-from lhydra_server.metrics.counted import NOTHING_COUNTED, Counted
+from lhydra_server.metrics.counted import NOTHING_COUNTED, Counts
 from lhydra_server.metrics.worker import Metrics, NoMetrics
 from lhydra_server.replies import reply, unused_columns
 from lhydra_server.rules import NO_SETS
@@ -71,7 +71,7 @@ class RecommenderService:
         fleet: Callable[[], FleetStatus] = FleetStatus,
         event_log: Callable[[], pb.EventLogStatus] = pb.EventLogStatus,
         metrics: Metrics = NO_METRICS,
-        counted: Callable[[], Counted] = lambda: NOTHING_COUNTED,
+        counted: Callable[[], Counts] = lambda: NOTHING_COUNTED,
         store: Path | None = None,
         answers: AnswerSampler | None = None,
         clock: Callable[[], float] = time.time,

@@ -12,13 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from benchmarks.page import CHROMIUM_FLAGS
 from tests.harness import free_port, until
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "server" / "lhydra_server" / "web" / "page_source"
 BUILT = SOURCE.parent / "page"
 CHROMIUM = next((path for path in map(Path, ("/usr/bin/chromium", "/usr/bin/chromium-browser")) if path.exists()), None)
-DRAWS = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--no-sandbox")  # WebGL, no GPU
 
 
 class Command:
@@ -115,6 +115,6 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=str(CHROMIUM), args=[*DRAWS])
+        found = playwright.chromium.launch(executable_path=str(CHROMIUM), args=CHROMIUM_FLAGS)
         yield found
         found.close()

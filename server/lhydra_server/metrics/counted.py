@@ -18,7 +18,7 @@ FRACTIONS = (0.5, 0.9, 0.99)
 
 
 @dataclass(frozen=True)
-class Counted:
+class Counts:
     """What happened since the server began; what never did is not there."""
 
     stages: Sequence[pb.Percentiles] = ()
@@ -28,7 +28,7 @@ class Counted:
     degraded: Sequence[pb.Counted] = ()
 
 
-NOTHING_COUNTED = Counted()
+NOTHING_COUNTED = Counts()
 
 
 class Sums:
@@ -55,12 +55,12 @@ class Sums:
             raise LhydraError(complain("metrics", "a supervisor of another version", "a restart of `lhydra serve`"))
         self._cells = memoryview(memory).cast("q")
 
-    def counted(self) -> Counted:
+    def counted(self) -> Counts:
         """Returns what all workers have counted so far."""
         if self._cells is None:
             return NOTHING_COUNTED
         cells = self._cells.tolist()
-        return Counted(
+        return Counts(
             _percentiles(cells, FAMILIES["lhydra_stage_seconds"]),
             _percentiles(cells, FAMILIES["lhydra_request_seconds"]),
             _counts(cells, FAMILIES["lhydra_answers_total"]),
