@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pandas as pd
 import pytest
@@ -112,6 +113,20 @@ def test_rules_and_why_not(site: tuple[str, Command], chromium: Any) -> None:
         page.locator(".why .bring-in button").first.click()
         expect(page.locator(".why .verdict")).to_have_text(re.compile("^Place"))
         page.keyboard.press("Escape")
+        nothing = urlencode({"user": "U000002", "ask": '{"filter": {"genres": ["none"]}}', "why": listed[5]})
+        page.goto(f"{site[0]}/#/listen?{nothing}")
+        expect(page.locator(".why .step.unreached")).to_have_count(3)  # dim, not hidden
+        assert min(page.locator(".why .step").evaluate_all("steps => steps.map(step => step.clientHeight)")) > 20
+
+
+def test_the_button_of_colours_changes_them(site: tuple[str, Command], chromium: Any) -> None:
+    with opened(chromium, site[0]) as page:
+        seen = []
+        for name in ("light", "dark"):
+            page.get_by_role("button", name=re.compile("^Colours:")).click()
+            expect(page.locator("html")).to_have_css("color-scheme", name)
+            seen.append(page.evaluate("getComputedStyle(document.documentElement).backgroundColor"))
+        assert seen[0] != seen[1]
 
 
 def test_titles_are_text(site: tuple[str, Command], chromium: Any) -> None:

@@ -35,6 +35,8 @@ export default defineConfig({
     modulePreload: false,
     assetsInlineLimit: 0,
     target: "es2022",
+    // Browsers that know light-dark(): written for older ones, it follows the system alone, and the button for colours does nothing.
+    cssTarget: ["chrome123", "firefox120", "safari17.5"],
     chunkSizeWarningLimit: 300,
   },
   oxc: { jsx: { runtime: "automatic", importSource: "preact" } },

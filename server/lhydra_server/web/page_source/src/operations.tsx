@@ -36,7 +36,7 @@ export function Operations(): JSX.Element {
         <Tile name="Calls" value={count((now?.methods ?? []).reduce((sum, one) => sum + Number(one.count ?? 0), 0))} more="of all workers" />
         <Tile name="Up" value={duration(now?.uptimeS)} more="this worker" />
         <Tile name="Tracks" value={count(now?.tracks)} more={now?.indexRecipe} />
-        <Tile name="Event log" value={now?.eventLog?.on ? count(now.eventLog.entries) : "off"} more={now?.eventLog?.on ? bytes(now.eventLog.bytes) : ""} />
+        <Tile name="Event log" value={now?.eventLog?.on ? count(now.eventLog.entries) : "off"} more={now?.eventLog?.on ? `plays, ${bytes(now.eventLog.bytes)}` : ""} />
       </dl>
       {troubles.map(([name, text]) => (
         <div key={name} class="failure" role="alert">

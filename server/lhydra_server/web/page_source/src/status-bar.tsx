@@ -13,7 +13,7 @@ export function StatusBar(): JSX.Element {
   const total = stages.reduce((sum, one) => sum + (one.tookUs ?? 0), 0);
   const bundle = answer?.bundleId || status.value?.bundleId;
   return (
-    <footer class="status" aria-label="How the last answer was made">
+    <footer class="status" aria-label="How the last answer was made" onKeyDown={(event) => event.key === "Escape" && setOpen(false)}>
       {answer ? (
         <span class={`tier ${tier}`} title={meaning}>
           {tier}

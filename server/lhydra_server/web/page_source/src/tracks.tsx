@@ -34,7 +34,7 @@ export function Tracks(props: {
   const before = props.before ?? seen.current.before;
   const list = useRef<HTMLOListElement>(null);
   useMoves(list, props.answer);
-  if (props.answer && tracks.length === 0) return <Empty>No track is eligible. Loosen the filter.</Empty>;
+  if (props.answer && tracks.length === 0) return <Empty>No track is eligible. Loosen the filter; genres and artists count as the catalogue writes them.</Empty>;
   return (
     <ol class={`tracks ${props.stale ? "stale" : ""}`} ref={list}>
       {tracks.map((one, index) => {

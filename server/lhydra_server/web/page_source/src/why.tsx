@@ -79,13 +79,13 @@ function stopped(told: ExplainResponse): string {
   return words[by] ?? (told.stoppedAt === "exclude" ? `kept out by ${by}` : `by the rule ${by}`);
 }
 
-type State = "passed" | "stopped" | "unseen";
+type State = "passed" | "stopped" | "unreached";
 
 function Path({ told }: { told: ExplainResponse }): JSX.Element {
   const end = told.recommended ? STAGES.length : STAGES.indexOf((told.stoppedAt || "catalogue") as (typeof STAGES)[number]);
   const state = (stage: (typeof STAGES)[number]): State => {
     const at = STAGES.indexOf(stage);
-    return at < end ? "passed" : at === end ? "stopped" : "unseen";
+    return at < end ? "passed" : at === end ? "stopped" : "unreached";
   };
   const eligible: State = end > 1 ? "passed" : "stopped";
   const popular = told.tier === "TIER_POPULAR";
@@ -97,8 +97,8 @@ function Path({ told }: { told: ExplainResponse }): JSX.Element {
       <Step state={state("retrieve")} name={popular ? "On the chart" : "Retrieved"}>
         {told.exactRank ? (
           <>
-            <Figure name="by cosine" value={told.exactRank} />
-            <Figure name="by the index" value={told.indexRank} none="beyond 10,000" />
+            <Figure name={eligible === "passed" ? "by cosine" : "by cosine, were it eligible"} value={told.exactRank} />
+            {eligible === "passed" ? <Figure name="by the index" value={told.indexRank} none="beyond 10,000" /> : null}
             <Ruler rank={told.indexRank || told.exactRank} cut={told.depth ?? 0} cutName="depth" />
           </>
         ) : null}
@@ -106,9 +106,9 @@ function Path({ told }: { told: ExplainResponse }): JSX.Element {
         {told.candidate || told.recommended ? null : end > 1 ? <span class="by">no candidate of {count(told.candidates)}</span> : null}
       </Step>
       <Step state={state("rerank")} name="Scored by the head">
-        {told.headRank ? (
+        {told.headRank && told.candidates ? (
           <>
-            <Figure name={`of ${count(told.candidates)} candidates`} value={told.headRank} />
+            <Figure name={`${told.candidate ? "of" : "were it among the"} ${count(told.candidates)} candidates`} value={told.headRank} />
             <Ruler rank={told.headRank} cut={told.k ?? 0} cutName="list" />
           </>
         ) : null}
@@ -142,7 +142,7 @@ function Step(props: { state: State; name: string; children: ComponentChildren }
     <li class={`step ${props.state}`}>
       <span class="mark">
         <Icon name={icon} />
-        <span class="unseen">{props.state === "unseen" ? "not reached" : props.state}</span>
+        <span class="unseen">{props.state === "unreached" ? "not reached" : props.state}</span>
       </span>
       <div>
         <h3>{props.name}</h3>
