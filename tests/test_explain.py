@@ -3,6 +3,7 @@
 import argparse
 import json
 import random
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +15,11 @@ import pytest
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.manifest import current_bundle_id
 from lhydra.data.dataset import Dataset, user_states
-from lhydra.domain import Condition, Query, Repeat, UserState, no_hashes, track_hashes
+from lhydra.domain import Condition, Query, Recommendation, Repeat, UserState, no_hashes, track_hashes
 from lhydra.explain.explainer import Explainer
 from lhydra.explain.path import path_of
 from lhydra.explain.pulls import groups_of, plays_of
+from lhydra.explain.reasons import reasons_of
 from lhydra.recommender import Recommender
 from lhydra.repeats import repeats_of
 from lhydra.rules import Boost, Calibration, Collapse, Diversity, Explore, Fresh, Match, Pin, Rules
@@ -379,3 +381,20 @@ def test_a_new_track_is_told_as_new_only_where_a_place_was_kept_for_it(
     new = [f"new from {artist}" in reasons for artist, reasons in zip(artists, found.reasons, strict=True)]
     assert new == ["fresh" in moved_by for moved_by in found.moved_by]
     assert recommender.recommend(query).reasons == ()
+
+
+def test_the_time_of_reasons_is_no_waiting(
+    recommender: Recommender, states: list[UserState], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    took_ns, clock = 0, time.perf_counter_ns
+
+    def slow(*given: Any) -> Any:
+        nonlocal took_ns
+        took_ns += 3_600 * 10**9
+        return reasons_of(*given)
+
+    monkeypatch.setattr("lhydra.explain.explainer.reasons_of", slow)
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: clock() + took_ns)
+    (found,) = Explainer(recommender).recommend_many([(Query(5, states[0], True, now=NOW, explain=True), no_check)])
+    assert isinstance(found, Recommendation)
+    assert found.stage_us["select"] >= 3_600 * 10**6

@@ -12,6 +12,7 @@ from lhydra.explain.pulls import SHOWN_PLAYS, Pull, groups_of, plays_of
 from lhydra.explain.reasons import reasons_of
 from lhydra.explain.sources import sources_of
 from lhydra.recommender import Recommender
+from lhydra.timing import timed
 from lhydra.traced import Traced
 
 
@@ -61,8 +62,9 @@ class Explainer:
             if traced.query.explain and traced.answer is not None:
                 try:
                     traced.check()
-                    sources = sources_of(self.recommender, traced, traced.answer.rows)
-                    reasons = reasons_of(self.recommender, traced, sources)
+                    with timed("select", traced.stage_us):
+                        sources = sources_of(self.recommender, traced, traced.answer.rows)
+                        reasons = reasons_of(self.recommender, traced, sources)
                     answer = replace(traced.answer, sources=sources, reasons=reasons)
                 except Exception as error:
                     answer = error
