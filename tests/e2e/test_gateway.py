@@ -487,6 +487,24 @@ def test_a_connection_without_a_request_is_closed(reads: Web, monkeypatch: pytes
                 pass
 
 
+def test_a_body_does_not_wait_for_the_receipt_of_its_head(address: str) -> None:
+    """Nagle's algorithm would hold it back for the 40 ms for which a caller puts receipts off."""
+    app = applications.application(gateways.Gateway(address, allow_plays=False))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, http=Connection, ws="none"))
+    with commands._bound("127.0.0.1", 0) as listening:
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            with socket.create_connection(listening.getsockname(), timeout=60):
+                until(lambda: len(server.server_state.connections) == 1)
+                (connection,) = server.server_state.connections
+                accepted = connection.transport.get_extra_info("socket")
+                until(lambda: accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0)
+        finally:
+            server.should_exit = True
+            thread.join(60)
+
+
 def test_a_connection_that_reads_no_reply_is_closed(reads: Web, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "ANSWER_S", 0.2)
     with socket.socket() as held:

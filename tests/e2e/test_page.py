@@ -119,6 +119,17 @@ def test_rules_and_why_not(site: tuple[str, Command], chromium: Any) -> None:
         assert min(page.locator(".why .step").evaluate_all("steps => steps.map(step => step.clientHeight)")) > 20
 
 
+def test_the_genres_of_the_catalogue_are_offered(site: tuple[str, Command], chromium: Any) -> None:
+    with opened(chromium, f"{site[0]}/#/listen?user=U000001") as page:
+        rows(page)
+        until(lambda: page.locator("datalist option").count() > 3)
+        offered = page.locator("datalist option").evaluate_all("options => options.map(option => option.value)")
+        page.get_by_label("Genre", exact=True).fill(offered[0])
+        page.keyboard.press("Enter")
+        expect(page.locator(".shape .chips").first).to_have_text(offered[0])
+        expect(page.locator(".tracks > li").first).to_be_visible()
+
+
 def test_the_button_of_colours_changes_them(site: tuple[str, Command], chromium: Any) -> None:
     with opened(chromium, site[0]) as page:
         seen = []

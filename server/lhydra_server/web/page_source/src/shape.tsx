@@ -2,8 +2,9 @@
 import type { JSX } from "preact";
 import type { Filter, RecommendRequest, RepeatPolicy, Rules } from "#api";
 import { Choice, NumberField, Slider, Switch, TextField, Texts } from "./fields";
+import { useAnswer } from "./hooks";
 import { Chip } from "./parts";
-import { status } from "./server";
+import { call, status } from "./server";
 
 const REPEATS: [RepeatPolicy, string][] = [
   ["REPEAT_POLICY_EXCLUDE", "never"],
@@ -23,6 +24,7 @@ export function Shape(props: {
   const set = (changes: Partial<RecommendRequest>) => props.onChange({ ...request, ...changes });
   const rule = (changes: Partial<Rules>) => set({ rules: { ...rules, ...changes } });
   const only = (changes: Partial<Filter>) => set({ filter: { ...filter, ...changes } });
+  const genres = useAnswer("genres", (signal) => call("GetMap", { maxPoints: 1 }, { signal })); // needs the right admin
   const sets = status.value?.ruleSets ?? [];
   const explore = rules.exploreSlots ?? 0;
   const excluded = request.excludeTrackIds ?? [];
@@ -101,7 +103,12 @@ export function Shape(props: {
       </section>
       <section aria-label="Filter">
         <h3>Only tracks with</h3>
-        <Texts label="Genre" values={filter.genres ?? []} onChange={(genres) => only({ genres })} />
+        <Texts
+          label="Genre"
+          values={filter.genres ?? []}
+          known={genres.value?.values}
+          onChange={(values) => only({ genres: values })}
+        />
         <Texts label="Artist" values={filter.artists ?? []} onChange={(artists) => only({ artists })} />
         <NumberField label="From year" value={filter.minYear} empty="any" onChange={(minYear) => only({ minYear })} />
         <NumberField label="To year" value={filter.maxYear} empty="any" onChange={(maxYear) => only({ maxYear })} />
