@@ -362,7 +362,8 @@ def test_the_gateway_and_the_proxy_are_one_api(
         if status == 200:
             ours, theirs = (json.loads(said) for _, said in answers)
             for told in (ours, theirs):
-                for name in ("requestId", "stages", "uptimeS", "requests"):  # of the call or the worker
+                # Of the call, or of the worker: each looks into the event log only now and then.
+                for name in ("requestId", "stages", "uptimeS", "requests", "eventLog"):
                     told.pop(name, None)
             assert ours == theirs
         elif answers[1][1].startswith(b"{"):  # what Envoy itself says of a body is text
