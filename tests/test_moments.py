@@ -15,7 +15,7 @@ from lhydra.bundle import sequence_files
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.candidates import encode_states, moment_of
 from lhydra.bundle.model import Model
-from lhydra.data.dataset import VALID, Dataset, user_states
+from lhydra.data.dataset import TRAIN, VALID, Dataset, user_states
 from lhydra.data.plays import with_plays
 from lhydra.data.prepare import prepare
 from lhydra.data.settings import PrepareSettings
@@ -305,8 +305,38 @@ def test_a_warm_head_starts_as_the_part_for_moments_of_before(
         assert after[name].equal(before[name]), name
     assert len(same) > 10
     (moments,) = [line for line in told if isinstance(line, MomentsFitted)]
+    assert not moments.joined  # sessions of a circle of one's own each: what follows stays inside them
     shares = [sequence_files.open_sequences(folder).shares.tolist() for folder in (model, tmp_path)]
     assert (moments.ndcg, moments.epochs, shares[0]) == (0.0, 0, shares[1])
+
+
+def test_sessions_are_joined_where_one_track_each_would_tell_nothing_of_order(
+    tmp_path: Path, quick_export: None
+) -> None:
+    """A track a day: any one, then the one that belongs after it. The validation play is the second of such two."""
+    (tmp_path / "source").mkdir()
+    rng = np.random.default_rng(0)
+    with (tmp_path / "source" / "plays.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["user_id", "track_id", "timestamp", "split"])
+        for user in range(120):
+            first = 2 * rng.permutation(TRACKS // 2)[:5]
+            played = np.stack([first, first + 1], 1).ravel()[:9].tolist()
+            for day, (track, fold) in enumerate(zip(played, ["train"] * 7 + ["valid", "test"], strict=True)):
+                table.writerow([f"u{user}", f"t{track:02}", BEGIN + day * DAY + user, fold])
+    prepare(tmp_path / "source", tmp_path / "dataset", PrepareSettings(split="column"))
+    dataset = Dataset.open(tmp_path / "dataset")
+    config = TrainSettings(epochs=2, dim=16, hidden=16, head_epochs=1, depth=20, threads=1)
+    told: list[Progress] = []
+    refit = train(dataset, tmp_path / "model", config, refit=True, report=told.append)
+    warm = train(dataset, tmp_path / "warm", config, warm=tmp_path / "model")
+    assert [info.chosen and info.chosen["sessions joined"] for info in (refit, warm)] == [True, True]
+    (moments,) = [line for line in told if isinstance(line, MomentsFitted)]
+    assert moments.ndcg > 0.8
+    for name, upto in (("model", VALID), ("warm", TRAIN)):  # the tables of a refitted model know the validation plays
+        expected = sequences_of(dataset, load(dataset, upto=upto), upto, joined=True)
+        np.testing.assert_array_equal(Model.open(tmp_path / name).sequences.weights, expected.weights)
+    assert not len(sequences_of(dataset, load(dataset), VALID).rows)  # apart they tell nothing
 
 
 def test_a_part_for_moments_of_other_inputs_is_learnt_anew(world: Dataset, model: Path) -> None:

@@ -43,6 +43,7 @@ Chosen = TypedDict(
         "head epochs": int,
         "head strength": float,
         "co-listening share": NotRequired[float],  # of the candidates; not in models of before
+        "sessions joined": NotRequired[bool],  # for what follows what; not in models of before
     },
 )
 

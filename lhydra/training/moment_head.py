@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lhydra.data.dataset import TRAIN, Dataset
 from lhydra.domain import I64
+from lhydra.evaluation.metrics import rank_metrics
 from lhydra.features import item_item
 from lhydra.features.histories import EncodedUsers, Histories, offsets_of
 from lhydra.features.listening import SIGNALS, Listening, Moment
@@ -38,7 +39,20 @@ RANDOM_TRACKS = 8  # of each moment, to calibrate the score
 BATCH, RATE, DECAY = 64, 3e-3, 1e-3
 EPOCHS = 10  # more of them fit the users of the fold better, and later sessions worse
 WARM_MOMENTS, WARM_EPOCHS, WARM_RATE = 1_000, 3, 0.5  # of a part that goes on from an earlier one; a share of the rate
+JOINED_WORTH = 1.02  # sessions are joined where what follows then ranks better by this factor
+LIST, AFTER_MANY = 20, SIGNALS.index("after many")
 SHARES = ((0.0, 0.15, 0.3), (0.0, 0.15, 0.3, 0.45), (0.0, 0.1, 0.2))  # of the depth, to choose from for each source
+
+
+@dataclass(frozen=True)
+class InTime:
+    """What the part for moments needs beside its weights.
+
+    sequences: what goes with what in time. joined: whether all sessions of a user count as one there.
+    """
+
+    sequences: Sequences
+    joined: bool
 
 
 @dataclass(frozen=True)
@@ -70,7 +84,8 @@ def fit(
     report: Report = unreported,
     shares: tuple[float, ...] | None = None,
     before: MomentHead | None = None,
-) -> Sequences | None:
+    joined: bool = False,
+) -> InTime | None:
     """Fits the part of the head for moments in place, and its calibration.
 
     Args:
@@ -83,6 +98,7 @@ def fit(
         report: told what came out.
         shares: of the depth for each source, to take instead of choosing.
         before: a part fitted on earlier moments, to go on from; then nothing is measured, as it may know these users.
+        joined: whether sessions are joined, where `shares` are given; else that is chosen too.
 
     Returns:
         The tables of what goes with what in time, which the part needs; None where there is nothing to learn from, and
@@ -92,12 +108,16 @@ def fit(
     if asked is None:
         return None
     network.eval()
-    sequences = sequences_of(dataset, data, TRAIN)
     known = listenings(dataset, asked)
-    moments = [Moment(one, sequences) for one in known]
     depth = min(config.depth, data.n_tracks)
     encoded, vectors, track_vectors = _encoded(network, data, tensors, asked, known)
     nearest = _nearest(vectors, track_vectors, depth)
+    if shares is None:
+        joined = (
+            _follows(dataset, data, asked, known, True) > _follows(dataset, data, asked, known, False) * JOINED_WORTH
+        )
+    sequences = sequences_of(dataset, data, TRAIN, joined)
+    moments = [Moment(one, sequences) for one in known]
     if shares is None:
         levels, drawn = list(itertools.zip_longest(*SHARES, fillvalue=0.0)), np.random.default_rng([config.seed, 13])
         chosen = drawn.permutation(len(asked))[:MEASURED].tolist()
@@ -131,8 +151,27 @@ def fit(
     if calibration is not None:
         part.calibration.copy_(torch.tensor(calibration))
     epochs = EPOCHS if before is None else WARM_EPOCHS
-    report(MomentsFitted(moments=len(asked), epochs=epochs, ndcg=ndcg, shares=shares))
-    return replace(sequences, shares=np.array(shares, np.float32))
+    report(MomentsFitted(moments=len(asked), epochs=epochs, ndcg=ndcg, shares=shares, joined=joined))
+    return InTime(replace(sequences, shares=np.array(shares, np.float32)), joined)
+
+
+def _follows(dataset: Dataset, data: TrainingData, asked: Asked, known: Sequence[Listening], joined: bool) -> float:
+    """NDCG@10 of the moments, by what follows the last plays alone."""
+    sequences = sequences_of(dataset, data, TRAIN, joined)
+    if not len(sequences.rows):
+        return 0.0
+    lists = np.full((len(asked), LIST), -1, np.int64)
+    for i, one in enumerate(known):
+        moment = Moment(one, sequences)
+        _, rows, _ = moment.candidates((0.0, 1.0, 0.0), 2 * LIST, repeats=False)
+        rows = np.unique(rows)
+        best = rows[np.argsort(-moment.signals(rows)[:, AFTER_MANY], kind="stable")][:LIST]
+        lists[i, : len(best)] = best
+    targets = [np.sort(one) for one in asked.targets]
+    found = rank_metrics(
+        lists, offsets_of(np.array([len(one) for one in targets])), np.concatenate(targets), data.n_tracks
+    )
+    return found.means()["ndcg@10"]
 
 
 def _encoded(

@@ -37,13 +37,14 @@ class Asked:
         return len(self.user)
 
 
-def sequences_of(dataset: Dataset, data: TrainingData, upto: int) -> Sequences:
+def sequences_of(dataset: Dataset, data: TrainingData, upto: int, joined: bool = False) -> Sequences:
     """Fits the tables of what goes with what in time.
 
     Args:
         dataset: whose single plays count.
         data: the listeners of its tracks.
         upto: the last fold to learn from.
+        joined: take all sessions of a user as one: what is played next may follow from the session before.
 
     Returns:
         The tables.
@@ -53,22 +54,23 @@ def sequences_of(dataset: Dataset, data: TrainingData, upto: int) -> Sequences:
     rows = np.flatnonzero(kept)
     rows = rows[np.lexsort((events.session[rows], events.user[rows]))]  # stable: sessions that interleave come apart
     user, session = events.user[rows].astype(np.int64), events.session[rows].astype(np.int64)
-    number = user * (int(session.max(initial=0)) + 1) + session
+    number = user if joined else user * (int(session.max(initial=0)) + 1) + session
     return fit_sequences(events.track[rows].astype(np.int64), number, data.listeners)
 
 
-def refitted(sequences: Sequences, dataset: Dataset, data: TrainingData) -> Sequences:
+def refitted(sequences: Sequences, dataset: Dataset, data: TrainingData, joined: bool) -> Sequences:
     """Fits the tables again, on the validation plays too.
 
     Args:
         sequences: of the train plays.
         dataset: whose single plays count.
         data: the listeners of both folds.
+        joined: as in `sequences_of`.
 
     Returns:
         The tables, the depth shared out as before.
     """
-    return replace(sequences_of(dataset, data, VALID), shares=sequences.shares)
+    return replace(sequences_of(dataset, data, VALID, joined), shares=sequences.shares)
 
 
 def find(dataset: Dataset, at_most: int, seed: int) -> Asked | None:

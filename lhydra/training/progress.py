@@ -143,19 +143,25 @@ class HeadFitted(Progress):
 
 @dataclass(frozen=True, kw_only=True)
 class MomentsFitted(Progress):
-    """The part of the head for what comes next. ndcg: NDCG@10 of users that were held out, 0 where there were none."""
+    """The part of the head for what comes next.
+
+    ndcg: NDCG@10 of users that were held out, 0 where there were none. joined: whether all sessions of a
+    user count as one for what follows what.
+    """
 
     moments: int
     epochs: int
     ndcg: float
     shares: tuple[float, ...]
+    joined: bool
 
     def text(self) -> str:
         """Returns moments, epochs, NDCG@10 and how the depth is shared out."""
         measured = f"  NDCG@10 {self.ndcg:.4f}" if self.ndcg else ""
         own, following, together = self.shares
         shares = f"own {own:.0%}, following {following:.0%}, together {together:.0%}"
-        return f"next: {self.moments:,} moments, {self.epochs} epochs{measured}; candidates {shares}"
+        across = "; sessions joined" if self.joined else ""
+        return f"next: {self.moments:,} moments, {self.epochs} epochs{measured}; candidates {shares}{across}"
 
 
 Report = Callable[[Progress], None]

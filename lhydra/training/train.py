@@ -121,21 +121,23 @@ def train(
     if rank == 0:
         shutil.rmtree(out / "folds", ignore_errors=True)
     spec = parent.spec if parent else None
-    in_time = moments.find(dataset, config.moments, config.seed) is not None
-    trained = _train(load(dataset, like=spec), out, config, start, resume, report, parent, in_time)
-    run, sequences = trained.run, None
+    has_moments = moments.find(dataset, config.moments, config.seed) is not None
+    trained = _train(load(dataset, like=spec), out, config, start, resume, report, parent, has_moments)
+    run, in_time = trained.run, None
     if rank == 0:
         fitted = trained.network, dataset, run.data, run.tensors, run.teachers.table
-        sequences = moment_head.fit(*fitted, config, report, *((parent.shares, parent.moments) if parent else ()))
+        before = (parent.shares, parent.moments, parent.joined) if parent else ()
+        in_time = moment_head.fit(*fitted, config, report, *before)
         checkpoint.save_head(out / "checkpoint" / "head.safetensors", trained.network.head)
     if refit:
         trained = _refit(trained, load(dataset, upto=VALID, like=spec), config, report)
-        if sequences is not None:
-            sequences = moments.refitted(sequences, dataset, trained.run.data)
+        if in_time is not None:
+            sequences = moments.refitted(in_time.sequences, dataset, trained.run.data, in_time.joined)
+            in_time = replace(in_time, sequences=sequences)
     info = ModelInfo(
         parents=parents,
         config=config.recorded(),
-        chosen=trained.chosen,
+        chosen=trained.chosen | ({"sessions joined": in_time.joined} if in_time else {}),
         quality=trained.quality,
         fitted_on=REFITTED if refit else FITTED,
         folds=crossed,
@@ -145,7 +147,8 @@ def train(
     if rank:
         return info
     users = fitted_users(dataset)
-    return export(trained.network, trained.run.data, trained.run.teachers.table, out, info, sequences, users)
+    tables = in_time.sequences if in_time else None
+    return export(trained.network, trained.run.data, trained.run.teachers.table, out, info, tables, users)
 
 
 def _train_fold(
@@ -184,7 +187,7 @@ def _train(
     resume: bool,
     report: Report,
     parent: Parent | None = None,
-    in_time: bool = False,
+    has_moments: bool = False,
 ) -> Trained:
     """Fits teachers, towers and head on `data`, from `state`; checkpoints and metrics.jsonl go to `out`."""
     like = parent.chosen if parent else None
@@ -214,7 +217,8 @@ def _train(
         if (measured := content.fit(network, data, run.tensors, config, report)) and best:
             best["retrieval"] = measured
         share = like.get("co-listening share") if like else None  # in time the sources of a moment have the depth
-        fitted = heads.fit(network, data, run.tensors, teachers.table, config, report, like, 0.0 if in_time else share)
+        share = 0.0 if has_moments else share
+        fitted = heads.fit(network, data, run.tensors, teachers.table, config, report, like, share)
     ranks.same(network.state_dict().values())
     fitted, best = ranks.agreed((fitted, best))
     quality = Quality(**best, cascade=fitted.cascade) if best else Quality()

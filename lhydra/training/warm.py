@@ -37,7 +37,8 @@ class Parent:
     towers: their parameters by name, of the best epoch, before any --refit: they know no validation play; and the gate
     of the head. spec: what the rows of their tables stand for. chosen: what was chosen on the validation fold; None
     where there was none.
-    shares: of the sources of candidates; moments: the part of the head for them, where there is one.
+    shares: of the sources of candidates; moments: the part of the head for them, where there is one. joined: whether
+    all sessions of a user count as one for them.
     """
 
     model_id: str
@@ -46,6 +47,7 @@ class Parent:
     chosen: Chosen | None
     shares: tuple[float, ...] | None
     moments: MomentHead | None
+    joined: bool
 
 
 def parent_of(path: Path, out: Path, dataset: Dataset, config: TrainSettings) -> Parent:
@@ -86,7 +88,8 @@ def parent_of(path: Path, out: Path, dataset: Dataset, config: TrainSettings) ->
     head = checkpoint.read_head(path / "checkpoint" / "head.safetensors")
     if chosen and chosen["head strength"]:
         towers |= {f"head.{name}": value for name, value in head.items() if name in GATE}
-    return Parent(info.model_id, spec, towers, chosen, shares, _moments(head) if shares else None)
+    joined = bool(info.chosen and info.chosen.get("sessions joined"))
+    return Parent(info.model_id, spec, towers, chosen, shares, _moments(head) if shares else None, joined)
 
 
 def _moments(head: Mapping[str, Tensor]) -> MomentHead | None:
