@@ -5,8 +5,7 @@ compute at once, not with all threads.
 """
 
 from collections import deque
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -19,17 +18,27 @@ _pools: dict[type[Any], deque[npt.NDArray[Any]]] = {
 }
 
 
-@contextmanager
-def _borrowed(n: int, dtype: type[Any]) -> Iterator[npt.NDArray[Any]]:
-    pool = _pools[dtype]
-    try:
-        array = pool.pop()
-    except IndexError:
-        array = np.zeros(n, dtype)
-    if len(array) < n:
-        array = np.zeros(n, dtype)
-    yield array[:n]
-    pool.append(array)  # an error skips this line: the array may not be cleared
+class _Borrowed:
+    """An array of a pool during a `with` block; a class, for a request has many of them and generators cost more."""
+
+    __slots__ = ("_array", "_dtype", "_n")
+
+    def __init__(self, n: int, dtype: type[Any]) -> None:
+        self._n, self._dtype = n, dtype
+
+    def __enter__(self) -> npt.NDArray[Any]:
+        try:
+            array = _pools[self._dtype].pop()
+        except IndexError:
+            array = np.zeros(self._n, self._dtype)
+        if len(array) < self._n:
+            array = np.zeros(self._n, self._dtype)
+        self._array = array
+        return array[: self._n]
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:  # after an error the array may not be cleared
+            _pools[self._dtype].append(self._array)
 
 
 def borrowed_mask(n: int) -> AbstractContextManager[npt.NDArray[np.bool_]]:
@@ -41,7 +50,7 @@ def borrowed_mask(n: int) -> AbstractContextManager[npt.NDArray[np.bool_]]:
     Returns:
         A context manager that gives an (n,) bool array.
     """
-    return _borrowed(n, np.bool_)
+    return _Borrowed(n, np.bool_)
 
 
 def borrowed_places(n: int) -> AbstractContextManager[npt.NDArray[np.int16]]:
@@ -53,4 +62,4 @@ def borrowed_places(n: int) -> AbstractContextManager[npt.NDArray[np.int16]]:
     Returns:
         A context manager that gives an (n,) int16 array.
     """
-    return _borrowed(n, np.int16)
+    return _Borrowed(n, np.int16)

@@ -1,6 +1,7 @@
 """A user in the words of a bundle, and candidates of several sources: the nearest, and what listening brings up."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -119,11 +120,7 @@ def found_by(
     catalog = bundle.catalog
     with borrowed_mask(len(catalog)) as barred:
         barred[excluded] = barred[catalog.removed] = True
-
-        def allowed(rows: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
-            free = ~barred.take(rows)
-            return free if eligible is None else free & eligible.mask.take(rows)
-
+        allowed = partial(_allowed, barred, eligible)
         if moment is not None:
             repeats = query.repeat is not Repeat.EXCLUDE
             parts = moment.candidates(bundle.sequences.shares, depth, repeats=repeats)
@@ -132,6 +129,13 @@ def found_by(
             found = {CO_LISTENING: bundle.co_listening.candidates(user.histories.rows, user.entry, allowed, depth)}
         barred[excluded] = barred[catalog.removed] = False
     return found
+
+
+def _allowed(
+    barred: npt.NDArray[np.bool_], eligible: EligibleSet | None, rows: npt.NDArray[np.integer]
+) -> npt.NDArray[np.bool_]:
+    free = ~barred.take(rows)
+    return free if eligible is None else free & eligible.mask.take(rows)
 
 
 def united(
@@ -153,7 +157,9 @@ def united(
     if not len(special):
         return nearest
     special.sort()
-    special = special[np.concatenate([[True], special[1:] != special[:-1]])]
+    new = np.ones(len(special), np.bool_)
+    np.not_equal(special[1:], special[:-1], out=new[1:])
+    special = special[new]
     rows, cosines = nearest
     with borrowed_mask(len(catalog)) as marked:
         marked[special] = True

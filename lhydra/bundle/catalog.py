@@ -125,8 +125,9 @@ class Catalog:
         Returns:
             (m,) int64 rows in the order given, -1 where unknown.
         """
-        n = len(self)
-        if not n or not len(hashes):
+        if not len(hashes):
+            return np.empty(0, np.int64)
+        if not (n := len(self)):
             return np.full(len(hashes), -1, np.int64)
         if len(hashes) < BUCKET_LOOKUP_FROM:
             at = np.minimum(np.searchsorted(self.hashes, hashes), n - 1)

@@ -55,7 +55,7 @@ class _Graph:
         except Exception as error:  # onnxruntime has an exception type for every kind of bad file
             raise ModelError(complain(path, " ".join(str(error).split()), "an ONNX graph")) from None
         self._path = path
-        self._outputs = outputs
+        self._outputs = list(outputs)
         self._inputs = {node.name for node in self._session.get_inputs()}
         found = tuple(node.name for node in self._session.get_outputs())
         if found != outputs:
@@ -67,8 +67,9 @@ class _Graph:
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> list[F32]:
         # A graph whose data set lacks a feature group may have lost that input: feed what it still declares.
         fed = {name: value for name, value in inputs.items() if name in self._inputs}
-        outputs: list[F32] = self._session.run(list(self._outputs), fed)
-        if not all(math.isfinite(output.sum()) for output in outputs):  # one call, and what is not finite stays so
+        outputs: list[F32] = self._session.run(self._outputs, fed)
+        # One call each, and what is not finite stays so.
+        if not all(math.isfinite(np.add.reduce(output, None)) for output in outputs):
             raise ModelError(complain(self._path.name, "an output that is not finite", "finite numbers"))
         return outputs
 

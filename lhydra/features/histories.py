@@ -12,6 +12,7 @@ import numpy.typing as npt
 from lhydra.domain import F32, I64
 
 MAX_GAP_DAYS = 3 * 365.0
+_LOG_MAX_GAP = float(np.log1p(MAX_GAP_DAYS))
 POSITION_SCALE = 7  # log1p of a position, divided by this, is a feature between 0 and about 1.1
 HISTORY_FEATURES = ("count", "gap", "position")  # of each history entry; the user tower weighs it by them
 COUNT, GAP, POSITION = range(3)  # their columns
@@ -125,7 +126,9 @@ def offsets_of(lengths: I64) -> I64:
     Returns:
         (n + 1,) int64, beginning with 0.
     """
-    return np.asarray(np.concatenate([[0], np.cumsum(lengths)]), np.int64)
+    offsets = np.zeros(len(lengths) + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return offsets
 
 
 def play_weights(counts: F32) -> F32:
@@ -153,10 +156,12 @@ def relative_weights(weight: F32, offsets: I64, total: F32 | None = None) -> F32
     Returns:
         (m,) float32.
     """
-    lengths = np.diff(offsets)
+    lengths = offsets[1:] - offsets[:-1]
     total = sums(weight, offsets) if total is None else total
     mean = np.maximum(np.maximum(total, 1e-9) / np.maximum(lengths, 1), 1e-9)
-    return np.asarray(np.minimum(np.maximum(weight / spread(mean, lengths), 0.05), 20.0), np.float32)
+    relative = weight / spread(mean, lengths)
+    np.minimum(np.maximum(relative, 0.05, out=relative), 20.0, out=relative)
+    return np.asarray(relative, np.float32)
 
 
 def entry_features(histories: Histories, relative: F32) -> tuple[F32, npt.NDArray[np.float64]]:
@@ -175,16 +180,17 @@ def entry_features(histories: Histories, relative: F32) -> tuple[F32, npt.NDArra
     np.log(relative, out=entry[:, COUNT])
     if not times.any():  # of plays without times the order means nothing, unless it is given
         return entry, np.zeros(len(offsets) - 1)
-    newest = maxima(times, offsets)
-    lengths = np.diff(offsets)
-    known, last = times > 0, spread(newest, lengths)
-    days = np.where(known, (last - times) / 86400.0, MAX_GAP_DAYS)
+    lengths = offsets[1:] - offsets[:-1]
+    last = spread(maxima(times, offsets), lengths)
+    days = (last - times) / 86400.0
     np.minimum(np.maximum(days, 0, out=days), MAX_GAP_DAYS, out=days)
-    position = spread(offsets[1:], lengths) - 1 - np.arange(len(relative))
-    dated = last > 0
-    entry[:, GAP] = np.where(dated, np.log1p(days) / np.log1p(MAX_GAP_DAYS), 0)
-    entry[:, POSITION] = np.where(last != 0, np.log1p(position) / POSITION_SCALE, 0)
-    return entry, maxima(np.where(known, days, 0), offsets)
+    span, unknown = days, times <= 0
+    if unknown.any():
+        days[unknown], span = MAX_GAP_DAYS, np.where(unknown, 0, days)
+    position = spread(offsets[1:] - 1, lengths) - np.arange(len(relative))
+    np.multiply(np.log1p(days) / _LOG_MAX_GAP, last > 0, out=entry[:, GAP])
+    np.multiply(np.log1p(position) / POSITION_SCALE, last != 0, out=entry[:, POSITION])
+    return entry, maxima(span, offsets)
 
 
 def relative_weights_of(entry: F32) -> F32:

@@ -26,8 +26,10 @@ def channel_weights(entry: F32) -> F32:
     Returns:
         (m, 2) float32.
     """
-    weight = relative_weights_of(entry)
-    return np.stack([weight, weight * np.exp(-positions_of(entry) / RECENT_PLAYS)], 1)
+    found = np.empty((len(entry), len(CHANNELS)), np.float32)
+    found[:, 0] = weight = relative_weights_of(entry)
+    np.multiply(weight, np.exp(positions_of(entry) / -RECENT_PLAYS), out=found[:, 1])
+    return found
 
 
 def scores(
@@ -100,6 +102,7 @@ def _hits(
         hits = np.flatnonzero(is_played.take(near, mode="clip"))  # few: most neighbours of a candidate were not played
         at = place.take(near.take(hits))  # mode="clip" above skips the bounds check
         is_played[played] = False
-    owner, column = np.divmod(hits, neighbours.shape[1])
-    weight = weights.ravel().take(candidates.take(owner).astype(np.intp) * weights.shape[1] + column).astype(np.float32)
+    width = neighbours.shape[1]
+    owner = hits // width
+    weight = weights.ravel().take(hits + (candidates.take(owner) - owner) * width).astype(np.float32)
     return owner, at.astype(np.int64), weight

@@ -133,7 +133,7 @@ class Listening:
     @cached_property
     def newest(self) -> int:
         """Unix seconds of the last play, 0 unknown."""
-        return max(int(self.last.max(initial=0)), int(self.recent_times.max(initial=0)))
+        return max(int(np.maximum.reduce(times, initial=0)) for times in (self.last, self.recent_times))
 
     @cached_property
     def in_session(self) -> int:
@@ -182,7 +182,7 @@ class Moment:
             place[rows] = np.arange(h + r, h + r + len(rows))
             place[played] = self._played
             number = place.take(rows)
-        few, many = _FALLS.take(ago - 1, 1)
+        few, many = _FALLS[_FEW].take(ago - 1), _FALLS[_MANY].take(ago - 1)
         self._size = len(self._rows) + 1  # the last entry stands for all other tracks
         follow, weight, beside = number[:cut], weights[:cut], number[cut:]
         self._sums = np.empty((3, self._size))
@@ -289,14 +289,16 @@ class Moment:
             number = place.take(rows)
         number[played.take(number, mode="clip") != rows] = self._size - 1
         heard = np.flatnonzero(number < known)
-        everybody = self._sums[:_TOGETHER].take(number, 1) / _strongest(self._sums[:_TOGETHER])
-        found[:, _AFTER] = found[:, _BOTH] = everybody.T  # the same, whether heard tracks are asked for or not
+        strongest = _strongest(self._sums[:_TOGETHER])
+        for which in (_FEW, _MANY):  # the same, whether heard tracks are asked for or not
+            everybody = self._sums[which].take(number) / strongest[which]
+            found[:, _AFTER.start + which] = found[:, _BOTH.start + which] = everybody
         if len(heard):
             at = number.take(heard)
             followed = self._own_sums.take(at, 1)
             found[heard, :N_OWN] = self._own(self._entry.take(at))
             found[heard, _OWN_AFTER] = (followed / _strongest(self._own_sums)).T
-            found[heard, _BOTH] += (followed / _strongest(self._sums[:_TOGETHER])).T
+            found[heard, _BOTH] += (followed / strongest).T
         return found
 
     def _own(self, entry: I64) -> F32:
@@ -359,7 +361,7 @@ class Moment:
         heard[recent[:-LATELY]] = True
         repeating = np.count_nonzero(heard.take(recent[-LATELY:])) / LATELY if r > LATELY else 0.0
         distinct = np.count_nonzero(recent == np.arange(h, h + r)) / max(r, 1)
-        sizes = (math.log1p(size) for size in (one.in_session, h, float(one.counts.sum())))
+        sizes = (math.log1p(size) for size in (one.in_session, h, float(np.add.reduce(one.counts))))
         away = math.log1p(max(one.clock - one.newest, MINUTE_S) / MINUTE_S)
         return np.array([one.in_session > 0, *sizes, distinct, repeating, away, *self._repeated()], np.float32)
 
@@ -381,7 +383,7 @@ class Moment:
 
 def _strongest(sums: F64) -> F64:
     """(2, 1) the largest of each sum, 1 where all are 0."""
-    largest = sums.max(1, keepdims=True)
+    largest = np.maximum.reduce(sums, 1, keepdims=True)
     largest[largest == 0] = 1
     return np.asarray(largest)
 

@@ -61,9 +61,12 @@ class Sequences:
         starts = self.offsets.take(both)
         lengths = self.offsets.take(both + 1) - starts
         ends = lengths.cumsum()
-        at = np.arange(ends[-1]) + np.repeat(starts - ends + lengths, lengths)
-        of = np.repeat(np.concatenate([np.arange(q), np.arange(q)]), lengths)
-        return self.rows.take(at), self.weights.take(at).astype(np.float32), of, int(ends[q - 1])
+        of = np.arange(2 * q).repeat(lengths)
+        at = (starts - ends + lengths).take(of)
+        at += np.arange(len(of))
+        cut = int(ends[q - 1])
+        of[cut:] -= q
+        return self.rows.take(at), self.weights.take(at).astype(np.float32), of, cut
 
     def before(self, track: int) -> I64:
         """Finds the tracks that one track follows.

@@ -40,6 +40,7 @@ from lhydra.features.histories import (
     entry_features,
     play_weights,
     relative_weights,
+    spread,
     sums,
 )
 
@@ -219,8 +220,8 @@ class FeatureSpec:
             n encoded users.
         """
         n, offsets = len(profiles), histories.offsets
-        lengths = np.diff(offsets)
-        owner = np.repeat(np.arange(n), lengths)
+        lengths = offsets[1:] - offsets[:-1]
+        owner = spread(np.arange(n), lengths)
         weight = play_weights(histories.counts)
         track_dense = tracks.dense.take(histories.rows, 0).astype(np.float32, copy=False)
         track_ids = tracks.ids.take(histories.rows, 0)
@@ -242,10 +243,11 @@ class FeatureSpec:
         patterns[:, 2] = total / size / 2
         patterns[:, 3] = -(genre * np.log(np.maximum(genre, 1e-9))).sum(1) / 3
         patterns[:, 4] = genre.max(1, initial=0.0)
-        patterns[:, 5] = self._distinct("artist", track_ids, owner, n) / size
+        patterns[:, 5] = self._distinct("artist", track_ids, owner, offsets) / size
         patterns[:, 6] = np.log1p(summed[:, 2]) / 6
         patterns[:, 7] = spread_days / MAX_GAP_DAYS
-        patterns[~some] = 0
+        if not some.all():
+            patterns[~some] = 0
         ids = [profiles.ids]
         if self.genre:
             ids.append(_top(genre))
@@ -327,7 +329,7 @@ class FeatureSpec:
     def _shares(self, column: str, track_ids: I64, owner: I64, weight: F32, total: F32) -> npt.NDArray[np.float64]:
         """Returns (n, size) shares of each user's listening by value of an id column; column 0 (unknown) is 0.
 
-        `track_ids` (m, ct), `owner` (m,) and `weight` (m,) are by history entry, `total` (n,) by user.
+        `track_ids` (m, ct), `owner` (m,) or (1,) and `weight` (m,) are by history entry, `total` (n,) by user.
         """
         n = len(total)
         if column not in self._track_id_column:
@@ -338,18 +340,18 @@ class FeatureSpec:
         flat[:, 0] = 0
         return np.asarray(flat / total[:, None])
 
-    def _distinct(self, column: str, track_ids: I64, owner: I64, n: int) -> I64:
+    def _distinct(self, column: str, track_ids: I64, owner: I64, offsets: I64) -> F32:
         """Returns (n,) how many different known values of an id column each user's history holds."""
         if column not in self._track_id_column:
-            return np.zeros(n, np.int64)
+            return np.zeros(len(offsets) - 1, np.float32)
         at = self._track_id_column[column]
         size = self.track_ids[at][1]
         pairs = owner * size + track_ids[:, at]
-        pairs.sort()
-        first = np.ones(len(pairs), np.bool_)
-        np.not_equal(pairs[1:], pairs[:-1], out=first[1:])
-        pairs = pairs[first]
-        return np.bincount(pairs[pairs % size > 0] // size, minlength=n)
+        pairs.sort()  # each user's stay in place
+        new = np.ones(len(pairs), np.float32)
+        np.not_equal(pairs[1:], pairs[:-1], out=new[1:])
+        new[pairs % size == 0] = 0
+        return sums(new, offsets)
 
     def _hours(self, counts: F32, track_dense: F32) -> F32:
         """Returns (m,) hours of each history entry, at four minutes a play where duration is not a feature."""
@@ -357,8 +359,10 @@ class FeatureSpec:
             return np.asarray(counts / 15, np.float32)
         at = self.track_dense.index("duration_ms")
         number = self.track_numbers[at]
-        log_ms = track_dense[:, at] * number.std + number.mean
-        return np.asarray(counts * np.expm1(np.minimum(np.maximum(log_ms, 0), 20)) / 3.6e6, np.float32)
+        log_ms = track_dense[:, at] * number.std
+        log_ms += number.mean
+        np.expm1(np.minimum(np.maximum(log_ms, 0, out=log_ms), 20, out=log_ms), out=log_ms)
+        return np.asarray(counts * log_ms / 3.6e6, np.float32)
 
 
 def _top(shares: npt.NDArray[np.float64]) -> I64:
