@@ -5,6 +5,9 @@ losses only, so the index sees plain cosine. Two-tower retrieval after Yi et al.
 neural modeling) with a history encoder in place of a user table; factorised crosses after Rendle 2010 (FM).
 """
 
+import itertools
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,6 +43,23 @@ def _silence(layers: nn.Sequential) -> None:
     assert isinstance(last, nn.Linear)
     nn.init.zeros_(last.weight)
     nn.init.zeros_(last.bias)
+
+
+def _looked_up(tables: Sequence[Tensor], ids: Tensor) -> Tensor:
+    """(B, c, w) one row of each of c tables (size, w): a graph looks once, and not once a table."""
+    starts = torch.tensor([0, *itertools.accumulate(len(table) for table in tables)])[:-1]
+    return F.embedding(ids + starts.to(ids.device), torch.cat(list(tables)))
+
+
+def _of_known(layer: nn.Linear, known: list[Tensor], tables: nn.ModuleList, ids: Tensor) -> Tensor:
+    """(B, h) what a layer gives for what is known of users, their (B, c) ids last: W [x, e] = Wx x + (We e)."""
+    width = sum(part.shape[1] for part in known)
+    found = F.linear(torch.cat(known, 1), layer.weight[:, :width], layer.bias)
+    if not len(tables):
+        return found
+    embedded = [table.get_parameter("weight") for table in tables]
+    weights = torch.split(layer.weight[:, width:], [table.shape[1] for table in embedded], 1)
+    return found + _looked_up([table @ part.T for table, part in zip(embedded, weights, strict=True)], ids).sum(1)
 
 
 class ItemTower(nn.Module):
@@ -157,10 +177,13 @@ class UserTower(nn.Module):
         """
         history = history.float()  # a bundle keeps it as halves
         weight = torch.exp(self.weigh(entry).squeeze(-1).clamp(-4.0, 4.0)) * mask  # (B, H)
-        size = (weight * weight).sum(1, keepdim=True).clamp(min=1e-6).sqrt()  # sqrt(n) when all weigh 1
+        size = torch.linalg.vector_norm(weight, dim=1, keepdim=True).clamp(min=1e-3)  # sqrt(n) when all weigh 1
         pooled = (weight.unsqueeze(1) @ history).squeeze(1) / size  # (B, D)
-        profile = self.profile(torch.cat([dense, *(table(ids[:, i]) for i, table in enumerate(self.ids))], 1))
-        return F.normalize(pooled + profile, dim=1)
+        first, rest = self.profile[0], self.profile[1:]
+        assert isinstance(first, nn.Linear)
+        vector = pooled + rest(_of_known(first, [dense], self.ids, ids))
+        unit: Tensor = vector / torch.linalg.vector_norm(vector, dim=1, keepdim=True).clamp(min=1e-12)
+        return unit
 
 
 class Head(nn.Module):
@@ -282,31 +305,33 @@ class Head(nn.Module):
             (B, N) float32 each: the weighted signals, and what the deep part adds to them at strength 1.
         """
         vectors, track_dense = vectors.float(), track_dense.float()  # a bundle keeps them as halves
-        of_ids = [table(user_ids[:, i]) for i, table in enumerate(self.user_ids)]
-        prefers = user_dense[:, self.preference[0] : self.preference[1]]  # (B, dt)
-        cosine = (vectors @ user.unsqueeze(2)).squeeze(2)  # (B, N)
-        signals = torch.cat([cosine.unsqueeze(2), popularity.unsqueeze(2), item_item], 2)  # (B, N, SIGNALS)
-        width = track_dense.shape[2]
-        wide = [self.of_pair.weight[:, i * width : (i + 1) * width] for i in range(3)]  # of t, p - t, |p - t|: (h, dt)
-        crossing = self.of_pair.weight[:, 3 * width : -SIGNALS]  # (h, CROSS_DIM * pairs)
-        inputs = [vectors, track_dense, signals]
-        weights = [
-            self.of_track.weight + self.of_product.weight * user.unsqueeze(1),  # (B, h, D)
-            (wide[0] - wide[1]).expand(user.shape[0], -1, -1),
-            self.of_pair.weight[:, -SIGNALS:].expand(user.shape[0], -1, -1),
-        ]
+        width, crossed = track_dense.shape[2], CROSS_DIM * len(self.pairs)
+        cosine = vectors @ user.unsqueeze(2)  # (B, N, 1)
+        signals = torch.cat([cosine, popularity.unsqueeze(2), item_item], 2)  # (B, N, SIGNALS)
+        sizes = [width, width, width, crossed, SIGNALS]  # of t, p - t, |p - t|, crosses, signals
+        of_dense, of_gap, of_distance, crossing, of_signals = torch.split(self.of_pair.weight, sizes, 1)
+        first = _of_known(self.of_user, [user, user_dense], self.user_ids, user_ids)  # (B, h)
+        own, along, across = [vectors], [user], [self.of_product.weight]
+        if self.pairs:
+            order = [i for members in self.by_track.values() for i in members]
+            asked = torch.tensor([self.pairs[i][0][0] for i in order], device=user_ids.device)
+            tables = [self.cross_user.get_submodule(f"{i}").get_parameter("weight") for i in order]
+            of_users = _looked_up(tables, user_ids.index_select(1, asked))  # (B, pairs, CROSS_DIM)
+            along.append(of_users.flatten(1))
+            across.append(crossing.reshape(len(crossing), -1, CROSS_DIM)[:, order].flatten(1))
         for column, members in self.by_track.items():  # pairs that cross the same track column share one lookup
             table = torch.cat([self.cross_track.get_submodule(f"{i}").get_parameter("weight") for i in members], 1)
-            inputs.append(F.embedding(track_ids[:, :, column], table))  # (B, N, CROSS_DIM * members)
-            of_user = [self.cross_user[i](user_ids[:, self.pairs[i][0][0]]) for i in members]
-            at = [crossing[:, i * CROSS_DIM : (i + 1) * CROSS_DIM] for i in members]
-            weights.append(torch.cat(at, 1) * torch.cat(of_user, 1).unsqueeze(1))  # (B, h, CROSS_DIM * members)
-        first = self.of_user(torch.cat([user, user_dense, *of_ids], 1)) + prefers @ wide[1].T  # (B, h)
-        layer = torch.cat(inputs, 2) @ torch.cat(weights, 2).transpose(1, 2)  # (B, N, h)
+            own.append(F.embedding(track_ids[:, :, column], table))  # (B, N, CROSS_DIM * members)
+        by_user = F.pad(self.of_track.weight, (0, crossed)) + torch.cat(across, 1) * torch.cat(along, 1).unsqueeze(1)
+        apart, weights = [signals], [of_signals]
         if width:
-            layer = layer + (prefers.unsqueeze(1) - track_dense).abs() @ wide[2].T
-        layer = (layer + first.unsqueeze(1)).flatten(0, 1)  # (B * N, h)
-        deep = self.out(self.rest(self.norm(layer))).view_as(cosine)  # (B, N)
+            prefers = user_dense[:, self.preference[0] : self.preference[1]]  # (B, dt)
+            first = first + prefers @ of_gap.T
+            apart += [track_dense, (prefers.unsqueeze(1) - track_dense).abs()]
+            weights += [of_dense - of_gap, of_distance]
+        layer = torch.cat(own, 2) @ by_user.transpose(1, 2)  # (B, N, h)
+        layer = layer + F.linear(torch.cat(apart, 2), torch.cat(weights, 1)) + first.unsqueeze(1)
+        deep = self.out(self.rest(self.norm(layer.flatten(0, 1)))).view(popularity.shape[0], -1)  # (B, N)
         return self.weighted(user_dense, signals), deep
 
     def weighted(self, user_dense: Tensor, signals: Tensor) -> Tensor:
@@ -319,9 +344,9 @@ class Head(nn.Module):
         Returns:
             (B, N) float32.
         """
-        weights: Tensor = self.gate(user_dense)  # (B, SIGNALS)
-        lifted: Tensor = self.scale * signals[:, :, 0] + self.lift * self.rarity(signals[:, :, 1])
-        return lifted + (signals @ weights.unsqueeze(2)).squeeze(2)
+        bias = self.gate.bias + F.pad(self.scale.reshape(1), (0, SIGNALS - 1))  # of the cosine
+        weights = F.linear(user_dense, self.gate.weight, bias)  # (B, SIGNALS)
+        return (signals @ weights.unsqueeze(2)).squeeze(2) + self.lift * self.rarity(signals[:, :, 1])
 
     def linear(self) -> list[nn.Parameter]:
         """Returns the parameters of `weighted`."""

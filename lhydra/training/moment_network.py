@@ -96,7 +96,15 @@ class MomentHead(nn.Module):
         of_pair = _folded(self.of_pair, self.mean, self.spread)  # what `logits` gives, in few operations
         linear = _folded(self.linear, self.mean, self.spread)
         weight, bias = (torch.cat(parts) for parts in zip(of_pair, linear, strict=True))
-        both = functional.linear(self.prepared(inputs), weight, bias)
+        # All signals of a track that was never heard are 0, so `prepared` is linear in the inputs and all logarithms.
+        n = len(SIGNALS) - N_OWN
+        pair, own, strengths, logs = torch.split(weight, [self.PAIR + 1, N_OWN - 1, n, n], 1)
+        offsets = torch.tensor([1.0, *_OFFSETS])
+        unheard = own @ offsets[1:N_OWN].log()
+        pair = pair + functional.pad(unheard.unsqueeze(1), (self.PAIR, 0))
+        weight = torch.cat([pair, torch.zeros_like(own), strengths, torch.zeros_like(pair[:, :1]), own, logs], 1)
+        both = torch.cat([inputs, torch.log(inputs[..., self.PAIR :] + offsets)], -1)
+        both = functional.linear(both, weight, bias - unheard)
         hidden, linearly = both[..., : self.HIDDEN], both[..., self.HIDDEN :]
         about = functional.linear(context, *_folded(self.of_context, self.context_mean, self.context_spread))
         logit: Tensor = (linearly + self.out(self.rest(hidden + about.unsqueeze(1)))).squeeze(2)
