@@ -125,30 +125,31 @@ def one_round(path: Path, args: argparse.Namespace, number: int) -> dict[str, An
         What each took, and ratios of before to after: above 1, the change is faster.
     """
     checkouts = {"before": args.before.resolve(), "after": HERE}
-    took = {name: measured(path, checkouts[name], args) for name in sorted(checkouts, reverse=number % 2 == 0)}
+    words = [str(path.resolve()), str(args.steps), str(args.threads)]
+    took = {name: asked(CHILD, words, checkouts[name]) for name in sorted(checkouts, reverse=number % 2 == 0)}
     ratio = {name: round(took["before"][name] / took["after"][name], 3) for name in MEASURED}
     rates = {name: round(one["plays"] / one["steps_s"]) for name, one in took.items()}
     print(f"{path.name}: before to after {ratio}, plays/s {rates}", flush=True)
     return {"ratio": ratio, "plays_per_s": rates, **took}
 
 
-def measured(path: Path, checkout: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Trains a little in a process of its own.
+def asked(child: str, words: Sequence[str], checkout: Path) -> dict[str, Any]:
+    """Runs a program in a process of its own.
 
     Args:
-        path: the dataset.
-        checkout: whose code is run.
-        args: of the command line.
+        child: Python that prints JSON.
+        words: its arguments.
+        checkout: whose code it imports.
 
     Returns:
-        Seconds, sizes and losses.
+        What it printed.
 
     Raises:
         subprocess.CalledProcessError: it failed.
     """
-    words = [sys.executable, "-c", CHILD, str(path.resolve()), str(args.steps), str(args.threads)]
     own = os.environ | {"PYTHONPATH": str(checkout)}
-    done = subprocess.run(words, check=True, capture_output=True, text=True, env=own, cwd=checkout)
+    command = [sys.executable, "-c", child, *words]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=own, cwd=checkout)
     return {name: round(one, 3) if isinstance(one, float) else one for name, one in json.loads(done.stdout).items()}
 
 

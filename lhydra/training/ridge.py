@@ -1,8 +1,9 @@
 """The systems of the co-listening table: each played track's nearest tracks, and its ridge regression on them.
 
-Only played tracks have any, and they are taken in blocks of bounded work. The system of a track with m neighbours has
-an unknown for each; where fewer than m users tie the neighbours together, it is solved with one for each such user
-instead (Woodbury's identity), which for a track that few have played is a handful.
+Only played tracks have any, and they are taken in blocks of bounded work. Nearly all plays of neighbours are plays of
+popular ones, so co-listening of the most popular tracks is looked up in one matrix, and only users who played another
+neighbour are gone through. The system of a track with m neighbours has an unknown for each; where fewer than m users
+tie the neighbours together, it is solved with one for each such user instead (Woodbury's identity).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +18,11 @@ import scipy.sparse as sp
 from lhydra.domain import F32, I64
 from lhydra.features.histories import offsets_of, spans
 
-MAX_DENSE_TRACKS = 6_000  # played tracks whose co-listening is kept as one matrix
+MAX_DENSE_TRACKS = 6_000  # most popular tracks whose co-listening is kept as one matrix
 COSINE_SHRINKAGE = 20.0  # of the cosine that neighbours are chosen by
 TRACKS_PER_BLOCK = 1_024  # regressed at a time, at most
 WORK_PER_BLOCK = 1 << 19  # sums of products, or plays of neighbours, in a block of more than one track
+USERS_PER_WORK = 64  # so many users to mark for a track are as much work as a play
 VALUES_PER_BATCH = 1 << 22  # of a padded matrix
 SMALLEST = 4  # sizes of systems are this, doubled as often as need be
 
@@ -30,8 +32,8 @@ class Nearest:
     """Neighbours of n tracks, of which those at `played` (p,) have plays; others have none.
 
     neighbours: (n, width) int32 rows, ascending, 0 in places that hold none. with_track: (n, width) float32
-    co-listening with the track, 0 there. plays: (users, p); own: (n,) float32 weight of each track. together: (p, p)
-    co-listening, of at most MAX_DENSE_TRACKS tracks.
+    co-listening with the track, 0 there. plays: (users, p); own: (n,) float32 weight of each track. popular: (q,) of
+    the p, at most MAX_DENSE_TRACKS; together: (q, q) their co-listening.
     """
 
     neighbours: npt.NDArray[np.int32]
@@ -39,7 +41,8 @@ class Nearest:
     played: I64
     plays: sp.csr_matrix
     own: F32
-    together: F32 | None
+    popular: I64
+    together: F32
 
 
 def nearest(plays: sp.csr_matrix, width: int, threads: int = 1) -> Nearest:
@@ -60,12 +63,13 @@ def nearest(plays: sp.csr_matrix, width: int, threads: int = 1) -> Nearest:
     by_track = some.T.tocsr()
     scale = 1 / np.sqrt(own[played] + COSINE_SHRINKAGE)
     neighbours, with_track = np.zeros((n, width), np.int32), np.zeros((n, width), np.float32)
-    dense = np.empty((len(played),) * 2, np.float32) if len(played) <= MAX_DENSE_TRACKS else None
+    popular = np.sort(np.argsort(-np.diff(by_track.indptr), kind="stable")[:MAX_DENSE_TRACKS])
+    dense = np.empty((len(popular),) * 2, np.float32)
 
     def block(at: slice) -> None:
         together = (by_track[at] @ some).tocsr()
-        if dense is not None:
-            dense[at] = together.toarray()
+        of_popular = slice(*np.searchsorted(popular, (at.start, at.stop)))
+        dense[of_popular] = together[popular[of_popular] - at.start][:, popular].toarray()
         track = np.repeat(np.arange(at.start, at.stop), np.diff(together.indptr))
         other = together.indices != track
         row, near, weight = (part[other] for part in (track, together.indices, together.data))
@@ -78,7 +82,7 @@ def nearest(plays: sp.csr_matrix, width: int, threads: int = 1) -> Nearest:
 
     work = by_track @ np.diff(some.indptr).astype(np.float64) if width else np.empty(0)
     _each(block, _blocks(np.minimum(work, len(played))), threads)
-    return Nearest(neighbours, with_track, played, some, own, dense)
+    return Nearest(neighbours, with_track, played, some, own, popular, dense)
 
 
 def _largest(row: I64, value: F32, n: int, width: int) -> I64:
@@ -109,48 +113,54 @@ def regressed(found: Nearest, penalties: Sequence[tuple[float, ...]], threads: i
         (n, width) float32 weights for each penalty, 0 where there is no neighbour.
     """
     weights = [np.zeros(found.with_track.shape, np.float32) for _ in penalties]
+    by_track = found.plays.T.tocsr()
     position = np.zeros(len(found.neighbours), np.int64)
     position[found.played] = np.arange(len(found.played))
-    by_track = found.plays.T.tocsr()
+    place = np.full(len(found.played), -1, np.int32)  # in the matrix of popular tracks
+    place[found.popular] = np.arange(len(found.popular))
     whole = [constant + (1 + share) * found.own for constant, share in penalties]
 
     def block(at: slice) -> None:
         tracks = found.played[at]
         near, right = found.neighbours[tracks], found.with_track[tracks]
         diagonals = [diagonal[near] for diagonal in whole]
-        if found.together is not None:
-            real, rows = right > 0, position[near]
-            left = found.together[rows[:, :, None], rows[:, None, :]] * (real[:, :, None] & real[:, None, :])
-            solved = [_solve(left, diagonal, right) for diagonal in diagonals]
-        else:
-            solved = _by_users(by_track, position[near], right, diagonals)
+        solved = _systems(by_track, position[near], right, diagonals, place, found.together)
         for out, one in zip(weights, solved, strict=True):
             out[tracks] = np.where(right > 0, one, 0)
 
-    listeners = np.diff(by_track.indptr)
-    if found.together is not None:
-        work = np.full(len(found.played), float(found.with_track.shape[1]) ** 2)
-    else:
-        work = np.zeros(len(found.played))
-        for start in range(0, len(work), TRACKS_PER_BLOCK):
-            tracks = found.played[start : start + TRACKS_PER_BLOCK]
-            real = found.with_track[tracks] > 0
-            work[start : start + TRACKS_PER_BLOCK] = (listeners[position[found.neighbours[tracks]]] * real).sum(1)
+    listeners, work = np.diff(by_track.indptr), np.empty(len(found.played))
+    marks = by_track.shape[1] / USERS_PER_WORK if len(found.popular) < len(found.played) else 0.0
+    for start in range(0, len(work), TRACKS_PER_BLOCK):
+        tracks = found.played[start : start + TRACKS_PER_BLOCK]
+        near, real = position[found.neighbours[tracks]], found.with_track[tracks] > 0
+        rare = real & (place[near] < 0)
+        plays = (listeners[near] * real).sum(1) * rare.any(1)
+        work[start : start + TRACKS_PER_BLOCK] = plays + marks + real.sum(1) ** 2
     if found.with_track.shape[1]:
         _each(block, _blocks(work), threads)
     return weights
 
 
-def _by_users(by_track: sp.csr_matrix, near: I64, right: F32, diagonals: Sequence[F32]) -> list[F32]:
-    """Solves the systems of T tracks. by_track: (p, users); near: (T, width) rows of it, real where right is not 0.
+def _systems(
+    by_track: sp.csr_matrix,
+    near: I64,
+    right: F32,
+    diagonals: Sequence[F32],
+    place: npt.NDArray[np.int32],
+    together: F32,
+) -> list[F32]:
+    """Solves the systems of T tracks.
+
+    by_track: (p, users); near: (T, width) rows of it, real where right is not 0; place: (p,) in `together`, or -1.
 
     A user who played one neighbour of a track only adds to the diagonal, which is known. What ties neighbours together
-    are users with two or more: of each track a matrix (users, width), padded to the sizes of its group where they are
-    few, and one sparse matrix for all tracks where they are many.
+    are users with two or more, and of those who played popular ones only, the sum is in `together`.
     """
+    real, width = right > 0, near.shape[1]
+    popular = real & (place[near] >= 0)
     solved = [right / diagonal for diagonal in diagonals]
-    rows = np.nonzero(right)
-    by_user = by_track[near[rows]].tocsc()  # of each user the neighbours played, track by track
+    rows = np.nonzero(real & (real & ~popular).any(1, keepdims=True))
+    by_user = _of_some(by_track, near[rows], rows[0], ~popular[rows], len(near)).tocsc()  # track by track
     track, column = (part.astype(np.uint16) for part in rows)  # narrow: there are millions of plays to look up
     of_play = track.take(by_user.indices)
     ties = np.zeros(len(of_play) + 1, np.bool_)  # with the play before: of the same user and track
@@ -161,8 +171,8 @@ def _by_users(by_track: sp.csr_matrix, near: I64, right: F32, diagonals: Sequenc
     lengths = np.diff(np.r_[begins, len(at)])
     of = of_play.take(at.take(begins))
     played, data = column.take(by_user.indices.take(at)), by_user.data.take(at)
-    sizes, width = np.bincount(of, minlength=len(near)), near.shape[1]
-    many = sizes > width // 2
+    sizes = np.bincount(of, minlength=len(near))
+    many = (sizes > width // 2) | (popular.sum(1) > 1)
     if many.any():
         tracks, uses = np.flatnonzero(many), np.flatnonzero(many[of])
         kept = spans(begins[uses], begins[uses] + lengths[uses])
@@ -172,8 +182,12 @@ def _by_users(by_track: sp.csr_matrix, near: I64, right: F32, diagonals: Sequenc
         product = matrix.T @ matrix  # symmetric; a user of a track is a row: nothing ties the slots of two tracks
         left = np.zeros((len(tracks) * width, width), np.float32)
         left[np.repeat(np.arange(len(left)), np.diff(product.indptr)), product.indices % width] = product.data
+        left = left.reshape(-1, width, width)
+        row, known = place[near[tracks]], popular[tracks]
+        looked_up = together[row[:, :, None], row[:, None, :]]
+        np.copyto(left, looked_up, where=known[:, :, None] & known[:, None, :])
         for out, diagonal in zip(solved, diagonals, strict=True):
-            out[tracks] = _solve(left.reshape(-1, width, width), diagonal[tracks], right[tracks])
+            out[tracks] = _solve(left, diagonal[tracks], right[tracks])
     order = np.argsort(of, kind="stable")
     first, lengths = begins[order], lengths[order]
     starts = np.cumsum(sizes) - sizes
@@ -187,6 +201,21 @@ def _by_users(by_track: sp.csr_matrix, near: I64, right: F32, diagonals: Sequenc
         for out, diagonal in zip(solved, diagonals, strict=True):
             out[tracks] = _woodbury(dense, diagonal[tracks], right[tracks])
     return solved
+
+
+def _of_some(by_track: sp.csr_matrix, near: I64, of: I64, all_users: npt.NDArray[np.bool_], n: int) -> sp.csr_matrix:
+    """Plays of neighbours: of some, those of all users, of the others only those of the same users.
+
+    near: (m,) rows of by_track, neighbours of the n tracks `of` (m,), ascending. Returns (m, users).
+    """
+    plays = by_track[near]
+    lengths = np.diff(plays.indptr)
+    user = np.repeat((of * plays.shape[1]).astype(np.int32), lengths) + plays.indices
+    wanted = np.zeros(n * plays.shape[1], np.bool_)
+    wanted[user[np.repeat(all_users, lengths)]] = True
+    kept = np.flatnonzero(wanted.take(user))
+    parts = plays.data.take(kept), plays.indices.take(kept), np.searchsorted(kept, plays.indptr)
+    return sp.csr_matrix(parts, shape=plays.shape)
 
 
 def _solve(left: F32, diagonal: F32, right: F32) -> F32:
