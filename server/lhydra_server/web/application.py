@@ -1,4 +1,4 @@
-"""The application: what comes before every request (its id, `Host`, one length), and which path leads where."""
+"""The application: what comes before every request (its id, `Host`, its rate), and which path leads where."""
 
 import logging
 import math
@@ -124,11 +124,6 @@ class Application:
 
     def _refused(self, request: Request) -> Response | None:
         request_id = request.scope["request_id"]
-        if "content-length" in request.headers and "transfer-encoding" in request.headers:
-            # A proxy that believes the other one sees another request behind.
-            refused = problem(400, "INVALID_ARGUMENT", "content-length: found two, expected one length", request_id)
-            refused.headers["connection"] = "close"
-            return refused
         if _PORT.sub("", request.headers.get("host", "")).strip("[]").lower() not in self._names:
             detail = "host: found another name, expected one of this gateway's (--name)"
             return problem(400, "INVALID_ARGUMENT", detail, request_id)

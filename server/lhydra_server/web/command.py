@@ -22,7 +22,7 @@ from lhydra_server.web.own_server import own_server
 
 HELP = "a page, HTTP and JSON before a store's server, its own or a running one"
 EXTRA = "web"
-_NEEDED = ("grpc_health", "starlette", "uvicorn")
+_NEEDED = ("grpc_health", "httptools", "starlette", "uvicorn")
 _ORIGIN = re.compile(r"https?://([a-z0-9.-]+|\[[0-9a-f:]+\])(:[0-9]{1,5})?")
 
 

@@ -4,23 +4,23 @@ import asyncio
 import os
 import socket
 
-import h11
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from lhydra_server.web.problems import problem
 
 HEAD_S = 10.0  # for a request's head to come
+MAX_HEAD_BYTES = 2**16  # llhttp, which reads heads, has no bound of its own
 MAX_CONNECTIONS = 1_000
 ANSWER_S = 80.0  # from there to the end of the reply: the longest body and the longest call
 
 
-class Connection(H11Protocol):
+class Connection(HttpToolsProtocol):
     """One connection: uvicorn waits without end for the first request, for the rest of a head, and for readers."""
 
     _time: asyncio.TimerHandle | None = None
-    _before_head = True
+    _head_bytes = 0  # since a head or a part of a body was whole
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Begins to wait for a request.
@@ -34,17 +34,34 @@ class Connection(H11Protocol):
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if len(self.connections) > MAX_CONNECTIONS:
             self.app = _busy
-        self._begin()
+        self._begin(HEAD_S)
 
     def data_received(self, data: bytes) -> None:
-        """Takes bytes; a whole head has more time.
+        """Takes bytes, of a head no more than its share.
 
         Args:
             data: as they came.
         """
+        self._head_bytes += len(data)
         super().data_received(data)
-        if self._before_head and self.conn.their_state is not h11.IDLE:
-            self._begin()
+        if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response("")
+
+    def on_headers_complete(self) -> None:
+        """Takes a whole head, which has more time."""
+        self._head_bytes = 0
+        if not self._answering():
+            self._begin(ANSWER_S)
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Takes a part of a body, which the application bounds.
+
+        Args:
+            body: as it came.
+        """
+        self._head_bytes = 0
+        super().on_body(body)
 
     def send_400_response(self, msg: str) -> None:
         """Refuses what is no HTTP, and closes.
@@ -52,15 +69,16 @@ class Connection(H11Protocol):
         Args:
             msg: of uvicorn.
         """
-        refused = _refused(400, "INVALID_ARGUMENT", "request: found no HTTP/1.1, expected it")
-        out = [h11.Response(status_code=400, headers=refused.raw_headers), h11.Data(data=bytes(refused.body))]
-        self.transport.write(b"".join(self.conn.send(event) or b"" for event in [*out, h11.EndOfMessage()]))
+        if not self._answering():  # else it would be read as the answer to the request before
+            refused = _refused(400, "INVALID_ARGUMENT", "request: found no HTTP/1.1, expected it")
+            head = b"".join(b"%b: %b\r\n" % header for header in refused.raw_headers)
+            self.transport.write(b"HTTP/1.1 400 Bad Request\r\n%b\r\n%b" % (head, refused.body))
         self.transport.close()
 
     def on_response_complete(self) -> None:
-        """Begins to wait for the next request."""
+        """Begins to wait for the next request, or answers one that has come."""
+        self._begin(ANSWER_S if self.pipeline else HEAD_S)
         super().on_response_complete()
-        self._begin()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stops waiting.
@@ -72,11 +90,13 @@ class Connection(H11Protocol):
             self._time.cancel()
         super().connection_lost(exc)
 
-    def _begin(self) -> None:
+    def _answering(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _begin(self, seconds: float) -> None:
         if self._time:
             self._time.cancel()
-        self._before_head = self.conn.their_state is h11.IDLE
-        self._time = self.loop.call_later(HEAD_S if self._before_head else ANSWER_S, self.transport.abort)
+        self._time = self.loop.call_later(seconds, self.transport.abort)
 
 
 async def _busy(scope: Scope, receive: Receive, send: Send) -> None:
