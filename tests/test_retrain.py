@@ -200,7 +200,7 @@ def test_a_turn_that_is_killed_at_every_step_goes_on_and_publishes_once(interrup
     assert max(found.manifest.parents["split"]["newest"].values()) == newest
     kept = json.loads((loop / "work/served/model.json").read_text())
     assert kept["model_id"] == found.manifest.model_id
-    page = (loop / f"work/reports/{told['run_id']}.html").read_text()
+    page = (loop / f"store/reports/retrain-{told['run_id']}.html").read_text()
     assert f"Published: {published}" in page
     left = [path for path in (loop / "work/run").iterdir() if path.name != "logs"]
     assert left == []  # nobody's plays, lists or ids are kept longer than needed
@@ -237,7 +237,7 @@ def test_a_candidate_that_would_not_help_is_not_published(
     assert (code, told["outcome"], told["why"], told["bundle_id"]) == (3, "no help", "not by this", "")
     assert list(told["steps"]) == [name for name, _, _ in STEPS[:7]]
     assert [entry.bundle_id for entry in entries(loop / "store")] == bundles
-    assert "would not help" in (loop / f"work/reports/{told['run_id']}.html").read_text()
+    assert "would not help" in (loop / f"store/reports/retrain-{told['run_id']}.html").read_text()
     assert compared["a"]["bundle_id"] == current_bundle_id(loop / "store")  # what is served, by users of the same test
     assert compared["b"]["model_id"] == told["steps"]["train"]["model_id"]
     code, out, _ = retrain(loop, capsys)
@@ -259,7 +259,7 @@ def test_a_bundle_that_its_gate_refuses_is_told_and_not_served(
     assert told["why"].startswith(f"the gate refused {refused}: overlap: ")
     assert current_bundle_id(loop / "store") == before
     assert {one.bundle_id: one.state for one in entries(loop / "store")}[refused] == "refused"
-    assert "Refused by the gate" in (loop / f"work/reports/{told['run_id']}.html").read_text()
+    assert "Refused by the gate" in (loop / f"store/reports/retrain-{told['run_id']}.html").read_text()
 
 
 def test_a_run_waits_for_a_step_whose_own_run_was_killed(loop: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -403,7 +403,7 @@ def test_poisoned_plays_are_refused_by_name(
     told = json.loads(out)
     assert (code, told["outcome"]) == (4, "doubted"), told["why"]
     assert told["why"].startswith(name)
-    assert name.partition(":")[0] in (loop / f"work/reports/{told['run_id']}.html").read_text()
+    assert name.partition(":")[0] in (loop / f"store/reports/retrain-{told['run_id']}.html").read_text()
     assert current_bundle_id(loop / "store") == before
     checks = [told["steps"]["screen"]["check"], *told["steps"].get("look", {"checks": [None]})["checks"][1:]]
     assert [one["name"] for one in checks if one["bad"]] == [name.partition(":")[0]]

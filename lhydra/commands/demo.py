@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
         LhydraError: a step failed.
     """
     settings = config.resolve("demo", DemoSettings, args)
-    for module in (*NEEDED, *(("starlette", "uvicorn") if settings.open else ())):
+    for module in (*NEEDED, *(("httptools", "starlette", "uvicorn") if settings.open else ())):
         if importlib.util.find_spec(module) is None:
             raise MissingExtra(EXTRA, module)
     folder: Path = args.dir
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
         say(f"\n$ lhydra query recommend {user_id} --k {settings.k}")
         _lhydra(["query", "recommend", user_id, "--k", str(settings.k), "--address", address])
     print(f"\nDone in {time.monotonic() - started:.0f} s. Everything is in {folder}/. Commands to try next:")
-    print(f"  lhydra serve {store}                    # then, in another terminal:")
+    print(f"  lhydra serve {store} --count            # then, in another terminal:")
     print(f"  lhydra query recommend {user_id}")
     print(f"  lhydra evaluate {dataset} --store {store}")
     say(f"  lhydra web {store} --open               # its page, in a browser")
@@ -135,8 +135,8 @@ def _lines(stream: IO[str] | None) -> Iterator[str]:
 @contextlib.contextmanager
 def _serving(store: Path) -> Iterator[str]:
     """Serves the store on a free port and gives the address; stops the server at the end."""
-    say(f"[6/6] serve and ask\n$ lhydra serve {store} --port 0 --workers 1")
-    with _popen(["serve", str(store), "--port", "0", "--workers", "1", "--log-level", "warning"]) as server:
+    say(f"[6/6] serve and ask\n$ lhydra serve {store} --port 0 --workers 1 --count")
+    with _popen(["serve", str(store), "--port", "0", "--workers", "1", "--count", "--log-level", "warning"]) as server:
         try:
             ready = next(_lines(server.stdout), "")
             if " on " not in ready:

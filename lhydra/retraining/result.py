@@ -14,6 +14,7 @@ from lhydra.retraining.turn import PUBLISHED, Turn
 from lhydra.retraining.work import State
 
 FORMAT = 1
+_REPORT = "retrain-"  # begins the name of a report, so that those of other commands beside it are let be
 _KEPT = ("logs", "model")  # of a run that is over; all else may hold what people played
 
 
@@ -54,10 +55,10 @@ def finish(turn: Turn, state: State, told: dict[str, Any]) -> Path:
     Returns:
         The page.
     """
-    reports = turn.work / "reports"
-    reports.mkdir(exist_ok=True)
-    page = reports / f"{state.run_id}.html"
-    write_text(reports / f"{state.run_id}.json", json.dumps(told, indent=2, allow_nan=False) + "\n")
+    reports = turn.settings.place("store") / "reports"  # where `lhydra web STORE` shows them
+    reports.mkdir(parents=True, exist_ok=True)
+    page = reports / f"{_REPORT}{state.run_id}.html"
+    write_text(page.with_suffix(".json"), json.dumps(told, indent=2, allow_nan=False) + "\n")
     write_text(page, render(told))
     made, served = turn.run / "model", turn.work / "served"
     if told["outcome"] == PUBLISHED and made.is_dir():
@@ -66,7 +67,7 @@ def finish(turn: Turn, state: State, told: dict[str, Any]) -> Path:
     for path in turn.run.iterdir():
         if path.name not in _KEPT:
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-    for name in sorted({one.stem for one in reports.iterdir()}, reverse=True)[turn.settings.keep :]:
+    for name in sorted({one.stem for one in reports.glob(f"{_REPORT}*")}, reverse=True)[turn.settings.keep :]:
         for form in ("html", "json"):
             (reports / f"{name}.{form}").unlink(missing_ok=True)
     replace(state, outcome=told["outcome"]).write(turn.work)

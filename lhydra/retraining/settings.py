@@ -13,7 +13,7 @@ class RetrainSettings(Settings):
 
     source: Path | None = setting(None, "what the first model was prepared from: a file or folder, as prepare takes it")
     store: Path | None = setting(None, "where bundles are published, and compared with the current one")
-    work: Path | None = setting(None, "folder for a run that is under way, for reports, and for the model in service")
+    work: Path | None = setting(None, "folder for a run that is under way and for the model in service")
     users: str | None = setting(None, "user store whose log of plays is exported (default: STORE/users.lmdb)")
     plays: Path | None = setting(None, "plays that came since, as `lhydra plays export` writes them, instead of a log")
     tracks: Path | None = setting(None, "a table of tracks (.csv, .csv.gz, .tsv or .parquet) that are new since source")
@@ -36,7 +36,7 @@ class RetrainSettings(Settings):
     min_own: float = setting(
         0.5, "how much of what tells users apart before must be left in the new plays", low=0, high=1
     )
-    keep: int = setting(20, "reports of past runs to keep", low=1)
+    keep: int = setting(20, "reports of past runs to keep, in the store's folder reports", low=1)
 
     def __post_init__(self) -> None:
         """Checks every field."""

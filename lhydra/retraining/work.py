@@ -4,7 +4,6 @@ WORK/lock             held by the run and by each process that it starts, so tha
      state.json       the run: its inputs, and what each finished step found; replaced as a whole after every step
      run/             what the run has made so far; emptied when the next one begins
      served/          the model of the bundle that the last run published, from which the next training starts
-     reports/         a page and a JSON document of each run
 """
 
 import fcntl
@@ -24,7 +23,7 @@ from lhydra.errors import ConfigError, LhydraError, StoreLocked, complain
 
 FORMAT = 1
 EXPECTED = "a free path, or the work folder of an earlier run"
-_PARTS = {"lock", "state.json", "run", "served", "reports"}
+_PARTS = {"lock", "state.json", "run", "served", "reports"}  # reports of earlier versions, which kept them here
 
 
 @dataclass(frozen=True)

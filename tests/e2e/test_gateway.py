@@ -243,6 +243,27 @@ def test_reports_of_a_store_are_shown_in_a_sandbox_to_those_who_may_read(tmp_pat
             assert found.ask("GET", f"/reports/{name}", b"", **known)[0] == 404
 
 
+def test_a_report_that_vanishes_meanwhile_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`lhydra retrain` takes old ones away whenever it likes."""
+    (tmp_path / "reports").mkdir()
+    for name in ("gone.html", "stays.html"):
+        (tmp_path / "reports" / name).write_text("")
+    here = Path.is_file
+
+    def vanishes(path: Path) -> bool:
+        found = here(path)
+        if path.name == "gone.html":
+            path.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(Path, "is_file", vanishes)
+    with backend(tmp_path) as address, web(address, store=tmp_path) as found:
+        assert found.ask("GET", "/reports/gone.html")[0] == 404
+        (tmp_path / "reports" / "gone.html").write_text("")
+        code, _, said = found.ask("GET", "/about")
+        assert (code, [one["name"] for one in json.loads(said)["reports"]][-1:]) == (200, ["stays"])
+
+
 def test_only_pages_of_named_origins_may_call(address: str) -> None:
     named, other = "https://a.test", "https://a.test.evil.test"
     with web(address, origins=[named]) as found:
@@ -489,6 +510,33 @@ def test_a_connection_without_a_request_is_closed(reads: Web, monkeypatch: pytes
                 pass
 
 
+@contextmanager
+def slow_body(found: Web, length: int) -> Iterator[socket.socket]:
+    """A body that is waited for, as the gateway has said, and does not come."""
+    with socket.create_connection(("127.0.0.1", found.port), timeout=60) as held:
+        held.sendall(HEAD + f"Expect: 100-continue\r\nContent-Length: {length}\r\n\r\n".encode())
+        assert held.recv(65_536).startswith(b"HTTP/1.1 100 ")
+        yield held
+
+
+def test_slow_bodies_hold_no_places(reads: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gateways, "MAX_CALLS", 1)
+    with slow_body(reads, 2) as held:
+        assert reads.call("GetStatus", {})[0] == 200
+        held.sendall(b"{}")
+        assert held.recv(65_536).startswith(b"HTTP/1.1 200 ")
+
+
+def test_long_bodies_under_way_have_a_bound_together(reads: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = json.dumps({"userId": "ann", "k": 5, "trackIds": []}).replace("[]", '["' + "x" * 40_000 + '"]').encode()
+    monkeypatch.setattr(gateways, "MAX_LONG_BYTES", 0)
+    code, headers, _ = reads.ask("POST", f"{SERVICE}/Recommend", long, content_type="application/json")
+    assert (code, headers["retry-after"]) == (429, "1")
+    assert reads.call("GetStatus", {})[0] == 200
+    monkeypatch.undo()
+    assert reads.ask("POST", f"{SERVICE}/Recommend", long, content_type="application/json")[0] == 400
+
+
 def test_a_body_does_not_wait_for_the_receipt_of_its_head(address: str) -> None:
     """Nagle's algorithm would hold it back for the 40 ms for which a caller puts receipts off."""
     app = applications.application(gateways.Gateway(address, allow_plays=False))
@@ -533,8 +581,7 @@ def test_a_head_without_end_is_refused(reads: Web) -> None:
     with socket.create_connection(("127.0.0.1", reads.port), timeout=60) as held:
         held.sendall(HEAD)
         with pytest.raises(ConnectionError):
-            for _ in range(40_000):  # more than the buffers of both sides hold
-                held.sendall(b"x: " + b"y" * 1_000 + b"\r\n")
+            held.sendall((b"x: " + b"y" * 1_000 + b"\r\n") * 40_000)  # more than the buffers of both sides hold
 
 
 def test_requests_sent_ahead_are_answered_in_their_order(reads: Web) -> None:
@@ -542,10 +589,10 @@ def test_requests_sent_ahead_are_answered_in_their_order(reads: Web) -> None:
     asked = [HEAD + f"X-Request-Id: r-{i}\r\nContent-Length: 2\r\n\r\n{{}}".encode() for i in range(20)]
     with socket.create_connection(("127.0.0.1", reads.port), timeout=60) as held:
         held.sendall(b"".join(asked))
-        for i in range(20):
-            reply = http.client.HTTPResponse(held)
-            reply.begin()
-            assert (reply.status, reply.headers["x-request-id"], bool(reply.read())) == (200, f"r-{i}", True)
+        said = b""
+        while len(found := re.findall(rb"x-request-id: (r-\d+)\r", said)) < 20 and (more := held.recv(65_536)):
+            said += more
+        assert found == [f"r-{i}".encode() for i in range(20)]
         held.sendall(asked[0] + b"junk\r\n\r\n")
         assert b" 400 " not in b"".join(iter(partial(held.recv, 65_536), b""))
 

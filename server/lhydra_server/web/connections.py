@@ -72,7 +72,7 @@ class Connection(HttpToolsProtocol):
         if not self._answering():  # else it would be read as the answer to the request before
             refused = _refused(400, "INVALID_ARGUMENT", "request: found no HTTP/1.1, expected it")
             head = b"".join(b"%b: %b\r\n" % header for header in refused.raw_headers)
-            self.transport.write(b"HTTP/1.1 400 Bad Request\r\n%b\r\n%b" % (head, refused.body))
+            self.transport.write(b"HTTP/1.1 400 Bad Request\r\n%b\r\n%b" % (head, bytes(refused.body)))
         self.transport.close()
 
     def on_response_complete(self) -> None:

@@ -29,9 +29,10 @@ SERVICE = pb.DESCRIPTOR.services_by_name["Recommender"]
 PATH = f"/{SERVICE.full_name}/"
 MAX_BODY_BYTES = 2**20  # as the server's largest request
 MAX_REPLY_BYTES = 64 * 2**20  # a map of 200,000 tracks is larger than gRPC's own 4 MiB
-BODY_S = 10.0  # for a body to arrive: a slow one must not hold a place
+BODY_S = 10.0  # for a body to arrive; only then its call takes a place
 DEFAULT_S, LONGEST_S = 5.0, 60.0  # deadline of a call that names none, and of any
 MAX_CALLS = 64  # at a time
+LONG_BYTES, MAX_LONG_BYTES = 2**14, 64 * 2**20  # of a body that is long, and of all those under way together
 PAGE_HEADER = "x-lhydra-page"
 SOON_BACK = (  # gRPC's own wait grows to two minutes, in which a server that is back would not be found
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -53,7 +54,7 @@ class Gateway:
 
     def __init__(self, address: str, *, allow_plays: bool = False, compared: bool = False) -> None:
         self.allow_plays, self._compared = allow_plays, compared
-        self._address, self._running = address, 0
+        self._address, self._running, self._long_bytes = address, 0, 0
         self._calls: dict[str, tuple[type[Message], Any]] = {}
         self._health: Any = None
 
@@ -105,13 +106,16 @@ class Gateway:
             return problem(400, "INVALID_ARGUMENT", str(error), request_id)
         except ValueError as error:
             return problem(401, "UNAUTHENTICATED", str(error), request_id)
+        body = await self.body(request)
+        if isinstance(body, Response):
+            return body
         if self._running >= MAX_CALLS:
             return problem(429, "RESOURCE_EXHAUSTED", "too many calls at a time", request_id, wait_ms="1000")
         self._running += 1
         try:
             if PATH + name in _WRITES and (why := await self._why_no_write(request, name, token, by_cookie)):
                 return problem(403, "PERMISSION_DENIED", why, request_id)
-            return await self._passed_on(request, name, seconds, token)
+            return await self._passed_on(request_id, name, body, seconds, token)
         except grpc.aio.AioRpcError as error:
             return of_call(error, request_id)
         finally:
@@ -127,19 +131,16 @@ class Gateway:
             return ""
         return f"{name}: found a gateway that only reads, expected --allow-plays, or a token that may write"
 
-    async def _passed_on(self, request: Request, name: str, seconds: float, token: str) -> Response:
+    async def _passed_on(self, request_id: str, name: str, body: bytes, seconds: float, token: str) -> Response:
         kind, call = self._calls[name]
-        body = await self.body(request)
-        if isinstance(body, Response):
-            return body
         try:
             text = body.decode() or "{}"
             if not text.lstrip().startswith("{"):
                 raise ValueError("no object")
             message = json_format.Parse(text, kind())
         except (json_format.ParseError, ValueError, RecursionError) as error:
-            return of_body(error, kind.DESCRIPTOR.name, request.scope["request_id"])
-        reply = await call(message, timeout=seconds, metadata=_metadata(request.scope["request_id"], token))
+            return of_body(error, kind.DESCRIPTOR.name, request_id)
+        reply = await call(message, timeout=seconds, metadata=_metadata(request_id, token))
         told = json_format.MessageToJson(reply, indent=None, ensure_ascii=False)
         return Response(told, 200, {"cache-control": "no-store"}, "application/json")
 
@@ -150,9 +151,10 @@ class Gateway:
             request: of anybody.
 
         Returns:
-            The body, or a problem of one that is too long, which is not read to its end, or does not come.
+            The body, or a problem of one that is too long, which is not read to its end, or does not come, or comes
+            beside too many long ones.
         """
-        body, request_id = bytearray(), request.scope["request_id"]
+        body, held, request_id = bytearray(), 0, request.scope["request_id"]
         try:
             async with asyncio.timeout(BODY_S):
                 async for part in request.stream():
@@ -160,8 +162,16 @@ class Gateway:
                     if len(body) > MAX_BODY_BYTES:
                         detail = f"body: expected at most {MAX_BODY_BYTES:,} bytes"
                         return problem(413, "INVALID_ARGUMENT", detail, request_id)
+                    if len(body) > LONG_BYTES:  # shorter ones are bounded by the connections
+                        self._long_bytes += len(body) - held
+                        held = len(body)
+                        if self._long_bytes > MAX_LONG_BYTES:
+                            detail = "too many long bodies at a time"
+                            return problem(429, "RESOURCE_EXHAUSTED", detail, request_id, wait_ms="1000")
         except (TimeoutError, ClientDisconnect):
             return problem(408, "DEADLINE_EXCEEDED", "the body did not come", request_id)
+        finally:
+            self._long_bytes -= held
         return bytes(body)
 
     async def refuses(self, name: str, token: str) -> bool:

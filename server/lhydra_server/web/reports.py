@@ -1,6 +1,7 @@
-"""Reports of a store: the pages in its folder `reports`, where `--report` of other commands can write them."""
+"""Reports of a store: the pages in its folder `reports`, where `retrain` and `--report` of others write them."""
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import grpc
@@ -29,9 +30,13 @@ def listed(store: Path | None) -> list[dict[str, str]]:
     Returns:
         Name and address of each, newest first.
     """
-    found = [path for path in (store / FOLDER).glob("*.html") if _NAME.fullmatch(path.name)] if store else []
-    found = sorted((path for path in found if path.is_file()), key=lambda path: path.stat().st_mtime, reverse=True)
-    return [{"name": path.stem, "href": f"/reports/{path.name}"} for path in found[:MAX_TOLD]]
+    found: list[tuple[float, Path]] = []
+    for path in (store / FOLDER).glob("*.html") if store else ():
+        with suppress(FileNotFoundError):  # taken away meanwhile
+            if _NAME.fullmatch(path.name) and path.is_file():
+                found.append((path.stat().st_mtime, path))
+    newest = sorted(found, reverse=True)[:MAX_TOLD]
+    return [{"name": path.stem, "href": f"/reports/{path.name}"} for _, path in newest]
 
 
 async def report(gateway: Gateway, store: Path | None, request: Request) -> Response:
@@ -53,7 +58,8 @@ async def report(gateway: Gateway, store: Path | None, request: Request) -> Resp
         return problem(401, "UNAUTHENTICATED", str(error), request_id)
     except grpc.aio.AioRpcError as error:
         return of_call(error, request_id)
-    if store is None or not _NAME.fullmatch(name) or not (path := store / FOLDER / name).is_file():
-        return problem(404, "NOT_FOUND", "path or method: no such report", request_id)
     headers = {"content-security-policy": POLICY, "cache-control": "no-store"}
-    return Response(path.read_bytes(), headers=headers, media_type="text/html; charset=utf-8")
+    with suppress(FileNotFoundError):  # taken away meanwhile
+        if store is not None and _NAME.fullmatch(name) and (path := store / FOLDER / name).is_file():
+            return Response(path.read_bytes(), headers=headers, media_type="text/html; charset=utf-8")
+    return problem(404, "NOT_FOUND", "path or method: no such report", request_id)
