@@ -66,9 +66,8 @@ def sequences_of(seed: int, n: int = 300) -> tuple[Sequences, np.ndarray, np.nda
     track, session = rng.integers(0, N, n), np.sort(rng.integers(0, n // 12, n))
     listeners = rng.integers(0, 50, N)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "PER_TRACK", 1e9)
         patch.setattr(tables, "WIDTHS", (N, N))
-        return fit_sequences(track, session, listeners), track, session, listeners
+        return fit_sequences(track, session, listeners, 1e9), track, session, listeners
 
 
 def columns(found: np.ndarray, name: str) -> np.ndarray:
@@ -104,9 +103,8 @@ def test_a_full_table_keeps_the_strongest_within_80_bytes_a_track() -> None:
     size = fitted.offsets.nbytes + fitted.rows.nbytes + fitted.weights.nbytes + fitted.damping.nbytes
     assert size <= 80 * 500 + 4
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "PER_TRACK", 1e9)
         patch.setattr(tables, "WIDTHS", (500, 500))
-        whole = fit_sequences(track, session, np.ones(500, np.int64))
+        whole = fit_sequences(track, session, np.ones(500, np.int64), 1e9)
     (_, some, _, some_cut), (_, all_, _, all_cut) = fitted.others(np.array([7])), whole.others(np.array([7]))
     for kept, every in ((some[:some_cut], all_[:all_cut]), (some[some_cut:], all_[all_cut:])):
         assert 0 < len(kept) < len(every)

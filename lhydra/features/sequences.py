@@ -16,7 +16,8 @@ from lhydra.features.histories import offsets_of
 F64 = npt.NDArray[np.float64]
 FOLLOWS, TOGETHER = 10, 25  # plays later that count as following, and as of the same session
 WIDTHS = (64, 32)  # most others that a track keeps in each table
-PER_TRACK = 5.5  # others that a track keeps on average: both tables and the damping fit in 80 bytes a track
+PER_TRACK = 5.5  # others that a track keeps on average in each table: both and the damping fit in 80 bytes a track
+PER_TRACK_JOINED = 22.0  # likewise where all sessions of a user are one, and tell more: 280 bytes a track
 FALL = 1.0  # what follows n plays later counts n^-FALL
 
 
@@ -88,13 +89,14 @@ NO_SEQUENCES = Sequences(
 )
 
 
-def fit_sequences(track: I64, session: I64, listeners: I64) -> Sequences:
+def fit_sequences(track: I64, session: I64, listeners: I64, per_track: float = PER_TRACK) -> Sequences:
     """Fits both tables.
 
     Args:
         track: (p,) of plays that may be learned from, session by session, each in order of listening.
         session: (p,) which session each belongs to; -1 for none.
         listeners: (n,) users who played each track.
+        per_track: others that a track keeps on average in each table.
 
     Returns:
         The tables.
@@ -107,7 +109,8 @@ def fit_sequences(track: I64, session: I64, listeners: I64) -> Sequences:
     keys, at = np.unique(both[0] * len(listeners) + both[1], return_inverse=True)
     source, other = np.divmod(keys, len(listeners))
     weight = np.bincount(at, both[2], len(keys)) * damping[other]
-    kept = [_strongest(*ordered, damping, WIDTHS[0]), _strongest(source, other, weight, damping, WIDTHS[1])]
+    tables = (*ordered, damping, WIDTHS[0]), (source, other, weight, damping, WIDTHS[1])
+    kept = [_strongest(*table, per_track) for table in tables]
     offsets = offsets_of(np.concatenate([sizes for sizes, *_ in kept])).astype(np.int32)
     rows, weights = (np.concatenate([one[part] for one in kept]) for part in (1, 2))
     shares = np.zeros(3, np.float32)
@@ -133,8 +136,10 @@ def _summed(keys: list[I64], weights: list[F64]) -> tuple[list[I64], list[F64]]:
     return [distinct], [np.asarray(np.bincount(at, np.concatenate(weights), len(distinct)), np.float64)]
 
 
-def _strongest(source: I64, other: I64, weight: F64, damping: F64, width: int) -> tuple[I64, I64, F64]:
-    """Keeps the strongest pairs of each track: as many as PER_TRACK allows, at most `width`.
+def _strongest(
+    source: I64, other: I64, weight: F64, damping: F64, width: int, per_track: float
+) -> tuple[I64, I64, F64]:
+    """Keeps the strongest pairs of each track: `per_track` on average, at most `width`.
 
     Returns:
         (n,) how many each track keeps, and the others and weights back to back.
@@ -143,7 +148,7 @@ def _strongest(source: I64, other: I64, weight: F64, damping: F64, width: int) -
     order = np.lexsort((-weight, source))
     source, other, weight = source[order], other[order], weight[order]
     place = np.arange(len(source)) - np.searchsorted(source, np.arange(n))[source]
-    fitting = np.cumsum(np.bincount(np.minimum(place, width), minlength=width + 1)[:width]) <= PER_TRACK * n
+    fitting = np.cumsum(np.bincount(np.minimum(place, width), minlength=width + 1)[:width]) <= per_track * n
     kept = place < max(int(fitting.sum()), 1)
     source, other, weight = source[kept], other[kept], weight[kept] * damping[source[kept]]
     return np.bincount(source, minlength=n).astype(np.int64), other, np.minimum(weight, 60_000.0)

@@ -13,7 +13,7 @@ from lhydra.data.clock import play_times
 from lhydra.data.dataset import VALID, Dataset, Events
 from lhydra.domain import COMPLETED, I64, MAX_RECENT, SKIPPED
 from lhydra.features.listening import Listening
-from lhydra.features.sequences import Sequences, fit_sequences
+from lhydra.features.sequences import PER_TRACK, PER_TRACK_JOINED, Sequences, fit_sequences
 from lhydra.repeats import add_up, at_once, single_plays
 from lhydra.training.data import TrainingData
 
@@ -55,7 +55,8 @@ def sequences_of(dataset: Dataset, data: TrainingData, upto: int, joined: bool =
     rows = rows[np.lexsort((events.session[rows], events.user[rows]))]  # stable: sessions that interleave come apart
     user, session = events.user[rows].astype(np.int64), events.session[rows].astype(np.int64)
     number = user if joined else user * (int(session.max(initial=0)) + 1) + session
-    return fit_sequences(events.track[rows].astype(np.int64), number, data.listeners)
+    per_track = PER_TRACK_JOINED if joined else PER_TRACK
+    return fit_sequences(events.track[rows].astype(np.int64), number, data.listeners, per_track)
 
 
 def refitted(sequences: Sequences, dataset: Dataset, data: TrainingData, joined: bool) -> Sequences:
