@@ -32,6 +32,7 @@ from lhydra.training.moments import find, listenings, sequences_of
 from lhydra.training.progress import MomentsFitted, Progress
 from lhydra.training.train import train
 from lhydra.training.warm import parent_of
+from lhydra_index_builder import depth as depths
 from lhydra_index_builder.build import rebuild
 from lhydra_index_builder.changes import add, remove
 from lhydra_index_builder.config import RebuildSettings
@@ -139,6 +140,17 @@ def test_new_tracks_stand_in_the_same_order_with_and_without_repeats(
         assert fresh == listed(recommender, state, Repeat.EXCLUDE, now, TRACKS)
         assert everything == listed(recommender, state, Repeat.LEARNT, now, TRACKS)
         assert 0 < len(fresh) < TRACKS
+
+
+def test_the_depth_is_measured_on_the_candidates_that_are_served(
+    recommender: Recommender, states: list[UserState], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What follows the last plays is among them, so a small depth loses less than the nearest alone would say."""
+    monkeypatch.setattr(depths, "DEPTHS", (30,))
+    found = depths.lists(recommender, states, 1)
+    for state, rows in zip(states, found.by_depth[30], strict=True):
+        served = recommender.recommend(Query(K, state, True, repeat=Repeat.EXCLUDE)).rows
+        assert rows[rows >= 0].tolist() == served.tolist()
 
 
 def test_company_changes_no_answer(recommender: Recommender, states: list[UserState]) -> None:

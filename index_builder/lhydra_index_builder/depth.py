@@ -1,17 +1,18 @@
 """How many candidates to rerank: the fewest with which the cascade loses next to nothing.
 
-For some users the head scores the whole catalogue. What of its own best list is among the first `depth` tracks of
-exact retrieval is what reranking so many can find; the order is the head's either way.
+For some users the head scores the whole catalogue. What of its own best list is among the `depth` candidates, exact
+retrieval's and those of the other sources, is what reranking so many can find; the order is the head's either way.
 """
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from lhydra.bundle.candidates import found_by, united
+from lhydra.bundle.candidates import found_by, moment_of, united
 from lhydra.bundle.exact import nearest
 from lhydra.bundle.manifest import Cascade, DepthPoint
 from lhydra.data.dataset import AsOf, Dataset, user_states
+from lhydra.data.plays import with_plays
 from lhydra.domain import I64, Query, UserState
 from lhydra.evaluation.bootstrap import F64
 from lhydra.evaluation.cascade import HeadLists, K, UserScoring, depths_within, head_lists, ndcg
@@ -52,7 +53,10 @@ def measure(
         users = targets.users
     else:
         users = np.sort(np.random.default_rng(seed).permutation(len(dataset.user_ids))[:most])
-    found = lists(recommender, [state for _, state in user_states(dataset, as_of, positions=users)], threads)
+    states = user_states(dataset, as_of, positions=users)
+    if recommender.bundle.head.knows_moments:
+        states = with_plays(dataset, as_of, states, positions=users)
+    found = lists(recommender, [state for _, state in states], threads)
     agreement = {depth: agreements(found.full, own) for depth, own in found.by_depth.items()}
     curve: list[DepthPoint] = [{"depth": depth, "agreement": _mean(own)} for depth, own in agreement.items()]
     full = None
@@ -101,7 +105,7 @@ def loss_at(cascade: Cascade, depth: int) -> float:
 
 
 def lists(recommender: Recommender, states: Sequence[UserState], threads: int) -> HeadLists:
-    """Ranks all tracks, and those that exact retrieval finds by depth, by the head; heard and removed are left out.
+    """Ranks all tracks, and those that are candidates by depth, by the head; heard and removed are left out.
 
     Args:
         recommender: of the bundle to be published.
@@ -120,14 +124,15 @@ def lists(recommender: Recommender, states: Sequence[UserState], threads: int) -
         user = recommender.encode(state)
         vector = bundle.user_tower.embed(user, catalog.history)
         rows, cosines = nearest(catalog.vectors, vector, depths[-1], excluded)
+        moment = moment_of(bundle, state, user, 0)
 
         def candidates(depth: int) -> I64:
-            if not len(bundle.co_listening):
+            if moment is None and not len(bundle.co_listening):
                 return rows[:depth]
-            brought = found_by(bundle, Query(K, state), None, user, depth, excluded, None)
+            brought = found_by(bundle, Query(K, state), moment, user, depth, excluded, None)
             return united(catalog, brought.values(), (rows[:depth], cosines[:depth]), vector, depth)[0]
 
-        return UserScoring(lambda rows: bundle.score(vector, user, rows)[0], candidates, excluded)
+        return UserScoring(lambda rows: bundle.score(vector, user, rows, moment)[0], candidates, excluded)
 
     return head_lists(states, len(states), scoring, len(catalog), depths, K, threads)
 
