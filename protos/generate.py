@@ -22,7 +22,9 @@ PINS = ("grpcio-tools==1.76.0", "mypy-protobuf==3.7.0", "setuptools<81")
 ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = ROOT.parent / ".cache" / "protoc"
 SOURCES = sorted(path.relative_to(ROOT) for path in ROOT.glob("lhydra_protos/**/*.proto"))
-DESCRIPTORS = SOURCES[0].with_suffix(".binpb")  # what a proxy needs to turn JSON into calls
+DESCRIPTORS = SOURCES[0].with_suffix(
+    ".binpb"
+)  # what a proxy needs to turn JSON into calls; with the comments, for OpenAPI
 TYPES = SOURCES[0].with_suffix(".ts")  # what the page of the gateway is checked against
 GENERATED = ("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py", "*_pb2_grpc.pyi", "*.binpb", "*.ts")
 
@@ -47,7 +49,7 @@ def generate(out: Path) -> None:
     """Runs protoc over all sources, writing below `out`."""
     python = _environment()
     flags = [f"--{kind}_out={out}" for kind in ("python", "grpc_python", "mypy", "mypy_grpc")]
-    flags += [f"--descriptor_set_out={out / DESCRIPTORS}", "--include_imports"]
+    flags += [f"--descriptor_set_out={out / DESCRIPTORS}", "--include_imports", "--include_source_info"]
     search = {**os.environ, "PATH": f"{python.parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     command = [str(python), "-m", "grpc_tools.protoc", f"-I{ROOT}", *flags, *map(str, SOURCES)]
     subprocess.run(command, check=True, cwd=ROOT, env=search)  # plugins are found through PATH only

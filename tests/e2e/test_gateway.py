@@ -308,6 +308,12 @@ def test_the_openapi_describes_every_unary_method_as_it_answers(reads: Web) -> N
     for one in methods:
         for kind in (one.input_type, one.output_type):
             assert [*schemas[kind.name]["properties"]] == [field.json_name for field in kind.fields]
+    assert told["paths"][f"{SERVICE}/Recommend"]["post"]["description"].startswith("Tracks for a user, best first. ")
+    said = " ".join(re.sub(r"\n\s*//", "", Path(pb.__file__).with_name("recommender.proto").read_text()).split())
+    fields = [one for kind in schemas.values() for one in kind.get("properties", {}).values()]
+    described = [one["description"] for one in fields if "description" in one]
+    assert schemas["RecommendRequest"]["properties"]["userId"]["description"] in described
+    assert [one for one in "; ".join(described).split("; ") if one not in said] == []
     schema = {"$ref": "#/components/schemas/RecommendResponse", "components": told["components"]}
     jsonschema.validate(reads.call("Recommend", {"userId": "ann", "k": 5})[1], schema)
     with pytest.raises(jsonschema.ValidationError):

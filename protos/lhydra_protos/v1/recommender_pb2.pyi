@@ -616,11 +616,11 @@ class ScoredTrack(google.protobuf.message.Message):
     MOVED_BY_FIELD_NUMBER: builtins.int
     track_id: builtins.str
     score: builtins.float
-    """calibrated probability of a play; for TIER_POPULAR the share of listeners; of SimilarTracks"""
-    retrieval_score: builtins.float
-    """without a user how much it is like the seeds, 0 to 1
-    cosine of user and track vector, -1 to 1; 0 for TIER_POPULAR
+    """calibrated probability of a play; for TIER_POPULAR the share of listeners; of SimilarTracks without a user
+    how much it is like the seeds, 0 to 1
     """
+    retrieval_score: builtins.float
+    """cosine of user and track vector, -1 to 1; 0 for TIER_POPULAR"""
     title: builtins.str
     """empty where the catalogue has none"""
     artist: builtins.str

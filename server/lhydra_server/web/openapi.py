@@ -1,8 +1,13 @@
-"""The OpenAPI description of the gateway, made of the descriptors: the JSON of protobuf in the words of JSON Schema."""
+"""The OpenAPI description of the gateway, made of the descriptors: the JSON of protobuf in the words of JSON Schema.
+
+Descriptions are the comments of the .proto, which lie in the file of descriptors beside the generated code.
+"""
 
 from functools import cache
+from importlib import resources
 from typing import Any
 
+from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -62,7 +67,12 @@ def document() -> dict[str, Any]:
         paths[PATH + method.name] = {
             "post": {
                 "operationId": method.name,
-                "description": f"Needs the right `{RIGHT_OF[PATH + method.name]}` where the server asks for tokens.",
+                "description": " ".join(
+                    (
+                        *_described(method.full_name).values(),
+                        f"Needs the right `{RIGHT_OF[PATH + method.name]}` where the server asks for tokens.",
+                    )
+                ),
                 "security": [{}, {"token": []}],
                 "requestBody": {"content": {"application/json": _content(_named(method.input_type, schemas))}},
                 "responses": {
@@ -82,6 +92,30 @@ def document() -> dict[str, Any]:
     }
 
 
+@cache
+def _comments() -> dict[str, str]:
+    """What the .proto says of services, methods, messages, fields, enums and values, by their full names."""
+    data = resources.files("lhydra_protos.v1").joinpath("recommender.binpb").read_bytes()
+    found = {}
+    for file in descriptor_pb2.FileDescriptorSet.FromString(data).file:
+        for location in file.source_code_info.location:
+            comments = (" ".join(one.split()) for one in (location.leading_comments, location.trailing_comments))
+            if said := "; ".join(filter(None, comments)):
+                thing, names = file, [file.package]
+                for number, index in zip(
+                    location.path[::2], location.path[1::2], strict=False
+                ):  # syntax has one number
+                    thing = getattr(thing, thing.DESCRIPTOR.fields_by_number[number].name)[index]
+                    names.append(thing.name)
+                if len(names) > 1:
+                    found[".".join(names)] = said
+    return found
+
+
+def _described(full_name: str) -> dict[str, str]:
+    return {"description": said} if (said := _comments().get(full_name)) else {}
+
+
 def _content(name: str) -> dict[str, Any]:
     return {"schema": {"$ref": f"#/components/schemas/{name}"}}
 
@@ -90,14 +124,19 @@ def _named(kind: Descriptor | EnumDescriptor, schemas: dict[str, Any]) -> str:
     """Enters a message or enum, and all that it holds, and gives its name."""
     if kind.name not in schemas:
         if isinstance(kind, EnumDescriptor):
-            schemas[kind.name] = {"type": "string", "enum": [value.name for value in kind.values]}
+            values = [value.name for value in kind.values]
+            said = [f"{one}: {_comments()[of]}" for one in values if (of := f"{kind.full_name}.{one}") in _comments()]
+            described = " ".join([*_described(kind.full_name).values(), "; ".join(said)])
+            schemas[kind.name] = {"type": "string", "enum": values} | ({"description": described} if described else {})
         else:
             schemas[kind.name] = {
                 "type": "object",
                 "additionalProperties": False,
                 "properties": {},
-            }  # it may hold itself
-            schemas[kind.name]["properties"] |= {field.json_name: _of(field, schemas) for field in kind.fields}
+            } | _described(kind.full_name)  # it may hold itself
+            schemas[kind.name]["properties"] |= {
+                field.json_name: _of(field, schemas) | _described(field.full_name) for field in kind.fields
+            }
     return str(kind.name)
 
 
