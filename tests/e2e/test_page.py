@@ -130,6 +130,70 @@ def test_the_genres_of_the_catalogue_are_offered(site: tuple[str, Command], chro
         expect(page.locator(".tracks > li").first).to_be_visible()
 
 
+def test_artists_are_offered_and_found_in_any_case(site: tuple[str, Command], chromium: Any) -> None:
+    with opened(chromium, f"{site[0]}/#/listen?user=U000001") as page:
+        rows(page)
+        artist = page.locator(".tracks .artist").last.inner_text()
+        field = page.get_by_label("Artist", exact=True)
+        field.press_sequentially(artist.upper())
+        offered = page.locator("datalist option").evaluate_all
+        until(lambda: artist in offered("options => options.map(option => option.value)"))
+        field.press("Enter")
+        expect(page.locator(".shape .chips").first).to_have_text(artist)
+        for row in page.locator(".tracks > li .artist").all():
+            expect(row).to_have_text(artist)
+
+
+def test_what_keeps_a_track_out_is_said_in_plain_words(site: tuple[str, Command], chromium: Any) -> None:
+    with opened(chromium, f"{site[0]}/#/listen?user=U000002", gone=True) as page:
+        listed = rows(page)
+        never = urlencode({"user": "U000002", "ask": '{"filter": {"minYear": 2999}}', "why": listed[5]})
+        page.goto(f"{site[0]}/#/listen?{never}")
+        expect(page.locator(".why .step.stopped .body").first).to_have_text("the years")
+        turned = urlencode({"user": "U000002", "ask": '{"filter": {"minYear": 2999, "maxYear": 1}}'})
+        page.goto(f"{site[0]}/#/listen?{turned}")
+        expect(page.locator(".failure").first).to_contain_text("the years")
+        assert "filter." not in page.locator("main").inner_text()
+
+
+def test_rule_sets_go_by_their_names(store: Path, chromium: Any, tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text("sets: {radio: {caps: {artist: 1}}}")
+    flags = ("--rules", str(tmp_path / "rules.yaml"))
+    with served(store, serve=flags) as (address, _), opened(chromium, f"{address}/#/listen?user=U000001") as page:
+        rows(page)
+        page.get_by_label("Rule set").select_option("radio")
+        page.get_by_label("Tracks", exact=True).fill("30")
+        page.keyboard.press("Enter")
+        until(lambda: page.locator(".tracks > li").count() > 10)
+        artists = [one.inner_text() for one in page.locator(".tracks > li .artist").all()]
+        assert len(set(artists)) == len(artists)
+        page.get_by_label("Rule set").select_option("none")
+        until(lambda: len({one.inner_text() for one in page.locator(".tracks > li .artist").all()}) < 30)
+
+
+def test_who_asks_too_often_is_told_to_wait(store: Path, chromium: Any) -> None:
+    with (
+        served(store, "--rate", "25") as (address, _),
+        opened(chromium, f"{address}/#/listen?user=U000001", gone=True) as page,
+    ):
+        rows(page)
+        drain = """async (k) => {
+            await Promise.all(Array.from({length: 60}, () => fetch("/about")));
+            const field = [...document.querySelectorAll("label")].find(one => one.textContent === "Tracks").control;
+            field.value = k;
+            field.dispatchEvent(new Event("change"));
+        }"""
+        tried = iter(range(11, 50))
+
+        def refused() -> bool:
+            page.evaluate(drain, str(k := next(tried)))
+            failure = page.locator(".failure", has_text="Try again in")
+            expect(failure.or_(page.locator(f".tracks > li:nth-child({k})")).first).to_be_visible()
+            return bool(failure.count())
+
+        until(refused)
+
+
 def test_the_button_of_colours_changes_them(site: tuple[str, Command], chromium: Any) -> None:
     with opened(chromium, site[0]) as page:
         seen = []

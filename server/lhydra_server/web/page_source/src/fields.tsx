@@ -1,6 +1,7 @@
 // Fields of forms: each tells a whole new value, once it is chosen.
 import type { ComponentChildren, JSX } from "preact";
 import { useId, useState } from "preact/hooks";
+import { useAnswer } from "./hooks";
 import { Chip } from "./parts";
 
 export function NumberField(props: {
@@ -121,20 +122,26 @@ export function TextField(props: {
   );
 }
 
-/** Several texts, each a chip; Enter adds one. */
+/** Several texts, each a chip; Enter adds one, spelled as what is known where only its case differs. */
 export function Texts(props: {
   label: string;
   values: readonly string[];
   placeholder?: string;
-  known?: readonly string[];
+  known?: (text: string, signal?: AbortSignal) => Promise<readonly string[]>;
   onChange: (values: string[]) => void;
 }): JSX.Element {
   const id = useId();
   const [text, setText] = useState("");
-  const add = () => {
+  const find = props.known ?? (async () => []);
+  const known = useAnswer(`${props.label} ${text.trim()}`, (signal) => find(text.trim(), signal)).value ?? [];
+  const add = async () => {
     const value = text.trim();
-    if (value && !props.values.includes(value)) props.onChange([...props.values, value]);
+    if (!value) return;
     setText("");
+    const same = (one: string) => one.toLowerCase() === value.toLowerCase();
+    const spelled = (await find(value).catch(() => [])).filter(same);
+    const found = spelled.includes(value) ? value : (spelled[0] ?? value);
+    if (!props.values.includes(found)) props.onChange([...props.values, found]);
   };
   return (
     <div class="field tall">
@@ -144,18 +151,18 @@ export function Texts(props: {
         type="text"
         dir="auto"
         spellcheck={false}
-        list={props.known?.length ? `${id}-known` : undefined}
+        list={known.length ? `${id}-known` : undefined}
         placeholder={props.placeholder ?? "any"}
         value={text}
         onInput={(event) => setText(event.currentTarget.value)}
         onKeyDown={(event) => {
-          if (event.key === "Enter") add();
+          if (event.key === "Enter") void add();
         }}
-        onBlur={add}
+        onBlur={() => void add()}
       />
-      {props.known?.length ? (
+      {known.length ? (
         <datalist id={`${id}-known`}>
-          {props.known.map((one) => (
+          {known.map((one) => (
             <option key={one} value={one} />
           ))}
         </datalist>

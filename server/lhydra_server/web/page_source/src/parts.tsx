@@ -4,6 +4,7 @@ import { useEffect, useId, useRef, useState } from "preact/hooks";
 import type { CatalogTrack } from "#api";
 import { remember } from "./hooks";
 import { call, Problem } from "./server";
+import { plain } from "./words";
 
 const PATHS = {
   play: "M7 5v14l12-7z",
@@ -56,7 +57,7 @@ export function Failure({ problem }: { problem: Problem | null }): JSX.Element |
   return (
     <div class="failure" role="alert">
       <strong>{problem.heading}</strong>
-      <span dir="auto">{problem.message}</span>
+      <span dir="auto">{plain(problem.message)}</span>
       {problem.retryAfterMs ? <span>Try again in {(problem.retryAfterMs / 1000).toFixed(1)} s.</span> : null}
       {problem.requestId ? (
         <span class="id">

@@ -2,9 +2,8 @@
 import type { JSX } from "preact";
 import type { Filter, RecommendRequest, RepeatPolicy, Rules } from "#api";
 import { Choice, NumberField, Slider, Switch, TextField, Texts } from "./fields";
-import { useAnswer } from "./hooks";
 import { Chip } from "./parts";
-import { call, status } from "./server";
+import { call, epoch, status } from "./server";
 
 const REPEATS: [RepeatPolicy, string][] = [
   ["REPEAT_POLICY_EXCLUDE", "never"],
@@ -12,6 +11,25 @@ const REPEATS: [RepeatPolicy, string][] = [
   ["REPEAT_POLICY_LEARNT", "as learnt"],
   ["REPEAT_POLICY_ALLOW", "like any other"],
 ];
+
+let held: { epoch: number; values: Promise<readonly string[]> } | undefined;
+
+/** The genres of the catalogue, asked for once a bundle; none without the right admin. */
+function genres(): Promise<readonly string[]> {
+  if (held?.epoch !== epoch.value) {
+    const values = call("GetMap", { maxPoints: 1 }).then((found) => found.values ?? [], () => []);
+    held = { epoch: epoch.value, values };
+  }
+  return held.values;
+}
+
+/** The artists of tracks that a text finds, if they have it in their names. */
+async function artists(text: string, signal?: AbortSignal): Promise<readonly string[]> {
+  if (!text) return [];
+  const found = await call("SearchTracks", { text, k: 100 }, { signal });
+  const names = new Set((found.tracks ?? []).map((track) => track.artist ?? ""));
+  return [...names].filter((name) => name.toLowerCase().includes(text.toLowerCase())).slice(0, 20);
+}
 
 export function Shape(props: {
   request: RecommendRequest;
@@ -24,7 +42,6 @@ export function Shape(props: {
   const set = (changes: Partial<RecommendRequest>) => props.onChange({ ...request, ...changes });
   const rule = (changes: Partial<Rules>) => set({ rules: { ...rules, ...changes } });
   const only = (changes: Partial<Filter>) => set({ filter: { ...filter, ...changes } });
-  const genres = useAnswer("genres", (signal) => call("GetMap", { maxPoints: 1 }, { signal })); // needs the right admin
   const sets = status.value?.ruleSets ?? [];
   const explore = rules.exploreSlots ?? 0;
   const excluded = request.excludeTrackIds ?? [];
@@ -106,10 +123,10 @@ export function Shape(props: {
         <Texts
           label="Genre"
           values={filter.genres ?? []}
-          known={genres.value?.values}
+          known={genres}
           onChange={(values) => only({ genres: values })}
         />
-        <Texts label="Artist" values={filter.artists ?? []} onChange={(artists) => only({ artists })} />
+        <Texts label="Artist" values={filter.artists ?? []} known={artists} onChange={(artists) => only({ artists })} />
         <NumberField label="From year" value={filter.minYear} empty="any" onChange={(minYear) => only({ minYear })} />
         <NumberField label="To year" value={filter.maxYear} empty="any" onChange={(maxYear) => only({ maxYear })} />
         <Choice

@@ -7,7 +7,7 @@ import { useAnswer } from "./hooks";
 import { setRequest } from "./listen";
 import { Failure, Icon, IconButton } from "./parts";
 import { call } from "./server";
-import { count, decimal, percent, signed } from "./words";
+import { count, decimal, percent, plain, signed } from "./words";
 
 const STAGES = ["catalogue", "exclude", "retrieve", "rerank", "select"] as const;
 
@@ -76,7 +76,7 @@ function stopped(told: ExplainResponse): string {
     index: "the index missed it",
     score: "others score higher",
   };
-  return words[by] ?? (told.stoppedAt === "exclude" ? `kept out by ${by}` : `by the rule ${by}`);
+  return words[by] ?? (told.stoppedAt === "exclude" ? `kept out by ${plain(by)}` : `by the rule ${by}`);
 }
 
 type State = "passed" | "stopped" | "unreached";
@@ -92,7 +92,7 @@ function Path({ told }: { told: ExplainResponse }): JSX.Element {
   return (
     <ol class="path" aria-label="Path through the stages">
       <Step state={eligible} name="Eligible">
-        {eligible === "passed" ? "nothing keeps it out" : (told.droppedBy ?? []).join(", ") || stopped(told)}
+        {eligible === "passed" ? "nothing keeps it out" : (told.droppedBy ?? []).map(plain).join(", ") || stopped(told)}
       </Step>
       <Step state={state("retrieve")} name={popular ? "On the chart" : "Retrieved"}>
         {told.exactRank ? (

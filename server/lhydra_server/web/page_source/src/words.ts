@@ -9,6 +9,19 @@ export const TIERS: Record<Tier, [string, string]> = {
   TIER_POPULAR: ["popular", "nothing is known: popular tracks"],
 };
 
+const FILTERS: Record<string, string> = {
+  "filter.genres": "the genre",
+  "filter.artists": "the artist",
+  "filter.min_year": "the years", // where both are set, the server names the first
+  "filter.max_year": "the years",
+  "filter.explicit": "explicit or not",
+};
+const CONDITION = /filter\.(conditions\[\d+\]|\w+)/g;
+
+/** What the server says, with fields of the filter as the page calls them. */
+export const plain = (text: string): string =>
+  text.replace(CONDITION, (field) => FILTERS[field] ?? (field.includes("[") ? "a condition" : field));
+
 const whole = new Intl.NumberFormat("en");
 export const count = (value: number | string | undefined): string => whole.format(Number(value ?? 0));
 
