@@ -590,6 +590,25 @@ def test_a_head_without_end_is_refused(reads: Web) -> None:
             held.sendall((b"x: " + b"y" * 1_000 + b"\r\n") * 40_000)  # more than the buffers of both sides hold
 
 
+def test_who_offers_another_protocol_is_answered_in_this_one(reads: Web) -> None:
+    """As Java's client and `curl --http2` do: with its body, and so is what comes behind it."""
+    body = b'{"userId": "ann", "k": 5}'
+    head = f"POST {SERVICE}/Recommend HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+    length = f"Content-Length: {len(body)}\r\n".encode()
+    once = head + offer + length + b"\r\n" + body
+    last = head + offer + length + b"Connection: close\r\n\r\n" + body
+    for parts in ([once + last], [once[:-9], once[-9:] + last[:70], last[70:]]):
+        with socket.create_connection(("127.0.0.1", reads.port), timeout=60) as held:
+            for part in parts:
+                held.sendall(part)
+            said = b"".join(iter(partial(held.recv, 65_536), b""))
+        assert (said.count(b"HTTP/1.1 200 "), said.count(b"bundleId")) == (2, 2)
+    with socket.create_connection(("127.0.0.1", reads.port), timeout=60) as held:
+        held.sendall(b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n" + offer + b"\r\n")
+        assert held.recv(65_536).startswith(b"HTTP/1.1 400 ")
+
+
 def test_requests_sent_ahead_are_answered_in_their_order(reads: Web) -> None:
     """And what is no HTTP behind one is never read as its answer."""
     asked = [HEAD + f"X-Request-Id: r-{i}\r\nContent-Length: 2\r\n\r\n{{}}".encode() for i in range(20)]

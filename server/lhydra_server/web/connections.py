@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 
+import httptools
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -43,12 +44,14 @@ class Connection(HttpToolsProtocol):
             data: as they came.
         """
         self._head_bytes += len(data)
-        super().data_received(data)
+        self._feed(data)
         if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response("")
 
     def on_headers_complete(self) -> None:
         """Takes a whole head, which has more time."""
+        if self._offers():
+            return
         self._head_bytes = 0
         if not self._answering():
             self._begin(ANSWER_S)
@@ -63,11 +66,16 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
         super().on_body(body)
 
+    def on_message_complete(self) -> None:
+        """Takes a whole request."""
+        if not self._offers():
+            super().on_message_complete()
+
     def send_400_response(self, msg: str) -> None:
         """Refuses what is no HTTP, and closes.
 
         Args:
-            msg: of uvicorn.
+            msg: of the parser.
         """
         if not self._answering():  # else it would be read as the answer to the request before
             refused = _refused(400, "INVALID_ARGUMENT", "request: found no HTTP/1.1, expected it")
@@ -89,6 +97,29 @@ class Connection(HttpToolsProtocol):
         if self._time:
             self._time.cancel()
         super().connection_lost(exc)
+
+    def _feed(self, data: bytes) -> None:
+        """Has bytes parsed; a request that offers another protocol once more without the offer.
+
+        Java's client and `curl --http2` make such offers. The parser would take their bodies for the other protocol.
+        """
+        while data:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as offer:
+                line = self.parser.get_method(), self.url, self.parser.get_http_version().encode()
+                head = b"%b %b HTTP/%b\r\n" % line
+                head += b"".join(b"%b: %b\r\n" % one for one in self.headers if one[0] != b"upgrade")
+                data = head + b"\r\n" + data[offer.args[0] :]
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn has it
+            except httptools.HttpParserError as error:
+                self.send_400_response(str(error))
+                return
+
+    def _offers(self) -> bool:
+        return bool(self.parser.should_upgrade()) and any(name == b"upgrade" for name, _ in self.headers)
 
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
