@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ from tests.harness import free_port, gone, until
 
 pytest.importorskip("uvicorn", reason="NOT RUN: `pip install lhydra[web]` brings uvicorn and Starlette")
 pytest.importorskip("starlette", reason="NOT RUN: `pip install lhydra[web]` brings uvicorn and Starlette")
+from lhydra_server.web.own_server import own_server
 from tests.e2e.test_gateway import Web
 
 
@@ -103,3 +106,17 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Path, more: list[str], said
     )
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert said in done.stderr
+
+
+def test_folders_of_gateways_that_were_killed_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    old = time.time() - 2 * 3600
+    for name, held in (("lhydra-web-left", False), ("lhydra-web-used", True), ("lhydra-other", False)):
+        (tmp_path / name).mkdir()
+        if held:
+            (tmp_path / name / "socket").touch()
+        os.utime(tmp_path / name, (old, old))
+    (tmp_path / "lhydra-web-starts").mkdir()
+    with pytest.raises(SystemExit), own_server(tmp_path / "no store"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"lhydra-web-used", "lhydra-web-starts", "lhydra-other"}

@@ -5,14 +5,20 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from threading import Event, Thread
 
 from lhydra.errors import LhydraError, complain
 from lhydra_server.heartbeat import end_when_orphaned
+
+_FOLDER, _LEFT_S = (
+    "lhydra-web-",
+    3600.0,
+)  # begins the names of folders of sockets; an empty one so old is in use no more
 
 
 @contextmanager
@@ -30,7 +36,8 @@ def own_server(store: Path, words: Sequence[str] = ()) -> Iterator[str]:
         SystemExit: the server did not start, and has said why in a line of its own.
         LhydraError: it ended while it was needed.
     """
-    with tempfile.TemporaryDirectory(prefix="lhydra-") as folder:  # which only this user may enter
+    _remove_left()
+    with tempfile.TemporaryDirectory(prefix=_FOLDER) as folder:  # which only this user may enter
         address = f"unix:{folder}/socket"
         command = [sys.executable, "-m", "lhydra.cli", "serve", str(store), "--host", address]
         command += ["--workers", "1", "--count", *words]
@@ -58,3 +65,11 @@ def own_server(store: Path, words: Sequence[str] = ()) -> Iterator[str]:
                 if (code := process.wait()) and ended.is_set():
                     found = f"it ended with code {code}"
                     raise LhydraError(complain("the gateway's own server", found, "one that stays"))
+
+
+def _remove_left() -> None:
+    """Removes the folders of gateways that were killed, whose servers took their sockets away as they ended."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
+        with suppress(OSError):  # another user's, not empty, or gone
+            if folder.stat().st_mtime < time.time() - _LEFT_S:
+                folder.rmdir()
