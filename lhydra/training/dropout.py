@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor, nn
 
+BITS = 15
+
 
 class Dropout(nn.Module):
-    """Dropout (Srivastava et al. 2014) from uniform numbers, several times faster on a CPU than nn.Dropout's.
+    """Dropout (Srivastava et al. 2014) from 15 random bits for each number, on a CPU many times faster than nn.Dropout.
 
     Args:
         chance: of a zero, 0 to 1.
@@ -26,4 +28,7 @@ class Dropout(nn.Module):
         """
         if not self.training or self.chance == 0:
             return x
-        return x * ((torch.rand_like(x) >= self.chance) / (1 - self.chance))
+        words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device).random_()  # 63 bits: 4 times 15
+        drawn = words.view(torch.int16)[: x.numel()].bitwise_and_(2**BITS - 1).view_as(x)
+        kept: Tensor = (drawn >= round(self.chance * 2**BITS)) / (1 - self.chance)
+        return x * kept

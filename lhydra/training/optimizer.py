@@ -118,14 +118,13 @@ class RowwiseAdamW(torch.optim.AdamW):
         """
         table, lag, (fade, fade_square) = self.tables[name], self._lags[name], self.param_groups[0]["betas"]
         state, last = self.state[table], lag.last[rows]
-        weight, mean, square = (whole[rows] for whole in (table, state["exp_avg"], state["exp_avg_sq"]))
+        wholes = table, state["exp_avg"], state["exp_avg_sq"]
+        weight, mean, square = (whole.index_select(0, rows) for whole in wholes)
         moved, kept = (torch.tensor(part, dtype=table.dtype).to(table.device) for part in (lag.moved, lag.kept))
         steps = (len(lag.moved) - 1 - last).to(table.dtype).unsqueeze(1)
         eps = self.param_groups[0]["eps"] * math.sqrt(1 - fade_square ** max(1, int(state["step"])))
         root = square.sqrt().add_(eps)
-        weight.mul_((kept[-1] / kept[last]).unsqueeze(1)).sub_(
-            root.reciprocal_().mul_(mean).mul_(moved[last].unsqueeze(1))
-        )
+        weight.mul_((kept[-1] / kept[last]).unsqueeze(1)).addcdiv_(mean * moved[last].unsqueeze(1), root, value=-1)
         return weight, mean.mul_(fade**steps), square.mul_(fade_square**steps)
 
     def _put_back(self, name: str, taken: _InPlay) -> None:

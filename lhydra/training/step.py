@@ -199,21 +199,25 @@ def embed_users(network: Network, users: EncodedUsers, history: Tensor, rows: I6
     """
     lengths, device = np.diff(users.histories.offsets), history.device
     order = np.argsort(lengths, kind="stable")
-    parts = []
-    for group in np.array_split(order, min(LENGTH_GROUPS, len(order))):
-        chosen = users.take(group)
-        padded, entry, mask = chosen.padded()
-        if rows is not None:
-            padded = np.where(mask > 0, np.searchsorted(rows, padded), 0)
-        parts.append(
-            network.user_tower(
-                tensor(chosen.dense, device),
-                tensor(chosen.ids, device),
-                F.embedding(tensor(padded, device), history),
-                tensor(entry, device),
-                tensor(mask, device),
-            )
+    groups = [users.take(group) for group in np.array_split(order, min(LENGTH_GROUPS, len(order)))]
+    padded = [group.padded() for group in groups]
+    played = np.concatenate([tracks.ravel() for tracks, _, _ in padded])
+    if rows is not None:
+        real = np.concatenate([mask.ravel() for _, _, mask in padded]) > 0
+        played = np.where(real, np.searchsorted(rows, played), 0)
+    vectors = F.embedding(tensor(played, device), history)  # at once: its gradient is as large as all tracks in play
+    ends = np.cumsum([tracks.size for tracks, _, _ in padded]).tolist()
+    histories = torch.tensor_split(vectors, ends[:-1])
+    parts = [
+        network.user_tower(
+            tensor(group.dense, device),
+            tensor(group.ids, device),
+            part.view(*mask.shape, -1),
+            tensor(entry, device),
+            tensor(mask, device),
         )
+        for group, part, (_, entry, mask) in zip(groups, histories, padded, strict=True)
+    ]
     return torch.cat(parts)[tensor(np.argsort(order), device)]
 
 
