@@ -51,7 +51,8 @@ class KnownUsers:
         if not new:
             return
         try:
-            users = encode_states(self._bundle, [request.query.state for request in new])
+            found = [request.found for request in new if request.found is not None]
+            users = encode_states(self._bundle, [request.query.state for request in new], found)
         except LhydraError as error:
             for request in new:
                 if len(new) == 1:

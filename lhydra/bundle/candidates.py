@@ -1,6 +1,7 @@
 """A user in the words of a bundle, and candidates of several sources: the nearest, and what listening brings up."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -20,12 +21,40 @@ from lhydra.scratch import borrowed_mask
 NEAREST, CO_LISTENING = "nearest", "co-listening"  # sources of candidates, beside those of a moment
 
 
-def encode_states(bundle: Bundle, states: Sequence[UserState]) -> EncodedUsers:
+@dataclass(frozen=True, slots=True)
+class StateRows:
+    """The rows of what a user has played, -1 where the catalog does not hold it.
+
+    history: (h,) int64 of the history. recent: (r,) int64 of the last plays. heard: (m,) int64 of the heard tracks.
+    """
+
+    history: I64
+    recent: I64
+    heard: I64
+
+    @classmethod
+    def of(cls, catalog: Catalog, state: UserState) -> "StateRows":
+        """Looks all of them up at once, which costs little more than one of them.
+
+        Args:
+            catalog: the rows.
+            state: of the user.
+
+        Returns:
+            The rows.
+        """
+        h, r = len(state.history), len(state.recent)
+        rows = catalog.rows(np.concatenate([state.history["track"], state.recent["track"], state.heard]))
+        return cls(rows[:h], rows[h : h + r], rows[h + r :])
+
+
+def encode_states(bundle: Bundle, states: Sequence[UserState], found: Sequence[StateRows] = ()) -> EncodedUsers:
     """Encodes users; tracks that the catalog does not hold drop out of their histories.
 
     Args:
         bundle: its features and tracks.
         states: of n users.
+        found: the rows of each; looked up where there are none.
 
     Returns:
         n encoded users.
@@ -33,7 +62,8 @@ def encode_states(bundle: Bundle, states: Sequence[UserState]) -> EncodedUsers:
     histories = [state.history for state in states]
     history = np.concatenate(histories) if len(histories) > 1 else histories[0]
     lengths = np.array([len(one) for one in histories])
-    rows = bundle.catalog.rows(history["track"])
+    of_each = [one.history for one in found] or [bundle.catalog.rows(history["track"])]
+    rows = np.concatenate(of_each) if len(of_each) > 1 else of_each[0]
     counts, times = history["count"], history["time"]
     known = rows >= 0
     if not known.all():
@@ -41,11 +71,12 @@ def encode_states(bundle: Bundle, states: Sequence[UserState]) -> EncodedUsers:
         before = np.concatenate([[0], np.cumsum(known)])
         lengths = np.diff(before[offsets_of(lengths)])
     profiles = bundle.spec.encode_profile_rows([state.profile for state in states])
-    found = Histories(offsets_of(lengths), rows, counts, times)
-    return bundle.spec.encode_users(profiles, found, bundle.catalog.tracks)
+    return bundle.spec.encode_users(
+        profiles, Histories(offsets_of(lengths), rows, counts, times), bundle.catalog.tracks
+    )
 
 
-def listening_of(catalog: Catalog, state: UserState, user: EncodedUsers, now: int) -> Listening:
+def listening_of(catalog: Catalog, state: UserState, user: EncodedUsers, now: int, found: StateRows) -> Listening:
     """Tells by rows what a user has played.
 
     Args:
@@ -53,14 +84,15 @@ def listening_of(catalog: Catalog, state: UserState, user: EncodedUsers, now: in
         state: of the user.
         user: the one user, encoded: the rows of the history are looked up once a request.
         now: Unix seconds, 0 for the last play.
+        found: the rows of the user.
 
     Returns:
         What features of a moment are made of.
     """
     known, repeats, recent = user.histories, repeats_of(state), state.recent
     if len(known.rows) < len(repeats):
-        repeats = repeats[catalog.rows(state.history["track"]) >= 0]
-    of_recent = catalog.rows(recent["track"])
+        repeats = repeats[found.history >= 0]
+    of_recent = found.recent
     if of_recent.min(initial=0) < 0:
         of_recent, recent = of_recent[of_recent >= 0], recent[of_recent >= 0]
     return Listening(
@@ -77,7 +109,9 @@ def listening_of(catalog: Catalog, state: UserState, user: EncodedUsers, now: in
     )
 
 
-def moment_of(bundle: Bundle, state: UserState, user: EncodedUsers, now: int) -> Moment | None:
+def moment_of(
+    bundle: Bundle, state: UserState, user: EncodedUsers, now: int, found: StateRows | None = None
+) -> Moment | None:
     """Returns the moment of a user; None where the head knows nothing of moments.
 
     Args:
@@ -85,13 +119,15 @@ def moment_of(bundle: Bundle, state: UserState, user: EncodedUsers, now: int) ->
         state: of the user.
         user: the one user, encoded.
         now: Unix seconds, 0 for the last play.
+        found: the rows of the user; looked up where there are none.
 
     Returns:
         What features of a moment are looked up in.
     """
     if not bundle.head.knows_moments:
         return None
-    return Moment(listening_of(bundle.catalog, state, user, now), bundle.sequences)
+    found = found or StateRows.of(bundle.catalog, state)
+    return Moment(listening_of(bundle.catalog, state, user, now, found), bundle.sequences)
 
 
 def found_by(
