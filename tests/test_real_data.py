@@ -56,16 +56,13 @@ def test_the_sample_is_served(tmp_path: Path) -> None:
     assert [track["track_id"] for track in json.loads(asked.stdout)["tracks"]] == ids
 
 
-@pytest.mark.parametrize(
-    ("name", "epochs", "least_ndcg"), [("movielens-100k", 6, 0.28), ("lastfm-hetrec", 2, 0.15)], ids=["ml", "lastfm"]
-)
-def test_a_small_model_is_far_above_popularity(name: str, epochs: int, least_ndcg: float, tmp_path: Path) -> None:
-    split = real_data(name) / "splits" / "random_seed0.npz"
+def test_a_small_model_is_far_above_popularity(tmp_path: Path) -> None:
+    split = real_data(name := "movielens-100k") / "splits" / "random_seed0.npz"
     if not TOOLS.is_dir():
         pytest.skip("REAL DATA ABSENT: the tools beside the data sets")
     source, lists, ours, theirs = (tmp_path / part for part in ("source", "lists.csv", "ours.json", "theirs.json"))
     subprocess.run([sys.executable, TOOLS / "to_tables.py", name, split, source], check=True)
-    dataset, store = build(source, tmp_path, *SMALL, "--epochs", str(epochs))
+    dataset, store = build(source, tmp_path, *SMALL, "--epochs", "6")
     lhydra("recommend", dataset, store, "--k", "100", "--out", lists)
     lhydra("evaluate", dataset, "--store", store, "--baselines", "none", "--json", ours)
     tool = map(str, (sys.executable, TOOLS / "evaluate.py", "--split", split, "--lists", lists, "--out", theirs))
@@ -77,4 +74,4 @@ def test_a_small_model_is_far_above_popularity(name: str, epochs: int, least_ndc
     for metric in sorted(shared):
         assert found[metric] == pytest.approx(expected[metric], abs=1e-9), metric
     assert expected["masked_violations"] == expected["duplicates"] == 0
-    assert expected["ndcg@10"] > least_ndcg
+    assert expected["ndcg@10"] > 0.28
