@@ -21,6 +21,7 @@ from lhydra.data.prepare import prepare
 from lhydra.data.settings import PrepareSettings
 from lhydra.domain import Query, Repeat, UserState, track_hashes
 from lhydra.errors import BundleCorrupt
+from lhydra.evaluation.lists import write_lists
 from lhydra.explain.explainer import Explainer
 from lhydra.features.listening import CONTEXT, N_OWN, SIGNALS
 from lhydra.queries import Request, to_query
@@ -364,3 +365,30 @@ def test_a_part_for_moments_of_other_inputs_is_learnt_anew(world: Dataset, model
         assert parent_of(model, model.parent / "other", world, config).moments is None
     finally:
         file.write_bytes(kept)
+
+
+def test_lists_as_of_a_fold_know_the_order_of_plays(
+    recommender: Recommender, world: Dataset, states: list[UserState], tmp_path: Path
+) -> None:
+    """Where the split is in time, what a server knew by then is what is asked with: the last plays in order."""
+    positions = np.arange(USERS)
+    write_lists(recommender, world, tmp_path / "lists.csv", k=K, stage="final", as_of="test", positions=positions)
+    found: dict[str, list[str]] = {}
+    with (tmp_path / "lists.csv").open() as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["user_id"], []).append(row["track_id"])
+    for user_id, state in zip(world.user_ids, states, strict=True):
+        answer = recommender.recommend(Query(K, state, True, repeat=Repeat.EXCLUDE))
+        assert found.get(user_id, []) == recommender.catalog.track_ids(answer.rows)
+
+
+def test_what_was_the_same_at_all_moments_counts_nothing_later() -> None:
+    """A log of a play a day: whoever then stays away for a month was at no moment, and is ranked as always."""
+    torch.manual_seed(0)
+    inputs, context = torch.rand(50, MomentHead.PAIR + len(SIGNALS)), torch.rand(50, len(CONTEXT))
+    context[:, CONTEXT.index("away")] = 7.3
+    part = MomentHead.fitted_to(inputs, context)
+    torch.nn.init.normal_(part.out.weight)
+    away = context.clone()
+    away[:, CONTEXT.index("away")] = 10.7
+    assert torch.allclose(part(inputs.unsqueeze(1), context), part(inputs.unsqueeze(1), away), atol=1e-5)

@@ -30,6 +30,21 @@ _COLUMNS = ["user", "track", "time", "count", "skipped", "completed", "fold"]
 _BATCH = 1 << 17  # plays at a time
 
 
+def in_time(dataset: Dataset) -> bool:
+    """Tells whether the folds of every user follow each other: what came before a fold is then what a server knew.
+
+    Args:
+        dataset: any.
+
+    Returns:
+        False where plays are not kept one by one, or were drawn from at random.
+    """
+    if not dataset.has_events:
+        return False
+    fold, user = dataset.events.fold.astype(np.int64), dataset.events.user
+    return not ((np.diff(fold) < 0) & (np.diff(user) == 0)).any()
+
+
 def with_plays(
     dataset: Dataset, as_of: AsOf, states: Iterable[tuple[str, UserState]], *, positions: I64 | None = None
 ) -> Iterator[tuple[str, UserState]]:

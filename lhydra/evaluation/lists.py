@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from lhydra import files
 from lhydra.console import with_progress
 from lhydra.data.dataset import AsOf, Dataset, Mask, user_states
-from lhydra.data.plays import with_plays
+from lhydra.data.plays import in_time, with_plays
 from lhydra.domain import F32, I64, Hashes, Query, Recommendation, Repeat, UserState
 from lhydra.errors import ConfigError, complain
 from lhydra.queries import known_user
@@ -190,7 +190,7 @@ def write_lists(
         How many lists are shorter than k, and how many rows were written.
     """
     states = user_states(dataset, as_of, positions=positions, mask=mask)
-    if as_of == "now":  # what a server knows; as of a fold a history is a set that the split drew from
+    if as_of == "now" or in_time(dataset):  # what a server knew; a fold drawn at random leaves a set
         states = with_plays(dataset, as_of, states, positions=positions)
     return write_states(recommender, states, len(positions), out, k=k, stage=stage, repeat=repeat, now=now)
 

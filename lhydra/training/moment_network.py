@@ -7,6 +7,7 @@ from torch.nn import functional
 from lhydra.features.listening import CONTEXT, N_OWN, SIGNALS
 
 LEAST_SPREAD = 0.01
+NEVER = 1e9  # the spread of what was the same at all moments: whatever it is later on counts nothing
 TRACKS = CONTEXT.index("tracks")  # 0 for whoever has played nothing
 SMALL = 1e-4  # of a strength, the largest of which is about 1
 _OFFSETS = [SMALL if "base level" in name or n >= N_OWN else 1.0 for n, name in enumerate(SIGNALS)][1:]
@@ -66,7 +67,9 @@ class MomentHead(nn.Module):
             The part.
         """
         inputs = cls.prepared(inputs)
-        return cls(inputs.mean(0), _spread(inputs), context.mean(0), _spread(context))
+        spread = _spread(context)
+        constant = context.std(0, correction=0) <= LEAST_SPREAD  # its weights are never trained, and must say nothing
+        return cls(inputs.mean(0), _spread(inputs), context.mean(0), spread.masked_fill(constant, NEVER))
 
     @classmethod
     def prepared(cls, inputs: Tensor) -> Tensor:

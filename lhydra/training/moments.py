@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from lhydra.data.clock import play_times
 from lhydra.data.dataset import VALID, Dataset, Events
+from lhydra.data.plays import in_time
 from lhydra.domain import COMPLETED, I64, MAX_RECENT, SKIPPED
 from lhydra.features.listening import Listening
 from lhydra.features.sequences import PER_TRACK, PER_TRACK_JOINED, Sequences, fit_sequences
@@ -85,12 +86,11 @@ def find(dataset: Dataset, at_most: int, seed: int) -> Asked | None:
     Returns:
         The moments; None where plays are not kept one by one, have no sessions, or the fold is not later than train.
     """
-    if not dataset.has_events or not at_most:
+    if not at_most or not in_time(dataset):
         return None
     events = dataset.events
-    backwards = (np.diff(events.fold.astype(np.int64)) < 0) & (np.diff(events.user) == 0)
     rows = np.flatnonzero((events.fold == VALID) & (events.session >= 0))
-    if backwards.any() or not len(rows):
+    if not len(rows):
         return None
     rows = rows[np.lexsort((events.session[rows], events.user[rows]))]
     user, session = events.user[rows], events.session[rows]
