@@ -136,7 +136,10 @@ def add_flags(
         if only is not None and field.name not in only:
             continue
         kind, _ = _plain_type(settings, field.name)
-        text = f"{field.metadata['help']} (default: {_shown(field.default)})".replace("%", "%%")  # argparse formats it
+        text = field.metadata["help"]
+        if "(default: " not in text:  # a help that tells in words what None or a number stands for
+            text += f" (default: {_shown(field.default)})"
+        text = text.replace("%", "%%")  # argparse formats it
         flag = "--" + field.name.replace("_", "-")
         if kind is bool:
             action: Any = argparse.BooleanOptionalAction

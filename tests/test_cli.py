@@ -53,7 +53,7 @@ def test_every_subcommand_is_found_and_has_what_it_needs(capsys: pytest.CaptureF
 
 
 def test_every_command_and_its_subcommands_can_tell_how_they_are_used() -> None:
-    """Help texts are formats to argparse: a per cent sign in one of them ends in a traceback."""
+    """Help texts are formats to argparse: a per cent sign ends in a traceback. Each tells one default at most."""
     told = 0
     for entry in entry_points(group=cli.GROUP):
         parsers = [argparse.ArgumentParser(prog=entry.name)]
@@ -63,6 +63,7 @@ def test_every_command_and_its_subcommands_can_tell_how_they_are_used() -> None:
             assert "usage" in parser.format_help()
             told += 1
             for action in parser._actions:
+                assert (action.help or "").count("(default: ") <= 1, action.help
                 if isinstance(action, argparse._SubParsersAction):
                     parsers += set(action.choices.values())
     assert told > len(cli.ORDER)  # `index` and `users` have some of their own

@@ -19,7 +19,7 @@ from lhydra.console import step_display
 from lhydra.errors import ConfigError, LhydraError, MissingExtra, complain
 from lhydra.lines import say
 
-HELP = "synthetic world -> prepare -> train -> rebuild -> users load -> serve -> query, in about a minute"
+HELP = "synthetic world -> prepare -> train -> rebuild -> users load -> serve -> query, in minutes"
 EXTRA = "all"
 MARK = "lhydra-demo"  # the file that says a folder is ours to replace
 PARTS = ("world", "dataset", "model", "store")

@@ -44,7 +44,10 @@ class RecommendSettings(ReadSettings):
     )
     mask: str = config.setting("seen", "what counts as heard: as --as-of says, or train alone", ("seen", "train"))
     repeat: str | None = config.setting(
-        None, "what becomes of what the user has heard, as in the API (default: exclude)", REPEATS
+        None,
+        "what becomes of heard tracks; exclude: they never come back, allow: they do like any other, decay: after a "
+        "time, learnt: as the model has learnt that they do (default: exclude)",
+        REPEATS,
     )
     include_heard: bool = config.setting(False, "short for --repeat allow")
     now_s: int = config.setting(0, "Unix time from which ages count, 0 for now", low=0, high=LAST_S)

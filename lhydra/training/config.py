@@ -14,8 +14,8 @@ class TrainSettings(Settings):
     batch_size: int = setting(0, "users per step; 0 chooses a fifteenth of the users, 64 to 256", low=0)
     learning_rate: float = setting(1e-3, "peak learning rate of the towers (cosine schedule with warm-up)", above=0)
     head_learning_rate: float = setting(1e-3, "peak learning rate of the head", above=0)
-    weight_decay: float = setting(1e-5, "of the towers", low=0)
-    head_weight_decay: float = setting(1e-2, "of the head", low=0)
+    weight_decay: float = setting(1e-5, "weight decay of the towers", low=0)
+    head_weight_decay: float = setting(1e-2, "weight decay of the head", low=0)
     clip_norm: float = setting(5.0, "largest norm of the gradient", above=0)
     dim: int = setting(128, "width of the vectors", low=1)
     hidden: int = setting(128, "width of the hidden layers; half of it in the head", low=1)
@@ -29,7 +29,7 @@ class TrainSettings(Settings):
     )
     longest_history: int = setting(512, "plays of a history seen in a step, chosen at random from a longer one", low=1)
     temperature: float = setting(
-        0.1, "of the retrieval softmax; 0 tunes it on the validation fold by short runs", low=0
+        0.1, "temperature of the retrieval softmax; 0 tunes it on the validation fold by short runs", low=0
     )
     distil: float = setting(0.3, "weight of the closed-form teachers in the retrieval loss", low=0, below=1)
     full_softmax: int = setting(20_000, "largest catalogue with a full softmax; sampled with logQ beyond", low=0)
@@ -44,8 +44,8 @@ class TrainSettings(Settings):
         "where the towers are trained; auto takes cuda, else mps, else cpu",
         choices=("auto", "cpu", "cuda", "mps"),
     )
-    threads: int = setting(0, "threads of torch; 0 takes half the cores: waiting for a busy one costs more", low=0)
-    seed: int = setting(0, "of everything random", low=0)
+    threads: int = setting(0, "threads of torch; 0 takes half the cores: waiting for a busy core costs more", low=0)
+    seed: int = setting(0, "seed of everything random", low=0)
 
     def recorded(self) -> dict[str, float]:
         """Tells the settings that decide what the model is: not the device, which another run may go on without.
