@@ -22,9 +22,8 @@ PINS = ("grpcio-tools==1.76.0", "mypy-protobuf==3.7.0", "setuptools<81")
 ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = ROOT.parent / ".cache" / "protoc"
 SOURCES = sorted(path.relative_to(ROOT) for path in ROOT.glob("lhydra_protos/**/*.proto"))
-DESCRIPTORS = SOURCES[0].with_suffix(
-    ".binpb"
-)  # what a proxy needs to turn JSON into calls; with the comments, for OpenAPI
+# What a proxy needs to turn JSON into calls; with the comments, for OpenAPI.
+DESCRIPTORS = SOURCES[0].with_suffix(".binpb")
 TYPES = SOURCES[0].with_suffix(".ts")  # what the page of the gateway is checked against
 GENERATED = ("*_pb2.py", "*_pb2.pyi", "*_pb2_grpc.py", "*_pb2_grpc.pyi", "*.binpb", "*.ts")
 

@@ -101,8 +101,7 @@ def fit(
         joined: whether sessions are joined, where `shares` are given; else that is chosen too.
 
     Returns:
-        The tables of what goes with what in time, which the part needs; None where there is nothing to learn from, and
-        the head stays as it is.
+        What the part needs beside its weights; None where there is nothing to learn from, and the head stays as it is.
     """
     asked = find(dataset, config.moments if before is None else min(config.moments, WARM_MOMENTS), config.seed)
     if asked is None:
@@ -113,9 +112,8 @@ def fit(
     encoded, vectors, track_vectors = _encoded(network, data, tensors, asked, known)
     nearest = _nearest(vectors, track_vectors, depth)
     if shares is None:
-        joined = (
-            _follows(dataset, data, asked, known, True) > _follows(dataset, data, asked, known, False) * JOINED_WORTH
-        )
+        apart, together = (_follows(dataset, data, asked, known, whether) for whether in (False, True))
+        joined = together > apart * JOINED_WORTH
     sequences = sequences_of(dataset, data, TRAIN, joined)
     moments = [Moment(one, sequences) for one in known]
     if shares is None:
@@ -163,15 +161,13 @@ def _follows(dataset: Dataset, data: TrainingData, asked: Asked, known: Sequence
     lists = np.full((len(asked), LIST), -1, np.int64)
     for i, one in enumerate(known):
         moment = Moment(one, sequences)
-        _, rows, _ = moment.candidates((0.0, 1.0, 0.0), 2 * LIST, repeats=False)
-        rows = np.unique(rows)
+        _, following, _ = moment.candidates((0.0, 1.0, 0.0), 2 * LIST, repeats=False)
+        rows = np.unique(following)
         best = rows[np.argsort(-moment.signals(rows)[:, AFTER_MANY], kind="stable")][:LIST]
         lists[i, : len(best)] = best
-    targets = [np.sort(one) for one in asked.targets]
-    found = rank_metrics(
-        lists, offsets_of(np.array([len(one) for one in targets])), np.concatenate(targets), data.n_tracks
-    )
-    return found.means()["ndcg@10"]
+    offsets = offsets_of(np.array([len(one) for one in asked.targets]))
+    targets = np.concatenate([np.sort(one) for one in asked.targets])
+    return rank_metrics(lists, offsets, targets, data.n_tracks).means()["ndcg@10"]
 
 
 def _encoded(

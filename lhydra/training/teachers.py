@@ -147,11 +147,8 @@ class Teachers:
         item = self.factors.item if rows is None else self.factors.item[rows]
         scores = (self.mix[1] * self.factors.users(plays)) @ item.T
         together = plays @ self.table.matrix
-        user, column, weight = (
-            np.repeat(np.arange(len(scores)), np.diff(together.indptr)),
-            together.indices,
-            together.data,
-        )
+        user = np.repeat(np.arange(len(scores)), np.diff(together.indptr))
+        column, weight = together.indices, together.data
         if rows is not None:  # to look up where each track went is faster than to cut columns out of a sparse matrix
             place = np.full(len(self.factors.item), -1, np.int32)
             place[rows] = np.arange(len(rows))

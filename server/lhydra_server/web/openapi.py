@@ -64,15 +64,11 @@ def document() -> dict[str, Any]:
         if method.client_streaming or method.server_streaming:
             continue
         problem = {"description": "a problem (RFC 9457)", "content": {"application/problem+json": _content("Problem")}}
+        right = f"Needs the right `{RIGHT_OF[PATH + method.name]}` where the server asks for tokens."
         paths[PATH + method.name] = {
             "post": {
                 "operationId": method.name,
-                "description": " ".join(
-                    (
-                        *_described(method.full_name).values(),
-                        f"Needs the right `{RIGHT_OF[PATH + method.name]}` where the server asks for tokens.",
-                    )
-                ),
+                "description": " ".join([*_described(method.full_name).values(), right]),
                 "security": [{}, {"token": []}],
                 "requestBody": {"content": {"application/json": _content(_named(method.input_type, schemas))}},
                 "responses": {
@@ -101,10 +97,8 @@ def _comments() -> dict[str, str]:
         for location in file.source_code_info.location:
             comments = (" ".join(one.split()) for one in (location.leading_comments, location.trailing_comments))
             if said := "; ".join(filter(None, comments)):
-                thing, names = file, [file.package]
-                for number, index in zip(
-                    location.path[::2], location.path[1::2], strict=False
-                ):  # syntax has one number
+                thing, names, path = file, [file.package], location.path
+                for number, index in zip(path[::2], path[1::2], strict=False):  # the path of `syntax` is one number
                     thing = getattr(thing, thing.DESCRIPTOR.fields_by_number[number].name)[index]
                     names.append(thing.name)
                 if len(names) > 1:
@@ -129,14 +123,10 @@ def _named(kind: Descriptor | EnumDescriptor, schemas: dict[str, Any]) -> str:
             described = " ".join([*_described(kind.full_name).values(), "; ".join(said)])
             schemas[kind.name] = {"type": "string", "enum": values} | ({"description": described} if described else {})
         else:
-            schemas[kind.name] = {
-                "type": "object",
-                "additionalProperties": False,
-                "properties": {},
-            } | _described(kind.full_name)  # it may hold itself
-            schemas[kind.name]["properties"] |= {
-                field.json_name: _of(field, schemas) | _described(field.full_name) for field in kind.fields
-            }
+            properties: dict[str, Any] = {}
+            schema = {"type": "object", "additionalProperties": False, "properties": properties}
+            schemas[kind.name] = schema | _described(kind.full_name)  # before its fields: it may hold itself
+            properties |= {field.json_name: _of(field, schemas) | _described(field.full_name) for field in kind.fields}
     return str(kind.name)
 
 

@@ -15,10 +15,8 @@ from threading import Event, Thread
 from lhydra.errors import LhydraError, complain
 from lhydra_server.heartbeat import end_when_orphaned
 
-_FOLDER, _LEFT_S = (
-    "lhydra-web-",
-    3600.0,
-)  # begins the names of folders of sockets; an empty one so old is in use no more
+_FOLDER = "lhydra-web-"  # begins the names of folders of sockets
+_LEFT_S = 3600.0  # an empty folder so old is in use no more
 
 
 @contextmanager
