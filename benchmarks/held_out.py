@@ -18,6 +18,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -65,8 +66,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, values in found.items():
         print(f"{name:5}", *(f"{value:.4f}" for value in values))
     if args.out:
-        document = {"benchmark": "held_out", "machine": machine(), "versions": versions(), "users": USERS, "seed": SEED}
-        write_text(args.out, json.dumps({**document, "likeness": found}, indent=1) + "\n")
+        document = {
+            "benchmark": "held_out",
+            "command": f"python -m benchmarks.held_out {args.source.name}{' --last OUT' if args.last else ''}",
+            "machine": machine(),
+            "versions": versions() | {name: version(name) for name in ("pandas", "scipy")},
+            "users": USERS,
+            "seed": SEED,
+            "likeness": found,
+        }
+        write_text(args.out, json.dumps(document, indent=1) + "\n")
     return 0
 
 

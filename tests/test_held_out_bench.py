@@ -1,5 +1,6 @@
 """The benchmark of held-out folds: its measure on rows that were planted, and the fold that it draws."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -65,5 +66,6 @@ def test_the_command_writes_a_source(plays: pd.DataFrame, tmp_path: Path, capsys
     written = pd.read_csv(tmp_path / "last/plays.csv", dtype=str)
     assert written[list(held_out.COLUMNS)].equals(held_out.last_valid(plays))
     assert capsys.readouterr().out.startswith("valid 0.")
-    assert (tmp_path / "out.json").exists()
+    told = json.loads((tmp_path / "out.json").read_text())
+    assert told["command"] == "python -m benchmarks.held_out source --last OUT"
     assert held_out.main([str(tmp_path / "absent")]) == 1
