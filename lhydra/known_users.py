@@ -51,8 +51,8 @@ class KnownUsers:
         if not new:
             return
         try:
-            found = [request.found for request in new if request.found is not None]
-            users = encode_states(self._bundle, [request.query.state for request in new], found)
+            state_rows = [request.state_rows for request in new if request.state_rows is not None]
+            users = encode_states(self._bundle, [request.query.state for request in new], state_rows)
         except LhydraError as error:
             for request in new:
                 if len(new) == 1:

@@ -193,9 +193,9 @@ class Recommender:
                 excluded = request.barred = np.concatenate([excluded, request.prepared.blocked])
             if wanted:
                 request.eligible = self._filters.get(wanted, self._filtered)
-            request.found = StateRows.of(self.catalog, query.state)
+            request.state_rows = StateRows.of(self.catalog, query.state)
             if query.repeat is not Repeat.ALLOW:
-                heard = request.found.heard
+                heard = request.state_rows.heard
                 if query.repeat is Repeat.DECAY:
                     heard = np.setdiff1d(heard, repeatable(self.catalog, query)[0])
                 excluded = np.concatenate([excluded, heard]) if len(excluded) else heard
@@ -267,7 +267,7 @@ class Recommender:
         assert request.vector is not None
         with timed("retrieve", request.stage_us):
             query, limits = request.query, (self.depth_of(request.query), request.excluded, request.eligible)
-            request.moment = moment_of(self.bundle, query.state, request.user, query.now, request.found)
+            request.moment = moment_of(self.bundle, query.state, request.user, query.now, request.state_rows)
             brought = found_by(self.bundle, query, request.moment, request.user, *limits)
             request.brought = {NEAREST: request.candidates[0], **brought}
             request.candidates = united(self.catalog, brought.values(), request.candidates, request.vector, limits[0])

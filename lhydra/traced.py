@@ -30,7 +30,7 @@ class Traced:
     check: Callable[[], None]
     stage_us: dict[str, int] = field(default_factory=dict)
     tier: Tier = Tier.POPULAR
-    found: StateRows | None = None  # of the user's state
+    state_rows: StateRows | None = None
     eligible: EligibleSet | None = None  # of the filter, None without one
     excluded: I64 = field(default_factory=lambda: np.empty(0, np.int64))  # rows that must not be returned
     prepared: Prepared | None = None  # of the rules, None without any

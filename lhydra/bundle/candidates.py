@@ -48,13 +48,13 @@ class StateRows:
         return cls(rows[:h], rows[h : h + r], rows[h + r :])
 
 
-def encode_states(bundle: Bundle, states: Sequence[UserState], found: Sequence[StateRows] = ()) -> EncodedUsers:
+def encode_states(bundle: Bundle, states: Sequence[UserState], state_rows: Sequence[StateRows] = ()) -> EncodedUsers:
     """Encodes users; tracks that the catalog does not hold drop out of their histories.
 
     Args:
         bundle: its features and tracks.
         states: of n users.
-        found: the rows of each; looked up where there are none.
+        state_rows: of each; looked up where there are none.
 
     Returns:
         n encoded users.
@@ -62,7 +62,7 @@ def encode_states(bundle: Bundle, states: Sequence[UserState], found: Sequence[S
     histories = [state.history for state in states]
     history = np.concatenate(histories) if len(histories) > 1 else histories[0]
     lengths = np.array([len(one) for one in histories])
-    of_each = [one.history for one in found] or [bundle.catalog.rows(history["track"])]
+    of_each = [one.history for one in state_rows] or [bundle.catalog.rows(history["track"])]
     rows = np.concatenate(of_each) if len(of_each) > 1 else of_each[0]
     counts, times = history["count"], history["time"]
     known = rows >= 0
@@ -71,12 +71,11 @@ def encode_states(bundle: Bundle, states: Sequence[UserState], found: Sequence[S
         before = np.concatenate([[0], np.cumsum(known)])
         lengths = np.diff(before[offsets_of(lengths)])
     profiles = bundle.spec.encode_profile_rows([state.profile for state in states])
-    return bundle.spec.encode_users(
-        profiles, Histories(offsets_of(lengths), rows, counts, times), bundle.catalog.tracks
-    )
+    known_histories = Histories(offsets_of(lengths), rows, counts, times)
+    return bundle.spec.encode_users(profiles, known_histories, bundle.catalog.tracks)
 
 
-def listening_of(catalog: Catalog, state: UserState, user: EncodedUsers, now: int, found: StateRows) -> Listening:
+def listening_of(catalog: Catalog, state: UserState, user: EncodedUsers, now: int, state_rows: StateRows) -> Listening:
     """Tells by rows what a user has played.
 
     Args:
@@ -84,15 +83,14 @@ def listening_of(catalog: Catalog, state: UserState, user: EncodedUsers, now: in
         state: of the user.
         user: the one user, encoded: the rows of the history are looked up once a request.
         now: Unix seconds, 0 for the last play.
-        found: the rows of the user.
+        state_rows: of the user.
 
     Returns:
         What features of a moment are made of.
     """
-    known, repeats, recent = user.histories, repeats_of(state), state.recent
+    known, repeats, recent, of_recent = user.histories, repeats_of(state), state.recent, state_rows.recent
     if len(known.rows) < len(repeats):
-        repeats = repeats[found.history >= 0]
-    of_recent = found.recent
+        repeats = repeats[state_rows.history >= 0]
     if of_recent.min(initial=0) < 0:
         of_recent, recent = of_recent[of_recent >= 0], recent[of_recent >= 0]
     return Listening(
@@ -110,7 +108,7 @@ def listening_of(catalog: Catalog, state: UserState, user: EncodedUsers, now: in
 
 
 def moment_of(
-    bundle: Bundle, state: UserState, user: EncodedUsers, now: int, found: StateRows | None = None
+    bundle: Bundle, state: UserState, user: EncodedUsers, now: int, state_rows: StateRows | None = None
 ) -> Moment | None:
     """Returns the moment of a user; None where the head knows nothing of moments.
 
@@ -119,15 +117,15 @@ def moment_of(
         state: of the user.
         user: the one user, encoded.
         now: Unix seconds, 0 for the last play.
-        found: the rows of the user; looked up where there are none.
+        state_rows: of the user; looked up where there are none.
 
     Returns:
         What features of a moment are looked up in.
     """
     if not bundle.head.knows_moments:
         return None
-    found = found or StateRows.of(bundle.catalog, state)
-    return Moment(listening_of(bundle.catalog, state, user, now, found), bundle.sequences)
+    state_rows = state_rows or StateRows.of(bundle.catalog, state)
+    return Moment(listening_of(bundle.catalog, state, user, now, state_rows), bundle.sequences)
 
 
 def found_by(

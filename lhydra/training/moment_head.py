@@ -117,13 +117,7 @@ def fit(
     sequences = sequences_of(dataset, data, TRAIN, joined)
     moments = [Moment(one, sequences) for one in known]
     if shares is None:
-        levels, drawn = list(itertools.zip_longest(*SHARES, fillvalue=0.0)), np.random.default_rng([config.seed, 13])
-        chosen = drawn.permutation(len(asked))[:MEASURED].tolist()
-        brought = ([moments[i].candidates(one, depth) for one in levels] for i in chosen)
-        found = (
-            Found(own, nearest[i], asked.targets[i], known[i].rows) for own, i in zip(brought, chosen, strict=True)
-        )
-        shares = choose_shares(SHARES, found, depth)
+        shares = _best_shares(moments, known, nearest, asked, depth, config.seed)
     rng = np.random.default_rng([config.seed, 12])
     rows = []
     for moment, near in zip(moments, nearest, strict=True):
@@ -168,6 +162,17 @@ def _follows(dataset: Dataset, data: TrainingData, asked: Asked, known: Sequence
     offsets = offsets_of(np.array([len(one) for one in asked.targets]))
     targets = np.concatenate([np.sort(one) for one in asked.targets])
     return rank_metrics(lists, offsets, targets, data.n_tracks).means()["ndcg@10"]
+
+
+def _best_shares(
+    moments: Sequence[Moment], known: Sequence[Listening], nearest: I64, asked: Asked, depth: int, seed: int
+) -> tuple[float, ...]:
+    """How the sources share the depth where the union finds most targets of some moments."""
+    levels = list(itertools.zip_longest(*SHARES, fillvalue=0.0))
+    chosen = np.random.default_rng([seed, 13]).permutation(len(asked))[:MEASURED].tolist()
+    brought = ([moments[i].candidates(one, depth) for one in levels] for i in chosen)
+    found = (Found(own, nearest[i], asked.targets[i], known[i].rows) for own, i in zip(brought, chosen, strict=True))
+    return choose_shares(SHARES, found, depth)
 
 
 def _encoded(
