@@ -604,9 +604,60 @@ def test_who_offers_another_protocol_is_answered_in_this_one(reads: Web) -> None
                 held.sendall(part)
             said = b"".join(iter(partial(held.recv, 65_536), b""))
         assert (said.count(b"HTTP/1.1 200 "), said.count(b"bundleId")) == (2, 2)
-    with socket.create_connection(("127.0.0.1", reads.port), timeout=60) as held:
-        held.sendall(b"CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n" + offer + b"\r\n")
-        assert held.recv(65_536).startswith(b"HTTP/1.1 400 ")
+
+
+def replies(found: Web, sent: bytes) -> list[bytes]:
+    """All that is said on a connection of its own, by replies, until the gateway closes it."""
+    with socket.create_connection(("127.0.0.1", found.port), timeout=60) as held:
+        held.sendall(sent)
+        return b"".join(iter(partial(held.recv, 65_536), b"")).split(b"HTTP/1.1 ")[1:]
+
+
+@pytest.mark.parametrize("target", [b"/", b"/healthz", b"localhost:80", b"http://localhost/healthz"])
+@pytest.mark.parametrize("offer", [b"", b"Connection: Upgrade\r\nUpgrade: h2c\r\n"])
+def test_nobody_is_connected_through(reads: Web, target: bytes, offer: bytes) -> None:
+    """The parser takes all behind CONNECT for another protocol, however often it is asked."""
+    (said,) = replies(reads, b"CONNECT " + target + b" HTTP/1.1\r\nHost: localhost\r\n" + offer + b"\r\n")
+    assert said.startswith(b"400 ")
+    assert reads.ask("GET", "/healthz")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        *(b"Transfer-Encoding: chunked\r\n\r\n-2\r\n{}\r\n0\r\n\r\n", b"Transfer-Encoding: identity\r\n\r\n{}"),
+        b"Host: other.test\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}",
+    ],
+)
+def test_what_is_no_http_is_a_problem_with_an_id(reads: Web, rest: bytes) -> None:
+    (said,) = replies(reads, HEAD + rest)
+    head, _, body = said.partition(b"\r\n\r\n")
+    assert head.startswith(b"400 ")
+    assert json.loads(body)["requestId"].encode() in head
+
+
+def test_fields_behind_a_body_are_none_of_the_head(reads: Web) -> None:
+    sent = HEAD + b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n"
+    (said,) = replies(reads, sent + b"X-Request-Id: behind\r\nGrpc-Timeout: none\r\n\r\n")
+    assert said.startswith(b"200 ")
+    assert b"behind" not in said
+
+
+def test_a_request_under_way_is_not_closed_for_the_one_before(reads: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvicorn closes connections a while after a reply if nothing comes."""
+    made, here = [], Connection.connection_made
+
+    def watched(connection: Connection, transport: Any) -> None:
+        made.append(connection)
+        here(connection, transport)
+
+    monkeypatch.setattr(Connection, "connection_made", watched)
+    with closing(http.client.HTTPConnection("127.0.0.1", reads.port, timeout=60)) as connection:
+        connection.request("GET", "/healthz")
+        assert connection.getresponse().read() == b"ok\n"
+        connection.sock.sendall(HEAD + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\n")
+        assert connection.sock.recv(65_536).startswith(b"HTTP/1.1 100 ")
+        assert made[0].timeout_keep_alive_task is None
 
 
 def test_requests_sent_ahead_are_answered_in_their_order(reads: Web) -> None:

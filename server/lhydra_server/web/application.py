@@ -124,7 +124,8 @@ class Application:
 
     def _refused(self, request: Request) -> Response | None:
         request_id = request.scope["request_id"]
-        if _PORT.sub("", request.headers.get("host", "")).strip("[]").lower() not in self._names:
+        hosts = [_PORT.sub("", host).strip("[]").lower() for host in request.headers.getlist("host")]
+        if len(hosts) != 1 or hosts[0] not in self._names:  # of two a proxy may go by the other one
             detail = "host: found another name, expected one of this gateway's (--name)"
             return problem(400, "INVALID_ARGUMENT", detail, request_id)
         if self._rate and request.scope["path"] not in HEALTH and (wait_s := self._wait_s(request)):

@@ -43,6 +43,7 @@ class Connection(HttpToolsProtocol):
         Args:
             data: as they came.
         """
+        self._unset_keepalive_if_required()  # else uvicorn closes 5 s after the reply before, whatever is under way
         self._head_bytes += len(data)
         self._feed(data)
         if self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
@@ -50,12 +51,13 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Takes a whole head, which has more time."""
-        if self._offers():
+        if self.parser.should_upgrade():
             return
         self._head_bytes = 0
         if not self._answering():
             self._begin(ANSWER_S)
         super().on_headers_complete()
+        self.headers = []  # those behind the body are none of the head, which may have passed a proxy's checks
 
     def on_body(self, body: bytes) -> None:
         """Takes a part of a body, which the application bounds.
@@ -68,7 +70,7 @@ class Connection(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Takes a whole request."""
-        if not self._offers():
+        if not self.parser.should_upgrade():
             super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
@@ -77,7 +79,12 @@ class Connection(HttpToolsProtocol):
         Args:
             msg: of the parser.
         """
-        if not self._answering():  # else it would be read as the answer to the request before
+        cycle = self.cycle
+        own = self._answering() and cycle.more_body and not (cycle.response_started or self.pipeline)
+        if own:  # what is no HTTP is in the body of the only request under way, whose answer this is
+            cycle.disconnected = True
+            cycle.message_event.set()
+        if own or not self._answering():  # else it would be read as the answer to the request before
             refused = _refused(400, "INVALID_ARGUMENT", "request: found no HTTP/1.1, expected it")
             head = b"".join(b"%b: %b\r\n" % header for header in refused.raw_headers)
             self.transport.write(b"HTTP/1.1 400 Bad Request\r\n%b\r\n%b" % (head, bytes(refused.body)))
@@ -108,6 +115,9 @@ class Connection(HttpToolsProtocol):
                 self.parser.feed_data(data)
                 return
             except httptools.HttpParserUpgrade as offer:
+                if self.parser.get_method() == b"CONNECT":  # offers nothing: it would come back for ever
+                    self.send_400_response("")
+                    return
                 line = self.parser.get_method(), self.url, self.parser.get_http_version().encode()
                 head = b"%b %b HTTP/%b\r\n" % line
                 head += b"".join(b"%b: %b\r\n" % one for one in self.headers if one[0] != b"upgrade")
@@ -117,9 +127,6 @@ class Connection(HttpToolsProtocol):
             except httptools.HttpParserError as error:
                 self.send_400_response(str(error))
                 return
-
-    def _offers(self) -> bool:
-        return bool(self.parser.should_upgrade()) and any(name == b"upgrade" for name, _ in self.headers)
 
     def _answering(self) -> bool:
         return self.cycle is not None and not self.cycle.response_complete
