@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from lhydra import files
 from lhydra.bundle.catalog_writer import fitted_users
@@ -311,6 +312,7 @@ def _fit(run: Run, network: Network, optimizer: RowwiseAdamW, state: State, out:
         report(done)
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # type: ignore[untyped-decorator]  # batches are made beside torch
 def _epoch(
     run: Run,
     network: Network,
