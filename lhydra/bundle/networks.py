@@ -68,7 +68,7 @@ class _Graph:
         # A graph whose data set lacks a feature group may have lost that input: feed what it still declares.
         fed = {name: value for name, value in inputs.items() if name in self._inputs}
         outputs: list[F32] = self._session.run(self._outputs, fed)
-        # One call each, and what is not finite stays so.
+        # A sum takes one call, and it is not finite where the output is not.
         if not all(math.isfinite(np.add.reduce(output, None)) for output in outputs):
             raise ModelError(complain(self._path.name, "an output that is not finite", "finite numbers"))
         return outputs

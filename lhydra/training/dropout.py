@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-BITS = 15
+BITS = 15  # random_() draws 63 of an int64, so the sign of its last int16 is never drawn
 
 
 class Dropout(nn.Module):
@@ -28,7 +28,7 @@ class Dropout(nn.Module):
         """
         if not self.training or self.chance == 0:
             return x
-        words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device).random_()  # 63 bits: 4 times 15
+        words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device).random_()  # 4 numbers each
         drawn = words.view(torch.int16)[: x.numel()].bitwise_and_(2**BITS - 1).view_as(x)
         kept: Tensor = (drawn >= round(self.chance * 2**BITS)) / (1 - self.chance)
         return x * kept

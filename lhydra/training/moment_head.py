@@ -40,7 +40,8 @@ BATCH, RATE, DECAY = 64, 3e-3, 1e-3
 EPOCHS = 10  # more of them fit the users of the fold better, and later sessions worse
 WARM_MOMENTS, WARM_EPOCHS, WARM_RATE = 1_000, 3, 0.5  # of a part that goes on from an earlier one; a share of the rate
 JOINED_WORTH = 1.02  # sessions are joined where what follows then ranks better by this factor
-LIST, AFTER_MANY = 20, SIGNALS.index("after many")
+AFTER_MANY = SIGNALS.index("after many")  # the signal that ranks what follows
+LIST = 20  # tracks of such a ranking
 SHARES = ((0.0, 0.15, 0.3), (0.0, 0.15, 0.3, 0.45), (0.0, 0.1, 0.2))  # of the depth, to choose from for each source
 
 
