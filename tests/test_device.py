@@ -191,7 +191,7 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(
     for asked in ("cuda", "mps"):
         assert main(["train", str(tiny_dataset.path), str(tmp_path / "model"), "--device", asked]) == 1
         [line] = capsys.readouterr().err.splitlines()
-        found = f"{asked}, of which PyTorch {torch.__version__} finds none for 1 process(es)"
+        found = f"{asked}, of which PyTorch {torch.__version__} finds none"
         expected = f"cpu, or auto, or a build of PyTorch for {asked} and its driver"
         assert line == f"lhydra train: --device: found {found}, expected {expected}"
     assert not (tmp_path / "model").exists()

@@ -233,7 +233,9 @@ def test_nothing_can_be_opened_and_asked() -> None:
     with written(TRACKS, {"name": "text"}) as folder:
         columns = FilterColumns.open(folder)
         assert (columns.names, columns.mask([]).tolist()) == ({}, [True] * 4)
-        with pytest.raises(InvalidRequest, match=r"filter.column: found 'name', expected .* \(this bundle has none\)"):
+        with pytest.raises(
+            InvalidRequest, match=r"filter.column: found no column 'name', expected .* \(this bundle has none\)"
+        ):
             check([Condition("name", any_of=("rock",))], columns.names)
 
 
@@ -275,8 +277,8 @@ COLUMNS = r"a column to filter on \(artist, explicit, genre, tags, year\)"
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
-        ({"column": "moood", "any_of": ["x"]}, rf"\.column: found 'moood', expected {COLUMNS}"),
-        ({"any_of": ["x"]}, rf"\.column: found '', expected {COLUMNS}"),
+        ({"column": "moood", "any_of": ["x"]}, rf"\.column: found no column 'moood', expected {COLUMNS}"),
+        ({"any_of": ["x"]}, rf"\.column: found no column '', expected {COLUMNS}"),
         ({"column": "genre"}, ": found a condition that asks for nothing, expected one of any_of, all_of, none_of"),
         ({"column": "genre", "min": 3}, r"\.min: found 3 for genre, which is categorical, expected a bound of"),
         ({"column": "tags", "max": 0}, r"\.max: found 0 for tags, which is multi, expected a bound of"),
@@ -300,7 +302,9 @@ def test_a_condition_that_cannot_be_answered_names_its_field(condition: dict[str
 @pytest.mark.parametrize("field", ["genres", "artists", "min_year", "max_year", "explicit"])
 def test_a_short_form_names_itself_where_the_bundle_has_no_such_column(field: str) -> None:
     value: Any = {"genres": ["x"], "artists": ["x"], "explicit": False}.get(field, 2000)
-    with pytest.raises(InvalidRequest, match=rf"^filter\.{field}: found '.*', expected a column .* \(tags\)") as caught:
+    with pytest.raises(
+        InvalidRequest, match=rf"^filter\.{field}: found no column '.*', expected a column .* \(tags\)"
+    ) as caught:
         to_conditions(pb.Filter(**{field: value}), {"tags": "multi"}, None)
     assert caught.value.field == f"filter.{field}"
 

@@ -121,14 +121,18 @@ def _add_request(recommend: argparse.ArgumentParser) -> None:
         help="profile columns for an unknown user, such as age=31 country=Chile",
     )  # fmt: skip
     recommend.add_argument(
-        "--genre", action="append", default=[], metavar="NAME", help="only tracks of this genre; again for or that one"
+        "--genre",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only tracks of this genre, in the catalogue's spelling; again for or that one",
     )
     recommend.add_argument(
         "--artist",
         action="append",
         default=[],
         metavar="NAME",
-        help="only tracks by this artist; again for or that one",
+        help="only tracks by this artist, in the catalogue's spelling; again for or that one",
     )
     recommend.add_argument("--min-year", type=_whole, metavar="YEAR", help="only tracks of this year or later")
     recommend.add_argument("--max-year", type=_whole, metavar="YEAR", help="only tracks of this year or earlier")

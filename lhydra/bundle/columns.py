@@ -56,7 +56,9 @@ def check(conditions: Iterable[Condition], names: Mapping[str, str]) -> None:
     for condition in conditions:
         if condition.column not in names:
             some = ", ".join(sorted(names)) or "this bundle has none"
-            raise InvalidRequest(condition.at("column"), repr(condition.column), f"a column to filter on ({some})")
+            raise InvalidRequest(
+                condition.at("column"), f"no column {condition.column!r}", f"a column to filter on ({some})"
+            )
         kind = names[condition.column]
         bounds = {name: bound for name in ("min", "max") if (bound := getattr(condition, name)) is not None}
         texts = {name: found for name in ("any_of", "all_of", "none_of") if (found := getattr(condition, name))}

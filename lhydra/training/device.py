@@ -31,9 +31,9 @@ def choose(asked: str) -> str:
     there = [name for name in have if have[name] >= need[name]]
     name = there[0] if asked == "auto" else asked
     if name not in there:
-        found = (
-            f"{name}, of which PyTorch {torch.__version__} finds {have[name] or 'none'} for {need[name]} process(es)"
-        )
+        found = f"{name}, of which PyTorch {torch.__version__} finds {have[name] or 'none'}"
+        if need[name] > 1:
+            found += f" for {need[name]} processes"
         more = f"a build of PyTorch for {name} and its driver" if not have[name] else "fewer processes"
         raise ConfigError(complain("--device", found, f"{' or '.join(there)}, or auto, or {more}"))
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name == "cuda" else name
