@@ -186,7 +186,7 @@ def _explain(built: "Built") -> None:
     chosen = next((at for at in curve if at.recipe == manifest.recipe and vars(at.point) == manifest.point), curve[-1])
     title = f"Index: the least work with coverage {manifest.index['target']} at depth {manifest.depth}"
     print_table(*recipe.table(curve, chosen), title)
-    title = f"Depth: the head over all tracks and over the nearest only, {manifest.cascade['users']} users"
+    title = f"Depth: the head over all tracks and over the candidates, {manifest.cascade['users']} users"
     print_table(*depth.table(manifest.cascade, manifest.depth), title)
     print()
 

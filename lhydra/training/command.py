@@ -33,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder to write")
     parser.add_argument("--resume", action="store_true", help="continue the run whose checkpoint is in MODEL")
     parser.add_argument(
-        "--warm", type=Path, metavar="MODEL", help="go on from the towers and settings of a model trained before"
+        "--warm", type=Path, metavar="MODEL", help="go on from a model trained before, for a quarter of the epochs"
     )
     parser.add_argument(
         "--refit", action="store_true", help="at the end, learn from the validation plays too; the head stays"
