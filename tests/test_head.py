@@ -294,7 +294,7 @@ def test_rare_tracks_are_lifted_as_far_as_the_rest_does_not_suffer(
     metrics, hits = iter([0.5, 0.499, 0.5 * worst]), iter([1, 3, 7])
     monkeypatch.setattr(heads, "LIFTS", (0.0, 0.05, 0.5))
     monkeypatch.setattr(heads, "measured", lambda *args: {"ndcg@10": next(metrics)})
-    monkeypatch.setattr(heads, "rare_hits", lambda *args: next(hits))
+    monkeypatch.setattr(heads, "hits", lambda *args: (next(hits), 10))
     fit(network, planted, fitted_teachers.table)
     assert network.head.lift.item() == pytest.approx(same.head.lift.item() + chosen * same.head.scale.item(), rel=1e-4)
 
@@ -308,7 +308,7 @@ def test_a_training_that_goes_on_does_not_lift_rare_tracks_again(
     monkeypatch.setattr(heads, "WARM_STEPS", 0)
     monkeypatch.setattr(heads, "LIFTS", (0.0, 0.05))
     hits, metrics = iter([1, 2, 1, 2, 3]), iter([1.0, 0.992, 1.0, 0.992, 0.984])
-    monkeypatch.setattr(heads, "rare_hits", lambda *args: next(hits))
+    monkeypatch.setattr(heads, "hits", lambda *args: (next(hits), 10))
     monkeypatch.setattr(heads, "measured", lambda *args: {"ndcg@10": next(metrics)})
     fit(network, planted, table)
     lifted = network.head.lift.item()

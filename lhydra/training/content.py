@@ -34,6 +34,7 @@ from lhydra.training.validate import (
 )
 
 Setting = TypeVar("Setting")
+Tried = tuple[dict[str, float], int, int]  # metrics, hits of rare targets, hits of all
 EPOCHS, BATCH = 60, 256
 MOST_STEPS = 8_000  # of all epochs together
 RATE, DECAY, TEMPERATURE = 3e-3, 1e-2, 0.1
@@ -43,6 +44,7 @@ HEIGHTS = (-0.8, -0.6, -0.5, -0.4, -0.3, -0.2)  # along the mean user, which lif
 UNMEASURED = (3.0, -0.6)  # taken without validation plays
 FEWEST_USERS, MOST_USERS = 100, 1_000  # that settings are measured on, and that the mean user is taken of
 ROOM = 0.98  # of the best NDCG@10 and Recall@20, in the mean: among what reaches it, the most rare targets decide
+PRICE = 5.0  # other targets, at most, that a rare one may cost: where hardly any target is rare, room is not spent
 MEASURED_SCORES = 1 << 26  # of users and tracks, at most at a time
 
 
@@ -116,20 +118,20 @@ def _chosen(
     users: Tensor, places: _Places, data: TrainingData, targets: Targets, report: Report
 ) -> tuple[tuple[float, float] | None, dict[str, float]]:
     """The setting that finds the most rare targets, of those that are near the best in all; and its metrics."""
-    tried: dict[tuple[float, float] | None, tuple[dict[str, float], int]] = {}
+    tried: dict[tuple[float, float] | None, Tried] = {}
     for setting in (None, *itertools.product(SHRINKAGES, HEIGHTS)):
         vectors = places.vectors if setting is None else places.at(*setting)
         found = retrieve(users, vectors, data, targets)
-        tried[setting] = measured(found, data, targets), rare_hits(found, data, targets)
+        tried[setting] = measured(found, data, targets), *hits(found, data, targets)
     best = most_rare(tried, ROOM)
-    metrics, hits = tried[best]
+    metrics, rare, _ = tried[best]
     of_rare = int((data.listeners <= RARE)[targets.rows].sum())
-    report(ContentFitted(setting=best, retrieval=metrics, rare=hits, of_rare=of_rare))
+    report(ContentFitted(setting=best, retrieval=metrics, rare=rare, of_rare=of_rare))
     return best, metrics
 
 
-def rare_hits(found: I64, data: TrainingData, targets: Targets) -> int:
-    """Counts the rare targets that lists hold.
+def hits(found: I64, data: TrainingData, targets: Targets) -> tuple[int, int]:
+    """Counts the targets that lists hold.
 
     Args:
         found: (B, k) rows.
@@ -137,31 +139,37 @@ def rare_hits(found: I64, data: TrainingData, targets: Targets) -> int:
         targets: of the B users.
 
     Returns:
-        How many.
+        How many rare ones, and how many in all.
     """
-    hits = (np.repeat(found, np.diff(targets.offsets), 0) == targets.rows[:, None]).any(1)
-    return int((hits & (data.listeners <= RARE)[targets.rows]).sum())
+    held = (np.repeat(found, np.diff(targets.offsets), 0) == targets.rows[:, None]).any(1)
+    return int((held & (data.listeners <= RARE)[targets.rows]).sum()), int(held.sum())
 
 
-def most_rare(tried: Mapping[Setting, tuple[dict[str, float], int]], room: float) -> Setting:
-    """Finds the setting that finds the most rare targets, of those that are near the best in all.
+def most_rare(tried: Mapping[Setting, Tried], room: float) -> Setting:
+    """Finds the setting that finds the most rare targets, of those that are near the best in all and worth their price.
 
     Args:
-        tried: metrics and hits of rare targets by setting.
+        tried: metrics, hits of rare targets and hits of all, by setting.
         room: how near, as a share of the best, in the mean over the metrics.
 
     Returns:
         The setting.
     """
     most: dict[str, float] = {}
-    for metrics, _ in tried.values():
+    for metrics, _, _ in tried.values():
         most = {name: max(most.get(name, 0.0), value) for name, value in metrics.items()}
     near = {
         setting: sum(metrics[name] / (best or 1.0) for name, best in most.items()) / len(most)
-        for setting, (metrics, _) in tried.items()
+        for setting, (metrics, _, _) in tried.items()
     }
-    good = [setting for setting in tried if near[setting] >= room * max(near.values())]
-    return max(good, key=lambda setting: (tried[setting][1], near[setting]))
+    best = max(near, key=lambda setting: near[setting])
+    _, least, of_all = tried[best]
+    good = []
+    for setting, (_, rare, _) in tried.items():
+        share = near[setting] / (near[best] or 1.0)
+        if share >= room and (1 - share) * of_all <= PRICE * (rare - least):
+            good.append(setting)
+    return max(good, key=lambda setting: (tried[setting][1], near[setting]), default=best)
 
 
 def _align(tower: ItemTower, tensors: Tensors, vectors: Tensor, history: Tensor, seed: int) -> None:

@@ -24,7 +24,7 @@ from lhydra.timing import timed
 from lhydra.training.calibration import fit_calibration
 from lhydra.training.candidates import choose_co_listening
 from lhydra.training.config import TrainSettings
-from lhydra.training.content import RARE, most_rare, rare_hits
+from lhydra.training.content import RARE, Tried, hits, most_rare
 from lhydra.training.data import TrainingData
 from lhydra.training.examples import Examples, gather, held_out
 from lhydra.training.losses import lambda_loss
@@ -210,7 +210,7 @@ def _lift_rare(
     """
     examples, targets = trainer.examples, trainer.examples.targets
     own = {head: float(head.lift) for head in (whole, *unseen.values())}
-    tried: dict[float, tuple[dict[str, float], int]] = {}
+    tried: dict[float, Tried] = {}
     for lift in lifts:
         lists = np.full((len(examples), LIST_LENGTH), -1, np.int64)
         for number, head in unseen.items():
@@ -218,7 +218,7 @@ def _lift_rare(
             held, strength = np.flatnonzero(part == number), float(head.strength)
             ranked = _ranked(head, examples, trainer.vectors, trainer.tensors, held, (strength,))[strength]
             lists[held, : len(ranked[0])] = np.stack(ranked)
-        tried[lift] = measured(lists, data, targets), rare_hits(lists, data, targets)
+        tried[lift] = measured(lists, data, targets), *hits(lists, data, targets)
     chosen = most_rare(tried, ROOM)
     for head, before in own.items():
         head.lift.fill_(before + chosen * float(head.scale))
