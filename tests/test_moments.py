@@ -28,6 +28,7 @@ from lhydra.queries import Request, to_query
 from lhydra.recommender import Recommender
 from lhydra.training.config import TrainSettings
 from lhydra.training.data import load
+from lhydra.training.moment_head import Prepared, _ndcg
 from lhydra.training.moment_network import MomentHead
 from lhydra.training.moments import find, listenings, sequences_of
 from lhydra.training.progress import MomentsFitted, Progress
@@ -392,3 +393,13 @@ def test_what_was_the_same_at_all_moments_counts_nothing_later() -> None:
     away = context.clone()
     away[:, CONTEXT.index("away")] = 10.7
     assert torch.allclose(part(inputs.unsqueeze(1), context), part(inputs.unsqueeze(1), away), atol=1e-5)
+
+
+def test_a_catalogue_smaller_than_the_list_is_measured() -> None:
+    """As it was at ten tracks and more: here the second of three, and the first and third of two targets."""
+    wanted = torch.tensor([[0.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
+    real = torch.ones(2, 3, dtype=torch.bool)
+    prepared = Prepared(wanted, wanted, wanted, real, ~real, wanted.sum(1).long(), np.arange(2))
+    found = _ndcg(torch.tensor([[3.0, 2.0, 1.0]]).repeat(2, 1), prepared, torch.arange(2))
+    discounts = 1 / np.log2([2, 3, 4])
+    assert found == pytest.approx((discounts[1] + (discounts[0] + discounts[2]) / discounts[:2].sum()) / 2)

@@ -269,11 +269,12 @@ def _held_out(part: MomentHead, prepared: Prepared, seed: int) -> float:
 
 
 def _ndcg(logits: Tensor, prepared: Prepared, at: Tensor, k: int = 10) -> float:
-    listed = logits.masked_fill(~prepared.real[at] | prepared.random[at], float("-inf")).topk(k, 1)[1]
+    ranked = logits.masked_fill(~prepared.real[at] | prepared.random[at], float("-inf"))
+    listed = ranked.topk(min(k, ranked.shape[1]), 1)[1]
     hits = (prepared.wanted[at].gather(1, listed) > 0).float()
     gain = 1 / torch.log2(torch.arange(2, k + 2).float())
     ideal = torch.cumsum(gain, 0)[prepared.sizes[at].clamp(max=k) - 1]
-    return float(((hits * gain).sum(1) / ideal).mean())
+    return float(((hits * gain[: listed.shape[1]]).sum(1) / ideal).mean())
 
 
 def _calibrated(logits: Tensor, prepared: Prepared) -> tuple[float, float] | None:
