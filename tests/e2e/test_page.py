@@ -144,6 +144,26 @@ def test_artists_are_offered_and_found_in_any_case(site: tuple[str, Command], ch
             expect(row).to_have_text(artist)
 
 
+def test_what_is_chosen_while_an_artist_is_looked_up_stays(site: tuple[str, Command], chromium: Any) -> None:
+    with opened(chromium, f"{site[0]}/#/listen?user=U000001") as page:
+        rows(page)
+        artist, held = page.locator(".tracks .artist").last.inner_text(), []
+
+        def hold(route: Any) -> None:
+            held.append(route)
+
+        page.route("**/SearchTracks", hold)
+        page.get_by_label("Artist", exact=True).fill(artist)
+        page.keyboard.press("Enter")
+        page.get_by_label("Tracks", exact=True).fill("3")
+        page.keyboard.press("Enter")
+        expect(page.locator(".tracks > li")).to_have_count(3)
+        for route in held:
+            route.continue_()
+        expect(page.locator(".shape .chips").first).to_have_text(artist)
+        expect(page.get_by_label("Tracks", exact=True)).to_have_value("3")
+
+
 def test_what_keeps_a_track_out_is_said_in_plain_words(site: tuple[str, Command], chromium: Any) -> None:
     with opened(chromium, f"{site[0]}/#/listen?user=U000002", gone=True) as page:
         listed = rows(page)

@@ -1,6 +1,6 @@
 // Fields of forms: each tells a whole new value, once it is chosen.
 import type { ComponentChildren, JSX } from "preact";
-import { useId, useState } from "preact/hooks";
+import { useId, useRef, useState } from "preact/hooks";
 import { useAnswer } from "./hooks";
 import { Chip } from "./parts";
 
@@ -132,6 +132,8 @@ export function Texts(props: {
 }): JSX.Element {
   const id = useId();
   const [text, setText] = useState("");
+  const latest = useRef(props);
+  latest.current = props;
   const find = props.known ?? (async () => []);
   const known = useAnswer(`${props.label} ${text.trim()}`, (signal) => find(text.trim(), signal)).value ?? [];
   const add = async () => {
@@ -141,7 +143,8 @@ export function Texts(props: {
     const same = (one: string) => one.toLowerCase() === value.toLowerCase();
     const spelled = (await find(value).catch(() => [])).filter(same);
     const found = spelled.includes(value) ? value : (spelled[0] ?? value);
-    if (!props.values.includes(found)) props.onChange([...props.values, found]);
+    const { values, onChange } = latest.current; // other fields may have changed while it was looked up
+    if (!values.includes(found)) onChange([...values, found]);
   };
   return (
     <div class="field tall">
