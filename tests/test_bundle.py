@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from lhydra import files
@@ -126,8 +127,12 @@ def test_golden_users_catch_parts_that_do_not_belong_together(copy: Path) -> Non
 
 
 def test_golden_scores_catch_another_head(copy: Path) -> None:
-    popularity = np.load(copy / "dense.npy")
-    np.save(copy / "dense.npy", popularity + np.float16(3))
+    graph = onnx.load(copy / "head.onnx")
+    for weights in graph.graph.initializer:
+        if weights.data_type == onnx.TensorProto.FLOAT:
+            doubled = onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(weights), weights.name)
+            weights.CopyFrom(doubled)
+    onnx.save(graph, copy / "head.onnx")
     reseal(copy)
     with pytest.raises(BundleMismatch, match="golden scores"):
         Bundle.open(copy.parent)
