@@ -1,6 +1,7 @@
 # `lhydra serve` in a container: what deploy/locks/serve.txt names and our wheel, no compiler, no PyTorch, no pip.
 # deploy/kubernetes/README.md says how to run it, and what nobody has tried.
-FROM python:3.11-slim AS build
+# Only here is a compiler, for the inner loops of requests.
+FROM python:3.11 AS build
 COPY deploy/locks/build.txt deploy/locks/serve.txt /locks/
 RUN python -m venv --without-pip /opt/lhydra \
  && python -m pip install --no-cache-dir --require-hashes --requirement /locks/build.txt \

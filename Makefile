@@ -46,7 +46,7 @@ locks: $(VENV)/.supply
 	$(LOCK) pyproject.toml --output-file deploy/locks/client.txt
 	$(LOCK) pyproject.toml --extra server --extra redis --output-file deploy/locks/serve.txt
 	echo "torch; python_version < '0'" | $(LOCK) pyproject.toml --extra all --group dev --overrides - --output-file deploy/locks/dev.txt
-	echo hatchling | $(LOCK) - --output-file deploy/locks/build.txt
+	printf 'hatchling\ncython\nsetuptools\n' | $(LOCK) - --output-file deploy/locks/build.txt
 
 # What a server is made of (CycloneDX), read from an environment that holds its lock and nothing else.
 sbom: $(VENV)/.supply
@@ -78,14 +78,14 @@ soak: $(STAMP)
 setup: $(STAMP)
 
 # torch first and pinned: a plain request for it can fetch gigabytes of CUDA.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard lhydra/kernels/*.p[yx]*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[all]" --group dev
 	touch $@
 
-$(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
+$(LOWEST)/.installed: pyproject.toml constraints-lowest.txt hatch_build.py $(wildcard lhydra/kernels/*.p[yx]*)
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(LOWEST)/bin/python -m pip install --quiet --constraint constraints-lowest.txt torch

@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from lhydra import kernels
+
 SPIN_S = 0.5
 MIN_CORE_SCALING = 1.8  # two spinning processes on two free cores do about twice the work of one
 PACKAGES = ("lhydra", "grpcio", "protobuf", "numpy", "faiss-cpu", "onnxruntime", "lmdb")
@@ -55,14 +57,14 @@ def noise_line(before: float, after: float) -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """Returns the versions of python and of the packages that matter; None where one is not installed."""
+    """Returns the versions of python, of packages that matter (None where one is not installed), and the kernels."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = None
-    return found
+    return found | {"kernels": "NumPy" if kernels.compiled is None else "compiled"}
 
 
 def _proc(file: str, key: str) -> str:

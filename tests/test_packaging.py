@@ -26,6 +26,21 @@ def test_the_wheel_holds_our_packages_and_nothing_else(tmp_path: Path) -> None:
     assert "lhydra_protos/v1/recommender.proto" in names
     assert {f"lhydra/page/{name}" for name in ("page.html", "blocks.html", "page.css", "page.js")} <= names
     assert not [name for name in names if "__pycache__" in name]
+    machine_code = [name for name in names if name.endswith(".so")]
+    assert len(machine_code) == (shutil.which("cc") is not None), "lhydra.kernels"
+    assert wheel.name.endswith("-none-any.whl") != bool(machine_code)
+
+
+def test_without_a_c_compiler_the_wheel_is_made_all_the_same(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(
+        ROOT, source, ignore=shutil.ignore_patterns(".*", "tests", "benchmarks", "docs", "node_modules", "demo")
+    )
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)]
+    no_compiler = os.environ | {"CC": "/nowhere/cc"}
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, env=no_compiler)
+    assert "lhydra.kernels is not compiled" in ran.stdout + ran.stderr
+    assert [path.name for path in tmp_path.glob("*.whl")] == ["lhydra-0.1.0-py3-none-any.whl"]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ once. It enters the head in the channels below.
 import numpy as np
 import numpy.typing as npt
 
+from lhydra import kernels
 from lhydra.domain import F32, I64
 from lhydra.features.histories import positions_of, relative_weights_of
 from lhydra.scratch import borrowed_mask, borrowed_places
@@ -50,7 +51,16 @@ def scores(
 
     Returns:
         (m, 2) float32, a column for each of CHANNELS.
+
+    Raises:
+        IndexError: a candidate is no row of the table.
     """
+    if kernels.compiled is not None and weights.dtype == np.float16:
+        asked = candidates.astype(np.int64, copy=False)
+        known = played.astype(np.int64, copy=False)
+        return kernels.compiled.co_listening_scores(
+            neighbours, weights.view(np.uint16), known, channel_weights(entry), asked
+        )
     owner, at, weight = _hits(neighbours, weights, played, candidates)
     each = weight[:, None] * channel_weights(entry).take(at, 0)
     found = np.empty((len(candidates), len(CHANNELS)), np.float32)

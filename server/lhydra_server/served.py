@@ -1,10 +1,12 @@
 """An opened bundle as the service sees it, and how one is opened."""
 
+import logging
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from lhydra import kernels
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.columns import NO_COLUMNS, FilterColumns
 from lhydra.bundle.strings import StringColumn
@@ -14,6 +16,8 @@ from lhydra.recommender import Recommender
 from lhydra.similar import Similar
 from lhydra_server.catalogue import Catalogue
 from lhydra_server.config import WorkerSettings
+
+_log = logging.getLogger(__name__)
 
 QueryAndCheck = tuple[Query, Callable[[], None]]  # the check runs between stages; its error ends the query
 
@@ -97,6 +101,8 @@ def open_served(settings: WorkerSettings) -> Served:
         BundleError: the bundle is missing, damaged, or of another format.
     """
     signed_by = bytes.fromhex(settings.signed_by) or None
+    if kernels.compiled is None:
+        _log.warning("requests take longer: lhydra.kernels is not compiled; install Lhydra where a C compiler is")
     bundle = Bundle.open(Path(settings.store), settings.bundle_id, signed_by=signed_by)
     recommender = Recommender(bundle, settings.depth)
     recommender.warm_up()

@@ -1,0 +1,5 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+"""Compiled loops over the arrays of one request. Who calls them has checked dtypes and that rows are in range."""
+
+include "numbers.pxi"
+include "item_item.pxi"

@@ -1,0 +1,65 @@
+"""Compiled kernels: what they compute is what the NumPy code beside their calls computes."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lhydra import kernels
+from lhydra.domain import F32, I64
+from lhydra.features import item_item
+from lhydra.features.histories import Histories, entry_features, play_weights, relative_weights
+
+pytestmark = pytest.mark.skipif(
+    kernels.compiled is None and not shutil.which("cc"), reason="NO C COMPILER: lhydra.kernels is not compiled"
+)
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """No compiled kernels, as where there was no C compiler."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "compiled", None)
+        yield
+
+
+def test_where_a_compiler_is_they_are_compiled() -> None:
+    assert kernels.compiled is not None, "make setup compiles them"
+
+
+def listened(seed: int, n: int, heard: int) -> tuple[I64, F32]:
+    """Rows and entry features of one made-up user."""
+    rng = np.random.default_rng(seed)
+    played = rng.permutation(n)[:heard]
+    counts = rng.integers(1, 30, len(played)).astype(np.float32)
+    times = np.sort(rng.integers(1, 10**6, len(played))) * (seed % 2)
+    histories = Histories.one(played, counts, times)
+    entry, _ = entry_features(histories, relative_weights(play_weights(counts), histories.offsets))
+    return played, entry
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**16), st.integers(1, 400), st.integers(0, 40), st.integers(0, 300), st.integers(0, 300))
+def test_co_listening_scores(seed: int, n: int, width: int, heard: int, wanted: int) -> None:
+    rng = np.random.default_rng(seed)
+    neighbours = rng.integers(0, n, (n, width), dtype=np.int32)
+    weights = rng.normal(size=(n, width)).astype(np.float16)
+    asked = neighbours, weights, *listened(seed, n, heard), rng.integers(0, n, wanted)
+    found = item_item.scores(*asked)
+    with plain():
+        expected = item_item.scores(*asked)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**16 - 1))
+def test_every_float16_is_widened_as_numpy_does(bits: int) -> None:
+    weight = np.array([bits], np.uint16).view(np.float16)
+    if np.isfinite(weight).all():
+        one = np.zeros((1, 3), np.float32)
+        asked = np.zeros((1, 1), np.int32), weight[None], np.array([0]), one, np.array([0])
+        assert item_item.scores(*asked)[0, 0] == weight.astype(np.float32)[0]
