@@ -12,7 +12,7 @@ from lhydra.bundle.eligible import EligibleSet
 from lhydra.bundle.popular import most_played
 from lhydra.domain import F32, I64, Query, Recommendation, Tier
 from lhydra.features.histories import EncodedUsers
-from lhydra.features.listening import Moment
+from lhydra.features.moment import Moment
 from lhydra.ruled import Asked, Made, Prepared
 
 NO_ROWS = np.empty(0, np.int64)

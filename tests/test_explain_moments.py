@@ -21,7 +21,7 @@ from lhydra.evaluation.lists import write_lists
 from lhydra.explain.explainer import Explainer
 from lhydra.explain.path import path_of
 from lhydra.explain.pulls import falls_of, groups_of, plays_of
-from lhydra.features.listening import SIGNALS
+from lhydra.features.moment import SIGNALS
 from lhydra.queries import Request, known_user, to_query
 from lhydra.recommender import Recommender
 from lhydra.repeats import repeats_of

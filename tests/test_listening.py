@@ -2,28 +2,21 @@
 
 import math
 from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lhydra import kernels
 from lhydra.bundle import sequence_files
 from lhydra.domain import HALF_LIVES_DAYS, MAX_RECENT, SKIPPED
 from lhydra.features import sequences as tables
 from lhydra.features.histories import Histories
-from lhydra.features.listening import (
-    _EXPONENTIALS,
-    AWAY_S,
-    CONTEXT,
-    LAST_FEW,
-    LAST_MANY,
-    PAUSE_S,
-    POWERS,
-    SIGNALS,
-    Listening,
-    Moment,
-)
+from lhydra.features.listening import AWAY_S, PAUSE_S, Listening
+from lhydra.features.moment import _EXPONENTIALS, CONTEXT, LAST_FEW, LAST_MANY, N_OWN, POWERS, SIGNALS, Moment
 from lhydra.features.sequences import FOLLOWS, NO_SEQUENCES, TOGETHER, Sequences, fit_sequences
 from lhydra.repeats import add_up, at_once, single_plays
 
@@ -240,7 +233,8 @@ def test_signals_of_new_tracks_are_the_same_whether_heard_ones_are_asked_for_or_
     new = np.arange(20, N)
     alone = Moment(listening, fitted)
     np.testing.assert_array_equal(alone.signals(new), Moment(listening, fitted).signals(np.arange(N))[20:])
-    assert "_own_sums" not in vars(alone)  # what costs the most is computed for heard tracks only
+    if kernels.compiled is None:
+        assert "_own_sums" not in vars(alone)  # what costs the most is computed for heard tracks only
 
 
 def test_candidates_are_the_strongest_of_each_source() -> None:
@@ -298,3 +292,87 @@ def test_tables_under_other_rows_say_the_same() -> None:
         np.testing.assert_array_equal(before[1][kept], after[1])
         assert np.count_nonzero(kept[: before[3]]) == after[3]
         assert fitted.damping[track] == moved.damping[to[track]]
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Says whether what follows runs compiled or in NumPy."""
+    module = kernels.compiled
+    if module is None:
+        pytest.skip("NOT TESTED: lhydra.kernels is not compiled here")
+    return lambda wanted: monkeypatch.setattr(kernels, "compiled", module if wanted else None)
+
+
+@st.composite
+def any_listening(draw: st.DrawFn) -> Listening:
+    """What a store may hold and what it should not: last plays that no history has, unknown times, no order."""
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    h, r = draw(st.integers(0, N)), draw(st.sampled_from([0, 1, 2, 5, 19, 20, 21, 60, MAX_RECENT]))
+    rows = rng.permutation(N)[:h].astype(np.int64)
+    _, times = plays_of(draw(st.integers(0, 10**6)), r + h, draw(st.sampled_from([0.0, 0.2, 1.0])))
+    last, first = times[rng.permutation(r + h)[:h]], times[rng.permutation(r + h)[:h]]
+    for unknown in (last, first):
+        unknown[rng.random(h) < draw(st.sampled_from([0.0, 0.3, 1.0]))] = draw(st.sampled_from([0, -5]))
+    recent, own = rng.integers(0, draw(st.sampled_from([1, 5, N])), r), times[-r:] if r else times[:0]
+    if draw(st.booleans()):
+        own = rng.permutation(own)
+    counts = rng.integers(1, draw(st.sampled_from([2, 9])), h).astype(np.float32)
+    decayed = (counts[:, None] * draw(st.sampled_from([0.0, 0.5, 1.0]))).repeat(3, 1).astype(np.float32)
+    flags = rng.integers(0, draw(st.sampled_from([1, 8])), r)
+    now = draw(st.sampled_from([0, 1, 1_400_000_000, int(times[-1]) + 5 if len(times) else 9, 2_000_000_000]))
+    return Listening(N, rows, counts, last, first, decayed, recent, own.astype(np.int64), flags, now)
+
+
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(any_listening(), st.integers(-1, 4), st.integers(0, 30), st.booleans())
+def test_a_compiled_moment_says_what_numpy_says(
+    compiled: Callable[[bool], None], listening: Listening, seed: int, depth: int, repeats: bool
+) -> None:
+    fitted = NO_SEQUENCES if seed < 0 else sequences_of(seed)[0]
+    said, shares = [], (1.0, 0.7, 0.6)
+    for wanted in (False, True):
+        compiled(wanted)
+        moment = Moment(listening, fitted)
+        assert (moment._compiled is not None) is wanted
+        found = moment.candidates(shares, depth, repeats=repeats)
+        said.append((moment.signals(np.arange(N)), moment.signals(np.arange(N)[::-3]), moment.context(), found))
+    (all_, some, context, found), (all_2, some_2, context_2, found_2) = said
+    np.testing.assert_allclose(all_2, all_, rtol=1e-5)
+    np.testing.assert_array_equal(all_2[:, N_OWN:], all_[:, N_OWN:])  # sums in the same order
+    np.testing.assert_array_equal(some_2, all_2[::-3])
+    np.testing.assert_allclose(some_2, some, rtol=1e-5)
+    np.testing.assert_allclose(context_2, context, rtol=1e-6)
+    assert [len(one) for one in found_2] == [len(one) for one in found]
+    for one, other in zip(found_2[1:], found[1:], strict=True):
+        np.testing.assert_array_equal(np.sort(one), np.sort(other))
+    level = columns(all_, "base level 1.0")
+    np.testing.assert_allclose(np.sort(level[found_2[0]]), np.sort(level[found[0]]), rtol=1e-5)
+
+
+def test_compiled_sums_refuse_what_does_not_fit(compiled: Callable[[bool], None]) -> None:
+    compiled(True)
+    tracks, times = plays_of(3, 60)
+    fitted, listening = sequences_of(2)[0], listening_of(tracks, times, int(times[-1]))
+    beyond, rows = fitted.offsets.copy(), fitted.rows.copy()
+    beyond[tracks[-1] + 1] = rows[fitted.offsets[tracks[-1]]] = 10**6
+    negative = fitted.offsets.copy()
+    negative[tracks[-1]] = -4
+    elsewhere = listening.recent.copy()
+    elsewhere[-1] = N
+    short = Sequences(fitted.offsets[: 2 * 5 + 1], fitted.rows, fitted.weights, fitted.damping[:5], fitted.shares)
+    for other, tables_of in (
+        (listening, replace(fitted, offsets=beyond)),
+        (listening, replace(fitted, offsets=negative)),
+        (listening, replace(fitted, rows=rows)),
+        (listening, short),
+        (replace(listening, recent=elsewhere), fitted),
+        (replace(listening, rows=listening.rows - 10), fitted),
+    ):
+        with pytest.raises(IndexError):
+            Moment(other, tables_of)
+    for other in (replace(listening, counts=listening.counts[:-1]), replace(listening, recent_times=times[:3])):
+        with pytest.raises(ValueError, match="differ in length"):
+            Moment(other, fitted)
+    for row in (-1, N):
+        with pytest.raises(IndexError):
+            Moment(listening, fitted).signals(np.array([row]))

@@ -23,7 +23,7 @@ from lhydra.domain import Query, Repeat, UserState, track_hashes
 from lhydra.errors import BundleCorrupt
 from lhydra.evaluation.lists import write_lists
 from lhydra.explain.explainer import Explainer
-from lhydra.features.listening import CONTEXT, N_OWN, SIGNALS
+from lhydra.features.moment import CONTEXT, N_OWN, SIGNALS
 from lhydra.queries import Request, to_query
 from lhydra.recommender import Recommender
 from lhydra.training.config import TrainSettings

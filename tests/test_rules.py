@@ -13,7 +13,7 @@ from lhydra.bundle.manifest import current_bundle_id
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import F32, I64, Query, Recommendation, Repeat, UserState
 from lhydra.features.histories import EncodedUsers
-from lhydra.features.listening import Moment
+from lhydra.features.moment import Moment
 from lhydra.lists.calibration import error
 from lhydra.lists.file import RuleSets
 from lhydra.recommender import Recommender

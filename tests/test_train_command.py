@@ -22,7 +22,7 @@ from lhydra.data.dataset import Dataset
 from lhydra.data.prepare import prepare
 from lhydra.data.settings import PrepareSettings
 from lhydra.features.histories import HISTORY_FEATURES
-from lhydra.features.listening import CONTEXT, SIGNALS
+from lhydra.features.moment import CONTEXT, SIGNALS
 from lhydra.training.command import outcome
 from lhydra.training.config import TrainSettings
 from lhydra.training.progress import EpochDone, HeadFitted, Progress, TeacherTried

@@ -40,7 +40,8 @@ from lhydra.errors import BundleCorrupt, BundleMismatch, BundleMissing, complain
 from lhydra.features import item_item
 from lhydra.features.co_listening import NO_CO_LISTENING, CoListening
 from lhydra.features.histories import EncodedUsers, Histories
-from lhydra.features.listening import Listening, Moment
+from lhydra.features.listening import Listening
+from lhydra.features.moment import Moment
 from lhydra.features.sequences import NO_SEQUENCES, Sequences
 from lhydra.features.spec import FeatureSpec
 

@@ -13,8 +13,9 @@ from lhydra.bundle.eligible import EligibleSet
 from lhydra.bundle.exact import best_first
 from lhydra.domain import F32, I64, Query, Repeat, UserState
 from lhydra.features.histories import EncodedUsers, Histories, offsets_of
-from lhydra.features.listening import SOURCES as OF_MOMENT
-from lhydra.features.listening import Listening, Moment
+from lhydra.features.listening import Listening
+from lhydra.features.moment import SOURCES as OF_MOMENT
+from lhydra.features.moment import Moment
 from lhydra.repeats import repeats_of
 from lhydra.scratch import borrowed_mask
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from lhydra.bundle.candidates import NEAREST
 from lhydra.domain import I64, Recommendation, Tier
 from lhydra.evaluation.document import Sources, SourceShare
-from lhydra.features.listening import SOURCES as OF_MOMENT
+from lhydra.features.moment import SOURCES as OF_MOMENT
 
 K = 20  # places of the served list that are looked at
 POPULAR = "popular"  # where nothing is known of a user, the list is that

@@ -6,7 +6,7 @@ from lhydra.domain import I64, Tier
 from lhydra.explain.pulls import MOST_PLAYS, falls_of
 from lhydra.explain.sources import CHART, POPULAR
 from lhydra.features.histories import relative_weights_of
-from lhydra.features.listening import SIGNALS
+from lhydra.features.moment import SIGNALS
 from lhydra.recommender import Recommender
 from lhydra.traced import Traced
 

@@ -34,7 +34,7 @@ class Sequences:
         weights: (m,) float16.
         damping: (n,) float16, listeners^-0.5 of each track; 0 counts as 1.
         shares: (3,) float32, how much of the depth the candidates of each source may take; see
-            `lhydra.features.listening.SOURCES`.
+            `lhydra.features.moment.SOURCES`.
     """
 
     offsets: npt.NDArray[np.int32]

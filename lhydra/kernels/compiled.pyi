@@ -1,10 +1,45 @@
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 
 from lhydra.domain import F32, I64
 
+F64 = npt.NDArray[np.float64]
+I32 = npt.NDArray[np.int32]
 U16 = npt.NDArray[np.uint16]  # the bits of float16
 
 def co_listening_scores(
     neighbours: npt.NDArray[np.int32], weights: U16, played: I64, counts: F32, candidates: I64
 ) -> F32: ...
+
+class MomentLaws:
+    def __init__(
+        self, *, falls: F64, rates: F64, powers: F64, exponentials: F64, numbers: Mapping[str, float]
+    ) -> None: ...
+
+class MomentSums:
+    def __init__(
+        self,
+        laws: MomentLaws,
+        n: int,
+        rows: I64,
+        counts: F32,
+        last: I64,
+        first: I64,
+        decayed: F32,
+        recent: I64,
+        times: I64,
+        flags: I64,
+        now: int,
+        offsets: I32,
+        others: I32,
+        weights: U16,
+        damping: U16,
+        /,
+    ) -> None: ...
+    def candidates(
+        self, n_own: int, n_few: int, n_many: int, n_together: int, repeats: bool, /
+    ) -> tuple[I64, I64, I64]: ...
+    def signals(self, rows: I64, /) -> F32: ...
+    def context(self) -> F32: ...

@@ -3,3 +3,4 @@
 
 include "numbers.pxi"
 include "item_item.pxi"
+include "moment.pxi"

@@ -81,4 +81,4 @@ cdef inline int32_t place_of(const Places *places, int32_t row) noexcept nogil:
     if not places.seen[kind >> 6] >> (kind & 63) & 1:
         return -1
     at = slot_of(places, row)
-    return places.values[at] if places.keys[at] == row else -1
+    return places.values[at] if places.keys[at] == row and row >= 0 else -1  # -1 is the key of what is free

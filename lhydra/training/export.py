@@ -35,7 +35,7 @@ from lhydra.bundle.networks import (
 from lhydra.domain import I64
 from lhydra.errors import ModelError, complain
 from lhydra.features.item_item import CHANNELS
-from lhydra.features.listening import CONTEXT, SIGNALS
+from lhydra.features.moment import CONTEXT, SIGNALS
 from lhydra.features.sequences import Sequences
 from lhydra.features.spec import Encoded
 from lhydra.timing import timed

@@ -262,7 +262,7 @@ class Head(nn.Module):
             track_ids: (B, N, ct) int64.
             popularity: (B, N) float32.
             item_item: (B, N, 2) float32 co-listening scores.
-            signals: (B, N, s) float32 of `lhydra.features.listening`, where the head has a part for moments.
+            signals: (B, N, s) float32 of `lhydra.features.moment`, where the head has a part for moments.
             context: (B, c) float32 of the moment, likewise.
 
         Returns:

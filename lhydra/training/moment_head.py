@@ -1,6 +1,6 @@
 """What comes next: the part of the head that ranks all tracks at a moment, heard or not.
 
-Its inputs are the logit of the rest of the head and the signals of `lhydra.features.listening`. It is fitted on moments
+Its inputs are the logit of the rest of the head and the signals of `lhydra.features.moment`. It is fitted on moments
 of the validation fold (`lhydra.training.moments`), to order what all sources of candidates give.
 """
 
@@ -18,7 +18,8 @@ from lhydra.domain import I64
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.features import item_item
 from lhydra.features.histories import EncodedUsers, Histories, offsets_of
-from lhydra.features.listening import SIGNALS, Listening, Moment
+from lhydra.features.listening import Listening
+from lhydra.features.moment import SIGNALS, Moment
 from lhydra.features.sequences import Sequences
 from lhydra.timing import timed
 from lhydra.training.calibration import platt

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lhydra.features.listening import CONTEXT, N_OWN, SIGNALS
+from lhydra.features.moment import CONTEXT, N_OWN, SIGNALS
 
 LEAST_SPREAD = 0.01
 NEVER = 1e9  # the spread of what was the same at all moments: whatever it is later on counts nothing

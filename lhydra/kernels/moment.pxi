@@ -1,0 +1,507 @@
+# The sums, signals and candidates of a moment; see lhydra/features/moment.py, whose NumPy code defines them.
+
+from libc.math cimport exp, log, log1p
+from libc.stdlib cimport qsort
+
+
+cdef struct Found:
+    double value
+    int64_t row
+
+
+cdef inline bint _worse(Found a, Found b) noexcept nogil:
+    return a.value < b.value or (a.value == b.value and a.row > b.row)
+
+
+cdef struct Best:
+    # The best that were offered, as a heap whose first is the worst of them; ties by row.
+    Found *heap
+    Py_ssize_t n, most
+
+
+cdef int make_best(Best *best, Py_ssize_t most) except -1:
+    best.n, best.most = 0, most
+    best.heap = <Found *>malloc((most + 1) * sizeof(Found))
+    if best.heap == NULL:
+        raise MemoryError
+    return 0
+
+
+cdef inline void offer(Best *best, double value, int64_t row) noexcept nogil:
+    cdef Found new
+    cdef Py_ssize_t at, child
+    new.value, new.row = value, row
+    if best.n < best.most:
+        at = best.n
+        best.n += 1
+        while at and _worse(new, best.heap[(at - 1) >> 1]):
+            best.heap[at] = best.heap[(at - 1) >> 1]
+            at = (at - 1) >> 1
+        best.heap[at] = new
+    elif best.most and _worse(best.heap[0], new):
+        at = 0
+        while True:
+            child = 2 * at + 1
+            if child >= best.n:
+                break
+            if child + 1 < best.n and _worse(best.heap[child + 1], best.heap[child]):
+                child += 1
+            if not _worse(best.heap[child], new):
+                break
+            best.heap[at] = best.heap[child]
+            at = child
+        best.heap[at] = new
+
+
+cdef int _ascending(const void *a, const void *b) noexcept nogil:
+    cdef int64_t x = (<const int64_t *>a)[0], y = (<const int64_t *>b)[0]
+    return (x > y) - (x < y)
+
+
+cdef class MomentLaws:
+    """The constants of lhydra/features/listening.py and moment.py, so that they stand in one place."""
+
+    cdef int64_t pause, away, lately
+    cdef double minute, day, least_count
+    cdef int64_t unknown, skipped, completed
+    cdef Py_ssize_t follows, many, n_own, n_signals
+    cdef const double[:, ::1] falls
+    cdef const double[:, :] exponentials
+    cdef const double[::1] rates, powers
+
+    def __cinit__(self, *, falls, rates, powers, exponentials, numbers):
+        self.falls, self.rates, self.powers, self.exponentials = falls, rates, powers, exponentials
+        self.many = self.falls.shape[1]
+        self.pause, self.away, self.lately, self.follows = (
+            numbers["pause_s"], numbers["away_s"], numbers["lately"], numbers["follows"]
+        )
+        self.minute, self.day, self.least_count = numbers["minute_s"], numbers["day_s"], numbers["least_count"]
+        self.unknown, self.skipped, self.completed = numbers["unknown"], numbers["skipped"], numbers["completed"]
+        self.n_own, self.n_signals = numbers["n_own"], numbers["n_signals"]
+        if self.falls.shape[0] != 2 or self.rates.shape[0] != 3 or self.powers.shape[0] != 3:
+            raise ValueError("laws of other shapes")
+        if self.exponentials.shape[0] != 4 or self.exponentials.shape[1] != 3:
+            raise ValueError("laws of other shapes")
+        if self.n_own != 14 or self.n_signals != 20:
+            raise ValueError("other signals")
+
+
+cdef class MomentSums:
+    """Sums by number: entries of the history come first, then other tracks among the last plays, then all others.
+
+    What only heard tracks have is computed when one is asked for.
+    """
+
+    cdef MomentLaws laws
+    cdef const int64_t[:] last, first, recent, times, flags
+    cdef const float[:] counts
+    cdef const float[:, :] decayed
+    cdef const uint16_t[:] damping
+    cdef Places places
+    cdef Py_ssize_t h, r, heard, size, n
+    cdef int64_t *row  # of each number
+    cdef int32_t *number  # of each of the last plays
+    cdef int32_t *newest  # of each heard track how many plays ago its newest one was, 0: not among the last
+    cdef int32_t *oldest  # and where among the last plays the oldest is
+    cdef double *sums  # three of each number: after the last few, after the last many, together
+    cdef double *own  # two of each heard track: after the user's own plays
+    cdef double *base  # three of each entry
+    cdef double *now  # of each entry three counts decayed until now
+    cdef double strongest[2]
+    cdef double strongest_own[2]
+    cdef double strongest_base[3]
+    cdef double clock
+    cdef int64_t latest, began
+    cdef Py_ssize_t in_session
+
+    def __cinit__(
+        self,
+        MomentLaws laws,
+        Py_ssize_t n,
+        const int64_t[:] rows,
+        const float[:] counts,
+        const int64_t[:] last,
+        const int64_t[:] first,
+        const float[:, :] decayed,
+        const int64_t[:] recent,
+        const int64_t[:] times,
+        const int64_t[:] flags,
+        int64_t now,
+        const int32_t[::1] offsets,
+        const int32_t[::1] others,
+        const uint16_t[::1] weights,
+        const uint16_t[:] damping,
+    ):
+        cdef Py_ssize_t h = rows.shape[0], r = recent.shape[0], i, j, number, m, tracks = damping.shape[0], room
+        cdef int64_t row, start, end
+        cdef int32_t at
+        cdef double few, many, weight
+        cdef Py_ssize_t side
+        self.laws, self.h, self.r, self.n = laws, h, r, n
+        self.counts, self.last, self.first, self.decayed = counts, last, first, decayed
+        self.recent, self.times, self.flags, self.damping = recent, times, flags, damping
+        if counts.shape[0] != h or last.shape[0] != h or first.shape[0] != h or decayed.shape[0] != h:
+            raise ValueError("a history whose arrays differ in length")
+        if decayed.shape[1] != 3 or times.shape[0] != r or flags.shape[0] != r or n > 0x7FFFFFFF:
+            raise ValueError("a history whose arrays differ in length")
+        if tracks and (offsets.shape[0] != 2 * tracks + 1 or weights.shape[0] != others.shape[0]):
+            raise ValueError("sequences whose arrays differ in length")
+        m = min(r, laws.many)
+        for i in range(h):
+            if not 0 <= rows[i] < n:
+                raise IndexError(f"row {rows[i]} of {n}")
+        for i in range(r):
+            if not 0 <= recent[i] < n:
+                raise IndexError(f"row {recent[i]} of {n}")
+        if not tracks:
+            m = 0
+        for i in range(r - m, r):
+            if recent[i] >= tracks:
+                raise IndexError(f"row {recent[i]} of {tracks}")
+            __builtin_prefetch(&offsets[recent[i]])
+            __builtin_prefetch(&offsets[recent[i] + tracks])
+        self._session(now)
+        room = h + r
+        for i in range(r - m, r):
+            for side in range(2):
+                start, end = offsets[recent[i] + side * tracks], offsets[recent[i] + side * tracks + 1]
+                if not 0 <= start <= end <= others.shape[0]:
+                    raise IndexError(f"list {start} to {end} of {others.shape[0]} entries")
+                for j in range(start, end, 16):  # a line of the cache
+                    __builtin_prefetch(&others[j])
+                    __builtin_prefetch(&weights[j])
+                room += end - start
+        make_places(&self.places, room)
+        self.row = <int64_t *>malloc((room + 1) * sizeof(int64_t))
+        self.number = <int32_t *>malloc((r + 1) * sizeof(int32_t))
+        self.newest = <int32_t *>calloc(2 * (h + r) + 1, sizeof(int32_t))
+        self.sums = <double *>calloc(3 * room + 1, sizeof(double))
+        if self.row == NULL or self.number == NULL or self.newest == NULL or self.sums == NULL:
+            raise MemoryError
+        self.oldest = self.newest + h + r
+        for i in range(h):
+            put(&self.places, <int32_t>rows[i], <int32_t>i)
+            self.row[i] = rows[i]
+        self.size = h
+        for i in range(r):
+            at = self._number_of(<int32_t>recent[i])
+            self.number[i] = at
+            if not self.newest[at]:
+                self.oldest[at] = <int32_t>i
+            self.newest[at] = <int32_t>(r - i)
+        self.heard = self.size
+        for i in range(r - m, r):
+            if self.newest[self.number[i]] != r - i:
+                continue
+            few, many = laws.falls[0, r - i - 1], laws.falls[1, r - i - 1]
+            start, end = offsets[recent[i]], offsets[recent[i] + 1]
+            for j in range(start, end):
+                if not 0 <= others[j] < n:
+                    raise IndexError(f"row {others[j]} of {n}")
+                number, weight = self._number_of(others[j]), widened(weights[j])
+                self.sums[3 * number] += weight * few
+                self.sums[3 * number + 1] += weight * many
+            start, end = offsets[recent[i] + tracks], offsets[recent[i] + tracks + 1]
+            for j in range(start, end):
+                if not 0 <= others[j] < n:
+                    raise IndexError(f"row {others[j]} of {n}")
+                number, weight = self._number_of(others[j]), widened(weights[j])
+                self.sums[3 * number + 2] += weight * many
+        self.strongest[0] = self.strongest[1] = 0
+        for i in range(self.size):
+            for j in range(2):
+                if self.sums[3 * i + j] > self.strongest[j]:
+                    self.strongest[j] = self.sums[3 * i + j]
+        for j in range(2):
+            if self.strongest[j] == 0:
+                self.strongest[j] = 1
+
+    def __dealloc__(self):
+        free_places(&self.places)
+        free(self.row)
+        free(self.number)
+        free(self.newest)
+        free(self.sums)
+        free(self.own)
+        free(self.base)
+
+    cdef int32_t _number_of(self, int32_t row) noexcept:
+        """The number of a track, a new one where it has none yet."""
+        cdef int32_t at = place_of(&self.places, row)
+        if at < 0:
+            at = <int32_t>self.size
+            put(&self.places, row, at)
+            self.row[at] = row
+            self.size += 1
+        return at
+
+    cdef int _session(self, int64_t now) except -1:
+        """When the moment is, and how far the session that goes on reaches back."""
+        cdef Py_ssize_t i, r = self.r, n
+        cdef int64_t oldest, at, pause = self.laws.pause, away
+        cdef int64_t *times
+        self.latest = 0
+        for i in range(self.h):
+            self.latest = max(self.latest, self.last[i])
+        for i in range(r):
+            self.latest = max(self.latest, self.times[i])
+        away = max(now - self.latest, 0) if now and self.latest else 0
+        self.clock = <double>(self.latest + min(away, self.laws.away))
+        self.in_session = 0
+        if not r or self.clock - self.times[r - 1] > pause:
+            return 0
+        self.in_session = 1
+        while self.in_session < r and self.times[r - self.in_session] - self.times[r - self.in_session - 1] <= pause:
+            self.in_session += 1
+        self.began = oldest = self.times[r - self.in_session]
+        if self.in_session < r or not self.h:
+            return 0
+        times = <int64_t *>malloc(2 * self.h * sizeof(int64_t))
+        if times == NULL:
+            raise MemoryError
+        n = 0
+        for i in range(2 * self.h):
+            at = self.last[i >> 1] if i & 1 else self.first[i >> 1]
+            if 0 < at < oldest:
+                times[n] = at
+                n += 1
+        qsort(times, n, sizeof(int64_t), _ascending)
+        while n and self.began - times[n - 1] <= pause:
+            n -= 1
+            self.began = times[n]
+        free(times)
+        return 0
+
+    cdef int _own_sums(self) except -1:
+        """What followed the user's last plays when they had been played before."""
+        cdef Py_ssize_t i, j, step
+        cdef int32_t back, at
+        cdef double few, many, damping
+        if self.own != NULL:
+            return 0
+        self.own = <double *>calloc(2 * self.heard + 1, sizeof(double))
+        if self.own == NULL:
+            raise MemoryError
+        for i in range(self.r):
+            back = self.newest[self.number[i]]
+            if back > self.laws.many:
+                continue
+            few, many = self.laws.falls[0, back - 1], self.laws.falls[1, back - 1]
+            if self.damping.shape[0]:
+                if self.recent[i] >= self.damping.shape[0]:
+                    raise IndexError(f"row {self.recent[i]} of {self.damping.shape[0]}")
+                damping = widened(self.damping[self.recent[i]])
+                if damping == 0:
+                    damping = 1
+                few, many = few * damping, many * damping
+            for step in range(1, self.laws.follows + 1):
+                j = i + step
+                if j >= self.r or self.times[j] - self.times[j - 1] > self.laws.pause:
+                    break
+                at = self.number[j]
+                self.own[2 * at] += few / step
+                self.own[2 * at + 1] += many / step
+        self.strongest_own[0] = self.strongest_own[1] = 0
+        for i in range(self.heard):
+            for j in range(2):
+                self.strongest_own[j] = max(self.strongest_own[j], self.own[2 * i + j])
+        for j in range(2):
+            if self.strongest_own[j] == 0:
+                self.strongest_own[j] = 1
+        return 0
+
+    cdef int _base_levels(self) except -1:
+        """Base level of each entry: exact for the last plays, else by its decayed counts."""
+        cdef Py_ssize_t h = self.h, i, j, k
+        cdef const double[:, :] exponentials = self.laws.exponentials
+        cdef double age, power
+        cdef double *lately
+        cdef double *left
+        if self.base != NULL:
+            return 0
+        self.base = <double *>calloc(10 * h + 1, sizeof(double))  # and then what it is computed of
+        if self.base == NULL:
+            raise MemoryError
+        self.now, lately, left = self.base + 3 * h, self.base + 6 * h, self.base + 9 * h
+        for i in range(self.r):
+            j = self.number[i]
+            if j >= h:
+                continue
+            age = max(self.clock - self.times[i], self.laws.minute) / self.laws.day
+            power = log(age)
+            left[j] += 1
+            for k in range(3):
+                lately[3 * j + k] += exp(self.laws.rates[k] * age)
+                self.base[3 * j + k] += exp(-self.laws.powers[k] * power)
+        self.strongest_base[0] = self.strongest_base[1] = self.strongest_base[2] = 0
+        for j in range(h):
+            age = self._age(j)
+            power = max(self.counts[j] - left[j], 0.0)  # plays that are not among the last
+            for k in range(3):
+                self.now[3 * j + k] = self.decayed[j, k] * exp(age * self.laws.rates[k])
+                lately[3 * j + k] = max(self.now[3 * j + k] - lately[3 * j + k], 0.0)
+            for k in range(3):
+                for i in range(3):
+                    self.base[3 * j + k] += lately[3 * j + i] * exponentials[i, k]
+                self.base[3 * j + k] += power * exponentials[3, k]
+                self.strongest_base[k] = max(self.strongest_base[k], self.base[3 * j + k])
+        for k in range(3):
+            self.strongest_base[k] = max(self.strongest_base[k], 1e-9)
+        return 0
+
+    cdef inline double _age(self, Py_ssize_t entry) noexcept:
+        return max(self.clock - self.last[entry], self.laws.minute) / self.laws.day
+
+    def candidates(self, Py_ssize_t n_own, Py_ssize_t n_few, Py_ssize_t n_many, Py_ssize_t n_together, bint repeats):
+        cdef Best best
+        cdef Py_ssize_t i, n = max(n_few, n_many, n_together, n_own, 0)
+        if repeats:
+            self._base_levels()
+            self._own_sums()
+        make_best(&best, min(n, self.size))
+        try:
+            best.most = min(n_own, self.h) if repeats else 0
+            for i in range(self.h if best.most else 0):
+                offer(&best, self.base[3 * i + 1], self.row[i])
+            own = _rows_of(&best)
+            best.most = min(n_few, self.size)
+            self._offer(&best, 0, repeats)
+            few = _rows_of(&best)
+            best.most = min(n_many, self.size)
+            self._offer(&best, 1, repeats)
+            following = np.concatenate([few, _rows_of(&best)])
+            best.most = min(n_together, self.size)
+            self._offer(&best, 2, False)
+            return own, following, _rows_of(&best)
+        finally:
+            free(best.heap)
+
+    cdef void _offer(self, Best *best, int which, bint repeats) noexcept:
+        cdef Py_ssize_t i
+        cdef double value
+        for i in range(self.size):
+            value = self.sums[3 * i + which]
+            if repeats and i < self.heard:
+                value = value + self.own[2 * i + which]
+            if value != 0:
+                offer(best, value, self.row[i])
+
+    def signals(self, const int64_t[:] rows):
+        cdef Py_ssize_t m = rows.shape[0], i, which, n_own = self.laws.n_own
+        cdef int32_t at
+        found = np.zeros((m, self.laws.n_signals), np.float32)
+        cdef float[:, ::1] out = found
+        for i in range(m):
+            if not 0 <= rows[i] < self.n:
+                raise IndexError(f"row {rows[i]} of {self.n}")
+            at = place_of(&self.places, <int32_t>rows[i])
+            if at < 0:
+                continue
+            for which in range(2):
+                out[i, n_own + which] = out[i, n_own + 4 + which] = <float>(
+                    self.sums[3 * at + which] / self.strongest[which]
+                )
+            if at >= self.heard:
+                continue
+            self._own_sums()
+            for which in range(2):
+                out[i, n_own + 2 + which] = <float>(self.own[2 * at + which] / self.strongest_own[which])
+                out[i, n_own + 4 + which] = <float>(
+                    out[i, n_own + 4 + which] + self.own[2 * at + which] / self.strongest[which]
+                )
+            if at < self.h:
+                self._base_levels()
+                self._tell(at, &out[i, 0])
+        if m and self._has_flags():
+            self._tell_flags(rows, out)
+        return found
+
+    cdef void _tell(self, int32_t at, float *out) noexcept:
+        """What is known of one entry of the history, but for its flags."""
+        cdef int64_t first = self.first[at] if self.first[at] > 0 else self.last[at], since = self.laws.unknown
+        cdef Py_ssize_t k
+        if self.newest[at]:
+            since = self.newest[at] - 1
+        out[0], out[1], out[2] = 1, self.counts[at], <float>(self._age(at) * (self.laws.day / self.laws.minute))
+        out[3] = <float>(max(self.clock - first, self.laws.minute) / self.laws.minute)
+        for k in range(3):
+            out[4 + k] = <float>self.now[3 * at + k]
+            out[7 + k] = <float>(self.base[3 * at + k] / self.strongest_base[k])
+        out[11] = <float>since
+        if self.in_session:
+            out[10] = since < self.in_session or self.last[at] >= self.began
+
+    cdef bint _has_flags(self) noexcept:
+        cdef Py_ssize_t i
+        for i in range(self.r):
+            if self.flags[i]:
+                return True
+        return False
+
+    cdef int _tell_flags(self, const int64_t[:] rows, float[:, ::1] out) except -1:
+        cdef Py_ssize_t i, n = 2 * self.h
+        cdef int32_t at
+        cdef int32_t *told = <int32_t *>calloc(n + 1, sizeof(int32_t))
+        if told == NULL:
+            raise MemoryError
+        for i in range(self.r):
+            at = self.number[i]
+            if at < self.h:
+                told[2 * at] += (self.flags[i] & self.laws.skipped) > 0
+                told[2 * at + 1] += (self.flags[i] & self.laws.completed) > 0
+        for i in range(rows.shape[0]):
+            at = place_of(&self.places, <int32_t>rows[i])
+            if 0 <= at < self.h:
+                out[i, 12], out[i, 13] = told[2 * at], told[2 * at + 1]
+        free(told)
+        return 0
+
+    def context(self):
+        cdef Py_ssize_t i, h = self.h, r = self.r, repeating = 0, distinct = 0, repeated = 0
+        cdef int64_t lately = self.laws.lately
+        cdef double plays = 0, away = max(self.clock - self.latest, self.laws.minute) / self.laws.minute
+        cdef bint again = False
+        cdef int32_t *counted
+        found = np.zeros(9, np.float32)
+        cdef float[::1] out = found
+        for i in range(h):
+            plays += self.counts[i]
+        for i in range(r):
+            distinct += self.newest[self.number[i]] == r - i
+            repeating += r > lately and i >= r - lately and self.oldest[self.number[i]] < r - lately
+        out[0], out[1], out[2] = self.in_session > 0, <float>log1p(self.in_session), <float>log1p(h)
+        out[3], out[4] = <float>log1p(plays), <float>(<double>distinct / max(r, 1))
+        out[5], out[6] = <float>(<double>repeating / lately), <float>log1p(away)
+        if self.in_session:
+            counted = <int32_t *>calloc(h + 1, sizeof(int32_t))
+            if counted == NULL:
+                raise MemoryError
+            for i in range(r - self.in_session, r):
+                counted[min(self.number[i], h)] += 1
+            for i in range(r - self.in_session, r):
+                again = self._heard_before(self.number[i], counted)
+                repeated += again
+            free(counted)
+            out[7], out[8] = <float>(<double>repeated / self.in_session), again
+        return found
+
+    cdef bint _heard_before(self, int32_t at, const int32_t *counted) noexcept:
+        """Whether a track of the session that goes on was heard before it."""
+        if at >= self.h:
+            return False
+        if self.first[at] < self.began:
+            return True
+        if self.began != self.times[self.r - self.in_session]:
+            return False
+        return self.counts[at] - <double>counted[at] > self.laws.least_count
+
+
+cdef _rows_of(Best *best):
+    """The rows that were offered, in no order; the heap is empty then."""
+    cdef Py_ssize_t i
+    rows = np.empty(best.n, np.int64)
+    cdef int64_t[::1] out = rows
+    for i in range(best.n):
+        out[i] = best.heap[i].row
+    best.n = 0
+    return rows
