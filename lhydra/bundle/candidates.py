@@ -7,11 +7,12 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from lhydra import kernels
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.catalog import Catalog
 from lhydra.bundle.eligible import EligibleSet
 from lhydra.bundle.exact import best_first
-from lhydra.domain import F32, I64, Query, Repeat, UserState
+from lhydra.domain import F32, I64, History, Query, Repeat, UserState
 from lhydra.features.histories import EncodedUsers, Histories, offsets_of
 from lhydra.features.listening import Listening
 from lhydra.features.moment import SOURCES as OF_MOMENT
@@ -60,20 +61,34 @@ def encode_states(bundle: Bundle, states: Sequence[UserState], state_rows: Seque
     Returns:
         n encoded users.
     """
-    histories = [state.history for state in states]
-    history = np.concatenate(histories) if len(histories) > 1 else histories[0]
-    lengths = np.array([len(one) for one in histories])
-    of_each = [one.history for one in state_rows] or [bundle.catalog.rows(history["track"])]
-    rows = np.concatenate(of_each) if len(of_each) > 1 else of_each[0]
-    counts, times = history["count"], history["time"]
-    known = rows >= 0
-    if not known.all():
-        rows, counts, times = rows[known], counts[known], times[known]
-        before = np.concatenate([[0], np.cumsum(known)])
-        lengths = np.diff(before[offsets_of(lengths)])
+    of_each = [one.history for one in state_rows] or [bundle.catalog.rows(state.history["track"]) for state in states]
+    histories = known_histories([state.history for state in states], of_each)
     profiles = bundle.spec.encode_profile_rows([state.profile for state in states])
-    known_histories = Histories(offsets_of(lengths), rows, counts, times)
-    return bundle.spec.encode_users(profiles, known_histories, bundle.catalog.tracks)
+    return bundle.spec.encode_users(profiles, histories, bundle.catalog.tracks)
+
+
+def known_histories(histories: Sequence[History], rows: Sequence[I64]) -> Histories:
+    """Puts histories together by rows; tracks that the catalog does not hold drop out.
+
+    Args:
+        histories: of n users.
+        rows: (h,) int64 of each, -1 where the catalog does not hold the track.
+
+    Returns:
+        The histories of n users.
+    """
+    lengths = [len(one) for one in histories]
+    history: History = np.concatenate(histories) if len(histories) > 1 else histories[0]
+    row: I64 = np.concatenate(rows) if len(rows) > 1 else rows[0]
+    if kernels.compiled is not None:
+        return Histories(*kernels.compiled.known_plays(history, lengths, row))
+    counts, times = history["count"], history["time"]
+    known = row >= 0
+    if not known.all():
+        row, counts, times = row[known], counts[known], times[known]
+        before = np.concatenate([[0], np.cumsum(known)])
+        lengths = np.diff(before[offsets_of(np.array(lengths))])
+    return Histories(offsets_of(np.array(lengths)), row, counts, times)
 
 
 def listening_of(catalog: Catalog, state: UserState, user: EncodedUsers, now: int, state_rows: StateRows) -> Listening:

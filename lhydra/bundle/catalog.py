@@ -5,6 +5,7 @@ opening, checking, writing and adding tracks follow it.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,7 @@ class Catalog:
         """How many tracks may be returned: all but the removed."""
         return len(self) - len(self.removed)
 
-    @property
+    @cached_property
     def tracks(self) -> Encoded:
         """The encoded tracks; bags are used up by the item tower and left out."""
         dense: Any = self.dense  # both half as wide as elsewhere, on disk and in memory

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lhydra import kernels
 from lhydra.domain import F32, I64, Value
 from lhydra.errors import FeatureError, complain
 from lhydra.features.columns import (
@@ -35,6 +36,7 @@ from lhydra.features.columns import (
 )
 from lhydra.features.histories import (
     MAX_GAP_DAYS,
+    POSITION_SCALE,
     EncodedUsers,
     Histories,
     entry_features,
@@ -50,6 +52,7 @@ AGE_BOUNDS = (18.0, 25.0, 35.0, 45.0, 55.0, 65.0)  # age group g holds AGE_BOUND
 MAX_GENRES = 255  # the most frequent; the others count as unknown where genres are crossed and averaged
 # Listening-pattern columns of a user, after the preference profile (one column per track number).
 PATTERNS = ("tracks", "plays", "intensity", "genre_diversity", "genre_focus", "artist_diversity", "hours", "spread")
+COUNTED = ("genre*", "quadrant", "artist")  # id columns of tracks by which a history is summed up
 
 
 @dataclass(frozen=True)
@@ -219,6 +222,20 @@ class FeatureSpec:
         Returns:
             n encoded users.
         """
+        if kernels.compiled is not None and tracks.dense.dtype == np.float16 and tracks.ids.dtype == np.int32:
+            counts, times = np.ascontiguousarray(histories.counts), np.ascontiguousarray(histories.times)
+            found = kernels.compiled.encode_histories(
+                tracks.dense.view(np.uint16),
+                tracks.ids,
+                histories.offsets,
+                histories.rows,
+                counts,
+                times,
+                profiles.dense,
+                profiles.ids,
+                self._history_columns,
+            )
+            return EncodedUsers(found[0], found[1], histories, found[2])
         n, offsets = len(profiles), histories.offsets
         lengths = offsets[1:] - offsets[:-1]
         owner = spread(np.arange(n), lengths)
@@ -316,6 +333,15 @@ class FeatureSpec:
     @cached_property
     def _track_id_column(self) -> dict[str, int]:
         return {name: i for i, (name, _) in enumerate(self.track_ids)}
+
+    @cached_property
+    def _history_columns(self) -> tuple[float, ...]:
+        """What `kernels.encode_histories` reads of tracks: columns, -1 for none, with sizes or scale; and constants."""
+        at, dense = self._track_id_column, self.track_dense
+        sized = [(at[name], self.track_ids[at[name]][1]) if name in at else (-1, 0) for name in COUNTED]
+        duration = dense.index("duration_ms") if "duration_ms" in dense else -1
+        scale = (self.track_numbers[duration].mean, self.track_numbers[duration].std) if duration >= 0 else (0.0, 1.0)
+        return (*sized[0], *sized[1], *sized[2], duration, *scale, MAX_GAP_DAYS, POSITION_SCALE)
 
     def _bag(self, bag: Bag, columns: Columns, n: int) -> I64:
         out = np.zeros((n, bag.width), np.int64)

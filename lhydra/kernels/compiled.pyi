@@ -3,7 +3,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from lhydra.domain import F32, I64
+from lhydra.domain import F32, I64, History
 
 F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
@@ -43,3 +43,15 @@ class MomentSums:
     ) -> tuple[I64, I64, I64]: ...
     def signals(self, rows: I64, /) -> F32: ...
     def context(self) -> F32: ...
+def encode_histories(
+    track_dense: U16,
+    track_ids: npt.NDArray[np.integer],
+    offsets: I64,
+    rows: I64,
+    counts: F32,
+    times: I64,
+    profile_dense: F32,
+    profile_ids: I64,
+    columns: tuple[float, ...],
+) -> tuple[F32, I64, F32]: ...
+def known_plays(history: History, lengths: list[int], rows: I64) -> tuple[I64, I64, F32, I64]: ...

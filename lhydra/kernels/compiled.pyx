@@ -4,3 +4,4 @@
 include "numbers.pxi"
 include "item_item.pxi"
 include "moment.pxi"
+include "features.pxi"

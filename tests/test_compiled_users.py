@@ -1,0 +1,119 @@
+"""Compiled features of users against the NumPy code that defines them, whatever histories and tables hold."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lhydra import kernels
+from lhydra.bundle.candidates import known_histories
+from lhydra.domain import HISTORY_DTYPE, I64, History
+from lhydra.features.histories import EncodedUsers, Histories
+from lhydra.features.spec import Encoded, FeatureSpec
+from tests.test_features import ENCODED, SPEC, USERS, N
+
+pytestmark = pytest.mark.skipif(kernels.compiled is None, reason="lhydra.kernels is not compiled here")
+
+Entry = tuple[int, float, int]  # row, -1 where the catalog does not hold the track; count; time
+COUNTS = st.sampled_from([0.0, 1.0, 1.0, 2.0, 3.0, 0.7, 7.25, 1e5, 1e18])  # no two sums of their logarithms nearly tie
+TIMES = st.sampled_from([0, 0, -1, -7, 1, 10**9, 10**9, -(2**63), 2**63 - 1]) | st.integers(-50, 2 * 10**9)
+ENTRIES = st.lists(st.tuples(st.integers(-1, N - 1), COUNTS, TIMES), max_size=12)
+PROFILES = SPEC.encode_profiles(USERS)
+
+
+def as_served(spec: FeatureSpec) -> Encoded:
+    """The tracks as a catalog holds them."""
+    encoded = ENCODED if spec is SPEC else spec.encode_tracks({"track_id": [f"t{i:02}" for i in range(N)]})
+    dense: Any = encoded.dense.astype(np.float16)
+    ids: Any = encoded.ids.astype(np.int32)
+    return Encoded(dense, ids, np.zeros((N, 0), np.int64))
+
+
+def bare() -> FeatureSpec:
+    """Features without genre, mood, artist and duration."""
+    return dataclasses.replace(
+        SPEC, track_numbers=(), track_bags=(), track_categories=SPEC.track_categories[:1], genre=None
+    )
+
+
+def history_of(entries: list[Entry]) -> tuple[History, I64]:
+    history = np.zeros(len(entries), HISTORY_DTYPE)
+    history["count"], history["time"] = [count for _, count, _ in entries], [time for *_, time in entries]
+    return history, np.array([row for row, *_ in entries], np.int64)
+
+
+def encoded(spec: FeatureSpec, users: list[list[Entry]], compiled: bool) -> EncodedUsers:
+    histories, rows = zip(*map(history_of, users), strict=True)
+    with pytest.MonkeyPatch.context() as patch:
+        if not compiled:
+            patch.setattr(kernels, "compiled", None)
+        return spec.encode_users(PROFILES[: len(users)], known_histories(histories, rows), as_served(spec))
+
+
+@settings(deadline=None)
+@given(st.lists(ENTRIES, min_size=1, max_size=5), st.sampled_from([SPEC, bare()]))
+def test_users_are_encoded_as_by_numpy(users: list[list[Entry]], spec: FeatureSpec) -> None:
+    ours, plain = encoded(spec, users, compiled=True), encoded(spec, users, compiled=False)
+    for field in dataclasses.fields(Histories):
+        mine, theirs = getattr(ours.histories, field.name), getattr(plain.histories, field.name)
+        np.testing.assert_array_equal(mine, theirs)
+        assert mine.dtype == theirs.dtype
+    for mine, theirs in ((ours.dense, plain.dense), (ours.entry, plain.entry)):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=2e-6)
+        assert mine.dtype == theirs.dtype == np.float32
+    np.testing.assert_array_equal(ours.ids, plain.ids)
+    for i in range(len(users)):  # to the last bit
+        alone, taken = encoded(spec, [users[i]], compiled=True), ours.one(i)
+        np.testing.assert_array_equal(alone.entry, taken.entry)
+        np.testing.assert_array_equal(alone.dense[:, spec.preference.start :], taken.dense[:, spec.preference.start :])
+
+
+def test_long_histories_are_encoded_as_by_numpy() -> None:
+    rng = np.random.default_rng(5)
+    users: list[list[Entry]] = [
+        [(int(row), float(count), int(time)) for row, count, time in zip(*columns, strict=True)]
+        for columns in (
+            (rng.integers(-1, N, h), rng.integers(1, 9, h), np.sort(rng.integers(0, 2 * 10**9, h)))
+            for h in (2048, 1, 500)
+        )
+    ]
+    ours, plain = encoded(SPEC, users, compiled=True), encoded(SPEC, users, compiled=False)
+    np.testing.assert_allclose(ours.dense, plain.dense, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(ours.entry, plain.entry, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("row", [-1, N, 2**62, -(2**63)])
+@pytest.mark.parametrize("place", [0, 30])
+def test_a_row_of_no_track_is_an_error_and_nothing_is_read(row: int, place: int) -> None:
+    rows = np.zeros(40, np.int64)
+    rows[place] = row
+    histories = Histories.one(rows, np.ones(40, np.float32), np.zeros(40, np.int64))
+    with pytest.raises(IndexError):
+        SPEC.encode_users(PROFILES[:1], histories, as_served(SPEC))
+
+
+@pytest.mark.parametrize("value", [-1, 2**31 - 1])
+@pytest.mark.parametrize("column", ["artist", "genre*", "quadrant"])
+def test_an_id_beyond_its_column_is_an_error(column: str, value: int) -> None:
+    tracks = as_served(SPEC)
+    tracks.ids[3, [name for name, _ in SPEC.track_ids].index(column)] = value
+    with pytest.raises(ValueError, match=f"id {value}"):
+        SPEC.encode_users(
+            PROFILES[:1], Histories.one(np.array([3]), np.ones(1, np.float32), np.ones(1, np.int64)), tracks
+        )
+
+
+@pytest.mark.parametrize("offsets", [[0, 1], [0, 3, 2], [0, 2**40, 2], [1, 2], [0]])
+def test_histories_that_do_not_fit_are_an_error(offsets: list[int]) -> None:
+    rows = np.zeros(2, np.int64)
+    histories = Histories(np.array(offsets, np.int64), rows, np.ones(2, np.float32), rows)
+    with pytest.raises(ValueError, match=r"users|histories"):
+        SPEC.encode_users(PROFILES[: max(len(offsets) - 1, 1)], histories, as_served(SPEC))
+
+
+def test_plays_and_rows_of_unequal_number_are_an_error() -> None:
+    with pytest.raises(ValueError, match="unequal"):
+        known_histories([np.zeros(2, HISTORY_DTYPE)], [np.zeros(3, np.int64)])
