@@ -36,7 +36,7 @@ class StateRows:
 
     @classmethod
     def of(cls, catalog: Catalog, state: UserState) -> "StateRows":
-        """Looks all of them up at once, which costs little more than one of them.
+        """Looks all of them up.
 
         Args:
             catalog: the rows.
@@ -45,9 +45,7 @@ class StateRows:
         Returns:
             The rows.
         """
-        h, r = len(state.history), len(state.recent)
-        rows = catalog.rows(np.concatenate([state.history["track"], state.recent["track"], state.heard]))
-        return cls(rows[:h], rows[h : h + r], rows[h + r :])
+        return cls(*catalog.state_rows(state))
 
 
 def encode_states(bundle: Bundle, states: Sequence[UserState], state_rows: Sequence[StateRows] = ()) -> EncodedUsers:

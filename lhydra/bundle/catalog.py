@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lhydra import kernels
 from lhydra.bundle.arrays import blocks, is_finite, mapped
 from lhydra.bundle.strings import StringColumn
-from lhydra.domain import F16, F32, I64, Hashes, Value
+from lhydra.domain import F16, F32, I64, Hashes, UserState, Value
 from lhydra.errors import BundleCorrupt, complain
 from lhydra.features.spec import Encoded
 
@@ -128,6 +129,8 @@ class Catalog:
         """
         if not len(hashes):
             return np.empty(0, np.int64)
+        if kernels.compiled is not None:
+            return kernels.compiled.rows_of(self.hashes, self.hash_rows, self.hash_starts, hashes)
         if not (n := len(self)):
             return np.full(len(hashes), -1, np.int64)
         if len(hashes) < BUCKET_LOOKUP_FROM:
@@ -143,6 +146,23 @@ class Catalog:
         rows = self.hash_rows.take(at, mode="clip").astype(np.int64)
         rows[found != hashes] = -1
         return rows
+
+    def state_rows(self, state: UserState) -> tuple[I64, I64, I64]:
+        """Finds all tracks of a user at once, which costs little more than some of them.
+
+        Args:
+            state: of the user.
+
+        Returns:
+            (h,) int64 rows of the history, (r,) of the last plays and (m,) of the heard tracks, -1 where unknown.
+        """
+        h, r = len(state.history), len(state.recent)
+        if kernels.compiled is not None:
+            table = self.hashes, self.hash_rows, self.hash_starts
+            rows = kernels.compiled.state_rows(*table, state.history, state.recent, state.heard)
+        else:
+            rows = self.rows(np.concatenate([state.history["track"], state.recent["track"], state.heard]))
+        return rows[:h], rows[h : h + r], rows[h + r :]
 
     def chart(self, country: Value) -> tuple[I64, F32]:
         """Returns what the listeners of a country play most.

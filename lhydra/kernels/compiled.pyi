@@ -3,7 +3,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from lhydra.domain import F32, I64, History
+from lhydra.domain import F32, I64, Hashes, History, Recent
 
 F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
@@ -43,6 +43,7 @@ class MomentSums:
     ) -> tuple[I64, I64, I64]: ...
     def signals(self, rows: I64, /) -> F32: ...
     def context(self) -> F32: ...
+
 def encode_histories(
     track_dense: U16,
     track_ids: npt.NDArray[np.integer],
@@ -55,3 +56,12 @@ def encode_histories(
     columns: tuple[float, ...],
 ) -> tuple[F32, I64, F32]: ...
 def known_plays(history: History, lengths: list[int], rows: I64) -> tuple[I64, I64, F32, I64]: ...
+def rows_of(hashes: Hashes, rows: npt.NDArray[np.int32], starts: npt.NDArray[np.int32], wanted: Hashes) -> I64: ...
+def state_rows(
+    hashes: Hashes,
+    rows: npt.NDArray[np.int32],
+    starts: npt.NDArray[np.int32],
+    history: History,
+    recent: Recent,
+    heard: Hashes,
+) -> I64: ...

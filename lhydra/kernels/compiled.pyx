@@ -4,4 +4,5 @@
 include "numbers.pxi"
 include "item_item.pxi"
 include "moment.pxi"
+include "lookup.pxi"
 include "features.pxi"

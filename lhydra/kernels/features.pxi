@@ -13,14 +13,7 @@ cdef enum:
     MAX_VALUES = 256  # of an id column of which shares are taken
 
 
-cdef packed struct Played:
-    # HISTORY_DTYPE
-    uint64_t track
-    float count
-    int64_t time
-
-
-def known_plays(const Played[::1] history, list lengths, const int64_t[::1] rows):
+def known_plays(const Played[:] history, list lengths, const int64_t[::1] rows):
     """Offsets, rows, counts and times of the plays of several histories, back to back, without those of rows below 0."""
     cdef Py_ssize_t n = len(lengths), m = history.shape[0], user, i, at = 0, end = 0, known = 0
     if rows.shape[0] != m or sum(lengths) != m or min(lengths, default=0) < 0:

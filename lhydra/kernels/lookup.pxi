@@ -1,0 +1,97 @@
+# Rows of tracks by their hashes; see `Catalog.rows` in lhydra/bundle/catalog.py.
+
+cdef enum:
+    TOGETHER = 64  # hashes whose buckets are asked of the memory before the first is read
+
+
+cdef packed struct Played:
+    # HISTORY_DTYPE
+    uint64_t track
+    float count
+    int64_t time
+
+
+cdef packed struct Recent:
+    # RECENT_DTYPE
+    uint64_t track
+    uint32_t time
+    uint32_t flags
+
+
+cdef struct Table:
+    const uint64_t *hashes
+    const int32_t *rows
+    const int32_t *starts
+    Py_ssize_t n
+    Py_ssize_t buckets
+    int shift
+
+
+cdef int make_table(Table *table, const uint64_t[::1] hashes, const int32_t[::1] rows, const int32_t[::1] starts) except -1:
+    cdef Py_ssize_t n = hashes.shape[0]
+    if rows.shape[0] != n:
+        raise ValueError("hashes and rows of unequal number")
+    table.n, table.buckets, table.shift = n, starts.shape[0], 63
+    while table.shift > 1 and n > <int64_t>1 << (64 - table.shift):
+        table.shift -= 1
+    if n:
+        table.hashes, table.rows, table.starts = &hashes[0], &rows[0], &starts[0]
+    return 0
+
+
+cdef void find(const Table *table, const char *wanted, Py_ssize_t stride, Py_ssize_t m, int64_t *out) noexcept nogil:
+    """Rows of m hashes that lie `stride` bytes apart, -1 where there is none."""
+    cdef Py_ssize_t[TOGETHER] at
+    cdef uint64_t[TOGETHER] hashes
+    cdef Py_ssize_t done = 0, block, i, place
+    cdef uint64_t bucket
+    while done < m:
+        block = min(m - done, TOGETHER)
+        for i in range(block):
+            memcpy(&hashes[i], wanted + (done + i) * stride, sizeof(uint64_t))
+            __builtin_prefetch(table.starts + (hashes[i] >> table.shift))
+        for i in range(block):
+            bucket = hashes[i] >> table.shift
+            at[i] = table.starts[bucket] if table.n and <Py_ssize_t>bucket < table.buckets else table.n
+            __builtin_prefetch(table.hashes + at[i])
+            __builtin_prefetch(table.rows + at[i])
+        for i in range(block):
+            place = max(at[i], 0)
+            while place < table.n and table.hashes[place] < hashes[i]:  # a bucket holds one or two
+                place += 1
+            out[done + i] = table.rows[place] if place < table.n and table.hashes[place] == hashes[i] else -1
+        done += block
+
+
+def rows_of(const uint64_t[::1] hashes, const int32_t[::1] rows, const int32_t[::1] starts, const uint64_t[:] wanted):
+    """The row of each hash, -1 where there is none."""
+    cdef Table table
+    make_table(&table, hashes, rows, starts)
+    found = np.empty(wanted.shape[0], np.int64)
+    cdef int64_t[::1] out = found
+    if wanted.shape[0]:
+        find(&table, <const char *>&wanted[0], wanted.strides[0], wanted.shape[0], &out[0])
+    return found
+
+
+def state_rows(
+    const uint64_t[::1] hashes,
+    const int32_t[::1] rows,
+    const int32_t[::1] starts,
+    const Played[:] history,
+    const Recent[:] recent,
+    const uint64_t[:] heard,
+):
+    """The rows of a history, of the last plays and of what was heard, one behind the other; -1 where there is none."""
+    cdef Table table
+    cdef Py_ssize_t h = history.shape[0], r = recent.shape[0], m = heard.shape[0]
+    make_table(&table, hashes, rows, starts)
+    found = np.empty(h + r + m, np.int64)
+    cdef int64_t[::1] out = found
+    if h:
+        find(&table, <const char *>&history[0], history.strides[0], h, &out[0])
+    if r:
+        find(&table, <const char *>&recent[0], recent.strides[0], r, &out[h])
+    if m:
+        find(&table, <const char *>&heard[0], heard.strides[0], m, &out[h + r])
+    return found
