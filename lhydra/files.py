@@ -9,16 +9,12 @@ import re
 import secrets
 import shutil
 import weakref
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypedDict
-
-import numpy as np
-import numpy.typing as npt
 
 from lhydra.errors import LhydraError, complain
 
@@ -352,19 +348,6 @@ def link_missing(source: Path, target: Path) -> None:
         return [name for name in names if name.startswith(".") and Path(folder, name).is_dir()]
 
     shutil.copytree(source, target, copy_function=add, dirs_exist_ok=True, ignore=hidden)
-
-
-def write_npz(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Writes arrays like `numpy.savez`, but the same arrays are the same bytes: no time is written.
-
-    Args:
-        path: the archive to write.
-        arrays: by name.
-    """
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, array in arrays.items():
-            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
 
 
 class Lease:

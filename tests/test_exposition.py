@@ -16,6 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lhydra_server.metrics import exposition
+from lhydra_server.metrics.counts import Counts
 from lhydra_server.metrics.exposition import MAX_CONNECTIONS, answer, exposed
 from lhydra_server.metrics.totals import Totals
 from tests.fake_serve import write_bundle
@@ -23,7 +24,7 @@ from tests.harness import free_port, until
 from tests.test_server_metrics import Scraped, samples, shown
 from tests.test_supervisor import B1, fake, publish, running
 
-TOTALS = Totals()
+TOTALS = Totals(Counts())
 
 
 def asked(request: str, *headers: str) -> tuple[int, dict[str, str], bytes]:

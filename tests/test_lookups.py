@@ -52,7 +52,7 @@ def users(request: pytest.FixtureRequest, tmp_path: Path, redis: RedisServer) ->
     if request.param == "redis":
         redis.empty()
         url = redis.url
-        claim(url, tmp_path, False)
+        claim(url, tmp_path, False)()
     with budgets():
         store = open_users(url, tmp_path)
         yield store
@@ -187,7 +187,7 @@ def test_limits_are_named_by_their_field(client: Client, call: Callable[[Client]
 
 def test_a_user_store_that_is_away_is_unavailable(bundle: Bundle, tiny_store: Path, tmp_path: Path) -> None:
     with running() as server, budgets():
-        claim(server.url, tmp_path, False)
+        claim(server.url, tmp_path, False)()
         users = open_users(server.url, tmp_path)
         service = RecommenderService(served_of(bundle, Recommender(bundle)), users, max_k=50, store=tiny_store)
         listener = Listener(service, "127.0.0.1:0", max_in_flight=8)

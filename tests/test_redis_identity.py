@@ -114,7 +114,7 @@ def test_whoever_opens_it_first_gives_it_the_id_that_all_others_find(server: Red
     for number, store in enumerate(stores):
         assert store.record([play(f"e{number}", user=f"u{number}")]) == [True]
     assert [store.get("u0") is not None for store in stores] == [True] * 3
-    assert {store.identity for store in stores} == {claim(server.url, Path(), False)[0]}
+    assert {store.identity for store in stores} == {claim(server.url, Path(), False)()[0]}
     for store in stores:
         store.close()
 
@@ -122,17 +122,17 @@ def test_whoever_opens_it_first_gives_it_the_id_that_all_others_find(server: Red
 def test_a_server_that_starts_gives_an_old_store_an_id_and_tells_of_an_empty_one(
     server: RedisServer, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    identity, made = claim(server.url, tmp_path, False)
+    identity, made = claim(server.url, tmp_path, False)()
     assert (len(identity), made) == (16, server.url)
-    assert claim(server.url, tmp_path, False) == (identity, "")
+    assert claim(server.url, tmp_path, False)() == (identity, "")
     empty(server)
     told(server, "SET", "lhydra:u:ann", "as an earlier Lhydra left it")
-    assert claim(server.url, tmp_path, False)[1] == ""
+    assert claim(server.url, tmp_path, False)()[1] == ""
     with pytest.raises(ConfigError, match="a malformed address") as caught:
-        claim("redis://:secret@h:port", tmp_path, False)
+        claim("redis://:secret@h:port", tmp_path, False)()
     assert "secret" not in str(caught.value)
     with caplog.at_level(logging.ERROR):
-        assert claim(f"redis://:secret@127.0.0.1:{free_port()}", tmp_path, False) == ("", "")
+        assert claim(f"redis://:secret@127.0.0.1:{free_port()}", tmp_path, False)() == ("", "")
     (line,) = caplog.messages
     assert "starting without the user store" in line
     assert "Connection refused" in line

@@ -37,6 +37,7 @@ from lhydra_server import event_log, outage_log
 from lhydra_server.app import CALL_THREADS, SERVICE, Listener
 from lhydra_server.config import FleetStatus, ServeSettings, WorkerReport, WorkerSettings
 from lhydra_server.errors import CODES, status_of
+from lhydra_server.metrics.counts import Counts
 from lhydra_server.metrics.layout import FAMILIES
 from lhydra_server.metrics.totals import Block, Totals
 from lhydra_server.metrics.worker import Metrics
@@ -96,7 +97,7 @@ def serve(folder: Path, *, max_in_flight: int = 32, connection_age_s: float = 60
     calls.setLevel(logging.INFO)
     users, bundle = open_users(None, folder), served(n=N)
     fleet = FleetStatus(2, "b-2", "b-2: index.faiss: found 3 bytes, expected 4")
-    totals = Totals()
+    totals = Totals(Counts())
     block = totals.block("b-1")
     metrics = Metrics.open(os.dup(block.descriptor))
     block.handed_over()

@@ -26,6 +26,7 @@ from lhydra.errors import ConfigError, LhydraError, UserStoreError
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.config import ServeSettings
 from lhydra_server.metrics import layout as m
+from lhydra_server.metrics.counts import Counts
 from lhydra_server.metrics.totals import RECENT, Block, Totals
 from lhydra_server.metrics.worker import Metrics, NoMetrics
 from tests.fake_serve import write_bundle
@@ -103,7 +104,7 @@ def known(word: str, words: tuple[str, ...]) -> str:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), events), max_size=40))
 def test_a_scrape_is_the_sum_of_what_all_workers_counted_dead_or_alive(happened: list[tuple[int, Any]]) -> None:
-    totals = Totals()
+    totals = Totals(Counts())
     blocks = [totals.block(f"b{i}") for i in range(3)]
     workers = [opened(block) for block in blocks]
     seconds: dict[tuple[str, str], list[int]] = {}  # (metric, label value) -> what was observed
@@ -177,7 +178,7 @@ def assert_histogram(found: Samples, name: str, labels: dict[str, str], observed
 
 
 def test_gauges_are_those_of_the_living() -> None:
-    totals = Totals()
+    totals = Totals(Counts())
     blocks = [totals.block("b") for _ in range(3)]
     for n, block in enumerate(blocks, 1):
         worker = opened(block)
@@ -190,7 +191,7 @@ def test_gauges_are_those_of_the_living() -> None:
 
 
 def test_gauges_of_what_all_workers_see_are_not_added_up() -> None:
-    totals = Totals()
+    totals = Totals(Counts())
     blocks = [totals.block("b") for _ in range(3)]
     names = [f"lhydra_event_log_{name}" for name in ("entries", "bytes", "oldest_seconds", "free_bytes")]
     assert [value(shown(totals), name) for name in names] == [0] * 4
@@ -202,7 +203,7 @@ def test_gauges_of_what_all_workers_see_are_not_added_up() -> None:
 
 
 def test_no_count_is_lost_between_threads() -> None:
-    totals = Totals()
+    totals = Totals(Counts())
     worker = opened(totals.block("b"))
 
     def count() -> None:
@@ -230,7 +231,7 @@ def test_no_count_is_lost_between_threads() -> None:
 
 
 def test_bundles_have_labels_of_their_own_for_a_while_and_no_answer_is_forgotten() -> None:
-    totals = Totals()
+    totals = Totals(Counts())
     for i in range(30):
         block = totals.block(f"b{i % 20}")  # the last ten have been served before
         worker = opened(block)
@@ -259,7 +260,7 @@ def test_places_do_not_overlap() -> None:
 
 
 def test_a_block_of_another_layout_is_refused() -> None:
-    block = Totals().block("b")
+    block = Totals(Counts()).block("b")
     block.cells[0] += 1
     with pytest.raises(LhydraError, match="found a supervisor of another version"):
         opened(block)

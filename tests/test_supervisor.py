@@ -26,7 +26,7 @@ from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.manifest import current_bundle_id
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import Query, UserState
-from lhydra.errors import ConfigError, LhydraError, PortInUse
+from lhydra.errors import ConfigError, LhydraError, PortInUse, UserStoreError
 from lhydra.recommender import Recommender
 from lhydra_client.client import CHANNEL_OPTIONS
 from lhydra_protos.v1 import recommender_pb2 as pb
@@ -502,6 +502,37 @@ def test_a_worker_that_no_signal_ends_does_not_keep_its_supervisor(
     stopped._leaving = [cast(WorkerProcess, Unkillable())]
     stopped._stop()  # returns
     assert Unkillable.asked_s[0] == 0.01
+
+
+WAITING_WORKER = "import pathlib, sys; pathlib.Path(sys.argv[1]).touch(); pathlib.Path(sys.argv[2]).write_text(input())"
+
+
+def test_workers_load_while_the_user_store_is_looked_for_and_none_is_left_where_that_fails(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads, told = tmp_path / "loads", tmp_path / "told"
+
+    def claim(*args: object) -> Callable[[], tuple[str, str]]:
+        def found() -> tuple[str, str]:
+            until(loads.exists)
+            raise UserStoreError("no user store")
+
+        return found
+
+    monkeypatch.setattr(supervisor, "claim", claim)
+    command = (sys.executable, "-c", WAITING_WORKER, str(loads), str(told))
+    server = supervisor.Supervisor(store, ServeSettings(port=0, workers=2), command=command)
+    numbers = (*supervisor.ENDING, *supervisor.UNUSED, signal.SIGCHLD)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        with pytest.raises(UserStoreError, match="no user store"):
+            server.run()
+    finally:
+        signal.set_wakeup_fd(-1)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    assert server._leaving == []
+    assert not told.exists()
 
 
 @pytest.mark.parametrize("age_s", [0.1, 5, 88, 300])

@@ -392,10 +392,10 @@ def test_a_server_is_told_what_lies_where_its_users_should(tmp_path: Path, creat
     (tmp_path / "other" / "thing").touch()
     for name, found in (("file", "a file"), ("other", "a folder with other things"), ("n" * 300, "File name too long")):
         with pytest.raises(UserStoreError, match=f"found {found}.*, expected an LMDB folder"):
-            claim(f"lmdb:{tmp_path / name}", tmp_path, create)
+            claim(f"lmdb:{tmp_path / name}", tmp_path, create)()
     assert [one.name for one in (tmp_path / "other").iterdir()] == ["thing"]
     with pytest.raises(ConfigError, match="--users: found no path, expected lmdb:PATH"):
-        claim("lmdb:", tmp_path, create)
+        claim("lmdb:", tmp_path, create)()
 
 
 WRITER = """

@@ -2,7 +2,7 @@
 
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -164,6 +164,19 @@ def blocks(path: Path, rows: int = BLOCK_ROWS) -> Iterator[npt.NDArray[Any]]:
         for start in range(0, shape[0], rows):
             size = min(rows, shape[0] - start)
             yield np.fromfile(file, dtype, size * width).reshape(size, *shape[1:])
+
+
+def write_npz(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Writes arrays like `numpy.savez`, but the same arrays are the same bytes: no time is written.
+
+    Args:
+        path: the archive to write.
+        arrays: by name.
+    """
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
 
 
 def is_finite(array: npt.NDArray[Any]) -> bool:

@@ -25,7 +25,7 @@ from lhydra import files
 from lhydra.bundle import catalog as catalogs
 from lhydra.bundle import co_listening_files, sequence_files
 from lhydra.bundle import columns as filters
-from lhydra.bundle.arrays import NOT_NPZ
+from lhydra.bundle.arrays import NOT_NPZ, write_npz
 from lhydra.bundle.catalog import Catalog
 from lhydra.bundle.columns import NO_COLUMNS, FilterColumns
 from lhydra.bundle.index import Index
@@ -81,7 +81,7 @@ class Golden:
             "rows": self.rows,
             "logits": self.logits,
         }
-        files.write_npz(path, arrays)
+        write_npz(path, arrays)
 
     @classmethod
     def open(cls, path: Path) -> "Golden":

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from lhydra import files
+from lhydra.bundle.arrays import write_npz
 from lhydra.bundle.networks import ItemTower
 from lhydra.bundle.strings import StringColumn
 from lhydra.data.dataset import Dataset
@@ -62,7 +62,7 @@ def embed_shard(shard: Shard) -> Path:
     """
     spec, tower = _opened(shard.model, shard.model_id)
     dataset = Dataset.open(shard.dataset)
-    files.write_npz(shard.out, embed(spec, tower, dataset.track_rows(shard.start, shard.stop), dataset.columns_of))
+    write_npz(shard.out, embed(spec, tower, dataset.track_rows(shard.start, shard.stop), dataset.columns_of))
     return shard.out
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lhydra import files
-from lhydra.bundle.arrays import NOT_NPZ
+from lhydra.bundle.arrays import NOT_NPZ, write_npz
 from lhydra.bundle.manifest import BUNDLE_ID, Manifest
 from lhydra.domain import Hashes
 from lhydra.errors import BundleCorrupt, BundleError, complain
@@ -49,7 +49,7 @@ def save(folder: Path, user_ids: Iterable[str], model: Path | None = None) -> No
     """
     key, known = (secrets.token_bytes(_KEY_BYTES), np.empty(0, np.uint64)) if model is None else _read(model)
     hashes = np.union1d(known, _hashes(key, user_ids))
-    files.write_npz(folder / FILE, {"key": np.frombuffer(key, np.uint8), "hashes": hashes.astype("<u8")})
+    write_npz(folder / FILE, {"key": np.frombuffer(key, np.uint8), "hashes": hashes.astype("<u8")})
 
 
 def bundles_of(store: Path, user_id: str) -> tuple[list[str], list[str]]:

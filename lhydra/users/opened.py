@@ -9,8 +9,6 @@ from pathlib import Path
 
 import lmdb
 
-from lhydra.events import lmdb_log
-
 MAX_READERS = 1024  # read transactions at a time, of all processes; a lock file of _LOCK_BYTES has room for more
 MAX_DATABASES = 16  # named ones, with room for later
 META, IDENTITY = b"meta", b"id"  # the named database of what is known of the store, and its key of the store's id
@@ -181,6 +179,8 @@ def try_all_of(env: lmdb.Environment, txn: lmdb.Transaction) -> None:
         env: the environment.
         txn: a transaction in it.
     """
+    from lhydra.events import lmdb_log  # and numpy with it, which a look at the store's id needs not
+
     for _ in txn.cursor():
         pass
     with suppress(lmdb.NotFoundError), txn.cursor(env.open_db(lmdb_log.NAME, txn=txn, create=False)) as log:

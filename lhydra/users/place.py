@@ -9,6 +9,7 @@ import logging
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 EXPECTED = "an LMDB folder that can be written"
 _TRY_S = 600.0  # for reading all of a store
 _OPEN_S = 10.0  # for a look at a store; a server starts without it
+_PIPE = subprocess.PIPE
 _NO_ADDRESS = 2  # exit code
 _log = logging.getLogger(__name__)
 
@@ -73,8 +75,10 @@ def refuse_other(folder: Path) -> None:
         raise UserStoreError(complain(folder, found, "an LMDB folder, an empty one or a free path"))
 
 
-def claim(url: str | None, store: Path, create: bool) -> tuple[str, str]:
+def claim(url: str | None, store: Path, create: bool) -> Callable[[], tuple[str, str]]:
     """Finds the user store of a server that starts, or makes it: inside the bundle store, or where `create` says so.
+
+    A process of its own does, and the caller may do other things until it asks what was found.
 
     Args:
         url: of the user store; None for the one inside the bundle store.
@@ -82,8 +86,8 @@ def claim(url: str | None, store: Path, create: bool) -> tuple[str, str]:
         create: makes a store at any place.
 
     Returns:
-        The id of the store, which workers hold theirs against, empty where it cannot be read; and the place of a store
-        that was made.
+        What waits for the process, once, and returns the id of the store, which workers hold theirs against, empty
+        where it cannot be read; and the place of a store that was made. It raises as this function does.
 
     Raises:
         ConfigError: a URL of no known kind, or a malformed one.
@@ -99,35 +103,52 @@ def claim(url: str | None, store: Path, create: bool) -> tuple[str, str]:
         raise UserStoreError(complain(folder, error.strerror or str(error), EXPECTED)) from None
     if not there and not create and url is not None:
         raise UserStoreError(complain(f"--users {url}", "no user store", "one; --users-create makes it"))
-    code, found, reason = _asked([str(folder)], "", f"{folder}: no answer within {_OPEN_S:g} s")
-    if code == 0:
-        return found, "" if there else str(folder)
-    if not there:
-        raise UserStoreError(reason or f"{folder}: found exit code {code}")
-    how = f"user store {folder}: reading it ended with signal {-code}" if code < 0 else reason
-    _log.error("starting without the user store: %s", how)
-    return "", ""
+    asked = _ask([str(folder)], "", f"{folder}: no answer within {_OPEN_S:g} s")
+
+    def found() -> tuple[str, str]:
+        code, identity, reason = asked()
+        if code == 0:
+            return identity, "" if there else str(folder)
+        if not there:
+            raise UserStoreError(reason or f"{folder}: found exit code {code}")
+        how = f"user store {folder}: reading it ended with signal {-code}" if code < 0 else reason
+        _log.error("starting without the user store: %s", how)
+        return "", ""
+
+    return found
 
 
-def _claim_redis(url: str) -> tuple[str, str]:
+def _claim_redis(url: str) -> Callable[[], tuple[str, str]]:
     """The same for a store on Redis, which is served without where it does not answer now."""
-    code, found, reason = _asked(["--redis"], url, f"user store on Redis: no answer within {_OPEN_S:g} s")
-    if code == _NO_ADDRESS:
-        raise ConfigError(reason)
-    if code:
-        _log.error("starting without the user store: %s", reason)
-    identity, _, place = found.partition(" ")
-    return identity, place
+    asked = _ask(["--redis"], url, f"user store on Redis: no answer within {_OPEN_S:g} s")
+
+    def found() -> tuple[str, str]:
+        code, said, reason = asked()
+        if code == _NO_ADDRESS:
+            raise ConfigError(reason)
+        if code:
+            _log.error("starting without the user store: %s", reason)
+        identity, _, place = said.partition(" ")
+        return identity, place
+
+    return found
 
 
-def _asked(arguments: list[str], given: str, late: str) -> tuple[int, str, str]:
-    """What a process of its own says of a store: exit code, output, and the last line of its errors."""
+def _ask(arguments: list[str], given: str, late: str) -> Callable[[], tuple[int, str, str]]:
+    """Has a process of its own look at a store; what waits for its exit code, output, and last line of errors."""
     command = [sys.executable, "-P", "-m", "lhydra.users.place", *arguments]
-    try:
-        done = subprocess.run(command, input=given, capture_output=True, text=True, timeout=_OPEN_S, check=False)
-    except subprocess.TimeoutExpired:
-        return 1, "", late
-    return done.returncode, done.stdout.strip(), (done.stderr.strip().splitlines() or [""])[-1]
+    process = subprocess.Popen(command, stdin=_PIPE, stdout=_PIPE, stderr=_PIPE, text=True)
+
+    def asked() -> tuple[int, str, str]:
+        with process:
+            try:
+                said, errors = process.communicate(given, timeout=_OPEN_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                return 1, "", late
+        return process.returncode, said.strip(), (errors.strip().splitlines() or [""])[-1]
+
+    return asked
 
 
 def try_files(folder: Path) -> None:

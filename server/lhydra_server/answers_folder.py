@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from lhydra.answers.folder import NAME, locked, sweep
 from lhydra.errors import ConfigError, complain
 from lhydra_server.config import ServeSettings
 
@@ -22,6 +21,8 @@ def answers_folder(settings: ServeSettings, store: Path) -> str:
     """
     if not settings.log_answers:
         return ""
+    from lhydra.answers.folder import NAME, locked, sweep
+
     folder = store / NAME if settings.answers is None else Path(settings.answers)
     try:
         with locked(folder):

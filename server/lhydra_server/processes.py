@@ -7,11 +7,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from lhydra.errors import LhydraError
 from lhydra_server.config import FleetStatus, Message, WorkerReport, WorkerSettings
 from lhydra_server.heartbeat import Limits, Pulse
-from lhydra_server.metrics.totals import Block
+
+if TYPE_CHECKING:
+    from lhydra_server.metrics.totals import Block  # and numpy with it
 
 COMMAND = (sys.executable, "-P", "-m", "lhydra_server.start")
 _ENVIRONMENT = {  # one thread budget per worker: must be in the environment before the libraries load
@@ -23,13 +26,15 @@ _ENVIRONMENT = {  # one thread budget per worker: must be in the environment bef
 
 
 class WorkerProcess:
-    """One worker. `look` brings `ready`, `served` (it was ready once), `ended`, `failure` and `error` up to date.
+    """One worker, which loads until `begin` says what to serve.
 
-    `report` is the pipe it reports on. `failure` is the reason of a worker that is lost, `error` says more.
+    `look` brings `ready`, `served` (it was ready once), `ended`, `failure` and `error` up to date. `report` is the pipe
+    it reports on. `failure` is the reason of a worker that is lost, `error` says more.
 
     Args:
         command: what starts a worker.
-        settings: what it is told on its stdin.
+        core: it will keep to; below 0 any.
+        address: it will listen on.
         now_s: seconds that the supervisor was awake.
         block: the memory it counts into, where metrics are asked for.
         counted: the descriptor of what all workers have counted; below 0 for none.
@@ -41,17 +46,17 @@ class WorkerProcess:
     def __init__(
         self,
         command: Sequence[str],
-        settings: WorkerSettings,
+        core: int,
+        address: str,
         now_s: float,
-        block: Block | None = None,
+        block: "Block | None" = None,
         counted: int = -1,
     ) -> None:
         environment = {"GRPC_VERBOSITY": "NONE"} | os.environ | _ENVIRONMENT
-        self.core, self.address, self._block = settings.core, settings.address, block
-        if block is not None:
-            settings = replace(settings, metrics=block.descriptor, counted=counted)
+        self.core, self.address, self._block = core, address, block
+        self._memory = (block.descriptor, counted) if block is not None else (-1, -1)
         try:
-            inherited = (block.descriptor, counted) if block is not None else ()
+            inherited = tuple(descriptor for descriptor in self._memory if descriptor >= 0)
             self._process, self._stdin, self.report = _started(command, environment, inherited)
         except OSError:
             if block is not None:
@@ -68,7 +73,15 @@ class WorkerProcess:
         self.pulse = Pulse(f"worker {self.pid}", now_s)
         self.ready = self.ended = self.served = False
         self.failure = self.error = self.model_id = ""
-        self._write(settings)
+
+    def begin(self, settings: WorkerSettings) -> None:
+        """Tells the worker what to serve, once.
+
+        Args:
+            settings: of its fleet; core, address and memory of its own are filled in.
+        """
+        metrics, counted = self._memory
+        self._write(replace(settings, core=self.core, address=self.address, metrics=metrics, counted=counted))
 
     @property
     def age_s(self) -> float:
@@ -180,7 +193,7 @@ class WorkerProcess:
 
 
 def _started(
-    command: Sequence[str], environment: Mapping[str, str], inherited: tuple[int, ...]
+    command: Sequence[str], environment: Mapping[str, str], inherited: Sequence[int]
 ) -> "tuple[subprocess.Popen[bytes], int, int]":
     """Starts a process: (it, its stdin, its stdout). Popen leaks one pipe where there is no descriptor for another."""
     pipes: list[int] = []

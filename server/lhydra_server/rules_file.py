@@ -2,8 +2,10 @@
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lhydra.lists.file import RuleSets, read
+if TYPE_CHECKING:
+    from lhydra.lists.file import RuleSets
 
 COPY = "rules.yaml"  # of the file, as `WatchedFiles` makes it
 
@@ -24,7 +26,7 @@ def columns_of(bundle: Path) -> dict[str, str]:
         return {}
 
 
-def rule_sets(copies: str, columns: dict[str, str]) -> RuleSets:
+def rule_sets(copies: str, columns: dict[str, str]) -> "RuleSets":
     """Reads the rule sets that a worker answers by.
 
     Args:
@@ -37,6 +39,8 @@ def rule_sets(copies: str, columns: dict[str, str]) -> RuleSets:
     Raises:
         ConfigError: the file is wrong, or the bundle lacks a column that it names.
     """
+    from lhydra.lists.file import RuleSets, read
+
     if not copies:
         return RuleSets()
     sets = read(Path(copies) / COPY)

@@ -12,9 +12,9 @@ import select
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from lhydra.bundle.listed import find_bundle_id
 from lhydra.bundle.manifest import current_bundle_id
@@ -29,9 +29,12 @@ from lhydra_server.files_in_force import FilesInForce
 from lhydra_server.fleet import LONGEST_S, LONGEST_SERVED_S, LONGEST_SPAWN_S, Backoff, Fleet
 from lhydra_server.heartbeat import Limits
 from lhydra_server.keys import keys_of
-from lhydra_server.metrics.totals import Totals
+from lhydra_server.metrics.counts import Counts
 from lhydra_server.processes import COMMAND, WorkerProcess
 from lhydra_server.socket_file import SCHEME, SocketFile
+
+if TYPE_CHECKING:
+    from lhydra_server.metrics.totals import Totals
 
 TICK_S = 0.2  # how often CURRENT is looked at; everything else wakes the loop
 SUM_S = 0.5  # how often what all workers counted is added up for GetStatus
@@ -73,7 +76,8 @@ class Supervisor:
         self._retry = Backoff()
         self._current = self._swap_error = self._users_id = self._users_made = ""
         self._users_doubtful = False  # since a worker crashed: the next ones try the user store's files first
-        self._totals = Totals()
+        self._counts = Counts()
+        self._totals = _totals_of(self._counts) if settings.metrics_port or settings.count else None
         self._keys = keys_of(settings)
         self._answers = answers_folder(settings, store)
         self._files = FilesInForce(settings, store)
@@ -97,8 +101,10 @@ class Supervisor:
         with place as self._place, contextlib.closing(self._files), self._metrics_shown():
             self._listen_to_signals()
             try:
-                self._users_id, self._users_made = claim(self._settings.users, self._store, self._settings.users_create)
-                self._coming = self._spawn(bundle_id)
+                claimed = claim(self._settings.users, self._store, self._settings.users_create)
+                self._coming = self._started(bundle_id, self._n_workers)
+                self._users_id, self._users_made = claimed()  # workers load meanwhile
+                self._begin(self._coming)
                 while not self._signals:
                     self._tick()
                     self._sleep(TICK_S)
@@ -108,7 +114,7 @@ class Supervisor:
 
     def _metrics_shown(self) -> contextlib.AbstractContextManager[None]:
         self._files.open(self._current)
-        if not self._settings.metrics_port:
+        if self._totals is None or not self._settings.metrics_port:
             return contextlib.nullcontext()
         from lhydra_server.metrics.exposition import exposed  # and asyncio with it
 
@@ -122,10 +128,10 @@ class Supervisor:
         self._leaving = [worker for worker in self._leaving if not worker.finished(self._stop_s)]
         if self._serving:
             self._files.look(self._serving.bundle_id)
-            self._totals.file_failures, self._totals.expires_s = self._files.failures, self._files.expires_s
+            self._counts.file_failures, self._counts.expires_s = self._files.failures, self._files.expires_s
         n_ready = self._serving.n_ready if self._serving else 0
-        self._totals.workers = n_ready
-        if self._awake_s - self._summed_s >= SUM_S:
+        self._counts.workers = n_ready
+        if self._totals is not None and self._awake_s - self._summed_s >= SUM_S:
             self._totals.sum_up()
             self._summed_s = self._awake_s
         for worker in self._all_workers():
@@ -177,7 +183,7 @@ class Supervisor:
             self._users_doubtful |= worker.crashed
             if not worker.ended:  # it may hang in the kernel: nobody waits for that
                 self._dismiss([worker])
-            self._totals.worker_failures[worker.failure] += 1
+            self._counts.worker_failures[worker.failure] += 1
             if worker.age_s > STABLE_S:
                 fleet.backoff = Backoff()  # and the next one is started at once
             else:
@@ -187,7 +193,7 @@ class Supervisor:
             fresh = self._spawn(fleet.bundle_id, self._n_workers - len(fleet.workers))
             fleet.workers += fresh.workers
             self._users_doubtful &= not fresh.workers
-            self._totals.worker_restarts += len(fresh.workers)
+            self._counts.worker_restarts += len(fresh.workers)
             if fresh.spawn_error:
                 fleet.backoff.failed(LONGEST_SPAWN_S)
                 _log.error("%s", fresh.spawn_error, extra={"bundle": fleet.bundle_id})
@@ -203,7 +209,7 @@ class Supervisor:
                 raise LhydraError(error)
             self._refused, self._swap_error = fleet.bundle_id, error
             self._retry.failed()
-            self._totals.swap_failures += 1
+            self._counts.swap_failures += 1
             _log.error("swap failed: %s", error, extra={"bundle": fleet.bundle_id})
             self._give_up_coming()
         elif fleet.n_ready == self._n_workers and self._publish(fleet):
@@ -225,7 +231,7 @@ class Supervisor:
                 self._dismiss(self._serving.workers)
             _log.info("serving", extra={"bundle": fleet.bundle_id, "workers": self._n_workers, "took_ms": took_ms})
             self._serving, self._coming = fleet, None
-            self._totals.serving = fleet.bundle_id, fleet.workers[0].model_id
+            self._counts.serving = fleet.bundle_id, fleet.workers[0].model_id
             self._refused, self._swap_error, self._retry = "", "", Backoff()
 
     def _watch_current(self) -> None:
@@ -236,7 +242,7 @@ class Supervisor:
             self._current = current_bundle_id(self._store)
         except (LhydraError, OSError) as error:
             if self._swap_error != str(error):
-                self._totals.swap_failures += 1
+                self._counts.swap_failures += 1
                 _log.error("CURRENT cannot be read: %s", error)
             self._current, self._swap_error = "", str(error)
             self._give_up_coming()
@@ -263,9 +269,15 @@ class Supervisor:
         self._leaving += workers
 
     def _spawn(self, bundle_id: str, n_workers: int | None = None) -> Fleet:
+        fleet = self._started(bundle_id, self._n_workers if n_workers is None else n_workers)
+        self._begin(fleet)
+        return fleet
+
+    def _begin(self, fleet: Fleet) -> None:
+        """Tells new workers what to serve."""
         settings = WorkerSettings(
             store=str(self._store),
-            bundle_id=bundle_id,
+            bundle_id=fleet.bundle_id,
             address="",
             users=self._settings.users,
             users_id=self._users_id,
@@ -288,24 +300,29 @@ class Supervisor:
             log_sample=self._settings.log_sample,
             **self._keys,
         )
-        count = self._n_workers if n_workers is None else n_workers
-        counting = bool(self._settings.metrics_port) or self._settings.count
+        for worker in fleet.workers:
+            worker.begin(settings)
+
+    def _started(self, bundle_id: str, n_workers: int) -> Fleet:
+        """Starts processes, which load what every worker needs."""
+        totals = self._totals
         fleet = Fleet(bundle_id)
-        for core in self._free_cores(bundle_id)[:count]:
+        for core in self._free_cores(bundle_id)[:n_workers]:
             try:
-                block = self._totals.block(bundle_id) if counting else None
+                block = totals.block(bundle_id) if totals is not None else None
                 fleet.workers.append(
                     WorkerProcess(
                         self._command,
-                        replace(settings, core=core, address=self._place.for_worker()),
+                        core,
+                        self._place.for_worker(),
                         self._awake_s,
                         block,
-                        self._totals.share() if counting else -1,
+                        totals.share() if totals is not None else -1,
                     )
                 )
             except OSError as error:  # no descriptor, memory or process is left for now
                 fleet.spawn_error = complain("a new worker", str(error), "one more process: see `ulimit -a`")
-                self._totals.worker_failures["not_started"] += 1
+                self._counts.worker_failures["not_started"] += 1
                 break
         return fleet
 
@@ -365,6 +382,12 @@ class Supervisor:
                 break
             if self._leaving:
                 self._sleep(TICK_S)
+
+
+def _totals_of(counts: Counts) -> "Totals":
+    from lhydra_server.metrics.totals import Totals  # and numpy with it
+
+    return Totals(counts)
 
 
 def _cores() -> list[int]:

@@ -123,6 +123,7 @@ def run(load: Callable[[WorkerSettings], Served] = open_served, *, heart: Heart)
             check_free_descriptors()
             gc.collect()
             gc.freeze()  # what is loaded stays: the collector need not walk through it again
+            gc.enable()
             wake_on_sigterm(wake)
             listener.start()
             heart.stuck_s = listener.stuck_s

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lhydra_server.metrics.counts import Counts
 from lhydra_server.metrics.layout import BLOCK_BYTES, CELLS, FAMILIES, LAYOUT_MARK, Family
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 RECENT = 8  # bundles that have a label of their own; what older ones counted is added up under `older`
 OLDER = "older"
-FAILURES = ("ended", "frozen", "stuck", "hung", "not_started")
 
 
 class Block:
@@ -65,14 +65,12 @@ def _memory() -> int:
 class Totals:
     """What all workers of a server have counted, and what only the supervisor knows; a collector of prometheus_client.
 
-    The attributes are set by the supervisor's loop and read by the thread that answers a scrape.
+    Args:
+        counts: of the supervisor.
     """
 
-    def __init__(self) -> None:
-        self.workers = self.worker_restarts = self.swap_failures = self.expires_s = 0
-        self.file_failures = {"rules": 0, "certificates": 0, "tokens": 0}
-        self.worker_failures = dict.fromkeys(FAILURES, 0)
-        self.serving: tuple[str, str] | None = None  # bundle id, model id
+    def __init__(self, counts: Counts) -> None:
+        self._counts = counts
         self._lock = threading.Lock()
         self._blocks: list[Block] = []
         self._shared = -1  # descriptor of the sums
@@ -159,31 +157,32 @@ class Totals:
     def _of_supervisor(self) -> "Iterator[Metric]":
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+        counts = self._counts
         info = GaugeMetricFamily("lhydra_bundle_info", "The bundle being served.", labels=("bundle_id", "model_id"))
         age = GaugeMetricFamily("lhydra_bundle_age_seconds", "Time since the bundle being served was made.")
-        if self.serving is not None:
-            info.add_metric(self.serving, 1)
-            if (age_s := _age_s(self.serving[0])) is not None:
+        if counts.serving is not None:
+            info.add_metric(counts.serving, 1)
+            if (age_s := _age_s(counts.serving[0])) is not None:
                 age.add_metric((), age_s)
         yield info
         yield age
-        yield GaugeMetricFamily("lhydra_workers", "Workers that serve now.", self.workers)
+        yield GaugeMetricFamily("lhydra_workers", "Workers that serve now.", counts.workers)
         yield CounterMetricFamily(
-            "lhydra_worker_restarts_total", "Workers started in place of dead ones.", self.worker_restarts
+            "lhydra_worker_restarts_total", "Workers started in place of dead ones.", counts.worker_restarts
         )
         failures = CounterMetricFamily(
             "lhydra_worker_failures_total",
             "Workers lost, and those that could not be started, by reason.",
             labels=("reason",),
         )
-        for reason, number in self.worker_failures.items():
+        for reason, number in counts.worker_failures.items():
             failures.add_metric((reason,), number)
         yield failures
-        yield CounterMetricFamily("lhydra_swap_failures_total", "Moves to CURRENT that failed.", self.swap_failures)
+        yield CounterMetricFamily("lhydra_swap_failures_total", "Moves to CURRENT that failed.", counts.swap_failures)
         yield CounterMetricFamily(
             "lhydra_rules_failures_total",
             "Changes of the file of rules that were refused.",
-            self.file_failures["rules"],
+            counts.file_failures["rules"],
         )
         access = CounterMetricFamily(
             "lhydra_access_failures_total",
@@ -191,11 +190,11 @@ class Totals:
             labels=("file",),
         )
         for file in ("certificates", "tokens"):
-            access.add_metric((file,), self.file_failures[file])
+            access.add_metric((file,), counts.file_failures[file])
         yield access
         expires = GaugeMetricFamily("lhydra_certificate_expires_seconds", "Unix time at which the certificate ends.")
-        if self.expires_s:
-            expires.add_metric((), self.expires_s)
+        if counts.expires_s:
+            expires.add_metric((), counts.expires_s)
         yield expires
 
 
