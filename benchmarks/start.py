@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     document: dict[str, Any] = {
         "benchmark": "start",
         "command": f"python -m benchmarks.start {'STORE ' * len(args.stores)}{'--before CHECKOUT ' * bool(args.before)}"
-        f"--k {args.k} --workers {args.workers} --repeats {args.repeats}",
+        f"--user ID --k {args.k} --workers {args.workers} --repeats {args.repeats}",
         "core_scaling": [free, core_scaling()],
         "machine": machine(),
         "versions": versions(),
