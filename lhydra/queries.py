@@ -20,6 +20,7 @@ from lhydra.domain import (
     Repeat,
     UserState,
     Value,
+    no_hashes,
     track_hashes,
 )
 from lhydra.errors import InvalidRequest, quoted
@@ -169,7 +170,7 @@ def to_query(request: Request, stored: UserState | None, now: int) -> Query:
         state = _with_history(state, request.history)
     if request.session:
         state = _after_session(state, request.session, now)
-    exclude = track_hashes(request.exclude_track_ids)
+    exclude = track_hashes(request.exclude_track_ids) if request.exclude_track_ids else no_hashes()
     return Query(
         *(request.k, state, stored is not None, exclude, request.depth, request.repeat, request.filter, now),
         *(request.rules, request.seed, request.explain),

@@ -32,9 +32,9 @@ class Traced:
     tier: Tier = Tier.POPULAR
     state_rows: StateRows | None = None
     eligible: EligibleSet | None = None  # of the filter, None without one
-    excluded: I64 = field(default_factory=lambda: np.empty(0, np.int64))  # rows that must not be returned
+    excluded: I64 = field(default_factory=lambda: NO_ROWS)  # rows that must not be returned
     prepared: Prepared | None = None  # of the rules, None without any
-    barred: I64 = field(default_factory=lambda: np.empty(0, np.int64))  # that not even a pin may show
+    barred: I64 = field(default_factory=lambda: NO_ROWS)  # that not even a pin may show
     known_by: bytes = b""  # of the user, see `lhydra.known_users`
     user: EncodedUsers | None = None
     vector: F32 | None = None  # (1, dim)

@@ -6,7 +6,6 @@ them, and outputs are checked to be finite.
 
 import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import numpy.typing as npt
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime
 
+from lhydra import kernels
 from lhydra.domain import F16, F32, I64
 from lhydra.errors import ModelError, complain
 from lhydra.features.histories import EncodedUsers
@@ -38,6 +38,7 @@ HEAD_INPUTS = (
 MOMENT_INPUTS = ("signals", "context")  # of a head that knows what comes next, beside HEAD_INPUTS
 FLOAT16_INPUTS = frozenset(("history", "vectors", "track_dense"))  # float16 in the bundle; the graphs widen them
 HEAD_OUTPUTS = ("logit", "probability")
+_HALF = np.dtype(np.float16)
 
 
 class _Graph:
@@ -64,12 +65,16 @@ class _Graph:
     def takes(self, names: tuple[str, ...]) -> bool:
         return self._inputs.issuperset(names)
 
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> list[F32]:
+    def run(self, names: tuple[str, ...], parts: tuple[npt.NDArray[Any], ...]) -> list[F32]:
+        """Runs it on inputs by name, FLOAT16_INPUTS rounded to float16, so that every caller rounds alike."""
         # A graph whose data set lacks a feature group may have lost that input: feed what it still declares.
-        fed = {name: value for name, value in inputs.items() if name in self._inputs}
+        fed = {
+            name: part.astype(_HALF) if name in FLOAT16_INPUTS and part.dtype != _HALF else part
+            for name, part in zip(names, parts, strict=True)
+            if name in self._inputs
+        }
         outputs: list[F32] = self._session.run(self._outputs, fed)
-        # A sum takes one call, and it is not finite where the output is not.
-        if not all(math.isfinite(np.add.reduce(output, None)) for output in outputs):
+        if not all(map(_is_finite, outputs)):
             raise ModelError(complain(self._path.name, "an output that is not finite", "finite numbers"))
         return outputs
 
@@ -94,7 +99,7 @@ class ItemTower:
         Returns:
             (n, dim) float32 retrieval vectors of unit norm, and (n, dim) float32 history vectors.
         """
-        vector, history = self._graph.run({"dense": tracks.dense, "ids": tracks.ids, "bags": tracks.bags})
+        vector, history = self._graph.run(ITEM_INPUTS, (tracks.dense, tracks.ids, tracks.bags))
         return vector, history
 
 
@@ -147,7 +152,7 @@ class UserTower:
         Returns:
             (n, dim) float32, unit norm.
         """
-        return self._graph.run(_halved(USER_INPUTS, inputs))[0]
+        return self._graph.run(USER_INPUTS, inputs)[0]
 
 
 class Head:
@@ -203,13 +208,11 @@ class Head:
             (B, N) float32 logits and (B, N) float32 probabilities.
         """
         names = (*HEAD_INPUTS, *MOMENT_INPUTS)[: len(inputs)]
-        logit, probability = self._graph.run(_halved(names, inputs))
+        logit, probability = self._graph.run(names, inputs)
         return logit, probability
 
 
-def _halved(names: tuple[str, ...], inputs: tuple[npt.NDArray[Any], ...]) -> dict[str, npt.NDArray[Any]]:
-    """Returns inputs by name, FLOAT16_INPUTS rounded to float16, so that every caller rounds alike."""
-    return {
-        name: part.astype(np.float16) if name in FLOAT16_INPUTS and part.dtype != np.float16 else part
-        for name, part in zip(names, inputs, strict=True)
-    }
+def _is_finite(output: F32) -> bool:
+    if kernels.compiled is not None:
+        return kernels.compiled.all_finite(output)
+    return math.isfinite(np.add.reduce(output, None))  # one call, and the sum is not finite where a part of it is not

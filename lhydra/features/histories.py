@@ -90,8 +90,8 @@ class EncodedUsers:
     def padded(self) -> tuple[I64, F32, F32]:
         """Returns rows (n, h) int64, entry features (n, h, 3) float32 and mask (n, h) float32, h >= 1 the longest."""
         offsets = self.histories.offsets
-        if len(offsets) == 2 and offsets[1]:  # a request: nothing to pad
-            return self.histories.rows[None], self.entry[None], np.ones((1, offsets[1]), np.float32)
+        if len(offsets) == 2 and (h := len(self.entry)):  # a request: nothing to pad
+            return self.histories.rows[None], self.entry[None], np.ones((1, h), np.float32)
         lengths = np.diff(offsets)
         n, longest = len(lengths), max(1, int(lengths.max(initial=0)))
         rows = np.zeros((n, longest), np.int64)

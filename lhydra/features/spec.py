@@ -200,14 +200,13 @@ class FeatureSpec:
         ids = np.empty((len(profiles), len(self.user_categories) + self._has_age), np.int64)
         for i, profile in enumerate(profiles):
             scaled: list[float] = []
+            numbered = [category.index.get(text_of(profile.get(category.name)), 0) for category in self.user_categories]
             for number in self.user_numbers:
                 value = finite(number.name, profile.get(number.name))
                 known = value == value  # not NaN
                 scaled += (min(max((value - number.mean) / number.std, -5.0), 5.0) if known else 0.0, known)
-            numbered = [category.index.get(text_of(profile.get(category.name)), 0) for category in self.user_categories]
-            if self._has_age:
-                age = finite("age", profile.get("age"))
-                numbered.append(bisect.bisect_right(AGE_BOUNDS, age) + 1 if age == age else 0)
+                if number.name == "age":
+                    numbered.append(bisect.bisect_right(AGE_BOUNDS, value) + 1 if known else 0)
             dense[i], ids[i] = scaled, numbered
         return Encoded(dense, ids, np.zeros((len(profiles), 0), np.int64))
 

@@ -1,11 +1,9 @@
 # Features of users from their histories; see `FeatureSpec.encode_users` in lhydra/features/spec.py.
 
 cdef extern from "<math.h>" nogil:
+    double exp(double)
     double fmax(double, double)
-    double log(double)
-    double log1p(double)
-    float expm1f(float)
-    float log1pf(float)
+    double log(double)  # of 1 + x in double it is log1p to float32, in half the time
     float logf(float)
 
 cdef enum:
@@ -54,7 +52,7 @@ cdef inline Py_ssize_t largest(const double *shares, Py_ssize_t n) noexcept nogi
 cdef double fill_entries(const Segment *of, double total, double max_gap, double scale, float[:, ::1] out, Py_ssize_t at) noexcept nogil:
     """Makes the log weights at `out[at:, 0]` relative, and fills gaps and positions; returns the days of dated plays."""
     cdef Py_ssize_t h = of.length, i
-    cdef double mean = fmax(fmax(<float>total, 1e-9) / h, 1e-9), log_max_gap = log1p(max_gap), relative, days, span = 0
+    cdef double mean = fmax(fmax(<float>total, 1e-9) / h, 1e-9), log_max_gap = log(1 + max_gap), relative, days, span = 0
     cdef int64_t last = of.times[0]
     cdef bint known
     for i in range(1, h):
@@ -71,8 +69,8 @@ cdef double fill_entries(const Segment *of, double total, double max_gap, double
         if known and days > span:
             span = days
         if last > 0:
-            out[at + i, 1] = <float>(log1p(days) / log_max_gap)
-        out[at + i, 2] = <float>(log1p(<double>(h - 1 - i)) / scale)
+            out[at + i, 1] = <float>(log(1 + days) / log_max_gap)
+        out[at + i, 2] = <float>(log(<double>(h - i)) / scale)
     return span
 
 
@@ -136,16 +134,16 @@ def encode_histories(
             segment.rows, segment.counts, segment.times = &rows[offsets[user]], &counts[offsets[user]], &times[offsets[user]]
             make_places(&artists, segment.length)
             try:
+                for i in range(min(segment.length, AHEAD)):
+                    ask(&track_dense[0, 0], width, &track_ids[0, 0], n_ids, segment.rows[i])
                 for i in range(segment.length):
                     if i + AHEAD < segment.length:
-                        row = segment.rows[i + AHEAD]
-                        __builtin_prefetch(&track_dense[0, 0] + row * width)
-                        __builtin_prefetch(&track_ids[0, 0] + row * n_ids)
+                        ask(&track_dense[0, 0], width, &track_ids[0, 0], n_ids, segment.rows[i + AHEAD])
                     row = segment.rows[i]
                     if not 0 <= row < tracks:
                         raise IndexError(f"row {row} of {tracks} tracks")
                     halves, ids = &track_dense[0, 0] + row * width, &track_ids[0, 0] + row * n_ids
-                    weight = log1pf(segment.counts[i])
+                    weight = <float>log(1.0 + segment.counts[i])
                     entry[offsets[user] + i, 0] = weight
                     total += weight
                     plays += segment.counts[i]
@@ -153,7 +151,7 @@ def encode_histories(
                         sums[j] += widened(halves[j]) * weight
                     if duration >= 0:
                         log_ms = widened(halves[duration]) * <float>std + <float>mean
-                        hours += segment.counts[i] * expm1f(0 if log_ms < 0 else 20 if log_ms > 20 else log_ms) / <float>3.6e6
+                        hours += segment.counts[i] * <float>((exp(0 if log_ms < 0 else 20 if log_ms > 20 else log_ms) - 1) / 3.6e6)
                     else:
                         hours += segment.counts[i] / 15
                     if genre >= 0:
@@ -177,13 +175,13 @@ def encode_histories(
                 entropy -= share * log(fmax(share, 1e-9))
                 focus = fmax(focus, share)
         if segment.length:
-            patterns[0] = log1p(<double>segment.length) / 4
-            patterns[1] = log1pf(plays) / 6
+            patterns[0] = log(1.0 + segment.length) / 4
+            patterns[1] = log(1.0 + plays) / 6
             patterns[2] = floor / <double>segment.length / 2
             patterns[3] = entropy / 3
             patterns[4] = focus
             patterns[5] = distinct / <double>segment.length
-            patterns[6] = log1pf(hours) / 6
+            patterns[6] = log(1.0 + hours) / 6
             patterns[7] = fill_entries(&segment, total, max_gap, scale, entry, offsets[user]) / max_gap
         top = start_ids
         if genre >= 0:
@@ -192,6 +190,14 @@ def encode_histories(
         if quadrant >= 0:
             out_ids[user, top] = largest(quadrants, quadrant_size)
     return found, found_ids, entries
+
+
+cdef inline void ask(const uint16_t *dense, Py_ssize_t width, const int32_t *ids, Py_ssize_t n_ids, int64_t row) noexcept nogil:
+    """Asks the memory for a row of both tables, which may lie across two lines of the cache."""
+    __builtin_prefetch(dense + row * width)
+    __builtin_prefetch(dense + (row + 1) * width - 1)
+    __builtin_prefetch(ids + row * n_ids)
+    __builtin_prefetch(ids + (row + 1) * n_ids - 1)
 
 
 cdef inline int32_t checked(int32_t value, Py_ssize_t size) except -1:

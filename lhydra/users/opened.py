@@ -29,6 +29,7 @@ class Opened:
 
     def __init__(self, folder: Path, sync: bool) -> None:
         self.data, self.lock = folder / "data.mdb", folder / "lock.mdb"
+        self._paths = str(self.data), str(self.lock)  # a Path is made one at every look
         self.env = lmdb.open(
             str(folder),
             map_size=MAP_BYTES,
@@ -61,7 +62,7 @@ class Opened:
         """Returns what is wrong with the files at the path, nothing where all is well. Some microseconds."""
         floor = self._size  # taken before the look: other threads raise it
         try:
-            data, lock = os.stat(self.data), os.stat(self.lock)
+            data, lock = map(os.stat, self._paths)
         except OSError as error:
             return f"{Path(error.filename).name} gone ({error.strerror})"
         if (file_of(data), file_of(lock)) != self._files:

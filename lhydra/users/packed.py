@@ -50,6 +50,7 @@ _HEAD = struct.Struct("<B3xI")
 _FIXED, _START = struct.Struct("<QII10I"), 64
 _OLD_LENGTHS = struct.Struct("<6I")  # of version 1 and 2: heard, events, history, live, profile, skipped
 _OLD_START = 32
+_DECODER = json.JSONDecoder()
 _HISTORY, _REPEAT, _RECENT = HISTORY_DTYPE.itemsize, REPEAT_DTYPE.itemsize, RECENT_DTYPE.itemsize
 
 
@@ -314,7 +315,7 @@ def _unpack_old(packed: bytes, user_id: str) -> UserRecord:
 
 def _profile(text: bytes, packed: bytes, user_id: str) -> dict[str, Value]:
     try:
-        found: dict[str, Value] = json.loads(text)
+        found: dict[str, Value] = _DECODER.decode(text.decode())  # `loads` asks first which Unicode it is
     except (ValueError, RecursionError):
         raise damaged(user_id, packed) from None
     if not isinstance(found, dict):

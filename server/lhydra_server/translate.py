@@ -25,6 +25,7 @@ from lhydra_server.rules import NO_SETS, seed_of, to_rules
 
 MAX_SEEDS = 100  # of a request for similar tracks, and as many dislikes
 NOBODY = "-"
+_POLICIES = frozenset(pb.RepeatPolicy.values())  # which makes a list at every call
 
 
 def to_request(
@@ -53,7 +54,7 @@ def to_request(
     Raises:
         InvalidRequest: it can never be answered; names the field.
     """
-    if request.repeat_policy not in pb.RepeatPolicy.values():
+    if request.repeat_policy not in _POLICIES:
         raise InvalidRequest("repeat_policy", request.repeat_policy, "a known policy")
     parsed = Request(
         request.user_id,
