@@ -1,8 +1,12 @@
 """Compiled kernels: what they compute is what the NumPy code beside their calls computes."""
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,6 +33,23 @@ def plain() -> Iterator[None]:
 
 def test_where_a_compiler_is_they_are_compiled() -> None:
     assert kernels.compiled is not None, "make setup compiles them"
+
+
+def test_kernels_older_than_their_source_do_not_run(tmp_path: Path) -> None:
+    """Who pulls a change and does not install again has NumPy, and no half of the old and half of the new."""
+    (tmp_path / "lhydra").mkdir()
+    (tmp_path / "lhydra" / "__init__.py").touch()
+    folder = shutil.copytree(Path(kernels.__file__).parent, tmp_path / "lhydra" / "kernels")
+    command = [sys.executable, "-c", "from lhydra import kernels; print(kernels.__file__, kernels.compiled is None)"]
+
+    def asked() -> str:
+        environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+        return subprocess.run(command, check=True, capture_output=True, text=True, env=environment, cwd=tmp_path).stdout
+
+    assert asked() == f"{folder / '__init__.py'} False\n"
+    newer = (folder / "compiled.pyx").stat().st_mtime + 1000
+    os.utime(folder / "numbers.pxi", (newer, newer))
+    assert asked() == f"{folder / '__init__.py'} True\n"
 
 
 def listened(seed: int, n: int, heard: int) -> tuple[I64, F32]:

@@ -27,6 +27,7 @@ def test_the_wheel_holds_our_packages_and_nothing_else(tmp_path: Path) -> None:
     assert {f"lhydra/page/{name}" for name in ("page.html", "blocks.html", "page.css", "page.js")} <= names
     assert not [name for name in names if "__pycache__" in name]
     machine_code = [name for name in names if name.endswith(".so")]
+    assert not [name for name in names if name.endswith((".pyx", ".pxi"))]
     assert len(machine_code) == (shutil.which("cc") is not None), "lhydra.kernels"
     assert wheel.name.endswith("-none-any.whl") != bool(machine_code)
 

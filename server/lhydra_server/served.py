@@ -102,7 +102,9 @@ def open_served(settings: WorkerSettings) -> Served:
     """
     signed_by = bytes.fromhex(settings.signed_by) or None
     if kernels.compiled is None:
-        _log.warning("requests take longer: lhydra.kernels is not compiled; install Lhydra where a C compiler is")
+        _log.warning(
+            "requests take longer: lhydra.kernels is not compiled; install Lhydra again, where a C compiler is"
+        )
     bundle = Bundle.open(Path(settings.store), settings.bundle_id, signed_by=signed_by)
     recommender = Recommender(bundle, settings.depth)
     recommender.warm_up()
