@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOWEST := .venv-lowest
 
-.PHONY: demo lint test e2e test-lowest bench drills soak locks sbom audit setup clean
+.PHONY: demo lint test e2e test-lowest bench bench-compare drills soak locks sbom audit setup clean
 
 demo: $(STAMP)
 	$(BIN)/lhydra demo
@@ -38,6 +38,11 @@ test-lowest: $(LOWEST)/.installed
 bench: $(STAMP)
 	@test -d demo/store || $(BIN)/lhydra demo
 	$(BIN)/python -m benchmarks.latency --store demo/store --dataset demo/dataset
+
+# Exit code 1 where a request has become slower beyond noise, 2 where nothing can be said.
+bench-compare: $(STAMP)
+	@test -d demo/store || $(BIN)/lhydra demo
+	$(BIN)/python -m benchmarks.compare demo/dataset demo/store --against benchmarks/results/compare.json
 
 # Which files of which versions a client, a server and a developer install; deploy/locks/README.md says how to use them.
 LOCK = $(BIN)/uv pip compile --constraint constraints.txt --universal --python-version 3.11 \

@@ -41,6 +41,7 @@ from lhydra.domain import F32, I64, Repeat, Tier
 from lhydra.errors import LhydraError, complain
 from lhydra.features import item_item
 from lhydra.files import write_text
+from lhydra.known_users import KnownUsers
 from lhydra.recommender import Recommender
 from lhydra.traced import Traced, no_check
 from lhydra.users.store import UserStore, open_users
@@ -311,6 +312,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         bundle = Bundle.open(args.store)
         recommender = Recommender(bundle, args.depth)
         recommender.warm_up()
+        recommender.known_users = KnownUsers(bundle, 0)  # nobody is kept: every request is a first one
         floor = Floor(args.store / bundle.bundle_id, bundle, args.depth, args.k)
         users = open_users(None, args.store)
         free_before = core_scaling()

@@ -164,9 +164,9 @@ def test_a_comparison_judges_each_figure_in_its_own_direction() -> None:
     slow = {"values": [2.0, 2.0, 2.0], "median": 2.0}
     base, now = documents(figures={"a: p50 ms": {**slow, "better": "lower"}, "a: per s": {**slow, "better": "higher"}})
     now["figures"]["new"] = {**slow, "better": "lower"}
-    found = verdict.compare(base, now)
+    found = verdict.compare(base["figures"], now["figures"])
     assert {name: one.word for name, one in found.items()} == dict.fromkeys(base["figures"], verdict.WORSE)
-    text = verdict.report(found, base, now)
+    text = verdict.report(found, base["figures"], now["figures"])
     assert "2.000" in text
     assert text.count("WORSE") == 2
 
@@ -174,7 +174,7 @@ def test_a_comparison_judges_each_figure_in_its_own_direction() -> None:
 @pytest.mark.parametrize("path", sorted(RESULTS.parent.glob("latency-*.json")), ids=lambda path: path.stem)
 def test_results_of_earlier_runs_are_still_baselines(path: Path) -> None:
     found = read_document(path)
-    verdicts = verdict.compare(found, found)
+    verdicts = verdict.compare(found["figures"], found["figures"])
     assert verdicts.keys() == found["figures"].keys()
     assert {one.word for one in verdicts.values()} <= {verdict.SAME, verdict.UNKNOWN}
     assert all(line in figures.tables(found, found["settings"]["concurrency"]) for line in found["faults"])

@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"written: {settings.plot}")
     worse = False
     if baseline is not None:
-        verdicts = verdict.compare(baseline, document)
-        say(f"\n{verdict.report(verdicts, baseline, document)}")
+        verdicts = verdict.compare(baseline["figures"], document["figures"])
+        say(f"\n{verdict.report(verdicts, baseline['figures'], document['figures'])}")
         say("\n".join(verdict.differences(baseline, document)))
         worse = any(found.word == verdict.WORSE for found in verdicts.values())
     runs = document["runs"]

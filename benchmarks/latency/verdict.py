@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.latency.results import Document
+from benchmarks.latency.results import Document, Figures
 from lhydra_client.table import table
 
 MIN_REPEATS = 3  # repeats on either side, or nothing is said
@@ -54,20 +54,20 @@ def judge(before: Sequence[float], now: Sequence[float], *, higher_is_better: bo
     return Verdict(ratio, noise, BETTER if (ratio > 1) == higher_is_better else WORSE)
 
 
-def compare(baseline: Document, document: Document) -> dict[str, Verdict]:
-    """Returns a verdict on every figure that both documents have.
+def compare(before: Figures, now: Figures) -> dict[str, Verdict]:
+    """Returns a verdict on every figure that both results have.
 
     Args:
-        baseline: the earlier result.
-        document: the new one.
+        before: the earlier figures.
+        now: the new ones.
 
     Returns:
         Verdicts by the name of the figure.
     """
     return {
         name: judge(then["values"], figure["values"], higher_is_better=figure["better"] == "higher")
-        for name, figure in document["figures"].items()
-        if (then := baseline["figures"].get(name))
+        for name, figure in now.items()
+        if (then := before.get(name))
     }
 
 
@@ -98,26 +98,22 @@ def differences(baseline: Document, document: Document) -> list[str]:
     return found
 
 
-def report(verdicts: Mapping[str, Verdict], baseline: Document, document: Document) -> str:
+def report(verdicts: Mapping[str, Verdict], before: Figures, now: Figures) -> str:
     """Returns the table of a comparison that people read.
 
     Args:
         verdicts: from `compare`.
-        baseline: the earlier result.
-        document: the new one.
+        before: the earlier figures.
+        now: the new ones.
 
     Returns:
         Some lines.
     """
-
-    def middle(source: Document, name: str) -> str:
-        return f"{source['figures'][name]['median']:.4g}"
-
     rows = [
         (
             name,
-            middle(baseline, name),
-            middle(document, name),
+            f"{before[name]['median']:.4g}",
+            f"{now[name]['median']:.4g}",
             f"{verdict.ratio:.3f}",
             f"±{100 * verdict.noise:.0f} %",
             verdict.word,
