@@ -516,7 +516,9 @@ def sealed_anew(packed: bytes, old: bytes, new: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("version", [1, 3])
-@pytest.mark.parametrize("profile", [b"]", b"\xff", b"[1]"], ids=["no JSON", "no UTF-8", "a list"])
+@pytest.mark.parametrize(
+    "profile", [b"]", b"\xff", b"[1]", b"{}"], ids=["no JSON", "no UTF-8", "a list", "blanks behind"]
+)
 def test_a_profile_that_is_none_is_damage_though_its_checksum_is_right(version: int, profile: bytes) -> None:
     packed = bytes.fromhex((GOLDEN / f"user_record_v{version}.hex").read_text())
     text = '{"age": 30, "country": "Österreich"}'.encode()

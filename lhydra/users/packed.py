@@ -313,12 +313,15 @@ def _unpack_old(packed: bytes, user_id: str) -> UserRecord:
     return UserRecord(state, live, np.frombuffer(packed, _U64, n_events, events_at))
 
 
-def _profile(text: bytes, packed: bytes, user_id: str) -> dict[str, Value]:
+def _profile(stored: bytes, packed: bytes, user_id: str) -> dict[str, Value]:
     try:
-        found: dict[str, Value] = _DECODER.decode(text.decode())  # `loads` asks first which Unicode it is
+        text = stored.decode()
+        found, end = _DECODER.raw_decode(
+            text
+        )  # `loads` looks for other encodings and for blanks, which `pack` never writes
     except (ValueError, RecursionError):
         raise damaged(user_id, packed) from None
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or end < len(text):
         raise damaged(user_id, packed)
     return found
 
