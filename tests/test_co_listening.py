@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lhydra.bundle import co_listening_files
+from lhydra.bundle.arrays import check_lists
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.candidates import CO_LISTENING, NEAREST
 from lhydra.bundle.exact import nearest
@@ -242,3 +243,46 @@ def test_damaged_files_are_refused(bundle: Bundle, tmp_path: Path) -> None:
         co_listening_files.save(tmp_path, broken)
         with pytest.raises(BundleCorrupt):
             co_listening_files.open_co_listening(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells what is in memory of a mapped file")
+def test_what_only_checks_read_is_not_in_memory(tmp_path: Path) -> None:
+    n = 200_000
+    rows, weights = np.arange(n, dtype=np.int32), np.ones(n, np.float16)
+    made = CoListening(np.arange(n + 1), rows, weights, np.array([0.5], np.float32))
+    co_listening_files.save(tmp_path, made)
+    opened = co_listening_files.open_co_listening(tmp_path)
+    resident: dict[str, int] = {}
+    name = ""
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, _, rest = line.partition(" ")
+        if not first.endswith(":"):
+            name = rest.split()[-1]
+        elif first == "Rss:" and name.startswith(f"{tmp_path}/"):
+            resident[Path(name).name] = int(rest.split()[0])
+    assert resident == dict.fromkeys(co_listening_files.FILES[:3], 0)
+    assert opened.rows[-1] == n - 1  # it is there all the same
+
+
+@pytest.mark.parametrize(
+    ("offsets", "entries", "sound"),
+    [
+        ([0], 0, True),
+        ([0, 2, 2, 3], 3, True),
+        ([0, *[7] * 70_000, 9], 9, True),  # more than a block
+        ([], 0, False),
+        ([1, 3], 3, False),
+        ([0, 2], 3, False),
+        ([0, 2, 1, 3], 3, False),
+        ([0, *[7] * 65_534, 8, 7, 9], 9, False),  # it goes down where a block begins
+    ],
+    ids=range(8),
+)
+def test_offsets_cut_entries_into_lists(offsets: list[int], entries: int, sound: bool, tmp_path: Path) -> None:
+    path = tmp_path / "offsets.npy"
+    np.save(path, np.array(offsets, np.int64))
+    if sound:
+        check_lists(path, entries)
+    else:
+        with pytest.raises(BundleCorrupt, match="other offsets"):
+            check_lists(path, entries)

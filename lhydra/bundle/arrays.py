@@ -53,39 +53,44 @@ def column(path: Path, dtype: str) -> npt.NDArray[Any]:
     array = mapped(path)
     if array.dtype != dtype or array.ndim != 1:
         raise BundleCorrupt(complain(path, f"{array.dtype} of {array.ndim} dimensions", f"{dtype} of one"))
-    if array.dtype.kind == "f" and not is_finite(array):
+    if array.dtype.kind == "f" and not all(map(is_finite, blocks(path))):
         raise BundleCorrupt(complain(path, "a number that is not finite", "finite numbers"))
     return array
 
 
-def check_lists(path: Path, offsets: npt.NDArray[np.integer], entries: int) -> None:
+def check_lists(path: Path, entries: int) -> None:
     """Refuses offsets that do not cut entries into lists, one after the other.
 
     Args:
-        path: of the offsets, for the message.
-        offsets: (n + 1,) where each list begins, and the last ends.
+        path: of the offsets, n + 1 of them: where each list begins, and the last ends.
         entries: how many there are.
 
     Raises:
         BundleCorrupt: they leave some out, overlap or go beyond.
     """
-    if not len(offsets) or offsets[0] != 0 or offsets[-1] != entries or (offsets[1:] < offsets[:-1]).any():
+    last: int | None = None
+    ascending = True
+    for offsets in blocks(path):
+        ascending &= offsets[0] == 0 if last is None else offsets[0] >= last
+        ascending &= not (offsets[1:] < offsets[:-1]).any()
+        last = int(offsets[-1])
+    if not ascending or last != entries:
         raise BundleCorrupt(complain(path, "other offsets", f"lists that {entries} entries are cut into"))
 
 
-def check_rows(path: Path, rows: npt.NDArray[np.integer], n: int) -> None:
+def check_rows(path: Path, n: int) -> None:
     """Refuses rows of tracks that there are not.
 
     Args:
-        path: of the rows, for the message.
-        rows: (m,).
+        path: of the rows.
         n: how many tracks there are.
 
     Raises:
         BundleCorrupt: a row is none of 0 to n - 1.
     """
-    if len(rows) and not 0 <= rows.min() <= rows.max() < n:
-        raise BundleCorrupt(complain(path, f"rows {rows.min()} to {rows.max()}", f"rows of {n} tracks"))
+    for rows in blocks(path):
+        if not 0 <= rows.min() <= rows.max() < n:
+            raise BundleCorrupt(complain(path, f"rows {rows.min()} to {rows.max()}", f"rows of {n} tracks"))
 
 
 class GrowingArrays:
@@ -148,7 +153,7 @@ def _write_header(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any])
 
 
 def blocks(path: Path, rows: int = BLOCK_ROWS) -> Iterator[npt.NDArray[Any]]:
-    """Reads the array in a .npy file block by block, without mapping it.
+    """Reads the array in a .npy file block by block, without mapping it: what only a check reads takes no memory.
 
     Args:
         path: the file.
@@ -156,10 +161,16 @@ def blocks(path: Path, rows: int = BLOCK_ROWS) -> Iterator[npt.NDArray[Any]]:
 
     Yields:
         (rows, ...) in turn, the last one shorter.
+
+    Raises:
+        BundleCorrupt: its header is of another version than NumPy writes for plain types.
     """
     with path.open("rb") as file:
-        np.lib.format.read_magic(file)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        try:
+            np.lib.format.read_magic(file)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        except ValueError as error:  # another version of the format, which only types of other names need
+            raise BundleCorrupt(complain(path, str(error), "a .npy array of version 1.0")) from None
         width = int(np.prod(shape[1:], dtype=np.int64))
         for start in range(0, shape[0], rows):
             size = min(rows, shape[0] - start)

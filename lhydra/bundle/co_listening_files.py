@@ -65,8 +65,8 @@ def open_co_listening(folder: Path) -> CoListening:
     ):
         if found != expected:
             raise BundleCorrupt(complain(folder / f"{name}.npy", f"{found} entries", f"{expected}"))
-    check_lists(folder / FILES[0], offsets, len(rows))
-    check_rows(folder / FILES[1], rows, len(offsets) - 1)
+    check_lists(folder / FILES[0], len(rows))
+    check_rows(folder / FILES[1], len(offsets) - 1)
     if not 0 <= share[0] <= 1:
         raise BundleCorrupt(complain(folder / FILES[3], f"a share of {share[0]:g}", "one of 0 to 1"))
     return CoListening(offsets, rows, weights, share)

@@ -66,8 +66,8 @@ def open_sequences(folder: Path) -> Sequences:
     ):
         if found != expected:
             raise BundleCorrupt(complain(folder / f"{name}.npy", f"{found} entries", f"{expected}"))
-    check_lists(folder / FILES[0], offsets, len(rows))
-    check_rows(folder / FILES[1], rows, len(damping))
+    check_lists(folder / FILES[0], len(rows))
+    check_rows(folder / FILES[1], len(damping))
     if not ((shares >= 0) & (shares <= 1)).all():
         raise BundleCorrupt(complain(folder / FILES[4], f"shares of {shares.tolist()}", "each of 0 to 1"))
     return Sequences(offsets, rows, weights, damping, shares)

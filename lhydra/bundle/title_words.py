@@ -116,9 +116,9 @@ class TitleWords:
             return None
         dtypes = "uint8", "int64", "int64", "int32"
         text, ends, offsets, rows = (column(folder / name, dtype) for name, dtype in zip(FILES, dtypes, strict=True))
-        check_lists(folder / FILES[1], ends, len(text))
-        check_lists(folder / FILES[2], offsets, len(rows))
-        check_rows(folder / FILES[3], rows, n)
+        check_lists(folder / FILES[1], len(text))
+        check_lists(folder / FILES[2], len(rows))
+        check_rows(folder / FILES[3], n)
         if len(offsets) != len(ends):
             raise BundleCorrupt(complain(folder / FILES[2], f"{len(offsets)} offsets", f"{len(ends)}, as of words"))
         return cls(StringColumn(text, ends), offsets, rows)
