@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
-from lhydra.bundle.model import PARTS, Model, ModelInfo
+from lhydra.bundle.model import PARTS, Model, ModelInfo, Parents, Quality
 from lhydra.cli import main
-from lhydra.data.dataset import TEST, TRAIN, VALID, Dataset
+from lhydra.data.dataset import TEST, TRAIN, VALID, Dataset, Plays
 from lhydra.data.prepare import prepare
 from lhydra.data.settings import PrepareSettings
 from lhydra.errors import ModelError
@@ -33,6 +33,8 @@ from lhydra.features.spec import Encoded
 from lhydra.training import export as exporting
 from lhydra.training import teachers
 from lhydra.training.calibration import platt
+from lhydra.training.checkpoint import State
+from lhydra.training.config import TrainSettings
 from lhydra.training.data import TrainingData, hide, load, select, targets
 from lhydra.training.dropout import Dropout
 from lhydra.training.losses import log_q, softmax_loss
@@ -40,7 +42,7 @@ from lhydra.training.model import Network
 from lhydra.training.optimizer import schedule
 from lhydra.training.progress import EpochDone, Progress, TemperatureTried
 from lhydra.training.step import Tensors
-from lhydra.training.train import Run, _epoch, _fold, _new, train
+from lhydra.training.train import Run, _epoch, _fold, _new, _patience_over, train
 from tests.conftest import TINY_TRAINING
 from tests.harness import free_port
 
@@ -331,6 +333,71 @@ def test_patience_ends_the_run_and_the_best_epoch_is_kept(tiny_dataset: Dataset,
     assert info.quality["epoch"] == best == len(done) - 1
 
 
+@pytest.mark.parametrize(
+    ("users", "fold", "batch_size", "epochs"),
+    [
+        (1, VALID, 64, 48),
+        (943, VALID, 64, 48),
+        (1_885, VALID, 125, 48),
+        (5_120, VALID, 256, 48),
+        (5_121, VALID, 256, 16),
+        (29_858, VALID, 256, 16),
+        (943, TEST, 64, 16),  # without validation plays nothing would say when to stop
+    ],
+)
+def test_few_users_take_more_epochs(users: int, fold: int, batch_size: int, epochs: int) -> None:
+    # Each user has two train plays; one more, whose only play is held out, is not among them.
+    user = np.r_[np.repeat(np.arange(users, dtype=np.int32), 2), np.int32(users)]
+    folds = np.r_[np.full(2 * users, TRAIN, np.int8), np.int8(fold)]
+    zeros = np.zeros(len(user), np.int64)
+    plays = Plays(user, zeros.astype(np.int32), np.ones(len(user), np.float32), zeros, folds)
+    resolved = TrainSettings().resolved(plays)
+    assert (resolved.batch_size, resolved.epochs, resolved.cycle) == (batch_size, epochs, 16)
+    assert resolved.resolved(plays) == resolved
+    given = TrainSettings(epochs=3, batch_size=7)
+    assert given.resolved(plays) == given
+    assert given.cycle == 3
+
+
+def test_the_learning_rate_starts_anew_with_each_cycle(
+    tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def spied(done: float) -> float:
+        asked.append(done)
+        return schedule(done)
+
+    monkeypatch.setattr("lhydra.training.train.schedule", spied)
+    monkeypatch.setattr("lhydra.training.config.CYCLE", 2)
+    train(tiny_dataset, tmp_path, replace(QUICK, epochs=4, head_epochs=0))
+    half = len(asked) // 2
+    np.testing.assert_allclose(asked[:half], np.arange(half) / half)
+    np.testing.assert_allclose(asked[half:], asked[:half], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("patience", "epoch", "best", "over"),
+    [
+        (8, 15, 8, False),
+        (8, 16, 8, True),  # a first cycle that has not got better for so long is not followed by another
+        (8, 16, 9, False),
+        (8, 23, 9, False),  # the rate rose again seven epochs ago
+        (8, 24, 9, True),
+        (8, 24, 17, False),
+        (16, 31, 9, False),
+        (16, 32, 9, True),  # a whole cycle brought nothing
+        (16, 32, 17, False),
+        (16, 47, 17, False),
+    ],
+)
+def test_patience_begins_anew_with_each_cycle(patience: int, epoch: int, best: int, over: bool) -> None:
+    state = State({}, Parents(dataset="", split={}), 0.1, epoch=epoch, best=Quality(epoch=best, retrieval={}))
+    config = TrainSettings(epochs=48, patience=patience)
+    assert _patience_over(state, config) == over
+    assert not _patience_over(replace(state, best=None), config)
+
+
 def test_the_schedule_warms_up_and_comes_down() -> None:
     rates = [schedule(done) for done in np.linspace(0, 1, 200)]
     top = int(np.argmax(rates))
@@ -471,7 +538,7 @@ def test_what_is_no_place_for_a_model_is_refused(
         ([str(tmp_path / "file")], "found a file"),
         ([str(tmp_path / "folder")], "found a folder with other files"),
         ([str(tmp_path / "new"), "--resume"], "found no checkpoint"),
-        ([str(tmp_path / "new"), "--epochs", "0"], "--epochs: found 0, expected 1 or more"),
+        ([str(tmp_path / "new"), "--epochs", "-1"], "--epochs: found -1, expected 0 or more"),
         ([str(tmp_path / "new"), "--epochs", "many"], "--epochs: found many, expected a whole number"),
     ):
         assert main(["train", source, *arguments]) == 1

@@ -33,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="folder to write")
     parser.add_argument("--resume", action="store_true", help="continue the run whose checkpoint is in MODEL")
     parser.add_argument(
-        "--warm", type=Path, metavar="MODEL", help="go on from a model trained before, for a quarter of the epochs"
+        "--warm", type=Path, metavar="MODEL", help="go on from a model trained before, for a quarter of a cycle"
     )
     parser.add_argument(
         "--refit", action="store_true", help="at the end, learn from the validation plays too; the head stays"
@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if args.folds and args.warm:
         raise ConfigError(complain("--folds", "--warm too", "one of them: the towers know plays of every part"))
     dataset = Dataset.open(args.dataset)
+    settings = settings.resolved(dataset.plays)
     rank = int(os.environ.get("RANK", "0"))  # under torchrun one process speaks for all
     with progress(settings.epochs, "training", lines=False) as show:
 

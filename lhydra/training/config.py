@@ -1,16 +1,28 @@
 """Settings of `lhydra train`: one definition of flags, YAML keys and environment."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 from lhydra.config import Settings, setting
+
+if TYPE_CHECKING:
+    from lhydra.data.dataset import Plays
+
+CYCLE = 16  # epochs after which the learning rate starts anew
+FEW_STEPS, CYCLES_OF_FEW = 20, 3  # an epoch of so few users has at most so many steps; cycles that they take at most
+USERS_PER_STEP = 64, 256  # fewest and most, where nobody says how many
 
 
 @dataclass(frozen=True)
 class TrainSettings(Settings):
     """How to train. The defaults suit every data set; what must differ is tuned on the validation fold."""
 
-    epochs: int = setting(16, "most passes over the users; fewer when validation stops improving", low=1)
-    patience: int = setting(8, "epochs without a better validation NDCG@10 before stopping", low=1)
+    epochs: int = setting(
+        0, "most passes over the users; fewer when validation stops improving; 0: 16, of few users 48", low=0
+    )
+    patience: int = setting(
+        CYCLE, "epochs without a better validation NDCG@10 before stopping, counted anew in each cycle", low=1
+    )
     batch_size: int = setting(0, "users per step; 0 chooses a fifteenth of the users, 64 to 256", low=0)
     learning_rate: float = setting(1e-3, "peak learning rate of the towers (cosine schedule with warm-up)", above=0)
     head_learning_rate: float = setting(1e-3, "peak learning rate of the head", above=0)
@@ -46,6 +58,29 @@ class TrainSettings(Settings):
     )
     threads: int = setting(0, "threads of torch; 0 takes half the cores: waiting for a busy core costs more", low=0)
     seed: int = setting(0, "seed of everything random", low=0)
+
+    @property
+    def cycle(self) -> int:
+        """Epochs of a cycle of the learning rate."""
+        return min(self.epochs, CYCLE)
+
+    def resolved(self, plays: "Plays") -> "TrainSettings":
+        """Chooses what is left to the number of users.
+
+        Args:
+            plays: of all folds.
+
+        Returns:
+            The same with a batch size and a number of epochs.
+        """
+        import numpy as np
+
+        from lhydra.data.dataset import TRAIN, VALID
+
+        users = len(np.unique(plays.user[plays.fold == TRAIN]))
+        batch_size = self.batch_size or int(np.clip(users // 15, *USERS_PER_STEP))
+        longer = users <= FEW_STEPS * batch_size and (plays.fold == VALID).any()  # validation says when to stop
+        return replace(self, batch_size=batch_size, epochs=self.epochs or (CYCLES_OF_FEW if longer else 1) * CYCLE)
 
     def recorded(self) -> dict[str, float]:
         """Tells the settings that decide what the model is: not the device, which another run may go on without.

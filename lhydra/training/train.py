@@ -92,7 +92,7 @@ def train(
         config: settings of the training.
         resume: continue from the last whole epoch in `out`, to the same result as an uninterrupted run: every epoch
             draws from random streams of its own.
-        refit: let the finished towers go on for a quarter of the epochs with the validation plays among the train
+        refit: let the finished towers go on for a quarter of a cycle with the validation plays among the train
             plays; the head stays.
         folds: first cut the train and validation plays into that many parts at random, and validate on each a model
             of the others; 0 for none.
@@ -106,6 +106,7 @@ def train(
         DataError: nothing to train on.
         ModelError: `out` is something else, nothing to resume from, nothing to go on from, or the loss is not finite.
     """
+    config = config.resolved(dataset.plays)
     where = device.choose(config.device)
     parent = warmed.parent_of(warm, out, dataset, config) if warm else None
     rank, processes = ranks.start(where)
@@ -193,12 +194,11 @@ def _train(
     """Fits teachers, towers and head on `data`, from `state`; checkpoints and metrics.jsonl go to `out`."""
     like = parent.chosen if parent else None
     users = np.flatnonzero(np.diff(data.train.offsets) > 0)
-    batch_size = config.batch_size or int(np.clip(len(users) // 15, 64, 256))
     rank, processes = ranks.start()
     teachers = teaching.fit(data, config.dim, config.seed, report, like)
     towers = warmed.shortened(config) if parent else config
     where = device.choose(config.device)
-    run = Run(data, Tensors.of(data), teachers, towers, users, batch_size, rank, processes, where)
+    run = Run(data, Tensors.of(data), teachers, towers, users, config.batch_size, rank, processes, where)
     network, optimizer = _new(run)
     if rank == 0:  # those of the model know more tracks after a --refit
         files.write_text(out / "checkpoint" / "features.json", data.spec.to_json())
@@ -251,11 +251,11 @@ def _refit(trained: Trained, data: TrainingData, config: TrainSettings, report: 
     network.head.moments = trained.network.head.moments
     kept = trained.network.state_dict()
     network.load_state_dict(warmed.carried(kept, before.data.spec, network.state_dict(), data.spec))
-    more = max(1, round(config.epochs * REFIT_EPOCHS))
+    more = max(1, round(config.cycle * REFIT_EPOCHS))
     for number in range(1, more + 1):
         started = time.monotonic()
         temperature = trained.chosen["temperature"]
-        loss, _ = _epoch(run, network, optimizer, config.epochs + number, config.epochs, temperature, REFIT_RATE)
+        loss, _ = _epoch(run, network, optimizer, config.epochs + number, config.cycle, temperature, REFIT_RATE)
         took_s = round(time.monotonic() - started, 2)
         report(RefitDone(epoch=number, epochs=more, retrieval_loss=loss, took_s=took_s))
     return replace(trained, network=network.cpu(), run=run)
@@ -282,7 +282,7 @@ def _fit(run: Run, network: Network, optimizer: RowwiseAdamW, state: State, out:
     while state.epoch < config.epochs and not _patience_over(state, config):
         started = time.monotonic()
         epoch = state.epoch + 1
-        retrieval_loss, distillation_loss = _epoch(run, network, optimizer, epoch, config.epochs, state.temperature)
+        retrieval_loss, distillation_loss = _epoch(run, network, optimizer, epoch, config.cycle, state.temperature)
         measured = None
         if len(targets.users):
             measured = ranks.agreed(validate(network, run.data, run.placed, targets) if writes else None)
@@ -318,14 +318,14 @@ def _epoch(
     network: Network,
     optimizer: RowwiseAdamW,
     epoch: int,
-    epochs: int,
+    cycle: int,
     temperature: float,
     rate: float | None = None,
 ) -> tuple[float, float]:
     """Makes one pass over the users; returns the mean retrieval and distillation loss.
 
-    Random streams depend on seed, epoch and rank only. rate: a share of the peak learning rate to keep to, instead of
-    the schedule.
+    Random streams depend on seed, epoch and rank only. cycle: epochs after which the schedule starts anew. rate: a
+    share of the peak learning rate to keep to, instead of the schedule.
     """
     config = run.config
     torch.manual_seed((config.seed * 1_000_003 + epoch) * 64 + run.rank)
@@ -346,7 +346,7 @@ def _epoch(
         if not torch.isfinite(total):
             found = f"a loss of {total.item()} in epoch {epoch}"
             raise ModelError(complain("training", found, "a finite loss; try a lower --learning-rate"))
-        done = (epoch - 1 + number / run.steps) / epochs
+        done = (epoch - 1 + number / run.steps) / cycle % 1
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * (schedule(done) if rate is None else rate)
         optimizer.zero_grad(set_to_none=True)
@@ -365,7 +365,7 @@ def _tune_temperature(run: Run, report: Report) -> float:
     targets = sample(run.data.valid, run.config.seed)
     if not len(targets.users):
         return UNMEASURED_TEMPERATURE
-    epochs = max(2, run.config.epochs // 8)
+    epochs = max(2, run.config.cycle // 8)
     found: dict[float, float] = {}
     for temperature in TEMPERATURES:
         network, optimizer = _new(run)
@@ -396,4 +396,5 @@ def _new(run: Run) -> tuple[Network, RowwiseAdamW]:
 
 
 def _patience_over(state: State, config: TrainSettings) -> bool:
-    return state.best is not None and state.epoch - state.best["epoch"] >= config.patience
+    began = (state.epoch - 1) // config.cycle * config.cycle  # a new cycle gets a chance
+    return state.best is not None and state.epoch - max(state.best["epoch"], began) >= config.patience

@@ -22,7 +22,7 @@ from lhydra.training.config import TrainSettings
 from lhydra.training.model import Network
 from lhydra.training.moment_network import MomentHead
 
-EPOCHS, RATE = 0.25, 0.3  # shares of the epochs and of the peak learning rate of a training from the start
+EPOCHS, RATE = 0.25, 0.3  # of the first cycle and of the peak learning rate of a training from the start
 Texts = tuple[Hashable, ...]
 TOWERS = ("item_tower.", "user_tower.")
 GATE = ("scale", "lift", "gate.weight", "gate.bias")  # of the head: few numbers for all users together
@@ -155,9 +155,9 @@ def shortened(config: TrainSettings) -> TrainSettings:
         config: settings of a training from the start.
 
     Returns:
-        The same with EPOCHS of its epochs, at RATE of its peak learning rate.
+        The same with EPOCHS of its first cycle, at RATE of its peak learning rate.
     """
-    epochs = max(1, round(config.epochs * EPOCHS))
+    epochs = max(1, round(config.cycle * EPOCHS))
     return replace(config, epochs=epochs, learning_rate=config.learning_rate * RATE)
 
 
