@@ -12,6 +12,7 @@ from threading import Lock
 
 import numpy as np
 
+from lhydra import kernels
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.candidates import NEAREST, StateRows, encode_states, found_by, moment_of, united
 from lhydra.bundle.catalog import Catalog
@@ -372,7 +373,9 @@ class Recommender:
     def _without_excluded(self, request: Traced, rows: I64, cosines: F32) -> tuple[I64, F32] | None:
         """Returns the first `depth` candidates not excluded; None when an approximate index came up short."""
         depth, excluded = self.depth_of(request.query), request.excluded
-        if len(excluded):
+        if kernels.compiled is not None:
+            rows, cosines = kernels.compiled.without(rows, cosines, excluded, depth)
+        elif len(excluded):
             with borrowed_mask(len(self.catalog)) as marked:
                 marked[excluded] = True
                 kept = ~marked.take(rows)
@@ -386,8 +389,7 @@ class Recommender:
         return rows[:depth], cosines[:depth]
 
     def _filtered(self, conditions: tuple[Condition, ...]) -> EligibleSet:
-        mask = self.bundle.filters.mask(conditions)
-        return eligible_set(self.bundle.index, mask, self.catalog.vectors)
+        return eligible_set(self.bundle.index, self.bundle.filters.mask(conditions), self.catalog.vectors)
 
     def _unfiltered(self) -> EligibleSet:
         with self._lock:  # one of several threads computes it

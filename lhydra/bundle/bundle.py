@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from lhydra import files
+from lhydra import files, kernels
 from lhydra.bundle import catalog as catalogs
 from lhydra.bundle import co_listening_files, sequence_files
 from lhydra.bundle import columns as filters
@@ -245,17 +246,17 @@ class Bundle:
             Logits and calibrated probabilities, (n,) float32 each.
         """
         tracks = self.catalog
-        rows_of = tracks.item_rows  # item row 0, the unknown, counts nothing
-        played, asked = rows_of.take(user.histories.rows), rows_of.take(rows)
+        vectors, dense, ids, popularity, asked = _gathered(
+            rows, tracks.vectors, tracks.dense, tracks.ids, tracks.popularity, tracks.item_rows
+        )
+        played = tracks.item_rows.take(user.histories.rows)  # item row 0, the unknown, counts nothing
         together = item_item.scores(tracks.neighbours, tracks.neighbour_weights, played, user.entry, asked)
-        vectors, dense = tracks.vectors.take(rows, 0), tracks.dense.take(rows, 0)
-        ids = tracks.ids.take(rows, 0).astype(np.int64)
         at: tuple[F32, F32] | None = None
         if self.head.knows_moments:
             if moment is None:
                 moment = Moment(Listening.of_history(user.histories, len(tracks)), self.sequences)
             at = moment.signals(rows), moment.context()
-        return self.head.score(vector, user, vectors, dense, ids, tracks.popularity.take(rows), together, at)
+        return self.head.score(vector, user, vectors, dense, ids.astype(np.int64), popularity, together, at)
 
     def _check_golden(self, folder: Path) -> None:
         then = Golden.open(folder / "golden.npz")
@@ -267,6 +268,13 @@ class Bundle:
             off = float(np.abs(a - b).max(initial=0))
             if not off <= tolerance:
                 raise BundleMismatch(complain(f"{folder}: golden {thing}", f"{off:.2g} off", f"at most {tolerance:g}"))
+
+
+def _gathered(rows: I64, *tables: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+    """Of each table the rows."""
+    if kernels.compiled is not None:
+        return kernels.compiled.gathered(rows, tables)
+    return [table.take(rows, 0) for table in tables]
 
 
 def open_index(folder: Path, manifest: Manifest, catalog: Catalog) -> Index:

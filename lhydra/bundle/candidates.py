@@ -165,13 +165,17 @@ def found_by(
     Returns:
         Rows that may be returned, by source.
     """
-    catalog = bundle.catalog
+    catalog, parts = bundle.catalog, None
+    if moment is not None:
+        parts = moment.candidates(bundle.sequences.shares, depth, repeats=query.repeat is not Repeat.EXCLUDE)
+        if kernels.compiled is not None:
+            mask = None if eligible is None else eligible.mask.view(np.uint8)
+            kept = kernels.compiled.allowed(parts, excluded, catalog.removed, mask)
+            return dict(zip(OF_MOMENT, kept, strict=True))
     with borrowed_mask(len(catalog)) as barred:
         barred[excluded] = barred[catalog.removed] = True
         allowed = partial(_allowed, barred, eligible)
-        if moment is not None:
-            repeats = query.repeat is not Repeat.EXCLUDE
-            parts = moment.candidates(bundle.sequences.shares, depth, repeats=repeats)
+        if parts is not None:
             found = {name: rows[allowed(rows)] for name, rows in zip(OF_MOMENT, parts, strict=True)}
         else:
             found = {CO_LISTENING: bundle.co_listening.candidates(user.histories.rows, user.entry, allowed, depth)}
@@ -201,6 +205,8 @@ def united(
     Returns:
         Rows and cosines, best cosine first, as many as `nearest` holds or more, up to the depth.
     """
+    if kernels.compiled is not None and catalog.vectors.dtype == np.float16:
+        return kernels.compiled.united(catalog.vectors.view(np.uint16), vector[0], tuple(sources), *nearest, depth)
     special = np.concatenate(list(sources))
     if not len(special):
         return nearest

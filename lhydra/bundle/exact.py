@@ -6,6 +6,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from lhydra import kernels
 from lhydra.domain import F16, F32, I64
 
 BLOCK_ROWS = 65_536
@@ -22,6 +23,8 @@ def best_first(rows: I64, scores: F32, k: int) -> I64:
     Returns:
         (min(k, n),) int64 positions in `rows`.
     """
+    if kernels.compiled is not None and scores.dtype == np.float32:
+        return kernels.compiled.best_first(rows, scores, k)
     order = np.argsort(-scores)
     ordered = scores.take(order)
     if (ordered[1:] == ordered[:-1]).any():  # rare, and sorting by two keys takes three times as long
@@ -40,7 +43,8 @@ def in_order(rows: I64, scores: F32, k: int) -> tuple[I64, F32]:
     Returns:
         (min(k, n),) int64 rows and float32 scores.
     """
-    if (scores[1:] < scores[:-1]).all():  # FAISS has them in order already, mostly
+    compiled = kernels.compiled is not None and scores.dtype == np.float32
+    if kernels.compiled.falls(scores) if compiled else (scores[1:] < scores[:-1]).all():  # FAISS orders them, mostly
         return rows[:k], scores[:k]
     order = best_first(rows, scores, k)
     return rows.take(order), scores.take(order)

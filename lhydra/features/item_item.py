@@ -6,12 +6,14 @@ candidate is the sum of the weights of those of its neighbours that the user has
 once. It enters the head in the channels below.
 """
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from lhydra import kernels
 from lhydra.domain import F32, I64
-from lhydra.features.histories import positions_of, relative_weights_of
+from lhydra.features import histories
 from lhydra.scratch import borrowed_mask, borrowed_places
 
 CHANNELS = ("all", "recent")  # every play by its count; the last few plays only, where times are known
@@ -28,8 +30,9 @@ def channel_weights(entry: F32) -> F32:
         (m, 2) float32.
     """
     found = np.empty((len(entry), len(CHANNELS)), np.float32)
-    found[:, 0] = weight = relative_weights_of(entry)
-    np.multiply(weight, np.exp(positions_of(entry) / -RECENT_PLAYS), out=found[:, 1])
+    exact: Any = entry.astype(np.float64)  # and rounded then: compiled and here to the same bits
+    found[:, 0] = weight = histories.relative_weights_of(exact)
+    found[:, 1] = weight * np.exp(histories.positions_of(exact).astype(np.float64) / -RECENT_PLAYS)
     return found
 
 
@@ -59,7 +62,7 @@ def scores(
         asked = candidates.astype(np.int64, copy=False)
         known = played.astype(np.int64, copy=False)
         return kernels.compiled.co_listening_scores(
-            neighbours, weights.view(np.uint16), known, channel_weights(entry), asked
+            neighbours, weights.view(np.uint16), known, entry, histories.POSITION_SCALE, RECENT_PLAYS, asked
         )
     owner, at, weight = _hits(neighbours, weights, played, candidates)
     each = weight[:, None] * channel_weights(entry).take(at, 0)

@@ -1,4 +1,5 @@
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,7 @@ I32 = npt.NDArray[np.int32]
 U16 = npt.NDArray[np.uint16]  # the bits of float16
 
 def co_listening_scores(
-    neighbours: npt.NDArray[np.int32], weights: U16, played: I64, counts: F32, candidates: I64
+    neighbours: npt.NDArray[np.int32], weights: U16, played: I64, entry: F32, scale: float, fall: float, candidates: I64
 ) -> F32: ...
 
 class MomentLaws:
@@ -66,3 +67,22 @@ def state_rows(
     heard: Hashes,
 ) -> I64: ...
 def all_finite(values: F32) -> bool: ...
+def best_first(rows: I64, scores: F32, k: int, /) -> I64: ...
+def falls(scores: F32, /) -> bool: ...
+def without(rows: I64, scores: F32, excluded: I64, most: int, /) -> tuple[I64, F32]: ...
+def allowed(
+    parts: tuple[I64, ...], excluded: I64, removed: I64, mask: npt.NDArray[np.uint8] | None, /
+) -> list[I64]: ...
+def united(
+    vectors: U16, vector: F32, parts: tuple[I64, ...], nearest: I64, cosines: F32, depth: int, /
+) -> tuple[I64, F32]: ...
+def gathered(rows: I64, tables: tuple[npt.NDArray[Any], ...], /) -> list[npt.NDArray[Any]]: ...
+def reply_tracks(
+    data: npt.NDArray[np.uint8],
+    offsets: I64,
+    rows: I64,
+    scores: F32,
+    retrieval_scores: F32,
+    score_bytes: int,
+    /,
+) -> bytes: ...

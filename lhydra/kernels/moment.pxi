@@ -9,48 +9,34 @@ cdef struct Found:
     int64_t row
 
 
-cdef inline bint _worse(Found a, Found b) noexcept nogil:
-    return a.value < b.value or (a.value == b.value and a.row > b.row)
+cdef inline bint _better(Found a, Found b) noexcept nogil:
+    return a.value > b.value or (a.value == b.value and a.row < b.row)
 
 
-cdef struct Best:
-    # The best that were offered, as a heap whose first is the worst of them; ties by row.
-    Found *heap
-    Py_ssize_t n, most
-
-
-cdef int make_best(Best *best, Py_ssize_t most) except -1:
-    best.n, best.most = 0, most
-    best.heap = <Found *>malloc((most + 1) * sizeof(Found))
-    if best.heap == NULL:
-        raise MemoryError
-    return 0
-
-
-cdef inline void offer(Best *best, double value, int64_t row) noexcept nogil:
-    cdef Found new
-    cdef Py_ssize_t at, child
-    new.value, new.row = value, row
-    if best.n < best.most:
-        at = best.n
-        best.n += 1
-        while at and _worse(new, best.heap[(at - 1) >> 1]):
-            best.heap[at] = best.heap[(at - 1) >> 1]
-            at = (at - 1) >> 1
-        best.heap[at] = new
-    elif best.most and _worse(best.heap[0], new):
-        at = 0
-        while True:
-            child = 2 * at + 1
-            if child >= best.n:
-                break
-            if child + 1 < best.n and _worse(best.heap[child + 1], best.heap[child]):
-                child += 1
-            if not _worse(best.heap[child], new):
-                break
-            best.heap[at] = best.heap[child]
-            at = child
-        best.heap[at] = new
+cdef void choose(Found *found, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
+    """Puts the k best first, in no order, ties by row: Hoare's selection."""
+    cdef Py_ssize_t low = 0, high = n - 1, i, j
+    cdef Found pivot, other
+    while low < high and low < k:
+        pivot = found[(low + high) >> 1]
+        i, j = low, high
+        while i <= j:
+            while _better(found[i], pivot):
+                i += 1
+            while _better(pivot, found[j]):
+                j -= 1
+            if i <= j:
+                other = found[i]
+                found[i] = found[j]
+                found[j] = other
+                i += 1
+                j -= 1
+        if k - 1 <= j:
+            high = j
+        elif k - 1 >= i:
+            low = i
+        else:
+            break
 
 
 cdef int _ascending(const void *a, const void *b) noexcept nogil:
@@ -353,38 +339,44 @@ cdef class MomentSums:
         return max(self.clock - self.last[entry], self.laws.minute) / self.laws.day
 
     def candidates(self, Py_ssize_t n_own, Py_ssize_t n_few, Py_ssize_t n_many, Py_ssize_t n_together, bint repeats):
-        cdef Best best
-        cdef Py_ssize_t i, n = max(n_few, n_many, n_together, n_own, 0)
-        if repeats:
-            self._base_levels()
-            self._own_sums()
-        make_best(&best, min(n, self.size))
+        cdef Found *found = <Found *>malloc((self.size + 1) * sizeof(Found))
+        cdef Py_ssize_t i, n
+        if found == NULL:
+            raise MemoryError
         try:
-            best.most = min(n_own, self.h) if repeats else 0
-            for i in range(self.h if best.most else 0):
-                offer(&best, self.base[3 * i + 1], self.row[i])
-            own = _rows_of(&best)
-            best.most = min(n_few, self.size)
-            self._offer(&best, 0, repeats)
-            few = _rows_of(&best)
-            best.most = min(n_many, self.size)
-            self._offer(&best, 1, repeats)
-            following = np.concatenate([few, _rows_of(&best)])
-            best.most = min(n_together, self.size)
-            self._offer(&best, 2, False)
-            return own, following, _rows_of(&best)
+            if repeats:
+                self._base_levels()
+                self._own_sums()
+            own = np.empty(min(n_own, self.h) if repeats else 0, np.int64)
+            if repeats:
+                for i in range(self.h):
+                    found[i].value, found[i].row = self.base[3 * i + 1], self.row[i]
+                _fill(found, self.h, own)
+            n = self._nonzero(found, 0, repeats)
+            few = np.empty(min(n_few, n), np.int64)
+            _fill(found, n, few)
+            n = self._nonzero(found, 1, repeats)
+            many = np.empty(min(n_many, n), np.int64)
+            _fill(found, n, many)
+            n = self._nonzero(found, 2, False)
+            together = np.empty(min(n_together, n), np.int64)
+            _fill(found, n, together)
         finally:
-            free(best.heap)
+            free(found)
+        return own, np.concatenate([few, many]), together
 
-    cdef void _offer(self, Best *best, int which, bint repeats) noexcept:
-        cdef Py_ssize_t i
+    cdef Py_ssize_t _nonzero(self, Found *found, int which, bint repeats) noexcept:
+        """Collects the tracks of which a sum is not 0, and says how many they are."""
+        cdef Py_ssize_t i, n = 0
         cdef double value
         for i in range(self.size):
             value = self.sums[3 * i + which]
             if repeats and i < self.heard:
                 value = value + self.own[2 * i + which]
             if value != 0:
-                offer(best, value, self.row[i])
+                found[n].value, found[n].row = value, self.row[i]
+                n += 1
+        return n
 
     def signals(self, const int64_t[:] rows):
         cdef Py_ssize_t m = rows.shape[0], i, which, n_own = self.laws.n_own
@@ -496,12 +488,10 @@ cdef class MomentSums:
         return self.counts[at] - <double>counted[at] > self.laws.least_count
 
 
-cdef _rows_of(Best *best):
-    """The rows that were offered, in no order; the heap is empty then."""
+cdef int _fill(Found *found, Py_ssize_t n, int64_t[::1] out) except -1:
+    """The rows of the best of n, as many as there is room for."""
     cdef Py_ssize_t i
-    rows = np.empty(best.n, np.int64)
-    cdef int64_t[::1] out = rows
-    for i in range(best.n):
-        out[i] = best.heap[i].row
-    best.n = 0
-    return rows
+    choose(found, n, out.shape[0])
+    for i in range(out.shape[0]):
+        out[i] = found[i].row
+    return 0

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence, Set
 
 import numpy as np
 
+from lhydra import kernels
 from lhydra.bundle.strings import StringColumn
 from lhydra.domain import F32, I64, STAGES, Recommendation
 from lhydra.errors import one_line, quoted
@@ -62,7 +63,7 @@ def reply(
     return b"".join([listed, *tail])
 
 
-def tracks(rows: I64, scores: F32, retrieval_scores: F32, parts: StringColumn) -> bytearray:
+def tracks(rows: I64, scores: F32, retrieval_scores: F32, parts: StringColumn) -> bytes | bytearray:
     """Encodes RecommendResponse.tracks.
 
     Args:
@@ -74,6 +75,9 @@ def tracks(rows: I64, scores: F32, retrieval_scores: F32, parts: StringColumn) -
     Returns:
         The field, once per row, as protobuf.
     """
+    if kernels.compiled is not None:
+        both = np.asarray(scores, np.float32), np.asarray(retrieval_scores, np.float32)
+        return kernels.compiled.reply_tracks(parts.data, parts.offsets, rows, *both, SCORE_BYTES)
     starts, ends = parts.offsets.take(rows), parts.offsets.take(rows + 1)
     data = parts.data.data  # a memoryview: slices of it cost a fifth of an array's
     joined = bytearray().join([data[start:end] for start, end in zip(starts.tolist(), ends.tolist(), strict=True)])

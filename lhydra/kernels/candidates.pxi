@@ -1,0 +1,252 @@
+# Candidates of a request: which of them may be returned, all sources together, their order, and what is stored of them.
+# See lhydra/bundle/candidates.py, exact.py and bundle.py.
+
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+
+cdef enum:
+    MOST_TABLES = 8
+
+
+cdef int order_of(const float[:] scores, const int64_t[:] rows, int32_t *order) except -1:
+    """The positions best first, ties by row: a radix sort of the bits of the scores."""
+    cdef Py_ssize_t n = scores.shape[0], i, j, shift, sums
+    cdef uint32_t bits
+    cdef float score
+    cdef uint32_t counts[4][256]
+    cdef uint64_t *keys = <uint64_t *>malloc(2 * (n + 1) * sizeof(uint64_t))
+    cdef uint64_t *other = keys + n + 1
+    cdef uint64_t key
+    cdef int32_t at
+    if keys == NULL:
+        raise MemoryError
+    memset(counts, 0, sizeof(counts))
+    for i in range(n):
+        score = scores[i] + <float>0  # -0 is 0
+        memcpy(&bits, &score, 4)
+        bits = bits if bits >> 31 else ~bits & 0x7FFFFFFF  # ascending where scores descend
+        keys[i] = <uint64_t>bits << 32 | <uint64_t>i
+        for j in range(4):
+            counts[j][bits >> 8 * j & 255] += 1
+    for j in range(4):
+        sums = 0
+        for i in range(256):
+            shift = counts[j][i]
+            counts[j][i] = <uint32_t>sums
+            sums += shift
+        for i in range(n):
+            key = keys[i]
+            other[counts[j][key >> 32 + 8 * j & 255]] = key
+            counts[j][key >> 32 + 8 * j & 255] += 1
+        keys, other = other, keys
+    for i in range(n):
+        at, j = <int32_t>keys[i], i
+        while j and keys[j - 1] >> 32 == keys[i] >> 32 and rows[order[j - 1]] > rows[at]:
+            order[j] = order[j - 1]
+            j -= 1
+        order[j] = at
+    free(keys)  # four times changed over
+    return 0
+
+
+def best_first(const int64_t[:] rows, const float[:] scores, Py_ssize_t k):
+    cdef Py_ssize_t n = scores.shape[0], i
+    cdef int32_t *order
+    if rows.shape[0] != n or n > 0x7FFFFFFF:
+        raise ValueError(f"{n} scores of {rows.shape[0]} rows")
+    found = np.empty(max(min(k, n), 0), np.int64)
+    cdef int64_t[::1] out = found
+    order = <int32_t *>malloc((n + 1) * sizeof(int32_t))
+    if order == NULL:
+        raise MemoryError
+    order_of(scores, rows, order)
+    for i in range(out.shape[0]):
+        out[i] = order[i]
+    free(order)
+    return found
+
+
+def falls(const float[:] scores):
+    """Whether each is below the one before."""
+    cdef Py_ssize_t i
+    for i in range(1, scores.shape[0]):
+        if not scores[i] < scores[i - 1]:
+            return False
+    return True
+
+
+def without(const int64_t[:] rows, const float[:] scores, const int64_t[:] excluded, Py_ssize_t most):
+    """The first rows and scores that are not excluded, and whether there were fewer than `most`."""
+    cdef Py_ssize_t i, n = 0
+    cdef Places places
+    if scores.shape[0] != rows.shape[0]:
+        raise ValueError(f"{scores.shape[0]} scores of {rows.shape[0]} rows")
+    kept, of_kept = np.empty(min(most, rows.shape[0]), np.int64), np.empty(min(most, rows.shape[0]), np.float32)
+    cdef int64_t[::1] out = kept
+    cdef float[::1] out_scores = of_kept
+    make_places(&places, excluded.shape[0])
+    for i in range(excluded.shape[0]):
+        put(&places, <int32_t>excluded[i], 0)
+    for i in range(rows.shape[0]):
+        if n == out.shape[0]:
+            break
+        if place_of(&places, <int32_t>rows[i]) < 0:
+            out[n], out_scores[n] = rows[i], scores[i]
+            n += 1
+    free_places(&places)
+    return kept[:n], of_kept[:n]
+
+
+def allowed(tuple parts, const int64_t[:] excluded, const int64_t[:] removed, const uint8_t[:] mask):
+    """Those of several lists of rows that are neither excluded nor removed and that the mask, if any, has."""
+    cdef Py_ssize_t i, n, total = sum([len(part) for part in parts])
+    cdef const int64_t[:] rows
+    cdef int64_t[::1] out
+    cdef Places places
+    cdef int32_t at
+    found = []
+    make_places(&places, total)
+    try:
+        for part in parts:
+            rows = part
+            for i in range(rows.shape[0]):
+                if not 0 <= rows[i] <= 0x7FFFFFFF:
+                    raise IndexError(f"row {rows[i]}")
+                put(&places, <int32_t>rows[i], 0)
+        for rows in (excluded, removed):
+            for i in range(rows.shape[0]):
+                bar(&places, <int32_t>rows[i])
+        for part in parts:
+            rows, n = part, 0
+            kept = np.empty(rows.shape[0], np.int64)
+            out = kept
+            for i in range(rows.shape[0]):
+                if place_of(&places, <int32_t>rows[i]) != 0:
+                    continue
+                if mask is not None:
+                    if rows[i] >= mask.shape[0]:
+                        raise IndexError(f"row {rows[i]} of {mask.shape[0]}")
+                    if not mask[rows[i]]:
+                        continue
+                out[n] = rows[i]
+                n += 1
+            found.append(kept[:n])
+    finally:
+        free_places(&places)
+    return found
+
+
+cdef inline void bar(Places *places, int32_t row) noexcept nogil:
+    """Sets the value of a row to 1 if it is there."""
+    cdef uint32_t at, kind = <uint32_t>row * HASH >> 19
+    if places.seen[kind >> 6] >> (kind & 63) & 1:
+        at = slot_of(places, row)
+        if places.keys[at] == row:
+            places.values[at] = 1
+
+
+def united(
+    const uint16_t[:, ::1] vectors,
+    const float[::1] vector,
+    tuple parts,
+    const int64_t[:] nearest,
+    const float[:] cosines,
+    Py_ssize_t depth,
+):
+    """All rows of all parts and as many of the nearest as the depth holds, with their cosines, best first."""
+    cdef Py_ssize_t i, j, n = 0, special, dim = vectors.shape[1], room = sum([len(part) for part in parts])
+    cdef const int64_t[:] rows
+    cdef const uint16_t *ahead
+    cdef float sum_
+    cdef Places places
+    cdef int32_t *order
+    if vector.shape[0] != dim or cosines.shape[0] != nearest.shape[0] or vectors.shape[0] > 0x7FFFFFFF:
+        raise ValueError("arrays that do not fit each other")
+    together, of_together = np.empty(room + nearest.shape[0], np.int64), np.empty(room + nearest.shape[0], np.float32)
+    cdef int64_t[::1] all_ = together
+    cdef float[::1] scores = of_together
+    order = <int32_t *>malloc((room + nearest.shape[0] + 1) * sizeof(int32_t))
+    if order == NULL:
+        raise MemoryError
+    make_places(&places, room)
+    try:
+        for part in parts:
+            rows = part
+            for i in range(rows.shape[0]):
+                if not 0 <= rows[i] < vectors.shape[0]:
+                    raise IndexError(f"row {rows[i]} of {vectors.shape[0]}")
+                if place_of(&places, <int32_t>rows[i]) < 0:
+                    put(&places, <int32_t>rows[i], 0)
+                    all_[n] = rows[i]
+                    n += 1
+                    ahead = &vectors[rows[i], 0]
+                    for j in range(0, dim, 32):
+                        __builtin_prefetch(ahead + j)
+        special = n
+        for i in range(nearest.shape[0]):
+            if n >= depth:
+                break
+            if place_of(&places, <int32_t>nearest[i]) < 0:
+                all_[n], scores[n] = nearest[i], cosines[i]
+                n += 1
+        for i in range(special):
+            ahead, sum_ = &vectors[all_[i], 0], 0
+            for j in range(dim):
+                sum_ += widened(ahead[j]) * vector[j]
+            scores[i] = sum_
+        order_of(scores[:n], all_[:n], order)
+        rows_out, scores_out = np.empty(n, np.int64), np.empty(n, np.float32)
+        _in_order(order, all_, scores, rows_out, scores_out)
+    finally:
+        free_places(&places)
+        free(order)
+    return rows_out, scores_out
+
+
+cdef int _in_order(
+    const int32_t *order, int64_t[::1] rows, float[::1] scores, int64_t[::1] rows_out, float[::1] scores_out
+) except -1:
+    cdef Py_ssize_t i
+    for i in range(rows_out.shape[0]):
+        rows_out[i], scores_out[i] = rows[order[i]], scores[order[i]]
+    return 0
+
+
+cdef void copy_rows(const char *table, char *to, Py_ssize_t width, const int64_t[:] rows) noexcept nogil:
+    """Copies rows of so many bytes each."""
+    cdef Py_ssize_t m = rows.shape[0], i, j
+    if width == 4:
+        for i in range(m):
+            (<uint32_t *>to)[i] = (<const uint32_t *>table)[rows[i]]
+        return
+    for i in range(m):
+        if i + AHEAD < m:
+            for j in range(0, width, 64):
+                __builtin_prefetch(table + rows[i + AHEAD] * width + j)
+        memcpy(to + i * width, table + rows[i] * width, width)
+
+
+def gathered(const int64_t[:] rows, tuple tables):
+    """Of each table the rows, as `take` copies them, asked of the memory before they are copied."""
+    cdef Py_buffer of[MOST_TABLES]
+    cdef Py_buffer to[MOST_TABLES]
+    cdef Py_ssize_t m = rows.shape[0], n = len(tables), i, k, opened = 0, least = 0x7FFFFFFF
+    found = [np.empty((m, *table.shape[1:]), table.dtype) for table in tables]
+    if n > MOST_TABLES:
+        raise ValueError(f"{n} tables")
+    try:
+        for k in range(n):
+            PyObject_GetBuffer(tables[k], &of[k], PyBUF_C_CONTIGUOUS)
+            opened += 1
+            PyObject_GetBuffer(found[k], &to[k], PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
+            opened += 1
+        for k in range(n):
+            least = min(least, of[k].shape[0])
+        for i in range(m):
+            if not 0 <= rows[i] < least:
+                raise IndexError(f"row {rows[i]} of a table of {least}")
+        for k in range(n):
+            copy_rows(<const char *>of[k].buf, <char *>to[k].buf, of[k].strides[0], rows)
+    finally:
+        for k in range(opened):
+            PyBuffer_Release(&to[k >> 1] if k & 1 else &of[k >> 1])
+    return found

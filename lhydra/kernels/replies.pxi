@@ -1,0 +1,47 @@
+# The tracks of a reply as bytes; see server/lhydra_server/replies.py.
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+
+
+cdef inline void _write(uint8_t *to, float value) noexcept nogil:
+    """A float as protobuf has it: its lowest byte first."""
+    cdef uint32_t bits
+    memcpy(&bits, &value, 4)
+    to[0], to[1], to[2], to[3] = bits & 255, bits >> 8 & 255, bits >> 16 & 255, bits >> 24
+
+
+def reply_tracks(
+    const uint8_t[::1] data,
+    const int64_t[::1] offsets,
+    const int64_t[:] rows,
+    const float[:] scores,
+    const float[:] retrieval_scores,
+    Py_ssize_t score_bytes,
+):
+    """Joins the parts of some rows and writes both scores into the last bytes of each."""
+    cdef Py_ssize_t m = rows.shape[0], i, j, total = 0
+    cdef int64_t start, end
+    cdef uint8_t *out
+    if scores.shape[0] != m or retrieval_scores.shape[0] != m or score_bytes < 10:
+        raise ValueError("scores of other tracks")
+    for i in range(m):
+        if not 0 <= rows[i] < offsets.shape[0] - 1:
+            raise IndexError(f"row {rows[i]} of {offsets.shape[0] - 1}")
+        __builtin_prefetch(&offsets[rows[i]])
+    for i in range(m):
+        start, end = offsets[rows[i]], offsets[rows[i] + 1]
+        if not (0 <= start and start + score_bytes <= end <= data.shape[0]):
+            raise ValueError(f"a part from {start} to {end} of {data.shape[0]} bytes")
+        for j in range(start, end, 64):
+            __builtin_prefetch(&data[j])
+        __builtin_prefetch(&data[end - 1])
+        total += end - start
+    joined = PyBytes_FromStringAndSize(NULL, total)
+    out = <uint8_t *>PyBytes_AS_STRING(joined)
+    for i in range(m):
+        start, end = offsets[rows[i]], offsets[rows[i] + 1]
+        memcpy(out, &data[start], end - start)
+        out += end - start
+        _write(out - score_bytes + 1, scores[i])
+        _write(out - score_bytes + 6, retrieval_scores[i])
+    return joined

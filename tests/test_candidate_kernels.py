@@ -1,0 +1,155 @@
+"""What is compiled of a request from its candidates to its reply, against the NumPy code beside the calls."""
+
+import shutil
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lhydra import kernels
+from lhydra.bundle import bundle as bundles
+from lhydra.bundle import candidates
+from lhydra.bundle.exact import best_first
+from lhydra.bundle.strings import StringColumn
+from lhydra.domain import Query, Repeat
+from lhydra.recommender import Recommender
+from lhydra_protos.v1.wire import SCORE_BYTES
+from lhydra_server import replies
+
+pytestmark = pytest.mark.skipif(
+    kernels.compiled is None and not shutil.which("cc"), reason="NO C COMPILER: lhydra.kernels is not compiled"
+)
+N, DIM = 90, 33
+
+
+def both(call: Callable[[], Any]) -> tuple[Any, Any]:
+    """What a call returns compiled, and in NumPy."""
+    with pytest.MonkeyPatch.context() as patch:
+        compiled = call()
+        patch.setattr(kernels, "compiled", None)
+        return compiled, call()
+
+
+@given(
+    st.lists(st.floats(width=32, allow_nan=False) | st.sampled_from([0.0, -0.0, 1.0]), max_size=60), st.integers(0, 70)
+)
+def test_the_order_of_any_scores(values: list[float], k: int) -> None:
+    scores, rows = np.array(values, np.float32), np.random.default_rng(k).permutation(len(values))
+    found, expected = both(lambda: best_first(rows, scores, k).tolist())
+    assert found == expected == sorted(range(len(values)), key=lambda i: (-scores[i], rows[i]))[:k]
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**16), st.integers(0, N), st.integers(0, 40), st.booleans())
+def test_candidates_that_may_be_returned_and_all_together(seed: int, depth: int, out: int, filtered: bool) -> None:
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(N, DIM)).astype(np.float16)
+    vectors[::7] = vectors[0]  # ties
+    vector = rng.normal(size=(1, DIM)).astype(np.float32)
+    excluded, removed = rng.integers(0, N, out), np.sort(rng.permutation(N)[: out // 4])
+    catalog = SimpleNamespace(vectors=vectors, removed=removed, __len__=lambda: N)
+    parts = tuple(rng.permutation(N)[: rng.integers(0, 30)] for _ in range(3))
+    twice = parts[0], np.concatenate([parts[1], parts[1][:5]]), parts[2]
+    moment: Any = SimpleNamespace(candidates=lambda *_, **__: twice)
+    bundle: Any = SimpleNamespace(catalog=Sized(catalog), sequences=SimpleNamespace(shares=None))
+    eligible: Any = SimpleNamespace(mask=rng.random(N) < 0.7) if filtered else None
+    query = Query(10, repeat=Repeat.ALLOW)
+    user: Any = None
+
+    def brought() -> Any:
+        return candidates.found_by(bundle, query, moment, user, depth, excluded, eligible)
+
+    found, expected = both(brought)
+    assert {name: rows.tolist() for name, rows in found.items()} == {
+        name: rows.tolist() for name, rows in expected.items()
+    }
+    cosines = np.sort(rng.normal(size=N).astype(np.float32))[::-1]
+    nearest = rng.permutation(N)[:depth], cosines[:depth]
+
+    def union() -> Any:
+        return candidates.united(bundle.catalog, found.values(), nearest, vector, depth)
+
+    (rows, near), (rows_2, near_2) = both(union)
+    assert np.array_equal(np.sort(rows), np.sort(rows_2))
+    of = dict(zip(rows_2.tolist(), near_2.tolist(), strict=True))
+    np.testing.assert_allclose(near, [of[row] for row in rows.tolist()], atol=1e-5)
+    pairs = list(zip(-near, rows, strict=True))
+    assert pairs == sorted(pairs)
+
+
+class Sized:
+    """A catalogue of N tracks with some of its arrays."""
+
+    def __init__(self, arrays: SimpleNamespace) -> None:
+        vars(self).update(vars(arrays))
+
+    def __len__(self) -> int:
+        return N
+
+
+@given(st.integers(0, 2**16), st.integers(0, 60), st.integers(0, 50))
+def test_the_first_that_are_not_excluded(seed: int, out: int, depth: int) -> None:
+    rng = np.random.default_rng(seed)
+    excluded, rows = rng.integers(0, N, out), rng.permutation(N)[:50]
+    cosines = rng.normal(size=50).astype(np.float32)
+    catalog = Sized(SimpleNamespace(removed=np.empty(0, np.int64), n_eligible=N))
+    recommender: Any = SimpleNamespace(catalog=catalog, depth_of=lambda _: depth, fallbacks=0)
+    request: Any = SimpleNamespace(query=None, excluded=excluded)
+    found, expected = both(lambda: Recommender._without_excluded(recommender, request, rows, cosines))
+    assert (found is None) == (expected is None)
+    if found is not None:
+        np.testing.assert_array_equal(found[0], expected[0])
+        np.testing.assert_array_equal(found[1], expected[1])
+
+
+@given(st.integers(0, 2**16), st.integers(0, 50))
+def test_rows_of_several_tables(seed: int, m: int) -> None:
+    rng = np.random.default_rng(seed)
+    tables: tuple[Any, ...] = (
+        *(rng.normal(size=(N, width)).astype(np.float16) for width in (1, 2, 64, 65)),
+        *(rng.integers(0, 9, (N, 0), dtype=np.int32), rng.integers(0, 9, N, dtype=np.int32)),
+        rng.normal(size=N).astype(np.float32),
+    )
+    rows = rng.permutation(N)[:m]
+    found, expected = both(lambda: bundles._gathered(rows, *tables))
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
+
+
+def test_rows_beyond_a_table_and_parts_beyond_the_texts_are_errors() -> None:
+    compiled = kernels.compiled
+    assert compiled is not None
+    table = np.zeros((5, 3), np.float16)
+    for row in (-1, 5, 2**40):
+        with pytest.raises(IndexError):
+            compiled.gathered(np.array([0, row]), (table,))
+        with pytest.raises(IndexError):
+            compiled.united(table.view(np.uint16), np.zeros(3, np.float32), (np.array([row]),), *nothing(), 3)
+        with pytest.raises(IndexError):
+            compiled.allowed((np.array([row]),), *nothing()[:1], np.empty(0, np.int64), np.ones(5, np.uint8))
+    texts = StringColumn(np.zeros(30, np.uint8), np.array([0, 10, 15, 31, 5]))
+    one = np.zeros(1, np.float32)
+    assert len(replies.tracks(np.array([0]), one, one, texts)) == SCORE_BYTES
+    for row, error in ((1, ValueError), (2, ValueError), (3, ValueError), (4, IndexError), (-1, IndexError)):
+        with pytest.raises(error):
+            replies.tracks(np.array([row]), one, one, texts)
+
+
+def nothing() -> tuple[Any, Any]:
+    """No rows, and no scores."""
+    return np.empty(0, np.int64), np.empty(0, np.float32)
+
+
+@given(st.lists(st.tuples(st.binary(max_size=200), st.floats(width=32), st.floats(width=32)), max_size=20))
+def test_the_tracks_of_a_reply(tracks: list[tuple[bytes, float, float]]) -> None:
+    parts = [text + bytes(SCORE_BYTES) for text, *_ in tracks]
+    offsets = np.cumsum([0, *map(len, parts)])
+    texts = StringColumn(np.frombuffer(b"".join(parts), np.uint8), offsets)
+    scores = [np.array([track[which] for track in tracks], np.float32) for which in (1, 2)]
+    found, expected = both(lambda: replies.tracks(np.arange(len(tracks))[::-1], scores[0], scores[1], texts))
+    assert bytes(found) == bytes(expected)
