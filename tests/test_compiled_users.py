@@ -107,7 +107,7 @@ def test_an_id_beyond_its_column_is_an_error(column: str, value: int) -> None:
         )
 
 
-@pytest.mark.parametrize("offsets", [[0, 1], [0, 3, 2], [0, 2**40, 2], [1, 2], [0]])
+@pytest.mark.parametrize("offsets", [[0, 1], [0, 3, 2], [0, 2**40, 2], [0, 1, -(2**63), 2], [1, 2], [0]])
 def test_histories_that_do_not_fit_are_an_error(offsets: list[int]) -> None:
     rows = np.zeros(2, np.int64)
     histories = Histories(np.array(offsets, np.int64), rows, np.ones(2, np.float32), rows)

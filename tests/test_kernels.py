@@ -84,3 +84,17 @@ def test_every_float16_is_widened_as_numpy_does(bits: int) -> None:
         one = np.zeros((1, 3), np.float32)
         asked = np.zeros((1, 1), np.int32), weight[None], np.array([0]), one, np.array([0])
         assert item_item.scores(*asked)[0, 0] == weight.astype(np.float32)[0]
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (3, 5), (0, 5), (4, 0)])
+def test_a_table_with_weights_of_another_shape_is_an_error_and_nothing_is_read(shape: tuple[int, int]) -> None:
+    """As in a bundle whose parts do not fit: before, memory behind the weights was read."""
+    of_one = np.array([0]), np.zeros((1, 3), np.float32), np.array([3])
+    with pytest.raises(ValueError, match="fit each other"):
+        item_item.scores(np.zeros((4, 5), np.int32), np.ones(shape, np.float16), *of_one)
+
+
+def test_plays_without_their_features_are_an_error() -> None:
+    table = np.zeros((4, 5), np.int32), np.ones((4, 5), np.float16)
+    with pytest.raises(ValueError, match="fit each other"):
+        item_item.scores(*table, np.array([0, 1]), np.zeros((1, 3), np.float32), np.array([3]))

@@ -376,3 +376,17 @@ def test_compiled_sums_refuse_what_does_not_fit(compiled: Callable[[bool], None]
     for row in (-1, N):
         with pytest.raises(IndexError):
             Moment(listening, fitted).signals(np.array([row]))
+
+
+def test_lists_longer_than_all_tracks_take_memory_for_each_track_once(compiled: Callable[[bool], None]) -> None:
+    """Of a bundle that another tool wrote: with the same list behind each of the last plays, tables never ended."""
+    compiled(True)
+    n, m = 3, 2**23
+    nothing, one = np.empty(0, np.int64), np.zeros(m, np.int32)
+    offsets = np.array([0, m, m, m, m, m, m], np.int32)
+    tables = Sequences(offsets, one, np.ones(m, np.float16), np.ones(n, np.float16), np.zeros(3, np.float32))
+    recent = np.zeros(MAX_RECENT, np.int64)
+    times = np.arange(1, MAX_RECENT + 1)
+    none = nothing, nothing.astype(np.float32), nothing, nothing, np.empty((0, 3), np.float32)
+    moment = Moment(Listening(n, *none, recent, times, np.zeros(MAX_RECENT, np.int64), 0), tables)
+    assert moment.signals(np.arange(n))[0, N_OWN] == 1

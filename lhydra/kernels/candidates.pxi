@@ -240,6 +240,8 @@ def gathered(const int64_t[:] rows, tuple tables):
             PyObject_GetBuffer(found[k], &to[k], PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
             opened += 1
         for k in range(n):
+            if of[k].ndim < 1:
+                raise ValueError("a table without rows")
             least = min(least, of[k].shape[0])
         for i in range(m):
             if not 0 <= rows[i] < least:

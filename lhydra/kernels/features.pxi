@@ -118,7 +118,7 @@ def encode_histories(
     cdef float *patterns
     for user in range(n):
         segment.length = offsets[user + 1] - offsets[user]
-        if segment.length < 0 or offsets[user + 1] > m:
+        if not offsets[user] <= offsets[user + 1] <= m:
             raise ValueError("histories that overlap")
         for j in range(start):
             out[user, j] = profile_dense[user, j]

@@ -102,7 +102,7 @@ cdef class MomentSums:
 
     def __cinit__(
         self,
-        MomentLaws laws,
+        MomentLaws laws not None,
         Py_ssize_t n,
         const int64_t[:] rows,
         const float[:] counts,
@@ -157,6 +157,7 @@ cdef class MomentSums:
                     __builtin_prefetch(&others[j])
                     __builtin_prefetch(&weights[j])
                 room += end - start
+        room = min(room, h + n)
         make_places(&self.places, room)
         self.row = <int64_t *>malloc((room + 1) * sizeof(int64_t))
         self.number = <int32_t *>malloc((r + 1) * sizeof(int32_t))

@@ -30,6 +30,7 @@ cdef inline float widened(uint16_t half) noexcept nogil:
 
 cdef enum:
     HASH = 2654435769u  # of Fibonacci hashing
+    MOST_PLACES = 1 << 28  # so that the size of a table fits in 32 bits
 
 
 cdef struct Places:
@@ -44,10 +45,12 @@ cdef struct Places:
 cdef int make_places(Places *places, Py_ssize_t n) except -1:
     """An empty table for at most n rows, which `free_places` gives back."""
     cdef uint32_t size = 16
+    if n > MOST_PLACES:
+        raise MemoryError
     while size < 3 * n:
         size *= 2
     places.mask = size - 1
-    places.keys = <int32_t *>malloc(2 * size * sizeof(int32_t))
+    places.keys = <int32_t *>malloc(2 * sizeof(int32_t) * size)
     if places.keys == NULL:
         raise MemoryError
     places.values = places.keys + size

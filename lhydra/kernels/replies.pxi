@@ -30,7 +30,7 @@ def reply_tracks(
         __builtin_prefetch(&offsets[rows[i]])
     for i in range(m):
         start, end = offsets[rows[i]], offsets[rows[i] + 1]
-        if not (0 <= start and start + score_bytes <= end <= data.shape[0]):
+        if not (0 <= end <= data.shape[0] and 0 <= start <= end - score_bytes):
             raise ValueError(f"a part from {start} to {end} of {data.shape[0]} bytes")
         for j in range(start, end, 64):
             __builtin_prefetch(&data[j])
