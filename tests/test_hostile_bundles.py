@@ -18,7 +18,7 @@ from lhydra import files
 from lhydra.bundle import co_listening_files, sequence_files, title_words
 from lhydra.bundle.arrays import is_finite
 from lhydra.bundle.bundle import Bundle
-from lhydra.bundle.catalog import ARRAYS
+from lhydra.bundle.catalog import ARRAYS, TEXT, Catalog, check_ids, check_numbers
 from lhydra.bundle.manifest import CHECKSUM, Manifest, current_bundle_id
 from lhydra.bundle.networks import _Graph
 from lhydra.bundle.strings import StringColumn
@@ -200,6 +200,53 @@ def test_lists_of_rows_are_refused_however_they_are_damaged(tmp_path: Path) -> N
                     opened(tmp_path)
             np.save(path, whole)
         assert opened(tmp_path)
+
+
+def misshapen(array: np.ndarray) -> Iterator[np.ndarray]:
+    """The array in other shapes and in the other order."""
+    yield from (array[..., None], array.reshape(-1)[:1].reshape(()), array.reshape(*array.shape[:-1], 1, -1))
+    if array.ndim == 2:
+        yield from (np.asfortranarray(array), array.reshape(-1), array.T)
+
+
+def test_arrays_of_the_catalog_are_refused_in_other_shapes_and_with_rows_of_no_track(copy: Path) -> None:
+    """Compiled loops read where rows and shapes point; a request must not be the first to find that they do not fit."""
+    catalog = Catalog.open(copy)
+    sizes = [size for _, size in Bundle.open(copy.parent).spec.track_ids]
+
+    def refused_with(path: Path, broken: np.ndarray) -> None:
+        write(path, b"")
+        np.save(path, broken)
+        with pytest.raises(BundleCorrupt, match=r"\.npy: found"):  # or of the other that it does not fit
+            opened_catalog(copy, sizes)
+
+    for array in ARRAYS:
+        path = copy / f"{array.stem}.npy"
+        if array.dtype == TEXT or not (whole := np.load(path)).size:
+            continue
+        values = getattr(catalog, array.rows_of, ())
+        bad = (array.lowest - 1, len(values), -(2**31)) if array.rows_of else (-1, 2**31 - 1) * (array.name == "ids")
+        for broken in misshapen(whole):
+            refused_with(path, broken)
+        for place, value in itertools.product((0, whole.size // 2, -1), bad):
+            broken = whole.copy()
+            broken.flat[place] = value
+            refused_with(path, broken)
+        if array.name in ("neighbour_weights", "hash_starts", "chart_rows", "chart_share"):
+            for broken in (whole[:-1], whole[:0], np.concatenate([whole, whole[:1]])):
+                refused_with(path, broken)
+        if array.name in ("history", "neighbours", "neighbour_weights", "chart_share"):
+            for broken in (whole[:, :-1], whole[:, :0], np.concatenate([whole, whole[:, :1]], 1)):
+                refused_with(path, broken)
+        write(path, b"")
+        np.save(path, whole)
+    opened_catalog(copy, sizes)
+
+
+def opened_catalog(folder: Path, sizes: list[int]) -> None:
+    """Does what opening a bundle does with its catalog."""
+    check_numbers(folder, Catalog.open(folder))
+    check_ids(folder, sizes)
 
 
 @given(st.lists(st.floats(width=16), max_size=9), st.sampled_from(["float16", "float32"]))

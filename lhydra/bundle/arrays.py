@@ -78,18 +78,19 @@ def check_lists(path: Path, entries: int) -> None:
         raise BundleCorrupt(complain(path, "other offsets", f"lists that {entries} entries are cut into"))
 
 
-def check_rows(path: Path, n: int) -> None:
+def check_rows(path: Path, n: int, lowest: int = 0) -> None:
     """Refuses rows of tracks that there are not.
 
     Args:
         path: of the rows.
         n: how many tracks there are.
+        lowest: the smallest that may be there, -1 where that stands for none.
 
     Raises:
-        BundleCorrupt: a row is none of 0 to n - 1.
+        BundleCorrupt: a row is none of `lowest` to n - 1.
     """
     for rows in blocks(path):
-        if not 0 <= rows.min() <= rows.max() < n:
+        if rows.size and not lowest <= rows.min() <= rows.max() < n:
             raise BundleCorrupt(complain(path, f"rows {rows.min()} to {rows.max()}", f"rows of {n} tracks"))
 
 

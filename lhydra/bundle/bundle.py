@@ -185,7 +185,7 @@ class Bundle:
         spec = FeatureSpec.from_json(features)
         as_written = hashlib.sha256(features.encode()).hexdigest() == manifest.features  # else it is spelled otherwise
         catalog = Catalog.open(folder)
-        catalogs.check_finite(folder)
+        catalogs.check_numbers(folder, catalog)
         index = open_index(folder, manifest, catalog)
         replies = StringColumn.open(folder, "replies")
         columns = FilterColumns.open(folder)
@@ -206,9 +206,11 @@ class Bundle:
             ("tracks of sequences", len(sequences) or manifest.n_tracks, manifest.n_tracks),
             ("tracks of co-listening", len(together) or manifest.n_tracks, manifest.n_tracks),
             ("encoded track columns", catalog.dense.shape[1], len(spec.track_dense)),
+            ("encoded track ids", catalog.ids.shape[1], len(spec.track_ids)),
         ):
             if found != expected:
                 raise BundleMismatch(complain(f"{folder}: {thing}", str(found), f"{expected} as in the manifest"))
+        catalogs.check_ids(folder, [size for _, size in spec.track_ids])
         towers = UserTower(folder / "user_tower.onnx"), Head(folder / "head.onnx")
         tables = sequences, together
         bundle = cls(

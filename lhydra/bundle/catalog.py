@@ -4,6 +4,7 @@ Rows are in track-id order, so that ties by row are ties by track id. `ARRAYS` s
 opening, checking, writing and adding tracks follow it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lhydra import kernels
-from lhydra.bundle.arrays import blocks, is_finite, mapped
+from lhydra.bundle.arrays import blocks, check_rows, is_finite, mapped
 from lhydra.bundle.strings import StringColumn
 from lhydra.domain import F16, F32, I64, Hashes, UserState, Value
 from lhydra.errors import BundleCorrupt, complain
@@ -37,12 +38,18 @@ class CatalogArray:
         extent: PER_ROW where entry i belongs to row i, REORDERED where there is one entry a row in another order,
             else OWN_LENGTH.
         stem: the file is `<stem>.npy`, and `<stem>_offsets.npy` for texts.
+        ndim: dimensions.
+        rows_of: the array whose rows its numbers are; empty where they are none.
+        lowest: of these numbers.
     """
 
     name: str
     dtype: str
     extent: str
     stem: str
+    ndim: int = 1
+    rows_of: str = ""
+    lowest: int = 0
 
     @property
     def file_names(self) -> tuple[str, ...]:
@@ -50,27 +57,29 @@ class CatalogArray:
         return (f"{self.stem}.npy", f"{self.stem}_offsets.npy") if self.dtype == TEXT else (f"{self.stem}.npy",)
 
 
-def _array(name: str, dtype: str, extent: str, stem: str = "") -> CatalogArray:
-    return CatalogArray(name, dtype, extent, stem or name)
+def _array(
+    name: str, dtype: str, extent: str, stem: str = "", *, ndim: int = 1, rows_of: str = "", lowest: int = 0
+) -> CatalogArray:
+    return CatalogArray(name, dtype, extent, stem or name, ndim, rows_of, lowest)
 
 
 ARRAYS = (
-    _array("vectors", "float16", PER_ROW),
-    _array("history", "float16", PER_ROW),
-    _array("dense", "float16", PER_ROW),
-    _array("ids", "int32", PER_ROW),
+    _array("vectors", "float16", PER_ROW, ndim=2),
+    _array("history", "float16", PER_ROW, ndim=2),
+    _array("dense", "float16", PER_ROW, ndim=2),
+    _array("ids", "int32", PER_ROW, ndim=2),
     _array("popularity", "float32", PER_ROW),
-    _array("item_rows", "int32", PER_ROW, "lines"),
-    _array("neighbours", "int32", OWN_LENGTH),
-    _array("neighbour_weights", "float16", OWN_LENGTH),
+    _array("item_rows", "int32", PER_ROW, "lines", rows_of="neighbours"),
+    _array("neighbours", "int32", OWN_LENGTH, ndim=2, rows_of="neighbours"),
+    _array("neighbour_weights", "float16", OWN_LENGTH, ndim=2),
     _array("share", "float32", PER_ROW),
-    _array("popular", "int32", REORDERED),
+    _array("popular", "int32", REORDERED, rows_of="vectors"),
     _array("hashes", "uint64", REORDERED),
-    _array("hash_rows", "int32", REORDERED),
+    _array("hash_rows", "int32", REORDERED, rows_of="vectors"),
     _array("hash_starts", "int32", OWN_LENGTH),
-    _array("removed", "int64", OWN_LENGTH),
-    _array("chart_rows", "int32", OWN_LENGTH),
-    _array("chart_share", "float32", OWN_LENGTH),
+    _array("removed", "int64", OWN_LENGTH, rows_of="vectors"),
+    _array("chart_rows", "int32", OWN_LENGTH, ndim=2, rows_of="vectors", lowest=-1),
+    _array("chart_share", "float32", OWN_LENGTH, ndim=2),
     _array("charts", TEXT, OWN_LENGTH),
     _array("names", TEXT, PER_ROW),
     _array("title_texts", TEXT, PER_ROW),
@@ -224,7 +233,7 @@ class Catalog:
             The catalog.
 
         Raises:
-            BundleCorrupt: a file cannot be read, has another dtype, or another number of rows than the vectors.
+            BundleCorrupt: a file cannot be read, has another dtype or shape than the others ask for.
         """
         loaded: dict[str, Any] = {}
         for array in ARRAYS:
@@ -233,26 +242,60 @@ class Catalog:
             dtype, expected = (value.data.dtype, "uint8") if array.dtype == TEXT else (value.dtype, array.dtype)
             if dtype != expected:
                 raise BundleCorrupt(complain(path, str(dtype), expected))
+            if array.dtype != TEXT and not (value.ndim == array.ndim and value.flags.c_contiguous):
+                found = f"{value.ndim} dimensions" if value.ndim != array.ndim else "columns one behind the other"
+                raise BundleCorrupt(complain(path, found, f"{array.ndim} dimensions, rows one behind the other"))
             loaded[array.name] = value
             if array.extent != OWN_LENGTH and len(value) != len(loaded["vectors"]):
                 raise BundleCorrupt(complain(path, f"{len(value)} rows", f"{len(loaded['vectors'])} rows"))
-        return cls(**loaded)
+        catalog = cls(**loaded)
+        buckets = 2 ** (64 - hash_shift(len(catalog)))
+        for name, shape, fitting in (
+            ("history", catalog.history.shape, catalog.vectors.shape),
+            ("neighbour_weights", catalog.neighbour_weights.shape, catalog.neighbours.shape),
+            ("hash_starts", catalog.hash_starts.shape, (buckets,)),
+            ("chart_rows", catalog.chart_rows.shape, (len(catalog.charts), *catalog.chart_rows.shape[1:])),
+            ("chart_share", catalog.chart_share.shape, catalog.chart_rows.shape),
+        ):
+            if shape != fitting:
+                raise BundleCorrupt(complain(folder / f"{name}.npy", f"the shape {shape}", str(fitting)))
+        return catalog
 
 
-def check_finite(folder: Path) -> None:
-    """Refuses a catalog with a number that is none: it would order no list, and stop no request.
+def check_numbers(folder: Path, catalog: Catalog) -> None:
+    """Refuses a catalog with a number that is none or a row of no track: they would order no list, or stop requests.
 
     Args:
         folder: where its files lie.
+        catalog: opened from there.
 
     Raises:
-        BundleCorrupt: an array holds a NaN or an infinity.
+        BundleCorrupt: an array holds a NaN, an infinity or a row that is not there.
     """
     for array in ARRAYS:
+        path = folder / f"{array.stem}.npy"
         if array.dtype in ("float16", "float32"):
-            path = folder / f"{array.stem}.npy"
             if not all(is_finite(block) for block in blocks(path)):
                 raise BundleCorrupt(complain(path, "a number that is not finite", "finite numbers"))
+        elif array.rows_of:
+            check_rows(path, len(getattr(catalog, array.rows_of)), array.lowest)
+
+
+def check_ids(folder: Path, sizes: Sequence[int]) -> None:
+    """Refuses a catalog whose encoded ids are beyond what their columns can hold.
+
+    Args:
+        folder: where its files lie.
+        sizes: of each column how many values it has.
+
+    Raises:
+        BundleCorrupt: an id is none of its column.
+    """
+    path = folder / "ids.npy"
+    for ids in blocks(path):
+        beyond = (ids < 0) | (ids >= np.array(sizes))
+        if beyond.any():
+            raise BundleCorrupt(complain(path, f"the id {ids[beyond][0]}", f"ids of columns with {sizes} values"))
 
 
 def file_names() -> list[str]:
