@@ -153,3 +153,16 @@ def test_the_tracks_of_a_reply(tracks: list[tuple[bytes, float, float]]) -> None
     scores = [np.array([track[which] for track in tracks], np.float32) for which in (1, 2)]
     found, expected = both(lambda: replies.tracks(np.arange(len(tracks))[::-1], scores[0], scores[1], texts))
     assert bytes(found) == bytes(expected)
+
+
+@pytest.mark.parametrize("offsets", [[2**63 - 5, 40], [0, -1], [30, 20], [0, 41], [35, 40], [-4, 20]])
+def test_parts_that_are_not_there_are_an_error_and_nothing_is_read(offsets: list[int]) -> None:
+    """Also where a sum of offsets is beyond 64 bits."""
+    parts, none = StringColumn(np.zeros(40, np.uint8), np.array(offsets, np.int64)), np.zeros(1, np.float32)
+    with pytest.raises(ValueError, match="a part from"):
+        replies.tracks(np.array([0]), none, none, parts)
+
+
+def test_a_table_without_rows_is_an_error() -> None:
+    with pytest.raises(ValueError, match="without rows"):
+        bundles._gathered(np.array([0]), np.zeros((), np.float32))
