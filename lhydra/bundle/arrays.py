@@ -9,6 +9,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from lhydra import kernels
 from lhydra.domain import I64
 from lhydra.errors import BundleCorrupt, complain
 
@@ -200,6 +201,8 @@ def is_finite(array: npt.NDArray[Any]) -> bool:
     Returns:
         False where there is a NaN or an infinity.
     """
+    if kernels.compiled is not None and array.dtype == np.float32:
+        return kernels.compiled.all_finite(np.ascontiguousarray(array))
     signed, first = (np.int16, 0x7C00) if array.dtype == np.float16 else (np.int32, 0x7F800000)  # bits of +inf
     bits = np.ascontiguousarray(array).view(signed)
     lowest = bits.view(bits.dtype.str.replace("i", "u"))  # -inf and negative NaNs are the largest

@@ -17,7 +17,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from lhydra import kernels
+from lhydra.bundle.arrays import is_finite
 from lhydra.bundle.exact import in_order
 from lhydra.bundle.inverted import InvertedFile
 from lhydra.bundle.manifest import OperatingPoint
@@ -157,8 +157,7 @@ class Index:
             ValueError: they have another width, or are not finite.
         """
         query = np.ascontiguousarray(vectors, np.float32).reshape(-1, np.shape(vectors)[-1])
-        finite = np.isfinite(query).all() if kernels.compiled is None else kernels.compiled.all_finite(query)
-        if query.shape[1] != self.dim or not finite:
+        if query.shape[1] != self.dim or not is_finite(query):
             raise ValueError(complain("query vector", f"{query.shape[1]} numbers", f"{self.dim} finite numbers"))
         return query
 

@@ -4,7 +4,6 @@ ONNX Runtime silently accepts ids of -1 and NaN inputs, so inputs come from `lhy
 them, and outputs are checked to be finite.
 """
 
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy.typing as npt
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime
 
-from lhydra import kernels
+from lhydra.bundle.arrays import is_finite
 from lhydra.domain import F16, F32, I64
 from lhydra.errors import ModelError, complain
 from lhydra.features.histories import EncodedUsers
@@ -74,7 +73,7 @@ class _Graph:
             if name in self._inputs
         }
         outputs: list[F32] = self._session.run(self._outputs, fed)
-        if not all(map(_is_finite, outputs)):
+        if not all(map(is_finite, outputs)):
             raise ModelError(complain(self._path.name, "an output that is not finite", "finite numbers"))
         return outputs
 
@@ -210,9 +209,3 @@ class Head:
         names = (*HEAD_INPUTS, *MOMENT_INPUTS)[: len(inputs)]
         logit, probability = self._graph.run(names, inputs)
         return logit, probability
-
-
-def _is_finite(output: F32) -> bool:
-    if kernels.compiled is not None:
-        return kernels.compiled.all_finite(output)
-    return math.isfinite(np.add.reduce(output, None))  # one call, and the sum is not finite where a part of it is not

@@ -3,8 +3,8 @@
 Signals of a track tell how often and how lately the user has played it (decayed counts and base-level learning,
 Σ age^-d: Anderson & Schooler 1991), whether it is part of the session that goes on, and how strongly it follows what
 was played last: by everybody's transitions (`lhydra.features.sequences`) and by the user's own last plays. Training,
-batch and request compute them here. What is written here in NumPy, `lhydra/kernels/moment.pxi` does in a tenth of the
-time where it is compiled: the same sums in the same order.
+batch and request compute them here. `lhydra/kernels/moment.pxi`, where it is compiled, does what is written here in
+NumPy: the same sums in the same order.
 """
 
 import math
@@ -44,15 +44,10 @@ _OWN = (
     *(f"base level {power}" for power in POWERS),
     *("in session", "plays since", "skipped", "completed"),
 )
-SIGNALS = (
+SIGNALS = (  # raw: the head takes the logarithms
     *_OWN,
-    "after few",
-    "after many",
-    "own after few",
-    "own after many",
-    "few",
-    "many",
-)  # raw: the head takes the logarithms
+    *("after few", "after many", "own after few", "own after many", "few", "many"),
+)
 N_OWN = len(_OWN)
 _AFTER, _OWN_AFTER, _BOTH = (slice(N_OWN + n, N_OWN + n + 2) for n in (0, 2, 4))
 CONTEXT = (
@@ -90,8 +85,8 @@ class Moment:
     """
 
     def __init__(self, listening: Listening, sequences: Sequences) -> None:
-        one, self._sequences = listening, sequences
-        self._listening = one
+        self._listening = one = listening
+        self._sequences = sequences
         self._compiled: MomentSums | None = None
         if kernels.compiled is None:
             self._sum_up()

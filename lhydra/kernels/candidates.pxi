@@ -75,7 +75,7 @@ def falls(const float[:] scores):
 
 
 def without(const int64_t[:] rows, const float[:] scores, const int64_t[:] excluded, Py_ssize_t most):
-    """The first rows and scores that are not excluded, and whether there were fewer than `most`."""
+    """The first rows and scores that are not excluded, `most` at most."""
     cdef Py_ssize_t i, n = 0
     cdef Places places
     if scores.shape[0] != rows.shape[0]:
@@ -114,7 +114,8 @@ def allowed(tuple parts, const int64_t[:] excluded, const int64_t[:] removed, co
                 put(&places, <int32_t>rows[i], 0)
         for rows in (excluded, removed):
             for i in range(rows.shape[0]):
-                bar(&places, <int32_t>rows[i])
+                if place_of(&places, <int32_t>rows[i]) == 0:
+                    put(&places, <int32_t>rows[i], 1)
         for part in parts:
             rows, n = part, 0
             kept = np.empty(rows.shape[0], np.int64)
@@ -133,15 +134,6 @@ def allowed(tuple parts, const int64_t[:] excluded, const int64_t[:] removed, co
     finally:
         free_places(&places)
     return found
-
-
-cdef inline void bar(Places *places, int32_t row) noexcept nogil:
-    """Sets the value of a row to 1 if it is there."""
-    cdef uint32_t at, kind = <uint32_t>row * HASH >> 19
-    if places.seen[kind >> 6] >> (kind & 63) & 1:
-        at = slot_of(places, row)
-        if places.keys[at] == row:
-            places.values[at] = 1
 
 
 def united(

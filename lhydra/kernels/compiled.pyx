@@ -1,5 +1,5 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-"""Compiled loops over the arrays of one request. Who calls them has checked dtypes and that rows are in range."""
+"""Compiled loops over the arrays of one request. Dtypes, shapes and rows are checked here, before anything is read."""
 
 include "numbers.pxi"
 include "item_item.pxi"

@@ -1,10 +1,5 @@
 # Features of users from their histories; see `FeatureSpec.encode_users` in lhydra/features/spec.py.
-
-cdef extern from "<math.h>" nogil:
-    double exp(double)
-    double fmax(double, double)
-    double log(double)  # of 1 + x in double it is log1p to float32, in half the time
-    float logf(float)
+# The logarithm of 1 + x in double is log1p to float32, in half the time.
 
 cdef enum:
     PATTERNS = 8  # columns behind the preferences

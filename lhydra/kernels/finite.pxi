@@ -1,4 +1,4 @@
-# Whether an output of a graph holds numbers; see lhydra/bundle/networks.py.
+# Whether all numbers are finite; see `is_finite` in lhydra/bundle/arrays.py.
 
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBuffer_Release, PyObject_GetBuffer
 

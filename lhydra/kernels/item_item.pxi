@@ -1,7 +1,5 @@
 # Co-listening scores; see lhydra/features/item_item.py.
 
-from libc.math cimport exp, expm1
-
 
 def co_listening_scores(
     const int32_t[:, ::1] neighbours,

@@ -1,6 +1,5 @@
 # The sums, signals and candidates of a moment; see lhydra/features/moment.py, whose NumPy code defines them.
 
-from libc.math cimport exp, log, log1p
 from libc.stdlib cimport qsort
 
 

@@ -1,7 +1,8 @@
-# Float16 and sets of rows: what all kernels share.
+# What all kernels share: arithmetic, float16 and sets of rows.
 
 import numpy as np
 
+from libc.math cimport exp, expm1, fmax, log, log1p, logf
 from libc.stdint cimport int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset

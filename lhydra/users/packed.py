@@ -316,9 +316,7 @@ def _unpack_old(packed: bytes, user_id: str) -> UserRecord:
 def _profile(stored: bytes, packed: bytes, user_id: str) -> dict[str, Value]:
     try:
         text = stored.decode()
-        found, end = _DECODER.raw_decode(
-            text
-        )  # `loads` looks for other encodings and for blanks, which `pack` never writes
+        found, end = _DECODER.raw_decode(text)  # `loads` also looks for what `pack` never writes: UTF-16, blanks
     except (ValueError, RecursionError):
         raise damaged(user_id, packed) from None
     if not isinstance(found, dict) or end < len(text):
