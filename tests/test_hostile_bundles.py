@@ -243,6 +243,22 @@ def test_arrays_of_the_catalog_are_refused_in_other_shapes_and_with_rows_of_no_t
     opened_catalog(copy, sizes)
 
 
+@pytest.mark.parametrize("name", ["names", "title_texts", "charts", "replies"])
+def test_texts_whose_offsets_do_not_cut_them_are_refused(copy: Path, name: str) -> None:
+    path = copy / f"{name}_offsets.npy"
+    whole = np.load(path)
+    for place, value in ((-1, whole[-1] + 1), (1, -1), (0, 2**62), (len(whole) // 2, 2**63 - 1)):
+        broken = whole.copy()
+        broken[place] = value
+        write(path, b"")
+        np.save(path, broken)
+        reseal(copy)
+        assert path.name in refused(copy)
+    np.save(path, whole.astype(np.int32))
+    reseal(copy)
+    assert f"{path.name}: found int32" in refused(copy)
+
+
 def opened_catalog(folder: Path, sizes: list[int]) -> None:
     """Does what opening a bundle does with its catalog."""
     check_numbers(folder, Catalog.open(folder))

@@ -26,7 +26,7 @@ from lhydra import files, kernels
 from lhydra.bundle import catalog as catalogs
 from lhydra.bundle import co_listening_files, sequence_files
 from lhydra.bundle import columns as filters
-from lhydra.bundle.arrays import NOT_NPZ, write_npz
+from lhydra.bundle.arrays import NOT_NPZ, check_lists, write_npz
 from lhydra.bundle.catalog import Catalog
 from lhydra.bundle.columns import NO_COLUMNS, FilterColumns
 from lhydra.bundle.index import Index
@@ -188,6 +188,7 @@ class Bundle:
         catalogs.check_numbers(folder, catalog)
         index = open_index(folder, manifest, catalog)
         replies = StringColumn.open(folder, "replies")
+        check_lists(folder / "replies_offsets.npy", len(replies.data))
         columns = FilterColumns.open(folder)
         sequences = sequence_files.open_sequences(folder)
         together = co_listening_files.open_co_listening(folder)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lhydra import kernels
-from lhydra.bundle.arrays import blocks, check_rows, is_finite, mapped
+from lhydra.bundle.arrays import blocks, check_lists, check_rows, is_finite, mapped
 from lhydra.bundle.strings import StringColumn
 from lhydra.domain import F16, F32, I64, Hashes, UserState, Value
 from lhydra.errors import BundleCorrupt, complain
@@ -239,9 +239,8 @@ class Catalog:
         for array in ARRAYS:
             path = folder / array.file_names[0]
             value: Any = StringColumn.open(folder, array.stem) if array.dtype == TEXT else mapped(path)
-            dtype, expected = (value.data.dtype, "uint8") if array.dtype == TEXT else (value.dtype, array.dtype)
-            if dtype != expected:
-                raise BundleCorrupt(complain(path, str(dtype), expected))
+            if array.dtype != TEXT and value.dtype != array.dtype:
+                raise BundleCorrupt(complain(path, str(value.dtype), array.dtype))
             if array.dtype != TEXT and not (value.ndim == array.ndim and value.flags.c_contiguous):
                 found = f"{value.ndim} dimensions" if value.ndim != array.ndim else "columns one behind the other"
                 raise BundleCorrupt(complain(path, found, f"{array.ndim} dimensions, rows one behind the other"))
@@ -263,14 +262,14 @@ class Catalog:
 
 
 def check_numbers(folder: Path, catalog: Catalog) -> None:
-    """Refuses a catalog with a number that is none or a row of no track: they would order no list, or stop requests.
+    """Refuses a catalog with a number that is none a row of no track, or texts that are not there.
 
     Args:
         folder: where its files lie.
         catalog: opened from there.
 
     Raises:
-        BundleCorrupt: an array holds a NaN, an infinity or a row that is not there.
+        BundleCorrupt: an array holds a NaN, an infinity, or a row or a place in texts that is not there.
     """
     for array in ARRAYS:
         path = folder / f"{array.stem}.npy"
@@ -279,6 +278,8 @@ def check_numbers(folder: Path, catalog: Catalog) -> None:
                 raise BundleCorrupt(complain(path, "a number that is not finite", "finite numbers"))
         elif array.rows_of:
             check_rows(path, len(getattr(catalog, array.rows_of)), array.lowest)
+        elif array.dtype == TEXT:
+            check_lists(folder / array.file_names[1], len(getattr(catalog, array.name).data))
 
 
 def check_ids(folder: Path, sizes: Sequence[int]) -> None:

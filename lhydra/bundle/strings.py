@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from lhydra.bundle.arrays import mapped
+from lhydra.bundle.arrays import column
 from lhydra.domain import I64
 
 
@@ -47,9 +47,9 @@ class StringColumn:
             The column.
 
         Raises:
-            BundleCorrupt: a file cannot be read.
+            BundleCorrupt: a file cannot be read, or is of another type; whether offsets fit is not looked at.
         """
-        return cls(mapped(folder / f"{name}.npy"), mapped(folder / f"{name}_offsets.npy"))
+        return cls(column(folder / f"{name}.npy", "uint8"), column(folder / f"{name}_offsets.npy", "int64"))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
