@@ -161,6 +161,13 @@ def test_the_map_names_every_file() -> None:
     assert {name for name in named - known if not (ROOT / name).exists()} == set()
 
 
+def test_kernels_are_files_of_one_subject_that_the_map_names() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for kernel in (ROOT / "lhydra" / "kernels").glob("*.p[yx][xi]"):
+        assert len(kernel.read_text(encoding="utf-8").splitlines()) <= MAX_LINES
+        assert f"`{kernel.name}`" in text
+
+
 def test_the_map_names_tests_that_exist() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     named = re.findall(r"`(tests/test_\w+\.py)(?:::(\w+))?`", text)

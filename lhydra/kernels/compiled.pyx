@@ -3,6 +3,8 @@
 
 include "numbers.pxi"
 include "item_item.pxi"
+include "order.pxi"
+include "moment_laws.pxi"
 include "moment.pxi"
 include "lookup.pxi"
 include "features.pxi"

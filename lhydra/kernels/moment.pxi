@@ -1,76 +1,5 @@
 # The sums, signals and candidates of a moment; see lhydra/features/moment.py, whose NumPy code defines them.
 
-from libc.stdlib cimport qsort
-
-
-cdef struct Found:
-    double value
-    int64_t row
-
-
-cdef inline bint _better(Found a, Found b) noexcept nogil:
-    return a.value > b.value or (a.value == b.value and a.row < b.row)
-
-
-cdef void choose(Found *found, Py_ssize_t n, Py_ssize_t k) noexcept nogil:
-    """Puts the k best first, in no order, ties by row: Hoare's selection."""
-    cdef Py_ssize_t low = 0, high = n - 1, i, j
-    cdef Found pivot, other
-    while low < high and low < k:
-        pivot = found[(low + high) >> 1]
-        i, j = low, high
-        while i <= j:
-            while _better(found[i], pivot):
-                i += 1
-            while _better(pivot, found[j]):
-                j -= 1
-            if i <= j:
-                other = found[i]
-                found[i] = found[j]
-                found[j] = other
-                i += 1
-                j -= 1
-        if k - 1 <= j:
-            high = j
-        elif k - 1 >= i:
-            low = i
-        else:
-            break
-
-
-cdef int _ascending(const void *a, const void *b) noexcept nogil:
-    cdef int64_t x = (<const int64_t *>a)[0], y = (<const int64_t *>b)[0]
-    return (x > y) - (x < y)
-
-
-cdef class MomentLaws:
-    """The constants of lhydra/features/listening.py and moment.py, so that they stand in one place."""
-
-    cdef int64_t pause, away, lately
-    cdef double minute, day, least_count
-    cdef int64_t unknown, skipped, completed
-    cdef Py_ssize_t follows, many, n_own, n_signals
-    cdef const double[:, ::1] falls
-    cdef const double[:, :] exponentials
-    cdef const double[::1] rates, powers
-
-    def __cinit__(self, *, falls, rates, powers, exponentials, numbers):
-        self.falls, self.rates, self.powers, self.exponentials = falls, rates, powers, exponentials
-        self.many = self.falls.shape[1]
-        self.pause, self.away, self.lately, self.follows = (
-            numbers["pause_s"], numbers["away_s"], numbers["lately"], numbers["follows"]
-        )
-        self.minute, self.day, self.least_count = numbers["minute_s"], numbers["day_s"], numbers["least_count"]
-        self.unknown, self.skipped, self.completed = numbers["unknown"], numbers["skipped"], numbers["completed"]
-        self.n_own, self.n_signals = numbers["n_own"], numbers["n_signals"]
-        if self.falls.shape[0] != 2 or self.rates.shape[0] != 3 or self.powers.shape[0] != 3:
-            raise ValueError("laws of other shapes")
-        if self.exponentials.shape[0] != 4 or self.exponentials.shape[1] != 3:
-            raise ValueError("laws of other shapes")
-        if self.n_own != 14 or self.n_signals != 20:
-            raise ValueError("other signals")
-
-
 cdef class MomentSums:
     """Sums by number: entries of the history come first, then other tracks among the last plays, then all others.
 
@@ -92,12 +21,12 @@ cdef class MomentSums:
     cdef double *own  # two of each heard track: after the user's own plays
     cdef double *base  # three of each entry
     cdef double *now  # of each entry three counts decayed until now
-    cdef double strongest[2]
-    cdef double strongest_own[2]
-    cdef double strongest_base[3]
+    cdef double[2] strongest, strongest_own
+    cdef double[3] strongest_base
     cdef double clock
     cdef int64_t latest, began
     cdef Py_ssize_t in_session
+    cdef bint flagged  # whether any of the last plays is
 
     def __cinit__(
         self,
@@ -117,11 +46,11 @@ cdef class MomentSums:
         const uint16_t[::1] weights,
         const uint16_t[:] damping,
     ):
-        cdef Py_ssize_t h = rows.shape[0], r = recent.shape[0], i, j, number, m, tracks = damping.shape[0], room
+        cdef Py_ssize_t h = rows.shape[0], r = recent.shape[0], i, j, side, number, m, room
+        cdef Py_ssize_t tracks = damping.shape[0]
         cdef int64_t row, start, end
         cdef int32_t at
         cdef double few, many, weight
-        cdef Py_ssize_t side
         self.laws, self.h, self.r, self.n = laws, h, r, n
         self.counts, self.last, self.first, self.decayed = counts, last, first, decayed
         self.recent, self.times, self.flags, self.damping = recent, times, flags, damping
@@ -131,15 +60,13 @@ cdef class MomentSums:
             raise ValueError("a history whose arrays differ in length")
         if tracks and (offsets.shape[0] != 2 * tracks + 1 or weights.shape[0] != others.shape[0]):
             raise ValueError("sequences whose arrays differ in length")
-        m = min(r, laws.many)
+        m = min(r, laws.many) if tracks else 0
         for i in range(h):
             if not 0 <= rows[i] < n:
                 raise IndexError(f"row {rows[i]} of {n}")
         for i in range(r):
             if not 0 <= recent[i] < n:
                 raise IndexError(f"row {recent[i]} of {n}")
-        if not tracks:
-            m = 0
         for i in range(r - m, r):
             if recent[i] >= tracks:
                 raise IndexError(f"row {recent[i]} of {tracks}")
@@ -172,6 +99,7 @@ cdef class MomentSums:
         for i in range(r):
             at = self._number_of(<int32_t>recent[i])
             self.number[i] = at
+            self.flagged |= flags[i] != 0
             if not self.newest[at]:
                 self.oldest[at] = <int32_t>i
             self.newest[at] = <int32_t>(r - i)
@@ -180,27 +108,18 @@ cdef class MomentSums:
             if self.newest[self.number[i]] != r - i:
                 continue
             few, many = laws.falls[0, r - i - 1], laws.falls[1, r - i - 1]
-            start, end = offsets[recent[i]], offsets[recent[i] + 1]
-            for j in range(start, end):
-                if not 0 <= others[j] < n:
-                    raise IndexError(f"row {others[j]} of {n}")
-                number, weight = self._number_of(others[j]), widened(weights[j])
-                self.sums[3 * number] += weight * few
-                self.sums[3 * number + 1] += weight * many
-            start, end = offsets[recent[i] + tracks], offsets[recent[i] + tracks + 1]
-            for j in range(start, end):
-                if not 0 <= others[j] < n:
-                    raise IndexError(f"row {others[j]} of {n}")
-                number, weight = self._number_of(others[j]), widened(weights[j])
-                self.sums[3 * number + 2] += weight * many
-        self.strongest[0] = self.strongest[1] = 0
-        for i in range(self.size):
-            for j in range(2):
-                if self.sums[3 * i + j] > self.strongest[j]:
-                    self.strongest[j] = self.sums[3 * i + j]
-        for j in range(2):
-            if self.strongest[j] == 0:
-                self.strongest[j] = 1
+            for side in range(2):
+                start, end = offsets[recent[i] + side * tracks], offsets[recent[i] + side * tracks + 1]
+                for j in range(start, end):
+                    if not 0 <= others[j] < n:
+                        raise IndexError(f"row {others[j]} of {n}")
+                    number, weight = self._number_of(others[j]), widened(weights[j])
+                    if side:
+                        self.sums[3 * number + 2] += weight * many
+                    else:
+                        self.sums[3 * number] += weight * few
+                        self.sums[3 * number + 1] += weight * many
+        _strongest(self.sums, self.size, 3, self.strongest)
 
     def __dealloc__(self):
         free_places(&self.places)
@@ -287,13 +206,7 @@ cdef class MomentSums:
                 at = self.number[j]
                 self.own[2 * at] += few / step
                 self.own[2 * at + 1] += many / step
-        self.strongest_own[0] = self.strongest_own[1] = 0
-        for i in range(self.heard):
-            for j in range(2):
-                self.strongest_own[j] = max(self.strongest_own[j], self.own[2 * i + j])
-        for j in range(2):
-            if self.strongest_own[j] == 0:
-                self.strongest_own[j] = 1
+        _strongest(self.own, self.heard, 2, self.strongest_own)
         return 0
 
     cdef int _base_levels(self) except -1:
@@ -319,7 +232,7 @@ cdef class MomentSums:
             for k in range(3):
                 lately[3 * j + k] += exp(self.laws.rates[k] * age)
                 self.base[3 * j + k] += exp(-self.laws.powers[k] * power)
-        self.strongest_base[0] = self.strongest_base[1] = self.strongest_base[2] = 0
+        self.strongest_base[0] = self.strongest_base[1] = self.strongest_base[2] = 1e-9
         for j in range(h):
             age = self._age(j)
             power = max(self.counts[j] - left[j], 0.0)  # plays that are not among the last
@@ -331,8 +244,6 @@ cdef class MomentSums:
                     self.base[3 * j + k] += lately[3 * j + i] * exponentials[i, k]
                 self.base[3 * j + k] += power * exponentials[3, k]
                 self.strongest_base[k] = max(self.strongest_base[k], self.base[3 * j + k])
-        for k in range(3):
-            self.strongest_base[k] = max(self.strongest_base[k], 1e-9)
         return 0
 
     cdef inline double _age(self, Py_ssize_t entry) noexcept:
@@ -381,6 +292,7 @@ cdef class MomentSums:
     def signals(self, const int64_t[:] rows):
         cdef Py_ssize_t m = rows.shape[0], i, which, n_own = self.laws.n_own
         cdef int32_t at
+        cdef double everybody, followed
         found = np.zeros((m, self.laws.n_signals), np.float32)
         cdef float[:, ::1] out = found
         for i in range(m):
@@ -390,21 +302,19 @@ cdef class MomentSums:
             if at < 0:
                 continue
             for which in range(2):
-                out[i, n_own + which] = out[i, n_own + 4 + which] = <float>(
-                    self.sums[3 * at + which] / self.strongest[which]
-                )
+                everybody = self.sums[3 * at + which] / self.strongest[which]
+                out[i, n_own + which] = out[i, n_own + 4 + which] = <float>everybody
             if at >= self.heard:
                 continue
             self._own_sums()
             for which in range(2):
                 out[i, n_own + 2 + which] = <float>(self.own[2 * at + which] / self.strongest_own[which])
-                out[i, n_own + 4 + which] = <float>(
-                    out[i, n_own + 4 + which] + self.own[2 * at + which] / self.strongest[which]
-                )
+                followed = self.own[2 * at + which] / self.strongest[which]
+                out[i, n_own + 4 + which] = <float>(out[i, n_own + 4 + which] + followed)
             if at < self.h:
                 self._base_levels()
                 self._tell(at, &out[i, 0])
-        if m and self._has_flags():
+        if self.flagged:
             self._tell_flags(rows, out)
         return found
 
@@ -422,13 +332,6 @@ cdef class MomentSums:
         out[11] = <float>since
         if self.in_session:
             out[10] = since < self.in_session or self.last[at] >= self.began
-
-    cdef bint _has_flags(self) noexcept:
-        cdef Py_ssize_t i
-        for i in range(self.r):
-            if self.flags[i]:
-                return True
-        return False
 
     cdef int _tell_flags(self, const int64_t[:] rows, float[:, ::1] out) except -1:
         cdef Py_ssize_t i, n = 2 * self.h
@@ -481,17 +384,15 @@ cdef class MomentSums:
         """Whether a track of the session that goes on was heard before it."""
         if at >= self.h:
             return False
-        if self.first[at] < self.began:
-            return True
-        if self.began != self.times[self.r - self.in_session]:
-            return False
-        return self.counts[at] - <double>counted[at] > self.laws.least_count
+        if self.first[at] >= self.began and self.began == self.times[self.r - self.in_session]:
+            return self.counts[at] - <double>counted[at] > self.laws.least_count
+        return self.first[at] < self.began
 
 
-cdef int _fill(Found *found, Py_ssize_t n, int64_t[::1] out) except -1:
-    """The rows of the best of n, as many as there is room for."""
+cdef void _strongest(const double *sums, Py_ssize_t n, Py_ssize_t width, double *out) noexcept nogil:
+    """The largest of the first two of each n sums, 1 where all are 0."""
+    cdef double first = 0, second = 0
     cdef Py_ssize_t i
-    choose(found, n, out.shape[0])
-    for i in range(out.shape[0]):
-        out[i] = found[i].row
-    return 0
+    for i in range(n):
+        first, second = max(first, sums[width * i]), max(second, sums[width * i + 1])
+    out[0], out[1] = first or 1, second or 1
