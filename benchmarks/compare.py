@@ -11,6 +11,7 @@ the noise. Work on other cores slows the request path more than the floor: it ca
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -82,6 +83,9 @@ def said(baseline: Mapping[str, Any], document: Mapping[str, Any]) -> int:
             if (now := document[part].get(name)) != was:
                 print(f"NOT COMPARABLE: {part}: {name} was {was}, is {now}", file=sys.stderr)
                 return NO_VERDICT
+    if alone := sorted(set(baseline["figures"]) ^ set(document["figures"])):
+        print(f"NOT COMPARABLE: figures: only one of both has {alone[0]}", file=sys.stderr)
+        return NO_VERDICT
     verdicts = compare(baseline["figures"], document["figures"])
     print(report(verdicts, baseline["figures"], document["figures"]))
     for part, names in (("machine", SAME_MACHINE), ("versions", baseline["versions"])):
@@ -111,10 +115,28 @@ def baseline_in(path: Path) -> dict[str, Any]:
     Raises:
         DataError: it is none.
     """
-    document = read_json(path, DataError, "a baseline of `python -m benchmarks.compare`")
+    expected = "a baseline of `python -m benchmarks.compare`"
+    document = read_json(path, DataError, expected)
     if missing := [key for key in KEYS if key not in document]:
-        raise DataError(complain(path, f"no {missing[0]}", "a baseline of `python -m benchmarks.compare`"))
+        raise DataError(complain(path, f"no {missing[0]}", expected))
+    if not _says_something(document):
+        raise DataError(complain(path, "parts of another kind", expected))
     return document
+
+
+def _says_something(document: Mapping[str, Any]) -> bool:
+    """Whether a baseline has what a verdict is made of: a NaN, or no figure at all, would call everything the same."""
+    try:
+        figures = document["figures"].values()
+        numbers = [number for figure in figures for number in (*figure["values"], figure["median"])]
+        return (
+            all(isinstance(document[part], dict) for part in ("settings", "bundle", "machine", "versions"))
+            and len(figures) > 0
+            and all(len(figure["values"]) >= MIN_REPEATS and figure["better"] == "lower" for figure in figures)
+            and all(0 < number < math.inf for number in (*numbers, document["spinning"]))
+        )
+    except (AttributeError, KeyError, TypeError):
+        return False
 
 
 def floor(dataset: Path, store: Path) -> dict[str, Any]:

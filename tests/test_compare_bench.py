@@ -102,6 +102,39 @@ def test_a_baseline_is_written_and_compared_with(
     assert "not slower beyond noise" in capsys.readouterr().out
 
 
+NOTHING: list[Any] = [[], "text", None, -1]
+NO_FIGURES: list[Any] = [{}, {"whole": 3}, {"whole": {}}, {"whole": {"values": [1, 1, 1]}}]
+NO_VALUES: list[Any] = [[1.0] * 2, ["a"] * 3, [float("nan")] * 3, [0.0] * 3, [None] * 3, {}, 3]
+DAMAGED: list[dict[str, Any]] = [
+    *({part: wrong} for part in compare.KEYS for wrong in NOTHING),
+    *({"figures": wrong} for wrong in NO_FIGURES),
+    *({"figures": {"whole": {"values": values, "median": 1.0, "better": "lower"}}} for values in NO_VALUES),
+    {"spinning": float("nan")},
+]
+
+
+@pytest.mark.parametrize("other", DAMAGED)
+def test_a_damaged_baseline_is_one_line_and_no_verdict(
+    other: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A traceback would have the exit code of a slowdown, and figures that say nothing would pass."""
+    path = tmp_path / "base.json"
+    path.write_text(json.dumps(document() | other))
+    assert compare.main(["dataset", "store", "--against", str(path)]) == compare.NO_VERDICT
+    shown = capsys.readouterr()
+    assert shown.err.startswith(str(path))
+    assert len(shown.err.splitlines()) == 1
+    assert not shown.out
+
+
+@pytest.mark.parametrize("in_baseline", [True, False])
+def test_figures_of_one_side_alone_are_no_verdict(in_baseline: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    whole, less = document(), document()
+    del less["figures"]["rerank"]
+    assert compare.said(*((whole, less) if in_baseline else (less, whole))) == compare.NO_VERDICT
+    assert capsys.readouterr().err == "NOT COMPARABLE: figures: only one of both has rerank\n"
+
+
 def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other, missing = tmp_path / "other.json", tmp_path / "missing.json"
     other.write_text('{"settings": {}}')
