@@ -1,6 +1,5 @@
 """What is compiled of a request from its candidates to its reply, against the NumPy code beside the calls."""
 
-import shutil
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -19,18 +18,16 @@ from lhydra.domain import Query, Repeat
 from lhydra.recommender import Recommender
 from lhydra_protos.v1.wire import SCORE_BYTES
 from lhydra_server import replies
+from tests.compiled_kernels import plain, where_a_compiler_is
 
-pytestmark = pytest.mark.skipif(
-    kernels.compiled is None and not shutil.which("cc"), reason="NO C COMPILER: lhydra.kernels is not compiled"
-)
+pytestmark = where_a_compiler_is
 N, DIM = 90, 33
 
 
 def both(call: Callable[[], Any]) -> tuple[Any, Any]:
     """What a call returns compiled, and in NumPy."""
-    with pytest.MonkeyPatch.context() as patch:
-        compiled = call()
-        patch.setattr(kernels, "compiled", None)
+    compiled = call()
+    with plain():
         return compiled, call()
 
 

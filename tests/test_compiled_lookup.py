@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lhydra import kernels
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.catalog import Catalog, hash_shift
 from lhydra.domain import HISTORY_DTYPE, RECENT_DTYPE, Hashes, UserState
+from tests.compiled_kernels import plain, where_a_compiler_is
 
-pytestmark = pytest.mark.skipif(kernels.compiled is None, reason="lhydra.kernels is not compiled here")
+pytestmark = where_a_compiler_is
 
 
 def catalog_of(bundle: Bundle, hashes: Hashes) -> Catalog:
@@ -44,10 +44,9 @@ def test_tracks_are_found_as_by_numpy(
     known = np.concatenate([hashes, ends, rng.integers(0, 2**64, 9, np.uint64), hashes + np.uint64(1)])
     wanted = [rng.choice(known, size) for size in sizes]
     state = state_of(*wanted)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "compiled", None)
-        plain = catalog.state_rows(state)
-    for mine, theirs, asked in zip(catalog.state_rows(state), plain, wanted, strict=True):
+    with plain():
+        expected = catalog.state_rows(state)
+    for mine, theirs, asked in zip(catalog.state_rows(state), expected, wanted, strict=True):
         np.testing.assert_array_equal(mine, theirs)
         np.testing.assert_array_equal(catalog.rows(asked), theirs)
         np.testing.assert_array_equal(catalog.rows(np.repeat(asked, 2)[::2]), theirs)

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lhydra import kernels
+from tests.compiled_kernels import where_a_compiler_is
 
-pytestmark = pytest.mark.skipif(kernels.compiled is None, reason="lhydra.kernels is not compiled here")
+pytestmark = where_a_compiler_is
 NUMBERS = st.floats(width=32) | st.sampled_from(
     [np.finfo(np.float32).max, np.finfo(np.float32).smallest_subnormal, -0.0]
 )

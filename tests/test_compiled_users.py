@@ -1,6 +1,7 @@
 """Compiled features of users against the NumPy code that defines them, whatever histories and tables hold."""
 
 import dataclasses
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -8,14 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lhydra import kernels
 from lhydra.bundle.candidates import known_histories
 from lhydra.domain import HISTORY_DTYPE, I64, History
 from lhydra.features.histories import EncodedUsers, Histories
 from lhydra.features.spec import Encoded, FeatureSpec
+from tests.compiled_kernels import plain, where_a_compiler_is
 from tests.test_features import ENCODED, SPEC, USERS, N
 
-pytestmark = pytest.mark.skipif(kernels.compiled is None, reason="lhydra.kernels is not compiled here")
+pytestmark = where_a_compiler_is
 
 Entry = tuple[int, float, int]  # row, -1 where the catalog does not hold the track; count; time
 COUNTS = st.sampled_from([0.0, 1.0, 1.0, 2.0, 3.0, 0.7, 7.25, 1e5, 1e18])  # no two sums of their logarithms nearly tie
@@ -48,24 +49,22 @@ def history_of(entries: list[Entry]) -> tuple[History, I64]:
 
 def encoded(spec: FeatureSpec, users: list[list[Entry]], compiled: bool) -> EncodedUsers:
     histories, rows = zip(*map(history_of, users), strict=True)
-    with pytest.MonkeyPatch.context() as patch:
-        if not compiled:
-            patch.setattr(kernels, "compiled", None)
+    with nullcontext() if compiled else plain():
         return spec.encode_users(PROFILES[: len(users)], known_histories(histories, rows), as_served(spec))
 
 
 @settings(deadline=None)
 @given(st.lists(ENTRIES, min_size=1, max_size=5), st.sampled_from([SPEC, bare()]))
 def test_users_are_encoded_as_by_numpy(users: list[list[Entry]], spec: FeatureSpec) -> None:
-    ours, plain = encoded(spec, users, compiled=True), encoded(spec, users, compiled=False)
+    ours, expected = encoded(spec, users, compiled=True), encoded(spec, users, compiled=False)
     for field in dataclasses.fields(Histories):
-        mine, theirs = getattr(ours.histories, field.name), getattr(plain.histories, field.name)
+        mine, theirs = getattr(ours.histories, field.name), getattr(expected.histories, field.name)
         np.testing.assert_array_equal(mine, theirs)
         assert mine.dtype == theirs.dtype
-    for mine, theirs in ((ours.dense, plain.dense), (ours.entry, plain.entry)):
+    for mine, theirs in ((ours.dense, expected.dense), (ours.entry, expected.entry)):
         np.testing.assert_allclose(mine, theirs, rtol=1e-6, atol=2e-6)
         assert mine.dtype == theirs.dtype == np.float32
-    np.testing.assert_array_equal(ours.ids, plain.ids)
+    np.testing.assert_array_equal(ours.ids, expected.ids)
     for i in range(len(users)):  # to the last bit
         alone, taken = encoded(spec, [users[i]], compiled=True), ours.one(i)
         np.testing.assert_array_equal(alone.entry, taken.entry)
@@ -81,9 +80,9 @@ def test_long_histories_are_encoded_as_by_numpy() -> None:
             for h in (2048, 1, 500)
         )
     ]
-    ours, plain = encoded(SPEC, users, compiled=True), encoded(SPEC, users, compiled=False)
-    np.testing.assert_allclose(ours.dense, plain.dense, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(ours.entry, plain.entry, rtol=1e-5, atol=1e-5)
+    ours, expected = encoded(SPEC, users, compiled=True), encoded(SPEC, users, compiled=False)
+    np.testing.assert_allclose(ours.dense, expected.dense, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(ours.entry, expected.entry, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("row", [-1, N, 2**62, -(2**63)])

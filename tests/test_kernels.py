@@ -4,8 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,18 +15,9 @@ from lhydra import kernels
 from lhydra.domain import F32, I64
 from lhydra.features import item_item
 from lhydra.features.histories import Histories, entry_features, play_weights, relative_weights
+from tests.compiled_kernels import plain, where_a_compiler_is
 
-pytestmark = pytest.mark.skipif(
-    kernels.compiled is None and not shutil.which("cc"), reason="NO C COMPILER: lhydra.kernels is not compiled"
-)
-
-
-@contextmanager
-def plain() -> Iterator[None]:
-    """No compiled kernels, as where there was no C compiler."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "compiled", None)
-        yield
+pytestmark = where_a_compiler_is
 
 
 def test_where_a_compiler_is_they_are_compiled() -> None:
