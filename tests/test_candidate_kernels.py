@@ -129,12 +129,13 @@ def test_rows_beyond_a_table_and_parts_beyond_the_texts_are_errors() -> None:
             compiled.united(table.view(np.uint16), np.zeros(3, np.float32), (np.array([row]),), *nothing(), 3)
         with pytest.raises(IndexError):
             compiled.allowed((np.array([row]),), *nothing()[:1], np.empty(0, np.int64), np.ones(5, np.uint8))
-    texts = StringColumn(np.zeros(30, np.uint8), np.array([0, 10, 15, 31, 5]))
     one = np.zeros(1, np.float32)
-    assert len(replies.tracks(np.array([0]), one, one, texts)) == SCORE_BYTES
-    for row, error in ((1, ValueError), (2, ValueError), (3, ValueError), (4, IndexError), (-1, IndexError)):
-        with pytest.raises(error):
-            replies.tracks(np.array([row]), one, one, texts)
+    for dtype in (np.int32, np.int64):
+        texts = StringColumn(np.zeros(30, np.uint8), np.array([0, 10, 15, 31, 5], dtype))
+        assert len(replies.tracks(np.array([0]), one, one, texts)) == SCORE_BYTES
+        for row, error in ((1, ValueError), (2, ValueError), (3, ValueError), (4, IndexError), (-1, IndexError)):
+            with pytest.raises(error):
+                replies.tracks(np.array([row]), one, one, texts)
 
 
 def nothing() -> tuple[Any, Any]:
@@ -142,10 +143,13 @@ def nothing() -> tuple[Any, Any]:
     return np.empty(0, np.int64), np.empty(0, np.float32)
 
 
-@given(st.lists(st.tuples(st.binary(max_size=200), st.floats(width=32), st.floats(width=32)), max_size=20))
-def test_the_tracks_of_a_reply(tracks: list[tuple[bytes, float, float]]) -> None:
+@given(
+    st.lists(st.tuples(st.binary(max_size=200), st.floats(width=32), st.floats(width=32)), max_size=20),
+    st.sampled_from(("i4", "i8")),
+)
+def test_the_tracks_of_a_reply(tracks: list[tuple[bytes, float, float]], dtype: str) -> None:
     parts = [text + bytes(SCORE_BYTES) for text, *_ in tracks]
-    offsets = np.cumsum([0, *map(len, parts)])
+    offsets = np.cumsum([0, *map(len, parts)]).astype(dtype)
     texts = StringColumn(np.frombuffer(b"".join(parts), np.uint8), offsets)
     scores = [np.array([track[which] for track in tracks], np.float32) for which in (1, 2)]
     found, expected = both(lambda: replies.tracks(np.arange(len(tracks))[::-1], scores[0], scores[1], texts))

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lhydra.bundle import co_listening_files
+from lhydra.bundle import arrays, co_listening_files
 from lhydra.bundle.arrays import check_lists
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.candidates import CO_LISTENING, NEAREST
 from lhydra.bundle.exact import nearest
+from lhydra.bundle.strings import StringColumn
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import Condition, Query, Repeat, UserState
 from lhydra.errors import BundleCorrupt
@@ -286,3 +287,26 @@ def test_offsets_cut_entries_into_lists(offsets: list[int], entries: int, sound:
     else:
         with pytest.raises(BundleCorrupt, match="other offsets"):
             check_lists(path, entries)
+
+
+def test_offsets_take_four_bytes_where_that_is_enough_and_eight_open_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = CoListening(
+        np.array([0, 1, 3]), np.array([1, 0, 1], np.int32), np.ones(3, np.float16), np.ones(1, np.float32)
+    )
+    texts = StringColumn.of(["a", "", "bc"])
+    for name, most, width in (("narrow", arrays.MAX_NARROW, 4), ("wide", 1, 8)):
+        monkeypatch.setattr(arrays, "MAX_NARROW", most)
+        monkeypatch.setattr(co_listening_files, "MAX_NARROW", most)
+        folder = tmp_path / name
+        folder.mkdir()
+        co_listening_files.save(folder, made)
+        with arrays.GrowingArrays(folder) as growing:
+            growing.append("texts", texts.data)
+            for length in np.diff(texts.offsets):
+                growing.append_lengths("texts_offsets", length[None])
+        opened, column = co_listening_files.open_co_listening(folder), StringColumn.open(folder, "texts")
+        assert (opened.offsets.itemsize, column.offsets.itemsize) == (width, width)
+        assert (opened.offsets.tolist(), column.at(np.arange(3))) == ([0, 1, 3], ["a", "", "bc"])
+        assert sorted(path.suffix for path in folder.iterdir()) == [".npy"] * 6

@@ -14,6 +14,7 @@ from lhydra.domain import I64
 from lhydra.errors import BundleCorrupt, complain
 
 BLOCK_ROWS = 65_536
+MAX_NARROW = 2**31 - 1  # the largest end of a list whose offsets take four bytes each
 NOT_NPZ = (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile, zlib.error)  # of a file that is none
 
 
@@ -38,22 +39,23 @@ def mapped(path: Path) -> npt.NDArray[Any]:
     return np.asarray(array)
 
 
-def column(path: Path, dtype: str) -> npt.NDArray[Any]:
+def column(path: Path, *dtypes: str) -> npt.NDArray[Any]:
     """Opens a list of numbers.
 
     Args:
         path: the file.
-        dtype: of the numbers.
+        dtypes: any of which the numbers may have.
 
     Returns:
-        (n,) of that dtype.
+        (n,) of one of these dtypes.
 
     Raises:
         BundleCorrupt: it holds something else, or floats that are not finite.
     """
     array = mapped(path)
-    if array.dtype != dtype or array.ndim != 1:
-        raise BundleCorrupt(complain(path, f"{array.dtype} of {array.ndim} dimensions", f"{dtype} of one"))
+    if array.dtype not in dtypes or array.ndim != 1:
+        expected = f"{' or '.join(dtypes)} of one"
+        raise BundleCorrupt(complain(path, f"{array.dtype} of {array.ndim} dimensions", expected))
     if array.dtype.kind == "f" and not all(map(is_finite, blocks(path))):
         raise BundleCorrupt(complain(path, "a number that is not finite", "finite numbers"))
     return array
@@ -118,6 +120,9 @@ class GrowingArrays:
                 if error[0] is None:
                     file.seek(0)  # the header has room for any length and is overwritten
                     _write_header(file, shape, dtype)
+        for name, end in self._ends.items():
+            if error[0] is None and end <= MAX_NARROW:
+                _narrow(self._folder / f"{name}.npy")
 
     def append(self, name: str, block: npt.NDArray[Any]) -> None:
         """Appends a block to an array; the first block fixes its dtype and the shape of an entry.
@@ -135,7 +140,7 @@ class GrowingArrays:
         self._open[name] = file, (shape[0] + len(block), *shape[1:]), dtype
 
     def append_lengths(self, name: str, lengths: I64) -> None:
-        """Appends segments to an array of offsets, which begins with 0.
+        """Appends segments to an array of offsets, which begins with 0 and takes four bytes each where that is enough.
 
         Args:
             name: of the array.
@@ -147,6 +152,16 @@ class GrowingArrays:
         ends = self._ends[name] + np.cumsum(lengths, dtype=np.int64)
         self._ends[name] = int(ends[-1]) if len(ends) else self._ends[name]
         self.append(name, ends)
+
+
+def _narrow(path: Path) -> None:
+    """Rewrites an array of int64 as int32."""
+    narrow = path.with_suffix(".narrow")
+    with narrow.open("wb") as file:
+        _write_header(file, np.load(path, "r", allow_pickle=False).shape, np.dtype(np.int32))
+        for block in blocks(path):
+            file.write(block.astype(np.int32).data)
+    narrow.replace(path)
 
 
 def _write_header(file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:

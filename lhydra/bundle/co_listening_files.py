@@ -4,18 +4,20 @@ A model holds the table that it is made of, and the share in what was chosen.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from lhydra.bundle.arrays import check_lists, check_rows, column
+from lhydra.bundle.arrays import MAX_NARROW, check_lists, check_rows, column
 from lhydra.errors import BundleCorrupt, complain
 from lhydra.features.co_listening import NO_CO_LISTENING, CoListening
 
 _PARTS = {
-    "co_listening_offsets": "int64",
-    "co_listening_rows": "int32",
-    "co_listening_weights": "float16",
-    "co_listening_share": "float32",
+    "co_listening_offsets": ("int32", "int64"),  # int64 in bundles of before, and beyond MAX_NARROW
+    "co_listening_rows": ("int32",),
+    "co_listening_weights": ("float16",),
+    "co_listening_share": ("float32",),
 }
 FILES = tuple(f"{name}.npy" for name in _PARTS)
 
@@ -40,8 +42,10 @@ def save(folder: Path, co_listening: CoListening) -> None:
         co_listening: by row of the catalog.
     """
     if len(co_listening):
-        for name in _PARTS:
-            np.save(folder / f"{name}.npy", getattr(co_listening, name.removeprefix("co_listening_")))
+        offsets = co_listening.offsets.astype(np.int32 if len(co_listening.rows) <= MAX_NARROW else np.int64)
+        arrays: tuple[npt.NDArray[Any], ...] = offsets, co_listening.rows, co_listening.weights, co_listening.share
+        for file, array in zip(FILES, arrays, strict=True):
+            np.save(folder / file, array)
 
 
 def open_co_listening(folder: Path) -> CoListening:
@@ -58,7 +62,7 @@ def open_co_listening(folder: Path) -> CoListening:
     """
     if not names_in(folder):
         return NO_CO_LISTENING
-    offsets, rows, weights, share = (column(folder / f"{name}.npy", dtype) for name, dtype in _PARTS.items())
+    offsets, rows, weights, share = (column(folder / f"{name}.npy", *dtypes) for name, dtypes in _PARTS.items())
     for name, found, expected in (
         ("co_listening_weights", len(weights), len(rows)),
         ("co_listening_share", len(share), 1),

@@ -18,7 +18,7 @@ class StringColumn:
     """n texts back to back in UTF-8: text i is data[offsets[i]:offsets[i + 1]]."""
 
     data: npt.NDArray[np.uint8]
-    offsets: I64  # (n + 1,)
+    offsets: npt.NDArray[np.integer]  # (n + 1,) int32 or int64
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> "StringColumn":
@@ -49,7 +49,7 @@ class StringColumn:
         Raises:
             BundleCorrupt: a file cannot be read, or is of another type; whether offsets fit is not looked at.
         """
-        return cls(column(folder / f"{name}.npy", "uint8"), column(folder / f"{name}_offsets.npy", "int64"))
+        return cls(column(folder / f"{name}.npy", "uint8"), column(folder / f"{name}_offsets.npy", "int32", "int64"))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -79,7 +79,7 @@ def united(
 def gathered(rows: I64, tables: tuple[npt.NDArray[Any], ...], /) -> list[npt.NDArray[Any]]: ...
 def reply_tracks(
     data: npt.NDArray[np.uint8],
-    offsets: I64,
+    offsets: npt.NDArray[np.integer],  # int32 or int64
     rows: I64,
     scores: F32,
     retrieval_scores: F32,

@@ -10,9 +10,19 @@ cdef inline void _write(uint8_t *to, float value) noexcept nogil:
     to[0], to[1], to[2], to[3] = bits & 255, bits >> 8 & 255, bits >> 16 & 255, bits >> 24
 
 
+cdef struct Offsets:
+    # Where parts begin, of four bytes or of eight; one is NULL.
+    const int32_t *narrow
+    const int64_t *wide
+
+
+cdef inline int64_t begins(const Offsets *offsets, int64_t row) noexcept nogil:
+    return offsets.wide[row] if offsets.narrow == NULL else offsets.narrow[row]
+
+
 def reply_tracks(
     const uint8_t[::1] data,
-    const int64_t[::1] offsets,
+    parts,
     const int64_t[:] rows,
     const float[:] scores,
     const float[:] retrieval_scores,
@@ -21,15 +31,31 @@ def reply_tracks(
     """Joins the parts of some rows and writes both scores into the last bytes of each."""
     cdef Py_ssize_t m = rows.shape[0], i, j, total = 0
     cdef int64_t start, end
+    cdef const int32_t[::1] narrow
+    cdef const int64_t[::1] wide
+    cdef Offsets offsets
+    cdef Py_ssize_t n = len(parts) - 1
+    offsets.narrow, offsets.wide = NULL, NULL
+    if n < 0:
+        raise ValueError("no offsets")
+    if parts.itemsize == 4:
+        narrow = parts
+        offsets.narrow = &narrow[0]
+    else:
+        wide = parts
+        offsets.wide = &wide[0]
     cdef uint8_t *out
     if scores.shape[0] != m or retrieval_scores.shape[0] != m or score_bytes < 10:
         raise ValueError("scores of other tracks")
     for i in range(m):
-        if not 0 <= rows[i] < offsets.shape[0] - 1:
-            raise IndexError(f"row {rows[i]} of {offsets.shape[0] - 1}")
-        __builtin_prefetch(&offsets[rows[i]])
+        if not 0 <= rows[i] < n:
+            raise IndexError(f"row {rows[i]} of {n}")
+        if offsets.narrow == NULL:
+            __builtin_prefetch(offsets.wide + rows[i])
+        else:
+            __builtin_prefetch(offsets.narrow + rows[i])
     for i in range(m):
-        start, end = offsets[rows[i]], offsets[rows[i] + 1]
+        start, end = begins(&offsets, rows[i]), begins(&offsets, rows[i] + 1)
         if not (0 <= end <= data.shape[0] and 0 <= start <= end - score_bytes):
             raise ValueError(f"a part from {start} to {end} of {data.shape[0]} bytes")
         for j in range(start, end, 64):
@@ -39,7 +65,7 @@ def reply_tracks(
     joined = PyBytes_FromStringAndSize(NULL, total)
     out = <uint8_t *>PyBytes_AS_STRING(joined)
     for i in range(m):
-        start, end = offsets[rows[i]], offsets[rows[i] + 1]
+        start, end = begins(&offsets, rows[i]), begins(&offsets, rows[i] + 1)
         memcpy(out, &data[start], end - start)
         out += end - start
         _write(out - score_bytes + 1, scores[i])
