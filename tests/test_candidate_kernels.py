@@ -40,6 +40,15 @@ def test_the_order_of_any_scores(values: list[float], k: int) -> None:
     assert found == expected == sorted(range(len(values)), key=lambda i: (-scores[i], rows[i]))[:k]
 
 
+@pytest.mark.parametrize("backwards", [True, False])
+def test_thousands_of_ties_are_ordered_by_row(backwards: bool) -> None:
+    """As of many tracks of which nothing is known: each was compared with all others before."""
+    n = 20_000
+    rows = np.arange(n)[::-1] if backwards else np.random.default_rng(0).permutation(n)
+    scores = np.repeat(np.array([0.0, 1.0, -0.0, 1.0], np.float32), n // 4)
+    np.testing.assert_array_equal(*both(lambda: best_first(rows, scores, n)))
+
+
 @settings(deadline=None)
 @given(st.integers(0, 2**16), st.integers(0, N), st.integers(0, 40), st.booleans())
 def test_candidates_that_may_be_returned_and_all_together(seed: int, depth: int, out: int, filtered: bool) -> None:

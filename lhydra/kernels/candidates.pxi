@@ -8,8 +8,8 @@ cdef enum:
 
 
 cdef int order_of(const float[:] scores, const int64_t[:] rows, int32_t *order) except -1:
-    """The positions best first, ties by row: a radix sort of the bits of the scores."""
-    cdef Py_ssize_t n = scores.shape[0], i, j, shift, sums
+    """The positions best first, ties by row, which 32 bits hold: a radix sort of the bits of the scores."""
+    cdef Py_ssize_t n = scores.shape[0], i, j, k, shift, sums
     cdef uint32_t bits
     cdef float score
     cdef uint32_t counts[4][256]
@@ -38,12 +38,19 @@ cdef int order_of(const float[:] scores, const int64_t[:] rows, int32_t *order) 
             other[counts[j][key >> 32 + 8 * j & 255]] = key
             counts[j][key >> 32 + 8 * j & 255] += 1
         keys, other = other, keys
-    for i in range(n):
-        at, j = <int32_t>keys[i], i
-        while j and keys[j - 1] >> 32 == keys[i] >> 32 and rows[order[j - 1]] > rows[at]:
-            order[j] = order[j - 1]
-            j -= 1
-        order[j] = at
+    i = 0
+    while i < n:
+        j = i + 1
+        while j < n and keys[j] >> 32 == keys[i] >> 32:
+            j += 1
+        if j - i > 1:  # by row: tracks of which nothing is known have one vector, and may be many
+            for k in range(i, j):
+                at = <int32_t>keys[k]
+                keys[k] = <uint64_t>rows[at] << 32 | <uint64_t>at
+            qsort(keys + i, j - i, sizeof(uint64_t), _ascending)
+        for k in range(i, j):
+            order[k] = <int32_t>keys[k]
+        i = j
     free(keys)  # four times changed over
     return 0
 
