@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from lhydra import files
 from lhydra.bundle import co_listening_files, sequence_files, title_words
-from lhydra.bundle.arrays import is_finite
+from lhydra.bundle.arrays import is_finite, write_npz
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.catalog import ARRAYS, TEXT, Catalog, check_ids, check_numbers
 from lhydra.bundle.manifest import CHECKSUM, Manifest, current_bundle_id
@@ -259,6 +259,21 @@ def test_texts_whose_offsets_do_not_cut_them_are_refused(copy: Path, name: str) 
     np.save(path, whole.astype(np.uint32))
     reseal(copy)
     assert f"{path.name}: found uint32" in refused(copy)
+
+
+@pytest.mark.parametrize(
+    "name", ["dense", "ids", "entry", "offsets", "history", "counts", "times", "vectors", "rows", "logits"]
+)
+def test_golden_users_of_other_shapes_are_refused(copy: Path, name: str) -> None:
+    """Graphs and loops raise what they like at them; a server that starts said so with a traceback."""
+    path = copy / "golden.npz"
+    whole = dict(np.load(path))
+    beyond = [np.where(np.arange(len(whole[name])) == 1, 10**6, whole[name])] if name in ("history", "rows") else []
+    for broken in (whole[name][:-1], whole[name][:0], whole[name].reshape(-1)[0], *beyond):
+        write(path, b"")
+        write_npz(path, whole | {name: broken})
+        reseal(copy)
+        assert "golden" in refused(copy)
 
 
 def opened_catalog(folder: Path, sizes: list[int]) -> None:

@@ -37,7 +37,7 @@ from lhydra.bundle.title_words import TitleWords
 from lhydra.bundle.track_map import TrackMap
 from lhydra.bundle.verified import VerifiedFiles
 from lhydra.domain import F32, I64
-from lhydra.errors import BundleCorrupt, BundleMismatch, BundleMissing, complain
+from lhydra.errors import BundleCorrupt, BundleMismatch, BundleMissing, LhydraError, complain, one_line
 from lhydra.features import item_item
 from lhydra.features.co_listening import NO_CO_LISTENING, CoListening
 from lhydra.features.histories import EncodedUsers, Histories
@@ -263,12 +263,17 @@ class Bundle:
 
     def _check_golden(self, folder: Path) -> None:
         then = Golden.open(folder / "golden.npz")
-        now = self.golden(then.users, then.rows)
-        for thing, a, b, tolerance in (
-            ("vectors", now.vectors, then.vectors, VECTOR_TOLERANCE),
-            ("scores", now.logits, then.logits, SCORE_TOLERANCE),
-        ):
-            off = float(np.abs(a - b).max(initial=0))
+        try:
+            now = self.golden(then.users, then.rows)
+            vectors, scores = (
+                float(np.abs(a - b).max(initial=0)) for a, b in ((now.vectors, then.vectors), (now.logits, then.logits))
+            )
+        except LhydraError:
+            raise
+        except Exception as error:  # arrays of other shapes and types, and whatever graphs of other inputs raise
+            why = one_line(str(error), 200)
+            raise BundleMismatch(complain(f"{folder}: golden users", why, "users that the bundle answers")) from None
+        for thing, off, tolerance in (("vectors", vectors, VECTOR_TOLERANCE), ("scores", scores, SCORE_TOLERANCE)):
             if not off <= tolerance:
                 raise BundleMismatch(complain(f"{folder}: golden {thing}", f"{off:.2g} off", f"at most {tolerance:g}"))
 
