@@ -134,7 +134,8 @@ def test_no_tensor_is_left_behind_and_moving_changes_no_bit(
         train(tiny_dataset, tmp_path / where, replace(config, device=where), refit=True) for where in ("cpu", "cuda")
     ]
     assert infos[0] == infos[1]
-    assert infos[0].config == {name: value for name, value in asdict(config).items() if name != "device"}
+    chosen = asdict(config.resolved(tiny_dataset.plays))
+    assert infos[0].config == {name: value for name, value in chosen.items() if name != "device"}
     for name in ("last", "best"):
         one, other = (load_file(tmp_path / where / "checkpoint" / f"{name}.safetensors") for where in ("cpu", "cuda"))
         assert same(one, other)
