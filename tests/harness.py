@@ -1,5 +1,6 @@
 """Helpers that several test files share."""
 
+import json
 import socket
 import time
 from collections.abc import Callable
@@ -15,6 +16,11 @@ def until(found: Callable[[], Any]) -> Any:
             return value
         time.sleep(0.005)
     raise AssertionError("it never came")
+
+
+def log_lines(log: Path) -> list[dict[str, Any]]:
+    """The lines of a log that is still written to: of the last one there may be only a part yet."""
+    return [json.loads(line) for line in log.read_text().rpartition("\n")[0].splitlines()]
 
 
 def gone(pid: int) -> bool:

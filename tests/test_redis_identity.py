@@ -1,6 +1,5 @@
 """A store on Redis that was emptied, or is another one, while it is served: noticed, and no play is taken by it."""
 
-import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from lhydra.users.redis_store import RedisUsers
 from lhydra.users.store import open_users
 from lhydra_protos.v1 import recommender_pb2 as pb
 from tests.fake_serve import write_bundle
-from tests.harness import free_port, until
+from tests.harness import free_port, log_lines, until
 from tests.redis_server import RedisServer, budgets, running
 from tests.test_redis_users import failure, told
 from tests.test_server import play as sent
@@ -153,7 +152,7 @@ def test_a_server_goes_on_without_a_store_that_was_emptied_and_tells(server: Red
         with pytest.raises(grpc.RpcError) as caught:
             stub.RecordPlays(plays, timeout=20)
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    lines = log_lines(tmp_path / "log")
     messages = [line["message"] for line in lines]
     assert any("made an empty user store" in message for message in messages)
     assert any("answered without the user store" in message and GONE in message for message in messages)

@@ -44,7 +44,7 @@ from lhydra_server.metrics.worker import Metrics
 from lhydra_server.service import RecommenderService
 from tests.fake_core import FakeRecommender, expected_ids, served
 from tests.fake_serve import write_bundle
-from tests.harness import free_port, until
+from tests.harness import free_port, log_lines, until
 
 ROOT = Path(__file__).resolve().parents[1]
 N = 100
@@ -71,7 +71,7 @@ class Running:
 
     def lines(self) -> list[dict[str, Any]]:
         """The lines of the requests that have ended."""
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
+        return log_lines(self.log)
 
     @property
     def in_flight(self) -> int:

@@ -40,7 +40,7 @@ from lhydra_server.heartbeat import Limits
 from lhydra_server.processes import WorkerProcess
 from tests.fake_core import expected_ids
 from tests.fake_serve import write_bundle
-from tests.harness import free_port, gone, until
+from tests.harness import free_port, gone, log_lines, until
 
 ROOT = Path(__file__).resolve().parents[1]
 B1, B2, BAD, HALF, HUNG = (f"20260101T00000{i}-0123abcd" for i in range(5))
@@ -83,7 +83,7 @@ class Server:
         return reply
 
     def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
+        return log_lines(self.log)
 
     def whole_log(self) -> list[dict[str, Any]]:
         """Every line of its log: it is told to end first, as one that runs may have lines still to write."""
