@@ -76,7 +76,7 @@ def events_of(users: Path) -> int:
 
 def well(server: Server) -> bool:
     """Whether no worker lacks its user store: many calls in a row that reach both of them."""
-    return not any("user_store" in recommend(server).degraded for _ in range(12))
+    return not any("user_store" in recommend(server).degraded for _ in range(40))
 
 
 def cut(users: Path) -> None:
