@@ -257,6 +257,29 @@ def test_a_profile_column_that_the_model_does_not_use_is_named_in_the_answer(ser
     assert ", ..." in told.degraded[0]
 
 
+def test_a_text_where_the_model_wants_a_number_is_named_in_the_answer(server: Served) -> None:
+    for text, told in (("abc", ["age"]), ("31", []), (" ", [])):
+        request = pb.RecommendRequest(user_id="nobody", k=5)
+        request.profile.columns["age"].text = text
+        _, _, found = server.ask("Recommend", request)
+        assert [reason.partition("; ")[0] for reason in found.degraded] == [
+            f"unused_profile_columns: '{name}', as '{text}' is no number" for name in told
+        ]
+
+
+def test_a_filter_value_that_no_track_has_is_named_where_the_list_falls_short(server: Served) -> None:
+    _, _, plain = server.ask("Recommend", pb.RecommendRequest(user_id="nobody", k=5, filter=pb.Filter(genres=["Jazz"])))
+    assert len(plain.tracks) > 0
+    wanted = pb.Filter(genres=["jazz", "no such\x07 genre" + "z" * 200], explicit=True)
+    _, _, told = server.ask("Recommend", pb.RecommendRequest(user_id="nobody", k=5, filter=wanted))
+    (reason,) = told.degraded
+    assert reason.startswith("unknown_values: no track has genre 'jazz' ('Jazz'?), genre 'no such")
+    assert (reason.isprintable(), len(reason) <= 500, len(told.tracks)) == (True, True, 0)
+    spelled = pb.Filter(genres=["Jazz", "Jaz"])  # a list that is whole says nothing of what did not matter
+    _, _, whole = server.ask("Recommend", pb.RecommendRequest(user_id="nobody", k=1, filter=spelled))
+    assert (len(whole.tracks), list(whole.degraded)) == (1, [])
+
+
 def test_a_seed_without_a_draw_changes_nothing(server: Served) -> None:
     lists = [server.ask("Recommend", pb.RecommendRequest(user_id="ann", k=5, seed=seed))[2].tracks for seed in (0, 7)]
     assert list(lists[0]) == list(lists[1])

@@ -105,6 +105,25 @@ def test_a_mask_is_what_the_table_says(tracks: list[Any], asked: list[tuple[Cond
             assert mask.tolist() == [all(says(track, condition) for condition in wanted) for track in tracks]
 
 
+@given(tables, filters)
+@settings(deadline=None)
+def test_values_that_no_track_has_are_found_with_what_may_be_meant(
+    tracks: list[Any], wanted: tuple[Condition, ...]
+) -> None:
+    with written(tracks) as folder:
+        found = list(FilterColumns.open(folder).unknown(wanted))
+    values = {
+        name: {value for track in tracks for value in (track[name] if name == "tags" else [track[name]]) or ()}
+        for name in ("mood/π", "tags")
+    }
+    asked = [(one.column, value) for one in wanted for value in (*one.any_of, *one.all_of) if one.column in values]
+    assert [(name, value) for name, value, _ in found] == [one for one in asked if one[1] not in values[one[0]]]
+    for name, value, near in found:
+        assert near in {"", *values[name]}
+        assert near == "" or near.casefold() == value.strip().casefold()
+        assert near or "Rock" not in values[name] or value not in ("rock", "rock ")
+
+
 @given(tables, st.integers(0), st.sets(st.sampled_from(sorted(KINDS))))
 @settings(deadline=None)
 def test_tracks_inserted_give_the_bytes_of_the_whole_table(tracks: list[Any], seed: int, lacking: set[str]) -> None:

@@ -10,9 +10,10 @@ values that nobody filters by are not read. Written by `lhydra.bundle.columns_wr
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from string import capwords
 from typing import Any
 
 import numpy as np
@@ -182,6 +183,25 @@ class FilterColumns:
                 low = -math.inf if condition.min is None else condition.min
                 allowed &= column.within(low, math.inf if condition.max is None else condition.max)
         return allowed
+
+    def unknown(self, conditions: Iterable[Condition]) -> Iterator[tuple[str, str, str]]:
+        """Finds the values that conditions want and no track has: misspelt ones, most likely.
+
+        Args:
+            conditions: any number, which have passed `check`.
+
+        Yields:
+            Column, value, and the value in other case that some track has, "" where none was found.
+        """
+        for condition in conditions:
+            column = self.columns[condition.column]
+            if isinstance(column, Numbers):
+                continue
+            for value in (*condition.any_of, *condition.all_of):
+                if not column.texts.place(value)[1]:
+                    plain = value.strip()
+                    cases = (plain, capwords(plain), plain.capitalize(), plain.lower(), plain.upper())
+                    yield condition.column, value, next((one for one in cases if column.texts.place(one)[1]), "")
 
     @classmethod
     def open(cls, folder: Path) -> "FilterColumns":

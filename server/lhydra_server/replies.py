@@ -1,14 +1,17 @@
 """The reply to Recommend as bytes, joined from parts that the bundle holds ready; see `lhydra_protos.v1.wire`."""
 
+import math
 import struct
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 import numpy as np
 
 from lhydra import kernels
+from lhydra.bundle.columns import FilterColumns
 from lhydra.bundle.strings import StringColumn
-from lhydra.domain import F32, I64, STAGES, Recommendation
+from lhydra.domain import F32, I64, STAGES, Condition, Recommendation, Value
 from lhydra.errors import one_line, quoted
+from lhydra.features.columns import number_of
 from lhydra.rules import Applied
 from lhydra_protos.v1.wire import SCORE_BYTES, number_field, text_field, varint
 
@@ -16,18 +19,46 @@ _SCORE, _RETRIEVAL_SCORE = np.arange(1, 5), np.arange(6, 10)  # where the floats
 _STAGE_NAMES = {stage: text_field(1, stage.encode()) for stage in STAGES}
 
 
-def unused_columns(unused: Set[str], used: Set[str]) -> str:
+def unused_columns(profile: Mapping[str, Value], used: Set[str], numbers: Set[str]) -> str:
     """Returns why an answer is less than its caller may think: a misspelt profile column says nothing to the model.
 
     Args:
-        unused: names in the request's profile that the model does not use.
-        used: those that it does.
+        profile: of the request.
+        used: the columns that the model uses.
+        numbers: those of them that are numbers.
 
     Returns:
-        The reason, its name before the colon, of bounded length.
+        The reason, its name before the colon, of bounded length; "" where all of the profile is used.
     """
-    some = ", ".join(quoted(name) for name in sorted(unused)[:3]) + (", ..." if len(unused) > 3 else "")
+    told = []
+    for name, value in sorted(profile.items()):
+        if name not in used:
+            told.append(quoted(name))
+        elif name in numbers and isinstance(value, str) and value.strip() and math.isnan(number_of(value)):
+            told.append(f"{quoted(name)}, as {quoted(value)} is no number")
+    if not told:
+        return ""
+    some = ", ".join(told[:3]) + (", ..." if len(told) > 3 else "")
     return one_line(f"unused_profile_columns: {some}; the model uses {', '.join(sorted(used)) or 'none'}", 500)
+
+
+def unknown_values(columns: FilterColumns, conditions: Iterable[Condition]) -> str:
+    """Returns why a list is shorter than asked for, where its filter wants values that no track has.
+
+    Args:
+        columns: of the bundle.
+        conditions: of the filter, which have passed its `check`.
+
+    Returns:
+        The reason, its name before the colon, of bounded length; "" where some track has each value.
+    """
+    asked = (condition for condition in conditions if condition.where != "filter.explicit")  # of many spellings
+    told = [
+        f"{column} {quoted(value)}" + f" ({quoted(near)}?)" * bool(near)
+        for column, value, near in columns.unknown(asked)
+    ]
+    some = ", ".join(told[:3]) + (", ..." if len(told) > 3 else "")
+    return one_line(f"unknown_values: no track has {some}", 500) if told else ""
 
 
 def reply(

@@ -84,6 +84,7 @@ class Served:
     genre: str | None = None  # the column that `Filter.genres` is about
     explainer: Explainer | None = None  # None where nobody explains
     profile: Set[str] | None = None  # the profile columns that the model uses; None where nobody can tell
+    profile_numbers: Set[str] = frozenset()  # those of them that are numbers
     similar: Similar | None = None
     catalogue: Catalogue | None = None  # None where nobody looks tracks up
 
@@ -136,6 +137,7 @@ def served_of(bundle: Bundle, recommender: Recommender) -> Served:
         bundle.spec.genre,
         Explainer(recommender),
         frozenset(bundle.spec.profile_columns) | {"country"},
+        frozenset(number.name for number in bundle.spec.user_numbers),
         Similar(recommender),
         Catalogue(bundle.catalog, bundle.filters, bundle.spec.genre, bundle.words, bundle.map),
     )

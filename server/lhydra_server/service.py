@@ -25,11 +25,12 @@ from lhydra_server.answers import AnswerSampler, Asked, Seen, rules_of
 from lhydra_server.batcher import Batcher
 from lhydra_server.config import FleetStatus
 from lhydra_server.explain import asked_request, explain
+from lhydra_server.filters import to_conditions
 from lhydra_server.interceptors import Call
 from lhydra_server.lookups import Lookups
 from lhydra_server.metrics.counted import NOTHING_COUNTED, Counts
 from lhydra_server.metrics.worker import Metrics, NoMetrics
-from lhydra_server.replies import reply, unused_columns
+from lhydra_server.replies import reply, unknown_values, unused_columns
 from lhydra_server.rules import NO_SETS
 from lhydra_server.served import QueryAndCheck, Served
 from lhydra_server.translate import to_plays, to_request, to_similar
@@ -159,6 +160,10 @@ class RecommenderService:
         stage_us |= found.stage_us
         call.tier, call.short = found.tier.label, len(found.rows) < k
         call.notes |= {"tier": call.tier, "k": k}
+        if call.short and request.HasField("filter"):
+            conditions = to_conditions(request.filter, served.filters.names, served.genre)
+            if reason := unknown_values(served.filters, conditions):
+                call.degraded.append(reason)
         self._answered = next(self._count)
         said = reply(
             found,
@@ -358,8 +363,9 @@ class RecommenderService:
 
     def _note_degraded(self, parsed: Request, call: Call) -> None:
         served = self._served
-        if served.profile is not None and (unused := parsed.profile.keys() - served.profile):
-            call.degraded.append(unused_columns(unused, served.profile))
+        used = served.profile
+        if used is not None and (reason := unused_columns(parsed.profile, used, served.profile_numbers)):
+            call.degraded.append(reason)
         if parsed.repeat is Repeat.LEARNT and not served.recommender.knows_repeats:
             call.degraded.append(LEARNT_AS_DECAY)
 

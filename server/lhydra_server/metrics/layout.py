@@ -18,7 +18,7 @@ CODES = (
     *("UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED"),
 )
 TIERS = tuple(tier.label for tier in Tier)
-DEGRADED = ("user_store", "unused_profile_columns", "repeat_policy learnt", "unknown_tracks")
+DEGRADED = ("user_store", "unused_profile_columns", "repeat_policy learnt", "unknown_tracks", "unknown_values")
 REFUSED = ("overload", "deadline", "unread", "unauthenticated", "permission", "rate")
 LATENCY_US = (
     *(10, 25, 50, 100, 200, 300, 400, 600, 800, 1_000, 1_500, 2_000, 3_000, 5_000, 7_500),
