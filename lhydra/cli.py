@@ -8,6 +8,7 @@ or failed (one line on stderr), 2 usage, 130 interrupted.
 """
 
 import argparse
+import difflib
 import importlib
 import logging
 import sys
@@ -80,13 +81,19 @@ class _Parser(argparse.ArgumentParser):
         if self._mixing:
             return super().parse_known_args(args, namespace)
         self._words = args or ()
-        if "--" in self._words or any(action.nargs == argparse.PARSER for action in self._actions):
+        if any(action.nargs == argparse.PARSER for action in self._actions):
             return super().parse_known_args(args, namespace)
-        self._mixing = True
-        try:
-            return super().parse_known_intermixed_args(args, namespace)
-        finally:
-            self._mixing = False
+        if "--" in self._words:
+            found, left = super().parse_known_args(args, namespace)
+        else:
+            self._mixing = True
+            try:
+                found, left = super().parse_known_intermixed_args(args, namespace)
+            finally:
+                self._mixing = False
+        if left:  # said here, with the usage of this command
+            self.error(f"unrecognized arguments: {' '.join(left)}")
+        return found, left
 
     def error(self, message: str) -> NoReturn:
         """Ends the process with usage and one line.
@@ -102,7 +109,10 @@ class _Parser(argparse.ArgumentParser):
         known = self._option_string_actions
         odd = [word for word in self._words if word.startswith("-") and word.partition("=")[0] not in known]
         if odd and "--" not in odd and message.startswith(("unrecognized arguments: -", "the following arguments")):
-            message += f"; {odd[-1]} is no flag: a word that begins with a dash comes last, after --"
+            near = difflib.get_close_matches(odd[-1].partition("=")[0], known, 1)
+            message += f"; {odd[-1]} is no flag: " + (
+                f"the nearest is {near[0]}" if near else "a word that begins with a dash comes last, after --"
+            )
         super().error(message)
 
 

@@ -115,7 +115,7 @@ def test_the_command_prints_and_writes(
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda path: path.unlink(), "found no b.json, expected what `lhydra evaluate --json` wrote"),
+        (lambda path: path.unlink(), "b.json: found no such file, expected what `lhydra evaluate --json` wrote"),
         (lambda path: path.write_text("[]"), "b.json: found list, expected what"),
         (lambda path: path.write_text("{}"), "b.json: found another document, expected what"),
         (

@@ -389,6 +389,21 @@ def test_a_user_that_looks_like_a_flag_leads_to_the_way_that_works(capsys: pytes
         assert "-K7x is no flag: a word that begins with a dash comes last, after --" in capsys.readouterr().err
 
 
+def test_a_misspelt_flag_is_told_with_the_nearest_and_the_usage_of_its_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for words in (
+        ["evaluate", "d", "--store", "s", "--basline", "ease"],
+        ["evaluate", "--basline=ease", "--store", "s", "d"],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        said = capsys.readouterr().err
+        assert ended.value.code == 2
+        assert said.startswith("usage: lhydra evaluate ")
+        assert said.rstrip().endswith("is no flag: the nearest is --baselines")
+
+
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".csv.gz"])
 def test_only_lists_are_replaced_unless_told(
     world: World, installed: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str

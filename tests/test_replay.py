@@ -142,6 +142,9 @@ def test_one_answer_is_found_by_its_request_id(
     assert (code, out) == (1, "")
     expected = f"one in {tmp_path / 'elsewhere'}; --answers FOLDER names another log, and only a sample is logged"
     assert err == f"lhydra query: request id: found unheard-of, expected {expected}\n"
+    code, _, err = replay(capsys, "unheard-of", "--store", logged.store, "--answers", tmp_path / "none")
+    assert code == 1
+    assert f"{tmp_path / 'none'}: found no such folder, expected an answer log for unheard-of: `lhydra serve" in err
 
 
 def changed(answer: LoggedAnswer, **what: Any) -> bytes:

@@ -510,6 +510,7 @@ def test_a_candidate_helps_where_it_is_no_worse(
     assert found["helps"] is helps
     assert ("is wanted" in found["why"]) is not helps
     assert "-0.0000 is wanted" not in found["why"]
+    assert ("is enough" in found["why"]) is (helps and difference < -margin * 0.2)
 
 
 # -- the log of a user store ------------------------------------------------------------------------------

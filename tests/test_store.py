@@ -170,6 +170,27 @@ def test_list_shows_every_bundle(store: Path, capsys: pytest.CaptureFixture[str]
     assert [row["state"] for row in json.loads(capsys.readouterr().out)] == ["current", "broken"]
 
 
+def test_list_names_files_that_are_gone_or_cut_and_rollback_passes_them_over(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    current, older = (entry.bundle_id for entry in listed.entries(store))
+    os.truncate(store / older / "head.onnx", 100)
+    (store / current / "vectors.npy").unlink()
+    assert [(entry.state, entry.manifest is None) for entry in listed.entries(store)] == [
+        ("current", False),
+        ("broken", False),
+    ]
+    assert main(["index", "list", "--store", str(store)]) == 0
+    said = capsys.readouterr().out
+    assert f"{store / older / 'head.onnx'}: found 100 bytes, expected" in said
+    assert f"{store / current / 'vectors.npy'}: found no such file" in said
+    assert main(["index", "rollback", "--store", str(store)]) == 1
+    assert f"found nothing older than {current}" in capsys.readouterr().err
+    (store / "CURRENT").write_text("nobody")
+    assert main(["index", "rollback", "--store", str(store)]) == 1
+    assert "`lhydra index rollback ID` writes it" in capsys.readouterr().err
+
+
 def test_the_catalog_is_the_item_tower_over_every_track(
     tiny_model: Path, tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

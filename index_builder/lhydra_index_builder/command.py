@@ -198,9 +198,7 @@ def _list(args: argparse.Namespace) -> int:
 
     found = entries(args.store)
     if args.json:
-        documents = [
-            {"bundle_id": e.bundle_id, "state": e.state, "age_s": round(e.age_s), "manifest": e.manifest} for e in found
-        ]
+        documents = [vars(entry) | {"age_s": round(entry.age_s)} for entry in found]
         print(json.dumps(documents, default=asdict))
         return 0
     if not found:
@@ -221,6 +219,8 @@ def _list(args: argparse.Namespace) -> int:
         rows.append(row + [""] * (10 - len(row)))
     header = ["bundle", "state", "age", "tracks", "changed", "recipe", "coverage", "depth", "ndcg@10", ""]
     print_table(header, rows)
+    for error in (entry.error for entry in found if entry.error):
+        print(error)
     return 0
 
 

@@ -4,8 +4,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from lhydra import files
 from lhydra.bundle.manifest import BUNDLE_ID, Manifest, current_or_none
-from lhydra.errors import BundleError, BundleMissing, complain
+from lhydra.errors import BundleCorrupt, BundleError, BundleMissing, complain
 
 STAGING = ".staging-"  # begins the names of folders in which bundles are built
 REFUSED = "refused"  # verdict of a gate, and state of a bundle that it kept from CURRENT
@@ -13,10 +14,10 @@ REFUSED = "refused"  # verdict of a gate, and state of a bundle that it kept fro
 
 @dataclass(frozen=True)
 class Entry:
-    """One bundle; manifest is None when it cannot be read, and error says why.
+    """One bundle; error says why it cannot be opened, where files are missing, cut short or of no known format.
 
     state: current, previous (what rollback without an id goes to), older, newer, refused, partial (being built, or
-    left by a process that is gone), broken.
+    left by a process that is gone), broken. manifest is None when it cannot be read.
     """
 
     bundle_id: str
@@ -51,10 +52,11 @@ def entries(store: Path) -> list[Entry]:
                 state = "current"
             elif manifest.gate["verdict"] == REFUSED:
                 state = REFUSED
-            elif state == "older" and not older:
+            files.check_sizes(store / name, manifest.files, BundleCorrupt)  # hashes take too long
+            if state == "older" and not older:
                 state, older = "previous", True
-        except BundleError as fault:
-            state, error = "broken", str(fault)
+        except (BundleError, OSError) as fault:
+            state, error = "current" if state == "current" else "broken", str(fault)
         found.append(Entry(name, state, _age_s(store / name), manifest, error))
     return found + [Entry(path.name, "partial", _age_s(path), None) for path in sorted(store.glob(f"{STAGING}*"))]
 
@@ -66,12 +68,13 @@ def _age_s(path: Path) -> float:
         return 0.0
 
 
-def find_bundle_id(store: Path, name: str) -> str:
+def find_bundle_id(store: Path, name: str, flag: str = "--bundle") -> str:
     """Returns the id of a bundle by the name that a person gives it.
 
     Args:
         store: the store.
         name: an id, or `previous`: the newest sound bundle before CURRENT that its gate did not refuse.
+        flag: that gave the name, for the error.
 
     Returns:
         The id.
@@ -85,5 +88,5 @@ def find_bundle_id(store: Path, name: str) -> str:
             return older[0]
         raise BundleMissing(complain(store, "nothing older than CURRENT", "a bundle to go back to"))
     if not BUNDLE_ID.fullmatch(name) or not (store / name).is_dir():
-        raise BundleMissing(complain("--bundle", repr(name), "one that `lhydra index list` names, or previous"))
+        raise BundleMissing(complain(flag, repr(name), "one that `lhydra index list` names, or previous"))
     return name

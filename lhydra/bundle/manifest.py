@@ -277,7 +277,9 @@ def current_bundle_id(store: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise BundleMissing(complain(store / "CURRENT", str(error), expected)) from None
     if not BUNDLE_ID.fullmatch(bundle_id):
-        raise BundleMissing(complain(store / "CURRENT", repr(bundle_id), "one line with a bundle id"))
+        raise BundleMissing(
+            complain(store / "CURRENT", repr(bundle_id[:80]), "a bundle id; `lhydra index rollback ID` writes it")
+        )
     return bundle_id
 
 

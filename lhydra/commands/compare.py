@@ -53,6 +53,9 @@ def run(args: argparse.Namespace) -> int:
 
     check_output("--json", args.json, is_own)
     names = (str(args.a), str(args.b))
+    for path in (args.a, args.b):
+        if not path.exists():
+            raise DataError(complain(path, "no such file", WRITTEN_BY))
     kinds = [kind_of(read_json(path, DataError, WRITTEN_BY)) for path in (args.a, args.b)]
     if len(set(kinds)) > 1:
         raise DataError(complain(names[1], f"a {kinds[1]} evaluation", f"a {kinds[0]} one, as {names[0]} is"))

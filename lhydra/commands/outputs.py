@@ -20,6 +20,8 @@ def check_output(flag: str, path: Path | None, is_own: Callable[[bytes], bool]) 
     """
     if path is None:
         return
+    if not path.parent.exists():
+        raise ConfigError(complain(flag, f"no folder {path.parent}", f"one that exists: mkdir -p {path.parent}"))
     if not path.parent.is_dir() or (path.exists() and not path.is_file()):  # a pipe or device would be replaced
         raise ConfigError(complain(flag, str(path), "a file in a folder that exists"))
     if path.is_file() and (content := path.read_bytes()) and not is_own(content):

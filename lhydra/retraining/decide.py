@@ -28,7 +28,9 @@ def decide(compared: Mapping[str, Any], new_tracks: int, margin: float) -> dict[
     span = f"95 % interval {low:+.4f} to {high:+.4f}"
     why = f"NDCG@10 {change['b'] or 0.0:.4f}, served {served:.4f}, difference {found:+.4f} ({span})"
     if new_tracks:
-        why += f"; {new_tracks:,} new tracks"
+        why += f"; {new_tracks:,} new track{'s' * (new_tracks != 1)}"
+        if helps and found < least:
+            why += f", for which an interval that reaches {least:+.4f} is enough"
     if not helps:
         why += f"; at least {least:+.4f} is wanted" + (", or an interval that reaches it" if new_tracks else "")
     return {"helps": helps, "why": why, "change": dict(change), "metrics": compared["stages"]["cascade"]}

@@ -3,10 +3,9 @@
 from datetime import datetime
 from pathlib import Path
 
-from lhydra import files
 from lhydra.bundle.listed import Entry, entries
 from lhydra.bundle.manifest import Manifest
-from lhydra.errors import BundleCorrupt, complain
+from lhydra.errors import complain
 from lhydra_protos.v1 import recommender_pb2 as pb
 
 MOST = 100  # bundles that are told of
@@ -35,10 +34,6 @@ def _told(store: Path, entry: Entry, serving: str) -> pb.BundleInfo:
     info.serving = entry.bundle_id == serving
     if manifest is None:
         return info
-    try:
-        files.check_sizes(store / entry.bundle_id, manifest.files, BundleCorrupt)
-    except (BundleCorrupt, OSError) as error:
-        info.error = str(error)
     try:
         _fill(info, manifest)
     except (ValueError, OverflowError):  # of a number or a text that no message holds

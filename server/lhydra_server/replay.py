@@ -84,6 +84,11 @@ def _answers(args: argparse.Namespace) -> "Iterator[LoggedAnswer]":
         found = folder.read(place, _say)
     elif place.suffix in (".jsonl", ".gz"):
         raise ConfigError(complain(place, "no such file", "a file of an answer log, or a request id"))
+    elif not log.is_dir():
+        expected = (
+            f"an answer log for {args.what}: `lhydra serve --log-answers SHARE` writes one, --answers names another"
+        )
+        raise ConfigError(complain(log, "no such folder", expected))
     else:
         found = folder.read_of(log, args.what, _say)
     answer = next(found, None)

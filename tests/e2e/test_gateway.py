@@ -149,6 +149,13 @@ def test_an_error_is_a_problem_with_its_field(
     assert told["requestId"] == headers["x-request-id"]
 
 
+def test_a_name_that_is_not_known_is_told_apart_from_a_value_of_another_kind(reads: Web) -> None:
+    for said, found in (({"kk": 3}, "no such field"), ({"k": "three"}, "a value of another kind")):
+        status, problem = reads.call("Recommend", {"userId": "ann"} | said)
+        assert (status, problem["field"]) == (400, next(iter(said)))
+        assert problem["detail"] == f"{problem['field']}: found {found}, expected the JSON of a RecommendRequest"
+
+
 def test_a_server_without_room_lets_nobody_in(tmp_path: Path) -> None:
     def refuse(request: pb.GetStatusRequest, context: grpc.ServicerContext) -> None:
         context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many requests in flight")

@@ -108,6 +108,18 @@ def test_what_cannot_be_served_is_one_line(tmp_path: Path, more: list[str], said
     assert said in done.stderr
 
 
+def test_a_bundle_to_compare_that_is_not_there_is_named_before_a_server_starts(store: Path) -> None:
+    done = subprocess.run(
+        words(store, "--compare", "nosuch", "--port", free_port()),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("lhydra web: --compare: found 'nosuch', expected one that `lhydra index list` names")
+
+
 def test_folders_of_gateways_that_were_killed_do_not_pile_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     old = time.time() - 2 * 3600

@@ -119,7 +119,11 @@ def _servers(args: argparse.Namespace, settings: WebSettings) -> Iterator[tuple[
         compared = local_server(settings.compare, "--compare") if settings.compare is not None else ""
         yield local_server(settings.address), compared
         return
+    from lhydra.bundle.listed import find_bundle_id
+
     words = ["--log-level", args.log_level, *(["--config", str(args.config)] if args.config else [])]
+    if settings.compare is not None:
+        find_bundle_id(args.store, settings.compare, "--compare")  # before a server is started
     with contextlib.ExitStack() as stack:
         address, compared = stack.enter_context(own_server(args.store, words)), ""
         if settings.compare is not None:

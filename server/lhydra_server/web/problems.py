@@ -77,11 +77,9 @@ def of_body(error: Exception, expected: str, request_id: str) -> Response:
         The problem.
     """
     found = _OF_JSON.search(str(error))
-    field = (found[1] or found[2]) if found else ""
-    thing = (
-        f"{field}: found no such field, or a value of another kind"
-        if field
-        else "body: found no JSON, or JSON of another kind"
-    )
+    field, thing = "", "body: found no JSON, or JSON of another kind"
+    if found is not None:
+        field = found[1] or found[2]
+        thing = f"{field}: found {'no such field' if found[1] else 'a value of another kind'}"
     detail = f"{thing}, expected the JSON of a {expected}"
     return problem(400, "INVALID_ARGUMENT", detail, request_id, field=field)
