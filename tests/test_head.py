@@ -524,7 +524,7 @@ def test_where_signals_are_noise_the_retrieval_order_stays(network: Network, dat
     assert network.head.strength.item() == 0
     examples = gathered(network, planted, table)
     with torch.no_grad():
-        logits = network.head.weighted(examples.dense, examples.signals)
+        logits = network.head.weighted(examples.dense, examples.signals, network.head.rarity(examples.signals[:, :, 1]))
     torch.testing.assert_close(logits, scale * examples.signals[:, :, 0])  # a cosine, scaled
     assert RETRIEVAL_ORDER not in (0.0, *STRENGTHS)
 

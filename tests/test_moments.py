@@ -271,11 +271,12 @@ def test_of_whoever_has_played_nothing_the_rest_of_the_head_decides() -> None:
     part = MomentHead.fitted_to(inputs.flatten(0, 1), context)
     part.calibration.copy_(torch.tensor([2.0, -1.0]))
     logit, calibration = torch.rand(3, 7), torch.tensor([0.5, 0.25])
-    ranked, probability = part.ranked(logit, inputs, context, calibration)
+    pair, signals = inputs[:, :, : MomentHead.PAIR], inputs[:, :, MomentHead.PAIR :]
+    ranked, probability = part.ranked(logit, pair, signals, context, calibration)
     torch.testing.assert_close(ranked[1], logit[1])
     torch.testing.assert_close(probability[1], torch.sigmoid(0.5 * logit[1] + 0.25))
     for known in (0, 2):
-        torch.testing.assert_close(ranked[known], part(inputs, context)[known])
+        torch.testing.assert_close(ranked[known], part(pair, signals, context)[known])
         torch.testing.assert_close(probability[known], torch.sigmoid(2.0 * ranked[known] - 1.0))
 
 
@@ -291,7 +292,8 @@ def test_what_is_served_is_what_is_trained_on_scaled_inputs() -> None:
     torch.nn.init.normal_(part.out.weight)
     logits = part.logits(part.scaled(inputs), part.about(context))
     assert logits.std() > 0.1
-    torch.testing.assert_close(part(inputs, context), logits, atol=1e-4, rtol=1e-4)
+    pair, signals = inputs[:, :, : MomentHead.PAIR], inputs[:, :, MomentHead.PAIR :]
+    torch.testing.assert_close(part(pair, signals, context), logits, atol=1e-4, rtol=1e-4)
 
 
 def test_a_model_without_moments_answers_learnt_as_decay(
@@ -392,7 +394,9 @@ def test_what_was_the_same_at_all_moments_counts_nothing_later() -> None:
     torch.nn.init.normal_(part.out.weight)
     away = context.clone()
     away[:, CONTEXT.index("away")] = 10.7
-    assert torch.allclose(part(inputs.unsqueeze(1), context), part(inputs.unsqueeze(1), away), atol=1e-5)
+    one = inputs.unsqueeze(1)
+    pair, signals = one[:, :, : MomentHead.PAIR], one[:, :, MomentHead.PAIR :]
+    assert torch.allclose(part(pair, signals, context), part(pair, signals, away), atol=1e-5)
 
 
 def test_a_catalogue_smaller_than_the_list_is_measured() -> None:

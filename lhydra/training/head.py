@@ -231,7 +231,8 @@ def _fit_gate(head: Head, examples: Examples, users: I64, rng: np.random.Generat
     for _ in range(steps):
         at = tensor(rng.permutation(users)[:GATE_BATCH])
         optimizer.zero_grad()
-        logits = head.weighted(examples.dense[at], examples.signals[at])
+        signals = examples.signals[at]
+        logits = head.weighted(examples.dense[at], signals, head.rarity(signals[:, :, 1]))
         loss = lambda_loss(logits, examples.labels[at], examples.excluded[at], examples.wanted[at])
         (loss + GATE_DECAY * head.gate.weight.square().sum()).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -284,7 +285,7 @@ def _parts(
 ) -> tuple[Tensor, Tensor]:
     rows, signals = examples.rows[at], examples.signals[at]
     if not with_deep:
-        base = head.weighted(examples.dense[at], signals)
+        base = head.weighted(examples.dense[at], signals, head.rarity(signals[:, :, 1]))
         return base, torch.zeros_like(base)
     return head.parts(
         examples.user[at],

@@ -276,7 +276,7 @@ class Head(nn.Module):
         assert context is not None
         cosine = (vectors.float() @ user.unsqueeze(2)).squeeze(2)
         pair = torch.stack([logit, cosine, popularity, self.rarity(popularity)], 2)
-        return self.moments.ranked(logit, torch.cat([pair, signals], 2), context, self.calibration)
+        return self.moments.ranked(logit, pair, signals, context, self.calibration)
 
     def parts(
         self,
@@ -332,21 +332,22 @@ class Head(nn.Module):
         layer = torch.cat(own, 2) @ by_user.transpose(1, 2)  # (B, N, h)
         layer = layer + F.linear(torch.cat(apart, 2), torch.cat(weights, 1)) + first.unsqueeze(1)
         deep = self.out(self.rest(self.norm(layer.flatten(0, 1)))).view(popularity.shape[0], -1)  # (B, N)
-        return self.weighted(user_dense, signals), deep
+        return self.weighted(user_dense, signals, self.rarity(popularity)), deep
 
-    def weighted(self, user_dense: Tensor, signals: Tensor) -> Tensor:
+    def weighted(self, user_dense: Tensor, signals: Tensor, rarity: Tensor) -> Tensor:
         """Computes the linear part of the logit: each signal by the user's own weight for it.
 
         Args:
             user_dense: (B, du) float32.
             signals: (B, N, SIGNALS) float32: cosine, popularity, co-listening.
+            rarity: (B, N) float32 of the popularity.
 
         Returns:
             (B, N) float32.
         """
         bias = self.gate.bias + F.pad(self.scale.reshape(1), (0, SIGNALS - 1))  # of the cosine
         weights = F.linear(user_dense, self.gate.weight, bias)  # (B, SIGNALS)
-        return (signals @ weights.unsqueeze(2)).squeeze(2) + self.lift * self.rarity(signals[:, :, 1])
+        return (signals @ weights.unsqueeze(2)).squeeze(2) + self.lift * rarity
 
     def linear(self) -> list[nn.Parameter]:
         """Returns the parameters of `weighted`."""

@@ -86,11 +86,12 @@ class MomentHead(nn.Module):
         heard, strengths = inputs[..., cls.PAIR : cls.PAIR + 1], inputs[..., cls.PAIR + N_OWN :]
         return torch.cat([inputs[..., : cls.PAIR + 1], own * heard, strengths, strength], -1)
 
-    def forward(self, inputs: Tensor, context: Tensor) -> Tensor:
+    def forward(self, pair: Tensor, signals: Tensor, context: Tensor) -> Tensor:
         """Scores candidates.
 
         Args:
-            inputs: (B, N, i) float32: logit, cosine, popularity, rarity and signals.
+            pair: (B, N, PAIR) float32: logit of the rest of the head, cosine, popularity, rarity.
+            signals: (B, N, s) float32.
             context: (B, c) float32 of the moment.
 
         Returns:
@@ -101,17 +102,20 @@ class MomentHead(nn.Module):
         weight, bias = (torch.cat(parts) for parts in zip(of_pair, linear, strict=True))
         # All signals of a track that was never heard are 0, so `prepared` is linear in the inputs and all logarithms.
         n = len(SIGNALS) - N_OWN
-        pair, own, strengths, logs = torch.split(weight, [self.PAIR + 1, N_OWN - 1, n, n], 1)
+        before, own, strengths, logs = torch.split(weight, [self.PAIR + 1, N_OWN - 1, n, n], 1)
         offsets = torch.tensor([1.0, *_OFFSETS])
         unheard = own @ offsets[1:N_OWN].log()
-        pair = pair + functional.pad(unheard.unsqueeze(1), (self.PAIR, 0))
-        weight = torch.cat([pair, torch.zeros_like(own), strengths, torch.zeros_like(pair[:, :1]), own, logs], 1)
-        both = torch.cat([inputs, torch.log(inputs[..., self.PAIR :] + offsets)], -1)
-        both = functional.linear(both, weight, bias - unheard)
-        hidden, linearly = both[..., : self.HIDDEN], both[..., self.HIDDEN :]
-        about = functional.linear(context, *_folded(self.of_context, self.context_mean, self.context_spread))
-        logit: Tensor = (linearly + self.out(self.rest(hidden + about.unsqueeze(1)))).squeeze(2)
-        return logit
+        before = before + functional.pad(unheard.unsqueeze(1), (self.PAIR, 0))
+        weight = torch.cat([before, torch.zeros_like(own), strengths, torch.zeros_like(before[:, :1]), own, logs], 1)
+        of_context, at_context = _folded(self.of_context, self.context_mean, self.context_spread)
+        # The last column is what `linear` gives: the context says nothing there.
+        about = functional.linear(
+            context, functional.pad(of_context, (0, 0, 0, 1)), functional.pad(at_context, (0, 1)) + bias - unheard
+        )
+        both = torch.cat([pair, signals, torch.log(signals + offsets)], -1) @ weight.T + about.unsqueeze(1)
+        both = both.flatten(0, 1)
+        logit: Tensor = both[:, self.HIDDEN :] + self.out(self.rest(both[:, : self.HIDDEN]))
+        return logit.view(pair.shape[0], -1)
 
     def scaled(self, inputs: Tensor) -> Tensor:
         """Brings inputs to one scale, which does not change in training.
@@ -149,20 +153,23 @@ class MomentHead(nn.Module):
         logit: Tensor = (self.linear(scaled) + deep).squeeze(2)
         return logit
 
-    def ranked(self, logit: Tensor, inputs: Tensor, context: Tensor, calibration: Tensor) -> tuple[Tensor, Tensor]:
+    def ranked(
+        self, logit: Tensor, pair: Tensor, signals: Tensor, context: Tensor, calibration: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Ranks by this part whoever has played something; of others nothing is known in time, and the rest decides.
 
         Args:
             logit: (B, N) float32 of the rest of the head.
-            inputs: (B, N, i) float32, as in `forward`.
-            context: (B, c) float32.
+            pair: as in `forward`, and so are the others.
+            signals: (B, N, s).
+            context: (B, c).
             calibration: (2,) of the rest of the head.
 
         Returns:
             (B, N) float32 logits, and (B, N) float32 calibrated probabilities.
         """
         known = context[:, TRACKS : TRACKS + 1] > 0  # (B, 1)
-        ranked = torch.where(known, self(inputs, context), logit)
+        ranked = torch.where(known, self(pair, signals, context), logit)
         slope = torch.where(known, self.calibration[0], calibration[0])
         shift = torch.where(known, self.calibration[1], calibration[1])
         return ranked, torch.sigmoid(slope * ranked + shift)
