@@ -1,12 +1,16 @@
 """Tracing graphs with the older exporter of torch, which takes half a second a model instead of twenty.
 
 It is for tests of training whose subject is not the graphs: training still proves them equal to torch. The tiny model,
-the demo and the real data sets are exported as for users. Processes that a test starts do it where a folder with this
-file as `sitecustomize.py` stands in PYTHONPATH.
+the demo and the real data sets are exported as for users. Fixtures that outlive a test do it inside `quickly()`,
+processes that a test starts with `environ(folder)`.
 """
 
+import os
+import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +46,25 @@ def traced(
             opset_version=export.OPSET,
         )
         return onnx.load(str(graph))
+
+
+@contextmanager
+def quickly() -> Iterator[None]:
+    """Traces graphs so until the block ends."""
+    import pytest
+
+    from lhydra.training import export
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "_traced", traced)
+        yield
+
+
+def environ(folder: Path) -> dict[str, str]:
+    """The environment of a `lhydra train` that traces graphs so; `folder` comes to hold this file for it."""
+    folder.mkdir(exist_ok=True)
+    shutil.copy(__file__, folder / "sitecustomize.py")
+    return os.environ | {"PYTHONPATH": str(folder)}
 
 
 if __name__ == "sitecustomize" and "train" in sys.orig_argv:

@@ -37,6 +37,7 @@ from lhydra_server.app import Listener
 from lhydra_server.config import WorkerSettings
 from lhydra_server.served import open_served
 from lhydra_server.service import RecommenderService
+from tests.quick_export import quickly
 
 DEPTH, K = 40, 10
 
@@ -55,7 +56,8 @@ def store(dataset: Dataset) -> Path:
     """A store with a bundle that knows moments, and the users."""
     folder = dataset.path.parent
     settings = TrainSettings(epochs=1, dim=16, hidden=16, head_epochs=1, temperature=0.15, depth=DEPTH, threads=1)
-    train(dataset, folder / "model", settings)
+    with quickly():
+        train(dataset, folder / "model", settings)
     rebuild(folder / "model", dataset, folder / "store", RebuildSettings(recall_users=20, gate_users=20))
     users = open_users(None, folder / "store")
     users.load(with_plays(dataset, "now", user_states(dataset, "now")))

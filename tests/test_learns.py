@@ -19,6 +19,7 @@ from lhydra.recommender import Recommender
 from lhydra.training.config import TrainSettings
 from lhydra.training.train import train
 from lhydra.users.record import UserRecord
+from tests.quick_export import quickly
 
 CONFIG = TrainSettings(epochs=5, dim=32, hidden=32, threads=1, head_epochs=2, depth=100)
 K = 10
@@ -36,7 +37,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture(scope="module")
 def recommender(world: Dataset) -> Recommender:
     folder = world.path.parent
-    train(world, folder / "model", CONFIG)
+    with quickly():
+        train(world, folder / "model", CONFIG)
     (folder / "catalog").mkdir()
     return Recommender(
         catalog_writer.unpublished_bundle(Model.open(folder / "model"), world, folder / "catalog"), CONFIG.depth

@@ -38,6 +38,7 @@ from lhydra_index_builder import depth as depths
 from lhydra_index_builder.build import rebuild
 from lhydra_index_builder.changes import add, remove
 from lhydra_index_builder.config import RebuildSettings
+from tests.quick_export import quickly
 
 USERS, TRACKS, SESSIONS, SESSION = 80, 60, 14, 5
 DAY, BEGIN = 86_400, 1_600_000_000
@@ -69,7 +70,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def model(world: Dataset) -> Path:
     """A model of the world; its head has learnt what comes next."""
     folder = world.path.parent / "model"
-    train(world, folder, TrainSettings(epochs=2, dim=16, hidden=16, head_epochs=1, depth=30, threads=1))
+    with quickly():
+        train(world, folder, TrainSettings(epochs=2, dim=16, hidden=16, head_epochs=1, depth=30, threads=1))
     return folder
 
 

@@ -37,6 +37,7 @@ from lhydra.retraining.unprompted import leave_out
 from lhydra.retraining.work import State, locked
 from lhydra.users.lmdb_store import LmdbUsers
 from tests.harness import gone, until
+from tests.quick_export import environ
 
 CONFIG = """
 retrain:
@@ -107,13 +108,14 @@ class Run:
     """A run in a process group of its own, whose lines can be waited for."""
 
     def __init__(self, loop: Path, *flags: str) -> None:
-        site = loop / "site"
-        site.mkdir(exist_ok=True)
-        shutil.copy(Path(__file__).with_name("quick_export.py"), site / "sitecustomize.py")
-        environ = os.environ | {"PYTHONPATH": str(site)}
         argv = [sys.executable, "-m", "lhydra.cli", *words(loop), *flags]
         self.process = subprocess.Popen(
-            argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ, start_new_session=True
+            argv,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environ(loop / "site"),
+            start_new_session=True,
         )
         self.lines: list[str] = []
 

@@ -27,6 +27,7 @@ from lhydra.training.command import outcome
 from lhydra.training.config import TrainSettings
 from lhydra.training.progress import EpochDone, HeadFitted, Progress, TeacherTried
 from lhydra.training.train import train
+from tests.quick_export import environ
 
 CONFIG = TrainSettings(epochs=8, dim=32, hidden=32, temperature=0.15, threads=1, head_epochs=1, depth=60)
 NAMES = ("epochs", "dim", "hidden", "temperature", "threads", "head_epochs", "depth", "moments")
@@ -43,7 +44,8 @@ sys.exit(main(sys.argv[1:]))
 def trained(dataset: Dataset, model: Path, *more: str, until: str = "", then: int = 0) -> tuple[int, list[str]]:
     """Runs `lhydra train` and returns (exit code, lines of stderr); sends signal `then` after the line with `until`."""
     words = [sys.executable, "-c", PROGRAM, "train", str(dataset.path), str(model), *FLAGS, *more]
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    quick = environ(model.parent / "site")
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=quick) as process:
         assert process.stderr is not None
         lines = []
         for line in process.stderr:
@@ -99,7 +101,7 @@ def answers(model: Path, tracks: Dataset) -> list[np.ndarray]:
 
 
 def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
-    cut: Path, tiny_dataset: Dataset, tmp_path: Path
+    cut: Path, tiny_dataset: Dataset, tmp_path: Path, quick_export: None
 ) -> None:
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     shutil.copytree(cut, resumed)
@@ -224,7 +226,7 @@ def test_a_graph_tells_nothing_of_the_machine_that_made_it(name: str, tiny_model
     [(2, "of one or two users"), (3, "(retrieval alone")],
 )
 def test_what_was_validated_is_said_as_it_is(
-    users: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    users: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], quick_export: None
 ) -> None:
     assert outcome({}).startswith("no validation plays new to their users")
     rows = [f"u{i % 9},t{(i * 7) % 13},train" for i in range(40)]

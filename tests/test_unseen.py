@@ -22,6 +22,7 @@ from lhydra.data.settings import PrepareSettings
 from lhydra.evaluation.run import find_targets
 from lhydra.evaluation.unseen import unseen
 from lhydra_index_builder import held_out
+from tests.quick_export import quickly
 
 Row = tuple[int, int, int, int]  # user, track, time, fold
 Printed = pytest.CaptureFixture[str]
@@ -206,12 +207,17 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data, model = str(at / f"ds{seed}"), str(at / f"m{seed}")
         assert main(["prepare", str(at / "w"), data, "--split", "random", "--seed", seed]) == 0
         refit = ["--refit"] * (seed == "1")
-        assert main(["train", data, model, "--epochs", "2", "--head-epochs", "1", "--threads", "1", *refit]) == 0
+        with quickly():
+            assert main(["train", data, model, *SMALL, *refit]) == 0
     rebuild = ["--model", str(at / "m0"), "--data", str(at / "ds0"), "--store", str(at / "store")]
     assert main(["index", "rebuild", *rebuild, *FEW]) == 0
     return at
 
 
+SMALL = [
+    *("--epochs", "2", "--head-epochs", "1", "--threads", "1"),
+    *("--dim", "32", "--hidden", "32", "--moments", "0"),
+]
 FEW = ["--recall-users", "20", "--depth", "100", "--max-changed-lists", "1"]
 
 
