@@ -19,9 +19,10 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/python protos/generate.py --check
 
-# Two processes, each with whole files of tests: most of the time is training, which keeps to one core.
+# Two processes, each with whole files of tests, the long ones first (tests/conftest.py): most of the time is training, which
+# keeps to one core, and a long file that came last would leave the other core idle.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What needs a tool of its own: Envoy, which pip installs, gRPC for Node and what builds the page, which npm installs, and Prometheus
 # with promtool and chromium, which Debian has. Where a tool is missing its tests are skipped, loudly.
@@ -33,7 +34,7 @@ e2e: $(STAMP)
 
 # The tests against the lowest supported numpy, grpcio, protobuf and onnxruntime. By hand, and before a release.
 test-lowest: $(LOWEST)/.installed
-	$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile
+	$(LOWEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: $(STAMP)
 	@test -d demo/store || $(BIN)/lhydra demo

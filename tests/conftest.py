@@ -29,6 +29,18 @@ os.environ.update(no_grpc_proxy="127.0.0.1")  # plain channels of tests, and of 
 TINY_TRAINING = TrainSettings(epochs=4, dim=32, hidden=32, temperature=0.15, moments=0, threads=1)
 
 
+LONG_FILES = (  # of half a minute of processor time or so; the first two are not both in want of the tiny model
+    *("test_retrain.py", "test_real_data.py", "test_training.py", "test_demo.py", "test_warm.py"),
+    *("test_train_command.py", "test_explain.py", "test_learns.py", "test_baselines.py", "test_unseen.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts long files first: one that came last would run alone, and one of the processes would have nothing to do."""
+    place = {name: i for i, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
 def pytest_configure() -> None:
     """Has no test fail for want of time, and servers start as from a terminal, though `nohup` ignores signals.
 

@@ -46,7 +46,7 @@ from lhydra.training.train import Run, _epoch, _fold, _new, _patience_over, trai
 from tests.conftest import TINY_TRAINING
 from tests.harness import free_port
 
-QUICK = replace(TINY_TRAINING, epochs=3, head_epochs=1)
+QUICK = replace(TINY_TRAINING, epochs=3, head_epochs=1, depth=60)
 pytestmark = pytest.mark.usefixtures("quick_export")
 
 
@@ -475,11 +475,11 @@ def test_a_model_is_the_old_one_until_the_new_one_is_whole(
             raise KeyboardInterrupt
         return replaced(self, target)
 
-    monkeypatch.setattr(Path, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train(tiny_dataset, out, replace(QUICK, epochs=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(tiny_dataset, out, replace(QUICK, epochs=1))
     assert Model.open(out).model_id == before
-    monkeypatch.undo()
     info = train(tiny_dataset, out, replace(QUICK, epochs=1), resume=True)
     assert Model.open(out).model_id == info.model_id != before
     assert (out / "notes.txt").read_text() == "mine"

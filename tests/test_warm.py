@@ -32,7 +32,7 @@ from lhydra.training.train import train
 from lhydra.training.warm import carried, holds_out, parent_of, shortened
 from tests.conftest import TINY_TRAINING
 
-QUICK = replace(TINY_TRAINING, epochs=8, head_epochs=1)
+QUICK = replace(TINY_TRAINING, epochs=8, head_epochs=1, depth=60)
 pytestmark = pytest.mark.usefixtures("quick_export")
 TRACK_KINDS = {"artist": "categorical", "genre": "categorical", "tags": "multi", "label": "multi", "year": "year"}
 TRACK_KINDS |= {"energy": "numeric", "valence": "numeric"}
