@@ -291,9 +291,10 @@ def test_a_play_that_is_not_shown_changes_no_score(data: TrainingData, listeners
 def test_settings_are_chosen_on_the_validation_fold(fitted: Teachers, reports: list[Any], data: TrainingData) -> None:
     for name in ("ials", "co-listening"):
         tried = [line for line in reports if line.teacher == name]
-        widths = {(min(width, TINY_TRAINING.dim - 1), *rest) for width, *rest in teachers.IALS_SETTINGS}
+        settings = (*teachers.IALS_SETTINGS, teachers.IALS_SMOOTH)
+        widths = {(min(width, TINY_TRAINING.dim - 1), *rest) for width, *rest in settings}
         assert len(tried) == len({"ials": widths, "co-listening": teachers.TABLE_PENALTIES}[name])
-        best = max(tried, key=lambda line: line.ndcg)
+        best = max(tried, key=lambda line: line.ndcg / (1.02 if line.setting[1:] == (100.0, 20.0) else 1))
         assert {"ials": fitted.ials, "co-listening": fitted.penalty}[name] == best.setting
     # what is reported is the NDCG of the chosen table on the validation plays, train plays left out
     shown = select(data.train, data.valid.users)
@@ -304,6 +305,15 @@ def test_settings_are_chosen_on_the_validation_fold(fitted: Teachers, reports: l
     best = max(line.ndcg for line in reports if line.teacher == "co-listening")
     found = rank_metrics(lists, data.valid.offsets, data.valid.rows, data.n_tracks).means()["ndcg@10"]
     assert found == pytest.approx(best, abs=1e-3)  # but for ties
+
+
+@pytest.mark.parametrize(("quality", "taken"), [(0.1019, False), (0.1021, True)])
+def test_strong_regularisation_must_be_worth_two_percent(
+    data: TrainingData, monkeypatch: pytest.MonkeyPatch, quality: float, taken: bool
+) -> None:
+    told = iter([*[0.09] * 4, 0.1, quality, 0.1, 0.1])
+    monkeypatch.setattr(teachers, "_ndcg", lambda *args: next(told))
+    assert teachers.fit(data, 129, 0).ials == ((128, 100.0, 20.0) if taken else (128, 40.0, 40.0))
 
 
 def test_the_validation_fold_decides(data: TrainingData) -> None:

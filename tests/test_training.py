@@ -330,8 +330,27 @@ def test_patience_ends_the_run_and_the_best_epoch_is_kept(tiny_dataset: Dataset,
     info = train(tiny_dataset, tmp_path, hopeless)
     done = lines(tmp_path)
     assert len(done) < 9
-    best = max(range(len(done)), key=lambda i: (done[i]["retrieval"]["ndcg@10"], -i)) + 1
+    best = (
+        max(range(len(done)), key=lambda i: (done[i]["retrieval"]["ndcg@10"] + done[i]["retrieval"]["recall@20"], -i))
+        + 1
+    )
     assert info.quality["epoch"] == best == len(done) - 1
+
+
+def test_an_epoch_that_finds_more_is_better_though_its_first_ranks_waver(
+    tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = iter(
+        [
+            {"ndcg@10": 0.30, "recall@20": 0.40},
+            {"ndcg@10": 0.29, "recall@20": 0.42},
+            {"ndcg@10": 0.31, "recall@20": 0.38},
+        ]
+    )
+    monkeypatch.setattr("lhydra.training.train.validate", lambda *args: next(told))
+    monkeypatch.setattr("lhydra.training.content.fit", lambda *args: None)
+    info = train(tiny_dataset, tmp_path, replace(QUICK, epochs=3, moments=0))
+    assert info.quality["epoch"] == 2
 
 
 @pytest.mark.parametrize(

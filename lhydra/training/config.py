@@ -21,7 +21,7 @@ class TrainSettings(Settings):
         0, "most passes over the users; fewer when validation stops improving; 0: 16, of few users 48", low=0
     )
     patience: int = setting(
-        CYCLE, "epochs without a better validation NDCG@10 before stopping, counted anew in each cycle", low=1
+        CYCLE, "epochs without a better validation quality before stopping, counted anew in each cycle", low=1
     )
     batch_size: int = setting(0, "users per step; 0 chooses a fifteenth of the users, 64 to 256", low=0)
     learning_rate: float = setting(1e-3, "peak learning rate of the towers (cosine schedule with warm-up)", above=0)

@@ -36,6 +36,12 @@ from lhydra.training.progress import Report, TeacherTried, unreported
 
 # (width, reg, alpha) tried
 IALS_SETTINGS = ((32, 20.0, 4.0), (64, 20.0, 4.0), (64, 40.0, 10.0), (128, 60.0, 8.0), (128, 40.0, 40.0))
+IALS_SMOOTH = (
+    128,
+    100.0,
+    20.0,
+)  # tried too: must be better by the factor WORTH, since towers learn less from its start
+WORTH = 1.02
 TABLE_PENALTIES = ((50.0, 0.5), (300.0, 0.0))  # (constant, share of the track's own weight) tried
 NEIGHBOURS, NEIGHBOURS_LARGE = 128, 64  # neighbours per track, up to and beyond LARGE_CATALOGUE tracks
 LARGE_CATALOGUE = 50_000
@@ -215,7 +221,7 @@ def _fit(data: TrainingData, dim: int, seed: int, report: Report, like: Chosen |
     valid = _sample(data.valid, seed)
     shown = select(data.train, valid.users)
     tuned = like is None and len(valid.users) > 0 and plays.nnz <= MAX_TUNED_PLAYS
-    grid: Sequence[tuple[float, ...]] = IALS_SETTINGS if tuned else IALS_SETTINGS[2:3]
+    grid: Sequence[tuple[float, ...]] = (*IALS_SETTINGS, IALS_SMOOTH) if tuned else IALS_SETTINGS[2:3]
     penalties: Sequence[tuple[float, ...]] = TABLE_PENALTIES if tuned else TABLE_PENALTIES[:1]
     if like is not None:
         grid, penalties = (tuple(like["ials"]),), (tuple(like["co-listening"]),)
@@ -229,7 +235,7 @@ def _fit(data: TrainingData, dim: int, seed: int, report: Report, like: Chosen |
         quality = measured(lambda block, f=factors: _mapped(f, block) @ f.item.T)  # type: ignore[misc]
         tried.append((quality, factors, (width, reg, alpha)))
         report(TeacherTried(teacher="ials", setting=(width, reg, alpha), ndcg=quality))
-    _, factors, ials = max(tried, key=lambda one: one[0])
+    _, factors, ials = max(tried, key=lambda one: one[0] / (WORTH if one[2][1:] == IALS_SMOOTH[1:] else 1.0))
 
     thinned = _thinned(train, np.random.default_rng([seed, 2]), data.n_tracks)
     tables: list[tuple[float, Table, tuple[float, ...]]] = []

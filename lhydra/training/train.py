@@ -37,7 +37,7 @@ from lhydra.training.progress import EpochDone, HeadFitted, Progress, RefitDone,
 from lhydra.training.shape import Shape
 from lhydra.training.step import Batch, Tensors, losses, prepare, tensor
 from lhydra.training.teachers import Teachers
-from lhydra.training.validate import sample, validate
+from lhydra.training.validate import sample, validate, worth
 from lhydra.training.warm import Parent
 
 _log = logging.getLogger(__name__)
@@ -288,7 +288,7 @@ def _fit(run: Run, network: Network, optimizer: RowwiseAdamW, state: State, out:
             measured = ranks.agreed(validate(network, run.data, run.placed, targets) if writes else None)
         took_s = time.monotonic() - started
         best = state.best
-        better = measured is None or best is None or measured["ndcg@10"] > best["retrieval"]["ndcg@10"]
+        better = measured is None or best is None or worth(measured) > worth(best["retrieval"])
         if better:
             best = Quality(epoch=epoch, retrieval=measured) if measured else None
         state = replace(state, epoch=epoch, best=best)
