@@ -10,6 +10,7 @@ or failed (one line on stderr), 2 usage, 130 interrupted.
 import argparse
 import difflib
 import importlib
+import itertools
 import logging
 import sys
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from lhydra import __version__, logs
-from lhydra.errors import LhydraError, MissingExtra
+from lhydra.errors import LhydraError, MissingExtra, printable
 from lhydra.lines import let_go
 
 GROUP = "lhydra.commands"
@@ -106,14 +107,23 @@ class _Parser(argparse.ArgumentParser):
             message += f"; one that begins with a dash is written {flag}=-VALUE"
             if f"{flag}-file" in self._option_string_actions:
                 message += f", or stands in a file: {flag}-file FILE"
-        known = self._option_string_actions
-        odd = [word for word in self._words if word.startswith("-") and word.partition("=")[0] not in known]
-        if odd and "--" not in odd and message.startswith(("unrecognized arguments: -", "the following arguments")):
-            near = difflib.get_close_matches(odd[-1].partition("=")[0], known, 1)
-            message += f"; {odd[-1]} is no flag: " + (
-                f"the nearest is {near[0]}" if near else "a word that begins with a dash comes last, after --"
-            )
-        super().error(message)
+        before = itertools.takewhile("--".__ne__, self._words)
+        odd = next((word for word in before if word.startswith("-") and not self._is_flag(word)), "")
+        if odd and message.startswith(("unrecognized arguments: -", "the following arguments")):
+            flags = {flag.lstrip("-"): flag for flag in (*self._option_string_actions, "--log-level")}
+            near = difflib.get_close_matches(odd.partition("=")[0].lstrip("-"), flags, 1)
+            hints = [f"the nearest is {flags[name]}" for name in near]
+            if not near or not odd.startswith("--"):  # an id, it may be
+                hints.append("a word that begins with a dash comes last, after --")
+            message += f"; {odd} is no flag: {'; '.join(hints)}"
+        super().error(printable(message))
+
+    def _is_flag(self, word: str) -> bool:
+        """Whether argparse takes a word for a flag, abbreviated ones too, or for a negative number."""
+        if self._negative_number_matcher.match(word):
+            return True
+        name, short = word.partition("=")[0], word.startswith("--")
+        return any(flag == name or (short and flag.startswith(name)) for flag in self._option_string_actions)
 
 
 def _reason(error: OSError | MemoryError) -> str:

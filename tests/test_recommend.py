@@ -404,6 +404,28 @@ def test_a_misspelt_flag_is_told_with_the_nearest_and_the_usage_of_its_command(
         assert said.rstrip().endswith("is no flag: the nearest is --baselines")
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["evaluate", "d", "--basline", "ease", "--seed", "-5"], "--basline is no flag: the nearest is --baselines"),
+        (["evaluate", "d", "--basline", "x", "--stor", "s"], "--basline is no flag: the nearest is --baselines"),
+        (["evaluate", "--basline", "ease", "--", "-d"], "--basline is no flag: the nearest is --baselines"),
+        (["evaluate", "d", "--log-levl", "debug"], "--log-levl is no flag: the nearest is --log-level"),
+        (["recommend", "s", "-k7"], "-k7 is no flag: the nearest is --k; a word that begins with a dash comes last"),
+        (["evaluate", "d", "---"], "--- is no flag: a word that begins with a dash comes last, after --"),
+        (["evaluate", "d", "--a\n\x1b[31m"], "--a\\n\\x1b[31m is no flag: a word"),
+    ],
+)
+def test_the_word_that_is_no_flag_is_the_one_that_is_told(
+    words: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(words)
+    said = capsys.readouterr().err.splitlines()
+    assert hint in said[-1]
+    assert said[-1].startswith(f"lhydra {words[0]}: error: ")
+
+
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".csv.gz"])
 def test_only_lists_are_replaced_unless_told(
     world: World, installed: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str

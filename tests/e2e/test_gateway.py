@@ -150,10 +150,18 @@ def test_an_error_is_a_problem_with_its_field(
 
 
 def test_a_name_that_is_not_known_is_told_apart_from_a_value_of_another_kind(reads: Web) -> None:
-    for said, found in (({"kk": 3}, "no such field"), ({"k": "three"}, "a value of another kind")):
+    for said, field, found in (
+        ({"kk": 3}, "kk", "no such field"),
+        ({"k": "three"}, "k", "a value of another kind"),
+        ({"filter": {"genre": ["Rock"]}}, "filter.genre", "no such field"),
+        ({"filter": {"conditions": [{"anyOf": "Rock"}]}}, "filter.conditions.anyOf", "a value of another kind"),
+        ({"k": 'Message type "x" has no field named "y"'}, "k", "a value of another kind"),
+        ({"a\nb" + "c" * 200: 3}, "a\nb" + "c" * 97, "no such field"),
+    ):
         status, problem = reads.call("Recommend", {"userId": "ann"} | said)
-        assert (status, problem["field"]) == (400, next(iter(said)))
-        assert problem["detail"] == f"{problem['field']}: found {found}, expected the JSON of a RecommendRequest"
+        assert (status, problem["field"]) == (400, field)
+        shown = field.replace("\n", "\\n")
+        assert problem["detail"] == f"{shown}: found {found}, expected the JSON of a RecommendRequest"
 
 
 def test_a_server_without_room_lets_nobody_in(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import re
 import grpc
 from starlette.responses import Response
 
+from lhydra.errors import complain
+
 STATUS = {  # as Envoy's transcoder and the Connect protocol map codes
     "CANCELLED": 499,
     "INVALID_ARGUMENT": 400,
@@ -20,7 +22,8 @@ STATUS = {  # as Envoy's transcoder and the Connect protocol map codes
     "DEADLINE_EXCEEDED": 504,
 }  # every other code is 500
 _FIELD = re.compile(r"([a-z_][\w.\[\]]*): found ")
-_OF_JSON = re.compile(r'no field named "([^"]{1,100})"|parse (\w{1,100}) field')
+_PLACE = re.compile(r"Failed to parse ([A-Za-z]\w*) field: ")
+_OF_JSON = re.compile(rf'((?:{_PLACE.pattern})*)(?:Message type "[^"]*" has no field named "([^"]*)")?')
 
 
 def problem(status: int, code: str, detail: str, request_id: str, *, field: str = "", wait_ms: str = "") -> Response:
@@ -76,10 +79,13 @@ def of_body(error: Exception, expected: str, request_id: str) -> Response:
     Returns:
         The problem.
     """
-    found = _OF_JSON.search(str(error))
-    field, thing = "", "body: found no JSON, or JSON of another kind"
-    if found is not None:
-        field = found[1] or found[2]
-        thing = f"{field}: found {'no such field' if found[1] else 'a value of another kind'}"
-    detail = f"{thing}, expected the JSON of a {expected}"
+    found = _OF_JSON.match(str(error))
+    assert found is not None  # every text begins so, if with nothing
+    places, unknown = _PLACE.findall(found[1]), found[3]
+    kind = "a value of another kind" if places else "no JSON, or JSON of another kind"
+    if unknown is not None:
+        places.append(unknown[:100])
+        kind = "no such field"
+    field = ".".join(places)
+    detail = complain(field or "body", kind, f"the JSON of a {expected}")
     return problem(400, "INVALID_ARGUMENT", detail, request_id, field=field)
