@@ -132,8 +132,8 @@ def test_a_page_is_written_only_where_it_may_be(tmp_path: Path, capsys: pytest.C
     free = tmp_path / "free"
     assert "which holds something else" in refused(source, str(free), "--report", str(report))
     assert report.read_bytes() == mine
-    assert f"expected one that exists: mkdir -p {tmp_path / 'no'}" in refused(
-        source, str(free), "--report", str(tmp_path / "no" / "page.html")
+    assert f"expected one that exists: mkdir -p '{tmp_path / 'no such'}'" in refused(
+        source, str(free), "--report", str(tmp_path / "no such" / "page.html")
     )
     assert "which holds something else" in refused(source, str(free), "--report", source)
     assert not free.exists()

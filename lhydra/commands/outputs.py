@@ -1,6 +1,7 @@
 """Files that a command writes its result to: checked before any work, and nothing but earlier results is replaced."""
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,8 @@ def check_output(flag: str, path: Path | None, is_own: Callable[[bytes], bool]) 
     if path is None:
         return
     if not path.parent.exists():
-        raise ConfigError(complain(flag, f"no folder {path.parent}", f"one that exists: mkdir -p {path.parent}"))
+        make = f"mkdir -p {shlex.quote(str(path.parent))}"
+        raise ConfigError(complain(flag, f"no folder {path.parent}", f"one that exists: {make}"))
     if not path.parent.is_dir() or (path.exists() and not path.is_file()):  # a pipe or device would be replaced
         raise ConfigError(complain(flag, str(path), "a file in a folder that exists"))
     if path.is_file() and (content := path.read_bytes()) and not is_own(content):
