@@ -119,7 +119,7 @@ class Floor:
         """
         clock = time.perf_counter_ns
         at = [clock()]
-        [vector] = self.tower.run(None, {**ready.tower, "history": self.history.take(ready.played, 0)[None]})
+        [vector] = self.tower.run(None, {**ready.tower, "history": self.history.at(ready.played[None])})
         at.append(clock())
         _, rows = self.index.search(vector, self.depth * self.refine, params=self.parameters)
         if self.refine > 1:

@@ -14,6 +14,7 @@ import pytest
 from lhydra.bundle import listed
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.exact import nearest
+from lhydra.bundle.history_vectors import HistoryVectors
 from lhydra.bundle.manifest import FORMAT, Manifest, current_bundle_id
 from lhydra.bundle.networks import ItemTower
 from lhydra.bundle.title_words import FILES, TitleWords
@@ -26,6 +27,7 @@ from lhydra_index_builder import changes
 from lhydra_index_builder.build import rebuild
 from lhydra_index_builder.config import RebuildSettings
 from lhydra_protos.v1 import recommender_pb2 as pb
+from tests.test_bundle import reseal
 
 CONFIG = RebuildSettings(recall_users=20, gate_users=20, max_shrink=1.0, max_changed_lists=1.0, max_recall_miss=0.5)
 
@@ -82,8 +84,9 @@ def test_added_tracks_are_where_their_ids_belong_with_their_content(
     # what was there is what it was
     was = before.catalog.rows(track_hashes(ids))
     old = np.flatnonzero(was >= 0)
-    for name in ("vectors", "history", "dense", "ids", "item_rows", "popularity", "share"):
+    for name in ("vectors", "dense", "ids", "item_rows", "popularity", "share"):
         np.testing.assert_array_equal(getattr(catalog, name)[old], getattr(before.catalog, name)[was[old]])
+    np.testing.assert_array_equal(catalog.history.table[old], before.catalog.history.table[was[old]])
     assert catalog.titles(old) == before.catalog.titles(was[old])
     assert catalog.artists(old) == before.catalog.artists(was[old])
     # what is new is the item tower on its content, the id unknown to training
@@ -93,7 +96,9 @@ def test_added_tracks_are_where_their_ids_belong_with_their_content(
     rows = catalog.rows(track_hashes(NEW))
     vectors, history = tower.embed(encoded)
     np.testing.assert_allclose(catalog.vectors[rows], vectors, rtol=2**-10, atol=1e-4)  # rounded to halves
-    np.testing.assert_allclose(catalog.history[rows], history, rtol=2**-10, atol=1e-4)
+    np.testing.assert_array_equal(
+        catalog.history.at(rows[None]), HistoryVectors.of(history).at(np.arange(len(NEW))[None])
+    )
     # and so are their parts of replies and their columns to filter on
     assert bundle.replies is not None
     parts = pb.RecommendResponse.FromString(b"".join(bundle.replies.raw()))
@@ -325,3 +330,24 @@ def test_the_commands_say_what_they_did(
     capsys.readouterr()
     assert main(["index", "add", str(write_ids(tmp_path, ["N1"])), "--store", store, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["changes"]["removed"] == 2
+
+
+def test_a_bundle_of_before_answers_alike_and_tracks_are_added_to_it_in_its_own_way(
+    store: Path, tiny_dataset: Dataset, tmp_path: Path
+) -> None:
+    """Its history vectors are halves: here those that bytes are widened to, so that its golden users hold."""
+    before = Bundle.open(store)
+    folder, rows = store / before.bundle_id, np.arange(len(before.catalog))
+    (folder / "history.npy").unlink()  # bundles share files by hard links
+    np.save(folder / "history.npy", before.catalog.history.at(rows[None])[0])
+    reseal(folder)
+    halves = Bundle.open(store)
+    assert halves.catalog.history.table.dtype == np.float16
+    for _, state in list(user_states(tiny_dataset, "valid"))[:20]:
+        found, expected = (Recommender(bundle).recommend(Query(k=20, state=state)) for bundle in (halves, before))
+        np.testing.assert_array_equal(found.rows, expected.rows)
+        np.testing.assert_array_equal(found.logits, expected.logits)
+    changes.add(tracks_file(tiny_dataset, tmp_path, NEW, like=40), store, CONFIG)
+    history = Bundle.open(store).catalog.history.table
+    assert history.dtype == np.float16
+    assert history.shape == (len(rows) + len(NEW), halves.catalog.history.dim)

@@ -13,6 +13,7 @@ import pytest
 from lhydra.bundle import listed
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.embedding import embed
+from lhydra.bundle.history_vectors import HistoryVectors
 from lhydra.bundle.manifest import Manifest, current_bundle_id
 from lhydra.bundle.model import REFITTED, Model
 from lhydra.bundle.networks import ItemTower
@@ -81,7 +82,7 @@ def test_worse_lists_are_refused_for_quality(tiny_store: Path, opened: Bundle, a
         item_rows=rng.permutation(opened.catalog.item_rows),
         dense=rng.permutation(opened.catalog.dense),
         vectors=rng.permutation(opened.catalog.vectors),
-        history=rng.permutation(opened.catalog.history),
+        history=HistoryVectors(rng.permutation(opened.catalog.history.table)),
     )
     found = gate.check(tiny_store / opened.bundle_id, shuffled, opened, "", asked, CONFIG)
     quality = next(check for check in found if check.name == "quality")
@@ -149,12 +150,15 @@ def test_lists_that_are_the_same_for_all_are_refused(opened: Bundle) -> None:
 
 
 def test_vectors_that_are_not_of_unit_norm_are_refused(tmp_path: Path, opened: Bundle, tiny_store: Path) -> None:
-    vectors, history = np.array(opened.catalog.vectors), np.array(opened.catalog.history)
+    vectors, history = np.array(opened.catalog.vectors), np.array(opened.catalog.history.table)
+    halves = opened.catalog.history.at(np.arange(len(vectors))[None])[0]
     for name, array, at, value, verdict in (
         ("vectors", vectors, 3, 1.0, "refused"),
         ("vectors", vectors, 3, np.nan, "refused"),
-        ("history", history, 7, np.inf, "refused"),
-        ("history", history, 7, 2.0, "passed"),
+        ("history", halves, 7, np.inf, "refused"),
+        ("history", halves, 7, 2.0, "passed"),
+        ("history", history, (7, -1), -1, "refused"),  # a scale that is none
+        ("history", history, (7, -1), 0x40, "passed"),
     ):
         np.save(tmp_path / "vectors.npy", vectors)
         np.save(tmp_path / "history.npy", history)

@@ -19,6 +19,7 @@ from lhydra.bundle import co_listening_files, sequence_files, title_words
 from lhydra.bundle.arrays import is_finite, write_npz
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.catalog import ARRAYS, TEXT, Catalog, check_ids, check_numbers
+from lhydra.bundle.history_vectors import TOO_LARGE
 from lhydra.bundle.manifest import CHECKSUM, Manifest, current_bundle_id
 from lhydra.bundle.networks import _Graph
 from lhydra.bundle.strings import StringColumn
@@ -159,6 +160,15 @@ def test_numbers_that_are_none_are_refused_wherever_they_stand(copy: Path, bad: 
         assert f"{path.name}: found a number that is not finite" in refused(copy)
         path.unlink()
         np.save(path, whole)
+    path = copy / "history.npy"
+    whole = np.load(path)
+    broken = whole.copy()
+    broken.view(np.uint8)[rng.integers(len(whole)), -1] = TOO_LARGE
+    write(path, b"")
+    np.save(path, broken)
+    reseal(copy)
+    assert "history.npy: found a number that is not finite" in refused(copy)
+    np.save(path, whole)
     reseal(copy)
     Bundle.open(copy.parent)
 

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 
+from lhydra.bundle.history_vectors import HistoryVectors
 from lhydra.bundle.model import PARTS, Model, ModelInfo, Parents, Quality
 from lhydra.cli import main
 from lhydra.data.dataset import TEST, TRAIN, VALID, Dataset, Plays
@@ -615,7 +616,7 @@ def test_refit_learns_the_validation_plays_and_keeps_the_head(tiny_dataset: Data
         data = load(tiny_dataset)
         profiles = model.spec.encode_profiles(tiny_dataset.user_columns())[wanted.users]
         users = model.spec.encode_users(profiles, select(data.train, wanted.users), tracks)
-        scores = model.user_tower.embed(users, history) @ vectors.T
+        scores = model.user_tower.embed(users, HistoryVectors.of(history)) @ vectors.T
         owner = np.repeat(np.arange(len(wanted.users)), np.diff(wanted.offsets))
         rank[name] = (scores[owner] > scores[owner, wanted.rows][:, None]).sum(1).mean()
     assert rank["refit"] < rank["plain"]

@@ -24,6 +24,7 @@ from lhydra.bundle.catalog import ARRAYS, PER_ROW, TEXT, Catalog
 from lhydra.bundle.columns_writer import insert_columns
 from lhydra.bundle.embedding import SHARD, embed
 from lhydra.bundle.exact import nearest_of_many
+from lhydra.bundle.history_vectors import HistoryVectors
 from lhydra.bundle.index import Index
 from lhydra.bundle.manifest import Manifest
 from lhydra.bundle.model import GRAPHS
@@ -152,6 +153,8 @@ def add(
         log(f"embedding {table.num_rows:,} tracks" + (f", {len(restored):,} come back" if len(restored) else ""))
         tower = ItemTower(source.folder / "item_tower.onnx", plan.cores(config.threads))
         new = embed(source.bundle.spec, tower, table, lambda rows: track_columns(rows, used))
+        if catalog.history.table.itemsize != 1:  # a bundle of before goes on as it is
+            new["history"] = HistoryVectors(new["history"]).at(np.arange(table.num_rows)[None])[0]
         at = _places(catalog.names, table["track_id"].to_pylist())
         moved = (np.arange(len(catalog)) + np.searchsorted(at, np.arange(len(catalog)), side="right")).astype(np.int64)
         own = at + np.arange(len(at))

@@ -13,6 +13,7 @@ import numpy as np
 from lhydra.bundle.arrays import blocks
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.embedding import MAX_NORM_ERROR, norm_error
+from lhydra.bundle.history_vectors import is_sound
 from lhydra.bundle.listed import REFUSED
 from lhydra.bundle.manifest import Gate, GateCheck
 from lhydra.domain import I64, Hashes, Query, Recommendation, Repeat, UserState, no_hashes
@@ -155,7 +156,7 @@ def vectors(folder: Path) -> Check:
         The check; found: the largest distance of a norm from 1.
     """
     worst = max((norm_error(block) for block in blocks(folder / "vectors.npy")), default=0.0)
-    if not all(np.isfinite(block).all() for block in blocks(folder / "history.npy")):
+    if not all(is_sound(block) for block in blocks(folder / "history.npy")):
         worst = np.inf
     found = worst if np.isfinite(worst) else 1e9  # JSON has no infinity
     return Check("vectors", _at_most(worst, MAX_NORM_ERROR), found, MAX_NORM_ERROR, "largest distance from norm 1")

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lhydra import kernels
-from lhydra.bundle.arrays import blocks, check_lists, check_rows, is_finite, mapped
+from lhydra.bundle.arrays import blocks, check_lists, check_rows, mapped
+from lhydra.bundle.history_vectors import HistoryVectors, is_sound
 from lhydra.bundle.strings import StringColumn
 from lhydra.domain import F16, F32, I64, Hashes, UserState, Value
 from lhydra.errors import BundleCorrupt, complain
@@ -41,6 +42,7 @@ class CatalogArray:
         ndim: dimensions.
         rows_of: the array whose rows its numbers are; empty where they are none.
         lowest: of these numbers.
+        earlier: the dtype that bundles of before may have instead; empty where there is none.
     """
 
     name: str
@@ -50,6 +52,7 @@ class CatalogArray:
     ndim: int = 1
     rows_of: str = ""
     lowest: int = 0
+    earlier: str = ""
 
     @property
     def file_names(self) -> tuple[str, ...]:
@@ -58,14 +61,22 @@ class CatalogArray:
 
 
 def _array(
-    name: str, dtype: str, extent: str, stem: str = "", *, ndim: int = 1, rows_of: str = "", lowest: int = 0
+    name: str,
+    dtype: str,
+    extent: str,
+    stem: str = "",
+    *,
+    ndim: int = 1,
+    rows_of: str = "",
+    lowest: int = 0,
+    earlier: str = "",
 ) -> CatalogArray:
-    return CatalogArray(name, dtype, extent, stem or name, ndim, rows_of, lowest)
+    return CatalogArray(name, dtype, extent, stem or name, ndim, rows_of, lowest, earlier)
 
 
 ARRAYS = (
     _array("vectors", "float16", PER_ROW, ndim=2),
-    _array("history", "float16", PER_ROW, ndim=2),
+    _array("history", "int8", PER_ROW, ndim=2, earlier="float16"),
     _array("dense", "float16", PER_ROW, ndim=2),
     _array("ids", "int32", PER_ROW, ndim=2),
     _array("popularity", "float32", PER_ROW),
@@ -92,7 +103,7 @@ class Catalog:
     """The tracks of a bundle, n of them; arrays may be mapped files. `lhydra.bundle.embedding` makes it."""
 
     vectors: F16  # (n, dim) retrieval vectors, unit norm; halves: the towers' noise is far above their rounding
-    history: F16  # (n, dim) history vectors
+    history: HistoryVectors  # n of them
     dense: F16  # (n, dt) encoded features, as FeatureSpec.encode_tracks gives them
     ids: I32  # (n, ct)
     popularity: F32  # (n,) in [0, 1], log-scaled listeners: the head's feature
@@ -239,7 +250,7 @@ class Catalog:
         for array in ARRAYS:
             path = folder / array.file_names[0]
             value: Any = StringColumn.open(folder, array.stem) if array.dtype == TEXT else mapped(path)
-            if array.dtype != TEXT and value.dtype != array.dtype:
+            if array.dtype != TEXT and value.dtype not in (array.dtype, array.earlier or array.dtype):
                 raise BundleCorrupt(complain(path, str(value.dtype), array.dtype))
             if array.dtype != TEXT and not (value.ndim == array.ndim and value.flags.c_contiguous):
                 found = f"{value.ndim} dimensions" if value.ndim != array.ndim else "columns one behind the other"
@@ -247,10 +258,11 @@ class Catalog:
             loaded[array.name] = value
             if array.extent != OWN_LENGTH and len(value) != len(loaded["vectors"]):
                 raise BundleCorrupt(complain(path, f"{len(value)} rows", f"{len(loaded['vectors'])} rows"))
+        history = loaded["history"] = HistoryVectors(loaded["history"])
         catalog = cls(**loaded)
         buckets = 2 ** (64 - hash_shift(len(catalog)))
         for name, shape, fitting in (
-            ("history", catalog.history.shape, catalog.vectors.shape),
+            ("history", (len(history), history.dim), catalog.vectors.shape),
             ("neighbour_weights", catalog.neighbour_weights.shape, catalog.neighbours.shape),
             ("hash_starts", catalog.hash_starts.shape, (buckets,)),
             ("chart_rows", catalog.chart_rows.shape, (len(catalog.charts), *catalog.chart_rows.shape[1:])),
@@ -273,8 +285,8 @@ def check_numbers(folder: Path, catalog: Catalog) -> None:
     """
     for array in ARRAYS:
         path = folder / f"{array.stem}.npy"
-        if array.dtype in ("float16", "float32"):
-            if not all(is_finite(block) for block in blocks(path)):
+        if array.dtype in ("float16", "float32", "int8"):
+            if not all(is_sound(block) for block in blocks(path)):
                 raise BundleCorrupt(complain(path, "a number that is not finite", "finite numbers"))
         elif array.rows_of:
             check_rows(path, len(getattr(catalog, array.rows_of)), array.lowest)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lhydra.bundle.arrays import write_npz
+from lhydra.bundle.history_vectors import HistoryVectors
 from lhydra.bundle.networks import ItemTower
 from lhydra.bundle.strings import StringColumn
 from lhydra.data.dataset import Dataset
@@ -78,8 +79,9 @@ def embed(
         columns_of: gives the raw columns of such a table.
 
     Returns:
-        By name: vectors, history (n, dim) float16; dense (n, dt) float16; ids (n, ct) int32; item_rows (n,) int32;
-        hashes (n,) uint64; and for each of names, title_texts and artist_texts its bytes, with (n,) int64 `…_lengths`.
+        By name: vectors (n, dim) float16; history, a table of `HistoryVectors`; dense (n, dt) float16;
+        ids (n, ct) int32; item_rows (n,) int32; hashes (n,) uint64; and for each of names, title_texts and artist_texts
+        its bytes, with (n,) int64 `…_lengths`.
 
     Raises:
         ModelError: the item tower gave a vector that is not of unit norm.
@@ -91,8 +93,8 @@ def embed(
         vectors, history = tower.embed(encoded)
         if (off := norm_error(vectors)) > MAX_NORM_ERROR:
             raise ModelError(complain("item tower", f"a norm {off:.3g} off 1", "vectors of unit norm"))
-        halves = [part.astype(np.float16) for part in (vectors, history, encoded.dense)]
-        found: list[npt.NDArray[Any]] = [*halves, encoded.ids.astype(np.int32)]
+        halves, dense = vectors.astype(np.float16), encoded.dense.astype(np.float16)
+        found: list[npt.NDArray[Any]] = [halves, HistoryVectors.of(history).table, dense, encoded.ids.astype(np.int32)]
         for part, array in zip(parts.values(), found, strict=True):
             part.append(array)
     out: dict[str, npt.NDArray[Any]] = {name: np.concatenate(part) for name, part in parts.items()}

@@ -16,6 +16,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime
 
 from lhydra.bundle.arrays import is_finite
+from lhydra.bundle.history_vectors import HistoryVectors
 from lhydra.domain import F16, F32, I64
 from lhydra.errors import ModelError, complain
 from lhydra.features.histories import EncodedUsers
@@ -35,7 +36,7 @@ HEAD_INPUTS = (
     "colisten",
 )
 MOMENT_INPUTS = ("signals", "context")  # of a head that knows what comes next, beside HEAD_INPUTS
-FLOAT16_INPUTS = frozenset(("history", "vectors", "track_dense"))  # float16 in the bundle; the graphs widen them
+FLOAT16_INPUTS = frozenset(("history", "vectors", "track_dense"))  # the graphs widen them
 HEAD_OUTPUTS = ("logit", "probability")
 _HALF = np.dtype(np.float16)
 
@@ -114,19 +115,18 @@ class UserTower:
         self.path: Path = Path(path)
         self._graph = _Graph(path, USER_OUTPUTS, threads)
 
-    def embed(self, users: EncodedUsers, history: F16 | F32) -> F32:
+    def embed(self, users: EncodedUsers, history: HistoryVectors) -> F32:
         """Embeds users.
 
         Args:
             users: n encoded users.
-            history: (tracks, dim) float16 history vectors that `users.histories.rows` points into; float32 is rounded.
+            history: of the tracks that `users.histories.rows` points into.
 
         Returns:
             (n, dim) float32, unit norm.
         """
         rows, entry, mask = users.padded()
-        gathered = history.take(rows, 0) if len(history) else np.zeros((*rows.shape, history.shape[1]), np.float16)
-        return self.run(users.dense, users.ids, gathered, entry, mask)
+        return self.run(users.dense, users.ids, history.at(rows), entry, mask)
 
     def embed_parts(self, users: EncodedUsers, history: F16 | F32, entry: F32, kept: npt.NDArray[np.bool_]) -> F32:
         """Embeds users whose histories are parts of one, which the graph reads once for all of them.

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.history_vectors import HistoryVectors
 from lhydra.bundle.index import Index
 from lhydra.bundle.networks import ItemTower
 from lhydra.console import with_progress
@@ -276,9 +277,10 @@ def _quadrant(quadrant: I64, names: Sequence[str], source: I64) -> I64:
 def _described(bundle: Bundle, tracks: Encoded, tower: ItemTower) -> Bundle:
     """The bundle as if its tracks had been these."""
     blocks = [tower.embed(tracks[start : start + _EMBED_BLOCK]) for start in range(0, len(tracks), _EMBED_BLOCK)]
-    vectors, history = (np.concatenate(parts).astype(np.float16) for parts in zip(*blocks, strict=True))
+    vectors, history = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    vectors = vectors.astype(np.float16)
     dense, ids = tracks.dense.astype(np.float16), tracks.ids.astype(np.int32)
-    catalog = replace(bundle.catalog, vectors=vectors, history=history, dense=dense, ids=ids)
+    catalog = replace(bundle.catalog, vectors=vectors, history=HistoryVectors.of(history), dense=dense, ids=ids)
     rows = np.arange(len(vectors), dtype=np.int32)
     rows[catalog.removed] = -1
     return replace(bundle, catalog=catalog, index=Index.build(vectors, "flat").with_rows(rows))

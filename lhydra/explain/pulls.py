@@ -81,7 +81,7 @@ def falls_of(recommender: Recommender, traced: Traced, rows: I64, chosen: I64) -
     assert traced.user is not None
     catalog, played = recommender.catalog, traced.user.histories.rows
     tracks = catalog.tracks[played]  # by places, widened once: few, so they stay near
-    own = Encoded(tracks.dense.astype(np.float32), tracks.ids, tracks.bags), catalog.history.take(played, 0)
+    own = Encoded(tracks.dense.astype(np.float32), tracks.ids, tracks.bags), catalog.history.at(played[None])[0]
     parts = _parts(chosen, len(played))
     logits = np.concatenate([_without(recommender, traced, rows, part, *own) for part in parts])
     return np.asarray(recommender.scored(traced, rows)[0] - logits, np.float32)

@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lhydra.domain import F32, I64, Hashes, History, Recent
+from lhydra.domain import F16, F32, I64, Hashes, History, Recent
 
 F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
@@ -57,6 +57,7 @@ def encode_histories(
     columns: tuple[float, ...],
 ) -> tuple[F32, I64, F32]: ...
 def known_plays(history: History, lengths: list[int], rows: I64) -> tuple[I64, I64, F32, I64]: ...
+def history_vectors(table: npt.NDArray[np.int8], rows: I64) -> F16: ...
 def rows_of(hashes: Hashes, rows: npt.NDArray[np.int32], starts: npt.NDArray[np.int32], wanted: Hashes) -> I64: ...
 def state_rows(
     hashes: Hashes,

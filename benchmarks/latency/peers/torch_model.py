@@ -39,7 +39,7 @@ class TorchModel:
         del self.network.item_tower  # the tracks' vectors are in the bundle
         self.network.eval()
         self.vectors = _tensor(self.catalog.vectors).float()
-        self.history = _tensor(self.catalog.history).float()
+        self.history = _tensor(self.catalog.history.at(np.arange(len(self.catalog))[None])[0]).float()
         self.dense = _tensor(self.catalog.dense).float()
         self.ids = _tensor(self.catalog.ids).long()
         self.popularity = _tensor(self.catalog.popularity)
