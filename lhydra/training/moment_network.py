@@ -121,7 +121,7 @@ class MomentHead(nn.Module):
         """Brings inputs to one scale, which does not change in training.
 
         Args:
-            inputs: (..., i) float32, as in `forward`.
+            inputs: (..., i) float32, as in `prepared`.
 
         Returns:
             (..., i + strengths) float32.

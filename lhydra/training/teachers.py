@@ -36,11 +36,7 @@ from lhydra.training.progress import Report, TeacherTried, unreported
 
 # (width, reg, alpha) tried
 IALS_SETTINGS = ((32, 20.0, 4.0), (64, 20.0, 4.0), (64, 40.0, 10.0), (128, 60.0, 8.0), (128, 40.0, 40.0))
-IALS_SMOOTH = (
-    128,
-    100.0,
-    20.0,
-)  # tried too: must be better by the factor WORTH, since towers learn less from its start
+IALS_SMOOTH = (128, 100.0, 20.0)  # tried too, and taken where it is better by WORTH: towers learn less from its start
 WORTH = 1.02
 TABLE_PENALTIES = ((50.0, 0.5), (300.0, 0.0))  # (constant, share of the track's own weight) tried
 NEIGHBOURS, NEIGHBOURS_LARGE = 128, 64  # neighbours per track, up to and beyond LARGE_CATALOGUE tracks
