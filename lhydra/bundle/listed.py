@@ -39,8 +39,7 @@ def entries(store: Path) -> list[Entry]:
     Raises:
         BundleMissing: there is no such folder.
     """
-    if not store.is_dir():
-        raise BundleMissing(complain(store, "no such folder", "a store that `lhydra index rebuild` has published to"))
+    _check_store(store)
     current = current_or_none(store)
     names = sorted((path.name for path in store.iterdir() if BUNDLE_ID.fullmatch(path.name)), reverse=True)
     found, older = [], False
@@ -59,6 +58,11 @@ def entries(store: Path) -> list[Entry]:
             state, error = "current" if state == "current" else "broken", str(fault)
         found.append(Entry(name, state, _age_s(store / name), manifest, error))
     return found + [Entry(path.name, "partial", _age_s(path), None) for path in sorted(store.glob(f"{STAGING}*"))]
+
+
+def _check_store(store: Path) -> None:
+    if not store.is_dir():
+        raise BundleMissing(complain(store, "no such folder", "a store that `lhydra index rebuild` has published to"))
 
 
 def _age_s(path: Path) -> float:
@@ -80,8 +84,9 @@ def find_bundle_id(store: Path, name: str, flag: str = "--bundle") -> str:
         The id.
 
     Raises:
-        BundleMissing: there is none.
+        BundleMissing: there is none, or no such folder.
     """
+    _check_store(store)
     if name == "previous":
         older = [entry.bundle_id for entry in entries(store) if entry.state == "previous"]
         if older:

@@ -95,6 +95,7 @@ def test_the_gateway_ends_when_its_server_is_killed(store: Path) -> None:
         (["--address", "127.0.0.1:1", "--compare", ""], "--compare: found ''"),
         (["--address", "127.0.0.1:1", "--cors", ""], "--cors: found ''"),
         (["nowhere"], "nowhere: found no such folder"),
+        (["nowhere", "--compare", "nosuch"], "nowhere: found no such folder"),
         ([], "STORE and --address: found neither"),
         (["nowhere", "--address", "127.0.0.1:1"], "STORE and --address: found both"),
         (["--address", "127.0.0.1:1", "--compare", "previous"], "--compare: found 'previous'"),
