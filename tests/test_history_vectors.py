@@ -106,6 +106,14 @@ def test_scales_and_halves_that_are_no_numbers_are_seen(bad: float) -> None:
     assert not is_sound(halves)
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("bits", [0x7FC00000, 0xFFC00000, 0x7FF81000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800000, 0x7F7FFFFF])
+def test_no_number_that_is_none_becomes_a_sound_vector(bits: int) -> None:
+    vectors = np.ones((3, 4), np.float32)
+    vectors.view(np.uint32)[1, 2] = bits
+    assert not is_sound(HistoryVectors.of(vectors).table)
+
+
 def test_a_mapped_file_is_read_in_place_and_halves_of_before_as_they_are(tmp_path: Path) -> None:
     vectors = np.random.default_rng(0).normal(size=(200, 64)).astype(np.float32)
     made, rows = HistoryVectors.of(vectors), np.array([[5, 5], [199, 0]])

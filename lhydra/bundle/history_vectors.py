@@ -36,14 +36,15 @@ class HistoryVectors:
         """Rounds vectors to bytes.
 
         Args:
-            vectors: (n, dim), finite.
+            vectors: (n, dim).
 
         Returns:
-            Them, of int8; not sound where a number is beyond 480 times LARGEST.
+            Them, of int8; not sound where a number is none, or beyond 480 times LARGEST.
         """
         vectors = vectors.astype(np.float32, copy=False)
         least = (np.abs(vectors).max(axis=1, initial=0, keepdims=True) / LARGEST).astype(np.float16)
-        scales = (least.view(np.uint16) + ((1 << CUT) - 1) >> CUT).astype(np.uint8)
+        bits = least.view(np.uint16) + ((1 << CUT) - 1) >> CUT
+        scales = np.minimum(bits, 0xFF).astype(np.uint8)  # rounded up, some NaNs have a ninth bit
         widened = _widened(scales)
         multiples = np.divide(vectors, widened, out=np.zeros_like(vectors), where=widened > 0)
         rounded = np.clip(np.rint(multiples), -LARGEST, LARGEST).astype(np.int8)
