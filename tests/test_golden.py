@@ -14,7 +14,7 @@ from lhydra.errors import BundleMismatch
 from lhydra.recommender import Recommender
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
-OPENED = (4, 5)  # formats that this version opens
+OPENED = (4, 5, 6)  # formats that this version opens
 
 
 def filled(dtype: np.dtype[np.void], names: tuple[str, ...], columns: list[list[Any]]) -> np.ndarray:
@@ -46,6 +46,7 @@ def test_a_bundle_of_each_known_format_answers_as_it_did(number: int) -> None:
     assert recommender.knows_repeats == (number > 4)
     assert {then["tier"] for then in answers} == {Tier.PERSONAL.label, Tier.SEGMENT.label, Tier.POPULAR.label}
     assert (recommender.catalog.neighbour_weights != 0).any()
+    assert recommender.catalog.history.table.dtype == (np.int8 if number > 5 else np.float16)
 
 
 def test_the_current_format_has_its_golden_bundle() -> None:

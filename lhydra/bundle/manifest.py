@@ -17,8 +17,8 @@ from lhydra.bundle import signature
 from lhydra.errors import BundleCorrupt, BundleMismatch, BundleMissing, complain, one_line
 from lhydra.typed import checked
 
-FORMAT = 5
-FORMATS = (4, FORMAT)  # those that open: 4 knows nothing of what comes next
+FORMAT = 6
+FORMATS = (4, 5, FORMAT)  # those that open: 4 knows nothing of what comes next, both have float16 history vectors
 REMEDY = "rebuild, or roll back to another bundle"
 CHECKSUM = "manifest.sha256"
 _FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")  # no path: only what is in the bundle's folder is opened
