@@ -423,10 +423,10 @@ def test_the_gate_is_asked_again_for_each_rollback_and_may_then_refuse(
 
 
 def fake(store: Path, bundle_id: str, verdict: str) -> str:
-    """Adds a bundle of which there is a manifest only."""
+    """Adds a bundle of which there is a manifest only, which names no files."""
     manifest = Manifest.read(store / current_bundle_id(store))
     (store / bundle_id).mkdir()
-    manifest = replace(manifest, bundle_id=bundle_id, gate={**manifest.gate, "verdict": verdict})
+    manifest = replace(manifest, bundle_id=bundle_id, files={}, gate={**manifest.gate, "verdict": verdict})
     (store / bundle_id / "manifest.json").write_text(manifest.to_json())
     return bundle_id
 

@@ -574,8 +574,14 @@ def test_a_model_is_evaluated_without_a_store(
         (["--store", "s", "--k", "10,ten"], "--k: found 10,ten, expected numbers"),
         (["--store", "s", "--users", "-3"], "--users: found -3, expected 0 or more"),
         (["--store", "s", "--users", "few"], "--users: found few, expected a whole number"),
-        (["--store", "s", "--json", "nowhere/e.json"], "--json: found nowhere/e.json, expected a file in a folder"),
-        (["--store", "s", "--report", "nowhere/e.html"], "--report: found nowhere/e.html, expected a file in a folder"),
+        (
+            ["--store", "s", "--json", "nowhere/e.json"],
+            "--json: found no folder nowhere, expected one that exists: mkdir -p nowhere",
+        ),
+        (
+            ["--store", "s", "--report", "nowhere/e.html"],
+            "--report: found no folder nowhere, expected one that exists: mkdir -p nowhere",
+        ),
         (["--store", "s", "--baselines", "als"], "--baselines: found als, expected all, none, or some of popular,"),
     ],
 )

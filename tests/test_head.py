@@ -564,15 +564,16 @@ def test_served_scores_are_those_of_training(
     bundle = catalog_writer.unpublished_bundle(Model.open(tmp_path), tiny_dataset, tmp_path / "catalog")
     examples = gathered(network, data, fitted_teachers.table)
     vectors, tensors = embed_tracks(network, Tensors.of(data))[0], Tensors.of(data)
+    encoded = data.spec.encode_users(data.profiles[data.valid.users], select(data.train, data.valid.users), data.tracks)
+    served = torch.from_numpy(bundle.user_tower.embed(encoded, bundle.catalog.history))
+    torch.testing.assert_close(served, examples.user, atol=2e-3, rtol=0)  # history vectors are bytes
+    examples.user.copy_(served)
     base, deep = heads._parts(network.head, examples, vectors, tensors, torch.arange(len(examples)))
     a, b = network.head.calibration
     logits = base + network.head.strength * deep
     probabilities = torch.sigmoid(a * logits + b).numpy()
-    encoded = data.spec.encode_users(data.profiles[data.valid.users], select(data.train, data.valid.users), data.tracks)
     for i in range(0, len(examples), 5):
-        user = encoded.take(np.array([i]))
-        vector = bundle.user_tower.embed(user, bundle.catalog.history)
-        np.testing.assert_allclose(vector[0], examples.user[i].numpy(), atol=5e-4)
+        user, vector = encoded.take(np.array([i])), served[i : i + 1].numpy()
         real = ~examples.excluded[i].numpy()
         logit, probability = bundle.score(vector, user, examples.rows[i].numpy()[real])
         size = max(1.0, float(logits[i].abs().max()))

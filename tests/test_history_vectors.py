@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -26,11 +26,12 @@ def all_of(vectors: HistoryVectors) -> F16:
 
 def bound(vectors: F32) -> F32:
     """Half a scale, which is an eighth too large at most; the smallest scales are steps of 2^-17."""
-    largest = np.abs(vectors).max(axis=1, keepdims=True)
-    return np.asarray(0.5 * np.maximum(largest / LARGEST * 1.13, 2.0**-17), np.float32)
+    least = np.abs(vectors).max(axis=1, keepdims=True) / LARGEST
+    return np.asarray(0.5 * np.maximum(least * 1.13, least + 1.01 * 2.0**-17), np.float32)
 
 
 @given(VECTORS)
+@example(np.array([[0.001]], np.float32))
 def test_a_number_is_off_by_half_a_scale_at_most(vectors: F32) -> None:
     made = HistoryVectors.of(vectors)
     assert made.table.dtype == np.int8
