@@ -1,10 +1,11 @@
-"""Users as they were encoded and embedded last, so that one who asks again is not computed again.
+"""Users as they were encoded and embedded last, and what was nearest, so that one who asks again is not computed again.
 
 They are found by all that their features and vector are made of, byte by byte, and not by whose it is: whatever play,
 skip or profile the user store has since, from whichever worker, is another key.
 """
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy.typing as npt
 
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.candidates import encode_states
-from lhydra.domain import F32, UserState
+from lhydra.domain import F32, I64, UserState
 from lhydra.errors import LhydraError
 from lhydra.features.histories import EncodedUsers, Histories
 from lhydra.lru_cache import LruCache
@@ -73,6 +74,28 @@ class KnownUsers:
         assert request.vector is not None
         self.cache.keep(request.known_by, packed(request.user, request.vector))
 
+    def search(self, requests: list[Traced], ks: Sequence[int]) -> list[tuple[I64, F32]]:
+        """Finds the nearest tracks of all requests, at once for those whose are not kept.
+
+        Args:
+            requests: each with its user and vector.
+            ks: how many each of them searches for.
+
+        Returns:
+            Of each what `Index.search` returns.
+        """
+        keys = [request.known_by + k.to_bytes(4, "little") for request, k in zip(requests, ks, strict=True)]
+        kept = [self.cache.find(key) for key in keys]
+        new = [i for i, found in enumerate(kept) if found is None]
+        searched: list[tuple[I64, F32]] = []
+        if new:
+            vectors = np.concatenate([vector for i in new if (vector := requests[i].vector) is not None])
+            searched = self._bundle.index.search_many(vectors, [ks[i] for i in new])
+            for i, (rows, products) in zip(new, searched, strict=True):
+                self.cache.keep(keys[i], rows.astype(np.int32).tobytes() + products.tobytes())
+        found = iter(searched)
+        return [next(found) if one is None else nearest_in(one) for one in kept]
+
 
 def key_of(state: UserState) -> bytes:
     """Returns what stands for all of a user that `encode_states` and `Recommender.moved_away` read.
@@ -127,6 +150,19 @@ def unpacked(known: bytes, n_ids: int, n_dense: int, dim: int) -> tuple[EncodedU
     counts, entry = part(np.float32, h), part(np.float32, 3 * h).reshape(h, 3)
     dense, vector = part(np.float32, n_dense)[None], part(np.float32, dim)[None]
     return EncodedUsers(dense, ids, Histories.one(rows, counts, times), entry), vector
+
+
+def nearest_in(kept: bytes) -> tuple[I64, F32]:
+    """Returns rows and inner products as a search found them.
+
+    Args:
+        kept: int32 rows, then float32 products.
+
+    Returns:
+        (n,) int64 and (n,) float32.
+    """
+    n = len(kept) // 8
+    return np.frombuffer(kept, np.int32, n).astype(np.int64), np.frombuffer(kept, np.float32, n, 4 * n)
 
 
 def entry_bytes(key: bytes, known: bytes) -> int:

@@ -236,9 +236,8 @@ class Recommender:
 
     def _search_together(self, requests: list[Traced]) -> None:
         started_ns = time.perf_counter_ns()
-        vectors = np.concatenate([request.vector for request in requests if request.vector is not None])
-        wide = max(self.depth_of(request.query) + len(request.excluded) for request in requests)
-        for request, (rows, cosines) in zip(requests, self.bundle.index.search_many(vectors, wide), strict=True):
+        wide = [self.depth_of(request.query) + len(request.excluded) for request in requests]
+        for request, (rows, cosines) in zip(requests, self.known_users.search(requests, wide), strict=True):
             request.candidates = self._without_excluded(request, rows, cosines)
         share_time("retrieve", started_ns, requests)
 

@@ -128,7 +128,7 @@ class Similar:
         """
         vector = self._direction(seeds, _NO_ROWS)
         likeness = _Likeness(self, seeds, vector)
-        near, _ = self._bundle.index.search_many(vector, depth + len(seeds))[0]
+        near, _ = self._bundle.index.search(vector, depth + len(seeds))
         rows = np.setdiff1d(np.union1d(near, likeness.others), seeds)
         return rows, likeness.parts(rows)
 

@@ -176,7 +176,7 @@ def test_two_indexes_over_one_faiss_index_each_search_at_their_own_point(
         for index, point in ((one, low), (other, high)):
             assert [part.tobytes() for part in index.search(query, 40)] == expected[point][i]
     for index, point in ((one, low), (other, high)):
-        for found, wanted in zip(index.search_many(unit(12, 16, 3), 40), expected[point], strict=True):
+        for found, wanted in zip(index.search_many(unit(12, 16, 3), [40] * 12), expected[point], strict=True):
             assert [part.tobytes() for part in found] == wanted
 
 
@@ -196,10 +196,43 @@ def test_so_many_queries_that_faiss_would_round_otherwise_are_refused() -> None:
     most = unit(BLAS_QUERIES - 1, 16, 1)
     for recipe in ("flat", "IVF8,SQ8", "HNSW8", "PCA8,IVF8,Flat"):
         index = Index.build(unit(500, 16), recipe)
-        for query, found in zip(most, index.search_many(most, 5), strict=True):  # as many as may be: equal to the bit
+        for query, found in zip(
+            most, index.search_many(most, [5] * len(most)), strict=True
+        ):  # as many as may be: equal to the bit
             assert [part.tobytes() for part in found] == [part.tobytes() for part in index.search(query, 5)]
         with pytest.raises(ValueError, match="found 20, expected fewer than 20"):
-            index.search_many(unit(BLAS_QUERIES, 16, 1), 5)
+            index.search_many(unit(BLAS_QUERIES, 16, 1), [5] * BLAS_QUERIES)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "point"),
+    [
+        ("flat", OperatingPoint()),
+        ("IVF16,SQ8", OperatingPoint(4)),
+        ("IVF16,SQ4", OperatingPoint(4, 2)),  # refined by the exact vectors
+        ("IVF16,PQ4x4fs", OperatingPoint(4)),
+        ("IVF16,SQ4,RFlat", OperatingPoint(4, 2)),
+        ("PCA8,IVF16,Flat", OperatingPoint(4)),
+        ("HNSW8", OperatingPoint(4)),
+    ],
+)
+@pytest.mark.parametrize("distinct", [3000, 100])  # tracks alike share their score: which of them is fetched goes by k
+@pytest.mark.parametrize("removed", [0, 7])
+def test_nobody_s_search_depends_on_how_many_others_search_for(
+    recipe: str, point: OperatingPoint, distinct: int, removed: int
+) -> None:
+    rng = np.random.default_rng(0)
+    vectors = unit(3000, 16)[rng.integers(0, distinct, 3000)]
+    index = Index.build(vectors, recipe).at(point)
+    if removed:
+        index = index.with_rows(np.where(np.arange(3000) % removed, np.arange(3000), -1).astype(np.int32))
+    if point.refine > 1:
+        index = index.refining(vectors)
+    for seed in range(20):
+        ks = rng.integers(0, 200, rng.integers(1, BLAS_QUERIES)).tolist()
+        queries = unit(len(ks), 16, seed)
+        for query, k, found in zip(queries, ks, index.search_many(queries, ks), strict=True):
+            assert [part.tobytes() for part in found] == [part.tobytes() for part in index.search(query, k)]
 
 
 def test_refining_orders_by_the_exact_vectors() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from lhydra import recommender as recommenders
 from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.index import Index
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import Play, Query, Recommendation, Repeat, Tier, UserState
 from lhydra.known_users import KnownUsers, entry_bytes
@@ -95,9 +96,12 @@ def test_who_asks_again_is_answered_as_if_for_the_first_time(
         same(found, Recommender(bundle).recommend(query))
 
 
-def test_a_second_request_computes_no_user(bundle: Bundle, states: list[UserState], monkeypatch: Any) -> None:
+def test_a_second_request_computes_no_user_and_searches_nothing(
+    bundle: Bundle, states: list[UserState], monkeypatch: Any
+) -> None:
     recommender = Recommender(bundle)
     plain = recommender.recommend(known_user(states[0], 5))
+    monkeypatch.setattr(Index, "search_many", None)
     monkeypatch.setattr(recommender, "_user_vector", None)
     monkeypatch.setattr("lhydra.known_users.encode_states", None)
     again = replace(states[0], history=states[0].history.copy(), version=99)
@@ -114,6 +118,7 @@ def test_what_is_kept_is_bounded_and_holds_on_to_nothing_else(bundle: Bundle, st
         for request in requests:
             request.vector = np.zeros((1, bundle.index.dim), np.float32)
             users.keep(request)
+        assert {len(rows) for rows, _ in users.search(requests, [30] * len(requests))} == {30}
         entries = [(key, known) for key, (known, _) in users.cache._entries.items()]
         assert users.cache.nbytes == sum(entry_bytes(*entry) for entry in entries)
         assert users.cache.nbytes <= 30_000

@@ -3,7 +3,7 @@
 import dataclasses
 import threading
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -291,7 +291,7 @@ def test_nobody_s_answer_depends_on_who_else_asks(recommender: Recommender, stat
     rng = np.random.default_rng(3)
     some = [states[i] for i in rng.permutation(len(states))[:30]] + [UserState(), UserState({"age": 30.0})]
     queries = [Query(7 + i, state, True, repeat=Repeat.EXCLUDE) for i, state in enumerate(some)]
-    alone = [recommender.recommend(query) for query in queries]
+    alone = [Recommender(recommender.bundle).recommend(query) for query in queries]
     for start in range(0, len(queries), 13):
         asked = [(query, lambda: None) for query in queries[start : start + 13]]
         bad = (Query(5, UserState({"age": float("inf")}), True), lambda: None)
@@ -315,12 +315,12 @@ def test_a_deep_request_does_not_make_its_company_s_search_wide(
     bundle: Bundle, states: list[UserState], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recommender = Recommender(bundle, depth=20)
-    searches: list[tuple[int, int]] = []
+    searches: list[list[int]] = []
     search_many = Index.search_many
 
-    def noted(self: Index, vectors: F32, k: int) -> list[tuple[I64, F32]]:
-        searches.append((len(vectors), k))
-        return search_many(self, vectors, k)
+    def noted(self: Index, vectors: F32, ks: Sequence[int]) -> list[tuple[I64, F32]]:
+        searches.append(list(ks))
+        return search_many(self, vectors, ks)
 
     monkeypatch.setattr(Index, "search_many", noted)
     asked = [
@@ -328,7 +328,7 @@ def test_a_deep_request_does_not_make_its_company_s_search_wide(
         for state, depth in zip(states, (0, 390, 0, 40), strict=False)
     ]
     found = recommender.recommend_many(asked)
-    assert searches == [(3, 40), (1, 390)]
+    assert searches == [[20, 20, 40], [390]]
     assert all(isinstance(one, Recommendation) and len(one.rows) == 5 for one in found)
 
 

@@ -8,6 +8,7 @@ added and removed without building the index again.
 FAISS checks shapes with `assert` and answers NaN queries with nothing, so queries are checked here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +22,7 @@ from lhydra.bundle.arrays import is_finite
 from lhydra.bundle.exact import in_order
 from lhydra.bundle.inverted import InvertedFile
 from lhydra.bundle.manifest import OperatingPoint
-from lhydra.bundle.recipes import BLOCK, knob, lists_of, parameters, sample_rows, transforms, untrained
+from lhydra.bundle.recipes import BLOCK, knob, lists_of, parameters, sample_rows, untrained
 from lhydra.domain import F16, F32, I64
 from lhydra.errors import BundleCorrupt, ConfigError, complain
 
@@ -120,12 +121,12 @@ class Index:
             scores = self.vectors.take(rows, 0).astype(np.float32, copy=False) @ query[0]
         return in_order(rows, scores, k)
 
-    def search_many(self, vectors: F32, k: int) -> list[tuple[I64, F32]]:
+    def search_many(self, vectors: F32, ks: Sequence[int]) -> list[tuple[I64, F32]]:
         """Returns what `search` does for each vector, to the last bit; in one FAISS call where the index allows it.
 
         Args:
             vectors: (b, dim) float32, b below BLAS_QUERIES.
-            k: how many at most.
+            ks: (b,) how many at most of each.
 
         Returns:
             Rows and inner products of each.
@@ -135,13 +136,18 @@ class Index:
         """
         if len(vectors) >= BLAS_QUERIES:
             raise ValueError(complain("query vectors", len(vectors), f"fewer than {BLAS_QUERIES} in one call"))
-        if self.exact or self.rows is not None or self.vectors is not None or k >= len(self) or self._one_by_one:
-            return [self.search(vector, k) for vector in vectors]
-        scores, rows = self._search_faiss(self.checked(vectors), k + 1)  # as wide as `search` for one query
+        most = max(ks, default=0)
+        if not self._best_first_of_any or most >= len(self):
+            return [self.search(vector, k) for vector, k in zip(vectors, ks, strict=True)]
+        scores, rows = self._search_faiss(self.checked(vectors), most + 1)  # as wide as `search` for one query
         found = []
-        for i in range(len(vectors)):
+        for i, k in enumerate(ks):
             there = rows[i] >= 0 if rows[i, -1] < 0 else slice(None)
-            found.append(in_order(rows[i][there], scores[i][there], k))
+            own, near = rows[i][there], scores[i][there]
+            if k < most and len(own) > k and near[k] == near[k - 1]:  # which of equals are fetched goes by the width
+                found.append(self.search(vectors[i], k))
+            else:
+                found.append(in_order(own, near, k))
         return found
 
     def checked(self, vectors: F32) -> F32:
@@ -220,8 +226,14 @@ class Index:
         return self if self.exact or self._refines_itself else replace(self, vectors=vectors)
 
     @cached_property
-    def _one_by_one(self) -> bool:
-        return transforms(self.faiss_index)
+    def _best_first_of_any(self) -> bool:
+        """Whether the k best are the first k of any wider search, and several queries are answered as one is.
+
+        So it is where an inverted file is all there is: whoever refines orders what is fetched anew, a graph is walked
+        as wide as the search, and a matrix (OPQ, PCA) rounds several queries otherwise than one.
+        """
+        plain = isinstance(faiss.downcast_index(self.faiss_index), faiss.IndexIVF)
+        return plain and self.rows is None and self.vectors is None
 
     @property
     def _refines_itself(self) -> bool:

@@ -75,23 +75,6 @@ def parameters(index: Any, point: OperatingPoint) -> Any:
     return None
 
 
-def transforms(index: Any) -> bool:
-    """Tells whether an index multiplies queries by a matrix (OPQ, PCA), which rounds several otherwise than one.
-
-    Args:
-        index: faiss.Index.
-
-    Returns:
-        True where it does.
-    """
-    index = faiss.downcast_index(index)
-    if isinstance(index, faiss.IndexRefine):
-        return transforms(index.base_index)
-    return isinstance(index, faiss.IndexPreTransform) or (
-        isinstance(index, faiss.IndexIDMap) and transforms(index.index)
-    )
-
-
 def lists_of(recipe: str) -> int:
     """Returns how many inverted lists a recipe asks for.
 

@@ -153,7 +153,7 @@ def _going_with(recommender: Recommender, row: int) -> I64:
         found = [known[one] for one in best.tolist() if one and one in known]
     before = recommender.bundle.sequences.before(row).tolist()[: max(TOGETHER)]
     found = [one for pair in itertools.zip_longest(before, found) for one in pair if one is not None]
-    near = index.search_many(catalog.vectors[row : row + 1].astype(np.float32), max(TOGETHER) + 1)[0][0]
+    near = index.search(catalog.vectors[row : row + 1].astype(np.float32), max(TOGETHER) + 1)[0]
     found += near.tolist()
     return np.array([one for one in dict.fromkeys(found) if one != row][: max(TOGETHER)], np.int64)
 
