@@ -36,7 +36,7 @@ MAX_BATCH = min(16, BLAS_QUERIES - 1)  # requests in one call of recommend_many
 MAX_OVERFETCHED_EXCLUSIONS = 256  # up to so many, excluded tracks are fetched beyond the depth and dropped afterwards
 SKIP_WEIGHT = 0.25  # of the mean vector of skipped tracks, subtracted from the user vector
 FILTER_CACHE_BYTES = 24 * 2**20
-KNOWN_USERS_BYTES = 4 * 2**20
+KNOWN_USERS_BYTES = 16 * 2**20
 LEARNT_AS_DECAY = "repeat_policy learnt: this bundle's model knows nothing of repeats; answered as decay"
 
 

@@ -3,10 +3,13 @@
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +105,17 @@ def test_a_bundle_in_a_folder_of_another_name_is_refused_by_all_who_open_it(copy
     Model.open(shutil.copytree(tiny_model, store.parent / "renamed"))  # a model's folder is named by its user
 
 
+def test_a_copy_makes_no_bundle_younger(tiny_store: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(tiny_store, tmp_path / "store")
+    (name,) = (entry.bundle_id for entry in listed.entries(copied) if entry.state == "current")
+    os.utime(copied / name, (0, 0))
+    made = datetime.fromisoformat(Manifest.read(copied / name, name).created).timestamp()
+    (age_s,) = (entry.age_s for entry in listed.entries(copied) if entry.state == "current")
+    assert 0 <= time.time() - made - age_s < 60
+    (copied / name / "manifest.json").write_text("{")
+    assert {entry.bundle_id: entry.age_s for entry in listed.entries(copied)}[name] > 1e9  # of the folder, now
+
+
 @pytest.mark.parametrize("text", ["", "not json", "[]", "{}"])
 def test_a_manifest_that_is_none_is_refused(copy: Path, text: str) -> None:
     put(copy, text)
@@ -183,7 +197,9 @@ def test_a_store_without_current_or_bundle_is_refused(tmp_path: Path) -> None:
 def test_opening_and_answering_needs_no_training_and_no_data_tools(tiny_store: Path) -> None:
     program = f"""
 import sys
+import time
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 from lhydra.bundle.bundle import Bundle
 from lhydra.recommender import Recommender

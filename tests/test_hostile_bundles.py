@@ -142,6 +142,17 @@ def test_a_link_is_no_file_of_a_bundle(copy: Path, name: str, tmp_path: Path) ->
     refused(copy)
 
 
+@pytest.mark.parametrize("name", [array.stem for array in ARRAYS if array.ascending])
+def test_numbers_that_lookups_take_for_ordered_are_refused_out_of_order(copy: Path, name: str) -> None:
+    path = copy / f"{name}.npy"
+    numbers = np.load(path) if name != "removed" else np.array([5, 7], np.int64)
+    numbers[[0, -1]] = numbers[[-1, 0]]
+    path.unlink()
+    np.save(path, numbers)
+    reseal(copy)
+    assert f"{path.name}: found numbers out of order" in refused(copy)
+
+
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
 def test_numbers_that_are_none_are_refused_wherever_they_stand(copy: Path, bad: float) -> None:
     rng = np.random.default_rng(5)

@@ -97,6 +97,22 @@ def check_rows(path: Path, n: int, lowest: int = 0) -> None:
             raise BundleCorrupt(complain(path, f"rows {rows.min()} to {rows.max()}", f"rows of {n} tracks"))
 
 
+def check_ascending(path: Path) -> None:
+    """Refuses numbers that are out of order.
+
+    Args:
+        path: of the numbers.
+
+    Raises:
+        BundleCorrupt: one is smaller than the one before it.
+    """
+    last: np.generic | None = None
+    for numbers in blocks(path):
+        if (last is not None and numbers[0] < last) or (numbers[1:] < numbers[:-1]).any():
+            raise BundleCorrupt(complain(path, "numbers out of order", "ascending numbers"))
+        last = numbers[-1]
+
+
 class GrowingArrays:
     """Arrays appended to in blocks on disk, never held in memory as a whole.
 

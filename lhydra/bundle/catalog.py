@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lhydra import kernels
-from lhydra.bundle.arrays import blocks, check_lists, check_rows, mapped
+from lhydra.bundle.arrays import blocks, check_ascending, check_lists, check_rows, mapped
 from lhydra.bundle.history_vectors import HistoryVectors, is_sound
 from lhydra.bundle.strings import StringColumn
 from lhydra.domain import F16, F32, I64, Hashes, UserState, Value
@@ -43,6 +43,7 @@ class CatalogArray:
         rows_of: the array whose rows its numbers are; empty where they are none.
         lowest: of these numbers.
         earlier: the dtype that bundles of before may have instead; empty where there is none.
+        ascending: whether its numbers are in order, which lookups rely on.
     """
 
     name: str
@@ -53,6 +54,7 @@ class CatalogArray:
     rows_of: str = ""
     lowest: int = 0
     earlier: str = ""
+    ascending: bool = False
 
     @property
     def file_names(self) -> tuple[str, ...]:
@@ -70,8 +72,9 @@ def _array(
     rows_of: str = "",
     lowest: int = 0,
     earlier: str = "",
+    ascending: bool = False,
 ) -> CatalogArray:
-    return CatalogArray(name, dtype, extent, stem or name, ndim, rows_of, lowest, earlier)
+    return CatalogArray(name, dtype, extent, stem or name, ndim, rows_of, lowest, earlier, ascending)
 
 
 ARRAYS = (
@@ -85,10 +88,10 @@ ARRAYS = (
     _array("neighbour_weights", "float16", OWN_LENGTH, ndim=2),
     _array("share", "float32", PER_ROW),
     _array("popular", "int32", REORDERED, rows_of="vectors"),
-    _array("hashes", "uint64", REORDERED),
+    _array("hashes", "uint64", REORDERED, ascending=True),
     _array("hash_rows", "int32", REORDERED, rows_of="vectors"),
     _array("hash_starts", "int32", OWN_LENGTH),
-    _array("removed", "int64", OWN_LENGTH, rows_of="vectors"),
+    _array("removed", "int64", OWN_LENGTH, rows_of="vectors", ascending=True),
     _array("chart_rows", "int32", OWN_LENGTH, ndim=2, rows_of="vectors", lowest=-1),
     _array("chart_share", "float32", OWN_LENGTH, ndim=2),
     _array("charts", TEXT, OWN_LENGTH),
@@ -281,10 +284,13 @@ def check_numbers(folder: Path, catalog: Catalog) -> None:
         catalog: opened from there.
 
     Raises:
-        BundleCorrupt: an array holds a NaN, an infinity, or a row or a place in texts that is not there.
+        BundleCorrupt: an array holds a NaN, an infinity, a row or a place in texts that is not there, or
+            numbers out of order.
     """
     for array in ARRAYS:
         path = folder / f"{array.stem}.npy"
+        if array.ascending:
+            check_ascending(path)
         if array.dtype in ("float16", "float32", "int8"):
             if not all(is_sound(block) for block in blocks(path)):
                 raise BundleCorrupt(complain(path, "a number that is not finite", "finite numbers"))

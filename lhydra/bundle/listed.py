@@ -1,7 +1,9 @@
 """The bundles of a store: which are there, what each is to the others, and why one cannot be opened."""
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from lhydra import files
@@ -16,6 +18,7 @@ REFUSED = "refused"  # verdict of a gate, and state of a bundle that it kept fro
 class Entry:
     """One bundle; error says why it cannot be opened, where files are missing, cut short or of no known format.
 
+    age_s: since it was made, as its manifest says, which no copy of a store changes; else by its folder.
     state: current, previous (what rollback without an id goes to), older, newer, refused, partial (being built, or
     left by a process that is gone), broken. manifest is None when it cannot be read.
     """
@@ -56,7 +59,7 @@ def entries(store: Path) -> list[Entry]:
                 state, older = "previous", True
         except (BundleError, OSError) as fault:
             state, error = "current" if state == "current" else "broken", str(fault)
-        found.append(Entry(name, state, _age_s(store / name), manifest, error))
+        found.append(Entry(name, state, _age_s(store / name, manifest), manifest, error))
     return found + [Entry(path.name, "partial", _age_s(path), None) for path in sorted(store.glob(f"{STAGING}*"))]
 
 
@@ -65,11 +68,13 @@ def _check_store(store: Path) -> None:
         raise BundleMissing(complain(store, "no such folder", "a store that `lhydra index rebuild` has published to"))
 
 
-def _age_s(path: Path) -> float:
-    try:
-        return max(0.0, time.time() - path.stat().st_mtime)
-    except FileNotFoundError:  # swept meanwhile
-        return 0.0
+def _age_s(path: Path, manifest: Manifest | None = None) -> float:
+    made_s = time.time()
+    with suppress(FileNotFoundError):  # swept meanwhile
+        made_s = path.stat().st_mtime
+    with suppress(ValueError):
+        made_s = datetime.fromisoformat(manifest.created if manifest else "").timestamp()
+    return max(0.0, time.time() - made_s)
 
 
 def find_bundle_id(store: Path, name: str, flag: str = "--bundle") -> str:
