@@ -13,7 +13,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lhydra.data import json_text
+from lhydra.data import json_text, songs
 from lhydra.data.csv_text import literal, records
 from lhydra.data.dataset import Column, Kind
 from lhydra.data.schema import PLAY_COLUMNS, TRACK_COLUMNS, USER_COLUMNS, DeclaredColumns, used_columns
@@ -111,6 +111,8 @@ def load(
     Raises:
         DataError: a file cannot be read as what it claims to be, or there is no row.
     """
+    if table.derived and table.derived.key:
+        songs.configure(con)  # only here: its macros take longer than a small file
     chosen = [column for column in table.names if column in wanted]
     parts: list[Part] = []
     before = 0

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import duckdb
 
-from lhydra.data import lists, songs, times
+from lhydra.data import lists, times
 from lhydra.data.dataset import Column
 from lhydra.data.report import Report
 from lhydra.data.sources import Side, Source
@@ -46,7 +46,6 @@ def configure(con: duckdb.DuckDBPyConnection) -> None:
     """
     times.configure(con)
     lists.configure(con)
-    songs.configure(con)
     con.execute(_MACROS)
 
 
@@ -86,7 +85,7 @@ def check_plays(con: duckdb.DuckDBPyConnection, source: Source, report: Report) 
         cells += [f"{cell} AS given", f"seconds({cell}) AS time"]
         cases += [
             ("time IS NULL AND is_bare_year(given)", A_YEAR),
-            ("time IS NULL AND is_milliseconds(given)", MILLISECONDS),
+            ("time IS NULL AND above_seconds(given)", MILLISECONDS),
             ("coalesce(time, -1) < 0", NOT_A_TIME),
         ]
     matches: list[str] = []

@@ -9,17 +9,18 @@ SAID = "artist and title in lower case, without accents, punctuation and what fo
 _WESTERN = r"[\p{Latin}\p{Greek}\p{Cyrillic}\p{Common}\p{Inherited}]*"
 _GUEST = r"(?:feat|ft|featuring)"
 _MACROS = rf"""
-CREATE MACRO without_guests(x) AS regexp_replace(regexp_replace(x,
+CREATE OR REPLACE MACRO without_guests(x) AS regexp_replace(regexp_replace(x,
     '\s*[(\[]\s*{_GUEST}[.\s][^)\]]*[)\]]', '', 'gi'), '\s+{_GUEST}[.\s]\s*\S.*$', '', 'i');
-CREATE MACRO without_accents(x) AS
+CREATE OR REPLACE MACRO without_accents(x) AS
     CASE WHEN regexp_full_match(x, '{_WESTERN}') THEN nfc_normalize(strip_accents(x)) ELSE nfc_normalize(x) END;
-CREATE MACRO without_points(x) AS trim(regexp_replace(regexp_replace(x,
+CREATE OR REPLACE MACRO without_points(x) AS trim(regexp_replace(regexp_replace(x,
     '[''’‘`´]', '', 'g'), '[^\p{{L}}\p{{M}}\p{{N}}]+', ' ', 'g'));
-CREATE MACRO plain_name(x) AS coalesce(
+CREATE OR REPLACE MACRO plain_name(x) AS coalesce(
     nullif(without_points(without_accents(lower(without_guests(x)))), ''), nullif(lower(trim(x)), ''));
-CREATE MACRO short_id(x) AS
+CREATE OR REPLACE MACRO short_id(x) AS
     CASE WHEN length(x) > {MAX_ID_CHARS} THEN left(x, {MAX_ID_CHARS - 33}) || ' ' || md5(x) ELSE x END;
-CREATE MACRO song_id(artist, title) AS short_id(plain_name(artist) || ' - ' || plain_name(title));
+CREATE OR REPLACE MACRO song_id(artist, title) AS
+    [short_id(x) FOR x IN [plain_name(artist) || ' - ' || plain_name(title)]][1];
 """
 
 

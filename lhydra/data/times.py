@@ -13,6 +13,8 @@ _TIME_LIMIT = 100_000_000_000  # seconds, year 5138: a number above it is taken 
 _DIGITS = r"[+-]?([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][+-]?[0-9]+)?"
 _ZONE = r"( ?([Zz]|UTC|[+-][0-9]{2}(:?[0-9]{2})?))?"
 _ISO = rf"[0-9]{{4}}-[0-9]{{1,2}}-[0-9]{{1,2}}([Tt ][0-9]{{1,2}}:[0-9]{{2}}(:[0-9]{{2}}([.,][0-9]+)?)?{_ZONE})?"
+# A macro is pasted in wherever it is named, and each parameter wherever the macro names it: what names its own many
+# times is given a name instead, by a list of one, or every query would be planned for longer than a small file is read.
 # What most files hold is recognised by these, which cost least; years are near enough for whole seconds in a double.
 _FEW_DIGITS = "[0-9]{1,15}(?:[.][0-9]{1,15})?"
 _PLAIN = (
@@ -57,9 +59,10 @@ CREATE MACRO seconds(x) AS CASE
     WHEN regexp_full_match(x, '[0-9]{{9,11}}') THEN CAST(x AS BIGINT)
     WHEN blank(x) THEN 0
     WHEN regexp_full_match(x, '{_PLAIN}') THEN CAST(floor(epoch(TRY_CAST(x AS TIMESTAMPTZ))) AS BIGINT)
-    WHEN number(x) IS NOT NULL THEN seconds_of_number(number(x))
+    WHEN number(x) IS NOT NULL THEN [seconds_of_number(v) FOR v IN [number(x)]][1]
     ELSE seconds_of_text(extended(bare(x))) END;
-CREATE MACRO is_milliseconds(x) AS coalesce(seconds(x) IS NULL AND number(x) >= {_TIME_LIMIT}, false);
+CREATE MACRO above_seconds(x) AS coalesce(number(x) >= {_TIME_LIMIT}, false);
+CREATE MACRO is_milliseconds(x) AS seconds(x) IS NULL AND above_seconds(x);
 CREATE MACRO is_bare_year(x) AS with_dates() AND coalesce(is_year(number(x)), false);
 """
 
