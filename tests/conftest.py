@@ -53,19 +53,33 @@ def pytest_configure() -> None:
             signal.signal(number, lambda number, frame: None)
 
 
+def write_taste(source: Path, *, users: int, tracks: int, plays: int) -> None:
+    """Writes a world of few sessions and repeats, so that there is something for the head to learn from few plays."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("REPEAT", 0.12), ("THEME", 0.0), ("SESSION_PLAYS", 1), ("RETURN_DECAY", 0.0)):
+            patch.setattr(listening, name, value)
+        write_world(source, users=users, tracks=tracks, plays=plays, seed=7)
+
+
 @pytest.fixture(scope="session")
 def tiny_dataset(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Dataset:
     """A prepared synthetic world: 300 users, 400 tracks, 12,000 plays, split by time."""
     folder, own = tmp_path_factory.mktemp("tiny"), tmp_path_factory.getbasetemp()
     source = (own if worker_id == "master" else own.parent) / "tiny-source"  # one path: a checkpoint remembers it
-    with source.with_suffix(".lock").open("w") as lock, pytest.MonkeyPatch.context() as patch:
+    with source.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        # few sessions and repeats, so that there is something for the head to learn from 12,000 plays
-        for name, value in (("REPEAT", 0.12), ("THEME", 0.0), ("SESSION_PLAYS", 1), ("RETURN_DECAY", 0.0)):
-            patch.setattr(listening, name, value)
         if not (source / "world.json").exists():
-            write_world(source, users=300, tracks=400, plays=12_000, seed=7)
+            write_taste(source, users=300, tracks=400, plays=12_000)
     prepare(source, folder / "dataset", PrepareSettings())
+    return Dataset.open(folder / "dataset")
+
+
+@pytest.fixture(scope="session")
+def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """A third of that, for trainings that are compared with each other only: 100 users, 200 tracks, 3,500 plays."""
+    folder = tmp_path_factory.mktemp("small")
+    write_taste(folder / "source", users=100, tracks=200, plays=3_500)
+    prepare(folder / "source", folder / "dataset", PrepareSettings())
     return Dataset.open(folder / "dataset")
 
 

@@ -105,7 +105,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 @pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")  # `Far` is copied to
 @pytest.mark.parametrize("full_softmax", [20_000, 100], ids=["full softmax", "sampled, tables by row"])
 def test_no_tensor_is_left_behind_and_moving_changes_no_bit(
-    full_softmax: int, tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: None
+    full_softmax: int, small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: None
 ) -> None:
     config = replace(QUICK, full_softmax=full_softmax, uniform_negatives=200)
 
@@ -131,10 +131,10 @@ def test_no_tensor_is_left_behind_and_moving_changes_no_bit(
     monkeypatch.setattr("lhydra.training.head.fit", head)
     monkeypatch.setattr("lhydra.training.train.export", export)
     infos = [
-        train(tiny_dataset, tmp_path / where, replace(config, device=where), refit=True) for where in ("cpu", "cuda")
+        train(small_dataset, tmp_path / where, replace(config, device=where), refit=True) for where in ("cpu", "cuda")
     ]
     assert infos[0] == infos[1]
-    chosen = asdict(config.resolved(tiny_dataset.plays))
+    chosen = asdict(config.resolved(small_dataset.plays))
     assert infos[0].config == {name: value for name, value in chosen.items() if name != "device"}
     for name in ("last", "best"):
         one, other = (load_file(tmp_path / where / "checkpoint" / f"{name}.safetensors") for where in ("cpu", "cuda"))
@@ -142,7 +142,7 @@ def test_no_tensor_is_left_behind_and_moving_changes_no_bit(
     graphs = [torch.load(tmp_path / where / "graph") for where in ("cpu", "cuda")]
     assert same(*graphs)
     # A run whose epochs were made on one device goes on on the other, here with the refit.
-    train(tiny_dataset, tmp_path / "cpu", replace(config, device="cuda"), resume=True, refit=True)
+    train(small_dataset, tmp_path / "cpu", replace(config, device="cuda"), resume=True, refit=True)
     assert same(torch.load(tmp_path / "cpu" / "graph"), graphs[0])
 
 

@@ -259,27 +259,27 @@ def lines(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in ("took_s", "plays_per_s")} for line in found]
 
 
-def test_resume_gives_the_same_result_as_an_uninterrupted_run(tiny_dataset: Dataset, tmp_path: Path) -> None:
+def test_resume_gives_the_same_result_as_an_uninterrupted_run(small_dataset: Dataset, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    train(tiny_dataset, whole, QUICK)
+    train(small_dataset, whole, QUICK)
 
     def interrupt(line: Progress) -> None:
         if isinstance(line, EpochDone) and line.epoch == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(tiny_dataset, cut, QUICK, report=interrupt)
+        train(small_dataset, cut, QUICK, report=interrupt)
     assert not (cut / "model.json").exists()
     with (cut / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 3, "of a killed run": true}\n')
-    train(tiny_dataset, cut, QUICK, resume=True)
+    train(small_dataset, cut, QUICK, resume=True)
     assert lines(cut) == lines(whole)
     for name in ("last", "best"):
         a, b = (load_file(folder / "checkpoint" / f"{name}.safetensors") for folder in (whole, cut))
         assert a.keys() == b.keys()
         for key in a:
             assert torch.equal(a[key], b[key]), key
-    tracks = Encoded(*(getattr(load(tiny_dataset).tracks, part) for part in ("dense", "ids", "bags")))
+    tracks = Encoded(*(getattr(load(small_dataset).tracks, part) for part in ("dense", "ids", "bags")))
     vectors = [Model.open(folder).item_tower.embed(tracks)[0] for folder in (whole, cut)]
     np.testing.assert_array_equal(vectors[0], vectors[1])
     assert {path.suffix for path in (whole / "checkpoint").iterdir()} == {".safetensors", ".json"}  # no pickle
@@ -326,9 +326,9 @@ def test_resume_refuses_changed_data_before_anything_is_fitted(
         train(tiny_dataset, model, TINY_TRAINING, resume=True)
 
 
-def test_patience_ends_the_run_and_the_best_epoch_is_kept(tiny_dataset: Dataset, tmp_path: Path) -> None:
+def test_patience_ends_the_run_and_the_best_epoch_is_kept(small_dataset: Dataset, tmp_path: Path) -> None:
     hopeless = replace(QUICK, epochs=9, patience=1, learning_rate=1e-9, head_learning_rate=1e-9)
-    info = train(tiny_dataset, tmp_path, hopeless)
+    info = train(small_dataset, tmp_path, hopeless)
     done = lines(tmp_path)
     assert len(done) < 9
     best = (
@@ -339,7 +339,7 @@ def test_patience_ends_the_run_and_the_best_epoch_is_kept(tiny_dataset: Dataset,
 
 
 def test_an_epoch_that_finds_more_is_better_though_its_first_ranks_waver(
-    tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = iter(
         [
@@ -350,7 +350,7 @@ def test_an_epoch_that_finds_more_is_better_though_its_first_ranks_waver(
     )
     monkeypatch.setattr("lhydra.training.train.validate", lambda *args: next(told))
     monkeypatch.setattr("lhydra.training.content.fit", lambda *args: None)
-    info = train(tiny_dataset, tmp_path, replace(QUICK, epochs=3, moments=0))
+    info = train(small_dataset, tmp_path, replace(QUICK, epochs=3, moments=0))
     assert info.quality["epoch"] == 2
 
 
@@ -381,7 +381,7 @@ def test_few_users_take_more_epochs(users: int, fold: int, batch_size: int, epoc
 
 
 def test_the_learning_rate_starts_anew_with_each_cycle(
-    tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[float] = []
 
@@ -391,7 +391,7 @@ def test_the_learning_rate_starts_anew_with_each_cycle(
 
     monkeypatch.setattr("lhydra.training.train.schedule", spied)
     monkeypatch.setattr("lhydra.training.config.CYCLE", 2)
-    train(tiny_dataset, tmp_path, replace(QUICK, epochs=4, head_epochs=0))
+    train(small_dataset, tmp_path, replace(QUICK, epochs=4, head_epochs=0))
     half = len(asked) // 2
     np.testing.assert_allclose(asked[:half], np.arange(half) / half)
     np.testing.assert_allclose(asked[half:], asked[:half], atol=1e-12)
@@ -435,18 +435,18 @@ def test_the_sampled_softmax_learns_too(tiny_dataset: Dataset, tmp_path: Path) -
 
 
 def test_a_loss_that_is_not_finite_ends_in_one_line(
-    tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nan = torch.tensor(float("nan"))
     monkeypatch.setattr("lhydra.training.train.losses", lambda *args: (nan, nan))
     with pytest.raises(ModelError, match="found a loss of nan in epoch 1, expected a finite loss"):
-        train(tiny_dataset, tmp_path / "model", QUICK)
+        train(small_dataset, tmp_path / "model", QUICK)
     assert not (tmp_path / "model" / "model.json").exists()
 
 
-def test_the_temperature_is_tuned_when_it_is_zero(tiny_dataset: Dataset, tmp_path: Path) -> None:
+def test_the_temperature_is_tuned_when_it_is_zero(small_dataset: Dataset, tmp_path: Path) -> None:
     reported: list[Progress] = []
-    train(tiny_dataset, tmp_path, replace(QUICK, epochs=1, temperature=0.0), report=reported.append)
+    train(small_dataset, tmp_path, replace(QUICK, epochs=1, temperature=0.0), report=reported.append)
     tried = {line.temperature: line.retrieval["ndcg@10"] for line in reported if isinstance(line, TemperatureTried)}
     (epoch,) = [line for line in reported if isinstance(line, EpochDone)]
     assert epoch.temperature == max(tried, key=lambda t: tried[t])
@@ -465,7 +465,7 @@ def test_ids_alone_and_no_held_out_plays_are_enough(tmp_path: Path) -> None:
 
 
 def test_a_graph_that_disagrees_is_not_kept(
-    tiny_dataset: Dataset, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_dataset: Dataset, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(tiny_model, tmp_path / "model")
     before = (tmp_path / "model" / "model.json").read_text()
@@ -478,13 +478,13 @@ def test_a_graph_that_disagrees_is_not_kept(
 
     monkeypatch.setattr(exporting, "_prove", other)
     with pytest.raises(ModelError, match=r"head\.onnx: found .* off torch, expected at most"):
-        train(tiny_dataset, tmp_path / "model", replace(QUICK, epochs=1))
+        train(small_dataset, tmp_path / "model", replace(QUICK, epochs=1))
     assert (tmp_path / "model" / "model.json").read_text() == before
     Model.open(tmp_path / "model")
 
 
 def test_a_model_is_the_old_one_until_the_new_one_is_whole(
-    tiny_dataset: Dataset, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_dataset: Dataset, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "model"
     shutil.copytree(tiny_model, out)
@@ -499,9 +499,9 @@ def test_a_model_is_the_old_one_until_the_new_one_is_whole(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train(tiny_dataset, out, replace(QUICK, epochs=1))
+            train(small_dataset, out, replace(QUICK, epochs=1))
     assert Model.open(out).model_id == before
-    info = train(tiny_dataset, out, replace(QUICK, epochs=1), resume=True)
+    info = train(small_dataset, out, replace(QUICK, epochs=1), resume=True)
     assert Model.open(out).model_id == info.model_id != before
     assert (out / "notes.txt").read_text() == "mine"
     kept = {"best.safetensors", "last.safetensors", "head.safetensors", "features.json"}
@@ -582,9 +582,9 @@ def test_folds_part_train_and_validation_plays(tiny_dataset: Dataset) -> None:
     assert held.sum(1) / (plays.fold != TEST).sum() == pytest.approx(np.full(3, 1 / 3), abs=0.02)
 
 
-def test_folds_are_reported_and_kept(tiny_dataset: Dataset, tmp_path: Path) -> None:
+def test_folds_are_reported_and_kept(small_dataset: Dataset, tmp_path: Path) -> None:
     told: list[Progress] = []
-    info = train(tiny_dataset, tmp_path, replace(QUICK, epochs=1), folds=2, report=told.append)
+    info = train(small_dataset, tmp_path, replace(QUICK, epochs=1), folds=2, report=told.append)
     assert len(info.folds) == 2
     assert info.folds[0] != info.folds[1]
     for fold in info.folds:
@@ -593,13 +593,13 @@ def test_folds_are_reported_and_kept(tiny_dataset: Dataset, tmp_path: Path) -> N
     assert Model.open(tmp_path).info.folds == info.folds
 
 
-def test_refit_learns_the_validation_plays_and_keeps_the_head(tiny_dataset: Dataset, tmp_path: Path) -> None:
-    info = train(tiny_dataset, tmp_path / "refit", QUICK, refit=True)
-    train(tiny_dataset, tmp_path / "plain", QUICK)
+def test_refit_learns_the_validation_plays_and_keeps_the_head(small_dataset: Dataset, tmp_path: Path) -> None:
+    info = train(small_dataset, tmp_path / "refit", QUICK, refit=True)
+    train(small_dataset, tmp_path / "plain", QUICK)
     assert info.fitted_on == "train and valid"
     models = {name: Model.open(tmp_path / name) for name in ("refit", "plain")}
     known = {name: set(model.spec.track_categories[0].values) for name, model in models.items()}
-    plays, ids = tiny_dataset.plays, np.array(tiny_dataset.track_ids)
+    plays, ids = small_dataset.plays, np.array(small_dataset.track_ids)
     assert known["plain"] == set(ids[plays.track[plays.fold == TRAIN]])
     assert known["refit"] == set(ids[plays.track[plays.fold <= VALID]])
     heads = [onnx.load(str(tmp_path / name / "head.onnx")).graph.initializer for name in ("refit", "plain")]
@@ -608,13 +608,13 @@ def test_refit_learns_the_validation_plays_and_keeps_the_head(tiny_dataset: Data
     for name, value in weights[0].items():
         np.testing.assert_array_equal(value, weights[1][name])
     # the towers have moved towards the validation plays of users whose train history is the same
-    wanted = targets(tiny_dataset, VALID)
+    wanted = targets(small_dataset, VALID)
     rank = {}
     for name, model in models.items():
-        tracks = model.spec.encode_tracks(tiny_dataset.track_columns())
+        tracks = model.spec.encode_tracks(small_dataset.track_columns())
         vectors, history = model.item_tower.embed(tracks)
-        data = load(tiny_dataset)
-        profiles = model.spec.encode_profiles(tiny_dataset.user_columns())[wanted.users]
+        data = load(small_dataset)
+        profiles = model.spec.encode_profiles(small_dataset.user_columns())[wanted.users]
         users = model.spec.encode_users(profiles, select(data.train, wanted.users), tracks)
         scores = model.user_tower.embed(users, HistoryVectors.of(history)) @ vectors.T
         owner = np.repeat(np.arange(len(wanted.users)), np.diff(wanted.offsets))
@@ -623,7 +623,7 @@ def test_refit_learns_the_validation_plays_and_keeps_the_head(tiny_dataset: Data
 
 
 def test_refit_goes_on_from_what_was_learnt(
-    tiny_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With no further epoch the towers are those of the model before, for tracks without an id, too."""
     once = replace(QUICK, epochs=1, head_epochs=0)
@@ -634,9 +634,9 @@ def test_refit_goes_on_from_what_was_learnt(
     monkeypatch.setattr("lhydra.training.train._epoch", still)
     vectors, known = {}, {}
     for name, refit in (("plain", False), ("refit", True)):
-        train(tiny_dataset, tmp_path / name, once, refit=refit)
+        train(small_dataset, tmp_path / name, once, refit=refit)
         model = Model.open(tmp_path / name)
-        tracks = model.spec.encode_tracks(tiny_dataset.track_columns())
+        tracks = model.spec.encode_tracks(small_dataset.track_columns())
         vectors[name], known[name] = model.item_tower.embed(tracks), tracks.ids[:, 0] > 0
     assert (known["refit"] & ~known["plain"]).any()
     assert (~known["refit"]).any()

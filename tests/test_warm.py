@@ -133,9 +133,9 @@ def test_what_both_fits_know_is_embedded_as_it_was(seed: int, artists: int, tags
 
 
 @pytest.fixture(scope="module")
-def grown(tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """What the tiny dataset grew out of: its first nine tenths in time, without what was not played by then."""
-    source, folder = Path(tiny_dataset.info.source), tmp_path_factory.mktemp("earlier")
+def grown(small_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """What the small dataset grew out of: its first nine tenths in time, without what was not played by then."""
+    source, folder = Path(small_dataset.info.source), tmp_path_factory.mktemp("earlier")
     plays = pq.read_table(source / "plays.parquet")
     last = np.quantile(plays["timestamp"].to_numpy(), 0.9)
     plays = plays.filter(pc.field("timestamp") <= int(last))
@@ -165,7 +165,7 @@ def vectors_of(model: Model, dataset: Dataset) -> dict[str, np.ndarray]:
 
 
 def test_with_no_further_step_old_tracks_are_embedded_as_before(
-    grown: Dataset, tiny_dataset: Dataset, parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    grown: Dataset, small_dataset: Dataset, parent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the parent's best epoch embedded them, before its --refit; tracks of no train play as those without an id.
 
@@ -174,25 +174,25 @@ def test_with_no_further_step_old_tracks_are_embedded_as_before(
     monkeypatch.setattr("lhydra.training.content.fit", lambda *_: None)
     train(grown, tmp_path / "unrefitted", QUICK)
     monkeypatch.setattr("lhydra.training.train._epoch", lambda *_: (0.0, 0.0))
-    info = train(tiny_dataset, tmp_path / "warm", QUICK, warm=parent)
+    info = train(small_dataset, tmp_path / "warm", QUICK, warm=parent)
     before, after = (Model.open(tmp_path / name) for name in ("unrefitted", "warm"))
     assert info.quality["epoch"] == 0
-    old, new = vectors_of(before, tiny_dataset), vectors_of(after, tiny_dataset)
+    old, new = vectors_of(before, small_dataset), vectors_of(after, small_dataset)
     known, knows = ({*model.spec.track_categories[0].values} for model in (before, after))
     assert known < knows
     tags = [{bag.values for bag in model.spec.track_bags} for model in (before, after)]
     assert tags[0] != tags[1]  # in another order at least
     for name, value in new.items():
         np.testing.assert_allclose(value, old[name], atol=1e-6)
-    refitted = vectors_of(Model.open(parent), tiny_dataset)
+    refitted = vectors_of(Model.open(parent), small_dataset)
     assert max(np.abs(refitted[name] - old[name]).max() for name in known) > 1e-3
 
 
 def test_a_warm_run_takes_over_what_was_chosen_and_tells_its_parent(
-    tiny_dataset: Dataset, parent: Path, tmp_path: Path
+    small_dataset: Dataset, parent: Path, tmp_path: Path
 ) -> None:
     told: list[Progress] = []
-    info, before = train(tiny_dataset, tmp_path, QUICK, warm=parent, report=told.append), ModelInfo.read(parent)
+    info, before = train(small_dataset, tmp_path, QUICK, warm=parent, report=told.append), ModelInfo.read(parent)
     assert info.chosen
     assert before.chosen
     assert json.loads((tmp_path / "model.json").read_text())["warm_from"] == before.model_id == info.warm_from
@@ -205,41 +205,41 @@ def test_a_warm_run_takes_over_what_was_chosen_and_tells_its_parent(
     assert [line.epoch for line in epochs] == list(range(1, shortened(QUICK).epochs + 1))
     assert len(epochs) < QUICK.epochs
     assert info.config["epochs"] == QUICK.epochs
-    assert train(tiny_dataset, tmp_path / "again", QUICK, warm=tmp_path).warm_from == info.model_id  # and so on
+    assert train(small_dataset, tmp_path / "again", QUICK, warm=tmp_path).warm_from == info.model_id  # and so on
 
 
-def test_the_gate_of_the_head_goes_along_where_it_helped(tiny_dataset: Dataset, parent: Path, tmp_path: Path) -> None:
+def test_the_gate_of_the_head_goes_along_where_it_helped(small_dataset: Dataset, parent: Path, tmp_path: Path) -> None:
     copied = tmp_path / "copied"
     shutil.copytree(parent, copied)
     info = json.loads((copied / "model.json").read_text())
     for strength, expected in ((0.0, set()), (0.5, {"head.scale", "head.lift", "head.gate.weight", "head.gate.bias"})):
         info["chosen"]["head strength"] = strength
         (copied / "model.json").write_text(json.dumps(info))
-        towers = parent_of(copied, tmp_path / "out", tiny_dataset, QUICK).towers
+        towers = parent_of(copied, tmp_path / "out", small_dataset, QUICK).towers
         assert {name for name in towers if name.startswith("head.")} == expected
 
 
-def test_a_warm_run_resumes_to_the_same_result(tiny_dataset: Dataset, parent: Path, tmp_path: Path) -> None:
+def test_a_warm_run_resumes_to_the_same_result(small_dataset: Dataset, parent: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    train(tiny_dataset, whole, QUICK, warm=parent, refit=True)
+    train(small_dataset, whole, QUICK, warm=parent, refit=True)
 
     def interrupt(line: Progress) -> None:
         if isinstance(line, EpochDone):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(tiny_dataset, cut, QUICK, warm=parent, refit=True, report=interrupt)
+        train(small_dataset, cut, QUICK, warm=parent, refit=True, report=interrupt)
     with pytest.raises(ModelError, match=r"last\.safetensors: found a run that went on from .*, expected one from no"):
-        train(tiny_dataset, cut, QUICK, refit=True, resume=True)
+        train(small_dataset, cut, QUICK, refit=True, resume=True)
     with pytest.raises(ModelError, match=r"last\.safetensors: found a run that went on from "):
-        train(tiny_dataset, cut, QUICK, warm=whole, refit=True, resume=True)
-    train(tiny_dataset, cut, QUICK, warm=parent, refit=True, resume=True)
+        train(small_dataset, cut, QUICK, warm=whole, refit=True, resume=True)
+    train(small_dataset, cut, QUICK, warm=parent, refit=True, resume=True)
     for name in ("last", "best"):
         a, b = (load_file(folder / "checkpoint" / f"{name}.safetensors") for folder in (whole, cut))
         assert a.keys() == b.keys()
         for key in a:
             assert torch.equal(a[key], b[key]), key
-    ours, theirs = (vectors_of(Model.open(folder), tiny_dataset) for folder in (whole, cut))
+    ours, theirs = (vectors_of(Model.open(folder), small_dataset) for folder in (whole, cut))
     for name, value in ours.items():
         np.testing.assert_array_equal(value, theirs[name])
     assert ModelInfo.read(cut).quality == ModelInfo.read(whole).quality
@@ -249,9 +249,9 @@ def test_a_warm_run_resumes_to_the_same_result(tiny_dataset: Dataset, parent: Pa
 
 
 def test_what_does_not_fit_is_refused_in_one_line_before_anything_is_written(
-    tiny_dataset: Dataset, grown: Dataset, parent: Path, tmp_path: Path
+    small_dataset: Dataset, grown: Dataset, parent: Path, tmp_path: Path
 ) -> None:
-    def refused(text: str, dataset: Dataset = tiny_dataset, warm: Path = parent, **changes: Any) -> None:
+    def refused(text: str, dataset: Dataset = small_dataset, warm: Path = parent, **changes: Any) -> None:
         with pytest.raises(ModelError, match=text) as raised:
             train(dataset, tmp_path / "out", replace(QUICK, **changes), warm=warm)
         assert "\n" not in str(raised.value)
@@ -261,11 +261,13 @@ def test_what_does_not_fit_is_refused_in_one_line_before_anything_is_written(
     refused("found --hidden 32, expected --hidden 16, or train without --warm", hidden=16)
     refused("--warm: found the folder that is written, expected another model", warm=tmp_path / "out")
     refused(f"{tmp_path}: found", warm=tmp_path)
-    columns = tuple(one for one in tiny_dataset.info.user_columns if one.name != "country")
-    info = replace(tiny_dataset.info, user_columns=columns)
-    refused(r"other columns than in .* \(user column country\), expected", replace(tiny_dataset, info=info))
-    info = replace(tiny_dataset.info, split=tiny_dataset.info.split | {"protocol": "random", "hash": "0", "oldest": {}})
-    refused(r"a model of another split \(temporal", replace(tiny_dataset, info=info))
+    columns = tuple(one for one in small_dataset.info.user_columns if one.name != "country")
+    info = replace(small_dataset.info, user_columns=columns)
+    refused(r"other columns than in .* \(user column country\), expected", replace(small_dataset, info=info))
+    info = replace(
+        small_dataset.info, split=small_dataset.info.split | {"protocol": "random", "hash": "0", "oldest": {}}
+    )
+    refused(r"a model of another split \(temporal", replace(small_dataset, info=info))
     copied = tmp_path / "copied"
     shutil.copytree(parent, copied)
     (copied / "checkpoint" / "best.safetensors").unlink()
@@ -281,9 +283,9 @@ def interrupted(line: Progress) -> None:
 
 
 def test_folds_and_warm_are_one_or_the_other(
-    tiny_dataset: Dataset, parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_dataset: Dataset, parent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["train", str(tiny_dataset.path), str(tmp_path / "out"), "--folds", "2", "--warm", str(parent)]
+    words = ["train", str(small_dataset.path), str(tmp_path / "out"), "--folds", "2", "--warm", str(parent)]
     assert main(words) == 1
     assert "--folds: found --warm too, expected one of them" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -320,7 +322,7 @@ def test_a_parent_has_learnt_from_nothing_that_is_held_out(
     assert holds_out(fitted, ours) is expected
 
 
-def test_the_train_plays_of_an_earlier_split_in_time_are_train_plays(grown: Dataset, tiny_dataset: Dataset) -> None:
+def test_the_train_plays_of_an_earlier_split_in_time_are_train_plays(grown: Dataset, small_dataset: Dataset) -> None:
     """But for listeners of fewer than three tracks, who are all train."""
     many = np.bincount(grown.plays.user) >= 3
     known = {name for name, some in zip(grown.user_ids, many, strict=True) if some}
@@ -330,6 +332,6 @@ def test_the_train_plays_of_an_earlier_split_in_time_are_train_plays(grown: Data
         users, tracks = np.array(dataset.user_ids)[plays.user], np.array(dataset.track_ids)[plays.track]
         return {pair for pair in zip(users.tolist(), tracks.tolist(), strict=True) if pair[0] in known}
 
-    assert holds_out(grown.info.split, tiny_dataset.info.split)
-    assert pairs(grown, [TRAIN]) <= pairs(tiny_dataset, [TRAIN])
-    assert not pairs(grown, [TRAIN, VALID]) <= pairs(tiny_dataset, [TRAIN])
+    assert holds_out(grown.info.split, small_dataset.info.split)
+    assert pairs(grown, [TRAIN]) <= pairs(small_dataset, [TRAIN])
+    assert not pairs(grown, [TRAIN, VALID]) <= pairs(small_dataset, [TRAIN])
