@@ -1,7 +1,7 @@
 """Tracing graphs with the older exporter of torch, which takes half a second a model instead of twenty.
 
 It is for tests of training whose subject is not the graphs: training still proves them equal to torch. The tiny model,
-the demo and the real data sets are exported as for users. Fixtures that outlive a test do it inside `quickly()`,
+the demo and the sample of real plays are exported as for users. Fixtures that outlive a test do it inside `quickly()`,
 processes that a test starts with `environ(folder)`.
 """
 

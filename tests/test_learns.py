@@ -21,7 +21,7 @@ from lhydra.training.train import train
 from lhydra.users.record import UserRecord
 from tests.quick_export import quickly
 
-CONFIG = TrainSettings(epochs=5, dim=32, hidden=32, threads=1, head_epochs=2, depth=100)
+CONFIG = TrainSettings(epochs=5, dim=32, hidden=32, threads=1, head_epochs=2, depth=100, moments=1_000)
 K = 10
 
 

@@ -56,13 +56,13 @@ def test_the_sample_is_served(tmp_path: Path) -> None:
     assert [track["track_id"] for track in json.loads(asked.stdout)["tracks"]] == ids
 
 
-def test_a_small_model_is_far_above_popularity(tmp_path: Path) -> None:
+def test_a_small_model_is_far_above_popularity(tmp_path: Path, quick_export: None) -> None:
     split = real_data(name := "movielens-100k") / "splits" / "random_seed0.npz"
     if not TOOLS.is_dir():
         pytest.skip("REAL DATA ABSENT: the tools beside the data sets")
     source, lists, ours, theirs = (tmp_path / part for part in ("source", "lists.csv", "ours.json", "theirs.json"))
     subprocess.run([sys.executable, TOOLS / "to_tables.py", name, split, source], check=True)
-    dataset, store = build(source, tmp_path, *SMALL, "--epochs", "6")
+    dataset, store = build(source, tmp_path, *SMALL, "--epochs", "4")
     lhydra("recommend", dataset, store, "--k", "100", "--out", lists)
     lhydra("evaluate", dataset, "--store", store, "--baselines", "none", "--json", ours)
     tool = map(str, (sys.executable, TOOLS / "evaluate.py", "--split", split, "--lists", lists, "--out", theirs))

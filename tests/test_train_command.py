@@ -29,7 +29,7 @@ from lhydra.training.progress import EpochDone, HeadFitted, Progress, TeacherTri
 from lhydra.training.train import train
 from tests.quick_export import environ
 
-CONFIG = TrainSettings(epochs=8, dim=32, hidden=32, temperature=0.15, threads=1, head_epochs=1, depth=60)
+CONFIG = TrainSettings(epochs=16, dim=32, hidden=32, temperature=0.15, threads=1, head_epochs=1, depth=60)
 NAMES = ("epochs", "dim", "hidden", "temperature", "threads", "head_epochs", "depth", "moments")
 FLAGS = [word for name in NAMES for word in (f"--{name.replace('_', '-')}", str(getattr(CONFIG, name)))]
 # Whoever starts the tests in the background may have SIGINT ignored; a person at a terminal has not.
@@ -61,10 +61,10 @@ def epochs_of(lines: list[str]) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def cut(tiny_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cut(small_dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was killed after its second epoch."""
     model = tmp_path_factory.mktemp("killed") / "model"
-    code, lines = trained(tiny_dataset, model, until="epoch   2/", then=signal.SIGKILL)
+    code, lines = trained(small_dataset, model, until="epoch   2/", then=signal.SIGKILL)
     assert code == -signal.SIGKILL
     assert 2 in epochs_of(lines)
     assert not (model / "model.json").exists()
@@ -101,22 +101,22 @@ def answers(model: Path, tracks: Dataset) -> list[np.ndarray]:
 
 
 def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
-    cut: Path, tiny_dataset: Dataset, tmp_path: Path, quick_export: None
+    cut: Path, small_dataset: Dataset, tmp_path: Path, quick_export: None
 ) -> None:
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     shutil.copytree(cut, resumed)
     done = epochs_done(cut)
-    code, lines = trained(tiny_dataset, resumed, "--resume")
+    code, lines = trained(small_dataset, resumed, "--resume")
     assert code == 0
     assert epochs_of(lines) == list(range(done + 1, CONFIG.epochs + 1))  # what was done is not done again
-    train(tiny_dataset, whole, CONFIG)
+    train(small_dataset, whole, CONFIG)
 
     assert measured(resumed) == measured(whole)
     for name in ("last", "best"):
         a, b = (load_file(model / "checkpoint" / f"{name}.safetensors") for model in (resumed, whole))
         assert a.keys() == b.keys()
         assert all(a[key].equal(b[key]) for key in a)
-    for ours, theirs in zip(answers(resumed, tiny_dataset), answers(whole, tiny_dataset), strict=True):
+    for ours, theirs in zip(answers(resumed, small_dataset), answers(whole, small_dataset), strict=True):
         np.testing.assert_array_equal(ours, theirs)
     for name in ("neighbours.npy", "neighbour_weights.npy", "features.json", *sequence_files.FILES):
         assert (resumed / name).read_bytes() == (whole / name).read_bytes()
@@ -136,11 +136,13 @@ def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
     }
 
 
-def test_ctrl_c_ends_in_one_line_and_leaves_what_resume_needs(cut: Path, tiny_dataset: Dataset, tmp_path: Path) -> None:
+def test_ctrl_c_ends_in_one_line_and_leaves_what_resume_needs(
+    cut: Path, small_dataset: Dataset, tmp_path: Path
+) -> None:
     model = tmp_path / "model"
     shutil.copytree(cut, model)
     done = epochs_done(model)
-    code, lines = trained(tiny_dataset, model, "--resume", until=f"epoch   {done + 1}/", then=signal.SIGINT)
+    code, lines = trained(small_dataset, model, "--resume", until=f"epoch   {done + 1}/", then=signal.SIGINT)
     assert code == 130
     after = lines[next(i for i, line in enumerate(lines) if line.startswith(f"epoch   {done + 1}/")) + 1 :]
     assert [line for line in after if not line.startswith("epoch")] == ["lhydra train: interrupted"]
@@ -155,7 +157,7 @@ def test_ctrl_c_ends_in_one_line_and_leaves_what_resume_needs(cut: Path, tiny_da
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(tiny_dataset, model, CONFIG, resume=True, report=one_more)
+        train(small_dataset, model, CONFIG, resume=True, report=one_more)
     assert isinstance(resumed[0], HeadFitted) or (isinstance(resumed[0], EpochDone) and resumed[0].epoch == kept + 1)
 
 
@@ -186,12 +188,12 @@ def test_resuming_on_another_dataset_is_refused_in_one_line(
     other: Callable[[Dataset, Path], Path],
     found: str,
     cut: Path,
-    tiny_dataset: Dataset,
+    small_dataset: Dataset,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     shutil.copytree(cut, tmp_path / "model")
-    dataset = other(tiny_dataset, tmp_path)
+    dataset = other(small_dataset, tmp_path)
     before = {path: path.read_bytes() for path in (tmp_path / "model").rglob("*") if path.is_file()}
     capsys.readouterr()
     assert main(["train", str(dataset), str(tmp_path / "model"), *FLAGS, "--resume"]) == 1
@@ -204,9 +206,9 @@ def test_resuming_on_another_dataset_is_refused_in_one_line(
 
 
 def test_resuming_what_was_never_begun_is_refused(
-    tiny_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["train", str(tiny_dataset.path), str(tmp_path / "model"), *FLAGS, "--resume"]) == 1
+    assert main(["train", str(small_dataset.path), str(tmp_path / "model"), *FLAGS, "--resume"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "found no checkpoint, expected a folder with a run to resume" in error

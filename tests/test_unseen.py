@@ -201,7 +201,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     That of seed 1 is refitted.
     """
     at = tmp_path_factory.mktemp("two")
-    sizes = ["--users", "300", "--tracks", "400", "--plays", "12000", "--seed", "0"]
+    sizes = ["--users", "100", "--tracks", "200", "--plays", "3500", "--seed", "0"]
     assert main(["synth", str(at / "w"), *sizes]) == 0
     for seed in "01":
         data, model = str(at / f"ds{seed}"), str(at / f"m{seed}")
