@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import socket
@@ -33,46 +34,169 @@ from tests.harness import gone, until
 
 SETTINGS = RebuildSettings(recipe="flat", depth=100, recall_users=20, gate_users=20, threads=1)
 
-# Runs `lhydra ARGV` with something happening at the nth call of one function, before it or after it.
+# Forks, for every message, a process that runs `lhydra ARGV` with something happening at the nth call of one function,
+# before it or after it; a number asks for the exit code of a child. The imports, most of a short run, are done once.
 DRIVER = """
-import json, os, pkgutil, resource, signal, sys
-import lhydra_index_builder.changes
+import json, os, pkgutil, resource, signal, socket, sys
+import lhydra_index_builder.changes, lhydra_index_builder.command
 from lhydra import console
 from lhydra.cli import main
 from tests.harness import gone, until
 
-console._REPORT_EVERY_S = float("inf")  # no progress on stderr, however slow the machine
-at = json.loads(sys.argv[1])
-calls = 0
+def drive(at, words):
+    console._REPORT_EVERY_S = float("inf")  # no progress on stderr, however slow the machine
+    calls = 0
 
-def happen():
-    if at["what"] == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    if at["what"] == "wait":
-        print("here", file=sys.stderr, flush=True)
-        sys.stdin.read()
-    if at["what"] == "limit":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (at["bytes"], resource.RLIM_INFINITY))
+    def happen():
+        if at["what"] == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if at["what"] == "wait":
+            print("here", file=sys.stderr, flush=True)
+            sys.stdin.read()
+        if at["what"] == "limit":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (at["bytes"], resource.RLIM_INFINITY))
 
-def wrapped(*args, **named):
-    global calls
-    calls += at["match"] in str(args[:1])
-    mine = calls == at["nth"] and at["match"] in str(args[:1])
-    if mine and not at["after"]:
-        happen()
-    result = original(*args, **named)
-    if mine and at["after"]:
-        happen()
-    return result
+    def wrapped(*args, **named):
+        nonlocal calls
+        calls += at["match"] in str(args[:1])
+        mine = calls == at["nth"] and at["match"] in str(args[:1])
+        if mine and not at["after"]:
+            happen()
+        result = original(*args, **named)
+        if mine and at["after"]:
+            happen()
+        return result
 
-if at["step"]:
-    place, _, name = at["step"].rpartition(".")
-    owner = pkgutil.resolve_name(place)
-    original = getattr(owner, name)
-    setattr(owner, name, wrapped)
-print("ready", file=sys.stderr, flush=True)
-sys.exit(main(sys.argv[2:]))
+    if at["step"]:
+        place, _, name = at["step"].rpartition(".")
+        owner = pkgutil.resolve_name(place)
+        original = getattr(owner, name)
+        setattr(owner, name, wrapped)
+    print("ready", file=sys.stderr, flush=True)
+    sys.exit(main(words))
+
+asked = socket.socket(fileno=int(sys.argv[1]))
+while True:
+    message, given, _, _ = socket.recv_fds(asked, 1 << 16, 2)
+    if not message:
+        break
+    what = json.loads(message)
+    if isinstance(what, int):
+        asked.send(str(os.waitstatus_to_exitcode(os.waitpid(what, 0)[1])).encode())
+        continue
+    pid = os.fork()
+    if not pid:
+        asked.close()
+        os.dup2(given[0], 0)
+        os.dup2(given[1], 2)
+        drive(*what)
+    for one in given:
+        os.close(one)
+    asked.send(str(pid).encode())
 """
+
+
+class Driven:
+    """A process that a driver forked: it has said that it is ready. Its stdin is open until `end`."""
+
+    def __init__(self, driver: socket.socket, at: dict[str, Any], words: list[str]) -> None:
+        self.driver, self.returncode, self.said = driver, None, b""
+        stdin, self.stdin = os.pipe()
+        self.stderr, stderr = os.pipe()
+        socket.send_fds(driver, [json.dumps([at, words]).encode()], [stdin, stderr])
+        self.pid = int(driver.recv(100))
+        os.close(stdin)
+        os.close(stderr)
+        assert self.line() == "ready"
+
+    returncode: int | None
+
+    def read(self, timeout_s: float | None) -> bool:
+        """Reads what has come on stderr; False where that was the end of it."""
+        if not select.select([self.stderr], [], [], timeout_s)[0]:
+            raise TimeoutError
+        found = os.read(self.stderr, 1 << 16)
+        self.said += found
+        return bool(found)
+
+    def line(self) -> str:
+        """The next line that it says on stderr."""
+        while b"\n" not in self.said:
+            assert self.read(60), self.said
+        line, _, self.said = self.said.partition(b"\n")
+        return line.decode()
+
+    def wait(self) -> None:
+        """Waits until it has ended."""
+        if self.returncode is None:
+            self.driver.send(str(self.pid).encode())
+            self.returncode = int(self.driver.recv(100))
+
+    def kill(self) -> None:
+        """Kills it, if it has not ended, and waits."""
+        if self.returncode is None:
+            os.kill(self.pid, signal.SIGKILL)
+        self.wait()
+
+    def end(self, timeout_s: float | None = None) -> str:
+        """Lets it go on and waits for it; returns what it said on stderr, raises TimeoutError."""
+        if self.stdin >= 0:
+            os.close(self.stdin)
+            self.stdin = -1
+        until_s = None if timeout_s is None else time.monotonic() + timeout_s
+        while self.read(None if until_s is None else max(0, until_s - time.monotonic())):
+            pass
+        self.wait()
+        return self.said.decode()
+
+    def close(self) -> None:
+        """Ends it, whatever it is doing."""
+        self.kill()
+        for one in (self.stdin, self.stderr):
+            if one >= 0:
+                os.close(one)
+        self.stdin = self.stderr = -1
+
+
+Start = Callable[..., Driven]
+
+
+@pytest.fixture(scope="module")
+def driver() -> Iterator[socket.socket]:
+    """What forks processes."""
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-c", DRIVER, str(theirs.fileno())]
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
+    ) as process:
+        theirs.close()
+        yield ours
+        ours.close()
+        assert process.wait() == 0
+
+
+@pytest.fixture
+def start(driver: socket.socket) -> Iterator[Start]:
+    """Starts `lhydra WORDS` in a process of its own, whose imports are done; gone after the test."""
+    started: list[Driven] = []
+
+    def one(
+        words: list[str],
+        what: str = "",
+        step: str = "",
+        *,
+        after: bool = False,
+        nth: int = 1,
+        match: str = "",
+        size: int = 0,
+    ) -> Driven:
+        at = {"what": what, "step": step, "after": after, "nth": nth, "match": match, "bytes": size}
+        started.append(Driven(driver, at, words))
+        return started[-1]
+
+    yield one
+    for process in started:
+        process.close()
 
 
 @pytest.fixture
@@ -103,42 +227,13 @@ def words(tiny_model: Path, tiny_dataset: Dataset, store: Path, tmp_path: Path) 
     }
 
 
-def start(
-    words: list[str],
-    what: str = "",
-    step: str = "",
-    *,
-    after: bool = False,
-    nth: int = 1,
-    match: str = "",
-    size: int = 0,
-) -> "subprocess.Popen[str]":
-    """Starts `lhydra WORDS` in a process of its own, and returns it when its imports are done."""
-    at = {"what": what, "step": step, "after": after, "nth": nth, "match": match, "bytes": size}
-    command = [sys.executable, "-c", DRIVER, json.dumps(at), *words]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-    assert process.stderr is not None
-    assert process.stderr.readline() == "ready\n"
-    return process
-
-
-def end(process: "subprocess.Popen[str]", timeout_s: float | None = None) -> str:
-    """Waits for a process and returns what it said on stderr."""
-    return process.communicate(timeout=timeout_s)[1]
-
-
 @contextmanager
-def waiting(words: list[str], step: str, **named: Any) -> Iterator["subprocess.Popen[str]"]:
-    """Gives a process that has come to `step` and waits there until its stdin closes; gone at the end."""
+def waiting(start: Start, words: list[str], step: str, **named: Any) -> Iterator[Driven]:
+    """Gives a process that has come to `step` and waits there until its stdin closes; killed at the end."""
     process = start(words, "wait", step, **named)
-    try:
-        assert process.stderr is not None
-        assert process.stderr.readline() == "here\n"
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+    assert process.line() == "here"
+    yield process
+    process.kill()
 
 
 def left_over(store: Path) -> list[str]:
@@ -179,6 +274,7 @@ IN_PLACE = [*PUBLISHED, ("pathlib.Path.replace", False), (f"{STORE}.set_current"
 
 @pytest.mark.parametrize(("action", "step", "how"), KILLS)
 def test_killed_at_a_step_the_last_good_bundle_is_current(
+    start: Start,
     action: str,
     step: str,
     how: dict[str, Any],
@@ -188,7 +284,7 @@ def test_killed_at_a_step_the_last_good_bundle_is_current(
 ) -> None:
     current, before = current_bundle_id(store), bundles(store)
     process = start(words[action], "kill", step, **how)
-    err = end(process)
+    err = process.end()
     assert (process.returncode, err) == (-signal.SIGKILL, "")
     at = (step, how.get("after", False))
     assert Bundle.open(store).bundle_id == current_bundle_id(store)
@@ -207,12 +303,12 @@ def test_killed_at_a_step_the_last_good_bundle_is_current(
 
 
 def test_killed_at_any_moment_the_last_good_bundle_loads(
-    store: Path, words: dict[str, list[str]], again: Callable[..., build.Built]
+    start: Start, store: Path, words: dict[str, list[str]], again: Callable[..., build.Built]
 ) -> None:
     """20 of 20."""
     process = start(words["rebuild"])
     started = time.monotonic()
-    process.communicate()
+    process.end()
     took_s = time.monotonic() - started
     assert process.returncode == 0
     moments, killed = random.Random(0), 0
@@ -220,10 +316,9 @@ def test_killed_at_any_moment_the_last_good_bundle_loads(
         known = bundles(store)
         current = current_bundle_id(store)
         process = start(words["rebuild"])
-        with suppress(subprocess.TimeoutExpired):
-            end(process, moments.uniform(0, took_s))
-        process.kill()
-        process.communicate()
+        with suppress(TimeoutError):
+            process.end(moments.uniform(0, took_s))
+        process.close()
         killed += process.returncode == -signal.SIGKILL  # else it had ended by then
         loaded = Bundle.open(store).bundle_id
         assert loaded == current or loaded not in known
@@ -291,12 +386,12 @@ FULL: list[tuple[str, str, int, str]] = [
 
 @pytest.mark.parametrize(("action", "step", "size", "named"), FULL)
 def test_a_full_disk_is_one_line_and_the_store_as_it_was(
-    action: str, step: str, size: int, named: str, store: Path, words: dict[str, list[str]]
+    start: Start, action: str, step: str, size: int, named: str, store: Path, words: dict[str, list[str]]
 ) -> None:
     """A limit on the size of files is the nearest thing to a full disk that every machine has."""
     before = sorted(path for path in store.rglob("*") if path.name != ".lock"), current_bundle_id(store)
     process = start(words[action], "limit", step, size=size)
-    err = end(process)
+    err = process.end()
     assert process.returncode == 1
     assert err.startswith("lhydra index: ")
     assert err.count("\n") == 1, err
@@ -307,11 +402,11 @@ def test_a_full_disk_is_one_line_and_the_store_as_it_was(
     Bundle.open(store)
 
 
-def test_current_that_cannot_be_written_stays(store: Path, words: dict[str, list[str]]) -> None:
+def test_current_that_cannot_be_written_stays(start: Start, store: Path, words: dict[str, list[str]]) -> None:
     """The new bundle is whole by then, and stays for a rollback to go to."""
     current = current_bundle_id(store)
     process = start(words["remove"], "limit", f"{STORE}.set_current", size=0)
-    err = end(process)
+    err = process.end()
     assert (process.returncode, err.count("\n")) == (1, 1)
     assert f"{store}" in err
     assert current_bundle_id(store) == current
@@ -345,10 +440,14 @@ def test_a_file_in_the_way_is_one_line(
 
 
 def test_who_comes_second_is_told_who_builds_and_since_when(
-    store: Path, words: dict[str, list[str]], again: Callable[..., build.Built], capsys: pytest.CaptureFixture[str]
+    start: Start,
+    store: Path,
+    words: dict[str, list[str]],
+    again: Callable[..., build.Built],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     newer, before = current_bundle_id(store), bundles(store)
-    with waiting(words["rebuild"], f"{BUILD}.write_catalog") as holder:
+    with waiting(start, words["rebuild"], f"{BUILD}.write_catalog") as holder:
         for action in words:
             assert main(words[action]) == 1
             err = capsys.readouterr().err
@@ -362,9 +461,8 @@ def test_who_comes_second_is_told_who_builds_and_since_when(
         assert main(["index", "verify", "--store", str(store)]) == 0
         assert main(["index", "rollback", "--store", str(store)]) == 0
         assert main(["index", "rollback", newer, "--store", str(store)]) == 0
-        assert (current_bundle_id(store), bundles(store), holder.poll()) == (newer, before, None)
+        assert (current_bundle_id(store), bundles(store), gone(holder.pid)) == (newer, before, False)
         holder.kill()
-        holder.wait()
         assert len(left_over(store)) == 2
         assert Bundle.open(store).bundle_id == newer
         built = again()  # at once: the lock went with its holder
@@ -381,12 +479,14 @@ def test_a_lock_that_says_nothing_holds_all_the_same(store: Path, capsys: pytest
     assert "track ids: found 1 unknown" in capsys.readouterr().err
 
 
-def test_a_rebuild_compares_with_what_was_rolled_back_to(store: Path, words: dict[str, list[str]]) -> None:
+def test_a_rebuild_compares_with_what_was_rolled_back_to(
+    start: Start, store: Path, words: dict[str, list[str]]
+) -> None:
     """The rollback happens in this process after the other one's gate has spoken, before it publishes."""
     newer = current_bundle_id(store)
-    with waiting(words["rebuild"], f"{BUILD}.gate.check", after=True) as builder:
+    with waiting(start, words["rebuild"], f"{BUILD}.gate.check", after=True) as builder:
         older = stores.rollback(store)
-        assert (end(builder), builder.returncode) == ("", 0)
+        assert (builder.end(), builder.returncode) == ("", 0)
     manifest = Bundle.open(store).manifest
     assert manifest is not None
     assert manifest.bundle_id not in (older, newer)
@@ -490,14 +590,16 @@ def test_what_is_current_is_kept_however_old(store: Path) -> None:
     Bundle.open(store)
 
 
-def test_retention_does_not_delete_what_somebody_rolls_back_to(store: Path, again: Callable[..., build.Built]) -> None:
+def test_retention_does_not_delete_what_somebody_rolls_back_to(
+    start: Start, store: Path, again: Callable[..., build.Built]
+) -> None:
     """The rollback has checked the bundle whole and is about to write CURRENT."""
     first = listed.entries(store)[1].bundle_id
     again()
     rollback = ["index", "rollback", first, "--store", str(store)]
-    with waiting(rollback, f"{STORE}.set_current") as process:
+    with waiting(start, rollback, f"{STORE}.set_current") as process:
         assert first not in stores.retain(store, 1)
-        err = end(process)
+        err = process.end()
         assert (process.returncode, err) == (0, "")
     assert Bundle.open(store).bundle_id == first
 
@@ -531,11 +633,11 @@ def test_current_never_names_a_bundle_that_is_not_there(store: Path) -> None:
 
 
 def test_a_killed_retention_leaves_whole_bundles_and_its_rest_is_swept(
-    store: Path, words: dict[str, list[str]], again: Callable[..., build.Built]
+    start: Start, store: Path, words: dict[str, list[str]], again: Callable[..., build.Built]
 ) -> None:
     second, first = (entry.bundle_id for entry in listed.entries(store))
     process = start([*words["rebuild"], "--keep", "1"], "kill", "shutil.rmtree", match=".trash-")
-    err = end(process)
+    err = process.end()
     assert (process.returncode, err) == (-signal.SIGKILL, "")
     third = Bundle.open(store).bundle_id
     assert bundles(store) == sorted([second, third])
