@@ -32,7 +32,7 @@ from lhydra.training.model import Head, Network
 from lhydra.training.progress import HeadPart, Report, unreported
 from lhydra.training.step import Tensors, tensor
 from lhydra.training.teachers import Table
-from lhydra.training.validate import REPORTED_METRICS, best_first, embed_tracks, measured
+from lhydra.training.validate import REPORTED_METRICS, best_first, embed_tracks, measured, worth
 
 CROSS_FIT_PARTS = 3
 DEEP_BATCH = 32
@@ -152,7 +152,7 @@ def fit(
             key: rank_metrics(found, targets.offsets, targets.rows, data.n_tracks).means()
             for key, found in crossed.lists.items()
         }
-        (epochs, strength), best = max(means.items(), key=lambda item: (item[1]["ndcg@10"], -item[0][0]))
+        (epochs, strength), best = max(means.items(), key=lambda item: (worth(item[1]), -item[0][0]))
         reported = {name: round(best[name], 6) for name in REPORTED_METRICS}
         fitted = replace(fitted, epochs=epochs, strength=strength, cascade=reported)
     if fitted.strength == RETRIEVAL_ORDER:
