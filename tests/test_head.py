@@ -279,6 +279,30 @@ def test_the_reported_cascade_is_that_of_the_held_users(
     assert found.cascade in measured
 
 
+def test_the_head_is_chosen_by_what_epochs_are_chosen_by(
+    network: Network,
+    data: TrainingData,
+    fitted_teachers: Teachers,
+    watched: Watched,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(heads, "worth", lambda metrics: -metrics["ndcg@10"])  # the worst, to tell it from other rules
+    planted = want(data, planted_rows(network, data, fitted_teachers.table))
+    found = fit(network, planted, fitted_teachers.table)
+    lists: dict[tuple[int, float], np.ndarray] = {}
+    for run in watched.runs()[:CROSS_FIT_PARTS]:
+        for epoch, (_, _, held, by_strength) in enumerate(call for call in run if call[0] == "ranked"):
+            for strength, ranked in by_strength.items():
+                whole = lists.setdefault((epoch, strength), np.full((len(data.valid.users), 20), -1, np.int64))
+                for user, rows in zip(held, ranked, strict=True):
+                    whole[user, : len(rows)] = rows
+    quality = {
+        tried: rank_metrics(whole, planted.valid.offsets, planted.valid.rows, data.n_tracks).means()["ndcg@10"]
+        for tried, whole in lists.items()
+    }
+    assert quality[found.epochs, found.strength] == min(quality.values()) < max(quality.values())
+
+
 @pytest.mark.parametrize(("worst", "chosen"), [(0.989, 0.05), (0.99, 0.5)])  # of what is found with the most lift
 def test_rare_tracks_are_lifted_as_far_as_the_rest_does_not_suffer(
     network: Network,

@@ -103,7 +103,7 @@ def retrieve(users: Tensor, vectors: Tensor, data: TrainingData, targets: Target
 
 
 def worth(metrics: Mapping[str, float]) -> float:
-    """Says what an epoch is chosen by: late epochs go on finding more when the top of the list only wavers.
+    """Says what epochs and heads are chosen by: late ones go on finding more when the top of the list only wavers.
 
     Args:
         metrics: REPORTED_METRICS by name.
