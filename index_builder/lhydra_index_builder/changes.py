@@ -17,17 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lhydra import __version__, files
-from lhydra.bundle import catalog_writer, co_listening_files, fitted, sequence_files, title_words
+from lhydra.bundle import catalog_writer, co_listening_files, columns_writer, fitted, sequence_files, title_words
 from lhydra.bundle.arrays import GrowingArrays, blocks
 from lhydra.bundle.bundle import Bundle, Golden, open_index
 from lhydra.bundle.catalog import ARRAYS, PER_ROW, TEXT, Catalog
-from lhydra.bundle.columns_writer import insert_columns
 from lhydra.bundle.embedding import SHARD, embed
 from lhydra.bundle.exact import nearest_of_many
 from lhydra.bundle.history_vectors import HistoryVectors
 from lhydra.bundle.index import Index
 from lhydra.bundle.manifest import Manifest
-from lhydra.bundle.model import GRAPHS
+from lhydra.bundle.model import GRAPHS, TABLE
 from lhydra.bundle.networks import ItemTower
 from lhydra.bundle.strings import StringColumn
 from lhydra.bundle.title_words import TitleWords
@@ -44,9 +43,11 @@ from lhydra_index_builder.build import Built, Log, finish, no_log
 from lhydra_index_builder.config import RebuildSettings
 from lhydra_index_builder.held_out import UserSample
 from lhydra_index_builder.replies import REPLIES, packed
+from lhydra_index_builder.sizes import MARGIN
 
 MAX_CHANGED_SHARE = 0.05  # of the tracks of the last full build: beyond it a rebuild is due
-MODEL_FILES = ("features.json", *GRAPHS, "neighbours.npy", "neighbour_weights.npy")
+KEPT = ("features.json", *GRAPHS, *TABLE, "catalog.parquet", fitted.FILE)  # files that added tracks leave as they are
+ADD_BYTES = 300 << 20  # of memory: libraries, the users whom the gate asks
 TEXTS = tuple(array.stem for array in ARRAYS if array.extent == PER_ROW and array.dtype == TEXT)
 
 
@@ -149,7 +150,7 @@ def add(
             raise DataError(complain(tracks, f"{len(there):,} tracks of the catalogue ({some})", "new tracks"))
         table = table.filter(pa.array(given < 0))
         used = tuple(column for column in columns if column.name in table.column_names)
-        plan.check(_estimate(source, table.num_rows), path, config.max_memory_gib)
+        plan.check(_estimate(source, table), path, config.max_memory_gib)
         log(f"embedding {table.num_rows:,} tracks" + (f", {len(restored):,} come back" if len(restored) else ""))
         tower = ItemTower(source.folder / "item_tower.onnx", plan.cores(config.threads))
         new = embed(source.bundle.spec, tower, table, lambda rows: track_columns(rows, used))
@@ -159,11 +160,10 @@ def add(
         moved = (np.arange(len(catalog)) + np.searchsorted(at, np.arange(len(catalog)), side="right")).astype(np.int64)
         own = at + np.arange(len(at))
 
-        optional = [fitted.FILE] if fitted.FILE in manifest.files else []
-        known = _link(source, folder, (*MODEL_FILES, "catalog.parquet", *optional))
+        known = _link(source, folder, [name for name in KEPT if name in manifest.files])
         with timed("add.merge"):
             _merge(source.folder, folder, catalog, new | packed(*(_texts(new, name) for name in TEXTS)), at)
-            insert_columns(source.folder, folder, table, at)
+            columns_writer.insert_columns(source.folder, folder, table, at)
             _move_charts(source.folder, folder, moved)
             if len(sequences := source.bundle.sequences):
                 sequence_files.save(folder, sequence_files.rearranged(sequences, moved, len(catalog) + len(at)))
@@ -319,14 +319,16 @@ def _like(table: pa.Table, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _estimate(source: CurrentBundle, n_new: int) -> plan.ResourceEstimate:
-    """What adding `n_new` tracks needs: the catalog is written again, and its index is held in memory."""
+def _estimate(source: CurrentBundle, tracks: pa.Table) -> plan.ResourceEstimate:
+    """What adding `tracks` needs: files of the catalog are written again, and the gate has two bundles open."""
     size = {name: info["bytes"] for name, info in source.manifest.files.items()}
-    total = sum(size.values())
-    each = total // max(1, source.manifest.n_tracks)
-    vocabulary = 85 * size["features.json"]  # measured: its ids as Python holds them, their rows in the item tower
-    memory = plan.BASE_BYTES + vocabulary + 2 * size["index.faiss"] + 0.55 * total + 4 * each * n_new
-    return plan.ResourceEstimate(int(memory), total)
+    growth = 1 + tracks.num_rows / max(1, source.manifest.n_tracks)
+    columns = (f"filter{i}_" for i in range(len(source.manifest.columns)))
+    widest = max((sum(size[name] for name in size if name.startswith(column)) for column in columns), default=0)
+    opened = 2 * (size["index.faiss"] + plan.mapped_bytes(size))
+    memory = ADD_BYTES + plan.vocabulary_bytes(size) + growth * max(opened, columns_writer.MEMORY * widest)
+    disk = MARGIN * growth * sum(size[name] for name in size if name not in KEPT) + 2 * tracks.nbytes
+    return plan.ResourceEstimate(int(memory + 4 * tracks.nbytes), int(disk))
 
 
 def _manifest(source: CurrentBundle, n_tracks: int, *, added: int, removed: int) -> Manifest:

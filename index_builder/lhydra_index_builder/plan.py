@@ -1,26 +1,31 @@
 """Estimates the memory and disk of a rebuild before it begins, and refuses one that does not fit.
 
 Memory is that of the builder and its processes together. It includes mapped files, which the system could take back, so
-it is an upper bound; it was measured (benchmarks/results/rebuild). Disk is what the store grows by, at its peak.
+it is an upper bound; it was measured (docs/index-building.md). Disk is what the store grows by, at its peak.
 """
 
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from lhydra.bundle import columns_writer
+from lhydra.bundle.embedding import SHARD
 from lhydra.bundle.index import FLAT
 from lhydra.bundle.model import Model
 from lhydra.bundle.recipes import lists_of
 from lhydra.data.dataset import Dataset
 from lhydra.errors import ConfigError, complain
 from lhydra_index_builder.recipe import AUTO, ladder
+from lhydra_index_builder.sizes import file_sizes
 
 GIB = 2**30
 BASE_BYTES = 500 << 20  # the builder: libraries, users, what it measures with
 PROCESS_BYTES = 150 << 20  # it and each of its processes: graphs and what encodes
-TEXT_BYTES = 80  # bytes of ids, titles and artists of a track, with their offsets
+CELL_BYTES = 40  # a value of a track, as Arrow holds those of a shard and Python those of a block
+SCORE_BYTES = 64  # measured: a track, by each thread that scores all of them
 
 
 @dataclass(frozen=True)
@@ -47,21 +52,50 @@ def predict(model: Model, dataset: Dataset, recipe: str, max_bytes: int, process
     Returns:
         Bytes of memory and disk.
     """
-    n, dim = dataset.n_tracks, model.dim
-    name = ladder(n, dim, max_bytes)[0] if recipe == AUTO else recipe
-    codes = 4 * dim if name == FLAT else (dim + 8 if "SQ8" in name or "PQ" in name else 4 * dim + 8)
-    codes += 300 if "HNSW" in name and "IVF" not in name else 0
-    encoded = 4 * (len(model.spec.track_dense) + len(model.spec.track_ids))
-    mapped = 8 * dim + encoded + 44  # measured: in the end nearly all of the catalog's numbers are touched
-    table = model.neighbours.nbytes + model.neighbour_weights.nbytes
-    plays = 25 * sum(dataset.info.counts[fold] for fold in ("train", "valid", "test"))
-    vocabulary = (700 + 8 * dim) * len(model.neighbours)  # its ids in the features, their rows in the item tower
-    sample = 2 * 4 * dim * min(n, max(1 << 16, 48 * lists_of(name)))
+    n, dim, sizes = dataset.n_tracks, model.dim, file_sizes(model, dataset)
+    names = ladder(n, dim, max_bytes) if recipe == AUTO else [recipe]
+    exact = next((i for i, name in enumerate(names) if name == FLAT or name.endswith(",Flat")), len(names))
+    names = names[: exact + 1]  # what is exact when it looks everywhere reaches every recall: nothing is tried after it
+    indexes = [n * _codes(name, dim) + 4 * dim * lists_of(name) for name in names]
     sharing = 1 + (processes if processes > 1 else 0)
-    memory = BASE_BYTES + sharing * (PROCESS_BYTES + vocabulary) + 3 * plays + table + sample + n * (mapped + codes)
-    tracks = (dataset.path / "tracks.parquet").stat().st_size
-    disk = int(1.4 * n * (8 * dim + encoded + 36 + TEXT_BYTES)) + 2 * n * codes + tracks + table
-    return ResourceEstimate(int(memory), disk)
+    cells = CELL_BYTES * min(n, SHARD) * sizes.values
+    plays = 25 * sum(dataset.info.counts[fold] for fold in ("train", "valid", "test"))
+    base = BASE_BYTES + sharing * (PROCESS_BYTES + vocabulary_bytes(sizes.files) + cells) + 3 * plays
+    sample = 2 * 4 * dim * min(n, max(1 << 16, 48 * max(map(lists_of, names))))
+    indexing = mapped_bytes(sizes.files) + sample + SCORE_BYTES * n * processes + max(indexes)
+    memory = base + max(columns_writer.MEMORY * sizes.widest, indexing)  # one after the other
+    disk = sum(sizes.files.values()) + max(sum(indexes), 8 * sizes.entries)  # they lie in a file while they are grouped
+    return ResourceEstimate(int(memory), int(disk))
+
+
+def mapped_bytes(sizes: Mapping[str, int]) -> int:
+    """Tells what of the files of a bundle is in memory in the end: all that is mapped but what only filters read.
+
+    Args:
+        sizes: bytes of each file by name.
+
+    Returns:
+        Bytes.
+    """
+    return sum(size for name, size in sizes.items() if name.endswith(".npy") and not name.startswith("filter"))
+
+
+def vocabulary_bytes(sizes: Mapping[str, int]) -> int:
+    """Tells what a process that embeds holds of the values that training knew: as Python, and as ONNX Runtime.
+
+    Args:
+        sizes: bytes of each file of a model or a bundle by name.
+
+    Returns:
+        Bytes, measured.
+    """
+    return 45 * sizes["features.json"] + sizes["item_tower.onnx"]
+
+
+def _codes(recipe: str, dim: int) -> int:
+    """Bytes of a track in an index."""
+    codes = 4 * dim if recipe == FLAT else (dim + 8 if "SQ8" in recipe or "PQ" in recipe else 4 * dim + 8)
+    return codes + (300 if "HNSW" in recipe and "IVF" not in recipe else 0)
 
 
 def check(estimate: ResourceEstimate, store: Path, max_memory_gib: float) -> None:

@@ -224,11 +224,25 @@ def co_listening_by_row(model: Model, catalog: Catalog) -> CoListening:
     Returns:
         What was played to candidates, by row; nothing where it is no source.
     """
-    share = model.info.chosen.get("co-listening share", 0.0) if model.info.chosen else 0.0
-    if not share or model.head.knows_moments:
+    share = co_listening_share(model)
+    if not share:
         return NO_CO_LISTENING
     to = _rows_of_numbers(catalog, len(catalog.neighbours))
     return CoListening.of(catalog.neighbours, catalog.neighbour_weights, share).rearranged(to, len(catalog))
+
+
+def co_listening_share(model: Model) -> float:
+    """Tells whether a model brings candidates by co-listening.
+
+    Args:
+        model: with a head for moments those bring them.
+
+    Returns:
+        Their share of the depth, 0 where co-listening is no source.
+    """
+    if model.head.knows_moments or not model.info.chosen:
+        return 0.0
+    return model.info.chosen.get("co-listening share", 0.0)
 
 
 def _rows_of_numbers(catalog: Catalog, n: int) -> I64:

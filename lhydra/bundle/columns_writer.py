@@ -23,6 +23,7 @@ from lhydra.timing import timed
 
 I32 = npt.NDArray[np.int32]
 BATCH = 1 << 17  # tracks read at a time
+MEMORY = 6  # measured: what is held of the widest column, in sizes of its files
 
 
 @timed("filters.write")
@@ -39,9 +40,10 @@ def write_columns(folder: Path, tracks: Path, kinds: Mapping[str, str]) -> list[
     """
     with pq.ParquetFile(tracks, pre_buffer=False) as file:
         n = file.metadata.num_rows
-        names = _names(kinds)
+        names = written(kinds)
         for i, (name, kind) in enumerate(names.items()):
-            batches = (batch[name] for batch in file.iter_batches(BATCH, columns=[name]))
+            size = max(1, BATCH // 8) if kind == "multi" else BATCH  # of several values a track
+            batches = (batch[name] for batch in file.iter_batches(size, columns=[name]))
             if kind in WORDS:
                 _save_words(folder, i, _group(batches, folder))
             else:
@@ -50,6 +52,7 @@ def write_columns(folder: Path, tracks: Path, kinds: Mapping[str, str]) -> list[
                     numbers[start : start + len(batch)] = _numbers(batch)
                     start += len(batch)
                 _save_numbers(folder, i, numbers)
+    pa.default_memory_pool().release_unused()  # what comes next needs its memory for something else
     return _finish(folder, n, names)
 
 
@@ -67,17 +70,20 @@ def insert_columns(old: Path, folder: Path, tracks: pa.Table, at: I64) -> list[s
         The names of the files.
     """
     was = FilterColumns.open(old)
-    rows = np.arange(was.n)
+    n, names, columns = was.n, dict(was.names), dict(was.columns)
+    del was
+    rows = np.arange(n)
     moved = (rows + np.searchsorted(at, rows, side="right")).astype(np.int32)
     own = (at + np.arange(len(at))).astype(np.int32)
-    for i, (name, column) in enumerate(was.columns.items()):
+    for i, name in enumerate(names):
+        column = columns.pop(name)  # nothing of it stays mapped when the next one is read
         values = tracks[name].combine_chunks() if name in tracks.column_names else pa.nulls(len(at))
         if isinstance(column, Numbers):
             _save_numbers(folder, i, np.insert(column.values.astype(np.float64), at, _numbers(values)))
         else:
             kept = Words(column.texts, column.offsets, moved[column.rows])
             _save_words(folder, i, _joined(kept, _group([values], folder), own))
-    return _finish(folder, was.n + len(at), dict(was.names))
+    return _finish(folder, n + len(at), names)
 
 
 def _group(batches: Iterable[pa.Array], folder: Path) -> Words:
@@ -90,16 +96,16 @@ def _group(batches: Iterable[pa.Array], folder: Path) -> Words:
 
     def learn() -> None:
         nonlocal known
-        joined = pa.concat_arrays([known, *waiting]).dictionary_encode()  # what is known keeps its place
-        found = joined.indices.to_numpy()[len(known) :].astype(np.int32)
-        ends = np.cumsum([len(part) for part in waiting], dtype=np.int64)
-        codes.extend(np.split(found, ends)[:-1])
+        first, ends = len(known), np.cumsum([len(part) for part in waiting], dtype=np.int64)
+        known = pa.concat_arrays([known, *waiting])
+        waiting.clear()  # before the texts are hashed: they are many
+        joined = known.dictionary_encode()  # what is known keeps its place
         known = joined.dictionary
-        waiting.clear()
+        codes.extend(np.split(joined.indices.to_numpy()[first:].astype(np.int32), ends)[:-1])
 
     with tempfile.TemporaryFile(dir=folder) as spilled:
         for batch in batches:
-            values, rows = _values(batch)
+            values, rows = values_of(batch)
             encoded = values.dictionary_encode()
             waiting.append(encoded.dictionary)
             sizes.append(len(values))
@@ -168,8 +174,15 @@ def _inserted(texts: StringColumn, at: I64, words: list[bytes]) -> StringColumn:
     return StringColumn(data, _offsets(np.insert(np.diff(texts.offsets), at, lengths)))
 
 
-def _values(batch: pa.Array) -> tuple[pa.Array, I64]:
-    """Returns the texts in a batch of a column without the missing ones, and the row of each in the batch."""
+def values_of(batch: pa.Array) -> tuple[pa.Array, I64]:
+    """Returns the texts in a batch of a column without the missing ones.
+
+    Args:
+        batch: (n,) of texts or of lists of texts.
+
+    Returns:
+        (m,) texts, and the row of each in the batch.
+    """
     rows = np.arange(len(batch))
     if pa.types.is_list(batch.type) or pa.types.is_large_list(batch.type):
         lengths = pc.list_value_length(batch).fill_null(0).to_numpy()
@@ -200,7 +213,15 @@ def _back(file: IO[bytes], size: int) -> I32:
     return np.frombuffer(file.read(4 * size), np.int32)
 
 
-def _names(kinds: Mapping[str, str]) -> dict[str, str]:
+def written(kinds: Mapping[str, str]) -> dict[str, str]:
+    """Tells which columns of a table are written, in the order in which their files are numbered.
+
+    Args:
+        kinds: kind by column of the table.
+
+    Returns:
+        Those that can be filtered on.
+    """
     return {name: kinds[name] for name in sorted(kinds) if kinds[name] in (*WORDS, *NUMBERS)}
 
 
