@@ -29,9 +29,10 @@ os.environ.update(no_grpc_proxy="127.0.0.1")  # plain channels of tests, and of 
 TINY_TRAINING = TrainSettings(epochs=4, dim=32, hidden=32, temperature=0.15, moments=0, threads=1)
 
 
-LONG_FILES = (  # of half a minute of processor time or so; the first two are not both in want of the tiny model
-    *("test_retrain.py", "test_real_data.py", "test_training.py", "test_demo.py", "test_warm.py"),
-    *("test_train_command.py", "test_explain.py", "test_learns.py", "test_baselines.py", "test_unseen.py"),
+LONG_FILES = (  # of a quarter of a minute or more; the first two are not both in want of the tiny model
+    *("test_retrain.py", "test_real_data.py", "test_training.py", "test_head.py", "test_crash.py"),
+    *("test_supervisor.py", "test_heartbeat.py", "test_demo.py", "test_train_command.py", "test_plays.py"),
+    *("test_learns.py", "test_packaging.py", "test_drills.py", "test_warm.py", "test_baselines.py", "test_unseen.py"),
 )
 
 

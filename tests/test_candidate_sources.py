@@ -69,7 +69,8 @@ def test_where_nothing_is_said_all_come_from_the_nearest_or_the_most_played() ->
 
 def test_evaluate_prints_and_writes_the_sources(tiny_store: Path, tmp_path: Path, capsys: object) -> None:
     data, out = tiny_store.parent / "dataset", tmp_path / "a.json"
-    assert main(["evaluate", str(data), "--store", str(tiny_store), "--baselines", "none", "--json", str(out)]) == 0
+    words = ["--store", str(tiny_store), "--users", "60", "--baselines", "none", "--json", str(out)]
+    assert main(["evaluate", str(data), *words]) == 0
     document = read_document(out)
     found = document["sources"]
     assert found["listed"] <= found["found"] <= found["targets"] == document["counts"]["targets"]

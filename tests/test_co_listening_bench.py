@@ -9,9 +9,9 @@ from benchmarks import co_listening, training
 from lhydra.data.dataset import Dataset
 
 
-def test_a_revision_against_itself_gives_the_same_table(tiny_dataset: Dataset, tmp_path: Path) -> None:
+def test_a_revision_against_itself_gives_the_same_table(small_dataset: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "found.json"
-    words = [str(tiny_dataset.path), "--before", str(training.HERE), "--threads", "1", "--out", str(out)]
+    words = [str(small_dataset.path), "--before", str(training.HERE), "--threads", "1", "--out", str(out)]
     assert co_listening.main(words) == 0
     before, after = json.loads(out.read_text())["rows"]
     same = ("tracks", "played", "plays", "weights", "sum")
@@ -21,10 +21,10 @@ def test_a_revision_against_itself_gives_the_same_table(tiny_dataset: Dataset, t
 
 
 def test_a_file_of_something_else_is_left_alone(
-    tiny_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "notes.json"
     out.write_text("{}")
-    assert co_listening.main([str(tiny_dataset.path), "--out", str(out)]) == 1
+    assert co_listening.main([str(small_dataset.path), "--out", str(out)]) == 1
     assert "notes.json" in capsys.readouterr().err
     assert out.read_text() == "{}"

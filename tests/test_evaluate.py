@@ -658,7 +658,8 @@ def test_a_trained_store_and_its_model_rank_alike(
     for n, source in enumerate((["--store", tiny_store], ["--model", tiny_store.parent / "model"])):
         out = tmp_path / f"{n}.json"
         dataset = tiny_store.parent / "dataset"
-        assert main(["evaluate", str(dataset), *map(str, source), "--users", "100", "--json", str(out)]) == 0
+        words = [*map(str, source), "--users", "100", "--baselines", "none", "--json", str(out)]
+        assert main(["evaluate", str(dataset), *words]) == 0
         documents.append(json.loads(out.read_text()))
     store, model = documents
     assert store["counts"] == model["counts"]

@@ -20,7 +20,7 @@ from lhydra_index_builder.config import RebuildSettings
 from tests.test_bundle import put
 
 CONFIG = RebuildSettings(recall_users=20, gate_users=20, force=True, depth=150, recipe="flat")
-STRANGERS = [f"stranger {i}" for i in range(20_000)]
+STRANGERS = [f"stranger {i}" for i in range(2_000)]
 
 
 @pytest.fixture
