@@ -14,12 +14,12 @@ import numpy.typing as npt
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.candidates import encode_states
 from lhydra.domain import F32, I64, UserState
-from lhydra.errors import LhydraError
 from lhydra.features.histories import EncodedUsers, Histories
 from lhydra.lru_cache import LruCache
 from lhydra.traced import Traced
 
 OBJECT_BYTES = 300  # Python objects of an entry, measured: 260
+MOST_NEAREST = 1_024  # tracks of a search that is kept
 HISTORY_ENTRY_BYTES = 32  # row, time, count, three features
 
 
@@ -38,11 +38,22 @@ class KnownUsers:
         self.hits = 0  # users who were known; counted roughly under threads
 
     def encode(self, requests: list[Traced]) -> None:
-        """Encodes the users of all requests at once, and one by one where a profile is refused.
+        """Encodes the users of all requests at once, and one by one where one of them is refused.
 
         Args:
             requests: each is given its user, and the vector of one who is known, or its error.
         """
+        try:
+            self._encode(requests)
+        except Exception as error:
+            if len(requests) == 1:
+                requests[0].error = error
+                return
+            for request in requests:
+                if request.user is None:
+                    self.encode([request])
+
+    def _encode(self, requests: list[Traced]) -> None:
         for request in requests:
             request.known_by = key_of(request.query.state)
             if (known := self.cache.find(request.known_by)) is not None:
@@ -51,16 +62,8 @@ class KnownUsers:
         new = [request for request in requests if request.user is None]
         if not new:
             return
-        try:
-            state_rows = [request.state_rows for request in new if request.state_rows is not None]
-            users = encode_states(self._bundle, [request.query.state for request in new], state_rows)
-        except LhydraError as error:
-            for request in new:
-                if len(new) == 1:
-                    request.error = error
-                else:
-                    self.encode([request])
-            return
+        state_rows = [request.state_rows for request in new if request.state_rows is not None]
+        users = encode_states(self._bundle, [request.query.state for request in new], state_rows)
         for i, request in enumerate(new):
             request.user = users if len(new) == 1 else users.one(i)
 
@@ -77,6 +80,8 @@ class KnownUsers:
     def search(self, requests: list[Traced], ks: Sequence[int]) -> list[tuple[I64, F32]]:
         """Finds the nearest tracks of all requests, at once for those whose are not kept.
 
+        Wide searches are not kept: one user with ever other exclusions would push out all others.
+
         Args:
             requests: each with its user and vector.
             ks: how many each of them searches for.
@@ -84,6 +89,7 @@ class KnownUsers:
         Returns:
             Of each what `Index.search` returns.
         """
+        ks = [min(k, len(self._bundle.index)) for k in ks]
         keys = [request.known_by + k.to_bytes(4, "little") for request, k in zip(requests, ks, strict=True)]
         kept = [self.cache.find(key) for key in keys]
         new = [i for i, found in enumerate(kept) if found is None]
@@ -92,7 +98,8 @@ class KnownUsers:
             vectors = np.concatenate([vector for i in new if (vector := requests[i].vector) is not None])
             searched = self._bundle.index.search_many(vectors, [ks[i] for i in new])
             for i, (rows, products) in zip(new, searched, strict=True):
-                self.cache.keep(keys[i], rows.astype(np.int32).tobytes() + products.tobytes())
+                if ks[i] <= MOST_NEAREST:
+                    self.cache.keep(keys[i], rows.astype(np.int32).tobytes() + products.tobytes())
         found = iter(searched)
         return [next(found) if one is None else nearest_in(one) for one in kept]
 

@@ -217,7 +217,7 @@ class Recommender:
         assert request.user is not None
         with timed("embed", request.stage_us):
             if request.vector is None:
-                request.vector = self._user_vector(request.user, request.query.state)
+                request.vector = self.bundle.index.checked(self._user_vector(request.user, request.query.state))
                 self.known_users.keep(request)
 
     def _retrieve(self, requests: list[Traced]) -> None:

@@ -213,6 +213,8 @@ def test_so_many_queries_that_faiss_would_round_otherwise_are_refused() -> None:
         ("IVF16,PQ4x4fs", OperatingPoint(4)),
         ("IVF16,SQ4,RFlat", OperatingPoint(4, 2)),
         ("PCA8,IVF16,Flat", OperatingPoint(4)),
+        ("IVF16,RaBitQ4", OperatingPoint(4)),  # refines what beats the k-th
+        ("IVF16(PCA8,Flat),SQ8", OperatingPoint(4)),
         ("HNSW8", OperatingPoint(4)),
     ],
 )
@@ -222,7 +224,7 @@ def test_nobody_s_search_depends_on_how_many_others_search_for(
     recipe: str, point: OperatingPoint, distinct: int, removed: int
 ) -> None:
     rng = np.random.default_rng(0)
-    vectors = unit(3000, 16)[rng.integers(0, distinct, 3000)]
+    vectors = unit(3000, 64)[rng.integers(0, distinct, 3000)]  # so wide that tables of packed codes are multiplied
     index = Index.build(vectors, recipe).at(point)
     if removed:
         index = index.with_rows(np.where(np.arange(3000) % removed, np.arange(3000), -1).astype(np.int32))
@@ -230,7 +232,7 @@ def test_nobody_s_search_depends_on_how_many_others_search_for(
         index = index.refining(vectors)
     for seed in range(20):
         ks = rng.integers(0, 200, rng.integers(1, BLAS_QUERIES)).tolist()
-        queries = unit(len(ks), 16, seed)
+        queries = unit(len(ks), 64, seed)
         for query, k, found in zip(queries, ks, index.search_many(queries, ks), strict=True):
             assert [part.tobytes() for part in found] == [part.tobytes() for part in index.search(query, k)]
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lhydra import known_users
 from lhydra import recommender as recommenders
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.index import Index
@@ -107,6 +108,40 @@ def test_a_second_request_computes_no_user_and_searches_nothing(
     again = replace(states[0], history=states[0].history.copy(), version=99)
     assert recommender.recommend(known_user(again, 3)).rows.tolist() == plain.rows[:3].tolist()
     assert recommender.known_users.hits == 1
+
+
+@pytest.mark.parametrize("profile", [{"age": 10**400}, {"age": 10**5_000}], ids=["no float", "no text"])
+def test_what_is_no_number_fails_nobody_else(bundle: Bundle, states: list[UserState], profile: dict[str, int]) -> None:
+    queries = [known_user(states[0], 5), known_user(replace(states[1], profile=profile), 5), known_user(states[2], 5)]
+    first, bad, last = Recommender(bundle).recommend_many([(query, no_check) for query in queries])
+    assert isinstance(bad, Exception)
+    for found, query in ((first, queries[0]), (last, queries[2])):
+        same(found, Recommender(bundle).recommend(query))
+
+
+def test_a_vector_that_is_none_fails_nobody_else(
+    bundle: Bundle, states: list[UserState], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recommender, queries = Recommender(bundle), [known_user(state, 5) for state in states[:3]]
+    embed = recommender._user_vector
+    monkeypatch.setattr(
+        recommender, "_user_vector", lambda user, state: embed(user, state) * (np.nan if state is states[1] else 1)
+    )
+    first, bad, last = recommender.recommend_many([(query, no_check) for query in queries])
+    assert "found a number that is not finite" in str(bad)
+    for found, query in ((first, queries[0]), (last, queries[2])):
+        same(found, Recommender(bundle).recommend(query))
+
+
+def test_wide_searches_push_nobody_out(bundle: Bundle, states: list[UserState], monkeypatch: Any) -> None:
+    monkeypatch.setattr(known_users, "MOST_NEAREST", 40)
+    recommender = Recommender(bundle)
+    for depth in (30, 50, len(bundle.catalog), 2**40):
+        same(
+            recommender.recommend(known_user(states[0], 5, depth=depth, repeat=Repeat.ALLOW)),
+            Recommender(bundle).recommend(known_user(states[0], 5, depth=depth, repeat=Repeat.ALLOW)),
+        )
+    assert len(recommender.known_users.cache) == 2  # the user, and the first search
 
 
 def test_what_is_kept_is_bounded_and_holds_on_to_nothing_else(bundle: Bundle, states: list[UserState]) -> None:

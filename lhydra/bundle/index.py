@@ -22,7 +22,7 @@ from lhydra.bundle.arrays import is_finite
 from lhydra.bundle.exact import in_order
 from lhydra.bundle.inverted import InvertedFile
 from lhydra.bundle.manifest import OperatingPoint
-from lhydra.bundle.recipes import BLOCK, knob, lists_of, parameters, sample_rows, untrained
+from lhydra.bundle.recipes import BLOCK, is_plain, knob, lists_of, parameters, sample_rows, untrained
 from lhydra.domain import F16, F32, I64
 from lhydra.errors import BundleCorrupt, ConfigError, complain
 
@@ -137,15 +137,15 @@ class Index:
         if len(vectors) >= BLAS_QUERIES:
             raise ValueError(complain("query vectors", len(vectors), f"fewer than {BLAS_QUERIES} in one call"))
         most = max(ks, default=0)
-        if not self._best_first_of_any or most >= len(self):
+        if not self._plain or most >= len(self):
             return [self.search(vector, k) for vector, k in zip(vectors, ks, strict=True)]
         scores, rows = self._search_faiss(self.checked(vectors), most + 1)  # as wide as `search` for one query
         found = []
-        for i, k in enumerate(ks):
-            there = rows[i] >= 0 if rows[i, -1] < 0 else slice(None)
-            own, near = rows[i][there], scores[i][there]
+        for vector, k, own, near in zip(vectors, ks, rows, scores, strict=True):
+            if own[-1] < 0:
+                own, near = own[own >= 0], near[own >= 0]
             if k < most and len(own) > k and near[k] == near[k - 1]:  # which of equals are fetched goes by the width
-                found.append(self.search(vectors[i], k))
+                found.append(self.search(vector, k))
             else:
                 found.append(in_order(own, near, k))
         return found
@@ -164,7 +164,8 @@ class Index:
         """
         query = np.ascontiguousarray(vectors, np.float32).reshape(-1, np.shape(vectors)[-1])
         if query.shape[1] != self.dim or not is_finite(query):
-            raise ValueError(complain("query vector", f"{query.shape[1]} numbers", f"{self.dim} finite numbers"))
+            found = f"{query.shape[1]} numbers" if query.shape[1] != self.dim else "a number that is not finite"
+            raise ValueError(complain("query vector", found, f"{self.dim} finite numbers"))
         return query
 
     @cached_property
@@ -226,14 +227,8 @@ class Index:
         return self if self.exact or self._refines_itself else replace(self, vectors=vectors)
 
     @cached_property
-    def _best_first_of_any(self) -> bool:
-        """Whether the k best are the first k of any wider search, and several queries are answered as one is.
-
-        So it is where an inverted file is all there is: whoever refines orders what is fetched anew, a graph is walked
-        as wide as the search, and a matrix (OPQ, PCA) rounds several queries otherwise than one.
-        """
-        plain = isinstance(faiss.downcast_index(self.faiss_index), faiss.IndexIVF)
-        return plain and self.rows is None and self.vectors is None
+    def _plain(self) -> bool:
+        return is_plain(self.faiss_index) and self.rows is None and self.vectors is None
 
     @property
     def _refines_itself(self) -> bool:

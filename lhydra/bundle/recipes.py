@@ -75,6 +75,26 @@ def parameters(index: Any, point: OperatingPoint) -> Any:
     return None
 
 
+def is_plain(index: Any) -> bool:
+    """Tells whether the k best are the first k of any wider search, and several queries are answered as one is.
+
+    So it is of some inverted files: who refines orders what is fetched anew, a graph is walked as wide as the search,
+    and matrices (OPQ, PCA, tables of packed codes) round several queries otherwise than one.
+
+    Args:
+        index: faiss.Index.
+
+    Returns:
+        True where it is known to be so.
+    """
+    stubless: Any = faiss
+    index = faiss.downcast_index(index)
+    if type(index) not in (stubless.IndexIVFFlat, stubless.IndexIVFScalarQuantizer, stubless.IndexIVFPQ):
+        return False
+    quantizers = (stubless.IndexFlat, stubless.IndexFlatIP, stubless.IndexHNSWFlat)
+    return type(faiss.downcast_index(index.quantizer)) in quantizers
+
+
 def lists_of(recipe: str) -> int:
     """Returns how many inverted lists a recipe asks for.
 
