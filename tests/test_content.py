@@ -67,6 +67,7 @@ def test_a_new_track_is_placed_beside_tracks_of_its_kind(data: TrainingData, mon
     assert new.sum() >= 10
     assert (vectors[new].argmax(1) == genre[new]).float().mean() > 0.8  # there are eleven
     assert (history[new].argmax(1) == genre[new]).float().mean() > 0.8
+    assert all(parameter.requires_grad for parameter in network.parameters())  # to be refitted
 
 
 @pytest.mark.parametrize("setting", [(0.0, -0.5), (10.0, 0.2)])

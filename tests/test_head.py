@@ -1,7 +1,7 @@
 """The head: what it is fitted on, that held users stay held, and when it leaves the retrieval order alone."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -380,6 +380,7 @@ def test_the_calibration_is_fitted_on_logits_of_heads_that_never_saw_the_user(
     learnt: list[np.ndarray] = []  # user vectors (E, D) of the examples
     asked: dict[frozenset[int], dict[int, np.ndarray]] = {}  # logits (m,) by users that a head was fitted on, and user
     calibrated: list[np.ndarray] = []
+    present: list[Tensor] = []  # (B, m) of the users that are asked now
 
     def remembering(real: Callable[..., Any], users_at: int) -> Callable[..., Any]:
         def called(head: Head, *rest: Any) -> Any:
@@ -392,18 +393,26 @@ def test_the_calibration_is_fitted_on_logits_of_heads_that_never_saw_the_user(
 
     def forward(head: Head, user: Tensor, *rest: Tensor) -> Any:
         found = real_forward(head, user, *rest)
-        whose = int(np.square(learnt[0] - user[0].detach().numpy()).sum(1).argmin())
-        asked.setdefault(frozenset(head.__dict__["fitted_on"]), {})[whose] = found[0][0].numpy()
+        for one, logits, held in zip(user, found[0], present[0], strict=True):
+            whose = int(np.square(learnt[0] - one.detach().numpy()).sum(1).argmin())
+            own = logits.reshape(2, -1)[:, held].flatten().numpy()
+            asked.setdefault(frozenset(head.__dict__["fitted_on"]), {})[whose] = own
         return found
+
+    def pairs(*given: Any) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+        for inputs, held in real_pairs(*given):
+            present[:] = [held]
+            yield inputs, held
 
     def platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
         calibrated.append(logits)
         return real_platt(logits, labels)
 
-    real_forward, real_platt = Head.forward, calibration.platt
+    real_forward, real_platt, real_pairs = Head.forward, calibration.platt, calibration._pairs
     monkeypatch.setattr(heads, "_fit_gate", remembering(heads._fit_gate, 1))
     monkeypatch.setattr(heads, "_deep_epoch", remembering(heads._deep_epoch, 4))
     monkeypatch.setattr(calibration, "platt", platt)
+    monkeypatch.setattr(calibration, "_pairs", pairs)
     monkeypatch.setattr(Head, "forward", forward)
     monkeypatch.setattr("lhydra.training.train.export", lambda *args: ModelInfo())  # whose proofs run the head, too
     train(tiny_dataset, tmp_path, replace(CONFIG, epochs=1))

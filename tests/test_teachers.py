@@ -330,8 +330,8 @@ def test_the_validation_fold_decides(data: TrainingData) -> None:
     assert max(line.ndcg for line in reports) < 0.06  # nothing predicts random plays
 
 
-def test_the_same_seed_gives_the_same_teachers(data: TrainingData, fitted: Teachers) -> None:
-    again = teachers.fit(data, TINY_TRAINING.dim, 0)
+def test_the_same_seed_gives_the_same_teachers_in_any_number_of_threads(data: TrainingData, fitted: Teachers) -> None:
+    again = teachers.fit(data, TINY_TRAINING.dim, 0, threads=3)
     np.testing.assert_array_equal(again.table.weights, fitted.table.weights)
     np.testing.assert_array_equal(again.factors.item, fitted.factors.item)
     assert (again.mix, again.ials, again.penalty) == (fitted.mix, fitted.ials, fitted.penalty)

@@ -20,7 +20,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from lhydra.bundle.history_vectors import HistoryVectors
 from lhydra.bundle.model import PARTS, Model, ModelInfo, Parents, Quality
@@ -32,18 +32,19 @@ from lhydra.errors import ModelError
 from lhydra.features.histories import spans
 from lhydra.features.spec import Encoded
 from lhydra.training import export as exporting
-from lhydra.training import teachers
+from lhydra.training import patience, teachers
 from lhydra.training.calibration import platt
 from lhydra.training.checkpoint import State
 from lhydra.training.config import TrainSettings
 from lhydra.training.data import TrainingData, hide, load, select, targets
 from lhydra.training.dropout import Dropout
 from lhydra.training.losses import log_q, softmax_loss
-from lhydra.training.model import Network
+from lhydra.training.model import ItemTower, Network
 from lhydra.training.optimizer import schedule
 from lhydra.training.progress import EpochDone, Progress, TemperatureTried
+from lhydra.training.shape import Shape
 from lhydra.training.step import Tensors
-from lhydra.training.train import Run, _epoch, _fold, _new, _patience_over, train
+from lhydra.training.train import Run, _epoch, _fold, _new, train
 from tests.conftest import TINY_TRAINING
 from tests.harness import free_port
 from tests.quick_export import environ
@@ -177,6 +178,28 @@ def test_towers_give_unit_vectors_and_padding_changes_nothing(network: Network, 
     )
     torch.testing.assert_close(network.user_tower(*longer), vectors)
     assert not torch.allclose(network.user_tower(dense, ids, -history, entry, mask)[1:], vectors[1:])
+
+
+def test_a_bag_is_the_mean_of_its_members_however_it_is_padded() -> None:
+    tower = ItemTower(Shape(8, 8, 0.0, 0, (("track_id", 4),), 12, 0, (), (0, 0)))
+    last = tower.content[-1]
+    assert isinstance(last, nn.Linear)
+    nn.init.normal_(last.weight)  # it starts silent
+    optimizer = torch.optim.AdamW(tower.parameters(), lr=0.1)
+    bags = torch.tensor([[3, 7, 11, 0], [5, 0, 0, 0], [0, 0, 0, 0]])
+    dense, ids = torch.zeros(3, 0), torch.tensor([[1], [2], [3]])
+    for _ in range(3):  # padding stays 0
+        optimizer.zero_grad()
+        sum(part.square().sum() for part in tower(dense, ids, bags)).backward()
+        optimizer.step()
+    table = tower.bag.weight.detach()
+    means = torch.stack([table[[3, 7, 11]].mean(0), table[5], torch.zeros(table.shape[1])])
+    asked: list[Tensor] = []
+    tower.content.register_forward_pre_hook(lambda _, given: asked.append(given[0].detach()))
+    tower(dense, ids, bags)
+    tower(dense, ids, torch.cat([torch.zeros(3, 2, dtype=torch.int64), bags], 1))
+    for found in asked:
+        torch.testing.assert_close(found, means)
 
 
 @torch.no_grad()
@@ -398,7 +421,7 @@ def test_the_learning_rate_starts_anew_with_each_cycle(
 
 
 @pytest.mark.parametrize(
-    ("patience", "epoch", "best", "over"),
+    ("most", "epoch", "best", "over"),
     [
         (8, 15, 8, False),
         (8, 16, 8, True),  # a first cycle that has not got better for so long is not followed by another
@@ -412,11 +435,31 @@ def test_the_learning_rate_starts_anew_with_each_cycle(
         (16, 47, 17, False),
     ],
 )
-def test_patience_begins_anew_with_each_cycle(patience: int, epoch: int, best: int, over: bool) -> None:
+def test_patience_begins_anew_with_each_cycle(most: int, epoch: int, best: int, over: bool) -> None:
     state = State({}, Parents(dataset="", split={}), 0.1, epoch=epoch, best=Quality(epoch=best, retrieval={}))
-    config = TrainSettings(epochs=48, patience=patience)
-    assert _patience_over(state, config) == over
-    assert not _patience_over(replace(state, best=None), config)
+    config = TrainSettings(epochs=48, patience=most)
+    assert patience.over(state, config) == over
+    assert not patience.over(replace(state, best=None), config)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "now", "over"),
+    [
+        (31, 0.4, False),  # the cycle is not over
+        (32, 0.4, True),
+        (32, 0.4039, True),
+        (32, 0.4041, False),
+        (48, 0.4039, True),
+    ],
+)
+def test_a_later_cycle_that_gains_little_is_the_last(epoch: int, now: float, over: bool) -> None:
+    retrieval = {"ndcg@10": now / 2, "recall@20": now / 2}
+    best = Quality(epoch=epoch - 2, retrieval=retrieval)
+    state = State({}, Parents(dataset="", split={}), 0.1, epoch=epoch, best=best, began=0.4)
+    config = TrainSettings(epochs=64)
+    assert patience.over(state, config) == over
+    assert not patience.over(replace(state, began=0.0), config)  # the first cycle
+    assert not patience.over(replace(state, best=None), config)
 
 
 def test_the_schedule_warms_up_and_comes_down() -> None:

@@ -22,6 +22,7 @@ from lhydra.training.teachers import Table
 from lhydra.training.validate import embed_tracks
 
 F64 = npt.NDArray[np.float64]
+USERS_AT_ONCE = 64  # whose logits are computed
 
 
 @torch.no_grad()
@@ -54,11 +55,13 @@ def fit_calibration(
     network.eval()
     asked = [network.head, *(head.eval() for head in heads.values())]
     logits, sizes = [], []
-    for pairs in _pairs(network, data, tensors, table, targets, seed):
-        logits.append(torch.stack([head(*pairs)[0][0].reshape(2, -1) for head in asked]))  # (heads, 2, m)
-        sizes.append(logits[-1].shape[2])
+    for pairs, real in _pairs(network, data, tensors, table, targets, seed):
+        found = torch.stack([head(*pairs)[0] for head in asked])  # (heads, B, 2 * m)
+        found = found.reshape(len(asked), len(real), 2, real.shape[1]).transpose(1, 2)
+        logits.append(found[:, :, real])  # (heads, 2, pairs)
+        sizes.append(real.sum(1).numpy())
     final, *others = torch.cat(logits, 2).double().numpy()  # (2, pairs) each: of plays, of random tracks
-    owner = np.repeat(part, sizes)
+    owner = np.repeat(part, np.concatenate(sizes))
     if not len(owner):
         a, b = network.head.calibration.tolist()
         return a, b
@@ -72,21 +75,34 @@ def fit_calibration(
 
 def _pairs(
     network: Network, data: TrainingData, tensors: Tensors, table: Table, targets: Targets, seed: int
-) -> Iterator[tuple[Tensor, ...]]:
-    """Yields, of each user of `targets`, the head's inputs for up to m plays and then as many random tracks."""
+) -> Iterator[tuple[tuple[Tensor, ...], Tensor]]:
+    """Yields, of some users of `targets` at a time, the head's inputs for m plays and then m random tracks of each.
+
+    Beside them which of the (B, m) are real: others of the users have fewer.
+    """
     rng = np.random.default_rng([seed, 1])
     vectors, history = embed_tracks(network, tensors)
     popularity = tensors.popularity(tensors.listeners)
-    for i, user in enumerate(targets.users):
-        wanted = targets.rows[targets.offsets[i] : targets.offsets[i + 1]]
-        heard = data.train.rows[data.train.offsets[user] : data.train.offsets[user + 1]]
-        free = np.setdiff1d(rng.integers(0, data.n_tracks, 4 * len(wanted) + 16), np.union1d(heard, wanted))
-        others = rng.permutation(free)[: len(wanted)]
-        rows = np.concatenate([wanted[: len(others)], others])
-        chosen = tensor(rows)[None]
-        encoded = data.spec.encode_users(data.profiles[[user]], select(data.train, np.array([user])), data.tracks)
-        together = item_item.scores(table.neighbours, table.weights, encoded.histories.rows, encoded.entry, rows)
-        yield (
+    for start in range(0, len(targets.users), USERS_AT_ONCE):
+        users = targets.users[start : start + USERS_AT_ONCE]
+        encoded = data.spec.encode_users(data.profiles[users], select(data.train, users), data.tracks)
+        drawn = []
+        for i, user in enumerate(users, start):
+            wanted = targets.rows[targets.offsets[i] : targets.offsets[i + 1]]
+            heard = data.train.rows[data.train.offsets[user] : data.train.offsets[user + 1]]
+            free = np.setdiff1d(rng.integers(0, data.n_tracks, 4 * len(wanted) + 16), np.union1d(heard, wanted))
+            others = rng.permutation(free)[: len(wanted)]
+            drawn.append((wanted[: len(others)], others))
+        most = max(len(others) for _, others in drawn)
+        rows, real = np.zeros((len(users), 2, most), np.int64), np.zeros((len(users), most), np.bool_)
+        together = np.zeros((len(users), 2 * most, len(item_item.CHANNELS)), np.float32)
+        for i, pair in enumerate(drawn):
+            rows[i, :, : len(pair[0])], real[i, : len(pair[0])] = pair, True
+            one = encoded.one(i)
+            played = one.histories.rows, one.entry, rows[i].ravel()
+            together[i] = item_item.scores(table.neighbours, table.weights, *played)
+        chosen = tensor(rows.reshape(len(users), -1))
+        inputs = (
             embed_users(network, encoded, history),
             tensor(encoded.dense),
             tensor(encoded.ids),
@@ -94,8 +110,9 @@ def _pairs(
             tensors.dense[chosen],
             tensors.ids[chosen],
             popularity[chosen],
-            tensor(together)[None],
+            tensor(together),
         )
+        yield inputs, tensor(real)
 
 
 def _line(x: F64, y: F64) -> tuple[float, float]:

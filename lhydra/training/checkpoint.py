@@ -21,6 +21,7 @@ class State:
     """Where the training of the towers stands, beside their tensors.
 
     best: epoch and retrieval metrics of the best epoch so far, None before the first and without a validation fold.
+    began: its worth when this cycle of the learning rate began, 0 in the first cycle.
     """
 
     config: dict[str, float]  # fields of `TrainSettings`
@@ -31,6 +32,7 @@ class State:
     data: tuple[str, ...] = ()  # SHA-256 of the dataset's tables; not in checkpoints of before
     warm_from: str = ""  # model_id of the model that it went on from, with --warm
     features: str = ""  # fingerprint of the features that the towers know; not in checkpoints of before
+    began: float = 0.0
 
 
 def claim(out: Path, resume: bool) -> None:

@@ -56,7 +56,9 @@ class TrainSettings(Settings):
         "where the towers are trained; auto takes cuda, else mps, else cpu",
         choices=("auto", "cpu", "cuda", "mps"),
     )
-    threads: int = setting(0, "threads of torch; 0 takes half the cores: waiting for a busy core costs more", low=0)
+    threads: int = setting(
+        0, "0 takes all cores for the teachers, half for torch: waiting for a busy core costs more", low=0
+    )
     seed: int = setting(0, "seed of everything random", low=0)
 
     @property

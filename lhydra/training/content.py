@@ -179,8 +179,11 @@ def _align(tower: ItemTower, tensors: Tensors, vectors: Tensor, history: Tensor,
     for layer in tower.content:
         if isinstance(layer, nn.Linear | nn.LayerNorm):
             layer.reset_parameters()
-    tables = {id(tower.retrieval_id.weight), id(tower.history_id.weight)}
-    optimizer = torch.optim.AdamW([p for p in tower.parameters() if id(p) not in tables], weight_decay=DECAY)
+    tables = tower.retrieval_id.weight, tower.history_id.weight
+    for table in tables:  # a gradient of all their rows in every step was most of the time
+        table.requires_grad_(False)
+    learnt = [parameter for parameter in tower.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learnt, weight_decay=DECAY)
     epochs = min(EPOCHS, -(-MOST_STEPS * BATCH // len(known)))
     spread = history[known].square().sum(1).mean().clamp(min=1e-6)
     tower.train()
@@ -198,6 +201,8 @@ def _align(tower: ItemTower, tensors: Tensors, vectors: Tensor, history: Tensor,
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
+    for table in tables:
+        table.requires_grad_(True)
     tower.eval()
 
 

@@ -39,6 +39,18 @@ def choose(asked: str) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if name == "cuda" else name
 
 
+def cores(processes: int) -> int:
+    """Counts the cores for each of the processes of a training.
+
+    Args:
+        processes: all on this machine.
+
+    Returns:
+        At least 1.
+    """
+    return max(1, (os.cpu_count() or 2) // processes)
+
+
 def half(device: torch.device) -> AbstractContextManager[object]:
     """Lets the products of matrices within it run in bf16, where a GPU has units for that; weights stay float32.
 

@@ -39,7 +39,8 @@ def lambda_loss(logits: Tensor, labels: Tensor, excluded: Tensor, wanted: Tensor
         () float.
     """
     scores = logits.masked_fill(excluded, -1e4)
-    rank = scores.detach().argsort(dim=1, descending=True, stable=True).argsort(dim=1) + 1
+    order = scores.detach().argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(1, order, torch.arange(1, order.shape[1] + 1).expand_as(order))
     gain = torch.where(rank <= RANK_CUTOFF, 1 / torch.log2(1.0 + rank), 0.0)  # (B, N)
     ideal = torch.cumsum(1 / torch.log2(torch.arange(2.0, RANK_CUTOFF + 2)), 0)[wanted.clamp(1, RANK_CUTOFF) - 1]
     user, place = labels.nonzero(as_tuple=True)  # (P,) each: the positives, of whom most users have few

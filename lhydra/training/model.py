@@ -115,8 +115,8 @@ class ItemTower(nn.Module):
         if self.use_content:
             parts = [dense, *(table(ids[:, i]) for i, table in enumerate(self.ids, 1))]
             if self.use_bag:
-                some = (bags > 0).to(dense.dtype).unsqueeze(-1)  # (N, w, 1)
-                parts.append((self.bag(bags) * some).sum(1) / some.sum(1).clamp(min=1.0))
+                some = (bags > 0).to(dense.dtype).sum(1, keepdim=True)  # (N, 1)
+                parts.append(self.bag(bags).sum(1) / some.clamp(min=1.0))  # row 0, the padding, is and stays 0
             a, b = self.content(torch.cat(parts, 1)).chunk(2, 1)
             retrieval, history = retrieval + a, history + b
         return retrieval, history

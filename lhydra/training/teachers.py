@@ -192,7 +192,14 @@ def matrix(histories: Histories, n_tracks: int) -> sp.csr_matrix:
 
 
 @timed("train.teachers")
-def fit(data: TrainingData, dim: int, seed: int, report: Report = unreported, like: Chosen | None = None) -> Teachers:
+def fit(
+    data: TrainingData,
+    dim: int,
+    seed: int,
+    report: Report = unreported,
+    like: Chosen | None = None,
+    threads: int = 0,
+) -> Teachers:
     """Fits both teachers on the train fold, their settings chosen by NDCG@10 on the validation fold.
 
     Args:
@@ -201,16 +208,17 @@ def fit(data: TrainingData, dim: int, seed: int, report: Report = unreported, li
         seed: of everything random.
         report: told about every setting.
         like: settings and mixture of a training before, to take instead of choosing.
+        threads: that fit; they decide nothing but the time. 0 takes as many as torch has.
 
     Returns:
         The teachers. Without validation plays, and beyond MAX_TUNED_PLAYS train plays, one setting of each is taken
         unmeasured.
     """
     with threadpool_limits(limits=1, user_api="blas"):  # many small systems: threads would only wait for each other
-        return _fit(data, dim, seed, report, like)
+        return _fit(data, dim, seed, report, like, threads)
 
 
-def _fit(data: TrainingData, dim: int, seed: int, report: Report, like: Chosen | None) -> Teachers:
+def _fit(data: TrainingData, dim: int, seed: int, report: Report, like: Chosen | None, threads: int) -> Teachers:
     users = np.flatnonzero(np.diff(data.train.offsets) > 0)
     train = select(data.train, users)
     plays = matrix(train, data.n_tracks)
@@ -227,7 +235,7 @@ def _fit(data: TrainingData, dim: int, seed: int, report: Report, like: Chosen |
 
     tried: list[tuple[float, Factors, tuple[float, ...]]] = []
     for width, reg, alpha in dict.fromkeys((min(int(width), dim - 1), reg, alpha) for width, reg, alpha in grid):
-        factors = _factors(plays, width, reg, alpha, seed)
+        factors = _factors(plays, width, reg, alpha, seed, threads)
         quality = measured(lambda block, f=factors: _mapped(f, block) @ f.item.T)  # type: ignore[misc]
         tried.append((quality, factors, (width, reg, alpha)))
         report(TeacherTried(teacher="ials", setting=(width, reg, alpha), ndcg=quality))
@@ -235,7 +243,7 @@ def _fit(data: TrainingData, dim: int, seed: int, report: Report, like: Chosen |
 
     thinned = _thinned(train, np.random.default_rng([seed, 2]), data.n_tracks)
     tables: list[tuple[float, Table, tuple[float, ...]]] = []
-    for penalty, table in zip(penalties, _tables(thinned, penalties), strict=True):
+    for penalty, table in zip(penalties, _tables(thinned, penalties, threads), strict=True):
         quality = measured(lambda block, t=table: (block @ t.matrix).toarray())  # type: ignore[misc]
         tables.append((quality, table, penalty))
         report(TeacherTried(teacher="co-listening", setting=penalty, ndcg=quality))
@@ -266,13 +274,13 @@ def _mapped(factors: Factors, plays: sp.csr_matrix) -> F32:
     return np.asarray(np.asarray(plays @ factors.item) / np.asarray(size) @ factors.user_map)
 
 
-def _factors(plays: sp.csr_matrix, width: int, reg: float, alpha: float, seed: int) -> Factors:
+def _factors(plays: sp.csr_matrix, width: int, reg: float, alpha: float, seed: int, threads: int = 0) -> Factors:
     with warnings.catch_warnings():  # about the threads of OpenBLAS
         warnings.simplefilter("ignore")
         from implicit.als import AlternatingLeastSquares
 
         logging.getLogger("implicit").setLevel(logging.ERROR)
-        threads = torch.get_num_threads()
+        threads = threads or torch.get_num_threads()
         model = AlternatingLeastSquares(
             factors=width, regularization=reg, alpha=alpha, iterations=15, random_state=seed, num_threads=threads
         )
@@ -286,9 +294,9 @@ def _factors(plays: sp.csr_matrix, width: int, reg: float, alpha: float, seed: i
     return Factors(item, gram.astype(np.float32), alpha, user_map.astype(np.float32))
 
 
-def _tables(plays: sp.csr_matrix, penalties: Sequence[tuple[float, ...]]) -> list[Table]:
+def _tables(plays: sp.csr_matrix, penalties: Sequence[tuple[float, ...]], threads: int = 0) -> list[Table]:
     """The co-listening table of plays (users, n), for each (constant, share) of the penalty."""
-    n, threads = plays.shape[1], torch.get_num_threads()
+    n, threads = plays.shape[1], threads or torch.get_num_threads()
     width = max(min(NEIGHBOURS if n <= LARGE_CATALOGUE else NEIGHBOURS_LARGE, n - 1), 0)
     found = ridge.nearest(plays, width, threads)
     return [Table.of(found.neighbours, weights) for weights in ridge.regressed(found, penalties, threads)]

@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import shutil
 import time
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +21,7 @@ from lhydra.domain import I64
 from lhydra.errors import ModelError, complain
 from lhydra.features.histories import HISTORY_FEATURES
 from lhydra.timing import timed
-from lhydra.training import checkpoint, content, device, moment_head, moments, ranks
+from lhydra.training import checkpoint, content, device, moment_head, moments, patience, ranks
 from lhydra.training import head as heads
 from lhydra.training import teachers as teaching
 from lhydra.training import warm as warmed
@@ -113,7 +112,7 @@ def train(
     if rank == 0:
         checkpoint.claim(out, resume)
     _log.info("towers are trained on %s", where)
-    torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 2) // 2 // processes))
+    torch.set_num_threads(config.threads or max(1, device.cores(processes) // 2))
     parents = Parents(dataset=dataset.info.source, split=dataset.info.split)
     warm_from = parent.model_id if parent else ""
     start = State(config.recorded(), parents, config.temperature, data=_tables(dataset), warm_from=warm_from)
@@ -195,7 +194,7 @@ def _train(
     like = parent.chosen if parent else None
     users = np.flatnonzero(np.diff(data.train.offsets) > 0)
     rank, processes = ranks.start()
-    teachers = teaching.fit(data, config.dim, config.seed, report, like)
+    teachers = teaching.fit(data, config.dim, config.seed, report, like, config.threads or device.cores(processes))
     towers = warmed.shortened(config) if parent else config
     where = device.choose(config.device)
     run = Run(data, Tensors.of(data), teachers, towers, users, config.batch_size, rank, processes, where)
@@ -244,7 +243,8 @@ def _tables(dataset: Dataset) -> tuple[str, ...]:
 def _refit(trained: Trained, data: TrainingData, config: TrainSettings, report: Report) -> Trained:
     """Returns the trained model after some more epochs on `data`, which holds the validation plays too."""
     before = trained.run
-    teachers = teaching.fit(data, config.dim, config.seed, report, trained.chosen)
+    threads = config.threads or device.cores(before.processes)
+    teachers = teaching.fit(data, config.dim, config.seed, report, trained.chosen, threads)
     users = np.flatnonzero(np.diff(data.train.offsets) > 0)
     run = replace(before, data=data, tensors=Tensors.of(data), teachers=teachers, config=config, users=users)
     network, optimizer = _new(run)
@@ -279,8 +279,10 @@ def _fit(run: Run, network: Network, optimizer: RowwiseAdamW, state: State, out:
         state = replace(state, best=Quality(epoch=0, retrieval=measured) if measured else None)
         if writes:
             checkpoint.save(folder / "best.safetensors", network, optimizer, state)
-    while state.epoch < config.epochs and not _patience_over(state, config):
+    while state.epoch < config.epochs and not patience.over(state, config):
         started = time.monotonic()
+        if state.best and state.epoch and state.epoch % config.cycle == 0:
+            state = replace(state, began=worth(state.best["retrieval"]))
         epoch = state.epoch + 1
         retrieval_loss, distillation_loss = _epoch(run, network, optimizer, epoch, config.cycle, state.temperature)
         measured = None
@@ -393,8 +395,3 @@ def _new(run: Run) -> tuple[Network, RowwiseAdamW]:
     by_row = run.data.n_tracks > config.full_softmax and run.processes == 1  # gradients of several are averaged whole
     names = ("retrieval_id.weight", "history_id.weight") if by_row else ()
     return network, RowwiseAdamW(group, {name: network.item_tower.get_parameter(name) for name in names})
-
-
-def _patience_over(state: State, config: TrainSettings) -> bool:
-    began = (state.epoch - 1) // config.cycle * config.cycle  # a new cycle gets a chance
-    return state.best is not None and state.epoch - max(state.best["epoch"], began) >= config.patience

@@ -139,8 +139,9 @@ def best_first(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     Returns:
         (B, k) scores, best first, and (B, k) columns.
     """
-    best, columns = scores.topk(k, 1)  # any of equal scores, in any order
-    tied = (best[:, 1:] == best[:, :-1]).any(1) | ((scores >= best[:, -1:]).sum(1) > k)
+    best, columns = scores.topk(min(k + 1, scores.shape[1]), 1)  # any of equal scores, in any order
+    tied = (best[:, 1:] == best[:, :-1]).any(1)  # the one beyond the list too
+    best, columns = best[:, :k], columns[:, :k]
     if tied.any():
         whole = scores[tied].sort(dim=1, descending=True, stable=True)
         best[tied], columns[tied] = whole.values[:, :k], whole.indices[:, :k]
