@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 from benchmarks.environment import one_thread_per_library
 
@@ -194,8 +195,8 @@ def query_of(users: UserStore, user_id: str, k: int, repeat: Repeat) -> Query:
         The query.
     """
     now = int(time.time())
-    said = to_request(pb.RecommendRequest(user_id=user_id, k=k), k, {}, None, now)
-    return replace(to_query(said, users.get(user_id), now), repeat=repeat)
+    said = to_request(pb.RecommendRequest(user_id=user_id, k=k, repeat_policy=cast(Any, repeat)), k, {}, None, now)
+    return to_query(said, users.get(user_id), now)
 
 
 def answer(

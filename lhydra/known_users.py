@@ -89,14 +89,14 @@ class KnownUsers:
         Returns:
             Of each what `Index.search` returns.
         """
-        ks = [min(k, len(self._bundle.index)) for k in ks]
-        keys = [request.known_by + k.to_bytes(4, "little") for request, k in zip(requests, ks, strict=True)]
+        keys = [request.known_by + k.to_bytes(8, "little") for request, k in zip(requests, ks, strict=True)]
         kept = [self.cache.find(key) for key in keys]
         new = [i for i, found in enumerate(kept) if found is None]
         searched: list[tuple[I64, F32]] = []
         if new:
-            vectors = np.concatenate([vector for i in new if (vector := requests[i].vector) is not None])
-            searched = self._bundle.index.search_many(vectors, [ks[i] for i in new])
+            vectors = [vector for i in new if (vector := requests[i].vector) is not None]
+            together = np.concatenate(vectors) if len(vectors) > 1 else vectors[0]
+            searched = self._bundle.index.search_many(together, [ks[i] for i in new])
             for i, (rows, products) in zip(new, searched, strict=True):
                 if ks[i] <= MOST_NEAREST:
                     self.cache.keep(keys[i], rows.astype(np.int32).tobytes() + products.tobytes())

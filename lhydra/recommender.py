@@ -13,6 +13,7 @@ from threading import Lock
 import numpy as np
 
 from lhydra import kernels
+from lhydra.bundle.arrays import all_known
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.candidates import NEAREST, StateRows, encode_states, found_by, moment_of, united
 from lhydra.bundle.catalog import Catalog
@@ -200,7 +201,7 @@ class Recommender:
                 if query.repeat is Repeat.DECAY:
                     heard = np.setdiff1d(heard, repeatable(self.catalog, query)[0])
                 excluded = np.concatenate([excluded, heard]) if len(excluded) else heard
-            request.excluded = excluded if excluded.min(initial=0) >= 0 else excluded[excluded >= 0]
+            request.excluded = excluded if all_known(excluded) else excluded[excluded >= 0]
 
     def _encode(self, requests: list[Traced]) -> None:
         """Encodes the users of all requests who are not known."""

@@ -61,7 +61,7 @@ def test_candidates_that_may_be_returned_and_all_together(seed: int, depth: int,
     parts = tuple(rng.permutation(N)[: rng.integers(0, 30)] for _ in range(3))
     twice = parts[0], np.concatenate([parts[1], parts[1][:5]]), parts[2]
     moment: Any = SimpleNamespace(candidates=lambda *_, **__: twice)
-    bundle: Any = SimpleNamespace(catalog=Sized(catalog), sequences=SimpleNamespace(shares=None))
+    bundle: Any = SimpleNamespace(catalog=Sized(catalog), sequences=SimpleNamespace(shares=np.zeros(3)))
     eligible: Any = SimpleNamespace(mask=rng.random(N) < 0.7) if filtered else None
     query = Query(10, repeat=Repeat.ALLOW)
     user: Any = None

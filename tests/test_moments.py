@@ -10,22 +10,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lhydra import cli
+from lhydra import cli, kernels
 from lhydra.bundle import sequence_files
 from lhydra.bundle.bundle import Bundle
-from lhydra.bundle.candidates import encode_states, moment_of
+from lhydra.bundle.candidates import StateRows, encode_states, listening_of, moment_of
 from lhydra.bundle.model import Model
 from lhydra.data.dataset import TRAIN, VALID, Dataset, user_states
 from lhydra.data.plays import with_plays
 from lhydra.data.prepare import prepare
 from lhydra.data.settings import PrepareSettings
-from lhydra.domain import Query, Repeat, UserState, track_hashes
+from lhydra.domain import I64, Query, Recent, Repeat, Repeats, UserState, no_repeats, track_hashes
 from lhydra.errors import BundleCorrupt
 from lhydra.evaluation.lists import write_lists
 from lhydra.explain.explainer import Explainer
-from lhydra.features.moment import CONTEXT, N_OWN, SIGNALS
+from lhydra.features.moment import _LAWS, CONTEXT, N_OWN, SIGNALS, Moment
 from lhydra.queries import Request, to_query
 from lhydra.recommender import Recommender
+from lhydra.repeats import repeats_of
 from lhydra.training.config import TrainSettings
 from lhydra.training.data import load
 from lhydra.training.moment_head import Prepared, _ndcg
@@ -38,6 +39,7 @@ from lhydra_index_builder import depth as depths
 from lhydra_index_builder.build import rebuild
 from lhydra_index_builder.changes import add, remove
 from lhydra_index_builder.config import RebuildSettings
+from tests.compiled_kernels import where_a_compiler_is
 from tests.quick_export import quickly
 
 USERS, TRACKS, SESSIONS, SESSION = 80, 60, 14, 5
@@ -191,6 +193,50 @@ def test_the_sources_of_a_list_are_those_of_the_request(
             }
             told |= set(sources)
     assert told == {"nearest", "following", "together"} | ({"own"} if repeat is not Repeat.EXCLUDE else set())
+
+
+@where_a_compiler_is
+def test_a_moment_of_records_is_that_of_the_listening_that_they_tell(
+    recommender: Recommender, states: list[UserState]
+) -> None:
+    """Also where the catalogue lacks some of the tracks, and nothing is known of repeats."""
+    bundle, rng = recommender.bundle, np.random.default_rng(0)
+    rows = rng.permutation(len(bundle.catalog))[:40]
+    for state in [*states[:5], UserState()]:
+        history, recent = state.history.copy(), state.recent.copy()
+        history["track"][::3] += 1
+        recent["track"][1::2] += 1
+        for repeats in (repeats_of(state), no_repeats()):
+            less = replace(state, history=history, recent=recent, repeats=repeats)
+            of = StateRows.of(bundle.catalog, less)
+            user = encode_states(bundle, [less], [of])
+            moment, told = moment_of(bundle, less, user, 0), listening_of(bundle.catalog, less, user, 0, of)
+            assert moment is not None
+            expected = Moment(told, bundle.sequences)
+            np.testing.assert_array_equal(moment.signals(rows), expected.signals(rows))
+            np.testing.assert_array_equal(moment.context(), expected.context())
+            for one, other in zip(moment.candidates((1, 1, 1), 9), expected.candidates((1, 1, 1), 9), strict=True):
+                np.testing.assert_array_equal(one, other)
+            np.testing.assert_array_equal(moment.without(rows[0]).context(), expected.without(rows[0]).context())
+
+
+@where_a_compiler_is
+def test_records_that_do_not_fit_are_an_error(recommender: Recommender, states: list[UserState]) -> None:
+    bundle, state = recommender.bundle, next(state for state in states if len(state.history) > 1)
+    of = StateRows.of(bundle.catalog, state)
+    known, held, last = encode_states(bundle, [state], [of]).histories, repeats_of(state), state.recent
+    cases: list[tuple[I64, Repeats, Recent]] = [
+        (known.rows, held, last[1:]),
+        (known.rows, held, state.history[: len(last)]),
+        (known.rows, held[1:], last),
+        (known.rows[1:], held, last),
+    ]
+    for rows, repeats, plays in cases:
+        n, tables = len(bundle.catalog), bundle.sequences.compiled
+        with pytest.raises(ValueError, match=r"not|differ in length"):
+            kernels.compiled.MomentSums(_LAWS, tables, n, 0).recorded(
+                rows, known.counts, known.times, of.history, repeats, of.recent, plays
+            )
 
 
 def test_exclusions_hold_for_every_source(recommender: Recommender, states: list[UserState]) -> None:

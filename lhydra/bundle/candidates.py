@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lhydra import kernels
+from lhydra.bundle.arrays import all_known
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.catalog import Catalog
 from lhydra.bundle.eligible import EligibleSet
@@ -105,7 +106,7 @@ def listening_of(catalog: Catalog, state: UserState, user: EncodedUsers, now: in
     known, repeats, recent, of_recent = user.histories, repeats_of(state), state.recent, state_rows.recent
     if len(known.rows) < len(repeats):
         repeats = repeats[state_rows.history >= 0]
-    if of_recent.min(initial=0) < 0:
+    if not all_known(of_recent):
         of_recent, recent = of_recent[of_recent >= 0], recent[of_recent >= 0]
     return Listening(
         len(catalog),
@@ -139,7 +140,10 @@ def moment_of(
     if not bundle.head.knows_moments:
         return None
     state_rows = state_rows or StateRows.of(bundle.catalog, state)
-    return Moment(listening_of(bundle.catalog, state, user, now, state_rows), bundle.sequences)
+    known, rows, n = user.histories, state_rows, len(bundle.catalog)
+    recorded = known.rows, known.counts, known.times, rows.history, repeats_of(state), rows.recent, state.recent
+    listening = partial(listening_of, bundle.catalog, state, user, now, rows)
+    return Moment.of(recorded, n, now, listening, bundle.sequences)
 
 
 def found_by(
@@ -167,7 +171,7 @@ def found_by(
     """
     catalog, parts = bundle.catalog, None
     if moment is not None:
-        parts = moment.candidates(bundle.sequences.shares, depth, repeats=query.repeat is not Repeat.EXCLUDE)
+        parts = moment.candidates(bundle.sequences.shares.tolist(), depth, repeats=query.repeat is not Repeat.EXCLUDE)
         if kernels.compiled is not None:
             mask = None if eligible is None else eligible.mask.view(np.uint8)
             kept = kernels.compiled.allowed(parts, excluded, catalog.removed, mask)

@@ -58,7 +58,7 @@ class Index:
     def __len__(self) -> int:
         return int(self.faiss_index.ntotal) - self.removed
 
-    @property
+    @cached_property
     def dim(self) -> int:
         """Width of the vectors."""
         return int(self.faiss_index.d)
@@ -162,7 +162,8 @@ class Index:
         Raises:
             ValueError: they have another width, or are not finite.
         """
-        query = np.ascontiguousarray(vectors, np.float32).reshape(-1, np.shape(vectors)[-1])
+        query = np.ascontiguousarray(vectors, np.float32)
+        query = query if query.ndim == 2 else query.reshape(-1, query.shape[-1])
         if query.shape[1] != self.dim or not is_finite(query):
             found = f"{query.shape[1]} numbers" if query.shape[1] != self.dim else "a number that is not finite"
             raise ValueError(complain("query vector", found, f"{self.dim} finite numbers"))

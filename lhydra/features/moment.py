@@ -8,7 +8,7 @@ NumPy: the same sums in the same order.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lhydra import kernels
-from lhydra.domain import COMPLETED, F32, HALF_LIVES_DAYS, I64, MAX_RECENT, SKIPPED
+from lhydra.domain import COMPLETED, F32, HALF_LIVES_DAYS, I64, MAX_RECENT, SKIPPED, Recent, Repeats
 from lhydra.features.listening import AWAY_S, DAY_S, MINUTE_S, PAUSE_S, Listening
 from lhydra.features.sequences import FOLLOWS, Sequences
 from lhydra.scratch import borrowed_places
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from lhydra.kernels.compiled import MomentSums
 
 F64 = npt.NDArray[np.float64]
+# (h,) rows, counts and times of the history, (m,) its rows with -1 for unknown ones, its repeats; (r,) rows likewise of
+# the last plays, and they.
+Recorded = tuple[I64, F32, I64, I64, Repeats, I64, Recent]
 POWERS = (0.5, 1.0, 1.5)  # d of base-level learning
 # age^-d as a sum of 2^(-age / half-life) and a constant, by non-negative least squares of the relative error from 2 to
 # 1,100 days: for plays older than those that are remembered one by one.
@@ -84,6 +87,8 @@ class Moment:
         sequences: the tables, of the same catalog; empty ones say nothing.
     """
 
+    _listening_of: Callable[[], Listening]  # where it is made only when asked for
+
     def __init__(self, listening: Listening, sequences: Sequences) -> None:
         self._listening = one = listening
         self._sequences = sequences
@@ -91,11 +96,36 @@ class Moment:
         if kernels.compiled is None:
             self._sum_up()
             return
-        self._compiled = kernels.compiled.MomentSums(
-            *(_LAWS, one.n, one.rows, one.counts, one.last, one.first, one.decayed),
-            *(one.recent, one.recent_times, one.recent_flags, int(one.now), sequences.offsets, sequences.rows),
-            *(sequences.weights.view(np.uint16), sequences.damping.view(np.uint16)),
-        )
+        sums = kernels.compiled.MomentSums(_LAWS, sequences.compiled, one.n, int(one.now))
+        history, recent = (one.rows, one.counts, one.last), (one.recent, one.recent_times, one.recent_flags)
+        self._compiled = sums.told(*history, one.first, one.decayed, *recent)
+
+    @classmethod
+    def of(
+        cls, recorded: Recorded, n: int, now: int, listening: Callable[[], Listening], sequences: Sequences
+    ) -> "Moment":
+        """Makes it of what the user store keeps: where kernels are compiled, without the arrays of a `Listening`.
+
+        Args:
+            recorded: of the user.
+            n: tracks of the catalog.
+            now: Unix seconds, 0 for the last play.
+            listening: returns all that as a `Listening`, for whoever asks what would be without a track.
+            sequences: the tables, of the same catalog.
+
+        Returns:
+            The moment.
+        """
+        if kernels.compiled is None:
+            return cls(listening(), sequences)
+        moment = cls.__new__(cls)
+        moment._listening_of, moment._sequences = listening, sequences
+        moment._compiled = kernels.compiled.MomentSums(_LAWS, sequences.compiled, n, now).recorded(*recorded)
+        return moment
+
+    @cached_property
+    def _listening(self) -> Listening:
+        return self._listening_of()
 
     def _sum_up(self) -> None:
         one, sequences = self._listening, self._sequences

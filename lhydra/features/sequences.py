@@ -6,12 +6,18 @@ Transitions are ordered and fall with the distance in the session; the other tab
 """
 
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
+from lhydra import kernels
 from lhydra.domain import F32, I64
 from lhydra.features.histories import offsets_of
+
+if TYPE_CHECKING:
+    from lhydra.kernels.compiled import SequenceTables
 
 F64 = npt.NDArray[np.float64]
 FOLLOWS, TOGETHER = 10, 25  # plays later that count as following, and as of the same session
@@ -45,6 +51,12 @@ class Sequences:
 
     def __len__(self) -> int:
         return len(self.damping)
+
+    @cached_property
+    def compiled(self) -> "SequenceTables":
+        """The tables as the compiled kernels, where there are any, read them."""
+        weights, damping = (halves.view(np.uint16) for halves in (self.weights, self.damping))
+        return kernels.compiled.SequenceTables(self.offsets, self.rows, weights, damping)
 
     def others(self, tracks: I64) -> tuple[npt.NDArray[np.int32], F32, I64, int]:
         """Finds what goes with some tracks: what follows, then what shares their sessions.

@@ -4,7 +4,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lhydra.domain import F16, F32, I64, Hashes, History, Recent
+from lhydra.domain import F16, F32, I64, Hashes, History, Recent, Repeats
 
 F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
@@ -19,11 +19,13 @@ class MomentLaws:
         self, *, falls: F64, rates: F64, powers: F64, exponentials: F64, numbers: Mapping[str, float]
     ) -> None: ...
 
+class SequenceTables:
+    def __init__(self, offsets: I32, others: I32, weights: U16, damping: U16) -> None: ...
+
 class MomentSums:
-    def __init__(
+    def __init__(self, laws: MomentLaws, tables: SequenceTables, n: int, now: int) -> None: ...
+    def told(
         self,
-        laws: MomentLaws,
-        n: int,
         rows: I64,
         counts: F32,
         last: I64,
@@ -32,13 +34,11 @@ class MomentSums:
         recent: I64,
         times: I64,
         flags: I64,
-        now: int,
-        offsets: I32,
-        others: I32,
-        weights: U16,
-        damping: U16,
         /,
-    ) -> None: ...
+    ) -> MomentSums: ...
+    def recorded(
+        self, rows: I64, counts: F32, last: I64, history: I64, repeats: Repeats, recent: I64, plays: Recent, /
+    ) -> MomentSums: ...
     def candidates(
         self, n_own: int, n_few: int, n_many: int, n_together: int, repeats: bool, /
     ) -> tuple[I64, I64, I64]: ...
@@ -67,6 +67,7 @@ def state_rows(
     recent: Recent,
     heard: Hashes,
 ) -> I64: ...
+def all_known(rows: I64) -> bool: ...
 def all_finite(values: F32) -> bool: ...
 def best_first(rows: I64, scores: F32, k: int, /) -> I64: ...
 def falls(scores: F32, /) -> bool: ...
@@ -78,6 +79,9 @@ def united(
     vectors: U16, vector: F32, parts: tuple[I64, ...], nearest: I64, cosines: F32, depth: int, /
 ) -> tuple[I64, F32]: ...
 def gathered(rows: I64, tables: tuple[npt.NDArray[Any], ...], /) -> list[npt.NDArray[Any]]: ...
+def unchanged(
+    data: bytes, lock: bytes, files: tuple[tuple[int, int], tuple[int, int]], data_size: int, lock_size: int, /
+) -> bool: ...
 def reply_tracks(
     data: npt.NDArray[np.uint8],
     offsets: npt.NDArray[np.integer],  # int32 or int64

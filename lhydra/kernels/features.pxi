@@ -6,25 +6,36 @@ cdef enum:
     MAX_VALUES = 256  # of an id column of which shares are taken
 
 
-def known_plays(const Played[:] history, list lengths, const int64_t[::1] rows):
+def known_plays(history, list lengths, const int64_t[::1] rows):
     """Offsets, rows, counts and times of the plays of several histories, back to back, without those of rows below 0."""
-    cdef Py_ssize_t n = len(lengths), m = history.shape[0], user, i, at = 0, end = 0, known = 0
-    if rows.shape[0] != m or sum(lengths) != m or min(lengths, default=0) < 0:
+    cdef Py_ssize_t n = len(lengths), m = rows.shape[0], user, i, at = 0, end = 0, known = 0, total = 0
+    cdef Py_buffer records
+    cdef const Played *play
+    for user in range(n):
+        total += <Py_ssize_t>lengths[user]
+        if lengths[user] < 0:
+            raise ValueError("histories of unequal length")
+    if total != m:
         raise ValueError("histories of unequal length")
     for i in range(m):
         known += rows[i] >= 0
     found = np.zeros(n + 1, np.int64), np.empty(known, np.int64), np.empty(known, np.float32), np.empty(known, np.int64)
     cdef int64_t[::1] offsets = found[0], known_rows = found[1], times = found[3]
     cdef float[::1] counts = found[2]
-    i = 0
-    for user in range(n):
-        end += <Py_ssize_t>lengths[user]
-        while i < end:
-            if rows[i] >= 0:
-                known_rows[at], counts[at], times[at] = rows[i], history[i].count, history[i].time
-                at += 1
-            i += 1
-        offsets[user + 1] = at
+    borrow(history, _HISTORY, m, &records)
+    try:
+        i = 0
+        for user in range(n):
+            end += <Py_ssize_t>lengths[user]
+            while i < end:
+                if rows[i] >= 0:
+                    play = <const Played *>(<const char *>records.buf + i * records.strides[0])
+                    known_rows[at], counts[at], times[at] = rows[i], play.count, play.time
+                    at += 1
+                i += 1
+            offsets[user + 1] = at
+    finally:
+        PyBuffer_Release(&records)
     return found
 
 

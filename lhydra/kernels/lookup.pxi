@@ -1,5 +1,7 @@
 # Rows of tracks by their hashes; see `Catalog.rows` in lhydra/bundle/catalog.py.
 
+from cpython.buffer cimport PyBUF_STRIDES, PyBuffer_Release, PyObject_GetBuffer
+
 cdef enum:
     TOGETHER = 64  # hashes whose buckets are asked of the memory before the first is read
 
@@ -16,6 +18,22 @@ cdef packed struct Recent:
     uint64_t track
     uint32_t time
     uint32_t flags
+
+
+# HISTORY_DTYPE, RECENT_DTYPE and REPEAT_DTYPE, and then the equal ones that arrays came with last: comparing an object
+# with itself costs nothing.
+cdef list _HISTORY = [np.dtype([("track", "<u8"), ("count", "<f4"), ("time", "<i8")])]
+cdef list _RECENT = [np.dtype([("track", "<u8"), ("time", "<u4"), ("flags", "<u4")])]
+cdef list _REPEAT = [np.dtype([("first", "<u4"), ("decayed", "<f4", (3,))])]
+
+
+cdef int borrow(array, list dtype, Py_ssize_t n, Py_buffer *view) except -1:
+    """A look at n records, without the format that a typed view spells out field by field."""
+    if array.dtype != dtype[0] or array.shape != (n,):
+        raise ValueError(f"{array.shape} of {array.dtype}, not {n} of {dtype[0]}")
+    dtype[0] = array.dtype
+    PyObject_GetBuffer(array, view, PyBUF_STRIDES)
+    return 0
 
 
 cdef struct Table:
@@ -78,20 +96,34 @@ def state_rows(
     const uint64_t[::1] hashes,
     const int32_t[::1] rows,
     const int32_t[::1] starts,
-    const Played[:] history,
-    const Recent[:] recent,
+    history,
+    recent,
     const uint64_t[:] heard,
 ):
     """The rows of a history, of the last plays and of what was heard, one behind the other; -1 where there is none."""
     cdef Table table
-    cdef Py_ssize_t h = history.shape[0], r = recent.shape[0], m = heard.shape[0]
+    cdef Py_buffer records
+    cdef Py_ssize_t h = len(history), r = len(recent), m = heard.shape[0]
     make_table(&table, hashes, rows, starts)
     found = np.empty(h + r + m, np.int64)
     cdef int64_t[::1] out = found
     if h:
-        find(&table, <const char *>&history[0], history.strides[0], h, &out[0])
+        borrow(history, _HISTORY, h, &records)
+        find(&table, <const char *>records.buf, records.strides[0], h, &out[0])
+        PyBuffer_Release(&records)
     if r:
-        find(&table, <const char *>&recent[0], recent.strides[0], r, &out[h])
+        borrow(recent, _RECENT, r, &records)
+        find(&table, <const char *>records.buf, records.strides[0], r, &out[h])
+        PyBuffer_Release(&records)
     if m:
         find(&table, <const char *>&heard[0], heard.strides[0], m, &out[h + r])
     return found
+
+
+def all_known(const int64_t[:] rows):
+    """Whether no row is below 0."""
+    cdef Py_ssize_t i
+    cdef int64_t least = 0
+    for i in range(rows.shape[0]):
+        least = min(least, rows[i])
+    return least == 0

@@ -1,18 +1,15 @@
 # The sums, signals and candidates of a moment; see lhydra/features/moment.py, whose NumPy code defines them.
 
-cdef class MomentSums:
+cdef class MomentSums(GivenMoment):
     """Sums by number: entries of the history come first, then other tracks among the last plays, then all others.
 
     What only heard tracks have is computed when one is asked for.
     """
 
     cdef MomentLaws laws
-    cdef const int64_t[:] last, first, recent, times, flags
-    cdef const float[:] counts
-    cdef const float[:, :] decayed
-    cdef const uint16_t[:] damping
+    cdef SequenceTables tables
     cdef Places places
-    cdef Py_ssize_t h, r, heard, size, n
+    cdef Py_ssize_t heard, size, n
     cdef int64_t *row  # of each number
     cdef int32_t *number  # of each of the last plays
     cdef int32_t *newest  # of each heard track how many plays ago its newest one was, 0: not among the last
@@ -24,42 +21,26 @@ cdef class MomentSums:
     cdef double[2] strongest, strongest_own
     cdef double[3] strongest_base
     cdef double clock
+    cdef int64_t clock_now
     cdef int64_t latest, began
     cdef Py_ssize_t in_session
     cdef bint flagged  # whether any of the last plays is
 
-    def __cinit__(
-        self,
-        MomentLaws laws not None,
-        Py_ssize_t n,
-        const int64_t[:] rows,
-        const float[:] counts,
-        const int64_t[:] last,
-        const int64_t[:] first,
-        const float[:, :] decayed,
-        const int64_t[:] recent,
-        const int64_t[:] times,
-        const int64_t[:] flags,
-        int64_t now,
-        const int32_t[::1] offsets,
-        const int32_t[::1] others,
-        const uint16_t[::1] weights,
-        const uint16_t[:] damping,
-    ):
-        cdef Py_ssize_t h = rows.shape[0], r = recent.shape[0], i, j, side, number, m, room
-        cdef Py_ssize_t tracks = damping.shape[0]
-        cdef int64_t row, start, end
+    def __cinit__(self, MomentLaws laws not None, SequenceTables tables not None, Py_ssize_t n, int64_t now):
+        if n > 0x7FFFFFFF:
+            raise ValueError(f"{n} tracks")
+        self.laws, self.tables, self.n, self.clock_now = laws, tables, n, now
+
+    cdef int _sum_up(self, const int64_t[:] rows) except -1:
+        cdef Py_ssize_t h = self.h, r = self.r, n = self.n, i, j, side, number, m, room, tracks = self.tables.n
+        cdef const int64_t *recent = self.recent
+        cdef const int32_t *offsets = self.tables.offsets
+        cdef const int32_t *others = self.tables.others
+        cdef const uint16_t *weights = self.tables.weights
+        cdef MomentLaws laws = self.laws
+        cdef int64_t start, end
         cdef int32_t at
         cdef double few, many, weight
-        self.laws, self.h, self.r, self.n = laws, h, r, n
-        self.counts, self.last, self.first, self.decayed = counts, last, first, decayed
-        self.recent, self.times, self.flags, self.damping = recent, times, flags, damping
-        if counts.shape[0] != h or last.shape[0] != h or first.shape[0] != h or decayed.shape[0] != h:
-            raise ValueError("a history whose arrays differ in length")
-        if decayed.shape[1] != 3 or times.shape[0] != r or flags.shape[0] != r or n > 0x7FFFFFFF:
-            raise ValueError("a history whose arrays differ in length")
-        if tracks and (offsets.shape[0] != 2 * tracks + 1 or weights.shape[0] != others.shape[0]):
-            raise ValueError("sequences whose arrays differ in length")
         m = min(r, laws.many) if tracks else 0
         for i in range(h):
             if not 0 <= rows[i] < n:
@@ -72,13 +53,13 @@ cdef class MomentSums:
                 raise IndexError(f"row {recent[i]} of {tracks}")
             __builtin_prefetch(&offsets[recent[i]])
             __builtin_prefetch(&offsets[recent[i] + tracks])
-        self._session(now)
+        self._session(self.clock_now)
         room = h + r
         for i in range(r - m, r):
             for side in range(2):
                 start, end = offsets[recent[i] + side * tracks], offsets[recent[i] + side * tracks + 1]
-                if not 0 <= start <= end <= others.shape[0]:
-                    raise IndexError(f"list {start} to {end} of {others.shape[0]} entries")
+                if not 0 <= start <= end <= self.tables.m:
+                    raise IndexError(f"list {start} to {end} of {self.tables.m} entries")
                 for j in range(start, end, 16):  # a line of the cache
                     __builtin_prefetch(&others[j])
                     __builtin_prefetch(&weights[j])
@@ -99,7 +80,7 @@ cdef class MomentSums:
         for i in range(r):
             at = self._number_of(<int32_t>recent[i])
             self.number[i] = at
-            self.flagged |= flags[i] != 0
+            self.flagged |= self.flags[i] != 0
             if not self.newest[at]:
                 self.oldest[at] = <int32_t>i
             self.newest[at] = <int32_t>(r - i)
@@ -120,6 +101,7 @@ cdef class MomentSums:
                         self.sums[3 * number] += weight * few
                         self.sums[3 * number + 1] += weight * many
         _strongest(self.sums, self.size, 3, self.strongest)
+        return 0
 
     def __dealloc__(self):
         free_places(&self.places)
@@ -192,10 +174,10 @@ cdef class MomentSums:
             if back > self.laws.many:
                 continue
             few, many = self.laws.falls[0, back - 1], self.laws.falls[1, back - 1]
-            if self.damping.shape[0]:
-                if self.recent[i] >= self.damping.shape[0]:
-                    raise IndexError(f"row {self.recent[i]} of {self.damping.shape[0]}")
-                damping = widened(self.damping[self.recent[i]])
+            if self.tables.n:
+                if self.recent[i] >= self.tables.n:
+                    raise IndexError(f"row {self.recent[i]} of {self.tables.n}")
+                damping = widened(self.tables.damping[self.recent[i]])
                 if damping == 0:
                     damping = 1
                 few, many = few * damping, many * damping
@@ -237,7 +219,7 @@ cdef class MomentSums:
             age = self._age(j)
             power = max(self.counts[j] - left[j], 0.0)  # plays that are not among the last
             for k in range(3):
-                self.now[3 * j + k] = self.decayed[j, k] * exp(age * self.laws.rates[k])
+                self.now[3 * j + k] = self.decayed[3 * j + k] * exp(age * self.laws.rates[k])
                 lately[3 * j + k] = max(self.now[3 * j + k] - lately[3 * j + k], 0.0)
             for k in range(3):
                 for i in range(3):
@@ -250,8 +232,9 @@ cdef class MomentSums:
         return max(self.clock - self.last[entry], self.laws.minute) / self.laws.day
 
     def candidates(self, Py_ssize_t n_own, Py_ssize_t n_few, Py_ssize_t n_many, Py_ssize_t n_together, bint repeats):
-        cdef Found *found = <Found *>malloc((self.size + 1) * sizeof(Found))
-        cdef Py_ssize_t i, n
+        cdef Found *found = <Found *>malloc((2 * self.size + 1) * sizeof(Found))
+        cdef Py_ssize_t i, n, m
+        cdef int64_t[::1] of_following
         if found == NULL:
             raise MemoryError
         try:
@@ -264,17 +247,18 @@ cdef class MomentSums:
                     found[i].value, found[i].row = self.base[3 * i + 1], self.row[i]
                 _fill(found, self.h, own)
             n = self._nonzero(found, 0, repeats)
-            few = np.empty(min(n_few, n), np.int64)
-            _fill(found, n, few)
-            n = self._nonzero(found, 1, repeats)
-            many = np.empty(min(n_many, n), np.int64)
-            _fill(found, n, many)
+            m = self._nonzero(found + n, 1, repeats)
+            following = np.empty(min(n_few, n) + min(n_many, m), np.int64)
+            of_following = following
+            _fill(found, n, of_following[: min(n_few, n)])
+            _fill(found + n, m, of_following[min(n_few, n) :])
             n = self._nonzero(found, 2, False)
             together = np.empty(min(n_together, n), np.int64)
-            _fill(found, n, together)
+            if n:
+                _fill(found, n, together)
         finally:
             free(found)
-        return own, np.concatenate([few, many]), together
+        return own, following, together
 
     cdef Py_ssize_t _nonzero(self, Found *found, int which, bint repeats) noexcept:
         """Collects the tracks of which a sum is not 0, and says how many they are."""

@@ -26,3 +26,35 @@ cdef class MomentLaws:
             raise ValueError("laws of other shapes")
         if self.n_own != 14 or self.n_signals != 20:
             raise ValueError("other signals")
+
+
+cdef packed struct Repeated:
+    # REPEAT_DTYPE
+    uint32_t first
+    float[3] decayed
+
+
+cdef class SequenceTables:
+    """The tables of lhydra/features/sequences.py, looked at once."""
+
+    cdef Py_ssize_t n, m
+    cdef const int32_t *offsets
+    cdef const int32_t *others
+    cdef const uint16_t *weights
+    cdef const uint16_t *damping
+    cdef tuple held
+
+    def __cinit__(
+        self,
+        const int32_t[::1] offsets,
+        const int32_t[::1] others,
+        const uint16_t[::1] weights,
+        const uint16_t[::1] damping,
+    ):
+        self.n, self.m, self.held = damping.shape[0], others.shape[0], (offsets, others, weights, damping)
+        if weights.shape[0] != self.m or self.n and offsets.shape[0] != 2 * self.n + 1:
+            raise ValueError("sequences whose arrays differ in length")
+        if self.n:
+            self.offsets, self.damping = &offsets[0], &damping[0]
+        if self.m:
+            self.others, self.weights = &others[0], &weights[0]

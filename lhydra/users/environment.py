@@ -20,7 +20,7 @@ from typing import Generic, TypeVar
 import lmdb
 
 from lhydra.errors import UserStoreError, complain
-from lhydra.users.opened import MAP_BYTES, META_BYTES, Opened, file_of, identified, reserve
+from lhydra.users.opened import MAP_BYTES, META_BYTES, Opened, Unchanged, file_of, identified, reserve
 from lhydra.users.place import EXPECTED, refuse_other, try_files
 from lhydra.users.writer import WAIT_S, Writer
 
@@ -49,6 +49,7 @@ class Environment:
         lasting: keeps trying to open what cannot be opened, now or later, instead of raising from here.
         identity: of the store that it must be; empty where any will do, and from then on the one found first.
         doubtful: of a lasting one, has the files read by a process of its own first: they may end whoever maps them.
+        unchanged: see `Opened`.
 
     Raises:
         UserStoreError: it cannot be opened, and is not lasting.
@@ -63,8 +64,9 @@ class Environment:
         lasting: bool = False,
         identity: str = "",
         doubtful: bool = False,
+        unchanged: Unchanged | None = None,
     ) -> None:
-        self.path, self.identity = folder, identity
+        self.path, self.identity, self._unchanged = folder, identity, unchanged
         self._sync_s, self._create = sync_s, create
         self._doubtful, self._try_after_s = doubtful, 0.0
         self._opened: Opened | None = None
@@ -237,7 +239,7 @@ class Environment:
             folder.mkdir(exist_ok=True)
             self._check_alone(folder / "lock.mdb")
             reserve(folder / "lock.mdb")
-            opened = Opened(folder, self._sync_s <= 0)
+            opened = Opened(folder, self._sync_s <= 0, self._unchanged)
         except OSError as error:
             raise UserStoreError(complain(folder, error.strerror or str(error), EXPECTED)) from None
         except lmdb.Error as error:  # names the path itself

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import lmdb
 
+from lhydra import kernels
 from lhydra.domain import Play, UserState
 from lhydra.events import lmdb_log
 from lhydra.events.event import Event, now_ms, pack
@@ -66,7 +67,13 @@ class LmdbUsers:
     ) -> None:
         self.path, self._events, self._keep_ms = path, events, events_keep_ms
         self._env = Environment(
-            path, sync_s=sync_s, create=create, lasting=lasting, identity=identity, doubtful=doubtful
+            path,
+            sync_s=sync_s,
+            create=create,
+            lasting=lasting,
+            identity=identity,
+            doubtful=doubtful,
+            unchanged=None if kernels.compiled is None else kernels.compiled.unchanged,
         )
 
     def get(self, user_id: str, deadline_s: float = math.inf) -> UserState | None:

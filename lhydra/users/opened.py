@@ -4,6 +4,7 @@ import os
 import secrets
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,6 +18,9 @@ MAP_BYTES = 2**36 if sys.maxsize > 2**32 else 2**30  # address space, not disk: 
 _LOCK_BYTES = 2**17  # enough for the table of MAX_READERS
 
 File = tuple[int, int]  # device and inode
+# Paths of data and lock, which files they are, the size that the data have, and the least of the lock; see
+# lhydra/kernels/unchanged.pxi.
+Unchanged = Callable[[bytes, bytes, tuple[File, File], int, int], bool]
 
 
 class Opened:
@@ -25,11 +29,13 @@ class Opened:
     Args:
         folder: of the environment.
         sync: forces what is written to disk before the write returns.
+        unchanged: compiled, tells in a third of the time whether nothing is wrong.
     """
 
-    def __init__(self, folder: Path, sync: bool) -> None:
+    def __init__(self, folder: Path, sync: bool, unchanged: Unchanged | None = None) -> None:
         self.data, self.lock = folder / "data.mdb", folder / "lock.mdb"
-        self._paths = str(self.data), str(self.lock)  # a Path is made one at every look
+        self._paths = os.fsencode(self.data), os.fsencode(self.lock)  # a Path is made one at every look
+        self._unchanged = unchanged
         self.env = lmdb.open(
             str(folder),
             map_size=MAP_BYTES,
@@ -61,10 +67,12 @@ class Opened:
     def fault(self) -> str:
         """Returns what is wrong with the files at the path, nothing where all is well. Some microseconds."""
         floor = self._size  # taken before the look: other threads raise it
+        if self._unchanged is not None and self._unchanged(*self._paths, self._files, floor, self._lock_size):
+            return ""
         try:
             data, lock = map(os.stat, self._paths)
         except OSError as error:
-            return f"{Path(error.filename).name} gone ({error.strerror})"
+            return f"{Path(os.fsdecode(error.filename)).name} gone ({error.strerror})"
         if (file_of(data), file_of(lock)) != self._files:
             return "another file in place of the one that was opened"
         if lock.st_size < self._lock_size:

@@ -25,7 +25,7 @@ from lhydra_server.rules import NO_SETS, seed_of, to_rules
 
 MAX_SEEDS = 100  # of a request for similar tracks, and as many dislikes
 NOBODY = "-"
-_POLICIES = frozenset(pb.RepeatPolicy.values())  # which makes a list at every call
+_POLICIES = {number: Repeat(number or Repeat.EXCLUDE) for number in pb.RepeatPolicy.values()}
 
 
 def to_request(
@@ -54,7 +54,7 @@ def to_request(
     Raises:
         InvalidRequest: it can never be answered; names the field.
     """
-    if request.repeat_policy not in _POLICIES:
+    if (repeat := _POLICIES.get(request.repeat_policy)) is None:
         raise InvalidRequest("repeat_policy", request.repeat_policy, "a known policy")
     parsed = Request(
         request.user_id,
@@ -63,7 +63,7 @@ def to_request(
         request.history.entries if request.HasField("history") else (),
         {name: _value(value) for name, value in request.profile.columns.items()} if request.HasField("profile") else {},
         request.depth,
-        Repeat(request.repeat_policy or Repeat.EXCLUDE),
+        repeat,
         session=request.session.entries if request.HasField("session") else (),
         now=request.now_s,
         explain=request.explain,
