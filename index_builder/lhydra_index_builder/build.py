@@ -17,7 +17,16 @@ import pyarrow.parquet as pq
 
 from lhydra import __version__, files
 from lhydra.bundle import catalog as catalogs
-from lhydra.bundle import co_listening_files, columns, fitted, sequence_files, signature, title_words, track_map
+from lhydra.bundle import (
+    co_listening_files,
+    columns,
+    fitted,
+    folded_head,
+    sequence_files,
+    signature,
+    title_words,
+    track_map,
+)
 from lhydra.bundle.arrays import blocks
 from lhydra.bundle.bundle import PARTS, Bundle
 from lhydra.bundle.catalog import Catalog
@@ -100,7 +109,7 @@ def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildSetti
     log(f"{dataset.n_tracks:,} tracks of {model.dim} numbers: needs about {estimate}")
     plan.check(estimate, path, config.max_memory_gib)
     with store.building(path, "lhydra index rebuild") as folder, pool.processes(processes) as run:
-        for name in ("features.json", *GRAPHS):
+        for name in ("features.json", *GRAPHS, *folded_head.names_in(model_path)):
             files.copy(model_path / name, folder / name)
         files.copy(dataset.path / "tracks.parquet", folder / "catalog.parquet")
         with progress(dataset.n_tracks, "embedding tracks") as show:
@@ -223,8 +232,8 @@ def finish(
     """
     now = datetime.now(UTC)
     names = [*PARTS, "golden.npz", *catalogs.file_names(), *columns.file_names(folder)]
-    names += [*sequence_files.names_in(folder), *co_listening_files.names_in(folder)]
-    names += [*fitted.names_in(folder), *title_words.names_in(folder), *track_map.names_in(folder)]
+    for optional in (sequence_files, co_listening_files, fitted, folded_head, title_words, track_map):
+        names += optional.names_in(folder)
     with timed("rebuild.seal"):
         sealed = dict(known) | files.seal(folder, [name for name in names if name not in known])
     manifest = replace(

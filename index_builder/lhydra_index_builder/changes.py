@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lhydra import __version__, files
-from lhydra.bundle import catalog_writer, co_listening_files, columns_writer, fitted, sequence_files, title_words
+from lhydra.bundle import catalog_writer, co_listening_files, columns_writer, sequence_files, title_words
 from lhydra.bundle.arrays import GrowingArrays, blocks
 from lhydra.bundle.bundle import Bundle, Golden, open_index
 from lhydra.bundle.catalog import ARRAYS, PER_ROW, TEXT, Catalog
@@ -26,7 +26,7 @@ from lhydra.bundle.exact import nearest_of_many
 from lhydra.bundle.history_vectors import HistoryVectors
 from lhydra.bundle.index import Index
 from lhydra.bundle.manifest import Manifest
-from lhydra.bundle.model import GRAPHS, TABLE
+from lhydra.bundle.model import GRAPHS, OPTIONAL, TABLE
 from lhydra.bundle.networks import ItemTower
 from lhydra.bundle.strings import StringColumn
 from lhydra.bundle.title_words import TitleWords
@@ -46,7 +46,7 @@ from lhydra_index_builder.replies import REPLIES, packed
 from lhydra_index_builder.sizes import MARGIN
 
 MAX_CHANGED_SHARE = 0.05  # of the tracks of the last full build: beyond it a rebuild is due
-KEPT = ("features.json", *GRAPHS, *TABLE, "catalog.parquet", fitted.FILE)  # files that added tracks leave as they are
+KEPT = ("features.json", *GRAPHS, *TABLE, "catalog.parquet", *OPTIONAL)  # files that added tracks leave as they are
 ADD_BYTES = 300 << 20  # of memory: libraries, the users whom the gate asks
 TEXTS = tuple(array.stem for array in ARRAYS if array.extent == PER_ROW and array.dtype == TEXT)
 

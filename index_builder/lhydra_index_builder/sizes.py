@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lhydra.bundle import co_listening_files, fitted, track_map
+from lhydra.bundle import co_listening_files, fitted, folded_head, track_map
 from lhydra.bundle.arrays import MAX_NARROW
 from lhydra.bundle.catalog import ARRAYS, CHART, OWN_LENGTH, TEXT, hash_shift
 from lhydra.bundle.catalog_writer import CHART_USERS, co_listening_share
@@ -127,6 +127,8 @@ def _arrays(model: Model, dataset: Dataset) -> dict[str, float]:
         sizes |= dict(zip(co_listening_files.FILES, (8 * (n + 1), 4 * entries, 2 * entries, 4), strict=True))
     if fitted.FILE in model.info.files:
         sizes[fitted.FILE] = (model.path / fitted.FILE).stat().st_size + 8 * len(dataset.user_ids)
+    for name in folded_head.names_in(model.path):
+        sizes[name] = (model.path / name).stat().st_size
     return sizes
 
 

@@ -10,23 +10,25 @@
                       search_*.npy   the words of titles and artists; bundles of before have none
                       map_*.npy   where each track lies on the map of the catalogue; bundles of before have none
                       fitted_users.npz   whom its model was fitted on, by keyed hash
+                      head.npz   the weights of head.onnx for the compiled loop; bundles of before have none
 
 A bundle is immutable once published: mapped files are never rewritten. Nothing here writes; see the index builder.
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lhydra import files, kernels
 from lhydra.bundle import catalog as catalogs
-from lhydra.bundle import co_listening_files, sequence_files
+from lhydra.bundle import co_listening_files, folded_head, sequence_files
 from lhydra.bundle import columns as filters
-from lhydra.bundle.arrays import NOT_NPZ, check_lists, write_npz
+from lhydra.bundle.arrays import NOT_NPZ, check_lists, is_finite, write_npz
 from lhydra.bundle.catalog import Catalog
 from lhydra.bundle.columns import NO_COLUMNS, FilterColumns
 from lhydra.bundle.index import Index
@@ -37,7 +39,7 @@ from lhydra.bundle.title_words import TitleWords
 from lhydra.bundle.track_map import TrackMap
 from lhydra.bundle.verified import VerifiedFiles
 from lhydra.domain import F32, I64
-from lhydra.errors import BundleCorrupt, BundleMismatch, BundleMissing, LhydraError, complain, one_line
+from lhydra.errors import BundleCorrupt, BundleMismatch, BundleMissing, LhydraError, ModelError, complain, one_line
 from lhydra.features import item_item
 from lhydra.features.co_listening import NO_CO_LISTENING, CoListening
 from lhydra.features.histories import EncodedUsers, Histories
@@ -45,6 +47,9 @@ from lhydra.features.listening import Listening
 from lhydra.features.moment import Moment
 from lhydra.features.sequences import NO_SEQUENCES, Sequences
 from lhydra.features.spec import FeatureSpec
+
+if TYPE_CHECKING:
+    from lhydra.kernels.compiled import CompiledHead
 
 PARTS = (
     *("features.json", "item_tower.onnx", "user_tower.onnx", "head.onnx"),
@@ -247,27 +252,42 @@ class Bundle:
 
         Returns:
             Logits and calibrated probabilities, (n,) float32 each.
+
+        Raises:
+            ModelError: a score is not finite.
         """
-        tracks = self.catalog
-        vectors, dense, ids, popularity, asked = _gathered(
-            rows, tracks.vectors, tracks.dense, tracks.ids, tracks.popularity, tracks.item_rows
-        )
-        played = tracks.item_rows.take(user.histories.rows)  # item row 0, the unknown, counts nothing
+        tracks, item_rows = self.catalog, self.catalog.item_rows
+        played = item_rows.take(user.histories.rows)  # item row 0, the unknown, counts nothing
+        asked = item_rows.take(rows)
         together = item_item.scores(tracks.neighbours, tracks.neighbour_weights, played, user.entry, asked)
-        at: tuple[F32, F32] | None = None
+        signals = context = None
         if self.head.knows_moments:
             if moment is None:
                 moment = Moment(Listening.of_history(user.histories, len(tracks)), self.sequences)
-            at = moment.signals(rows), moment.context()
+            signals, context = moment.signals(rows), moment.context()
+        if (head := self._compiled_head) is not None:
+            scored = head.score(vector[0], user.dense[0], user.ids[0], rows, together, signals, context)
+            if not all(map(is_finite, scored)):
+                raise ModelError(complain(folded_head.FILE, "a score that is not finite", "finite numbers"))
+            return scored
+        vectors, dense, ids, popularity = _gathered(rows, tracks.vectors, tracks.dense, tracks.ids, tracks.popularity)
+        at = None if signals is None or context is None else (signals, context)
         return self.head.score(vector, user, vectors, dense, ids.astype(np.int64), popularity, together, at)
+
+    @cached_property
+    def _compiled_head(self) -> "CompiledHead | None":
+        """What scores in place of the graph; None where the model has no weights for it, or nothing is compiled."""
+        if self.head.weights is None:
+            return None
+        tracks = self.catalog
+        return folded_head.compiled(self.head.weights, tracks.vectors, tracks.dense, tracks.ids, tracks.popularity)
 
     def _check_golden(self, folder: Path) -> None:
         then = Golden.open(folder / "golden.npz")
         try:
-            now = self.golden(then.users, then.rows)
-            vectors, scores = (
-                float(np.abs(a - b).max(initial=0)) for a, b in ((now.vectors, then.vectors), (now.logits, then.logits))
-            )
+            now, by_graph = (replace(self, head=head).golden(then.users, then.rows) for head in self.head.both_ways())
+            vectors = float(np.abs(now.vectors - then.vectors).max(initial=0))
+            scores = max(float(np.abs(logits - then.logits).max(initial=0)) for logits in (now.logits, by_graph.logits))
         except LhydraError:
             raise
         except Exception as error:  # arrays of other shapes and types, and whatever graphs of other inputs raise

@@ -6,6 +6,7 @@ MODEL/model.json       format, model_id, dim, parents, metrics, sha256 and size 
       neighbours.npy  neighbour_weights.npy   the co-listening table, by number of the track id
       sequence_*.npy   what goes with what in time, likewise; only where single plays tell
       fitted_users.npz   whom it was fitted on, by keyed hash; not in models of before
+      head.npz         the weights of head.onnx for the compiled loop; not in models of before
       metrics.jsonl    one line per epoch
       checkpoint/      what --resume continues from; not part of the model
 """
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lhydra import files
-from lhydra.bundle import fitted, sequence_files
+from lhydra.bundle import fitted, folded_head, sequence_files
 from lhydra.bundle.networks import Head, ItemTower, UserTower
 from lhydra.errors import BundleCorrupt, ModelError, complain
 from lhydra.features.sequences import NO_SEQUENCES, Sequences
@@ -31,6 +32,7 @@ FORMATS = (3, FORMAT)  # those that open: 3 knows nothing of what comes next
 GRAPHS = ("item_tower.onnx", "user_tower.onnx", "head.onnx")
 TABLE = ("neighbours.npy", "neighbour_weights.npy")  # (1 + trained tracks, width) int32 and float16
 PARTS = ("features.json", *GRAPHS, *TABLE)
+OPTIONAL = (fitted.FILE, folded_head.FILE)  # models of before lack them
 FITTED, REFITTED = "train", "train and valid"  # folds that the towers learnt from, as model.json names them
 
 Chosen = TypedDict(
@@ -112,7 +114,7 @@ class ModelInfo:
                 raise ModelError(complain(path, f"{name} {raw[name]!r}", f"{name} of type {kind.__name__}"))
             if name in ("model_id", "dim", "features", "files") and not raw.get(name):
                 raise ModelError(complain(path, f"no {name}", expected))
-        if raw["files"].keys() - {fitted.FILE} not in (set(PARTS), {*PARTS, *sequence_files.FILES}):
+        if raw["files"].keys() - {*OPTIONAL} not in (set(PARTS), {*PARTS, *sequence_files.FILES}):
             raise ModelError(complain(path, f"files {sorted(raw['files'])}", expected))
         known = {one.name: raw[one.name] for one in fields(cls) if one.name in raw}
         return cls(**known | {"folds": tuple(raw.get("folds", ()))})

@@ -5,6 +5,7 @@ them, and outputs are checked to be finite.
 """
 
 import os
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy.typing as npt
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime
 
+from lhydra.bundle import folded_head
 from lhydra.bundle.arrays import is_finite
 from lhydra.bundle.history_vectors import HistoryVectors
 from lhydra.domain import F16, F32, I64
@@ -164,7 +166,14 @@ class Head:
 
     def __init__(self, path: Path, threads: int = 1) -> None:
         self._graph = _Graph(path, HEAD_OUTPUTS, threads)
+        self.weights = folded_head.read(path.parent)  # what the compiled head of a bundle is made of, if anything
         self.knows_moments = self._graph.takes(MOMENT_INPUTS)
+
+    def both_ways(self) -> tuple["Head", "Head"]:
+        """Returns this head, and one that only its graph runs."""
+        alone = copy(self)
+        alone.weights = None
+        return self, alone
 
     def score(
         self,

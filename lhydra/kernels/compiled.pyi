@@ -45,6 +45,28 @@ class MomentSums:
     def signals(self, rows: I64, /) -> F32: ...
     def context(self) -> F32: ...
 
+class CompiledHead:
+    def __init__(
+        self,
+        arrays: Mapping[str, npt.NDArray[Any]],
+        known_at: int,
+        vectors: U16,
+        dense: U16,
+        ids: I32,
+        popularity: F32,
+        /,
+    ) -> None: ...
+    def score(
+        self,
+        user: F32,
+        user_dense: F32,
+        user_ids: I64,
+        rows: I64,
+        together: F32,
+        signals: F32 | None,
+        context: F32 | None,
+    ) -> tuple[F32, F32]: ...
+
 def encode_histories(
     track_dense: U16,
     track_ids: npt.NDArray[np.integer],

@@ -2,13 +2,22 @@
 
 import numpy as np
 
-from libc.math cimport exp, expm1, fmax, log, log1p, logf
+from libc.math cimport exp, expm1, fabsf, fmax, log, log1p, logf
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset
 
 cdef extern from *:
     void __builtin_prefetch(const void *) noexcept nogil
+
+cdef inline void ask_for(const void *row, Py_ssize_t width) noexcept nogil:
+    """Asks the memory for all lines of the cache that a row lies in."""
+    cdef Py_ssize_t at
+    for at in range(0, width, 64):
+        __builtin_prefetch(<const char *>row + at)
+    if width > 0:
+        __builtin_prefetch(<const char *>row + width - 1)
+
 
 cdef enum:
     AHEAD = 12  # rows of a table that are asked of the memory before they are read

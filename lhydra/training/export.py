@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
 from lhydra import __version__, files
-from lhydra.bundle import fitted, sequence_files
-from lhydra.bundle.model import PARTS, TABLE, ModelInfo
+from lhydra.bundle import fitted, folded_head, sequence_files
+from lhydra.bundle.arrays import write_npz
+from lhydra.bundle.model import OPTIONAL, PARTS, TABLE, ModelInfo
 from lhydra.bundle.networks import (
     FLOAT16_INPUTS,
     HEAD_INPUTS,
@@ -32,7 +34,7 @@ from lhydra.bundle.networks import (
     ItemTower,
     UserTower,
 )
-from lhydra.domain import I64
+from lhydra.domain import F32, I64
 from lhydra.errors import ModelError, complain
 from lhydra.features.item_item import CHANNELS
 from lhydra.features.moment import CONTEXT, SIGNALS
@@ -40,6 +42,7 @@ from lhydra.features.sequences import Sequences
 from lhydra.features.spec import Encoded
 from lhydra.timing import timed
 from lhydra.training.data import TrainingData, select
+from lhydra.training.folded import weights_of
 from lhydra.training.model import Network
 from lhydra.training.step import Tensors, tensor
 from lhydra.training.teachers import Table
@@ -87,6 +90,7 @@ def export(
             sequence_files.save(folder, sequence_files.rearranged(sequences, to, 1 + int(numbers.max(initial=0))))
         fitted.save(folder, users)
         _graphs(network, data, folder)
+        write_npz(folder / folded_head.FILE, weights_of(network.head))
         _prove(network, data, folder)
         now = datetime.now(UTC)
         info = replace(
@@ -96,7 +100,7 @@ def export(
             lhydra_version=__version__,
             dim=network.head.of_track.in_features,
             features=data.spec.fingerprint,
-            files=files.seal(folder, [*PARTS, *sequence_files.names_in(folder), fitted.FILE]),
+            files=files.seal(folder, [*PARTS, *sequence_files.names_in(folder), *OPTIONAL]),
         )
         files.write_text(folder / "model.json", info.to_json())
         files.link_missing(out, folder)
@@ -174,20 +178,34 @@ def _prove(network: Network, data: TrainingData, folder: Path) -> None:
     for users, tracks in ((1, 1), (1, 300), (7, 64)):
         item, user, pair = _examples(network, data, users, tracks)
         encoded = Encoded(*(part.numpy() for part in item))
-        _same("item_tower", network.item_tower(*item), towers[0].embed(encoded))
+        _same("item_tower.onnx", network.item_tower(*item), towers[0].embed(encoded))
         found = towers[1].run(*(part.numpy() for part in user))
-        _same("user_tower", (network.user_tower(*user),), (found,))
+        _same("user_tower.onnx", (network.user_tower(*user),), (found,))
         shared = (*user[:2], user[2][:1], *user[3:])  # one history of which all have parts: what Explain asks
         found = towers[1].run(*(part.numpy() for part in shared))
-        _same("user_tower", (network.user_tower(*shared),), (found,))
-        _same("head", network.head(*pair), head.run(*(part.numpy() for part in pair)))
+        _same("user_tower.onnx", (network.user_tower(*shared),), (found,))
+        _same("head.onnx", network.head(*pair), head.run(*(part.numpy() for part in pair)))
+        if head.weights is not None:
+            _same(folded_head.FILE, network.head(*pair), _compiled(head.weights, *(part.numpy() for part in pair)))
+
+
+def _compiled(weights: folded_head.Weights, *inputs: npt.NDArray[Any]) -> tuple[F32, F32]:
+    """Logits and probabilities of B users and N tracks by the compiled head; inputs as those of the graph."""
+    found = []
+    for user, dense, ids, *tracks in zip(*inputs, strict=True):
+        vectors, track_dense, track_ids, popularity, together, *moment = tracks
+        head = folded_head.compiled(weights, vectors, track_dense, track_ids.astype(np.int32), popularity)
+        signals, context = moment or (None, None)
+        found.append(head.score(user, dense, ids, np.arange(len(vectors)), together, signals, context))
+    logits, probabilities = zip(*found, strict=True)
+    return np.stack(logits), np.stack(probabilities)
 
 
 def _same(name: str, ours: tuple[Tensor, ...], theirs: tuple[np.ndarray, ...]) -> None:
     for a, b in zip(ours, theirs, strict=True):
         off = float(np.abs(a.numpy() - b).max() / max(1.0, float(a.abs().max())))
         if not off <= TOLERANCE:
-            raise ModelError(complain(f"{name}.onnx", f"{off:.2g} off torch", f"at most {TOLERANCE:g}"))
+            raise ModelError(complain(name, f"{off:.2g} off torch", f"at most {TOLERANCE:g}"))
 
 
 @torch.no_grad()

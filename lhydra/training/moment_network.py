@@ -10,7 +10,7 @@ LEAST_SPREAD = 0.01
 NEVER = 1e9  # the spread of what was the same at all moments: whatever it is later on counts nothing
 TRACKS = CONTEXT.index("tracks")  # 0 for whoever has played nothing
 SMALL = 1e-4  # of a strength, the largest of which is about 1
-_OFFSETS = [SMALL if "base level" in name or n >= N_OWN else 1.0 for n, name in enumerate(SIGNALS)][1:]
+OFFSETS = [SMALL if "base level" in name or n >= N_OWN else 1.0 for n, name in enumerate(SIGNALS)][1:]
 
 
 class MomentHead(nn.Module):
@@ -81,7 +81,7 @@ class MomentHead(nn.Module):
         Returns:
             (..., i + strengths) float32.
         """
-        logs = torch.log(inputs[..., cls.PAIR + 1 :] + torch.tensor(_OFFSETS))  # few operations: each costs some 4 us
+        logs = torch.log(inputs[..., cls.PAIR + 1 :] + torch.tensor(OFFSETS))  # few operations: each costs some 4 us
         own, strength = logs[..., : N_OWN - 1], logs[..., N_OWN - 1 :]
         heard, strengths = inputs[..., cls.PAIR : cls.PAIR + 1], inputs[..., cls.PAIR + N_OWN :]
         return torch.cat([inputs[..., : cls.PAIR + 1], own * heard, strengths, strength], -1)
@@ -97,17 +97,17 @@ class MomentHead(nn.Module):
         Returns:
             (B, N) float32 logits.
         """
-        of_pair = _folded(self.of_pair, self.mean, self.spread)  # what `logits` gives, in few operations
-        linear = _folded(self.linear, self.mean, self.spread)
+        of_pair = folded(self.of_pair, self.mean, self.spread)  # what `logits` gives, in few operations
+        linear = folded(self.linear, self.mean, self.spread)
         weight, bias = (torch.cat(parts) for parts in zip(of_pair, linear, strict=True))
         # All signals of a track that was never heard are 0, so `prepared` is linear in the inputs and all logarithms.
         n = len(SIGNALS) - N_OWN
         before, own, strengths, logs = torch.split(weight, [self.PAIR + 1, N_OWN - 1, n, n], 1)
-        offsets = torch.tensor([1.0, *_OFFSETS])
+        offsets = torch.tensor([1.0, *OFFSETS])
         unheard = own @ offsets[1:N_OWN].log()
         before = before + functional.pad(unheard.unsqueeze(1), (self.PAIR, 0))
         weight = torch.cat([before, torch.zeros_like(own), strengths, torch.zeros_like(before[:, :1]), own, logs], 1)
-        of_context, at_context = _folded(self.of_context, self.context_mean, self.context_spread)
+        of_context, at_context = folded(self.of_context, self.context_mean, self.context_spread)
         # The last column is what `linear` gives: the context says nothing there.
         about = functional.linear(
             context, functional.pad(of_context, (0, 0, 0, 1)), functional.pad(at_context, (0, 1)) + bias - unheard
@@ -175,8 +175,17 @@ class MomentHead(nn.Module):
         return ranked, torch.sigmoid(slope * ranked + shift)
 
 
-def _folded(layer: nn.Linear, mean: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a layer that takes inputs as they come for scaled ones; constants in a graph."""
+def folded(layer: nn.Linear, mean: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+    """Makes a layer that takes inputs as they come of one that takes scaled ones; constants in a graph.
+
+    Args:
+        layer: of scaled inputs.
+        mean: (i,) of the inputs.
+        spread: (i,) of the inputs.
+
+    Returns:
+        (o, i) weight and (o,) bias.
+    """
     weight = layer.weight / spread
     bias = layer.bias if layer.bias is not None else torch.zeros(len(weight))
     return weight, bias - weight @ mean
