@@ -37,7 +37,7 @@ from lhydra.bundle.networks import (
 from lhydra.domain import F32, I64
 from lhydra.errors import ModelError, complain
 from lhydra.features.item_item import CHANNELS
-from lhydra.features.moment import CONTEXT, SIGNALS
+from lhydra.features.moment import CONTEXT, N_OWN, SIGNALS
 from lhydra.features.sequences import Sequences
 from lhydra.features.spec import Encoded
 from lhydra.timing import timed
@@ -239,9 +239,20 @@ def _examples(network: Network, data: TrainingData, users: int, tracks: int) -> 
     together = torch.rand(users, tracks, len(CHANNELS))
     head = (network.user_tower(*user_inputs), user[0], user[1], *spread, popularity, together)
     if network.head.moments is not None:
-        head = (*head, torch.rand(users, tracks, len(SIGNALS)), torch.rand(users, len(CONTEXT)))
+        head = (*head, *_moments(users, tracks))
     names = (*HEAD_INPUTS, *MOMENT_INPUTS)[: len(head)]
     return item, user_inputs, _halved(names, tuple(part.contiguous() for part in head))
+
+
+def _moments(users: int, tracks: int) -> tuple[Tensor, Tensor]:
+    """Signals and context as moments give them: a track is heard or not, and of others nothing is known."""
+    signals, context = torch.rand(users, tracks, len(SIGNALS)), torch.rand(users, len(CONTEXT))
+    heard = torch.rand(users, tracks, 1) < 0.5
+    signals[..., :N_OWN] *= heard
+    signals[..., :1] = heard
+    if users > 1:
+        context[0] = 0  # the first user has no history
+    return signals, context
 
 
 def _halved(names: tuple[str, ...], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
