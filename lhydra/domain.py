@@ -70,17 +70,18 @@ class Play:
     ms_played: int | None = None
 
 
+_NO_HISTORY, _NO_HASHES = np.empty(0, HISTORY_DTYPE), np.empty(0, np.uint64)
+_NO_REPEATS, _NO_RECENT = np.empty(0, REPEAT_DTYPE), np.empty(0, RECENT_DTYPE)
+
+
 def no_history() -> History:
     """Returns an empty history, (0,) HISTORY_DTYPE."""
-    return np.empty(0, HISTORY_DTYPE)
+    return _NO_HISTORY
 
 
 def no_hashes() -> Hashes:
     """Returns no hashes, (0,) uint64."""
-    return np.empty(0, np.uint64)
-
-
-_NO_REPEATS, _NO_RECENT = np.empty(0, REPEAT_DTYPE), np.empty(0, RECENT_DTYPE)
+    return _NO_HASHES
 
 
 def no_repeats() -> Repeats:

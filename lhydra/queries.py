@@ -125,15 +125,18 @@ def check(
     """
     check_id("user_id", request.user_id)
     check_range("k", request.k, 1, max_k)
-    check_range("depth", request.depth, 0, MAX_DEPTH)
-    check_range("exclude_track_ids", len(request.exclude_track_ids), 0, MAX_EXCLUDED, "entries")
-    check_range(history, len(request.history), 0, MAX_ENTRIES, "entries")
-    for i, entry in enumerate(request.history):
-        check_id(f"{history}[{i}].track_id", entry.track_id)
-        check_time(f"{history}[{i}].timestamp_s", entry.timestamp_s, now)
-        if not 0 <= entry.count <= MAX_COUNT:
-            expected = f"a finite number, not negative, at most {MAX_COUNT:.0e}"
-            raise InvalidRequest(f"{history}[{i}].count", entry.count, expected)
+    if request.depth:
+        check_range("depth", request.depth, 0, MAX_DEPTH)
+    if request.exclude_track_ids:
+        check_range("exclude_track_ids", len(request.exclude_track_ids), 0, MAX_EXCLUDED, "entries")
+    if request.history:
+        check_range(history, len(request.history), 0, MAX_ENTRIES, "entries")
+        for i, entry in enumerate(request.history):
+            check_id(f"{history}[{i}].track_id", entry.track_id)
+            check_time(f"{history}[{i}].timestamp_s", entry.timestamp_s, now)
+            if not 0 <= entry.count <= MAX_COUNT:
+                expected = f"a finite number, not negative, at most {MAX_COUNT:.0e}"
+                raise InvalidRequest(f"{history}[{i}].count", entry.count, expected)
     for name, value in request.profile.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise InvalidRequest(f"{profile}[{quoted(name)}]", value, "a finite number")

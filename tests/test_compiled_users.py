@@ -71,6 +71,23 @@ def test_users_are_encoded_as_by_numpy(users: list[list[Entry]], spec: FeatureSp
         np.testing.assert_array_equal(alone.dense[:, spec.preference.start :], taken.dense[:, spec.preference.start :])
 
 
+def test_profiles_by_row_are_encoded_as_those_of_columns() -> None:
+    n = len(PROFILES)
+    given = [{name: column[i] for name, column in USERS.items()} for i in range(n)]
+    histories = known_histories(*zip(*[history_of([(i, 2.0, 9)]) for i in range(n)], strict=True))
+    for context in (nullcontext(), plain()):
+        with context:
+            by_row, by_column = (SPEC.encode_users(one, histories, as_served(SPEC)) for one in (given, PROFILES))
+            np.testing.assert_array_equal(by_row.dense, by_column.dense)
+            np.testing.assert_array_equal(by_row.ids, by_column.ids)
+    for other in (
+        Encoded(PROFILES.dense[:, 1:], PROFILES.ids, PROFILES.bags),
+        Encoded(PROFILES.dense, PROFILES.ids[:, 1:], PROFILES.bags),
+    ):
+        with pytest.raises(ValueError, match="other columns"):
+            SPEC.encode_users(other, histories, as_served(SPEC))
+
+
 def test_long_histories_are_encoded_as_by_numpy() -> None:
     rng = np.random.default_rng(5)
     users: list[list[Entry]] = [

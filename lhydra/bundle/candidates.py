@@ -62,8 +62,7 @@ def encode_states(bundle: Bundle, states: Sequence[UserState], state_rows: Seque
     """
     of_each = [one.history for one in state_rows] or [bundle.catalog.rows(state.history["track"]) for state in states]
     histories = known_histories([state.history for state in states], of_each)
-    profiles = bundle.spec.encode_profile_rows([state.profile for state in states])
-    return bundle.spec.encode_users(profiles, histories, bundle.catalog.tracks)
+    return bundle.spec.encode_users([state.profile for state in states], histories, bundle.catalog.tracks)
 
 
 def known_histories(histories: Sequence[History], rows: Sequence[I64]) -> Histories:

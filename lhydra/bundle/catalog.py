@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from lhydra.bundle.strings import StringColumn
 from lhydra.domain import F16, F32, I64, Hashes, UserState, Value
 from lhydra.errors import BundleCorrupt, complain
 from lhydra.features.spec import Encoded
+
+if TYPE_CHECKING:
+    from lhydra.kernels.compiled import HashTable
 
 I32 = npt.NDArray[np.int32]
 CHART = 1_000  # tracks in the chart of a country
@@ -141,6 +144,11 @@ class Catalog:
         ids: Any = self.ids
         return Encoded(dense, ids, np.zeros((len(self), 0), np.int64))
 
+    @cached_property
+    def by_hash(self) -> "HashTable":
+        """The rows by hash as the compiled kernels, where there are any, find them."""
+        return kernels.compiled.HashTable(self.hashes, self.hash_rows, self.hash_starts)
+
     def rows(self, hashes: Hashes) -> I64:
         """Finds tracks by their hashes.
 
@@ -153,7 +161,7 @@ class Catalog:
         if not len(hashes):
             return np.empty(0, np.int64)
         if kernels.compiled is not None:
-            return kernels.compiled.rows_of(self.hashes, self.hash_rows, self.hash_starts, hashes)
+            return self.by_hash.rows_of(hashes)
         if not (n := len(self)):
             return np.full(len(hashes), -1, np.int64)
         if len(hashes) < BUCKET_LOOKUP_FROM:
@@ -181,8 +189,7 @@ class Catalog:
         """
         h, r = len(state.history), len(state.recent)
         if kernels.compiled is not None:
-            table = self.hashes, self.hash_rows, self.hash_starts
-            rows = kernels.compiled.state_rows(*table, state.history, state.recent, state.heard)
+            rows = self.by_hash.state_rows(state.history, state.recent, state.heard)
         else:
             rows = self.rows(np.concatenate([state.history["track"], state.recent["track"], state.heard]))
         return rows[:h], rows[h : h + r], rows[h + r :]

@@ -24,7 +24,7 @@ def best_first(rows: I64, scores: F32, k: int) -> I64:
         (min(k, n),) int64 positions in `rows`.
     """
     if kernels.compiled is not None and scores.dtype == np.float32:
-        return kernels.compiled.best_first(rows, scores, k)
+        return kernels.compiled.best_first(np.ascontiguousarray(rows), np.ascontiguousarray(scores), k)
     order = np.argsort(-scores)
     ordered = scores.take(order)
     if (ordered[1:] == ordered[:-1]).any():  # rare, and sorting by two keys takes three times as long

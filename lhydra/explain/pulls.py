@@ -144,8 +144,7 @@ def _without(recommender: Recommender, traced: Traced, rows: I64, left_out: I64,
     kept[np.arange(n), left_out] = False
     at = np.nonzero(kept)[1]
     histories = Histories(offsets_of(np.full(n, h)), at, whole.counts[at], whole.times[at])
-    profiles = bundle.spec.encode_profile_rows([state.profile] * n)
-    users = bundle.spec.encode_users(profiles, histories, tracks)
+    users = bundle.spec.encode_users([state.profile] * n, histories, tracks)
     entry = np.zeros((n, h + 1, users.entry.shape[1]), np.float32)
     entry[kept] = users.entry
     embedded = bundle.user_tower.embed_parts(users, vectors, entry, kept)

@@ -47,6 +47,7 @@ from lhydra.features.histories import (
 )
 
 FORMAT = 2
+Profiles = Sequence[Mapping[str, Value]]  # of users, value by column
 
 AGE_BOUNDS = (18.0, 25.0, 35.0, 45.0, 55.0, 65.0)  # age group g holds AGE_BOUNDS[g-2] <= age < AGE_BOUNDS[g-1]
 MAX_GENRES = 255  # the most frequent; the others count as unknown where genres are crossed and averaged
@@ -182,7 +183,7 @@ class FeatureSpec:
         rows = zip(*([None] * n if column is None else column for column in given), strict=True)
         return self.encode_profile_rows([dict(zip(names, row, strict=True)) for row in rows] if names else [{}] * n)
 
-    def encode_profile_rows(self, profiles: Sequence[Mapping[str, Value]]) -> Encoded:
+    def encode_profile_rows(self, profiles: Profiles) -> Encoded:
         """Encodes profiles given by row, equal to `encode_profiles`.
 
         Plain Python: for the one row of a request it is several times faster than arrays.
@@ -196,9 +197,16 @@ class FeatureSpec:
         Raises:
             FeatureError: an infinite number.
         """
-        dense = np.empty((len(profiles), 2 * len(self.user_numbers)), np.float32)
-        ids = np.empty((len(profiles), len(self.user_categories) + self._has_age), np.int64)
-        for i, profile in enumerate(profiles):
+        n, (dense, ids) = len(profiles), self._profile_numbers(profiles)
+        of_numbers = np.array(dense, np.float32).reshape(n, 2 * len(self.user_numbers))
+        of_categories = np.array(ids, np.int64).reshape(n, len(self.user_categories) + self._has_age)
+        return Encoded(of_numbers, of_categories, np.zeros((n, 0), np.int64))
+
+    def _profile_numbers(self, profiles: Encoded | Profiles) -> tuple[list[list[float]], list[list[int]]]:
+        if isinstance(profiles, Encoded):
+            return profiles.dense.tolist(), profiles.ids.tolist()
+        rows: tuple[list[list[float]], list[list[int]]] = [], []
+        for profile in profiles:
             scaled: list[float] = []
             numbered = [category.index.get(text_of(profile.get(category.name)), 0) for category in self.user_categories]
             for number in self.user_numbers:
@@ -207,14 +215,15 @@ class FeatureSpec:
                 scaled += (min(max((value - number.mean) / number.std, -5.0), 5.0) if known else 0.0, known)
                 if number.name == "age":
                     numbered.append(bisect.bisect_right(AGE_BOUNDS, value) + 1 if known else 0)
-            dense[i], ids[i] = scaled, numbered
-        return Encoded(dense, ids, np.zeros((len(profiles), 0), np.int64))
+            rows[0].append(scaled)
+            rows[1].append(numbered)
+        return rows
 
-    def encode_users(self, profiles: Encoded, histories: Histories, tracks: Encoded) -> EncodedUsers:
+    def encode_users(self, profiles: Encoded | Profiles, histories: Histories, tracks: Encoded) -> EncodedUsers:
         """Encodes users: their profiles plus everything computed from the given histories.
 
         Args:
-            profiles: n of them, from `encode_profiles`.
+            profiles: n of them, from `encode_profiles`, or by row as `encode_profile_rows` takes them.
             histories: of the n users.
             tracks: the encoded tracks that `histories.rows` points into.
 
@@ -222,19 +231,14 @@ class FeatureSpec:
             n encoded users.
         """
         if kernels.compiled is not None and tracks.dense.dtype == np.float16 and tracks.ids.dtype == np.int32:
-            counts, times = np.ascontiguousarray(histories.counts), np.ascontiguousarray(histories.times)
+            h, counts, times = histories, np.ascontiguousarray(histories.counts), np.ascontiguousarray(histories.times)
             found = kernels.compiled.encode_histories(
-                tracks.dense.view(np.uint16),
-                tracks.ids,
-                histories.offsets,
-                histories.rows,
-                counts,
-                times,
-                profiles.dense,
-                profiles.ids,
-                self._history_columns,
+                *(tracks.dense.view(np.uint16), tracks.ids, h.offsets, h.rows, counts, times),
+                *(*self._profile_numbers(profiles), self._history_columns),
             )
             return EncodedUsers(found[0], found[1], histories, found[2])
+        if not isinstance(profiles, Encoded):
+            profiles = self.encode_profile_rows(profiles)
         n, offsets = len(profiles), histories.offsets
         lengths = offsets[1:] - offsets[:-1]
         owner = spread(np.arange(n), lengths)
@@ -340,7 +344,8 @@ class FeatureSpec:
         sized = [(at[name], self.track_ids[at[name]][1]) if name in at else (-1, 0) for name in COUNTED]
         duration = dense.index("duration_ms") if "duration_ms" in dense else -1
         scale = (self.track_numbers[duration].mean, self.track_numbers[duration].std) if duration >= 0 else (0.0, 1.0)
-        return (*sized[0], *sized[1], *sized[2], duration, *scale, MAX_GAP_DAYS, POSITION_SCALE)
+        profile = 2 * len(self.user_numbers), len(self.user_categories) + self._has_age
+        return (*sized[0], *sized[1], *sized[2], duration, *scale, MAX_GAP_DAYS, POSITION_SCALE, *profile)
 
     def _bag(self, bag: Bag, columns: Columns, n: int) -> I64:
         out = np.zeros((n, bag.width), np.int64)

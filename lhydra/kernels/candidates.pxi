@@ -7,9 +7,9 @@ cdef enum:
     MOST_TABLES = 8
 
 
-cdef int order_of(const float[:] scores, const int64_t[:] rows, int32_t *order) except -1:
+cdef int order_of(const float *scores, const int64_t *rows, Py_ssize_t n, int32_t *order) except -1:
     """The positions best first, ties by row, which 32 bits hold: a radix sort of the bits of the scores."""
-    cdef Py_ssize_t n = scores.shape[0], i, j, k, shift, sums
+    cdef Py_ssize_t i, j, k, shift, sums
     cdef uint32_t bits
     cdef float score
     cdef uint32_t counts[4][256]
@@ -55,7 +55,7 @@ cdef int order_of(const float[:] scores, const int64_t[:] rows, int32_t *order) 
     return 0
 
 
-def best_first(const int64_t[:] rows, const float[:] scores, Py_ssize_t k):
+def best_first(const int64_t[::1] rows, const float[::1] scores, Py_ssize_t k):
     cdef Py_ssize_t n = scores.shape[0], i
     cdef int32_t *order
     if rows.shape[0] != n or n > 0x7FFFFFFF:
@@ -65,7 +65,8 @@ def best_first(const int64_t[:] rows, const float[:] scores, Py_ssize_t k):
     order = <int32_t *>malloc((n + 1) * sizeof(int32_t))
     if order == NULL:
         raise MemoryError
-    order_of(scores, rows, order)
+    if n:
+        order_of(&scores[0], &rows[0], n, order)
     for i in range(out.shape[0]):
         out[i] = order[i]
     free(order)
@@ -143,6 +144,24 @@ def allowed(tuple parts, const int64_t[:] excluded, const int64_t[:] removed, co
     return found
 
 
+cdef void products_of_four(
+    const uint16_t *vectors, Py_ssize_t dim, const int64_t *rows, const float *vector, float *out
+) noexcept nogil:
+    """The inner products of four rows with a vector."""
+    cdef const uint16_t *a = vectors + rows[0] * dim
+    cdef const uint16_t *b = vectors + rows[1] * dim
+    cdef const uint16_t *c = vectors + rows[2] * dim
+    cdef const uint16_t *d = vectors + rows[3] * dim
+    cdef float of_a = 0, of_b = 0, of_c = 0, of_d = 0
+    cdef Py_ssize_t j
+    for j in range(dim):
+        of_a += widened(a[j]) * vector[j]
+        of_b += widened(b[j]) * vector[j]
+        of_c += widened(c[j]) * vector[j]
+        of_d += widened(d[j]) * vector[j]
+    out[0], out[1], out[2], out[3] = of_a, of_b, of_c, of_d
+
+
 def united(
     const uint16_t[:, ::1] vectors,
     const float[::1] vector,
@@ -157,17 +176,20 @@ def united(
     cdef const uint16_t *ahead
     cdef float sum_
     cdef Places places
+    cdef int64_t *all_
+    cdef float *scores
     cdef int32_t *order
+    cdef int64_t[::1] out
+    cdef float[::1] out_scores
     if vector.shape[0] != dim or cosines.shape[0] != nearest.shape[0] or vectors.shape[0] > 0x7FFFFFFF:
         raise ValueError("arrays that do not fit each other")
-    together, of_together = np.empty(room + nearest.shape[0], np.int64), np.empty(room + nearest.shape[0], np.float32)
-    cdef int64_t[::1] all_ = together
-    cdef float[::1] scores = of_together
-    order = <int32_t *>malloc((room + nearest.shape[0] + 1) * sizeof(int32_t))
-    if order == NULL:
-        raise MemoryError
     make_places(&places, room)
+    all_ = <int64_t *>malloc((room + nearest.shape[0] + 1) * (sizeof(int64_t) + sizeof(float) + sizeof(int32_t)))
     try:
+        if all_ == NULL:
+            raise MemoryError
+        scores = <float *>(all_ + room + nearest.shape[0] + 1)
+        order = <int32_t *>(scores + room + nearest.shape[0] + 1)
         for part in parts:
             rows = part
             for i in range(rows.shape[0]):
@@ -187,27 +209,25 @@ def united(
             if place_of(&places, <int32_t>nearest[i]) < 0:
                 all_[n], scores[n] = nearest[i], cosines[i]
                 n += 1
-        for i in range(special):
+        i = 0
+        while i + 4 <= special:  # four sums at a time, each in its order: one alone waits for every addition
+            products_of_four(&vectors[0, 0], dim, &all_[i], &vector[0], &scores[i])
+            i += 4
+        while i < special:
             ahead, sum_ = &vectors[all_[i], 0], 0
             for j in range(dim):
                 sum_ += widened(ahead[j]) * vector[j]
             scores[i] = sum_
-        order_of(scores[:n], all_[:n], order)
+            i += 1
+        order_of(scores, all_, n, order)
         rows_out, scores_out = np.empty(n, np.int64), np.empty(n, np.float32)
-        _in_order(order, all_, scores, rows_out, scores_out)
+        out, out_scores = rows_out, scores_out
+        for i in range(n):
+            out[i], out_scores[i] = all_[order[i]], scores[order[i]]
     finally:
         free_places(&places)
-        free(order)
+        free(all_)
     return rows_out, scores_out
-
-
-cdef int _in_order(
-    const int32_t *order, int64_t[::1] rows, float[::1] scores, int64_t[::1] rows_out, float[::1] scores_out
-) except -1:
-    cdef Py_ssize_t i
-    for i in range(rows_out.shape[0]):
-        rows_out[i], scores_out[i] = rows[order[i]], scores[order[i]]
-    return 0
 
 
 cdef void copy_rows(const char *table, char *to, Py_ssize_t width, const int64_t[:] rows) noexcept nogil:

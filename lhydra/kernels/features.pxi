@@ -87,17 +87,21 @@ def encode_histories(
     const int64_t[::1] rows,
     const float[::1] counts,
     const int64_t[::1] times,
-    const float[:, ::1] profile_dense,
-    const int64_t[:, ::1] profile_ids,
+    list profile_dense,
+    list profile_ids,
     tuple columns,
 ):
     """Dense columns and ids of n users and the features of their entries; `columns` is `_HistoryColumns`."""
     cdef Py_ssize_t n = offsets.shape[0] - 1, m = rows.shape[0], tracks = track_dense.shape[0]
     cdef Py_ssize_t width = track_dense.shape[1], n_ids = track_ids.shape[1]
     cdef Py_ssize_t genre, genre_size, quadrant, quadrant_size, artist, artist_size, duration
+    cdef Py_ssize_t start, start_ids  # of what profiles hold
     cdef double mean, std, max_gap, scale, share, entropy, focus
-    genre, genre_size, quadrant, quadrant_size, artist, artist_size, duration, mean, std, max_gap, scale = columns
-    cdef Py_ssize_t start = profile_dense.shape[1], start_ids = profile_ids.shape[1], user, i, j, distinct, top
+    genre, genre_size, quadrant, quadrant_size, artist, artist_size, duration, mean, std, max_gap, scale, start, start_ids = (
+        columns
+    )
+    cdef Py_ssize_t user, i, j, distinct, top
+    cdef list given, given_ids
     cdef Py_ssize_t tops = (genre >= 0) + (quadrant >= 0)
     cdef int64_t row
     cdef int32_t value
@@ -109,7 +113,7 @@ def encode_histories(
     cdef Segment segment
     cdef Places artists
     segment.rows, segment.counts, segment.times = NULL, NULL, NULL
-    if n < 0 or profile_dense.shape[0] != n or profile_ids.shape[0] != n or track_ids.shape[0] != tracks:
+    if n < 0 or len(profile_dense) != n or len(profile_ids) != n or track_ids.shape[0] != tracks:
         raise ValueError("users or tracks of unequal number")
     if counts.shape[0] != m or times.shape[0] != m or offsets[0] != 0 or offsets[n] != m:
         raise ValueError("histories of unequal length")
@@ -126,10 +130,13 @@ def encode_histories(
         segment.length = offsets[user + 1] - offsets[user]
         if not offsets[user] <= offsets[user + 1] <= m:
             raise ValueError("histories that overlap")
+        given, given_ids = profile_dense[user], profile_ids[user]
+        if len(given) != start or len(given_ids) != start_ids:
+            raise ValueError("profiles of other columns")
         for j in range(start):
-            out[user, j] = profile_dense[user, j]
+            out[user, j] = <double>given[j]
         for j in range(start_ids):
-            out_ids[user, j] = profile_ids[user, j]
+            out_ids[user, j] = given_ids[j]
         sums = &out[user, 0] + start
         patterns = sums + width
         total = plays = hours = 0

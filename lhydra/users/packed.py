@@ -48,6 +48,7 @@ _HEAD = struct.Struct("<B3xI")
 # The state's version, flags (none yet), a checksum, and the lengths of heard, lows, skipped, history, repeats, recent,
 # profile | events, live, sums. With _HEAD 64 bytes: the 64-bit arrays behind stay aligned.
 _FIXED, _START = struct.Struct("<QII10I"), 64
+_BOTH = struct.Struct("<4xIQII10I")  # but for the version of _HEAD
 _OLD_LENGTHS = struct.Struct("<6I")  # of version 1 and 2: heard, events, history, live, profile, skipped
 _OLD_START = 32
 _DECODER = json.JSONDecoder()
@@ -264,10 +265,8 @@ def _unpack_read(packed: bytes, user_id: str) -> tuple[UserState, Hashes, int]:
         raise UserStoreError(complain(_value_of(user_id), found, f"format {VERSION}"))
     if len(packed) < _START:
         raise damaged(user_id, packed)
-    fixed = _FIXED.unpack_from(packed, _HEAD.size)
-    version, _, _, n_heard, n_lows, n_skipped, n_history, n_repeats, n_recent, n_profile, n_events, n_live, n_sums = (
-        fixed
-    )
+    checksum, version, _, _, *lengths = _BOTH.unpack_from(packed)
+    n_heard, n_lows, n_skipped, n_history, n_repeats, n_recent, n_profile, n_events, n_live, n_sums = lengths
     lows_at = _START + 8 * n_heard
     skipped_at = lows_at + 8 * n_lows
     history_at = skipped_at + 8 * n_skipped
@@ -276,7 +275,7 @@ def _unpack_read(packed: bytes, user_id: str) -> tuple[UserState, Hashes, int]:
     profile_at = recent_at + _RECENT * n_recent
     end = profile_at + n_profile
     whole = len(packed) == end + 8 * n_events + _HISTORY * n_live + _REPEAT * n_sums
-    if not whole or zlib.crc32(memoryview(packed)[_HEAD.size : end], VERSION) != _HEAD.unpack_from(packed)[1]:
+    if not whole or zlib.crc32(memoryview(packed)[_HEAD.size : end], VERSION) != checksum:
         raise damaged(user_id, packed)
     state = UserState(
         _profile(packed[profile_at:end], packed, user_id) if n_profile > 2 else {},  # of most users nothing is declared
