@@ -5,6 +5,7 @@ from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_WRITABLE, PyBuffer_Release
 
 cdef enum:
     MOST_TABLES = 8
+    WIDE = 64  # numbers of a vector that are widened at once
 
 
 cdef int order_of(const float *scores, const int64_t *rows, Py_ssize_t n, int32_t *order) except -1:
@@ -125,6 +126,9 @@ def allowed(tuple parts, const int64_t[:] excluded, const int64_t[:] removed, co
                 if place_of(&places, <int32_t>rows[i]) == 0:
                     put(&places, <int32_t>rows[i], 1)
         for part in parts:
+            if not len(part):  # a source that this catalogue has no use for
+                found.append(part)
+                continue
             rows, n = part, 0
             kept = np.empty(rows.shape[0], np.int64)
             out = kept
@@ -147,19 +151,23 @@ def allowed(tuple parts, const int64_t[:] excluded, const int64_t[:] removed, co
 cdef void products_of_four(
     const uint16_t *vectors, Py_ssize_t dim, const int64_t *rows, const float *vector, float *out
 ) noexcept nogil:
-    """The inner products of four rows with a vector."""
-    cdef const uint16_t *a = vectors + rows[0] * dim
-    cdef const uint16_t *b = vectors + rows[1] * dim
-    cdef const uint16_t *c = vectors + rows[2] * dim
-    cdef const uint16_t *d = vectors + rows[3] * dim
-    cdef float of_a = 0, of_b = 0, of_c = 0, of_d = 0
-    cdef Py_ssize_t j
-    for j in range(dim):
-        of_a += widened(a[j]) * vector[j]
-        of_b += widened(b[j]) * vector[j]
-        of_c += widened(c[j]) * vector[j]
-        of_d += widened(d[j]) * vector[j]
-    out[0], out[1], out[2], out[3] = of_a, of_b, of_c, of_d
+    """The inner products of four rows with a vector: widened block by block, so that the compiler does it in fours."""
+    cdef float[4][WIDE] of
+    cdef float a = 0, b = 0, c = 0, d = 0
+    cdef Py_ssize_t start, j, k, m
+    cdef const uint16_t *row
+    for start from 0 <= start < dim by WIDE:
+        m = min(dim - start, WIDE)
+        for k in range(4):
+            row = vectors + rows[k] * dim + start
+            for j in range(m):
+                of[k][j] = widened(row[j])
+        for j in range(m):
+            a += of[0][j] * vector[start + j]
+            b += of[1][j] * vector[start + j]
+            c += of[2][j] * vector[start + j]
+            d += of[3][j] * vector[start + j]
+    out[0], out[1], out[2], out[3] = a, b, c, d
 
 
 def united(
