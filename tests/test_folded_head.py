@@ -159,6 +159,14 @@ def test_what_does_not_fit_is_refused_before_anything_is_read(moments: int) -> N
                 folded_head.compiled({**weights, name: np.full_like(weights[name], value)}, *one.tables)
 
 
+def test_a_part_for_moments_of_fewer_inputs_than_every_one_has_is_refused() -> None:
+    one = case(1)
+    weights = weights_of(one.head)
+    own = np.repeat(weights["moment_own"][:1], len(SIGNALS) + 2, 0)  # fits the signals where strengths are -2
+    with pytest.raises(ValueError, match="moments that do not fit"):
+        folded_head.compiled({**weights, "moment": weights["moment"][:0], "moment_own": own}, *one.tables)
+
+
 def test_rows_and_ids_beyond_their_tables_are_refused() -> None:
     one = case(2)
     for row in (-1, one.n, 2**40):

@@ -136,7 +136,7 @@ cdef class CompiledHead:
         self.moment_out_bias = arrays["moment_out_bias"][0]
         self.strengths = (self.moment.shape[0] - PAIR) // 2
         if not (
-            self.moment.shape[0] == PAIR + 2 * self.strengths
+            self.moment.shape[0] == PAIR + 2 * self.strengths and self.strengths >= 0
             and self.moment_own.shape[0] + self.strengths == self.moment_offsets.shape[0] + 1
             and self.moment_own.shape[0] > 0
             and self.moment_own.shape[1] == self.moment_bias.shape[0] == self.moment.shape[1]
