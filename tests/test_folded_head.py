@@ -18,6 +18,8 @@ from lhydra.bundle import folded_head
 from lhydra.bundle.arrays import write_npz
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.manifest import current_bundle_id
+from lhydra.bundle.model import Model
+from lhydra.data.dataset import Dataset
 from lhydra.domain import F32, I64, Query, UserState
 from lhydra.errors import BundleMismatch, ModelError
 from lhydra.features.moment import CONTEXT, N_OWN, SIGNALS
@@ -26,6 +28,8 @@ from lhydra.training.folded import weights_of
 from lhydra.training.model import Head
 from lhydra.training.moment_network import MomentHead
 from lhydra.training.shape import Shape
+from lhydra_index_builder.build import rebuild
+from lhydra_index_builder.config import RebuildSettings
 from tests.compiled_kernels import plain, where_a_compiler_is
 from tests.test_bundle import put, reseal
 
@@ -220,7 +224,7 @@ def test_a_bundle_answers_as_by_its_graph(tiny_bundle: Bundle) -> None:
         assert (ours.rows == theirs.rows).all()
         np.testing.assert_allclose(ours.logits, theirs.logits, atol=1e-5)
     with plain():
-        assert folded_head.read(Path("nowhere")) is None
+        assert folded_head.read(Path("nowhere"), [folded_head.FILE]) is None
 
 
 def test_a_bundle_of_before_answers_by_its_graph(copy: Path) -> None:
@@ -237,7 +241,7 @@ def test_a_bundle_of_before_answers_by_its_graph(copy: Path) -> None:
 
 
 def test_weights_of_another_head_are_refused(copy: Path) -> None:
-    weights = folded_head.read(copy)
+    weights = folded_head.read(copy, [folded_head.FILE])
     assert weights
     write_npz(copy / folded_head.FILE, {**weights, "gate_bias": weights["gate_bias"] + 1})
     reseal(copy)
@@ -251,7 +255,7 @@ def test_weights_of_another_head_are_refused(copy: Path) -> None:
 
 @pytest.mark.parametrize("bad", ["no archive", "a NaN", "objects"])
 def test_weights_that_are_none_are_refused_by_name(copy: Path, bad: str) -> None:
-    path, weights = copy / folded_head.FILE, folded_head.read(copy)
+    path, weights = copy / folded_head.FILE, folded_head.read(copy, [folded_head.FILE])
     assert weights
     if bad == "no archive":
         path.write_bytes(b"nothing")
@@ -262,6 +266,24 @@ def test_weights_that_are_none_are_refused_by_name(copy: Path, bad: str) -> None
     reseal(copy)
     with pytest.raises(ModelError, match=r"head\.npz: found .*expected the weights of head\.onnx"):
         Bundle.open(copy.parent)
+
+
+def test_weights_that_nobody_sealed_are_not_read(
+    copy: Path, tiny_dataset: Dataset, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Those of another training, left beside a model or a bundle of before."""
+    for folder, name in (
+        (copy, "manifest.json"),
+        (Path(shutil.copytree(tiny_model, tmp_path / "model")), "model.json"),
+    ):
+        document = json.loads((folder / name).read_text())
+        del document["files"][folded_head.FILE]
+        put(folder, json.dumps(document)) if folder == copy else (folder / name).write_text(json.dumps(document))
+        (folder / folded_head.FILE).write_bytes(b"of another head")
+    assert Bundle.open(copy.parent).head.weights is None
+    assert Model.open(tmp_path / "model").head.weights is None
+    rebuild(tmp_path / "model", tiny_dataset, tmp_path / "new", RebuildSettings(recall_users=20, gate_users=20))
+    assert not list((tmp_path / "new").rglob(folded_head.FILE))
 
 
 def test_it_is_what_answers(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,7 @@ def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildSetti
     log(f"{dataset.n_tracks:,} tracks of {model.dim} numbers: needs about {estimate}")
     plan.check(estimate, path, config.max_memory_gib)
     with store.building(path, "lhydra index rebuild") as folder, pool.processes(processes) as run:
-        for name in ("features.json", *GRAPHS, *folded_head.names_in(model_path)):
+        for name in ("features.json", *GRAPHS, *({folded_head.FILE} & model.info.files.keys())):
             files.copy(model_path / name, folder / name)
         files.copy(dataset.path / "tracks.parquet", folder / "catalog.parquet")
         with progress(dataset.n_tracks, "embedding tracks") as show:

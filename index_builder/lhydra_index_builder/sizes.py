@@ -127,8 +127,8 @@ def _arrays(model: Model, dataset: Dataset) -> dict[str, float]:
         sizes |= dict(zip(co_listening_files.FILES, (8 * (n + 1), 4 * entries, 2 * entries, 4), strict=True))
     if fitted.FILE in model.info.files:
         sizes[fitted.FILE] = (model.path / fitted.FILE).stat().st_size + 8 * len(dataset.user_ids)
-    for name in folded_head.names_in(model.path):
-        sizes[name] = (model.path / name).stat().st_size
+    if folded_head.FILE in model.info.files:
+        sizes[folded_head.FILE] = (model.path / folded_head.FILE).stat().st_size
     return sizes
 
 

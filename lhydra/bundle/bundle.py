@@ -217,7 +217,8 @@ class Bundle:
             if found != expected:
                 raise BundleMismatch(complain(f"{folder}: {thing}", str(found), f"{expected} as in the manifest"))
         catalogs.check_ids(folder, [size for _, size in spec.track_ids])
-        towers = UserTower(folder / "user_tower.onnx"), Head(folder / "head.onnx")
+        weights = folded_head.read(folder, manifest.files)
+        towers = UserTower(folder / "user_tower.onnx"), Head(folder / "head.onnx", weights=weights)
         tables = sequences, together
         bundle = cls(
             manifest.bundle_id, spec, catalog, *towers, index, replies, columns, manifest, lease, *tables, **optional

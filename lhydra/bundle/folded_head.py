@@ -7,6 +7,7 @@ both before it keeps a model, and so does whoever opens a bundle. Models and bun
 without a C compiler nothing reads it: then the graph runs.
 """
 
+from collections.abc import Collection
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,11 +46,12 @@ def names_in(folder: Path) -> list[str]:
     return [FILE] if (folder / FILE).is_file() else []
 
 
-def read(folder: Path) -> Weights | None:
+def read(folder: Path, sealed: Collection[str]) -> Weights | None:
     """Reads the weights.
 
     Args:
         folder: of a model or a bundle.
+        sealed: names of the files that its manifest knows.
 
     Returns:
         Them by name; None where there is no such file, or nothing compiled to use them.
@@ -57,7 +59,7 @@ def read(folder: Path) -> Weights | None:
     Raises:
         ModelError: the file is not what was written.
     """
-    if kernels.compiled is None or not names_in(folder):
+    if kernels.compiled is None or FILE not in sealed:
         return None
     try:
         with np.load(folder / FILE, allow_pickle=False) as archive:

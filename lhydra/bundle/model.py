@@ -186,4 +186,5 @@ class Model:
         except BundleCorrupt as error:
             raise ModelError(str(error)) from None
         neighbours, weights = table
-        return cls(path, info, spec, *towers, Head(path / GRAPHS[2], threads), neighbours, weights, sequences)
+        head = Head(path / GRAPHS[2], threads, folded_head.read(path, info.files))
+        return cls(path, info, spec, *towers, head, neighbours, weights, sequences)

@@ -16,8 +16,8 @@ import numpy.typing as npt
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime
 
-from lhydra.bundle import folded_head
 from lhydra.bundle.arrays import is_finite
+from lhydra.bundle.folded_head import Weights
 from lhydra.bundle.history_vectors import HistoryVectors
 from lhydra.domain import F16, F32, I64
 from lhydra.errors import ModelError, complain
@@ -162,11 +162,12 @@ class Head:
     Args:
         path: ONNX file.
         threads: for one run.
+        weights: what the compiled head of a bundle is made of, if anything.
     """
 
-    def __init__(self, path: Path, threads: int = 1) -> None:
+    def __init__(self, path: Path, threads: int = 1, weights: Weights | None = None) -> None:
         self._graph = _Graph(path, HEAD_OUTPUTS, threads)
-        self.weights = folded_head.read(path.parent)  # what the compiled head of a bundle is made of, if anything
+        self.weights = weights
         self.knows_moments = self._graph.takes(MOMENT_INPUTS)
 
     def both_ways(self) -> tuple["Head", "Head"]:

@@ -174,7 +174,7 @@ def _traced(
 def _prove(network: Network, data: TrainingData, folder: Path) -> None:
     """Compares torch and ONNX, for one row and for many, with and without a history."""
     towers = ItemTower(folder / "item_tower.onnx"), UserTower(folder / "user_tower.onnx")
-    head = Head(folder / "head.onnx")
+    head = Head(folder / "head.onnx", weights=folded_head.read(folder, OPTIONAL))
     for users, tracks in ((1, 1), (1, 300), (7, 64)):
         item, user, pair = _examples(network, data, users, tracks)
         encoded = Encoded(*(part.numpy() for part in item))
