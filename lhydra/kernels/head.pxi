@@ -177,16 +177,22 @@ cdef class CompiledHead:
             if not 0 <= rows[i] < self.vectors.shape[0]:
                 raise IndexError(f"row {rows[i]} of {self.vectors.shape[0]}")
         logits, probabilities = np.empty(n, np.float32), np.empty(n, np.float32)
+        cdef float[::1] to_logits = logits, to_probabilities = probabilities
+        cdef bint known
         self._make_room(&work)
         try:
-            self._of_user(&work, user, user_dense, user_ids)
-            if not self._of_tracks(&work, user_dense, rows, together, signals, context, logits, probabilities):
+            with nogil:
+                self._of_user(&work, user, user_dense, user_ids)
+                known = self._of_tracks(
+                    &work, user_dense, rows, together, signals, context, to_logits, to_probabilities
+                )
+            if not known:
                 raise IndexError("an id of a track beyond its column")
         finally:
             free(work.layer)
         return logits, probabilities
 
-    cdef Py_ssize_t _size(self, Py_ssize_t column) noexcept:
+    cdef Py_ssize_t _size(self, Py_ssize_t column) noexcept nogil:
         """Values of a crossed column of tracks."""
         return (self.track_starts[column + 1] - self.track_starts[column]) // (CROSS * self.track_pairs[column])
 
@@ -216,7 +222,7 @@ cdef class CompiledHead:
 
     cdef void _of_user(
         self, HeadWork *work, const float[::1] user, const float[::1] dense, const int64_t[::1] ids
-    ) noexcept:
+    ) noexcept nogil:
         """Makes the first layer of this user, what it starts with, and what crosses count."""
         cdef Py_ssize_t dim = user.shape[0], h = self.hidden, outputs = self.layer.shape[1], i, j, k, at
         cdef float gates[4]
@@ -256,10 +262,10 @@ cdef class CompiledHead:
     cdef bint _of_tracks(
         self, HeadWork *work, const float[::1] user_dense, const int64_t[:] rows, const float[:, ::1] together,
         const float[:, ::1] signals, const float[::1] context, float[::1] logits, float[::1] probabilities,
-    ) noexcept:
+    ) noexcept nogil:
         """Scores all tracks; False where an id of one is not in its column."""
         cdef Py_ssize_t n = rows.shape[0], h = self.hidden, inputs = self.layer.shape[0], outputs = self.layer.shape[1]
-        cdef Py_ssize_t seconds = self.second.shape[1], dim = self.vectors.shape[1], b, m, r, i
+        cdef Py_ssize_t seconds = self.second.shape[1], dim = self.vectors.shape[1], b = 0, m, r, i
         cdef bint ranked = self.of_moments and context[self.known_at] > 0
         cdef float slope, shift
         slope, shift = self.calibration[0], self.calibration[1]
@@ -274,7 +280,7 @@ cdef class CompiledHead:
             ask_for(&self.dense[rows[i], 0], self.width * sizeof(uint16_t))
             ask_for(&self.ids[rows[i], 0], self.ids.shape[1] * sizeof(int32_t))
             ask_for(&self.popularity[rows[i]], sizeof(float))
-        for b in range(0, n, BLOCK):
+        while b < n:
             m = min(BLOCK, n - b)
             for r in range(m):
                 if not self._take(work.x + r * inputs, rows[b + r], user_dense, &together[b + r, 0]):
@@ -290,9 +296,10 @@ cdef class CompiledHead:
                 self._rank(work, m, signals[b : b + m], logits[b : b + m])
             for r in range(b, b + m):
                 probabilities[r] = <float>(1 / (1 + exp(-(slope * logits[r] + shift))))
+            b += BLOCK
         return True
 
-    cdef inline bint _take(self, float *x, int64_t row, const float[::1] user_dense, const float *together) noexcept:
+    cdef inline bint _take(self, float *x, int64_t row, const float[::1] user_dense, const float *together) noexcept nogil:
         """Fills the inputs of the first layer for one track; False where an id is not in its column."""
         cdef Py_ssize_t dim = self.vectors.shape[1], width = self.width, i, j, numbers
         cdef const uint16_t *halves = &self.vectors[row, 0]
@@ -313,7 +320,7 @@ cdef class CompiledHead:
         x[0], x[1], x[2], x[3] = popularity, together[0], together[1], rarity if rarity > 0 else 0
         return True
 
-    cdef void _rank(self, HeadWork *work, Py_ssize_t m, const float[:, ::1] signals, float[::1] logits) noexcept:
+    cdef void _rank(self, HeadWork *work, Py_ssize_t m, const float[:, ::1] signals, float[::1] logits) noexcept nogil:
         """Puts in place of the logits of a block those that the moment gives."""
         cdef Py_ssize_t inputs = self.moment.shape[0], outputs = self.moment.shape[1], h = self.moment_second.shape[0]
         cdef Py_ssize_t seconds = self.moment_second.shape[1], n = self.strengths, own = self.moment_own.shape[0], r, i, j
