@@ -164,6 +164,24 @@ def test_what_is_chosen_while_an_artist_is_looked_up_stays(site: tuple[str, Comm
         expect(page.get_by_label("Tracks", exact=True)).to_have_value("3")
 
 
+def test_what_is_typed_stays_when_an_answer_arrives(site: tuple[str, Command], chromium: Any) -> None:
+    with opened(chromium, f"{site[0]}/#/listen?user=U000001") as page:
+        rows(page)
+        held: list[Any] = []
+        page.route("**/Recommend", lambda route: held.append(route))
+        with page.expect_request("**/Recommend"):
+            page.get_by_label("Heard tracks return").select_option("like any other")
+        page.get_by_label("Tracks", exact=True).fill("3")  # and Enter is not pressed yet
+        before = page.locator(".tracks").inner_text()
+        for route in held:
+            route.continue_()
+        until(lambda: page.locator(".tracks").inner_text() != before)
+        expect(page.get_by_label("Tracks", exact=True)).to_have_value("3")
+        page.unroute("**/Recommend")
+        page.keyboard.press("Enter")
+        expect(page.locator(".tracks > li")).to_have_count(3)
+
+
 def test_what_keeps_a_track_out_is_said_in_plain_words(site: tuple[str, Command], chromium: Any) -> None:
     with opened(chromium, f"{site[0]}/#/listen?user=U000002", gone=True) as page:
         listed = rows(page)

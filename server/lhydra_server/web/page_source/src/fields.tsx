@@ -1,8 +1,24 @@
 // Fields of forms: each tells a whole new value, once it is chosen.
-import type { ComponentChildren, JSX } from "preact";
+import type { ComponentChildren, JSX, TargetedEvent } from "preact";
 import { useId, useRef, useState } from "preact/hooks";
 import { useAnswer } from "./hooks";
 import { Chip } from "./parts";
+
+type Typed = TargetedEvent<HTMLInputElement>;
+
+/** What is typed stays in its field until it is taken, though an answer that arrives meanwhile draws the page anew. */
+function useDraft(value: string, take: (text: string) => void) {
+  const [draft, setDraft] = useState<string | null>(null);
+  return {
+    value: draft ?? value,
+    onInput: (event: Typed) => setDraft(event.currentTarget.value),
+    onChange: (event: Typed) => {
+      setDraft(null);
+      take(event.currentTarget.value);
+    },
+    onBlur: () => setDraft(null),
+  };
+}
 
 export function NumberField(props: {
   label: string;
@@ -14,6 +30,7 @@ export function NumberField(props: {
   onChange: (value: number | undefined) => void;
 }): JSX.Element {
   const id = useId();
+  const draft = useDraft(String(props.value ?? ""), (text) => props.onChange(text === "" ? undefined : Number(text)));
   return (
     <div class="field">
       <label for={id}>{props.label}</label>
@@ -25,11 +42,7 @@ export function NumberField(props: {
         max={props.max}
         step={props.step ?? 1}
         placeholder={props.empty ?? ""}
-        value={props.value ?? ""}
-        onChange={(event) => {
-          const text = event.currentTarget.value;
-          props.onChange(text === "" ? undefined : Number(text));
-        }}
+        {...draft}
       />
     </div>
   );
@@ -37,7 +50,8 @@ export function NumberField(props: {
 
 export function Slider(props: { label: string; value: number | undefined; onChange: (value: number) => void }): JSX.Element {
   const id = useId();
-  const value = props.value ?? 0;
+  const draft = useDraft(String(props.value ?? 0), (text) => props.onChange(Number(text)));
+  const value = Number(draft.value);
   return (
     <div class="field">
       <label for={id}>{props.label}</label>
@@ -48,9 +62,8 @@ export function Slider(props: { label: string; value: number | undefined; onChan
           min={0}
           max={1}
           step={0.05}
-          value={value}
           aria-valuetext={value ? value.toFixed(2) : "off"}
-          onChange={(event) => props.onChange(Number(event.currentTarget.value))}
+          {...draft}
         />
         <output for={id}>{value ? value.toFixed(2) : "off"}</output>
       </span>
@@ -105,6 +118,7 @@ export function TextField(props: {
   placeholder?: string;
   onChange: (value: string) => void;
 }): JSX.Element {
+  const draft = useDraft(props.value, (text) => props.onChange(text.trim()));
   const id = useId();
   return (
     <div class="field">
@@ -115,8 +129,7 @@ export function TextField(props: {
         dir="auto"
         spellcheck={false}
         placeholder={props.placeholder ?? ""}
-        value={props.value}
-        onChange={(event) => props.onChange(event.currentTarget.value.trim())}
+        {...draft}
       />
     </div>
   );
