@@ -202,13 +202,13 @@ def test_files_that_do_not_fit_are_refused(bundle: Bundle, tmp_path: Path) -> No
     assert bundle.words is not None
     bundle.words.save(tmp_path)
     n = len(bundle.catalog)
-    again = TitleWords.open(tmp_path, n)
+    again = TitleWords.open(tmp_path, n, FILES)
     assert again is not None
     assert again.words.raw() == bundle.words.words.raw()
     np.save(tmp_path / FILES[3], np.full(len(bundle.words.rows), n, np.int32))
     with pytest.raises(BundleCorrupt):
-        TitleWords.open(tmp_path, n)
-    assert TitleWords.open(tmp_path / "none", n) is None
+        TitleWords.open(tmp_path, n, FILES)
+    assert TitleWords.open(tmp_path, n, []) is None
 
 
 def test_sqlite_finds_the_same(capsys: pytest.CaptureFixture[str]) -> None:

@@ -243,7 +243,7 @@ def test_damaged_files_are_refused(bundle: Bundle, tmp_path: Path) -> None:
     ):
         co_listening_files.save(tmp_path, broken)
         with pytest.raises(BundleCorrupt):
-            co_listening_files.open_co_listening(tmp_path)
+            co_listening_files.open_co_listening(tmp_path, co_listening_files.FILES)
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells what is in memory of a mapped file")
@@ -252,7 +252,7 @@ def test_what_only_checks_read_is_not_in_memory(tmp_path: Path) -> None:
     rows, weights = np.arange(n, dtype=np.int32), np.ones(n, np.float16)
     made = CoListening(np.arange(n + 1), rows, weights, np.array([0.5], np.float32))
     co_listening_files.save(tmp_path, made)
-    opened = co_listening_files.open_co_listening(tmp_path)
+    opened = co_listening_files.open_co_listening(tmp_path, co_listening_files.FILES)
     resident: dict[str, int] = {}
     name = ""
     for line in Path("/proc/self/smaps").read_text().splitlines():
@@ -306,7 +306,8 @@ def test_offsets_take_four_bytes_where_that_is_enough_and_eight_open_as_well(
             growing.append("texts", texts.data)
             for length in np.diff(texts.offsets):
                 growing.append_lengths("texts_offsets", length[None])
-        opened, column = co_listening_files.open_co_listening(folder), StringColumn.open(folder, "texts")
+        opened = co_listening_files.open_co_listening(folder, co_listening_files.FILES)
+        column = StringColumn.open(folder, "texts")
         assert (opened.offsets.itemsize, column.offsets.itemsize) == (width, width)
         assert (opened.offsets.tolist(), column.at(np.arange(3))) == ([0, 1, 3], ["a", "", "bc"])
         assert sorted(path.suffix for path in folder.iterdir()) == [".npy"] * 6

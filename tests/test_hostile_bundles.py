@@ -209,7 +209,7 @@ def test_lists_of_rows_are_refused_however_they_are_damaged(tmp_path: Path) -> N
     for names, opened in (
         (co_listening_files.FILES, co_listening_files.open_co_listening),
         (sequence_files.FILES, sequence_files.open_sequences),
-        (title_words.FILES, lambda folder: TitleWords.open(folder, 4)),
+        (title_words.FILES, lambda folder, sealed: TitleWords.open(folder, 4, sealed)),
     ):
         for path in (tmp_path / name for name in names):
             whole = np.load(path)
@@ -218,9 +218,13 @@ def test_lists_of_rows_are_refused_however_they_are_damaged(tmp_path: Path) -> N
                     continue
                 np.save(path, broken)
                 with pytest.raises(BundleCorrupt, match="_"):
-                    opened(tmp_path)
+                    opened(tmp_path, names)
             np.save(path, whole)
-        assert opened(tmp_path)
+        assert opened(tmp_path, names)
+        assert not opened(tmp_path, [])  # what merely lies there is not read
+        for name in names:
+            with pytest.raises(BundleCorrupt, match=rf"{name}: found a file that is not sealed"):
+                opened(tmp_path, {*names} - {name})
 
 
 def misshapen(array: np.ndarray) -> Iterator[np.ndarray]:

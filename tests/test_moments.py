@@ -28,8 +28,8 @@ from lhydra.queries import Request, to_query
 from lhydra.recommender import Recommender
 from lhydra.repeats import repeats_of
 from lhydra.training.config import TrainSettings
-from lhydra.training.data import load
-from lhydra.training.moment_head import Prepared, _ndcg
+from lhydra.training.data import Targets, load
+from lhydra.training.moment_head import LIFTS, Prepared, _ndcg, _rare_lift
 from lhydra.training.moment_network import MomentHead
 from lhydra.training.moments import find, listenings, sequences_of
 from lhydra.training.progress import MomentsFitted, Progress
@@ -309,7 +309,7 @@ def test_a_damaged_table_is_refused(store: Path, model: Path, tmp_path: Path) ->
     ):
         sequence_files.save(tmp_path, broken)
         with pytest.raises(BundleCorrupt):
-            sequence_files.open_sequences(tmp_path)
+            sequence_files.open_sequences(tmp_path, sequence_files.FILES)
 
 
 def test_of_whoever_has_played_nothing_the_rest_of_the_head_decides() -> None:
@@ -370,7 +370,9 @@ def test_a_warm_head_starts_as_the_part_for_moments_of_before(
     assert len(same) > 10
     (moments,) = [line for line in told if isinstance(line, MomentsFitted)]
     assert not moments.joined  # sessions of a circle of one's own each: what follows stays inside them
-    shares = [sequence_files.open_sequences(folder).shares.tolist() for folder in (model, tmp_path)]
+    shares = [
+        sequence_files.open_sequences(folder, sequence_files.FILES).shares.tolist() for folder in (model, tmp_path)
+    ]
     assert (moments.ndcg, moments.epochs, shares[0]) == (0.0, 0, shares[1])
 
 
@@ -455,3 +457,25 @@ def test_a_catalogue_smaller_than_the_list_is_measured() -> None:
     found = _ndcg(torch.tensor([[3.0, 2.0, 1.0]]).repeat(2, 1), prepared, torch.arange(2))
     discounts = 1 / np.log2([2, 3, 4])
     assert found == pytest.approx((discounts[1] + (discounts[0] + discounts[2]) / discounts[:2].sum()) / 2)
+
+
+@pytest.mark.parametrize("cost", ["nothing", "too much", "no rare target"])
+def test_rare_tracks_are_lifted_as_far_as_lists_of_the_unheard_allow(world: Dataset, cost: str) -> None:
+    """A common target leads 20 fillers; behind them waits a rare target, before rare tracks that are none."""
+    loaded = load(world)
+    listeners = np.full_like(loaded.listeners, 100)
+    listeners[30:40] = 0
+    data = replace(loaded, listeners=listeners)
+    rows = np.r_[0:22, 30:37]  # the common target, fillers, the rare ones, the last of which the user has heard
+    logits = torch.full((1, len(rows)), 0.3)
+    logits[0, 0], logits[0, 22:] = (0.3 if cost == "too much" else 1.0) + 0.05, torch.tensor([0.0, *[-0.05] * 5, 5.0])
+    if cost == "too much":
+        logits[0, 22:28] = torch.tensor([-2.3, -1.7, -1.7, -1.7, -1.7, -1.7])
+    rarity, listed = torch.zeros_like(logits), torch.ones_like(logits, dtype=torch.bool)
+    rarity[0, 22:], listed[0, -1] = 1, False
+    targets = np.array([0, 30] if cost != "no rare target" else [0])
+    found = _rare_lift(
+        logits, rarity, listed, [rows], Targets(np.zeros(1, np.int64), np.array([0, len(targets)]), targets), data
+    )
+    assert found == {"nothing": 0.5, "too much": 0.0, "no rare target": 0.0}[cost]
+    assert found in LIFTS

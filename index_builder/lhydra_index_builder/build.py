@@ -133,7 +133,7 @@ def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildSetti
             sequence_files.save(folder, sequences)
         co_listening_files.save(folder, co_listening_by_row(model, catalog))
         parts = model.spec, catalog, model.user_tower, model.head, unindexed
-        together = co_listening_files.open_co_listening(folder)
+        together = co_listening_files.open_co_listening(folder, co_listening_files.names_in(folder))
         bundle = Bundle("", *parts, sequences=sequences, co_listening=together)
         as_of, targets = held_out.for_depth(dataset, model.info.fitted_on)
 

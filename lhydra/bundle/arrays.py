@@ -2,7 +2,7 @@
 
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -208,6 +208,28 @@ def blocks(path: Path, rows: int = BLOCK_ROWS) -> Iterator[npt.NDArray[Any]]:
         for start in range(0, shape[0], rows):
             size = min(rows, shape[0] - start)
             yield np.fromfile(file, dtype, size * width).reshape(size, *shape[1:])
+
+
+def are_sealed(folder: Path, names: Sequence[str], sealed: Collection[str]) -> bool:
+    """Whether a part of a model or bundle is there: what merely lies in the folder has been hashed by nobody.
+
+    Args:
+        folder: the model or bundle.
+        names: files of the part.
+        sealed: names of the files that the manifest knows.
+
+    Returns:
+        True where it knows all of them, False where it knows none.
+
+    Raises:
+        BundleCorrupt: it knows some of them.
+    """
+    missing = [name for name in names if name not in sealed]
+    if 0 < len(missing) < len(names):
+        raise BundleCorrupt(
+            complain(folder / missing[0], "a file that is not sealed", "all of its kind sealed, or none")
+        )
+    return not missing
 
 
 def write_npz(path: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:

@@ -195,10 +195,10 @@ class Bundle:
         replies = StringColumn.open(folder, "replies")
         check_lists(folder / "replies_offsets.npy", len(replies.data))
         columns = FilterColumns.open(folder)
-        sequences = sequence_files.open_sequences(folder)
-        together = co_listening_files.open_co_listening(folder)
+        sequences = sequence_files.open_sequences(folder, manifest.files)
+        together = co_listening_files.open_co_listening(folder, manifest.files)
         optional: dict[str, Any] = {
-            "words": TitleWords.open(folder, len(catalog)),
+            "words": TitleWords.open(folder, len(catalog), manifest.files),
             "map": TrackMap.open(folder, len(catalog), manifest.files),
         }
         for thing, found, expected in (

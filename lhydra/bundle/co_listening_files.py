@@ -3,13 +3,14 @@
 A model holds the table that it is made of, and the share in what was chosen.
 """
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lhydra.bundle.arrays import MAX_NARROW, check_lists, check_rows, column
+from lhydra.bundle.arrays import MAX_NARROW, are_sealed, check_lists, check_rows, column
 from lhydra.errors import BundleCorrupt, complain
 from lhydra.features.co_listening import NO_CO_LISTENING, CoListening
 
@@ -48,11 +49,12 @@ def save(folder: Path, co_listening: CoListening) -> None:
             np.save(folder / file, array)
 
 
-def open_co_listening(folder: Path) -> CoListening:
+def open_co_listening(folder: Path, sealed: Collection[str]) -> CoListening:
     """Maps the arrays.
 
     Args:
         folder: of a bundle.
+        sealed: names of the files that its manifest knows.
 
     Returns:
         What was played to candidates; nothing where there are no such files.
@@ -60,7 +62,7 @@ def open_co_listening(folder: Path) -> CoListening:
     Raises:
         BundleCorrupt: a file is missing, of another type, does not fit the others, or names no tracks.
     """
-    if not names_in(folder):
+    if not are_sealed(folder, FILES, sealed):
         return NO_CO_LISTENING
     offsets, rows, weights, share = (column(folder / f"{name}.npy", *dtypes) for name, dtypes in _PARTS.items())
     for name, found, expected in (

@@ -182,7 +182,7 @@ class Model:
         towers = ItemTower(path / GRAPHS[0], threads), UserTower(path / GRAPHS[1], threads)
         table = (np.load(path / name, mmap_mode="r", allow_pickle=False) for name in TABLE)
         try:
-            sequences = sequence_files.open_sequences(path)
+            sequences = sequence_files.open_sequences(path, info.files)
         except BundleCorrupt as error:
             raise ModelError(str(error)) from None
         neighbours, weights = table

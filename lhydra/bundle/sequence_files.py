@@ -1,10 +1,11 @@
 """The tables of `lhydra.features.sequences` on disk, in a model by number of the track id, in a bundle by row."""
 
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 
-from lhydra.bundle.arrays import check_lists, check_rows, column
+from lhydra.bundle.arrays import are_sealed, check_lists, check_rows, column
 from lhydra.domain import I64
 from lhydra.errors import BundleCorrupt, complain
 from lhydra.features.histories import offsets_of
@@ -43,11 +44,12 @@ def save(folder: Path, sequences: Sequences) -> None:
         np.save(folder / f"{name}.npy", getattr(sequences, name.removeprefix("sequence_")))
 
 
-def open_sequences(folder: Path) -> Sequences:
+def open_sequences(folder: Path, sealed: Collection[str]) -> Sequences:
     """Maps the tables.
 
     Args:
         folder: of a model or a bundle.
+        sealed: names of the files that its manifest knows.
 
     Returns:
         The tables; empty ones where there are none.
@@ -55,7 +57,7 @@ def open_sequences(folder: Path) -> Sequences:
     Raises:
         BundleCorrupt: a file is missing, of another type, does not fit the others, or names no tracks.
     """
-    if not names_in(folder):
+    if not are_sealed(folder, FILES, sealed):
         return NO_SEQUENCES
     arrays = (column(folder / f"{name}.npy", dtype) for name, dtype in _PARTS.items())
     offsets, rows, weights, damping, shares = arrays

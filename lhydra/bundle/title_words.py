@@ -10,7 +10,7 @@ without the files get the same of their texts in memory.
 import re
 import unicodedata
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lhydra.bundle.arrays import check_lists, check_rows, column
+from lhydra.bundle.arrays import are_sealed, check_lists, check_rows, column
 from lhydra.bundle.strings import StringColumn
 from lhydra.domain import I64
 from lhydra.errors import BundleCorrupt, complain
@@ -99,12 +99,13 @@ class TitleWords:
             np.save(folder / name, values)
 
     @classmethod
-    def open(cls, folder: Path, n: int) -> "TitleWords | None":
+    def open(cls, folder: Path, n: int, sealed: Collection[str]) -> "TitleWords | None":
         """Maps the files.
 
         Args:
             folder: of the bundle.
             n: its tracks.
+            sealed: names of the files that its manifest knows.
 
         Returns:
             The words; None where the bundle has no files of them.
@@ -112,7 +113,7 @@ class TitleWords:
         Raises:
             BundleCorrupt: a file is missing, of another type, does not fit the others, or names no tracks.
         """
-        if not names_in(folder):
+        if not are_sealed(folder, FILES, sealed):
             return None
         dtypes = "uint8", "int64", "int64", "int32"
         text, ends, offsets, rows = (column(folder / name, dtype) for name, dtype in zip(FILES, dtypes, strict=True))

@@ -25,7 +25,9 @@ from lhydra.timing import timed
 from lhydra.training.calibration import platt
 from lhydra.training.candidates import MEASURED, Found, choose_shares, united
 from lhydra.training.config import TrainSettings
-from lhydra.training.data import TrainingData
+from lhydra.training.content import hits, most_rare
+from lhydra.training.data import Targets, TrainingData
+from lhydra.training.head import ROOM
 from lhydra.training.losses import listwise_loss
 from lhydra.training.model import Network
 from lhydra.training.moment_network import MomentHead
@@ -33,7 +35,7 @@ from lhydra.training.moments import Asked, find, listenings, sequences_of
 from lhydra.training.progress import MomentsFitted, Report, unreported
 from lhydra.training.step import Tensors, embed_users, tensor
 from lhydra.training.teachers import Table
-from lhydra.training.validate import embed_tracks
+from lhydra.training.validate import embed_tracks, measured
 
 F64 = npt.NDArray[np.float64]
 RANDOM_TRACKS = 8  # of each moment, to calibrate the score
@@ -43,6 +45,8 @@ WARM_MOMENTS, WARM_EPOCHS, WARM_RATE = 1_000, 3, 0.5  # of a part that goes on f
 JOINED_WORTH = 1.02  # sessions are joined where what follows then ranks better by this factor
 AFTER_MANY = SIGNALS.index("after many")  # the signal that ranks what follows
 LIST = 20  # tracks of such a ranking
+LIFTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of a logit: what a track without listeners may be worth more
+RARITY, HEARD = MomentHead.PAIR - 1, MomentHead.PAIR  # inputs of the part
 SHARES = ((0.0, 0.15, 0.3), (0.0, 0.15, 0.3, 0.45), (0.0, 0.1, 0.2))  # of the depth, to choose from for each source
 
 
@@ -138,8 +142,9 @@ def fit(
     sizes = np.array([len(targets) for targets in asked.targets])
     about, padding = part.about(context), (tensor(wanted), tensor(real), tensor(random))
     prepared = Prepared(part.scaled(inputs), about, *padding, tensor(sizes), asked.user)
-    ndcg = _held_out(part, prepared, config.seed) if before is None else 0.0
+    ndcg, lift = _held_out(part, prepared, rows, asked, known, data, config.seed) if before is None else (0.0, 0.0)
     part = _trained(part, prepared, np.arange(len(asked)), config.seed, before is not None)
+    part.linear.weight[0, RARITY] += lift * part.spread[RARITY]
     calibration = _calibrated(part.logits(prepared.inputs, prepared.context), prepared)
     network.head.moments = part
     if calibration is not None:
@@ -259,14 +264,51 @@ def _trained(part: MomentHead, prepared: Prepared, chosen: I64, seed: int, warm:
     return part.eval()
 
 
-def _held_out(part: MomentHead, prepared: Prepared, seed: int) -> float:
-    """NDCG@10 for a third of the users by a part that is fitted on the others; 0 where there is one user."""
+def _held_out(
+    part: MomentHead,
+    prepared: Prepared,
+    rows: Sequence[I64],
+    asked: Asked,
+    known: Sequence[Listening],
+    data: TrainingData,
+    seed: int,
+) -> tuple[float, float]:
+    """NDCG@10 for a third of the users by a part that is fitted on the others, and how far it lifts rare tracks.
+
+    Few targets are rare, so the loss hears little of them: see `lhydra.training.head`. Nothing where there is one user.
+    """
     users = np.random.default_rng([seed, 15]).permutation(np.unique(prepared.user))
-    out = np.isin(prepared.user, users[: len(users) // 3])
-    if not out.any():
-        return 0.0
-    one, at = _trained(part, prepared, np.flatnonzero(~out), seed), tensor(np.flatnonzero(out))
-    return _ndcg(one.logits(prepared.inputs[at], prepared.context[at]), prepared, at)
+    out = np.flatnonzero(np.isin(prepared.user, users[: len(users) // 3]))
+    if not len(out):
+        return 0.0, 0.0
+    one, at = _trained(part, prepared, np.setdiff1d(np.arange(len(asked)), out), seed), tensor(out)
+    logits = one.logits(prepared.inputs[at], prepared.context[at])
+    rarity, heard = (prepared.inputs[at][..., i] * part.spread[i] + part.mean[i] for i in (RARITY, HEARD))
+    listed = prepared.real[at] & ~prepared.random[at] & (heard < 0.5)  # 0 or 1, but for rounding
+    unheard = [np.setdiff1d(asked.targets[i], known[i].rows) for i in out.tolist()]
+    some = np.flatnonzero([len(own) for own in unheard])
+    lift = 0.0
+    if len(some):
+        offsets = offsets_of(np.array([len(unheard[n]) for n in some]))
+        targets = Targets(asked.user[out[some]], offsets, np.concatenate([unheard[n] for n in some]))
+        of = tensor(some)
+        lift = _rare_lift(logits[of], rarity[of], listed[of], [rows[i] for i in out[some].tolist()], targets, data)
+    return _ndcg(logits, prepared, at), lift
+
+
+def _rare_lift(
+    logits: Tensor, rarity: Tensor, listed: Tensor, rows: Sequence[I64], targets: Targets, data: TrainingData
+) -> float:
+    """What a track without listeners may be worth more, of LIFTS; (q, C) of candidates, whose rows are of each of q."""
+    tried = {}
+    for lift in LIFTS:
+        logit, place = (logits + lift * rarity).masked_fill(~listed, float("-inf")).topk(min(LIST, logits.shape[1]), 1)
+        found = np.full(logit.shape, -1, np.int64)
+        for n, own in enumerate(rows):
+            some = (logit[n] > float("-inf")).numpy()
+            found[n, some] = own[place[n].numpy()[some]]
+        tried[lift] = measured(found, data, targets), *hits(found, data, targets)
+    return most_rare(tried, ROOM)
 
 
 def _ndcg(logits: Tensor, prepared: Prepared, at: Tensor, k: int = 10) -> float:
