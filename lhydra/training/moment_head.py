@@ -25,9 +25,8 @@ from lhydra.timing import timed
 from lhydra.training.calibration import platt
 from lhydra.training.candidates import MEASURED, Found, choose_shares, united
 from lhydra.training.config import TrainSettings
-from lhydra.training.content import hits, most_rare
+from lhydra.training.content import ROOM, hits, most_rare
 from lhydra.training.data import Targets, TrainingData
-from lhydra.training.head import ROOM
 from lhydra.training.losses import listwise_loss
 from lhydra.training.model import Network
 from lhydra.training.moment_network import MomentHead
@@ -275,7 +274,7 @@ def _held_out(
 ) -> tuple[float, float]:
     """NDCG@10 for a third of the users by a part that is fitted on the others, and how far it lifts rare tracks.
 
-    Few targets are rare, so the loss hears little of them: see `lhydra.training.head`. Nothing where there is one user.
+    Few targets are rare, so the loss hears little of them; `lhydra.training.content` has the rule. Nothing of one user.
     """
     users = np.random.default_rng([seed, 15]).permutation(np.unique(prepared.user))
     out = np.flatnonzero(np.isin(prepared.user, users[: len(users) // 3]))
