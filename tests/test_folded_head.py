@@ -212,7 +212,7 @@ def copy(tiny_store: Path, tmp_path: Path) -> Path:
 
 
 def test_a_bundle_answers_as_by_its_graph(tiny_bundle: Bundle) -> None:
-    head, graph = tiny_bundle.head.both_ways()
+    head, graph = tiny_bundle.head, tiny_bundle.head.by_graph()
     assert head.weights
     assert not graph.weights
     history = np.zeros(9, UserState().history.dtype)

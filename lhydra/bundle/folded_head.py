@@ -2,6 +2,18 @@
 
     head.npz    the weights of head.onnx, multiplied out as far as no user is needed, by `lhydra.training.folded`
 
+    of_user (D + du, h)  bias (h,)  of_user_ids (ids of all columns, h)  user_id_starts (cu + 1,)   what users say
+    of_track, of_product (D, h)  of_dense, of_distance (dt, h)  preference (1,) where it begins in the user's columns
+    of_signals (4, h), gate (du, 4), gate_bias (4,)   cosine, popularity, co-listening of two kinds
+    popularity (2,)   from which on a track is not rare, and what one without listeners is lifted by
+    of_crosses (8 c, h)  cross_user (ids, 8)  cross_user_columns (c,)  cross_user_starts (c + 1,)
+    cross_track (flat)  cross_track_columns, cross_track_pairs (k,)  cross_track_starts (k + 1,)
+    second (h, h2)  second_bias, out (h2,)  calibration (2,)
+    moment (4 + 2 s, m + 1), moment_own (own signals, m + 1), moment_context (c, m + 1), moment_bias (m + 1,)
+        the last output is that of the linear part; the 4 are logit, cosine, popularity, rarity
+    moment_offsets (signals - 1,)  moment_second (m, m2)  moment_second_bias, moment_out (m2,)  moment_out_bias (1,)
+    moment_calibration (2,)
+
 The graph is the definition. What the loop gives equals it but for rounding, about 1e-5 of a logit; training compares
 both before it keeps a model, and so does whoever opens a bundle. Models and bundles of before have no such file, and
 without a C compiler nothing reads it: then the graph runs.

@@ -170,11 +170,11 @@ class Head:
         self.weights = weights
         self.knows_moments = self._graph.takes(MOMENT_INPUTS)
 
-    def both_ways(self) -> tuple["Head", "Head"]:
-        """Returns this head, and one that only its graph runs."""
+    def by_graph(self) -> "Head":
+        """Returns the same head without weights for a compiled one: the graph answers."""
         alone = copy(self)
         alone.weights = None
-        return self, alone
+        return alone
 
     def score(
         self,

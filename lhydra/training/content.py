@@ -180,7 +180,7 @@ def _align(tower: ItemTower, tensors: Tensors, vectors: Tensor, history: Tensor,
         if isinstance(layer, nn.Linear | nn.LayerNorm):
             layer.reset_parameters()
     tables = tower.retrieval_id.weight, tower.history_id.weight
-    for table in tables:  # a gradient of all their rows in every step was most of the time
+    for table in tables:  # a gradient of all their rows in every step was nearly half of the time
         table.requires_grad_(False)
     learnt = [parameter for parameter in tower.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learnt, weight_decay=DECAY)

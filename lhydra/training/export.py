@@ -1,4 +1,4 @@
-"""From the trained network to the model folder: three ONNX graphs, proved equal to torch before anything is kept."""
+"""From the trained network to the model folder: graphs and head weights, proved equal to torch before they are kept."""
 
 import contextlib
 import io
@@ -172,7 +172,7 @@ def _traced(
 
 @torch.no_grad()
 def _prove(network: Network, data: TrainingData, folder: Path) -> None:
-    """Compares torch and ONNX, for one row and for many, with and without a history."""
+    """Compares torch with the graphs and the compiled head, for one row and for many, with and without a history."""
     towers = ItemTower(folder / "item_tower.onnx"), UserTower(folder / "user_tower.onnx")
     head = Head(folder / "head.onnx", weights=folded_head.read(folder, OPTIONAL))
     for users, tracks in ((1, 1), (1, 300), (7, 64)):

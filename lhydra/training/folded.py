@@ -1,7 +1,6 @@
 """The head as the compiled loop of a request takes it: its weights, multiplied out as far as no user is needed.
 
-`Head.forward` and `MomentHead.forward` are what is computed; names of the arrays are those of
-`lhydra.bundle.folded_head`. Columns of an input lie along the first axis, what comes of them along the second.
+`Head.forward` and `MomentHead.forward` are what is computed; `lhydra.bundle.folded_head` lists the arrays.
 """
 
 import itertools

@@ -286,19 +286,19 @@ def _held_out(
     listed = prepared.real[at] & ~prepared.random[at] & (heard < 0.5)  # 0 or 1, but for rounding
     unheard = [np.setdiff1d(asked.targets[i], known[i].rows) for i in out.tolist()]
     some = np.flatnonzero([len(own) for own in unheard])
-    lift = 0.0
-    if len(some):
-        offsets = offsets_of(np.array([len(unheard[n]) for n in some]))
-        targets = Targets(asked.user[out[some]], offsets, np.concatenate([unheard[n] for n in some]))
-        of = tensor(some)
-        lift = _rare_lift(logits[of], rarity[of], listed[of], [rows[i] for i in out[some].tolist()], targets, data)
-    return _ndcg(logits, prepared, at), lift
+    if not len(some):
+        return _ndcg(logits, prepared, at), 0.0
+    offsets = offsets_of(np.array([len(unheard[n]) for n in some]))
+    targets = Targets(asked.user[out[some]], offsets, np.concatenate([unheard[n] for n in some]))
+    of = tensor(some)
+    lift = _rare_lift(logits[of], rarity[of], listed[of], [rows[i] for i in out[some].tolist()], targets, data)
+    return _ndcg(logits + lift * rarity, prepared, at), lift
 
 
 def _rare_lift(
     logits: Tensor, rarity: Tensor, listed: Tensor, rows: Sequence[I64], targets: Targets, data: TrainingData
 ) -> float:
-    """What a track without listeners may be worth more, of LIFTS; (q, C) of candidates, whose rows are of each of q."""
+    """The one of LIFTS whose lists hold the most rare targets; (q, C) of candidates, and their rows for each of q."""
     tried = {}
     for lift in LIFTS:
         logit, place = (logits + lift * rarity).masked_fill(~listed, float("-inf")).topk(min(LIST, logits.shape[1]), 1)

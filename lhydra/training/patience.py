@@ -16,13 +16,13 @@ def over(state: State, config: TrainSettings) -> bool:
 
     Returns:
         True after --patience epochs without a better one, counted anew in each cycle of the learning rate, and at the
-        end of a later cycle that raised the best epoch's worth by less than ENOUGH of it: each gains less than the one
-        before it. False without a validation fold.
+        end of a later cycle that raised the best epoch's worth by less than ENOUGH of it: most gain less than the one
+        before. False without a validation fold.
     """
     if state.best is None:
         return False
-    began = (state.epoch - 1) // config.cycle * config.cycle  # a new cycle gets a chance
-    if state.epoch - max(state.best["epoch"], began) >= config.patience:
+    start = (state.epoch - 1) // config.cycle * config.cycle  # a new cycle gets a chance
+    if state.epoch - max(state.best["epoch"], start) >= config.patience:
         return True
     if not state.began or state.epoch % config.cycle:
         return False
