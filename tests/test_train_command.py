@@ -15,8 +15,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from lhydra.bundle import fitted, sequence_files
-from lhydra.bundle.model import GRAPHS, PARTS, Model
+from lhydra.bundle import sequence_files
+from lhydra.bundle.model import GRAPHS, OPTIONAL, PARTS, Model
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset
 from lhydra.data.prepare import prepare
@@ -126,7 +126,7 @@ def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
     assert left == {path.name for path in whole.rglob("*") if path.is_file()}
     assert left == {
         *PARTS,
-        fitted.FILE,
+        *OPTIONAL,
         *sequence_files.FILES,
         "model.json",
         "metrics.jsonl",
