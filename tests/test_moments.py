@@ -466,13 +466,14 @@ def test_rare_tracks_are_lifted_as_far_as_lists_of_the_unheard_allow(world: Data
     listeners = np.full_like(loaded.listeners, 100)
     listeners[30:40] = 0
     data = replace(loaded, listeners=listeners)
-    rows = np.r_[0:22, 30:37]  # the common target, fillers, the rare ones, the last of which the user has heard
+    # The common target and fillers; the rare target and rare tracks that are none; what the user has heard, above all.
+    rows = np.r_[0:22, 30:36, 40:60]
     logits = torch.full((1, len(rows)), 0.3)
-    logits[0, 0], logits[0, 22:] = (0.3 if cost == "too much" else 1.0) + 0.05, torch.tensor([0.0, *[-0.05] * 5, 5.0])
+    logits[0, 0], logits[0, 22], logits[0, 23:28], logits[0, 28:] = 1.0, 0.0, -0.05, 5.0
     if cost == "too much":
-        logits[0, 22:28] = torch.tensor([-2.3, -1.7, -1.7, -1.7, -1.7, -1.7])
+        logits[0, 0], logits[0, 22], logits[0, 23:28] = 0.35, -2.3, -1.7
     rarity, listed = torch.zeros_like(logits), torch.ones_like(logits, dtype=torch.bool)
-    rarity[0, 22:], listed[0, -1] = 1, False
+    rarity[0, 22:28], listed[0, 28:] = 1, False
     targets = np.array([0, 30] if cost != "no rare target" else [0])
     found = _rare_lift(
         logits, rarity, listed, [rows], Targets(np.zeros(1, np.int64), np.array([0, len(targets)]), targets), data
