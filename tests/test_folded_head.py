@@ -22,7 +22,11 @@ from lhydra.bundle.model import Model
 from lhydra.data.dataset import Dataset
 from lhydra.domain import F32, I64, Query, UserState
 from lhydra.errors import BundleMismatch, ModelError
-from lhydra.features.moment import CONTEXT, N_OWN, SIGNALS
+from lhydra.features import item_item
+from lhydra.features.histories import Histories
+from lhydra.features.listening import Listening
+from lhydra.features.moment import CONTEXT, N_OWN, SIGNALS, Moment
+from lhydra.features.sequences import NO_SEQUENCES
 from lhydra.recommender import Recommender
 from lhydra.training.folded import weights_of
 from lhydra.training.model import Head
@@ -140,6 +144,65 @@ def test_a_score_depends_on_no_other_track(moments: int) -> None:
         again = one.compiled(rows)
         assert (again[0] == logits[rows]).all()
         assert (again[1] == probabilities[rows]).all()
+
+
+@settings(max_examples=40)
+@given(seed=st.integers(0, 10**6), n=st.integers(0, 40), played=st.integers(0, 9), moments=st.booleans())
+def test_what_it_looks_up_is_what_it_would_be_told(seed: int, n: int, played: int, moments: bool) -> None:
+    """Co-listening, signals and context, block by block: the same bits as from arrays."""
+    assert kernels.compiled is not None
+    one, rng = case(seed, n=max(n, 12), moments=2 * moments), np.random.default_rng(seed)
+    total, width = one.n, 7
+    neighbours = rng.integers(0, total + 1, (total + 1, width)).astype(np.int32)
+    weights = rng.normal(size=neighbours.shape).astype(np.float16)
+    items, rows = rng.integers(0, total + 1, total).astype(np.int32), rng.permutation(total)[:n]
+    history = np.sort(rng.permutation(total)[:played])
+    times, counts = rng.integers(1, 10**6, played), rng.integers(1, 9, played).astype(np.float32)
+    entry = rng.random((played, 3)).astype(np.float32)
+    recent = rng.choice(history, 2 * played) if played else history
+    flags = rng.integers(0, 8, len(recent))
+    decayed = rng.random((played, 3)).astype(np.float32)
+    told = Listening(
+        total, history, counts, times, times, decayed, recent, np.sort(rng.integers(1, 10**6, len(recent))), flags, 0
+    )
+    moment = Moment(told, NO_SEQUENCES) if moments else None
+    head = folded_head.compiled(weights_of(one.head), *one.tables)
+    table = item_item.table_of(neighbours, weights, items)
+    sums = None if moment is None else moment.compiled
+    found = head.score_for(*one.user, rows, table, history, entry, sums)
+    together = item_item.scores(neighbours, weights, items[history], entry, items[rows])
+    signals, context = (None, None) if moment is None else (moment.signals(rows), moment.context())
+    expected = head.score(*one.user, rows, together, signals, context)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_score_that_is_not_finite_and_what_was_not_played_here_are_refused() -> None:
+    one = case(4)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        replace(one, user=(np.full_like(one.user[0], np.inf), *one.user[1:])).compiled()
+    head, nothing = folded_head.compiled(weights_of(one.head), *one.tables), np.zeros((0, 3), np.float32)
+    near, weights = np.zeros((2, 3), np.int32), np.zeros((2, 3), np.float16)
+    nobody = Histories.one(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64))
+    sums = Moment(Listening.of_history(nobody, one.n), NO_SEQUENCES).compiled
+    some = np.arange(5)
+    for items, rows, played, entry, error in (
+        (np.full(one.n, 2), some, some[:0], nothing, "row 2 of a table of 2"),
+        (np.full(one.n, -1), some, some[:0], nothing, "row -1 of a table of 2"),
+        (np.zeros(3), some, some[:0], nothing, "row 3 of 3"),
+        (np.zeros(one.n), some, np.array([one.n]), nothing, f"row {one.n} of {one.n}"),
+        (np.zeros(one.n), some, np.array([-1]), nothing, f"row -1 of {one.n}"),
+        (np.zeros(one.n), some, some[:1], nothing, "arrays that do not fit"),
+        (np.zeros(one.n), np.array([one.n]), some[:0], nothing, f"row {one.n} of {one.n}"),
+    ):
+        table = item_item.table_of(near, weights, items.astype(np.int32))
+        with pytest.raises((IndexError, ValueError), match=error):
+            head.score_for(*one.user, rows, table, played, entry, sums)
+    table = item_item.table_of(near, weights, np.zeros(one.n, np.int32))
+    with pytest.raises(ValueError, match="moment"):
+        head.score_for(*one.user, some, table, some[:0], nothing, None)
+    with pytest.raises(ValueError, match="do not fit each other"):
+        item_item.table_of(near, weights[:1], np.zeros(one.n, np.int32))
 
 
 @pytest.mark.parametrize("moments", [0, 2])

@@ -333,7 +333,7 @@ def test_a_compiled_moment_says_what_numpy_says(
     for wanted in (False, True):
         compiled(wanted)
         moment = Moment(listening, fitted)
-        assert (moment._compiled is not None) is wanted
+        assert (moment.compiled is not None) is wanted
         found = moment.candidates(shares, depth, repeats=repeats)
         said.append((moment.signals(np.arange(N)), moment.signals(np.arange(N)[::-3]), moment.context(), found))
     (all_, some, context, found), (all_2, some_2, context_2, found_2) = said

@@ -28,7 +28,7 @@ from lhydra import files, kernels
 from lhydra.bundle import catalog as catalogs
 from lhydra.bundle import co_listening_files, folded_head, sequence_files
 from lhydra.bundle import columns as filters
-from lhydra.bundle.arrays import NOT_NPZ, check_lists, is_finite, write_npz
+from lhydra.bundle.arrays import NOT_NPZ, check_lists, write_npz
 from lhydra.bundle.catalog import Catalog
 from lhydra.bundle.columns import NO_COLUMNS, FilterColumns
 from lhydra.bundle.index import Index
@@ -49,7 +49,7 @@ from lhydra.features.sequences import NO_SEQUENCES, Sequences
 from lhydra.features.spec import FeatureSpec
 
 if TYPE_CHECKING:
-    from lhydra.kernels.compiled import CompiledHead
+    from lhydra.kernels.compiled import CoListeningTable, CompiledHead
 
 PARTS = (
     *("features.json", "item_tower.onnx", "user_tower.onnx", "head.onnx"),
@@ -257,31 +257,32 @@ class Bundle:
         Raises:
             ModelError: a score is not finite.
         """
-        tracks, item_rows = self.catalog, self.catalog.item_rows
-        played = item_rows.take(user.histories.rows)  # item row 0, the unknown, counts nothing
-        asked = item_rows.take(rows)
-        together = item_item.scores(tracks.neighbours, tracks.neighbour_weights, played, user.entry, asked)
-        signals = context = None
-        if self.head.knows_moments:
-            if moment is None:
-                moment = Moment(Listening.of_history(user.histories, len(tracks)), self.sequences)
-            signals, context = moment.signals(rows), moment.context()
-        if (head := self._compiled_head) is not None:
-            scored = head.score(vector[0], user.dense[0], user.ids[0], rows, together, signals, context)
-            if not all(map(is_finite, scored)):
-                raise ModelError(complain(folded_head.FILE, "a score that is not finite", "finite numbers"))
-            return scored
+        tracks, played = self.catalog, user.histories.rows
+        if self.head.knows_moments and moment is None:
+            moment = Moment(Listening.of_history(user.histories, len(tracks)), self.sequences)
+        if self._compiled_head is not None:
+            head, table = self._compiled_head
+            sums = None if moment is None else moment.compiled
+            try:
+                return head.score_for(vector[0], user.dense[0], user.ids[0], rows, table, played, user.entry, sums)
+            except FloatingPointError as error:
+                raise ModelError(complain(folded_head.FILE, str(error), "finite numbers")) from None
+        items = tracks.item_rows  # row 0, the unknown, counts nothing
+        together = item_item.scores(
+            tracks.neighbours, tracks.neighbour_weights, items.take(played), user.entry, items.take(rows)
+        )
         vectors, dense, ids, popularity = _gathered(rows, tracks.vectors, tracks.dense, tracks.ids, tracks.popularity)
-        at = None if signals is None or context is None else (signals, context)
+        at = None if moment is None else (moment.signals(rows), moment.context())
         return self.head.score(vector, user, vectors, dense, ids.astype(np.int64), popularity, together, at)
 
     @cached_property
-    def _compiled_head(self) -> "CompiledHead | None":
+    def _compiled_head(self) -> "tuple[CompiledHead, CoListeningTable] | None":
         """What scores in place of the graph; None where the model has no weights for it, or nothing is compiled."""
         if self.head.weights is None:
             return None
-        tracks = self.catalog
-        return folded_head.compiled(self.head.weights, tracks.vectors, tracks.dense, tracks.ids, tracks.popularity)
+        of = self.catalog
+        head = folded_head.compiled(self.head.weights, of.vectors, of.dense, of.ids, of.popularity)
+        return head, item_item.table_of(of.neighbours, of.neighbour_weights, of.item_rows)
 
     def _check_golden(self, folder: Path) -> None:
         then = Golden.open(folder / "golden.npz")

@@ -6,7 +6,7 @@ candidate is the sum of the weights of those of its neighbours that the user has
 once. It enters the head in the channels below.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,9 @@ from lhydra import kernels
 from lhydra.domain import F32, I64
 from lhydra.features import histories
 from lhydra.scratch import borrowed_mask, borrowed_places
+
+if TYPE_CHECKING:
+    from lhydra.kernels.compiled import CoListeningTable
 
 CHANNELS = ("all", "recent")  # every play by its count; the last few plays only, where times are known
 RECENT_PLAYS = 10.0  # plays after which a play counts 1/e in the second channel
@@ -59,17 +62,32 @@ def scores(
         IndexError: a candidate is no row of the table.
     """
     if kernels.compiled is not None and weights.dtype == np.float16:
-        asked = candidates.astype(np.int64, copy=False)
-        known = played.astype(np.int64, copy=False)
-        return kernels.compiled.co_listening_scores(
-            neighbours, weights.view(np.uint16), known, entry, histories.POSITION_SCALE, RECENT_PLAYS, asked
-        )
+        known, asked = played.astype(np.int64, copy=False), candidates.astype(np.int64, copy=False)
+        return table_of(neighbours, weights, np.empty(0, np.int32)).scores(known, entry, asked)
     owner, at, weight = _hits(neighbours, weights, played, candidates)
     each = weight[:, None] * channel_weights(entry).take(at, 0)
     found = np.empty((len(candidates), len(CHANNELS)), np.float32)
     for channel in range(len(CHANNELS)):
         found[:, channel] = np.bincount(owner, each[:, channel], len(candidates))
     return found
+
+
+def table_of(
+    neighbours: npt.NDArray[np.int32], weights: npt.NDArray[np.floating], item_rows: npt.NDArray[np.int32]
+) -> "CoListeningTable":
+    """Returns the table as compiled loops take it.
+
+    Args:
+        neighbours: as in `scores`.
+        weights: as in `scores`, float16.
+        item_rows: (tracks,) where each track of a catalog stands in the table.
+
+    Returns:
+        The table.
+    """
+    assert kernels.compiled is not None
+    halves = weights.view(np.uint16)
+    return kernels.compiled.CoListeningTable(neighbours, halves, item_rows, histories.POSITION_SCALE, RECENT_PLAYS)
 
 
 def scores_of_parts(

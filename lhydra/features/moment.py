@@ -92,13 +92,13 @@ class Moment:
     def __init__(self, listening: Listening, sequences: Sequences) -> None:
         self._listening = one = listening
         self._sequences = sequences
-        self._compiled: MomentSums | None = None
+        self.compiled: MomentSums | None = None
         if kernels.compiled is None:
             self._sum_up()
             return
         sums = kernels.compiled.MomentSums(_LAWS, sequences.compiled, one.n, int(one.now))
         history, recent = (one.rows, one.counts, one.last), (one.recent, one.recent_times, one.recent_flags)
-        self._compiled = sums.told(*history, one.first, one.decayed, *recent)
+        self.compiled = sums.told(*history, one.first, one.decayed, *recent)
 
     @classmethod
     def of(
@@ -120,7 +120,7 @@ class Moment:
             return cls(listening(), sequences)
         moment = cls.__new__(cls)
         moment._listening_of, moment._sequences = listening, sequences
-        moment._compiled = kernels.compiled.MomentSums(_LAWS, sequences.compiled, n, now).recorded(*recorded)
+        moment.compiled = kernels.compiled.MomentSums(_LAWS, sequences.compiled, n, now).recorded(*recorded)
         return moment
 
     @cached_property
@@ -218,8 +218,8 @@ class Moment:
         """
         n_own, n_following, n_together = (round(float(share) * depth) for share in shares)
         n_many = n_following // 2
-        if self._compiled is not None:
-            return self._compiled.candidates(n_own, n_following - n_many, n_many, n_together, repeats)
+        if self.compiled is not None:
+            return self.compiled.candidates(n_own, n_following - n_many, n_many, n_together, repeats)
         own, sums = np.empty(0, np.int64), self._sums
         if repeats:
             own = _top(self._listening.rows, self._base_level[:, 1], n_own)
@@ -242,8 +242,8 @@ class Moment:
         Returns:
             (m, len(SIGNALS)) float32.
         """
-        if self._compiled is not None:
-            return self._compiled.signals(rows)
+        if self.compiled is not None:
+            return self.compiled.signals(rows)
         found = np.zeros((len(rows), len(SIGNALS)), np.float32)
         if self._size == 1:
             return found
@@ -312,15 +312,15 @@ class Moment:
             *(*last_plays, one.now),
         )
         moment = Moment(less, self._sequences)
-        if self._compiled is None and less.clock == one.clock:
+        if self.compiled is None and less.clock == one.clock:
             shared = {"_age": self._age, "_decayed": self._decayed, "_base_level": self._base_level}
             vars(moment).update({name: left(values) for name, values in shared.items()})
         return moment
 
     def context(self) -> F32:
         """Returns what the moment is like, (len(CONTEXT),) float32."""
-        if self._compiled is not None:
-            return self._compiled.context()
+        if self.compiled is not None:
+            return self.compiled.context()
         one = self._listening
         h, r = len(one.rows), len(one.recent)
         recent = self._played[h:]

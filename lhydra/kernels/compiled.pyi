@@ -10,9 +10,9 @@ F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
 U16 = npt.NDArray[np.uint16]  # the bits of float16
 
-def co_listening_scores(
-    neighbours: npt.NDArray[np.int32], weights: U16, played: I64, entry: F32, scale: float, fall: float, candidates: I64
-) -> F32: ...
+class CoListeningTable:
+    def __init__(self, neighbours: I32, weights: U16, items: I32, scale: float, fall: float, /) -> None: ...
+    def scores(self, played: I64, entry: F32, candidates: I64, /) -> F32: ...
 
 class MomentLaws:
     def __init__(
@@ -65,6 +65,18 @@ class CompiledHead:
         together: F32,
         signals: F32 | None,
         context: F32 | None,
+    ) -> tuple[F32, F32]: ...
+    def score_for(
+        self,
+        user: F32,
+        user_dense: F32,
+        user_ids: I64,
+        rows: I64,
+        table: CoListeningTable,
+        played: I64,
+        entry: F32,
+        moment: MomentSums | None,
+        /,
     ) -> tuple[F32, F32]: ...
 
 def encode_histories(

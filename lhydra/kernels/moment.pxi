@@ -1,6 +1,6 @@
-# The sums, signals and candidates of a moment; see lhydra/features/moment.py, whose NumPy code defines them.
+# The sums and candidates of a moment; see lhydra/features/moment.py, whose NumPy code defines them.
 
-cdef class MomentSums(GivenMoment):
+cdef class SummedMoment(GivenMoment):
     """Sums by number: entries of the history come first, then other tracks among the last plays, then all others.
 
     What only heard tracks have is computed when one is asked for.
@@ -228,7 +228,7 @@ cdef class MomentSums(GivenMoment):
                 self.strongest_base[k] = max(self.strongest_base[k], self.base[3 * j + k])
         return 0
 
-    cdef inline double _age(self, Py_ssize_t entry) noexcept:
+    cdef inline double _age(self, Py_ssize_t entry) noexcept nogil:
         return max(self.clock - self.last[entry], self.laws.minute) / self.laws.day
 
     def candidates(self, Py_ssize_t n_own, Py_ssize_t n_few, Py_ssize_t n_many, Py_ssize_t n_together, bint repeats):
@@ -272,105 +272,6 @@ cdef class MomentSums(GivenMoment):
                 found[n].value, found[n].row = value, self.row[i]
                 n += 1
         return n
-
-    def signals(self, const int64_t[:] rows):
-        cdef Py_ssize_t m = rows.shape[0], i, which, n_own = self.laws.n_own
-        cdef int32_t at
-        cdef double everybody, followed
-        found = np.zeros((m, self.laws.n_signals), np.float32)
-        cdef float[:, ::1] out = found
-        for i in range(m):
-            if not 0 <= rows[i] < self.n:
-                raise IndexError(f"row {rows[i]} of {self.n}")
-            at = place_of(&self.places, <int32_t>rows[i])
-            if at < 0:
-                continue
-            for which in range(2):
-                everybody = self.sums[3 * at + which] / self.strongest[which]
-                out[i, n_own + which] = out[i, n_own + 4 + which] = <float>everybody
-            if at >= self.heard:
-                continue
-            self._own_sums()
-            for which in range(2):
-                out[i, n_own + 2 + which] = <float>(self.own[2 * at + which] / self.strongest_own[which])
-                followed = self.own[2 * at + which] / self.strongest[which]
-                out[i, n_own + 4 + which] = <float>(out[i, n_own + 4 + which] + followed)
-            if at < self.h:
-                self._base_levels()
-                self._tell(at, &out[i, 0])
-        if self.flagged:
-            self._tell_flags(rows, out)
-        return found
-
-    cdef void _tell(self, int32_t at, float *out) noexcept:
-        """What is known of one entry of the history, but for its flags."""
-        cdef int64_t first = self.first[at] if self.first[at] > 0 else self.last[at], since = self.laws.unknown
-        cdef Py_ssize_t k
-        if self.newest[at]:
-            since = self.newest[at] - 1
-        out[0], out[1], out[2] = 1, self.counts[at], <float>(self._age(at) * (self.laws.day / self.laws.minute))
-        out[3] = <float>(max(self.clock - first, self.laws.minute) / self.laws.minute)
-        for k in range(3):
-            out[4 + k] = <float>self.now[3 * at + k]
-            out[7 + k] = <float>(self.base[3 * at + k] / self.strongest_base[k])
-        out[11] = <float>since
-        if self.in_session:
-            out[10] = since < self.in_session or self.last[at] >= self.began
-
-    cdef int _tell_flags(self, const int64_t[:] rows, float[:, ::1] out) except -1:
-        cdef Py_ssize_t i, n = 2 * self.h
-        cdef int32_t at
-        cdef int32_t *told = <int32_t *>calloc(n + 1, sizeof(int32_t))
-        if told == NULL:
-            raise MemoryError
-        for i in range(self.r):
-            at = self.number[i]
-            if at < self.h:
-                told[2 * at] += (self.flags[i] & self.laws.skipped) > 0
-                told[2 * at + 1] += (self.flags[i] & self.laws.completed) > 0
-        for i in range(rows.shape[0]):
-            at = place_of(&self.places, <int32_t>rows[i])
-            if 0 <= at < self.h:
-                out[i, 12], out[i, 13] = told[2 * at], told[2 * at + 1]
-        free(told)
-        return 0
-
-    def context(self):
-        cdef Py_ssize_t i, h = self.h, r = self.r, repeating = 0, distinct = 0, repeated = 0
-        cdef int64_t lately = self.laws.lately
-        cdef double plays = 0, away = max(self.clock - self.latest, self.laws.minute) / self.laws.minute
-        cdef bint again = False
-        cdef int32_t *counted
-        found = np.zeros(9, np.float32)
-        cdef float[::1] out = found
-        for i in range(h):
-            plays += self.counts[i]
-        for i in range(r):
-            distinct += self.newest[self.number[i]] == r - i
-            repeating += r > lately and i >= r - lately and self.oldest[self.number[i]] < r - lately
-        out[0], out[1], out[2] = self.in_session > 0, <float>log1p(self.in_session), <float>log1p(h)
-        out[3], out[4] = <float>log1p(plays), <float>(<double>distinct / max(r, 1))
-        out[5], out[6] = <float>(<double>repeating / lately), <float>log1p(away)
-        if self.in_session:
-            counted = <int32_t *>calloc(h + 1, sizeof(int32_t))
-            if counted == NULL:
-                raise MemoryError
-            for i in range(r - self.in_session, r):
-                counted[min(self.number[i], h)] += 1
-            for i in range(r - self.in_session, r):
-                again = self._heard_before(self.number[i], counted)
-                repeated += again
-            free(counted)
-            out[7], out[8] = <float>(<double>repeated / self.in_session), again
-        return found
-
-    cdef bint _heard_before(self, int32_t at, const int32_t *counted) noexcept:
-        """Whether a track of the session that goes on was heard before it."""
-        if at >= self.h:
-            return False
-        if self.first[at] >= self.began and self.began == self.times[self.r - self.in_session]:
-            return self.counts[at] - <double>counted[at] > self.laws.least_count
-        return self.first[at] < self.began
 
 
 cdef void _strongest(const double *sums, Py_ssize_t n, Py_ssize_t width, double *out) noexcept nogil:
