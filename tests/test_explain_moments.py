@@ -232,7 +232,7 @@ def test_a_moment_without_a_track_is_that_of_plays_without_it(
 def test_groups_are_hidden_from_the_part_that_answers(
     recommender: Recommender, states: list[UserState], now: int
 ) -> None:
-    bundle = replace(recommender.bundle, head=recommender.bundle.head.by_graph())  # which takes signals as they are told
+    bundle = replace(recommender.bundle, head=recommender.bundle.head.by_graph())  # takes signals as told
     for traced in traces(recommender, states[:-1], now, (Repeat.ALLOW,)):
         assert traced.candidates is not None
         assert traced.user is not None
