@@ -5,6 +5,7 @@ skip or profile the user store has since, from whichever worker, is another key.
 """
 
 import hashlib
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,11 +17,13 @@ from lhydra.bundle.candidates import encode_states
 from lhydra.domain import F32, I64, UserState
 from lhydra.features.histories import EncodedUsers, Histories
 from lhydra.lru_cache import LruCache
-from lhydra.traced import Traced
+from lhydra.traced import Nearest, Traced
 
 OBJECT_BYTES = 300  # Python objects of an entry, measured: 260
 MOST_NEAREST = 1_024  # tracks of a search that is kept
 HISTORY_ENTRY_BYTES = 32  # row, time, count, three features
+_NEAREST = struct.Struct("<qq")  # how wide the search was, 0 for none, and how many it found
+NOTHING: Nearest = 0, np.empty(0, np.int64), np.empty(0, np.float32)
 
 
 class KnownUsers:
@@ -58,7 +61,8 @@ class KnownUsers:
             request.known_by = key_of(request.query.state)
             if (known := self.cache.find(request.known_by)) is not None:
                 self.hits += 1
-                request.user, request.vector = unpacked(known, *self._widths)
+                request.is_known = True
+                request.user, request.vector, request.nearest = unpacked(known, *self._widths)
         new = [request for request in requests if request.user is None]
         if not new:
             return
@@ -68,19 +72,20 @@ class KnownUsers:
             request.user = users if len(new) == 1 else users.one(i)
 
     def keep(self, request: Traced) -> None:
-        """Keeps the user of a request.
+        """Keeps the user of a request, and what was nearest.
+
+        What a wide search found is not kept: one user with ever other exclusions would push out all others.
 
         Args:
             request: with its user and vector.
         """
         assert request.user is not None
         assert request.vector is not None
-        self.cache.keep(request.known_by, packed(request.user, request.vector))
+        narrow = request.nearest is not None and request.nearest[0] <= MOST_NEAREST
+        self.cache.put(request.known_by, packed(request.user, request.vector, request.nearest if narrow else None))
 
     def search(self, requests: list[Traced], ks: Sequence[int]) -> list[tuple[I64, F32]]:
-        """Finds the nearest tracks of all requests, at once for those whose are not kept.
-
-        Wide searches are not kept: one user with ever other exclusions would push out all others.
+        """Finds the nearest tracks of all requests, at once for those whose are not kept, and keeps them.
 
         Args:
             requests: each with its user and vector.
@@ -89,19 +94,19 @@ class KnownUsers:
         Returns:
             Of each what `Index.search` returns.
         """
-        keys = [request.known_by + k.to_bytes(8, "little") for request, k in zip(requests, ks, strict=True)]
-        kept = [self.cache.find(key) for key in keys]
-        new = [i for i, found in enumerate(kept) if found is None]
-        searched: list[tuple[I64, F32]] = []
+        new = [
+            (request, k)
+            for request, k in zip(requests, ks, strict=True)
+            if request.nearest is None or request.nearest[0] != k
+        ]
         if new:
-            vectors = [vector for i in new if (vector := requests[i].vector) is not None]
+            vectors = [request.vector for request, _ in new if request.vector is not None]
             together = np.concatenate(vectors) if len(vectors) > 1 else vectors[0]
-            searched = self._bundle.index.search_many(together, [ks[i] for i in new])
-            for i, (rows, products) in zip(new, searched, strict=True):
-                if ks[i] <= MOST_NEAREST:
-                    self.cache.keep(keys[i], rows.astype(np.int32).tobytes() + products.tobytes())
-        found = iter(searched)
-        return [next(found) if one is None else nearest_in(one) for one in kept]
+            searched = self._bundle.index.search_many(together, [k for _, k in new])
+            for (request, k), (rows, products) in zip(new, searched, strict=True):
+                request.nearest = k, rows, products
+                self.keep(request)
+        return [request.nearest[1:] for request in requests if request.nearest is not None]
 
 
 def key_of(state: UserState) -> bytes:
@@ -118,22 +123,25 @@ def key_of(state: UserState) -> bytes:
     return hashlib.blake2b(read, digest_size=16).digest()
 
 
-def packed(user: EncodedUsers, vector: F32) -> bytes:
+def packed(user: EncodedUsers, vector: F32, nearest: Nearest | None) -> bytes:
     """Packs one user into one piece of memory: many small ones would scatter what every request allocates.
 
     Args:
         user: the one user, encoded.
         vector: (1, dim) float32.
+        nearest: what a search found.
 
     Returns:
         What `unpacked` takes.
     """
+    k, rows, products = nearest or NOTHING
     history = user.histories
-    arrays = history.rows, history.times, user.ids, history.counts, user.entry, user.dense, vector
-    return b"".join([array.tobytes() for array in arrays])
+    arrays = history.rows, history.times, user.ids, history.counts, user.entry, user.dense, vector, products
+    parts = [array.tobytes() for array in (*arrays, rows.astype(np.int32))]
+    return b"".join((*parts, _NEAREST.pack(k, len(rows))))
 
 
-def unpacked(known: bytes, n_ids: int, n_dense: int, dim: int) -> tuple[EncodedUsers, F32]:
+def unpacked(known: bytes, n_ids: int, n_dense: int, dim: int) -> tuple[EncodedUsers, F32, Nearest | None]:
     """Returns what `packed` was given.
 
     Args:
@@ -143,9 +151,11 @@ def unpacked(known: bytes, n_ids: int, n_dense: int, dim: int) -> tuple[EncodedU
         dim: width of the vector.
 
     Returns:
-        The user and the vector, (1, dim), read-only views of `known`.
+        The user, the vector, (1, dim), and what was nearest; read-only views of `known`, but for rows.
     """
-    at, h = 0, (len(known) - 8 * n_ids - 4 * n_dense - 4 * dim) // HISTORY_ENTRY_BYTES
+    k, n = _NEAREST.unpack_from(known, len(known) - _NEAREST.size)
+    fixed = 8 * n_ids + 4 * n_dense + 4 * dim + 8 * n + _NEAREST.size
+    at, h = 0, (len(known) - fixed) // HISTORY_ENTRY_BYTES
 
     def part(dtype: type[Any], n: int) -> npt.NDArray[Any]:
         nonlocal at
@@ -156,20 +166,9 @@ def unpacked(known: bytes, n_ids: int, n_dense: int, dim: int) -> tuple[EncodedU
     rows, times, ids = part(np.int64, h), part(np.int64, h), part(np.int64, n_ids)[None]
     counts, entry = part(np.float32, h), part(np.float32, 3 * h).reshape(h, 3)
     dense, vector = part(np.float32, n_dense)[None], part(np.float32, dim)[None]
-    return EncodedUsers(dense, ids, Histories.one(rows, counts, times), entry), vector
-
-
-def nearest_in(kept: bytes) -> tuple[I64, F32]:
-    """Returns rows and inner products as a search found them.
-
-    Args:
-        kept: int32 rows, then float32 products.
-
-    Returns:
-        (n,) int64 and (n,) float32.
-    """
-    n = len(kept) // 8
-    return np.frombuffer(kept, np.int32, n).astype(np.int64), np.frombuffer(kept, np.float32, n, 4 * n)
+    user = EncodedUsers(dense, ids, Histories.one(rows, counts, times), entry)
+    products, nearest = part(np.float32, n), part(np.int32, n).astype(np.int64)
+    return user, vector, (k, nearest, products) if k else None
 
 
 def entry_bytes(key: bytes, known: bytes) -> int:

@@ -58,11 +58,27 @@ class LruCache(Generic[Key, Value]):
             if (entry := self._entries.get(key)) is not None:
                 self._entries.move_to_end(key)
                 return entry[0]
-            self._entries[key] = value, size
-            self.nbytes += size
-            while self.nbytes > self.capacity and len(self._entries) > 1:
-                self.nbytes -= self._entries.popitem(last=False)[1][1]
+            self._add(key, value, size)
         return value
+
+    def put(self, key: Key, value: Value) -> None:
+        """Keeps a value in place of what was kept.
+
+        Args:
+            key: of the entry.
+            value: to keep.
+        """
+        size = self._size_of(key, value)
+        with self._lock:
+            if (entry := self._entries.pop(key, None)) is not None:
+                self.nbytes -= entry[1]
+            self._add(key, value, size)
+
+    def _add(self, key: Key, value: Value, size: int) -> None:
+        self._entries[key] = value, size
+        self.nbytes += size
+        while self.nbytes > self.capacity and len(self._entries) > 1:
+            self.nbytes -= self._entries.popitem(last=False)[1][1]
 
     def get(self, key: Key, build: Callable[[Key], Value]) -> Value:
         """Returns a value, built where it is not kept.

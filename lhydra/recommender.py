@@ -15,12 +15,12 @@ import numpy as np
 from lhydra import kernels
 from lhydra.bundle.arrays import all_known
 from lhydra.bundle.bundle import Bundle
-from lhydra.bundle.candidates import NEAREST, StateRows, encode_states, found_by, moment_of, united
+from lhydra.bundle.candidates import StateRows, encode_states, gathered, moment_of
 from lhydra.bundle.catalog import Catalog
 from lhydra.bundle.columns import normalised
 from lhydra.bundle.decay import decayed_scores, repeatable
 from lhydra.bundle.eligible import EligibleSet, eligible_set, search_eligible
-from lhydra.bundle.exact import best_first
+from lhydra.bundle.exact import selected
 from lhydra.bundle.filter_cache import FilterCache
 from lhydra.bundle.index import BLAS_QUERIES
 from lhydra.domain import F32, I64, Condition, Query, Recommendation, Repeat, Tier, UserState
@@ -29,8 +29,7 @@ from lhydra.features.histories import EncodedUsers
 from lhydra.known_users import KnownUsers
 from lhydra.ruled import Ruled, rules_depth
 from lhydra.scratch import borrowed_mask
-from lhydra.timing import timed
-from lhydra.traced import NO_ROWS, Traced, no_check, share_time, unfinished
+from lhydra.traced import NO_ROWS, Traced, no_check, run_stage, share_time, unfinished
 
 DEFAULT_DEPTH = 300
 MAX_BATCH = min(16, BLAS_QUERIES - 1)  # requests in one call of recommend_many
@@ -124,14 +123,20 @@ class Recommender:
         """
         requests = [Traced(query, check) for query, check in queries]
         for request in requests:
-            self._run_stage(request, self._exclude)
+            run_stage("exclude", self._exclude, request)
         self._encode(unfinished(requests))
         for request in unfinished(requests):
-            popular = request.tier is Tier.POPULAR
-            self._run_stage(request, self._select_popular if popular else self._embed)
+            if request.tier is Tier.POPULAR:
+                run_stage("select", self._select_popular, request)
+            else:
+                run_stage("embed", self._embed, request)
         self._retrieve(unfinished(requests))
         for request in unfinished(requests):
-            self._run_stage(request, self._rerank)
+            if request.prepared is None:
+                run_stage("rerank", self._rerank, request)
+                run_stage("select", self._select, request)
+            else:
+                run_stage("", self._make, request)
         return requests
 
     def score(self, state: UserState, rows: I64, now: int = 0) -> tuple[F32, F32]:
@@ -173,35 +178,26 @@ class Recommender:
 
     # -- stages, in order --------------------------------------------------------------------------------
 
-    def _run_stage(self, request: Traced, stage: Callable[[Traced], None]) -> None:
-        """Runs a stage for one request, whose error stays its own."""
-        try:
-            request.check()
-            stage(request)
-        except Exception as error:
-            request.error = error
-
     def _exclude(self, request: Traced) -> None:
         """Resolves the filter, the exclusions and the heard tracks to rows."""
-        with timed("exclude", request.stage_us):
-            query = request.query
-            if query.repeat is Repeat.LEARNT:
-                query = request.query = replace(query, repeat=Repeat.ALLOW if self.knows_repeats else Repeat.DECAY)
-            wanted = query.filter
-            excluded = self.catalog.rows(query.exclude)
-            if query.rules is not None:
-                request.prepared = self._ruled.prepare(query)
-                wanted = normalised((*wanted, *request.prepared.conditions))
-                excluded = request.barred = np.concatenate([excluded, request.prepared.blocked])
-            if wanted:
-                request.eligible = self._filters.get(wanted, self._filtered)
-            request.state_rows = StateRows.of(self.catalog, query.state)
-            if query.repeat is not Repeat.ALLOW:
-                heard = request.state_rows.heard
-                if query.repeat is Repeat.DECAY:
-                    heard = np.setdiff1d(heard, repeatable(self.catalog, query)[0])
-                excluded = np.concatenate([excluded, heard]) if len(excluded) else heard
-            request.excluded = excluded if all_known(excluded) else excluded[excluded >= 0]
+        query = request.query
+        if query.repeat is Repeat.LEARNT:
+            query = request.query = replace(query, repeat=Repeat.ALLOW if self.knows_repeats else Repeat.DECAY)
+        wanted = query.filter
+        excluded = self.catalog.rows(query.exclude)
+        if query.rules is not None:
+            request.prepared = self._ruled.prepare(query)
+            wanted = normalised((*wanted, *request.prepared.conditions))
+            excluded = request.barred = np.concatenate([excluded, request.prepared.blocked])
+        if wanted:
+            request.eligible = self._filters.get(wanted, self._filtered)
+        request.state_rows = StateRows.of(self.catalog, query.state)
+        if query.repeat is not Repeat.ALLOW:
+            heard = request.state_rows.heard
+            if query.repeat is Repeat.DECAY:
+                heard = np.setdiff1d(heard, repeatable(self.catalog, query)[0])
+            excluded = np.concatenate([excluded, heard]) if len(excluded) else heard
+        request.excluded = excluded if all_known(excluded) else excluded[excluded >= 0]
 
     def _encode(self, requests: list[Traced]) -> None:
         """Encodes the users of all requests who are not known."""
@@ -216,35 +212,38 @@ class Recommender:
 
     def _embed(self, request: Traced) -> None:
         assert request.user is not None
-        with timed("embed", request.stage_us):
-            if request.vector is None:
-                request.vector = self.bundle.index.checked(self._user_vector(request.user, request.query.state))
-                self.known_users.keep(request)
+        if request.vector is None:
+            request.vector = self.bundle.index.checked(self._user_vector(request.user, request.query.state))
 
     def _retrieve(self, requests: list[Traced]) -> None:
         """Finds candidates: in one search where requests have no filter and few exclusions, else each in its own."""
-        plain = [r for r in requests if r.eligible is None and len(r.excluded) <= MAX_OVERFETCHED_EXCLUSIONS]
-        deep = [request for request in plain if self.depth_of(request.query) > 2 * self.depth]
-        shallow = [request for request in plain if request not in deep]
-        for group in (shallow, *([request] for request in deep)):  # a search is as wide as its deepest request
-            if group:
-                self._search_together(group)
+        together: list[Traced] = []
+        for request in requests:
+            request.depth = self.depth_of(request.query)
+            if request.eligible is None and len(request.excluded) <= MAX_OVERFETCHED_EXCLUSIONS:
+                if request.depth > 2 * self.depth:
+                    self._search_together([request])  # a search is as wide as its deepest request
+                else:
+                    together.append(request)
+        if together:
+            self._search_together(together)
         for request in requests:
             if request.candidates is None:
-                self._run_stage(request, self._search_eligible)
+                run_stage("retrieve", self._search_eligible, request)
             if self.knows_repeats or len(self.bundle.co_listening):
-                self._run_stage(request, self._unite)
+                run_stage("retrieve", self._unite, request)
 
     def _search_together(self, requests: list[Traced]) -> None:
         started_ns = time.perf_counter_ns()
-        wide = [self.depth_of(request.query) + len(request.excluded) for request in requests]
+        wide = [request.depth + len(request.excluded) for request in requests]
         for request, (rows, cosines) in zip(requests, self.known_users.search(requests, wide), strict=True):
             request.candidates = self._without_excluded(request, rows, cosines)
         share_time("retrieve", started_ns, requests)
 
     def _search_eligible(self, request: Traced) -> None:
-        with timed("retrieve", request.stage_us):
-            request.candidates = self.find(request, self.depth_of(request.query))
+        request.candidates = self.find(request, request.depth)
+        if not request.is_known:
+            self.known_users.keep(request)
 
     def find(self, request: Traced, depth: int, known: I64 = NO_ROWS) -> tuple[I64, F32]:
         """Finds the nearest tracks that a request may return.
@@ -266,39 +265,32 @@ class Recommender:
         assert request.candidates is not None
         assert request.user is not None
         assert request.vector is not None
-        with timed("retrieve", request.stage_us):
-            query, limits = request.query, (self.depth_of(request.query), request.excluded, request.eligible)
-            request.moment = moment_of(self.bundle, query.state, request.user, query.now, request.state_rows)
-            brought = found_by(self.bundle, query, request.moment, request.user, *limits)
-            request.brought = {NEAREST: request.candidates[0], **brought}
-            request.candidates = united(self.catalog, brought.values(), request.candidates, request.vector, limits[0])
+        query, user = request.query, request.user
+        request.moment = moment = moment_of(self.bundle, query.state, user, query.now, request.state_rows)
+        request.brought, request.candidates = gathered(
+            *(self.bundle, query, moment, user, request.candidates, request.vector),
+            *(request.depth, request.excluded, request.eligible),
+        )
 
     def _rerank(self, request: Traced) -> None:
-        """Scores the candidates by the head and selects the k best, or those that the rules choose."""
+        """Scores the candidates by the head."""
         assert request.candidates is not None
-        if request.prepared is not None:
-            find, scored = partial(self.find, request), partial(self.scored, request)
-            asked = request.asked()
-            request.made = self._ruled.make(asked, request.candidates, find, scored, request.vector)
-            request.answer = request.made.answer(asked)
-            return
+        request.scored = self.scored(request, request.candidates[0])
+
+    def _select(self, request: Traced) -> None:
+        """Selects the k best candidates."""
+        assert request.candidates is not None
+        assert request.scored is not None
         rows, cosines = request.candidates
-        with timed("rerank", request.stage_us):
-            logits, scores, key = request.scored = self.scored(request, rows)
-        request.check()
-        with timed("select", request.stage_us):
-            best = best_first(rows, key, request.query.k)
-            request.answer = Recommendation(
-                rows.take(best),
-                np.minimum.accumulate(scores.take(best)),  # the graph's sigmoid is not monotone to the last bit
-                logits.take(best),
-                cosines.take(best),
-                rows,
-                cosines,
-                request.tier,
-                request.stage_us,
-                brought=request.brought,
-            )
+        best = selected(rows, *request.scored, cosines, request.query.k)
+        request.answer = Recommendation(*best, rows, cosines, request.tier, request.stage_us, brought=request.brought)
+
+    def _make(self, request: Traced) -> None:
+        """Selects those that the rules choose, with other candidates where they leave too few."""
+        assert request.candidates is not None
+        find, scored, asked = partial(self.find, request), partial(self.scored, request), request.asked()
+        request.made = self._ruled.make(asked, request.candidates, find, scored, request.vector)
+        request.answer = request.made.answer(asked)
 
     def scored(self, request: Traced, rows: I64) -> tuple[F32, F32, F32]:
         """Scores candidates of a request.
@@ -326,8 +318,7 @@ class Recommender:
             request.made = self._ruled.make_popular(asked, find, self.depth_of(query))
             request.answer = request.made.answer(asked)
             return
-        with timed("select", request.stage_us):
-            rows, share = find(query.k)
+        rows, share = find(query.k)
         nothing = np.zeros(len(rows), np.float32)
         request.answer = Recommendation(rows, share, share, nothing, rows, nothing, Tier.POPULAR, request.stage_us)
 
@@ -372,7 +363,7 @@ class Recommender:
 
     def _without_excluded(self, request: Traced, rows: I64, cosines: F32) -> tuple[I64, F32] | None:
         """Returns the first `depth` candidates not excluded; None when an approximate index came up short."""
-        depth, excluded = self.depth_of(request.query), request.excluded
+        depth, excluded = request.depth, request.excluded
         if kernels.compiled is not None:
             rows, cosines = kernels.compiled.without(rows, cosines, excluded, depth)
         elif len(excluded):

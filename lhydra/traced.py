@@ -16,6 +16,7 @@ from lhydra.features.moment import Moment
 from lhydra.ruled import Asked, Made, Prepared
 
 NO_ROWS = np.empty(0, np.int64)
+Nearest = tuple[int, I64, F32]  # how many were searched for, rows, inner products
 
 
 def no_check() -> None:
@@ -36,8 +37,11 @@ class Traced:
     prepared: Prepared | None = None  # of the rules, None without any
     barred: I64 = field(default_factory=lambda: NO_ROWS)  # that not even a pin may show
     known_by: bytes = b""  # of the user, see `lhydra.known_users`
+    is_known: bool = False
     user: EncodedUsers | None = None
     vector: F32 | None = None  # (1, dim)
+    depth: int = 0  # candidates that it takes
+    nearest: Nearest | None = None  # what the index found, now or before
     brought: dict[str, I64] = field(default_factory=dict)  # rows that each source found, where there are several
     candidates: tuple[I64, F32] | None = None  # rows and cosines
     moment: Moment | None = None  # where the head knows what comes next
@@ -86,6 +90,27 @@ def unfinished(requests: list[Traced]) -> list[Traced]:
         Those of them, in order.
     """
     return [request for request in requests if request.answer is None and request.error is None]
+
+
+def run_stage(name: str, stage: Callable[[Traced], None], request: Traced) -> None:
+    """Runs a stage for one request, whose error stays its own and its last, and adds up its time.
+
+    Args:
+        name: of the stage; empty for one that adds up its own times.
+        stage: what to run.
+        request: for which.
+    """
+    if request.error is not None:
+        return
+    started_ns = time.perf_counter_ns()
+    try:
+        request.check()
+        stage(request)
+    except Exception as error:
+        request.error = error
+    if name:
+        took_us = (time.perf_counter_ns() - started_ns) // 1000
+        request.stage_us[name] = request.stage_us.get(name, 0) + took_us
 
 
 def share_time(stage: str, started_ns: int, requests: list[Traced]) -> None:

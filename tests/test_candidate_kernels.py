@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,9 +12,12 @@ from hypothesis import strategies as st
 from lhydra import kernels
 from lhydra.bundle import bundle as bundles
 from lhydra.bundle import candidates
-from lhydra.bundle.exact import best_first
+from lhydra.bundle.exact import best_first, selected
 from lhydra.bundle.strings import StringColumn
-from lhydra.domain import Query, Repeat
+from lhydra.domain import F32, Query, Repeat
+from lhydra.features.listening import Listening
+from lhydra.features.moment import SOURCES, Moment
+from lhydra.features.sequences import Sequences
 from lhydra.recommender import Recommender
 from lhydra_protos.v1.wire import SCORE_BYTES
 from lhydra_server import replies
@@ -49,42 +52,67 @@ def test_thousands_of_ties_are_ordered_by_row(backwards: bool) -> None:
     np.testing.assert_array_equal(*both(lambda: best_first(rows, scores, n)))
 
 
+def moment_of(rng: np.random.Generator, now: int = 0) -> tuple[Moment, Sequences]:
+    """A user's moment over N tracks, and what follows what."""
+    lengths = rng.integers(0, 6, 2 * N)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    others, weights = rng.integers(0, N, offsets[-1]).astype(np.int32), rng.random(offsets[-1]).astype(np.float16)
+    shares: F32 = (rng.random(3) / 2).astype(np.float32)
+    tables = Sequences(offsets, others, weights, rng.random(N).astype(np.float16), shares)
+    h, r = rng.integers(0, 30), rng.integers(0, 20)
+    rows, recent = rng.permutation(N)[:h], rng.integers(0, N, r)
+    last = rng.integers(10**6, 2 * 10**6, h)
+    history = rows, rng.integers(1, 9, h).astype(np.float32), last, last - 1000, rng.random((h, 3)).astype(np.float32)
+    plays = recent, np.sort(rng.integers(10**6, 2 * 10**6, r)), rng.integers(0, 8, r)
+    return Moment(Listening(N, *history, *plays, now), tables), tables
+
+
 @settings(deadline=None)
-@given(st.integers(0, 2**16), st.integers(0, N), st.integers(0, 40), st.booleans())
-def test_candidates_that_may_be_returned_and_all_together(seed: int, depth: int, out: int, filtered: bool) -> None:
+@given(st.integers(0, 2**16), st.integers(0, N), st.integers(0, 40), st.booleans(), st.sampled_from(Repeat))
+def test_candidates_that_may_be_returned_and_all_together(
+    seed: int, depth: int, out: int, filtered: bool, repeat: Repeat
+) -> None:
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=(N, DIM)).astype(np.float16)
     vectors[::7] = vectors[0]  # ties
     vector = rng.normal(size=(1, DIM)).astype(np.float32)
     excluded, removed = rng.integers(0, N, out), np.sort(rng.permutation(N)[: out // 4])
-    catalog = SimpleNamespace(vectors=vectors, removed=removed, __len__=lambda: N)
-    parts = tuple(rng.permutation(N)[: rng.integers(0, 30)] for _ in range(3))
-    twice = parts[0], np.concatenate([parts[1], parts[1][:5]]), parts[2]
-    moment: Any = SimpleNamespace(candidates=lambda *_, **__: twice)
-    bundle: Any = SimpleNamespace(catalog=Sized(catalog), sequences=SimpleNamespace(shares=np.zeros(3)))
+    moment, tables = moment_of(rng)
+    catalog = Sized(SimpleNamespace(vectors=vectors, removed=removed))
+    bundle: Any = SimpleNamespace(catalog=catalog, sequences=tables)
     eligible: Any = SimpleNamespace(mask=rng.random(N) < 0.7) if filtered else None
-    query = Query(10, repeat=Repeat.ALLOW)
-    user: Any = None
+    cosines = np.sort(rng.normal(size=N).astype(np.float32))[::-1].copy()
+    nearest, user = (rng.permutation(N)[:depth], cosines[:depth]), cast(Any, None)
 
-    def brought() -> Any:
-        return candidates.found_by(bundle, query, moment, user, depth, excluded, eligible)
+    def gathered() -> Any:
+        given = Query(10, repeat=repeat), moment, user, nearest, vector, depth, excluded, eligible
+        return candidates.gathered(bundle, *given)
 
-    found, expected = both(brought)
-    assert {name: rows.tolist() for name, rows in found.items()} == {
-        name: rows.tolist() for name, rows in expected.items()
-    }
-    cosines = np.sort(rng.normal(size=N).astype(np.float32))[::-1]
-    nearest = rng.permutation(N)[:depth], cosines[:depth]
-
-    def union() -> Any:
-        return candidates.united(bundle.catalog, found.values(), nearest, vector, depth)
-
-    (rows, near), (rows_2, near_2) = both(union)
+    (found, (rows, near)), (expected, (rows_2, near_2)) = both(gathered)
+    assert list(found) == list(expected) == [candidates.NEAREST, *SOURCES]
+    for name in found:
+        np.testing.assert_array_equal(found[name], expected[name])
     assert np.array_equal(np.sort(rows), np.sort(rows_2))
     of = dict(zip(rows_2.tolist(), near_2.tolist(), strict=True))
     np.testing.assert_allclose(near, [of[row] for row in rows.tolist()], atol=1e-5)
     pairs = list(zip(-near, rows, strict=True))
     assert pairs == sorted(pairs)
+
+
+@given(st.integers(0, 2**16), st.integers(0, 60), st.integers(-1, 70))
+def test_the_best_with_all_that_is_told_of_them(seed: int, n: int, k: int) -> None:
+    rng = np.random.default_rng(seed)
+    rows, few = rng.permutation(n), rng.integers(0, 9, (4, n)).astype(np.float32)
+    found, expected = both(lambda: selected(rows, few[0], few[1], few[2], few[3], max(k, 0)))
+    best = sorted(range(n), key=lambda i: (-few[2, i], rows[i]))[: max(k, 0)]
+    shown = np.minimum.accumulate(few[1, best])
+    brutes: list[Any] = [rows[best], shown, few[0, best], few[3, best]]
+    for ours, theirs, brute in zip(found, expected, brutes, strict=True):
+        assert ours.dtype == theirs.dtype == brute.dtype
+        np.testing.assert_array_equal(ours, theirs)
+        np.testing.assert_array_equal(ours, brute)
+    with pytest.raises(ValueError, match="numbers of others"):
+        selected(rows, few[0], few[1], few[2], np.zeros(n + 1, np.float32), k)
 
 
 class Sized:
@@ -103,8 +131,8 @@ def test_the_first_that_are_not_excluded(seed: int, out: int, depth: int) -> Non
     excluded, rows = rng.integers(0, N, out), rng.permutation(N)[:50]
     cosines = rng.normal(size=50).astype(np.float32)
     catalog = Sized(SimpleNamespace(removed=np.empty(0, np.int64), n_eligible=N))
-    recommender: Any = SimpleNamespace(catalog=catalog, depth_of=lambda _: depth, fallbacks=0)
-    request: Any = SimpleNamespace(query=None, excluded=excluded)
+    recommender: Any = SimpleNamespace(catalog=catalog, fallbacks=0)
+    request: Any = SimpleNamespace(depth=depth, excluded=excluded)
     found, expected = both(lambda: Recommender._without_excluded(recommender, request, rows, cosines))
     assert (found is None) == (expected is None)
     if found is not None:

@@ -141,7 +141,7 @@ def test_wide_searches_push_nobody_out(bundle: Bundle, states: list[UserState], 
             recommender.recommend(known_user(states[0], 5, depth=depth, repeat=Repeat.ALLOW)),
             Recommender(bundle).recommend(known_user(states[0], 5, depth=depth, repeat=Repeat.ALLOW)),
         )
-    assert len(recommender.known_users.cache) == 2  # the user, and the first search
+    assert len(recommender.known_users.cache) == 1
 
 
 def test_what_is_kept_is_bounded_and_holds_on_to_nothing_else(bundle: Bundle, states: list[UserState]) -> None:

@@ -17,7 +17,7 @@ from lhydra.domain import F32, I64, History, Query, Repeat, UserState
 from lhydra.features.histories import EncodedUsers, Histories, offsets_of
 from lhydra.features.listening import Listening
 from lhydra.features.moment import SOURCES as OF_MOMENT
-from lhydra.features.moment import Moment
+from lhydra.features.moment import Moment, room_of
 from lhydra.repeats import repeats_of
 from lhydra.scratch import borrowed_mask
 
@@ -145,6 +145,51 @@ def moment_of(
     return Moment.of(recorded, n, now, listening, bundle.sequences)
 
 
+def gathered(
+    bundle: Bundle,
+    query: Query,
+    moment: Moment | None,
+    user: EncodedUsers,
+    nearest: tuple[I64, F32],
+    vector: F32,
+    depth: int,
+    excluded: I64,
+    eligible: EligibleSet | None,
+) -> tuple[dict[str, I64], tuple[I64, F32]]:
+    """Gathers the candidates of all sources: `found_by` and `united`, where kernels are compiled in one call.
+
+    Args:
+        bundle: what is served.
+        query: see `found_by`.
+        moment: see `found_by`.
+        user: see `found_by`.
+        nearest: see `united`.
+        vector: see `united`.
+        depth: candidates in all.
+        excluded: see `found_by`.
+        eligible: see `found_by`.
+
+    Returns:
+        Rows that may be returned by source, the nearest too; and all rows and cosines, best cosine first.
+    """
+    catalog, halves = bundle.catalog, bundle.catalog.vectors
+    if (
+        moment is not None
+        and moment.compiled is not None
+        and kernels.compiled is not None
+        and halves.dtype == np.float16
+    ):
+        mask = None if eligible is None else eligible.mask.view(np.uint8)
+        room, repeats = room_of(bundle.sequences.shares.tolist(), depth), query.repeat is not Repeat.EXCLUDE
+        kept, together = kernels.compiled.brought(
+            *(moment.compiled, room, repeats, excluded, catalog.removed, mask),
+            *(halves.view(np.uint16), vector[0], *nearest, depth),
+        )
+        return {NEAREST: nearest[0], **dict(zip(OF_MOMENT, kept, strict=True))}, together
+    found = found_by(bundle, query, moment, user, depth, excluded, eligible)
+    return {NEAREST: nearest[0], **found}, united(catalog, found.values(), nearest, vector, depth)
+
+
 def found_by(
     bundle: Bundle,
     query: Query,
@@ -171,10 +216,6 @@ def found_by(
     catalog, parts = bundle.catalog, None
     if moment is not None:
         parts = moment.candidates(bundle.sequences.shares.tolist(), depth, repeats=query.repeat is not Repeat.EXCLUDE)
-        if kernels.compiled is not None:
-            mask = None if eligible is None else eligible.mask.view(np.uint8)
-            kept = kernels.compiled.allowed(parts, excluded, catalog.removed, mask)
-            return dict(zip(OF_MOMENT, kept, strict=True))
     with borrowed_mask(len(catalog)) as barred:
         barred[excluded] = barred[catalog.removed] = True
         allowed = partial(_allowed, barred, eligible)

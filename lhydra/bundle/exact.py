@@ -32,6 +32,27 @@ def best_first(rows: I64, scores: F32, k: int) -> I64:
     return order[:k]
 
 
+def selected(rows: I64, logits: F32, scores: F32, keys: F32, cosines: F32, k: int) -> tuple[I64, F32, F32, F32]:
+    """Returns the k best candidates of a request.
+
+    Args:
+        rows: (n,) int64.
+        logits: (n,) float32.
+        scores: (n,) float32, as they are shown.
+        keys: (n,) float32 that order them, best first, ties by row.
+        cosines: (n,) float32.
+        k: how many at most.
+
+    Returns:
+        (min(k, n),) rows, scores, logits and cosines. No score is above the one before it: a graph's sigmoid is not
+        monotone to the last bit.
+    """
+    if kernels.compiled is not None:
+        return kernels.compiled.selected(rows, logits, scores, keys, cosines, k)
+    best = best_first(rows, keys, k)
+    return rows.take(best), np.minimum.accumulate(scores.take(best)), logits.take(best), cosines.take(best)
+
+
 def in_order(rows: I64, scores: F32, k: int) -> tuple[I64, F32]:
     """Returns the k best rows and their scores, best first, ties by row.
 

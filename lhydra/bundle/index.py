@@ -33,6 +33,7 @@ FLAT = "flat"
 BLAS_QUERIES = 20
 I32 = npt.NDArray[np.int32]
 DEFAULT_POINT = OperatingPoint()
+_swig_ptr: Any = faiss.swig_ptr
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,11 @@ class Index:
         return parameters(self.faiss_index, self.point)
 
     def _search_faiss(self, queries: F32, k: int) -> tuple[F32, I64]:
-        scores, positions = self.faiss_index.search(queries, k, params=self._parameters)
+        """Searches as `faiss_index.search` does, for queries that `checked` has looked at."""
+        index: Any = self.faiss_index
+        scores, positions = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+        of, to = _swig_ptr(queries), (_swig_ptr(scores), _swig_ptr(positions))
+        index.search_c(len(queries), of, k, *to, self._parameters)
         return scores, positions
 
     def _found_rows(self, query: F32, wide: int) -> tuple[F32, I64]:

@@ -216,15 +216,14 @@ class Moment:
         Returns:
             For each of SOURCES distinct rows, in no order; those that follow may come twice.
         """
-        n_own, n_following, n_together = (round(float(share) * depth) for share in shares)
-        n_many = n_following // 2
+        n_own, n_few, n_many, n_together = room = room_of(shares, depth)
         if self.compiled is not None:
-            return self.compiled.candidates(n_own, n_following - n_many, n_many, n_together, repeats)
+            return self.compiled.candidates(*room, repeats)
         own, sums = np.empty(0, np.int64), self._sums
         if repeats:
             own = _top(self._listening.rows, self._base_level[:, 1], n_own)
             sums = sums[:_TOGETHER] + self._own_sums
-        few = self._first(sums[_FEW], n_following - n_many)
+        few = self._first(sums[_FEW], n_few)
         many = self._first(sums[_MANY], n_many)
         return own, np.concatenate([few, many]), self._first(self._sums[_TOGETHER], n_together)
 
@@ -346,6 +345,20 @@ class Moment:
             before |= np.append(one.counts, 0.0) - np.bincount(entry, minlength=h + 1) > LEAST_COUNT
         repeated = before.take(entry)
         return float(repeated.mean()), float(repeated[-1])
+
+
+def room_of(shares: Sequence[float] | F32, depth: int) -> tuple[int, int, int, int]:
+    """Returns how many candidates each source may bring, those that follow the last few plays and the many apart.
+
+    Args:
+        shares: of each of SOURCES, how much of the depth its candidates may take.
+        depth: candidates in all.
+
+    Returns:
+        Of own tracks; of those that follow few, and many; of those that go together with what was played.
+    """
+    n_own, n_following, n_together = [round(float(share) * depth) for share in shares]
+    return n_own, n_following - n_following // 2, n_following // 2, n_together
 
 
 def _strongest(sums: F64) -> F64:

@@ -74,6 +74,34 @@ def best_first(const int64_t[::1] rows, const float[::1] scores, Py_ssize_t k):
     return found
 
 
+def selected(
+    const int64_t[::1] rows, const float[::1] logits, const float[::1] scores, const float[::1] keys,
+    const float[::1] cosines, Py_ssize_t k,
+):
+    """The k best rows with their scores, none of which is above the one before it, logits and cosines."""
+    cdef Py_ssize_t n = rows.shape[0], m = max(min(k, n), 0), i, at
+    cdef float least
+    cdef int32_t *order
+    if not n == logits.shape[0] == scores.shape[0] == keys.shape[0] == cosines.shape[0] or n > 0x7FFFFFFF:
+        raise ValueError(f"{n} rows, and numbers of others")
+    numbers, floats = np.empty(m, np.int64), np.empty((3, m), np.float32)
+    cdef int64_t[::1] to = numbers
+    cdef float[:, ::1] out = floats
+    order = <int32_t *>malloc((n + 1) * sizeof(int32_t))
+    if order == NULL:
+        raise MemoryError
+    try:
+        if n:
+            order_of(&keys[0], &rows[0], n, order)
+        for i in range(m):
+            at = order[i]
+            least = scores[at] if i == 0 or scores[at] < least else least
+            to[i], out[0, i], out[1, i], out[2, i] = rows[at], least, logits[at], cosines[at]
+    finally:
+        free(order)
+    return numbers, floats[0], floats[1], floats[2]
+
+
 def falls(const float[:] scores):
     """Whether each is below the one before."""
     cdef Py_ssize_t i
@@ -105,7 +133,7 @@ def without(const int64_t[:] rows, const float[:] scores, const int64_t[:] exclu
     return kept[:n], of_kept[:n]
 
 
-def allowed(tuple parts, const int64_t[:] excluded, const int64_t[:] removed, const uint8_t[:] mask):
+cpdef allowed(tuple parts, const int64_t[:] excluded, const int64_t[:] removed, const uint8_t[:] mask):
     """Those of several lists of rows that are neither excluded nor removed and that the mask, if any, has."""
     cdef Py_ssize_t i, n, total = sum([len(part) for part in parts])
     cdef const int64_t[:] rows
@@ -170,7 +198,7 @@ cdef void products_of_four(
     out[0], out[1], out[2], out[3] = a, b, c, d
 
 
-def united(
+cpdef united(
     const uint16_t[:, ::1] vectors,
     const float[::1] vector,
     tuple parts,
@@ -236,6 +264,17 @@ def united(
         free_places(&places)
         free(all_)
     return rows_out, scores_out
+
+
+def brought(
+    MomentSums moment not None, tuple room, bint repeats, const int64_t[:] excluded, const int64_t[:] removed,
+    const uint8_t[:] mask, const uint16_t[:, ::1] vectors, const float[::1] vector, const int64_t[:] nearest,
+    const float[:] cosines, Py_ssize_t depth,
+):
+    """What the sources of a moment bring and may be returned, and with the nearest all together."""
+    n_own, n_few, n_many, n_together = room
+    kept = allowed(moment.candidates(n_own, n_few, n_many, n_together, repeats), excluded, removed, mask)
+    return kept, united(vectors, vector, tuple(kept), nearest, cosines, depth)
 
 
 cdef void copy_rows(const char *table, char *to, Py_ssize_t width, const int64_t[:] rows) noexcept nogil:
