@@ -184,18 +184,18 @@ class Recommender:
         if query.repeat is Repeat.LEARNT:
             query = request.query = replace(query, repeat=Repeat.ALLOW if self.knows_repeats else Repeat.DECAY)
         wanted = query.filter
-        excluded = self.catalog.rows(query.exclude)
+        excluded = self.bundle.catalog.rows(query.exclude)
         if query.rules is not None:
             request.prepared = self._ruled.prepare(query)
             wanted = normalised((*wanted, *request.prepared.conditions))
             excluded = request.barred = np.concatenate([excluded, request.prepared.blocked])
         if wanted:
             request.eligible = self._filters.get(wanted, self._filtered)
-        request.state_rows = StateRows.of(self.catalog, query.state)
+        request.state_rows = StateRows.of(self.bundle.catalog, query.state)
         if query.repeat is not Repeat.ALLOW:
             heard = request.state_rows.heard
             if query.repeat is Repeat.DECAY:
-                heard = np.setdiff1d(heard, repeatable(self.catalog, query)[0])
+                heard = np.setdiff1d(heard, repeatable(self.bundle.catalog, query)[0])
             excluded = np.concatenate([excluded, heard]) if len(excluded) else heard
         request.excluded = excluded if all_known(excluded) else excluded[excluded >= 0]
 
@@ -307,12 +307,12 @@ class Recommender:
         logits, scores = self.bundle.score(request.vector, request.user, rows, request.moment)
         if request.query.repeat is not Repeat.DECAY:
             return logits, scores, logits
-        scores = decayed_scores(self.catalog, request.query, rows, scores)
+        scores = decayed_scores(self.bundle.catalog, request.query, rows, scores)
         return logits, scores, scores
 
     def _select_popular(self, request: Traced) -> None:
         """Answers with the most played tracks, first of the user's country; the score is the share of listeners."""
-        query, find = request.query, partial(request.most_played, self.catalog)
+        query, find = request.query, partial(request.most_played, self.bundle.catalog)
         if request.prepared is not None:
             asked = request.asked()
             request.made = self._ruled.make_popular(asked, find, self.depth_of(query))
@@ -324,7 +324,7 @@ class Recommender:
 
     def _user_vector(self, user: EncodedUsers, state: UserState) -> F32:
         """Returns the user vector, (1, dim)."""
-        return self.moved_away(self.bundle.user_tower.embed(user, self.catalog.history), state)
+        return self.moved_away(self.bundle.user_tower.embed(user, self.bundle.catalog.history), state)
 
     def moved_away(self, vector: F32, state: UserState) -> F32:
         """Moves a user vector away from skipped tracks (negative feedback: Rocchio 1971).
@@ -337,9 +337,9 @@ class Recommender:
             (1, dim) of unit norm.
         """
         if len(state.skipped):
-            rows = self.catalog.rows(state.skipped)
+            rows = self.bundle.catalog.rows(state.skipped)
             if len(rows := rows[rows >= 0]):
-                vector = vector - SKIP_WEIGHT * self.catalog.vectors[rows].astype(np.float32).mean(0)
+                vector = vector - SKIP_WEIGHT * self.bundle.catalog.vectors[rows].astype(np.float32).mean(0)
                 vector = vector / np.maximum(np.linalg.norm(vector), np.float32(1e-6))
         return vector
 
@@ -367,13 +367,13 @@ class Recommender:
         if kernels.compiled is not None:
             rows, cosines = kernels.compiled.without(rows, cosines, excluded, depth)
         elif len(excluded):
-            with borrowed_mask(len(self.catalog)) as marked:
+            with borrowed_mask(len(self.bundle.catalog)) as marked:
                 marked[excluded] = True
                 kept = ~marked.take(rows)
                 marked[excluded] = False
             rows, cosines = rows[kept], cosines[kept]
         if len(rows) < depth:
-            available = self.catalog.n_eligible - len(np.setdiff1d(excluded, self.catalog.removed))
+            available = self.bundle.catalog.n_eligible - len(np.setdiff1d(excluded, self.bundle.catalog.removed))
             if len(rows) < available:
                 self.fallbacks += 1
                 return None

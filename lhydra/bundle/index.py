@@ -126,21 +126,21 @@ class Index:
         """Returns what `search` does for each vector, to the last bit; in one FAISS call where the index allows it.
 
         Args:
-            vectors: (b, dim) float32, b below BLAS_QUERIES.
+            vectors: (b, dim) float32 as `checked` returns them, b below BLAS_QUERIES.
             ks: (b,) how many at most of each.
 
         Returns:
             Rows and inner products of each.
 
         Raises:
-            ValueError: too many vectors, of another width, or not finite.
+            ValueError: too many vectors.
         """
         if len(vectors) >= BLAS_QUERIES:
             raise ValueError(complain("query vectors", len(vectors), f"fewer than {BLAS_QUERIES} in one call"))
         most = max(ks, default=0)
         if not self._plain or most >= len(self):
             return [self.search(vector, k) for vector, k in zip(vectors, ks, strict=True)]
-        scores, rows = self._search_faiss(self.checked(vectors), most + 1)  # as wide as `search` for one query
+        scores, rows = self._search_faiss(vectors, most + 1)  # as wide as `search` for one query
         found = []
         for vector, k, own, near in zip(vectors, ks, rows, scores, strict=True):
             if own[-1] < 0:
@@ -195,8 +195,8 @@ class Index:
         """Searches as `faiss_index.search` does, for queries that `checked` has looked at."""
         index: Any = self.faiss_index
         scores, positions = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
-        of, to = _swig_ptr(queries), (_swig_ptr(scores), _swig_ptr(positions))
-        index.search_c(len(queries), of, k, *to, self._parameters)
+        assert queries.shape[1] == self.dim
+        index.search_c(len(queries), _swig_ptr(queries), k, _swig_ptr(scores), _swig_ptr(positions), self._parameters)
         return scores, positions
 
     def _found_rows(self, query: F32, wide: int) -> tuple[F32, I64]:
