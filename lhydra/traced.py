@@ -23,7 +23,7 @@ def no_check() -> None:
     """Stops nothing."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Traced:
     """One query and what the stages have computed for it so far; it ends with an answer or an error."""
 

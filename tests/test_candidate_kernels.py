@@ -131,7 +131,7 @@ def test_the_first_that_are_not_excluded(seed: int, out: int, depth: int) -> Non
     excluded, rows = rng.integers(0, N, out), rng.permutation(N)[:50]
     cosines = rng.normal(size=50).astype(np.float32)
     catalog = Sized(SimpleNamespace(removed=np.empty(0, np.int64), n_eligible=N))
-    recommender: Any = SimpleNamespace(catalog=catalog, fallbacks=0)
+    recommender: Any = SimpleNamespace(bundle=SimpleNamespace(catalog=catalog), fallbacks=0)
     request: Any = SimpleNamespace(depth=depth, excluded=excluded)
     found, expected = both(lambda: Recommender._without_excluded(recommender, request, rows, cosines))
     assert (found is None) == (expected is None)

@@ -235,9 +235,7 @@ cpdef united(
                     put(&places, <int32_t>rows[i], 0)
                     all_[n] = rows[i]
                     n += 1
-                    ahead = &vectors[rows[i], 0]
-                    for j in range(0, dim, 32):
-                        __builtin_prefetch(ahead + j)
+                    ask_for(&vectors[rows[i], 0], dim * sizeof(uint16_t))
         special = n
         for i in range(nearest.shape[0]):
             if n >= depth:
@@ -279,15 +277,14 @@ def brought(
 
 cdef void copy_rows(const char *table, char *to, Py_ssize_t width, const int64_t[:] rows) noexcept nogil:
     """Copies rows of so many bytes each."""
-    cdef Py_ssize_t m = rows.shape[0], i, j
+    cdef Py_ssize_t m = rows.shape[0], i
     if width == 4:
         for i in range(m):
             (<uint32_t *>to)[i] = (<const uint32_t *>table)[rows[i]]
         return
     for i in range(m):
         if i + AHEAD < m:
-            for j in range(0, width, 64):
-                __builtin_prefetch(table + rows[i + AHEAD] * width + j)
+            ask_for(table + rows[i + AHEAD] * width, width)
         memcpy(to + i * width, table + rows[i] * width, width)
 
 

@@ -148,10 +148,12 @@ def encode_histories(
             make_places(&artists, segment.length)
             try:
                 for i in range(min(segment.length, AHEAD)):
-                    ask(&track_dense[0, 0], width, &track_ids[0, 0], n_ids, segment.rows[i])
+                    ask_for(&track_dense[segment.rows[i], 0], width * sizeof(uint16_t))
+                    ask_for(&track_ids[segment.rows[i], 0], n_ids * sizeof(int32_t))
                 for i in range(segment.length):
                     if i + AHEAD < segment.length:
-                        ask(&track_dense[0, 0], width, &track_ids[0, 0], n_ids, segment.rows[i + AHEAD])
+                        ask_for(&track_dense[segment.rows[i + AHEAD], 0], width * sizeof(uint16_t))
+                        ask_for(&track_ids[segment.rows[i + AHEAD], 0], n_ids * sizeof(int32_t))
                     row = segment.rows[i]
                     if not 0 <= row < tracks:
                         raise IndexError(f"row {row} of {tracks} tracks")
@@ -203,14 +205,6 @@ def encode_histories(
         if quadrant >= 0:
             out_ids[user, top] = largest(quadrants, quadrant_size)
     return found, found_ids, entries
-
-
-cdef inline void ask(const uint16_t *dense, Py_ssize_t width, const int32_t *ids, Py_ssize_t n_ids, int64_t row) noexcept nogil:
-    """Asks the memory for a row of both tables, which may lie across two lines of the cache."""
-    __builtin_prefetch(dense + row * width)
-    __builtin_prefetch(dense + (row + 1) * width - 1)
-    __builtin_prefetch(ids + row * n_ids)
-    __builtin_prefetch(ids + (row + 1) * n_ids - 1)
 
 
 cdef inline int32_t checked(int32_t value, Py_ssize_t size) except -1:

@@ -204,7 +204,9 @@ cdef class CompiledHead(HeadWeights):
         cdef float one
         cdef float *row
         cdef const float *own
-        memcpy(work.layer, &self.layer[0, 0], self.layer.shape[0] * outputs * sizeof(float))
+        i = dim + CROSS * self.user_columns.shape[0]  # what the inputs before count is filled in below
+        memset(work.layer, 0, i * outputs * sizeof(float))
+        memcpy(work.layer + i * outputs, &self.layer[i, 0], (self.layer.shape[0] - i) * outputs * sizeof(float))
         memset(work.first, 0, outputs * sizeof(float))
         memcpy(work.first, &self.bias[0], h * sizeof(float))
         memcpy(gates, &self.gate_bias[0], sizeof(gates))

@@ -13,12 +13,6 @@ cdef inline void widen(const int8_t *row, Py_ssize_t dim, uint16_t *to) noexcept
         to[j] = <uint16_t>(bits >> 13) | (<uint16_t>(bits >> 16) & 0x8000)
 
 
-cdef inline void ask_row(const int8_t *row, Py_ssize_t width) noexcept nogil:
-    """Asks the memory for a row of up to two lines of the cache."""
-    __builtin_prefetch(row)
-    __builtin_prefetch(row + width - 1)
-
-
 def history_vectors(table, const int64_t[:, :] rows):
     """Of rows of several users the numbers times their scale, as float16."""
     cdef Py_buffer of, to
@@ -36,13 +30,13 @@ def history_vectors(table, const int64_t[:, :] rows):
                 if not 0 <= rows[i, j] < of.shape[0]:
                     raise IndexError(f"row {rows[i, j]} of {of.shape[0]}")
                 if j < AHEAD:
-                    ask_row(first + rows[i, j] * width, width)
+                    ask_for(first + rows[i, j] * width, width)
         PyObject_GetBuffer(found, &to, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
         out = <uint16_t *>to.buf
         for i in range(n):
             for j in range(h):
                 if j + AHEAD < h:
-                    ask_row(first + rows[i, j + AHEAD] * width, width)
+                    ask_for(first + rows[i, j + AHEAD] * width, width)
                 widen(first + rows[i, j] * width, width - 1, out)
                 out += width - 1
         PyBuffer_Release(&to)

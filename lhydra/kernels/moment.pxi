@@ -60,9 +60,8 @@ cdef class SummedMoment(GivenMoment):
                 start, end = offsets[recent[i] + side * tracks], offsets[recent[i] + side * tracks + 1]
                 if not 0 <= start <= end <= self.tables.m:
                     raise IndexError(f"list {start} to {end} of {self.tables.m} entries")
-                for j in range(start, end, 16):  # a line of the cache
-                    __builtin_prefetch(&others[j])
-                    __builtin_prefetch(&weights[j])
+                ask_for(others + start, (end - start) * sizeof(int32_t))
+                ask_for(weights + start, (end - start) * sizeof(uint16_t))
                 room += end - start
         room = min(room, h + n)
         make_places(&self.places, room)

@@ -9,11 +9,13 @@ from libc.string cimport memcpy, memset
 
 cdef extern from *:
     """
+    #include <stddef.h>
+    #include <stdint.h>
     /* Asks the memory for all lines of the cache that a row lies in. Always inline: a compiler leaves out calls of a
        function that does nothing else. */
     static inline __attribute__((always_inline)) void ask_for(const void *row, ptrdiff_t width) {
-        for (ptrdiff_t at = 0; at < width; at += 64) __builtin_prefetch((const char *)row + at);
-        if (width > 0) __builtin_prefetch((const char *)row + width - 1);
+        const char *end = (const char *)row + width, *line = (const char *)((uintptr_t)row & ~(uintptr_t)63);
+        for (; line < end; line += 64) __builtin_prefetch(line);
     }
     """
     void ask_for(const void *, Py_ssize_t) noexcept nogil

@@ -29,7 +29,7 @@ def reply_tracks(
     Py_ssize_t score_bytes,
 ):
     """Joins the parts of some rows and writes both scores into the last bytes of each."""
-    cdef Py_ssize_t m = rows.shape[0], i, j, total = 0
+    cdef Py_ssize_t m = rows.shape[0], i, total = 0
     cdef int64_t start, end
     cdef const int32_t[::1] narrow
     cdef const int64_t[::1] wide
@@ -58,9 +58,7 @@ def reply_tracks(
         start, end = begins(&offsets, rows[i]), begins(&offsets, rows[i] + 1)
         if not (0 <= end <= data.shape[0] and 0 <= start <= end - score_bytes):
             raise ValueError(f"a part from {start} to {end} of {data.shape[0]} bytes")
-        for j in range(start, end, 64):
-            __builtin_prefetch(&data[j])
-        __builtin_prefetch(&data[end - 1])
+        ask_for(&data[start], end - start)
         total += end - start
     joined = PyBytes_FromStringAndSize(NULL, total)
     out = <uint8_t *>PyBytes_AS_STRING(joined)
