@@ -17,13 +17,12 @@ from lhydra.bundle.candidates import encode_states
 from lhydra.domain import F32, I64, UserState
 from lhydra.features.histories import EncodedUsers, Histories
 from lhydra.lru_cache import LruCache
-from lhydra.traced import Nearest, Traced
+from lhydra.traced import NO_ROWS, Nearest, Traced
 
 OBJECT_BYTES = 300  # Python objects of an entry, measured: 260
 MOST_NEAREST = 1_024  # tracks of a search that is kept
 HISTORY_ENTRY_BYTES = 32  # row, time, count, three features
 _NEAREST = struct.Struct("<qq")  # how wide the search was, 0 for none, and how many it found
-NOTHING: Nearest = 0, np.empty(0, np.int64), np.empty(0, np.float32)
 
 
 class KnownUsers:
@@ -61,7 +60,7 @@ class KnownUsers:
             request.known_by = key_of(request.query.state)
             if (known := self.cache.find(request.known_by)) is not None:
                 self.hits += 1
-                request.is_known = True
+                request.is_kept = True
                 request.user, request.vector, request.nearest = unpacked(known, *self._widths)
         new = [request for request in requests if request.user is None]
         if not new:
@@ -72,9 +71,7 @@ class KnownUsers:
             request.user = users if len(new) == 1 else users.one(i)
 
     def keep(self, request: Traced) -> None:
-        """Keeps the user of a request, and what was nearest.
-
-        What a wide search found is not kept: one user with ever other exclusions would push out all others.
+        """Keeps the user of a request, and what was nearest, but for what a wide search found: it takes much room.
 
         Args:
             request: with its user and vector.
@@ -83,6 +80,7 @@ class KnownUsers:
         assert request.vector is not None
         narrow = request.nearest is not None and request.nearest[0] <= MOST_NEAREST
         self.cache.put(request.known_by, packed(request.user, request.vector, request.nearest if narrow else None))
+        request.is_kept = True
 
     def search(self, requests: list[Traced], ks: Sequence[int]) -> list[tuple[I64, F32]]:
         """Finds the nearest tracks of all requests, at once for those whose are not kept, and keeps them.
@@ -105,7 +103,8 @@ class KnownUsers:
             searched = self._bundle.index.search_many(together, [k for _, k in new])
             for (request, k), (rows, products) in zip(new, searched, strict=True):
                 request.nearest = k, rows, products
-                self.keep(request)
+                if k <= MOST_NEAREST or not request.is_kept:
+                    self.keep(request)
         return [request.nearest[1:] for request in requests if request.nearest is not None]
 
 
@@ -134,7 +133,7 @@ def packed(user: EncodedUsers, vector: F32, nearest: Nearest | None) -> bytes:
     Returns:
         What `unpacked` takes.
     """
-    k, rows, products = nearest or NOTHING
+    k, rows, products = nearest or (0, NO_ROWS, np.empty(0, np.float32))
     history = user.histories
     arrays = history.rows, history.times, user.ids, history.counts, user.entry, user.dense, vector, products
     parts = [array.tobytes() for array in (*arrays, rows.astype(np.int32))]

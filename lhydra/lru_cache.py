@@ -43,24 +43,6 @@ class LruCache(Generic[Key, Value]):
             self._entries.move_to_end(key)
             return entry[0]
 
-    def keep(self, key: Key, value: Value) -> Value:
-        """Keeps a value; of several of one key, the first.
-
-        Args:
-            key: of the entry.
-            value: to keep.
-
-        Returns:
-            What is kept.
-        """
-        size = self._size_of(key, value)
-        with self._lock:
-            if (entry := self._entries.get(key)) is not None:
-                self._entries.move_to_end(key)
-                return entry[0]
-            self._add(key, value, size)
-        return value
-
     def put(self, key: Key, value: Value) -> None:
         """Keeps a value in place of what was kept.
 
@@ -93,5 +75,13 @@ class LruCache(Generic[Key, Value]):
         Returns:
             The value.
         """
-        found = self.find(key)
-        return self.keep(key, build(key)) if found is None else found
+        if (found := self.find(key)) is not None:
+            return found
+        value = build(key)
+        size = self._size_of(key, value)
+        with self._lock:
+            if (entry := self._entries.get(key)) is None:
+                self._add(key, value, size)
+                return value
+            self._entries.move_to_end(key)
+            return entry[0]

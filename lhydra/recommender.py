@@ -15,8 +15,7 @@ import numpy as np
 from lhydra import kernels
 from lhydra.bundle.arrays import all_known
 from lhydra.bundle.bundle import Bundle
-from lhydra.bundle.candidates import StateRows, encode_states, gathered, moment_of
-from lhydra.bundle.catalog import Catalog
+from lhydra.bundle.candidates import StateRows, brought, encode_states, moment_of
 from lhydra.bundle.columns import normalised
 from lhydra.bundle.decay import decayed_scores, repeatable
 from lhydra.bundle.eligible import EligibleSet, eligible_set, search_eligible
@@ -50,7 +49,7 @@ class Recommender:
     """
 
     def __init__(self, bundle: Bundle, depth: int = 0) -> None:
-        self.bundle = bundle
+        self.bundle, self.catalog = bundle, bundle.catalog
         self.depth = depth or (bundle.manifest.depth if bundle.manifest else 0) or DEFAULT_DEPTH
         self._segment_columns = frozenset(bundle.spec.profile_columns) - {"country"}  # any of them makes a segment
         self._filters = FilterCache(FILTER_CACHE_BYTES)
@@ -64,11 +63,6 @@ class Recommender:
     def bundle_id(self) -> str:
         """Id of the bundle being served."""
         return self.bundle.bundle_id
-
-    @property
-    def catalog(self) -> Catalog:
-        """The tracks that can be recommended."""
-        return self.bundle.catalog
 
     @property
     def knows_repeats(self) -> bool:
@@ -126,10 +120,12 @@ class Recommender:
             run_stage("exclude", self._exclude, request)
         self._encode(unfinished(requests))
         for request in unfinished(requests):
-            if request.tier is Tier.POPULAR:
+            if request.tier is not Tier.POPULAR:
+                run_stage("embed", self._embed, request)
+            elif request.prepared is None:
                 run_stage("select", self._select_popular, request)
             else:
-                run_stage("embed", self._embed, request)
+                run_stage("", self._make_popular, request)
         self._retrieve(unfinished(requests))
         for request in unfinished(requests):
             if request.prepared is None:
@@ -184,18 +180,18 @@ class Recommender:
         if query.repeat is Repeat.LEARNT:
             query = request.query = replace(query, repeat=Repeat.ALLOW if self.knows_repeats else Repeat.DECAY)
         wanted = query.filter
-        excluded = self.bundle.catalog.rows(query.exclude)
+        excluded = self.catalog.rows(query.exclude)
         if query.rules is not None:
             request.prepared = self._ruled.prepare(query)
             wanted = normalised((*wanted, *request.prepared.conditions))
             excluded = request.barred = np.concatenate([excluded, request.prepared.blocked])
         if wanted:
             request.eligible = self._filters.get(wanted, self._filtered)
-        request.state_rows = StateRows.of(self.bundle.catalog, query.state)
+        request.state_rows = StateRows.of(self.catalog, query.state)
         if query.repeat is not Repeat.ALLOW:
             heard = request.state_rows.heard
             if query.repeat is Repeat.DECAY:
-                heard = np.setdiff1d(heard, repeatable(self.bundle.catalog, query)[0])
+                heard = np.setdiff1d(heard, repeatable(self.catalog, query)[0])
             excluded = np.concatenate([excluded, heard]) if len(excluded) else heard
         request.excluded = excluded if all_known(excluded) else excluded[excluded >= 0]
 
@@ -218,15 +214,13 @@ class Recommender:
     def _retrieve(self, requests: list[Traced]) -> None:
         """Finds candidates: in one search where requests have no filter and few exclusions, else each in its own."""
         together: list[Traced] = []
+        deep: list[Traced] = []  # a search is as wide as its deepest request
         for request in requests:
             request.depth = self.depth_of(request.query)
             if request.eligible is None and len(request.excluded) <= MAX_OVERFETCHED_EXCLUSIONS:
-                if request.depth > 2 * self.depth:
-                    self._search_together([request])  # a search is as wide as its deepest request
-                else:
-                    together.append(request)
-        if together:
-            self._search_together(together)
+                (together if request.depth <= 2 * self.depth else deep).append(request)
+        for group in ([together] if together else []) + [[request] for request in deep]:
+            self._search_together(group)
         for request in requests:
             if request.candidates is None:
                 run_stage("retrieve", self._search_eligible, request)
@@ -242,7 +236,7 @@ class Recommender:
 
     def _search_eligible(self, request: Traced) -> None:
         request.candidates = self.find(request, request.depth)
-        if not request.is_known:
+        if not request.is_kept:
             self.known_users.keep(request)
 
     def find(self, request: Traced, depth: int, known: I64 = NO_ROWS) -> tuple[I64, F32]:
@@ -267,7 +261,7 @@ class Recommender:
         assert request.vector is not None
         query, user = request.query, request.user
         request.moment = moment = moment_of(self.bundle, query.state, user, query.now, request.state_rows)
-        request.brought, request.candidates = gathered(
+        request.brought, request.candidates = brought(
             *(self.bundle, query, moment, user, request.candidates, request.vector),
             *(request.depth, request.excluded, request.eligible),
         )
@@ -307,24 +301,24 @@ class Recommender:
         logits, scores = self.bundle.score(request.vector, request.user, rows, request.moment)
         if request.query.repeat is not Repeat.DECAY:
             return logits, scores, logits
-        scores = decayed_scores(self.bundle.catalog, request.query, rows, scores)
+        scores = decayed_scores(self.catalog, request.query, rows, scores)
         return logits, scores, scores
 
     def _select_popular(self, request: Traced) -> None:
         """Answers with the most played tracks, first of the user's country; the score is the share of listeners."""
-        query, find = request.query, partial(request.most_played, self.bundle.catalog)
-        if request.prepared is not None:
-            asked = request.asked()
-            request.made = self._ruled.make_popular(asked, find, self.depth_of(query))
-            request.answer = request.made.answer(asked)
-            return
-        rows, share = find(query.k)
+        rows, share = request.most_played(self.catalog, request.query.k)
         nothing = np.zeros(len(rows), np.float32)
         request.answer = Recommendation(rows, share, share, nothing, rows, nothing, Tier.POPULAR, request.stage_us)
 
+    def _make_popular(self, request: Traced) -> None:
+        """Answers with those of the most played that the rules choose."""
+        find, asked = partial(request.most_played, self.catalog), request.asked()
+        request.made = self._ruled.make_popular(asked, find, self.depth_of(request.query))
+        request.answer = request.made.answer(asked)
+
     def _user_vector(self, user: EncodedUsers, state: UserState) -> F32:
         """Returns the user vector, (1, dim)."""
-        return self.moved_away(self.bundle.user_tower.embed(user, self.bundle.catalog.history), state)
+        return self.moved_away(self.bundle.user_tower.embed(user, self.catalog.history), state)
 
     def moved_away(self, vector: F32, state: UserState) -> F32:
         """Moves a user vector away from skipped tracks (negative feedback: Rocchio 1971).
@@ -337,9 +331,9 @@ class Recommender:
             (1, dim) of unit norm.
         """
         if len(state.skipped):
-            rows = self.bundle.catalog.rows(state.skipped)
+            rows = self.catalog.rows(state.skipped)
             if len(rows := rows[rows >= 0]):
-                vector = vector - SKIP_WEIGHT * self.bundle.catalog.vectors[rows].astype(np.float32).mean(0)
+                vector = vector - SKIP_WEIGHT * self.catalog.vectors[rows].astype(np.float32).mean(0)
                 vector = vector / np.maximum(np.linalg.norm(vector), np.float32(1e-6))
         return vector
 
@@ -367,13 +361,13 @@ class Recommender:
         if kernels.compiled is not None:
             rows, cosines = kernels.compiled.without(rows, cosines, excluded, depth)
         elif len(excluded):
-            with borrowed_mask(len(self.bundle.catalog)) as marked:
+            with borrowed_mask(len(self.catalog)) as marked:
                 marked[excluded] = True
                 kept = ~marked.take(rows)
                 marked[excluded] = False
             rows, cosines = rows[kept], cosines[kept]
         if len(rows) < depth:
-            available = self.bundle.catalog.n_eligible - len(np.setdiff1d(excluded, self.bundle.catalog.removed))
+            available = self.catalog.n_eligible - len(np.setdiff1d(excluded, self.catalog.removed))
             if len(rows) < available:
                 self.fallbacks += 1
                 return None

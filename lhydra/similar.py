@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lhydra.bundle.candidates import encode_states, moment_of
-from lhydra.bundle.exact import best_first
+from lhydra.bundle.exact import selected
 from lhydra.domain import F32, I64, Hashes, Query, Recommendation, Repeat, Tier
 from lhydra.errors import InvalidRequest
 from lhydra.features.histories import EncodedUsers
@@ -110,11 +110,8 @@ class Similar:
             logits, scores, key = score(rows)
         check()
         with timed("select", request.stage_us):
-            best = best_first(rows, key, request.query.k)
-            return Recommendation(
-                *(rows[best], np.minimum.accumulate(scores[best]), logits[best], cosines[best], rows, cosines),
-                *(request.tier, request.stage_us),
-            )
+            best = selected(rows, logits, scores, key, cosines, request.query.k)
+            return Recommendation(*best, rows, cosines, request.tier, request.stage_us)
 
     def parts_of(self, seeds: I64, depth: int) -> tuple[I64, F32]:
         """Computes what likeness is the sum of, for the tracks that come into question.

@@ -1,4 +1,4 @@
-"""The one timing helper: `timed` measures a pipeline step or a request stage, as decorator or context manager."""
+"""`timed` measures a pipeline step, or a part of a request; stages of the request path are timed by `lhydra.traced`."""
 
 import logging
 import time

@@ -37,7 +37,7 @@ class Traced:
     prepared: Prepared | None = None  # of the rules, None without any
     barred: I64 = field(default_factory=lambda: NO_ROWS)  # that not even a pin may show
     known_by: bytes = b""  # of the user, see `lhydra.known_users`
-    is_known: bool = False
+    is_kept: bool = False  # by `lhydra.known_users`
     user: EncodedUsers | None = None
     vector: F32 | None = None  # (1, dim)
     depth: int = 0  # candidates that it takes
@@ -93,7 +93,7 @@ def unfinished(requests: list[Traced]) -> list[Traced]:
 
 
 def run_stage(name: str, stage: Callable[[Traced], None], request: Traced) -> None:
-    """Runs a stage for one request, whose error stays its own and its last, and adds up its time.
+    """Runs a stage for one request and adds up its time; after an error it runs none.
 
     Args:
         name: of the stage; empty for one that adds up its own times.
@@ -109,8 +109,7 @@ def run_stage(name: str, stage: Callable[[Traced], None], request: Traced) -> No
     except Exception as error:
         request.error = error
     if name:
-        took_us = (time.perf_counter_ns() - started_ns) // 1000
-        request.stage_us[name] = request.stage_us.get(name, 0) + took_us
+        share_time(name, started_ns, [request])
 
 
 def share_time(stage: str, started_ns: int, requests: list[Traced]) -> None:

@@ -84,11 +84,11 @@ def test_candidates_that_may_be_returned_and_all_together(
     cosines = np.sort(rng.normal(size=N).astype(np.float32))[::-1].copy()
     nearest, user = (rng.permutation(N)[:depth], cosines[:depth]), cast(Any, None)
 
-    def gathered() -> Any:
+    def together() -> Any:
         given = Query(10, repeat=repeat), moment, user, nearest, vector, depth, excluded, eligible
-        return candidates.gathered(bundle, *given)
+        return candidates.brought(bundle, *given)
 
-    (found, (rows, near)), (expected, (rows_2, near_2)) = both(gathered)
+    (found, (rows, near)), (expected, (rows_2, near_2)) = both(together)
     assert list(found) == list(expected) == [candidates.NEAREST, *SOURCES]
     for name in found:
         np.testing.assert_array_equal(found[name], expected[name])
@@ -131,7 +131,7 @@ def test_the_first_that_are_not_excluded(seed: int, out: int, depth: int) -> Non
     excluded, rows = rng.integers(0, N, out), rng.permutation(N)[:50]
     cosines = rng.normal(size=50).astype(np.float32)
     catalog = Sized(SimpleNamespace(removed=np.empty(0, np.int64), n_eligible=N))
-    recommender: Any = SimpleNamespace(bundle=SimpleNamespace(catalog=catalog), fallbacks=0)
+    recommender: Any = SimpleNamespace(catalog=catalog, fallbacks=0)
     request: Any = SimpleNamespace(depth=depth, excluded=excluded)
     found, expected = both(lambda: Recommender._without_excluded(recommender, request, rows, cosines))
     assert (found is None) == (expected is None)
@@ -165,7 +165,7 @@ def test_rows_beyond_a_table_and_parts_beyond_the_texts_are_errors() -> None:
         with pytest.raises(IndexError):
             compiled.united(table.view(np.uint16), np.zeros(3, np.float32), (np.array([row]),), *nothing(), 3)
         with pytest.raises(IndexError):
-            compiled.allowed((np.array([row]),), *nothing()[:1], np.empty(0, np.int64), np.ones(5, np.uint8))
+            moment_of(np.random.default_rng(0))[0].signals(np.array([row if row != 5 else N]))
     one = np.zeros(1, np.float32)
     for dtype in (np.int32, np.int64):
         texts = StringColumn(np.zeros(30, np.uint8), np.array([0, 10, 15, 31, 5], dtype))

@@ -168,7 +168,7 @@ def test_what_it_looks_up_is_what_it_would_be_told(seed: int, n: int, played: in
     moment = Moment(told, NO_SEQUENCES) if moments else None
     head = folded_head.compiled(weights_of(one.head), *one.tables)
     table = item_item.table_of(neighbours, weights, items)
-    sums = None if moment is None else moment.compiled
+    sums = Moment(told, NO_SEQUENCES).compiled  # also given to a head that knows nothing of moments
     found = head.score_for(*one.user, rows, table, history, entry, sums)
     together = item_item.scores(neighbours, weights, items[history], entry, items[rows])
     signals, context = (None, None) if moment is None else (moment.signals(rows), moment.context())

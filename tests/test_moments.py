@@ -234,7 +234,7 @@ def test_records_that_do_not_fit_are_an_error(recommender: Recommender, states: 
     for rows, repeats, plays in cases:
         n, tables = len(bundle.catalog), bundle.sequences.compiled
         with pytest.raises(ValueError, match=r"not|differ in length"):
-            kernels.compiled.MomentSums(_LAWS, tables, n, 0).recorded(
+            kernels.compiled.CompiledMoment(_LAWS, tables, n, 0).recorded(
                 rows, known.counts, known.times, of.history, repeats, of.recent, plays
             )
 

@@ -13,7 +13,8 @@ from lhydra.bundle.index import Index
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import STAGES, Hashes, Query, Recommendation, Tier, UserState, make_history, track_hashes
 from lhydra.errors import DeadlineExceeded
-from lhydra.recommender import Recommender
+from lhydra.recommender import MAX_OVERFETCHED_EXCLUSIONS, Recommender
+from lhydra.traced import Traced, no_check
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +153,26 @@ def test_a_deadline_stops_the_work_between_stages(tiny_bundle: Bundle, states: l
     with pytest.raises(DeadlineExceeded):
         Recommender(tiny_bundle).recommend(Query(k=5, state=states[0]), check)
     assert len(seen) == calls + 1
+
+
+@pytest.mark.parametrize("stage", ["_exclude", "_embed", "find", "_rerank", "_select"])
+def test_the_error_of_a_stage_is_the_answer_and_nobody_else_s(
+    tiny_bundle: Bundle, states: list[UserState], monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    """No later stage runs, whose own error would hide it."""
+    recommender, own = Recommender(tiny_bundle), getattr(Recommender, stage)
+    few = hashes_of(tiny_bundle, list(range(len(tiny_bundle.catalog) - 20)))  # left over: each searches by itself
+    assert len(few) > MAX_OVERFETCHED_EXCLUSIONS
+    queries = [Query(5, state, True, exclude=few) for state in states[:3]]
+
+    def failing(self: Recommender, request: Traced, *rest: object) -> object:
+        if request.query is queries[1]:
+            raise DeadlineExceeded(f"in {stage}")
+        return own(self, request, *rest)
+
+    monkeypatch.setattr(Recommender, stage, failing)
+    first, bad, last = recommender.recommend_many([(query, no_check) for query in queries])
+    assert str(bad) == f"in {stage}"
+    for found in (first, last):
+        assert isinstance(found, Recommendation)
+        assert len(found.rows) == 5

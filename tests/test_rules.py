@@ -1,5 +1,6 @@
 """Rules on a real bundle, in process and through a real server: what a list may hold, whoever asks."""
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -327,3 +328,14 @@ def test_bad_rules_are_refused_by_name(client: Client, asked: dict[str, object],
     with pytest.raises(InvalidRequest) as refused:
         client.recommend("u0000001", 10, **asked)  # type: ignore[arg-type]
     assert message in str(refused.value)
+
+
+def test_the_times_of_the_stages_are_parts_of_the_whole(
+    opened: tuple[Bundle, Recommender], states: list[UserState]
+) -> None:
+    """No stage is timed twice, with rules or without, known to us or not."""
+    for state in (UserState(), states[0]):
+        for rules in (None, EVERYTHING):
+            started_ns = time.perf_counter_ns()
+            found = ask(opened[1], state, 20, rules)
+            assert 0 < sum(found.stage_us.values()) <= (time.perf_counter_ns() - started_ns) / 1000

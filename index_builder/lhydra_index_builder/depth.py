@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from lhydra.bundle.candidates import found_by, moment_of, united
+from lhydra.bundle.candidates import brought, moment_of
 from lhydra.bundle.exact import nearest
 from lhydra.bundle.manifest import Cascade, DepthPoint
 from lhydra.data.dataset import AsOf, Dataset, user_states
@@ -129,8 +129,8 @@ def lists(recommender: Recommender, states: Sequence[UserState], threads: int) -
         def candidates(depth: int) -> I64:
             if moment is None and not len(bundle.co_listening):
                 return rows[:depth]
-            brought = found_by(bundle, Query(K, state), moment, user, depth, excluded, None)
-            return united(catalog, brought.values(), (rows[:depth], cosines[:depth]), vector, depth)[0]
+            near = rows[:depth], cosines[:depth]
+            return brought(bundle, Query(K, state), moment, user, near, vector, depth, excluded, None)[1][0]
 
         return UserScoring(lambda rows: bundle.score(vector, user, rows, moment)[0], candidates, excluded)
 

@@ -145,7 +145,7 @@ def moment_of(
     return Moment.of(recorded, n, now, listening, bundle.sequences)
 
 
-def gathered(
+def brought(
     bundle: Bundle,
     query: Query,
     moment: Moment | None,
@@ -156,41 +156,37 @@ def gathered(
     excluded: I64,
     eligible: EligibleSet | None,
 ) -> tuple[dict[str, I64], tuple[I64, F32]]:
-    """Gathers the candidates of all sources: `found_by` and `united`, where kernels are compiled in one call.
+    """Finds the candidates of all sources: what the moment or co-listening brings up; the nearest fill the depth.
 
     Args:
         bundle: what is served.
-        query: see `found_by`.
-        moment: see `found_by`.
-        user: see `found_by`.
-        nearest: see `united`.
-        vector: see `united`.
-        depth: candidates in all.
-        excluded: see `found_by`.
-        eligible: see `found_by`.
+        query: says whether the user's own tracks are a source.
+        moment: of the user; None where the head knows nothing of moments.
+        user: the one user, encoded.
+        nearest: (n,) rows and cosines of what the index found, none of them excluded.
+        vector: (1, dim) float32 of the user.
+        depth: candidates in all, of which each source has a share.
+        excluded: (e,) rows that must not be returned.
+        eligible: those that may be; None for all.
 
     Returns:
-        Rows that may be returned by source, the nearest too; and all rows and cosines, best cosine first.
+        Rows that may be returned, by source; and all rows and cosines, best cosine first, as many as `nearest` holds or
+        more, up to the depth.
     """
-    catalog, halves = bundle.catalog, bundle.catalog.vectors
-    if (
-        moment is not None
-        and moment.compiled is not None
-        and kernels.compiled is not None
-        and halves.dtype == np.float16
-    ):
+    catalog = bundle.catalog
+    if kernels.compiled is not None and moment is not None and moment.compiled is not None:
         mask = None if eligible is None else eligible.mask.view(np.uint8)
         room, repeats = room_of(bundle.sequences.shares.tolist(), depth), query.repeat is not Repeat.EXCLUDE
         kept, together = kernels.compiled.brought(
             *(moment.compiled, room, repeats, excluded, catalog.removed, mask),
-            *(halves.view(np.uint16), vector[0], *nearest, depth),
+            *(catalog.vectors.view(np.uint16), vector[0], *nearest, depth),
         )
         return {NEAREST: nearest[0], **dict(zip(OF_MOMENT, kept, strict=True))}, together
-    found = found_by(bundle, query, moment, user, depth, excluded, eligible)
-    return {NEAREST: nearest[0], **found}, united(catalog, found.values(), nearest, vector, depth)
+    found = _found_by(bundle, query, moment, user, depth, excluded, eligible)
+    return {NEAREST: nearest[0], **found}, _united(catalog, found.values(), nearest, vector, depth)
 
 
-def found_by(
+def _found_by(
     bundle: Bundle,
     query: Query,
     moment: Moment | None,
@@ -199,20 +195,7 @@ def found_by(
     excluded: I64,
     eligible: EligibleSet | None,
 ) -> dict[str, I64]:
-    """Finds the candidates of the sources beside the nearest vectors: those of the moment, or of co-listening.
-
-    Args:
-        bundle: what is served.
-        query: says whether the user's own tracks are a source.
-        moment: of the user; None where the head knows nothing of moments.
-        user: the one user, encoded.
-        depth: candidates in all, of which each source has a share.
-        excluded: (e,) rows that must not be returned.
-        eligible: those that may be; None for all.
-
-    Returns:
-        Rows that may be returned, by source.
-    """
+    """Rows that the sources beside the nearest vectors bring and that may be returned."""
     catalog, parts = bundle.catalog, None
     if moment is not None:
         parts = moment.candidates(bundle.sequences.shares.tolist(), depth, repeats=query.repeat is not Repeat.EXCLUDE)
@@ -234,21 +217,10 @@ def _allowed(
     return free if eligible is None else free & eligible.mask.take(rows)
 
 
-def united(
+def _united(
     catalog: Catalog, sources: Iterable[I64], nearest: tuple[I64, F32], vector: F32, depth: int
 ) -> tuple[I64, F32]:
-    """Puts candidates of several sources together; the nearest fill the depth.
-
-    Args:
-        catalog: the rows.
-        sources: rows that may be returned, of each source beside the nearest vectors.
-        nearest: (n,) rows and cosines of what the index found, none of them excluded.
-        vector: (1, dim) float32 of the user.
-        depth: candidates in all.
-
-    Returns:
-        Rows and cosines, best cosine first, as many as `nearest` holds or more, up to the depth.
-    """
+    """All rows of the sources and as many of the nearest as the depth holds."""
     if kernels.compiled is not None and catalog.vectors.dtype == np.float16:
         return kernels.compiled.united(catalog.vectors.view(np.uint16), vector[0], tuple(sources), *nearest, depth)
     special = np.concatenate(list(sources))

@@ -46,6 +46,9 @@ def selected(rows: I64, logits: F32, scores: F32, keys: F32, cosines: F32, k: in
     Returns:
         (min(k, n),) rows, scores, logits and cosines. No score is above the one before it: a graph's sigmoid is not
         monotone to the last bit.
+
+    Raises:
+        ValueError: arrays of different lengths, where kernels are compiled.
     """
     if kernels.compiled is not None:
         return kernels.compiled.selected(rows, logits, scores, keys, cosines, k)

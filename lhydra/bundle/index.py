@@ -192,10 +192,10 @@ class Index:
         return parameters(self.faiss_index, self.point)
 
     def _search_faiss(self, queries: F32, k: int) -> tuple[F32, I64]:
-        """Searches as `faiss_index.search` does, for queries that `checked` has looked at."""
+        """Does what `faiss_index.search` does, without its second look at queries that `checked` has looked at."""
+        assert queries.shape[1] == self.dim  # SWIG looks at dtype and order
         index: Any = self.faiss_index
         scores, positions = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
-        assert queries.shape[1] == self.dim
         index.search_c(len(queries), _swig_ptr(queries), k, _swig_ptr(scores), _swig_ptr(positions), self._parameters)
         return scores, positions
 

@@ -22,7 +22,7 @@ from lhydra.features.sequences import FOLLOWS, Sequences
 from lhydra.scratch import borrowed_places
 
 if TYPE_CHECKING:
-    from lhydra.kernels.compiled import MomentSums
+    from lhydra.kernels.compiled import CompiledMoment
 
 F64 = npt.NDArray[np.float64]
 # (h,) rows, counts and times of the history, (m,) its rows with -1 for unknown ones, its repeats; (r,) rows likewise of
@@ -92,11 +92,11 @@ class Moment:
     def __init__(self, listening: Listening, sequences: Sequences) -> None:
         self._listening = one = listening
         self._sequences = sequences
-        self.compiled: MomentSums | None = None
+        self.compiled: CompiledMoment | None = None
         if kernels.compiled is None:
             self._sum_up()
             return
-        sums = kernels.compiled.MomentSums(_LAWS, sequences.compiled, one.n, int(one.now))
+        sums = kernels.compiled.CompiledMoment(_LAWS, sequences.compiled, one.n, int(one.now))
         history, recent = (one.rows, one.counts, one.last), (one.recent, one.recent_times, one.recent_flags)
         self.compiled = sums.told(*history, one.first, one.decayed, *recent)
 
@@ -120,7 +120,7 @@ class Moment:
             return cls(listening(), sequences)
         moment = cls.__new__(cls)
         moment._listening_of, moment._sequences = listening, sequences
-        moment.compiled = kernels.compiled.MomentSums(_LAWS, sequences.compiled, n, now).recorded(*recorded)
+        moment.compiled = kernels.compiled.CompiledMoment(_LAWS, sequences.compiled, n, now).recorded(*recorded)
         return moment
 
     @cached_property

@@ -133,7 +133,7 @@ def without(const int64_t[:] rows, const float[:] scores, const int64_t[:] exclu
     return kept[:n], of_kept[:n]
 
 
-cpdef allowed(tuple parts, const int64_t[:] excluded, const int64_t[:] removed, const uint8_t[:] mask):
+cdef list allowed(tuple parts, const int64_t[:] excluded, const int64_t[:] removed, const uint8_t[:] mask):
     """Those of several lists of rows that are neither excluded nor removed and that the mask, if any, has."""
     cdef Py_ssize_t i, n, total = sum([len(part) for part in parts])
     cdef const int64_t[:] rows
@@ -265,7 +265,7 @@ cpdef united(
 
 
 def brought(
-    MomentSums moment not None, tuple room, bint repeats, const int64_t[:] excluded, const int64_t[:] removed,
+    CompiledMoment moment not None, tuple room, bint repeats, const int64_t[:] excluded, const int64_t[:] removed,
     const uint8_t[:] mask, const uint16_t[:, ::1] vectors, const float[::1] vector, const int64_t[:] nearest,
     const float[:] cosines, Py_ssize_t depth,
 ):

@@ -22,7 +22,7 @@ class MomentLaws:
 class SequenceTables:
     def __init__(self, offsets: I32, others: I32, weights: U16, damping: U16) -> None: ...
 
-class MomentSums:
+class CompiledMoment:
     def __init__(self, laws: MomentLaws, tables: SequenceTables, n: int, now: int) -> None: ...
     def told(
         self,
@@ -35,10 +35,10 @@ class MomentSums:
         times: I64,
         flags: I64,
         /,
-    ) -> MomentSums: ...
+    ) -> CompiledMoment: ...
     def recorded(
         self, rows: I64, counts: F32, last: I64, history: I64, repeats: Repeats, recent: I64, plays: Recent, /
-    ) -> MomentSums: ...
+    ) -> CompiledMoment: ...
     def candidates(
         self, n_own: int, n_few: int, n_many: int, n_together: int, repeats: bool, /
     ) -> tuple[I64, I64, I64]: ...
@@ -75,7 +75,7 @@ class CompiledHead:
         table: CoListeningTable,
         played: I64,
         entry: F32,
-        moment: MomentSums | None,
+        moment: CompiledMoment | None,
         /,
     ) -> tuple[F32, F32]: ...
 
@@ -104,14 +104,11 @@ def best_first(rows: I64, scores: F32, k: int, /) -> I64: ...
 def selected(rows: I64, logits: F32, scores: F32, keys: F32, cosines: F32, k: int, /) -> tuple[I64, F32, F32, F32]: ...
 def falls(scores: F32, /) -> bool: ...
 def without(rows: I64, scores: F32, excluded: I64, most: int, /) -> tuple[I64, F32]: ...
-def allowed(
-    parts: tuple[I64, ...], excluded: I64, removed: I64, mask: npt.NDArray[np.uint8] | None, /
-) -> list[I64]: ...
 def united(
     vectors: U16, vector: F32, parts: tuple[I64, ...], nearest: I64, cosines: F32, depth: int, /
 ) -> tuple[I64, F32]: ...
 def brought(
-    moment: MomentSums,
+    moment: CompiledMoment,
     room: tuple[int, int, int, int],
     repeats: bool,
     excluded: I64,

@@ -38,7 +38,8 @@ cdef extern from *:
     ) noexcept nogil
 
 cdef enum:
-    AHEAD_OF_HEAD = 16  # candidates that are asked of the memory before they are scored
+    BLOCK = 8  # candidates at once
+    AHEAD_OF_HEAD = 16  # candidates, from the block in hand on, whose rows the memory is told for
 
 
 cdef enum Scored:
@@ -62,7 +63,7 @@ cdef struct HeadWork:
     float[2 * BLOCK] together
 
 
-cdef struct Asked:
+cdef struct Told:
     # What is told of the candidates of a request: in arrays, or as what it is looked up in, block by block.
     const float *together  # (n, 2)
     const float *signals  # (n, signals)
@@ -73,7 +74,7 @@ cdef struct Asked:
 
 
 cdef class CompiledHead(HeadWeights):
-    """`score` answers for one user, of whom all is known; `score_for` looks up what it is told of."""
+    """`score` takes co-listening, signals and context as arrays, as training compares them; `score_for` looks them up."""
 
     def score(
         self, const float[::1] user, const float[::1] user_dense, const int64_t[::1] user_ids,
@@ -81,7 +82,7 @@ cdef class CompiledHead(HeadWeights):
     ):
         """(n,) logits and (n,) probabilities of some tracks."""
         cdef Py_ssize_t n = rows.shape[0]
-        cdef Asked asked
+        cdef Told told
         if together.shape[0] != n or together.shape[1] != 2:
             raise ValueError("co-listening scores of other tracks")
         if self.of_moments and not (
@@ -89,24 +90,21 @@ cdef class CompiledHead(HeadWeights):
             and context is not None and context.shape[0] == self.moment_context.shape[0]
         ):
             raise ValueError("a moment of other columns than the head's")
-        memset(&asked, 0, sizeof(asked))
-        if n:
-            asked.together = &together[0, 0]
-        if n and self.of_moments:
-            asked.signals = &signals[0, 0]
+        memset(&told, 0, sizeof(told))
+        told.together = &together[0, 0]
         if self.of_moments:
-            asked.context = &context[0]
-        return self._scored(user, user_dense, user_ids, rows, &asked, None, None)
+            told.signals, told.context = &signals[0, 0], &context[0]
+        return self._scored(user, user_dense, user_ids, rows, &told, None, None)
 
     def score_for(
         self, const float[::1] user, const float[::1] user_dense, const int64_t[::1] user_ids, const int64_t[:] rows,
-        CoListeningTable table not None, const int64_t[:] played, const float[:, ::1] entry, MomentSums moment,
+        CoListeningTable table not None, const int64_t[:] played, const float[:, ::1] entry, CompiledMoment moment,
     ):
         """The same, of the rows and entries of what the user has played and the moment, if the head knows any."""
         cdef Py_ssize_t n = rows.shape[0], h = played.shape[0]
         cdef float[N_CONTEXT] context
-        cdef Asked asked
-        memset(&asked, 0, sizeof(asked))
+        cdef Told told
+        memset(&told, 0, sizeof(told))
         memset(context, 0, sizeof(context))
         if self.of_moments and not (
             moment is not None and moment.laws.n_signals == self.moment_offsets.shape[0] + 1
@@ -114,25 +112,25 @@ cdef class CompiledHead(HeadWeights):
         ):
             raise ValueError("a moment of other columns than the head's")
         try:
-            asked.items = <int32_t *>malloc((2 * n + h + 1) * sizeof(int32_t))
-            if asked.items == NULL:
+            told.items = <int32_t *>malloc((2 * n + h + 1) * sizeof(int32_t))
+            if told.items == NULL:
                 raise MemoryError
-            asked.numbers = asked.items + n
-            table.items_of(played, asked.items + 2 * n)
-            make_listened(&asked.listened, asked.items + 2 * n, h, entry, table.scale, table.fall)
-            table.items_of(rows, asked.items)
+            told.numbers = told.items + n
+            table.items_of(played, told.items + 2 * n)
+            make_listened(&told.listened, told.items + 2 * n, h, entry, table.scale, table.fall)
+            table.items_of(rows, told.items)
             if self.of_moments:
-                moment.find(rows, asked.numbers)
+                moment.find(rows, told.numbers)
                 moment.tell_context(context)
-                asked.context = context
-            return self._scored(user, user_dense, user_ids, rows, &asked, table, moment)
+                told.context = context
+            return self._scored(user, user_dense, user_ids, rows, &told, table, moment)
         finally:
-            free_listened(&asked.listened)
-            free(asked.items)
+            free_listened(&told.listened)
+            free(told.items)
 
     cdef tuple _scored(
         self, const float[::1] user, const float[::1] user_dense, const int64_t[::1] user_ids, const int64_t[:] rows,
-        const Asked *asked, CoListeningTable table, MomentSums moment,
+        const Told *told, CoListeningTable table, CompiledMoment moment,
     ):
         cdef Py_ssize_t n = rows.shape[0], i
         cdef HeadWork work
@@ -158,7 +156,7 @@ cdef class CompiledHead(HeadWeights):
             with nogil:
                 self._of_user(&work, user, user_dense, user_ids)
                 scored = self._of_tracks(
-                    &work, user_dense, rows, asked, table, moment, to_logits, to_probabilities
+                    &work, user_dense, rows, told, table, moment, to_logits, to_probabilities
                 )
         finally:
             free(work.layer)
@@ -237,15 +235,15 @@ cdef class CompiledHead(HeadWeights):
             row[i * outputs] = gates[i + 1]
 
     cdef Scored _of_tracks(
-        self, HeadWork *work, const float[::1] user_dense, const int64_t[:] rows, const Asked *asked,
-        CoListeningTable table, MomentSums moment, float[::1] logits, float[::1] probabilities,
+        self, HeadWork *work, const float[::1] user_dense, const int64_t[:] rows, const Told *told,
+        CoListeningTable table, CompiledMoment moment, float[::1] logits, float[::1] probabilities,
     ) noexcept nogil:
         """Scores all tracks, and says whether all could be."""
         cdef Py_ssize_t n = rows.shape[0], h = self.hidden, inputs = self.layer.shape[0], outputs = self.layer.shape[1]
         cdef Py_ssize_t seconds = self.second.shape[1], n_signals = self.moment_offsets.shape[0] + 1, b = 0, m, r, i
         cdef Py_ssize_t dim = self.vectors.shape[1], asked_for = 0
         cdef int64_t row
-        cdef bint ranked = self.of_moments and asked.context[self.known_at] > 0
+        cdef bint ranked = self.of_moments and told.context[self.known_at] > 0
         cdef const float *together
         cdef const float *signals
         cdef float slope, shift
@@ -255,7 +253,7 @@ cdef class CompiledHead(HeadWeights):
             memcpy(work.about, &self.moment_bias[0], self.moment_bias.shape[0] * sizeof(float))
             for i in range(self.moment_context.shape[0]):
                 for r in range(self.moment_context.shape[1]):
-                    work.about[r] += asked.context[i] * self.moment_context[i, r]
+                    work.about[r] += told.context[i] * self.moment_context[i, r]
         while b < n:
             m = min(BLOCK, n - b)
             while asked_for < min(n, b + AHEAD_OF_HEAD):  # finding the pages takes longest
@@ -265,21 +263,18 @@ cdef class CompiledHead(HeadWeights):
                 ask_for(&self.ids[row, 0], self.ids.shape[1] * sizeof(int32_t))
                 ask_for(&self.popularity[row], sizeof(float))
                 if table is not None:
-                    row = asked.items[asked_for]
+                    row = told.items[asked_for]
                     ask_for(&table.neighbours[row, 0], table.neighbours.shape[1] * sizeof(int32_t))
                     ask_for(&table.weights[row, 0], table.neighbours.shape[1] * sizeof(uint16_t))
                 asked_for += 1
-            together, signals = asked.together + 2 * b, asked.signals + n_signals * b
-            if table is not None:
-                together = work.together
-            if moment is not None:
-                signals = work.signals
-                memset(work.signals, 0, m * n_signals * sizeof(float))
+            together = &work.together[0] if table is not None else told.together + 2 * b
+            signals = work.signals if moment is not None else told.signals + n_signals * b
             for r in range(m):
                 if table is not None:
-                    table.score(&asked.listened, asked.items[b + r], work.together + 2 * r)
+                    table.score(&told.listened, told.items[b + r], work.together + 2 * r)
                 if ranked and moment is not None:
-                    moment.tell(asked.numbers[b + r], work.signals + r * n_signals)
+                    memset(work.signals + r * n_signals, 0, n_signals * sizeof(float))
+                    moment.tell(told.numbers[b + r], work.signals + r * n_signals)
                 if not self._take(work.x + r * inputs, rows[b + r], user_dense, together + 2 * r):
                     return UNKNOWN_ID
             lhydra_layer(work.x, inputs, inputs, work.layer, outputs, work.first, work.y)

@@ -1,7 +1,6 @@
 # The weights of a prediction head and the tables of a catalog, checked against each other; see lhydra/bundle/folded_head.py.
 
 cdef enum:
-    BLOCK = 8  # candidates at once
     LANE = 8  # outputs of a layer are filled up to a multiple of it
     CROSS = 8  # numbers of a cross
     PAIR = 4  # inputs of the part for moments before the strengths: logit, cosine, popularity, rarity

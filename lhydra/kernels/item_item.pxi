@@ -9,10 +9,9 @@ cdef struct Listened:
 cdef int make_listened(
     Listened *listened, const int32_t *items, Py_ssize_t h, const float[:, :] entry, double scale, double fall
 ) except -1:
-    """Of h entries of a history; what is there is given back by `free_listened`, also after an error."""
+    """Of h entries of a history. `listened` holds zeros; `free_listened` gives back what is there, also after an error."""
     cdef Py_ssize_t i
     cdef float ago
-    listened.places.keys, listened.counts = NULL, NULL
     if entry.shape[0] < h or entry.shape[1] != 3:
         raise ValueError("arrays that do not fit each other")
     make_places(&listened.places, h)

@@ -4,7 +4,7 @@ cdef enum:
     N_CONTEXT = 9
 
 
-cdef class MomentSums(SummedMoment):
+cdef class CompiledMoment(SummedMoment):
     """A moment whose sums are made, and what is told of it and of tracks."""
 
     cdef int32_t *flag_counts  # two of each entry
