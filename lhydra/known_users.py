@@ -17,12 +17,13 @@ from lhydra.bundle.candidates import encode_states
 from lhydra.domain import F32, I64, UserState
 from lhydra.features.histories import EncodedUsers, Histories
 from lhydra.lru_cache import LruCache
-from lhydra.traced import NO_ROWS, Nearest, Traced
+from lhydra.traced import Nearest, Traced
 
 OBJECT_BYTES = 300  # Python objects of an entry, measured: 260
 MOST_NEAREST = 1_024  # tracks of a search that is kept
 HISTORY_ENTRY_BYTES = 32  # row, time, count, three features
-_NEAREST = struct.Struct("<qq")  # how wide the search was, 0 for none, and how many it found
+MOST_WIDTHS = 2  # searches of a user that are kept
+_WIDTH = struct.Struct("<qq")  # how wide a search was, and how many it found
 
 
 class KnownUsers:
@@ -71,19 +72,21 @@ class KnownUsers:
             request.user = users if len(new) == 1 else users.one(i)
 
     def keep(self, request: Traced) -> None:
-        """Keeps the user of a request, and what was nearest, but for what a wide search found: it takes much room.
+        """Keeps the user of a request, and what was nearest to them.
 
         Args:
             request: with its user and vector.
         """
         assert request.user is not None
         assert request.vector is not None
-        narrow = request.nearest is not None and request.nearest[0] <= MOST_NEAREST
-        self.cache.put(request.known_by, packed(request.user, request.vector, request.nearest if narrow else None))
+        self.cache.put(request.known_by, packed(request.user, request.vector, request.nearest))
         request.is_kept = True
 
     def search(self, requests: list[Traced], ks: Sequence[int]) -> list[tuple[I64, F32]]:
         """Finds the nearest tracks of all requests, at once for those whose are not kept, and keeps them.
+
+        A user's last searches of MOST_WIDTHS widths are kept, as one may be asked for with repeats and without. What a
+        wide search found is not: it takes the room of many users.
 
         Args:
             requests: each with its user and vector.
@@ -92,20 +95,18 @@ class KnownUsers:
         Returns:
             Of each what `Index.search` returns.
         """
-        new = [
-            (request, k)
-            for request, k in zip(requests, ks, strict=True)
-            if request.nearest is None or request.nearest[0] != k
-        ]
-        if new:
-            vectors = [request.vector for request, _ in new if request.vector is not None]
+        found = {i: one[1:] for i, request in enumerate(requests) for one in request.nearest if one[0] == ks[i]}
+        if new := [i for i in range(len(requests)) if i not in found]:
+            vectors = [vector for i in new if (vector := requests[i].vector) is not None]
             together = np.concatenate(vectors) if len(vectors) > 1 else vectors[0]
-            searched = self._bundle.index.search_many(together, [k for _, k in new])
-            for (request, k), (rows, products) in zip(new, searched, strict=True):
-                request.nearest = k, rows, products
-                if k <= MOST_NEAREST or not request.is_kept:
+            searched = self._bundle.index.search_many(together, [ks[i] for i in new])
+            for i, (rows, products) in zip(new, searched, strict=True):
+                request, found[i] = requests[i], (rows, products)
+                if ks[i] <= MOST_NEAREST:
+                    request.nearest = (ks[i], rows, products), *request.nearest[: MOST_WIDTHS - 1]
+                if ks[i] <= MOST_NEAREST or not request.is_kept:
                     self.keep(request)
-        return [request.nearest[1:] for request in requests if request.nearest is not None]
+        return [found[i] for i in range(len(requests))]
 
 
 def key_of(state: UserState) -> bytes:
@@ -122,25 +123,27 @@ def key_of(state: UserState) -> bytes:
     return hashlib.blake2b(read, digest_size=16).digest()
 
 
-def packed(user: EncodedUsers, vector: F32, nearest: Nearest | None) -> bytes:
+def packed(user: EncodedUsers, vector: F32, nearest: tuple[Nearest, ...]) -> bytes:
     """Packs one user into one piece of memory: many small ones would scatter what every request allocates.
 
     Args:
         user: the one user, encoded.
         vector: (1, dim) float32.
-        nearest: what a search found.
+        nearest: what searches found.
 
     Returns:
         What `unpacked` takes.
     """
-    k, rows, products = nearest or (0, NO_ROWS, np.empty(0, np.float32))
     history = user.histories
-    arrays = history.rows, history.times, user.ids, history.counts, user.entry, user.dense, vector, products
-    parts = [array.tobytes() for array in (*arrays, rows.astype(np.int32))]
-    return b"".join((*parts, _NEAREST.pack(k, len(rows))))
+    arrays = history.rows, history.times, user.ids, history.counts, user.entry, user.dense, vector
+    parts = [array.tobytes() for array in arrays]
+    for _, rows, products in nearest:
+        parts += products.tobytes(), rows.astype(np.int32).tobytes()
+    parts += [_WIDTH.pack(k, len(rows)) for k, rows, _ in nearest]
+    return b"".join([*parts, bytes([len(nearest)])])
 
 
-def unpacked(known: bytes, n_ids: int, n_dense: int, dim: int) -> tuple[EncodedUsers, F32, Nearest | None]:
+def unpacked(known: bytes, n_ids: int, n_dense: int, dim: int) -> tuple[EncodedUsers, F32, tuple[Nearest, ...]]:
     """Returns what `packed` was given.
 
     Args:
@@ -150,11 +153,12 @@ def unpacked(known: bytes, n_ids: int, n_dense: int, dim: int) -> tuple[EncodedU
         dim: width of the vector.
 
     Returns:
-        The user, the vector, (1, dim), and what was nearest; read-only views of `known`, but for rows.
+        The user, the vector, (1, dim), and what searches found; read-only views of `known`, but for rows.
     """
-    k, n = _NEAREST.unpack_from(known, len(known) - _NEAREST.size)
-    fixed = 8 * n_ids + 4 * n_dense + 4 * dim + 8 * n + _NEAREST.size
-    at, h = 0, (len(known) - fixed) // HISTORY_ENTRY_BYTES
+    end = len(known) - 1
+    widths = [_WIDTH.unpack_from(known, end - _WIDTH.size * i) for i in range(known[end], 0, -1)]
+    fixed = 8 * n_ids + 4 * n_dense + 4 * dim + sum(_WIDTH.size + 8 * n for _, n in widths)
+    at, h = 0, (end - fixed) // HISTORY_ENTRY_BYTES
 
     def part(dtype: type[Any], n: int) -> npt.NDArray[Any]:
         nonlocal at
@@ -166,8 +170,8 @@ def unpacked(known: bytes, n_ids: int, n_dense: int, dim: int) -> tuple[EncodedU
     counts, entry = part(np.float32, h), part(np.float32, 3 * h).reshape(h, 3)
     dense, vector = part(np.float32, n_dense)[None], part(np.float32, dim)[None]
     user = EncodedUsers(dense, ids, Histories.one(rows, counts, times), entry)
-    products, nearest = part(np.float32, n), part(np.int32, n).astype(np.int64)
-    return user, vector, (k, nearest, products) if k else None
+    found = [(k, part(np.float32, n), part(np.int32, n)) for k, n in widths]
+    return user, vector, tuple((k, near.astype(np.int64), products) for k, products, near in found)
 
 
 def entry_bytes(key: bytes, known: bytes) -> int:

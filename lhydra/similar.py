@@ -79,7 +79,8 @@ class Similar:
         request = Traced(replace(asked.query, exclude=exclude, repeat=Repeat.ALLOW), check)
         request.tier = Tier.HISTORY
         check()
-        recommender._exclude(request)
+        with timed("exclude", request.stage_us):
+            recommender._exclude(request)
         if asked.personal:
             self._encode(request)
         with timed("embed", request.stage_us):

@@ -41,7 +41,7 @@ class Traced:
     user: EncodedUsers | None = None
     vector: F32 | None = None  # (1, dim)
     depth: int = 0  # candidates that it takes
-    nearest: Nearest | None = None  # what the index found, now or before
+    nearest: tuple[Nearest, ...] = ()  # what the index found, now or before, newest first
     brought: dict[str, I64] = field(default_factory=dict)  # rows that each source found, where there are several
     candidates: tuple[I64, F32] | None = None  # rows and cosines
     moment: Moment | None = None  # where the head knows what comes next

@@ -1,5 +1,6 @@
 """Explain with a model that knows what comes next: its places, sources, pulls and words, held to what is served."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -8,6 +9,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from lhydra.bundle import folded_head
+from lhydra.bundle.arrays import write_npz
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.candidates import moment_of
 from lhydra.bundle.manifest import current_bundle_id
@@ -17,6 +20,7 @@ from lhydra.data.prepare import prepare
 from lhydra.data.settings import PrepareSettings
 from lhydra.data.synth import write_world
 from lhydra.domain import I64, Condition, Query, Repeat, UserState, track_hashes
+from lhydra.errors import BundleMismatch
 from lhydra.evaluation.lists import write_lists
 from lhydra.explain.explainer import Explainer
 from lhydra.explain.path import path_of
@@ -37,7 +41,9 @@ from lhydra_server.app import Listener
 from lhydra_server.config import WorkerSettings
 from lhydra_server.served import open_served
 from lhydra_server.service import RecommenderService
+from tests.compiled_kernels import where_a_compiler_is
 from tests.quick_export import quickly
+from tests.test_bundle import reseal
 
 DEPTH, K = 40, 10
 
@@ -324,3 +330,17 @@ def test_what_would_bring_it_in_does_when_it_is_served(
                 kind = one.changes[-1].split()[0]
                 kinds[kind] = kinds.get(kind, 0) + 1
     assert kinds.get("depth", 0) + kinds.get("a", 0) > 5
+
+
+@where_a_compiler_is
+def test_weights_without_the_part_for_moments_that_the_graph_has_are_refused(store: Path, tmp_path: Path) -> None:
+    bundle_id = current_bundle_id(store)
+    (tmp_path / "CURRENT").write_text(f"{bundle_id}\n")
+    folder = Path(shutil.copytree(store / bundle_id, tmp_path / bundle_id))
+    weights = folded_head.read(folder, [folded_head.FILE])
+    assert weights
+    assert "moment" in weights
+    write_npz(folder / folded_head.FILE, {name: one for name, one in weights.items() if not name.startswith("moment")})
+    reseal(folder)
+    with pytest.raises(BundleMismatch, match="golden scores"):
+        Bundle.open(folder.parent)

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from lhydra import recommender as recommenders
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.index import Index
 from lhydra.data.dataset import Dataset, user_states
-from lhydra.domain import Play, Query, Recommendation, Repeat, Tier, UserState
+from lhydra.domain import F32, I64, Play, Query, Recommendation, Repeat, Tier, UserState
 from lhydra.known_users import KnownUsers, entry_bytes
 from lhydra.queries import known_user
 from lhydra.recommender import Recommender
@@ -142,6 +142,27 @@ def test_wide_searches_push_nobody_out(bundle: Bundle, states: list[UserState], 
             Recommender(bundle).recommend(known_user(states[0], 5, depth=depth, repeat=Repeat.ALLOW)),
         )
     assert len(recommender.known_users.cache) == 1
+
+
+def test_a_user_is_asked_for_by_two_surfaces_without_a_search(
+    bundle: Bundle, states: list[UserState], monkeypatch: Any
+) -> None:
+    """With repeats and without, and a deep request between: what both had found stays."""
+    recommender, searches = Recommender(bundle), list[int]()
+    search_many = Index.search_many
+
+    def noted(self: Index, vectors: F32, ks: Sequence[int]) -> list[tuple[I64, F32]]:
+        searches.extend(ks)
+        return search_many(self, vectors, ks)
+
+    monkeypatch.setattr(Index, "search_many", noted)
+    monkeypatch.setattr(known_users, "MOST_NEAREST", 60)
+    for _ in range(3):
+        for depth in (30, 40, 100):
+            query = known_user(states[0], 5, depth=depth, repeat=Repeat.ALLOW)
+            same(recommender.recommend(query), Recommender(bundle).recommend(query))
+    narrow = [k for k in searches if k <= 60]
+    assert sorted(narrow) == [30] * 4 + [40] * 4  # three by those who know nobody
 
 
 def test_what_is_kept_is_bounded_and_holds_on_to_nothing_else(bundle: Bundle, states: list[UserState]) -> None:

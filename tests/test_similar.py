@@ -171,6 +171,11 @@ def test_who_has_left_is_not_worked_for(sequenced: Bundle, found: Similar) -> No
 # -- on a server ---------------------------------------------------------------------------------------------
 
 
+def test_every_stage_is_timed(found: Similar, sequenced: Bundle) -> None:
+    answer = found.find(asked(ids(sequenced, [3, 4]), 10))
+    assert list(answer.stage_us) == ["exclude", "embed", "retrieve", "rerank", "select"]
+
+
 @pytest.fixture(scope="module")
 def server(tiny_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("similar")
