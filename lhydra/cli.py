@@ -12,6 +12,7 @@ import difflib
 import importlib
 import itertools
 import logging
+import re
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
@@ -58,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(__name__).debug("unexpected", exc_info=True)
         print(f"lhydra {args.command}: {_reason(error)}", file=sys.stderr)
         return 1
+
+
+_CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)$", re.DOTALL)  # of argparse, as it says it
 
 
 class _Parser(argparse.ArgumentParser):
@@ -107,6 +111,9 @@ class _Parser(argparse.ArgumentParser):
             message += f"; one that begins with a dash is written {flag}=-VALUE"
             if f"{flag}-file" in self._option_string_actions:
                 message += f", or stands in a file: {flag}-file FILE"
+        if one := _CHOICE.search(message):
+            near = difflib.get_close_matches(one[1], re.findall(r"[^\s',]+", one[2]), 1)
+            message += "".join(f"; the nearest is {name}" for name in near)
         before = itertools.takewhile("--".__ne__, self._words)
         odd = next((word for word in before if word.startswith("-") and not self._is_flag(word)), "")
         if odd and message.startswith(("unrecognized arguments: -", "the following arguments")):

@@ -426,6 +426,26 @@ def test_the_word_that_is_no_flag_is_the_one_that_is_told(
     assert said[-1].startswith(f"lhydra {words[0]}: error: ")
 
 
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["serv"], "; the nearest is serve"),
+        (["index", "lst"], "; the nearest is list"),
+        (["query", "recomend"], "; the nearest is recommend"),
+        (["index", "nothing like it"], ")"),
+    ],
+)
+def test_a_misspelt_command_is_told_with_the_nearest(
+    words: list[str], hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert ended.value.code == 2
+    assert said.endswith(hint)
+    assert f"invalid choice: '{words[-1]}' (choose from " in said
+
+
 @pytest.mark.parametrize("suffix", [".parquet", ".csv", ".csv.gz"])
 def test_only_lists_are_replaced_unless_told(
     world: World, installed: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str

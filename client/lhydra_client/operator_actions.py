@@ -60,7 +60,7 @@ def _user(client: "Client", args: argparse.Namespace) -> tuple[str, dict[str, An
     values = {"user_id": args.user} | dataclasses.asdict(answer)
     if not answer.known:
         return clean(f"user {args.user} · nothing is stored"), values
-    session = f"{answer.session} plays in the session of now"
+    session = f"{answer.session} {'play' if answer.session == 1 else 'plays'} in the session of now"
     counts = f"{answer.history_tracks:,} tracks in the history, {answer.heard_tracks:,} heard"
     lines = [clean(f"user {args.user} · {counts} · {session} · bundle {answer.bundle_id}")]
     lines += [clean(f"{name}: {value}") for name, value in answer.profile.items()]

@@ -97,8 +97,8 @@ def run(args: argparse.Namespace) -> int:
         gateway = Gateway(address, allow_plays=settings.allow_plays)
         other = Gateway(compared, compared=True) if compared else None
         print(f"listening on {url}", flush=True)
-        if settings.open:
-            _show(url)
+        if settings.open and not _show(url):
+            print(f"--open: no browser with a window is here; open {url} in one", flush=True)
         served = uvicorn.Config(
             application(gateway, names, other, origins=origins, rate=settings.rate, store=args.store),
             access_log=False,
@@ -141,11 +141,12 @@ def _origins(cors: str | None) -> list[str]:
     return origins
 
 
-def _show(url: str) -> None:
-    """Opens a browser that has a window of its own: one in the terminal would take it."""
+def _show(url: str) -> bool:
+    """Opens a browser that has a window of its own, where there is one: one in the terminal would take it."""
     if sys.platform == "darwin" or {"DISPLAY", "WAYLAND_DISPLAY"} & os.environ.keys():
         with contextlib.suppress(OSError, webbrowser.Error):
-            webbrowser.open(url)
+            return webbrowser.open(url)
+    return False
 
 
 def _bound(host: str, port: int) -> socket.socket:
