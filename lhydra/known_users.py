@@ -95,8 +95,8 @@ class KnownUsers:
         Returns:
             Of each what `Index.search` returns.
         """
-        found = {i: one[1:] for i, request in enumerate(requests) for one in request.nearest if one[0] == ks[i]}
-        if new := [i for i in range(len(requests)) if i not in found]:
+        found = [nearest_of(request, k) if request.nearest else None for request, k in zip(requests, ks, strict=True)]
+        if new := [i for i, one in enumerate(found) if one is None]:
             vectors = [vector for i in new if (vector := requests[i].vector) is not None]
             together = np.concatenate(vectors) if len(vectors) > 1 else vectors[0]
             searched = self._bundle.index.search_many(together, [ks[i] for i in new])
@@ -106,7 +106,20 @@ class KnownUsers:
                     request.nearest = (ks[i], rows, products), *request.nearest[: MOST_WIDTHS - 1]
                 if ks[i] <= MOST_NEAREST or not request.is_kept:
                     self.keep(request)
-        return [found[i] for i in range(len(requests))]
+        return [one for one in found if one is not None]
+
+
+def nearest_of(request: Traced, k: int) -> tuple[I64, F32] | None:
+    """Returns what a search of one width found for a user.
+
+    Args:
+        request: with what is kept.
+        k: how wide.
+
+    Returns:
+        Rows and inner products; None where none so wide is kept.
+    """
+    return next((one[1:] for one in request.nearest if one[0] == k), None)
 
 
 def key_of(state: UserState) -> bytes:

@@ -219,8 +219,10 @@ class Recommender:
             request.depth = self.depth_of(request.query)
             if request.eligible is None and len(request.excluded) <= MAX_OVERFETCHED_EXCLUSIONS:
                 (together if request.depth <= 2 * self.depth else deep).append(request)
-        for group in ([together] if together else []) + [[request] for request in deep]:
-            self._search_together(group)
+        if together:
+            self._search_together(together)
+        for request in deep:
+            self._search_together([request])
         for request in requests:
             if request.candidates is None:
                 run_stage("retrieve", self._search_eligible, request)

@@ -269,11 +269,12 @@ cdef class CompiledHead(HeadWeights):
                 asked_for += 1
             together = &work.together[0] if table is not None else told.together + 2 * b
             signals = work.signals if moment is not None else told.signals + n_signals * b
+            if ranked and moment is not None:
+                memset(work.signals, 0, m * n_signals * sizeof(float))
             for r in range(m):
                 if table is not None:
                     table.score(&told.listened, told.items[b + r], work.together + 2 * r)
                 if ranked and moment is not None:
-                    memset(work.signals + r * n_signals, 0, n_signals * sizeof(float))
                     moment.tell(told.numbers[b + r], work.signals + r * n_signals)
                 if not self._take(work.x + r * inputs, rows[b + r], user_dense, together + 2 * r):
                     return UNKNOWN_ID
