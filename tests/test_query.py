@@ -129,7 +129,7 @@ def test_what_operators_ask_for_is_shown_to_people_and_machines(
         return capsys.readouterr().out.splitlines()
 
     lines = said("user", "ana", "--entries", "5")
-    head = "user ana · 7 tracks in the history, 1,234 heard · 1 plays in the session of now · bundle b-1"
+    head = "user ana · 7 tracks in the history, 1,234 heard · 1 play in the session of now · bundle b-1"
     assert lines[:2] == [head, "country: Chile"]
     assert "2023-11-14 22:13  " in lines[4]
     assert lines[4].split()[-5:] == ["skipped", "(not", "in", "this", "bundle)"]
