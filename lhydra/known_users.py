@@ -148,12 +148,13 @@ def packed(user: EncodedUsers, vector: F32, nearest: tuple[Nearest, ...]) -> byt
         What `unpacked` takes.
     """
     history = user.histories
-    arrays = history.rows, history.times, user.ids, history.counts, user.entry, user.dense, vector
-    parts = [array.tobytes() for array in arrays]
+    parts: list[Any] = [history.rows, history.times, user.ids, history.counts, user.entry, user.dense, vector]
     for _, rows, products in nearest:
-        parts += products.tobytes(), rows.astype(np.int32).tobytes()
-    parts += [_WIDTH.pack(k, len(rows)) for k, rows, _ in nearest]
-    return b"".join([*parts, bytes([len(nearest)])])
+        parts += products, rows.astype(np.int32)
+    for k, rows, _ in nearest:
+        parts.append(_WIDTH.pack(k, len(rows)))
+    parts.append(bytes((len(nearest),)))
+    return b"".join(parts)
 
 
 def unpacked(known: bytes, n_ids: int, n_dense: int, dim: int) -> tuple[EncodedUsers, F32, tuple[Nearest, ...]]:

@@ -1,18 +1,21 @@
 """Compiled features of users against the NumPy code that defines them, whatever histories and tables hold."""
 
 import dataclasses
+import math
 from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from lhydra import kernels
 from lhydra.bundle.candidates import known_histories
 from lhydra.domain import HISTORY_DTYPE, I64, History
+from lhydra.errors import FeatureError
 from lhydra.features.histories import EncodedUsers, Histories
-from lhydra.features.spec import Encoded, FeatureSpec
+from lhydra.features.spec import AGE_BOUNDS, Encoded, FeatureSpec
 from tests.compiled_kernels import plain, where_a_compiler_is
 from tests.test_features import ENCODED, SPEC, USERS, N
 
@@ -23,6 +26,8 @@ COUNTS = st.sampled_from([0.0, 1.0, 1.0, 2.0, 3.0, 0.7, 7.25, 1e5, 1e18])  # no 
 TIMES = st.sampled_from([0, 0, -1, -7, 1, 10**9, 10**9, -(2**63), 2**63 - 1]) | st.integers(-50, 2 * 10**9)
 ENTRIES = st.lists(st.tuples(st.integers(-1, N - 1), COUNTS, TIMES), max_size=12)
 PROFILES = SPEC.encode_profiles(USERS)
+ODD_CELLS = "f", "DE", "31", "nan", "inf", "1e999", 18, 18.0, 24.999999, 65, -0.0, 1e308, 10**400
+CELLS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=3), st.sampled_from(ODD_CELLS))
 
 
 def as_served(spec: FeatureSpec) -> Encoded:
@@ -86,6 +91,32 @@ def test_profiles_by_row_are_encoded_as_those_of_columns() -> None:
     ):
         with pytest.raises(ValueError, match="other columns"):
             SPEC.encode_users(other, histories, as_served(SPEC))
+
+
+@settings(deadline=None)
+@given(st.lists(st.dictionaries(st.sampled_from(SPEC.profile_columns), CELLS), max_size=4))
+@example([{"age": bound} for bound in (*AGE_BOUNDS, 18, -1e300)])
+def test_profiles_are_numbers_as_in_python(profiles: list[dict[str, Any]]) -> None:
+    """To the bit, and with the same errors, whatever their cells hold."""
+    columns = SPEC.profile
+
+    def found() -> object:
+        try:
+            return repr(columns.numbers_of(profiles))  # which tells -0.0 from 0.0
+        except (FeatureError, OverflowError) as error:
+            return type(error), str(error)
+
+    ours = found()
+    with plain():
+        assert ours == found()
+
+
+def test_plain_profiles_need_no_python() -> None:
+    columns, compiled = SPEC.profile, kernels.compiled
+    given: list[dict[str, Any]] = [{"age": 24.5, "gender": "f", "country": "nowhere"}, {"age": 18}, {}]
+    assert compiled.profile_numbers(given, columns.categories, columns.numbers) == columns.numbers_of(given)
+    for cell in (True, "24", math.nan, math.inf, [1.0]):
+        assert compiled.profile_numbers([{"age": cell}], columns.categories, columns.numbers) is None
 
 
 def test_long_histories_are_encoded_as_by_numpy() -> None:

@@ -168,7 +168,7 @@ def test_the_place_is_the_real_one_for_every_track(
 
 def test_sources_are_those_that_gave_the_track(recommender: Recommender, states: list[UserState], now: int) -> None:
     """Of each source alone: the candidates that a request has without the others."""
-    shares, seen = recommender.bundle.sequences.shares, set()
+    shares, seen = recommender.bundle.sequences.told_shares, set()
     for traced in traces(recommender, states[:-1], now):
         query, vectors = traced.query, recommender.catalog.vectors.astype(np.float32)
         assert traced.vector is not None

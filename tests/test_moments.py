@@ -183,7 +183,7 @@ def test_the_sources_of_a_list_are_those_of_the_request(
         moment = moment_of(bundle, state, encode_states(bundle, [state]), now)
         assert moment is not None
         own, following, together = moment.candidates(
-            bundle.sequences.shares, TRACKS, repeats=repeat is not Repeat.EXCLUDE
+            bundle.sequences.told_shares, TRACKS, repeats=repeat is not Repeat.EXCLUDE
         )
         for row, sources in zip(found.rows.tolist(), found.sources, strict=True):
             assert {"own", "following", "together"} & set(sources) == {

@@ -1,6 +1,7 @@
 """Replies as bytes are those that the generated classes write: the same message to whoever parses them."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from lhydra.domain import STAGES, Recommendation, Tier
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_protos.v1.wire import SCORE_BYTES, number_field, text_field, track_part, varint
 from lhydra_server.replies import reply
+from tests.compiled_kernels import plain
 
 TIERS = {
     Tier.PERSONAL: pb.TIER_PERSONAL,
@@ -129,7 +131,10 @@ def test_a_reply_is_the_message_built_field_by_field(
     parts = texts_of(catalogue)
     before = parts.data.copy()
     found = found_rows(chosen, tier)
-    same(reply(found, parts, stage_us, bundle_id=bundle_id, degraded=degraded, request_id=request_id), expected)
+    for context in (nullcontext(), plain()):
+        with context:
+            ours = reply(found, parts, stage_us, bundle_id=bundle_id, degraded=degraded, request_id=request_id)
+        same(ours, expected)
     np.testing.assert_array_equal(parts.data, before)  # the scores went into a copy
 
 

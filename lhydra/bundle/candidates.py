@@ -176,7 +176,7 @@ def brought(
     catalog = bundle.catalog
     if kernels.compiled is not None and moment is not None and moment.compiled is not None:
         mask = None if eligible is None else eligible.mask.view(np.uint8)
-        room, repeats = room_of(bundle.sequences.shares.tolist(), depth), query.repeat is not Repeat.EXCLUDE
+        room, repeats = room_of(bundle.sequences.told_shares, depth), query.repeat is not Repeat.EXCLUDE
         kept, together = kernels.compiled.brought(
             *(moment.compiled, room, repeats, excluded, catalog.removed, mask),
             *(catalog.vectors.view(np.uint16), vector[0], *nearest, depth),
@@ -198,7 +198,7 @@ def _found_by(
     """Rows that the sources beside the nearest vectors bring and that may be returned."""
     catalog, parts = bundle.catalog, None
     if moment is not None:
-        parts = moment.candidates(bundle.sequences.shares.tolist(), depth, repeats=query.repeat is not Repeat.EXCLUDE)
+        parts = moment.candidates(bundle.sequences.told_shares, depth, repeats=query.repeat is not Repeat.EXCLUDE)
     with borrowed_mask(len(catalog)) as barred:
         barred[excluded] = barred[catalog.removed] = True
         allowed = partial(_allowed, barred, eligible)

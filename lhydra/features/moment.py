@@ -8,8 +8,8 @@ NumPy: the same sums in the same order.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -205,7 +205,7 @@ class Moment:
         more = np.maximum(one.counts - np.bincount(entry, minlength=h + 1)[:h], 0.0)
         return np.asarray(older @ _EXPONENTIALS[:n] + more[:, None] * _EXPONENTIALS[n] + lately[n:].T)
 
-    def candidates(self, shares: Sequence[float] | F32, depth: int, *, repeats: bool = True) -> tuple[I64, I64, I64]:
+    def candidates(self, shares: tuple[float, ...], depth: int, *, repeats: bool = True) -> tuple[I64, I64, I64]:
         """Finds the tracks that come into question, by source.
 
         Args:
@@ -347,7 +347,8 @@ class Moment:
         return float(repeated.mean()), float(repeated[-1])
 
 
-def room_of(shares: Sequence[float] | F32, depth: int) -> tuple[int, int, int, int]:
+@lru_cache(maxsize=64)
+def room_of(shares: tuple[float, ...], depth: int) -> tuple[int, int, int, int]:
     """Returns how many candidates each source may bring, those that follow the last few plays and the many apart.
 
     Args:

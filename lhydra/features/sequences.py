@@ -53,6 +53,11 @@ class Sequences:
         return len(self.damping)
 
     @cached_property
+    def told_shares(self) -> tuple[float, ...]:
+        """The shares as numbers."""
+        return tuple(self.shares.tolist())
+
+    @cached_property
     def compiled(self) -> "SequenceTables":
         """The tables as the compiled kernels, where there are any, read them."""
         weights, damping = (halves.view(np.uint16) for halves in (self.weights, self.damping))

@@ -8,10 +8,8 @@ are not here: they are computed inside the head's graph from what this module en
 Unknown category = 0. Missing number = the fitted default, which is 0 after scaling. Infinite numbers are refused.
 """
 
-import bisect
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -20,19 +18,19 @@ import numpy as np
 import numpy.typing as npt
 
 from lhydra import kernels
-from lhydra.domain import F32, I64, Value
+from lhydra.domain import F32, I64
 from lhydra.errors import FeatureError, complain
 from lhydra.features.columns import (
     Bag,
     Category,
     Columns,
     Number,
-    finite,
+    ProfileColumns,
+    Profiles,
     joined,
     length_of,
     numbers_of,
     stacked,
-    text_of,
 )
 from lhydra.features.histories import (
     MAX_GAP_DAYS,
@@ -47,7 +45,6 @@ from lhydra.features.histories import (
 )
 
 FORMAT = 2
-Profiles = Sequence[Mapping[str, Value]]  # of users, value by column
 
 AGE_BOUNDS = (18.0, 25.0, 35.0, 45.0, 55.0, 65.0)  # age group g holds AGE_BOUNDS[g-2] <= age < AGE_BOUNDS[g-1]
 MAX_GENRES = 255  # the most frequent; the others count as unknown where genres are crossed and averaged
@@ -205,19 +202,7 @@ class FeatureSpec:
     def _profile_numbers(self, profiles: Encoded | Profiles) -> tuple[list[list[float]], list[list[int]]]:
         if isinstance(profiles, Encoded):
             return profiles.dense.tolist(), profiles.ids.tolist()
-        rows: tuple[list[list[float]], list[list[int]]] = [], []
-        for profile in profiles:
-            scaled: list[float] = []
-            numbered = [category.index.get(text_of(profile.get(category.name)), 0) for category in self.user_categories]
-            for number in self.user_numbers:
-                value = finite(number.name, profile.get(number.name))
-                known = value == value  # not NaN
-                scaled += (min(max((value - number.mean) / number.std, -5.0), 5.0) if known else 0.0, known)
-                if number.name == "age":
-                    numbered.append(bisect.bisect_right(AGE_BOUNDS, value) + 1 if known else 0)
-            rows[0].append(scaled)
-            rows[1].append(numbered)
-        return rows
+        return self.profile.numbers_of(profiles)
 
     def encode_users(self, profiles: Encoded | Profiles, histories: Histories, tracks: Encoded) -> EncodedUsers:
         """Encodes users: their profiles plus everything computed from the given histories.
@@ -318,6 +303,12 @@ class FeatureSpec:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     # -- parts --------------------------------------------------------------------------------------------
+
+    @cached_property
+    def profile(self) -> ProfileColumns:
+        """How profiles become numbers."""
+        numbers = ((one.name, one.mean, one.std, AGE_BOUNDS * (one.name == "age")) for one in self.user_numbers)
+        return ProfileColumns(tuple((one.name, one.index) for one in self.user_categories), tuple(numbers))
 
     @cached_property
     def _genre_size(self) -> int:

@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,11 @@ def encode_histories(
     profile_ids: list[list[int]],
     columns: tuple[float, ...],
 ) -> tuple[F32, I64, F32]: ...
+def profile_numbers(
+    profiles: Sequence[Mapping[str, Any]],
+    categories: tuple[tuple[str, dict[str, int]], ...],
+    numbers: tuple[tuple[str, float, float, tuple[float, ...]], ...],
+) -> tuple[list[list[float]], list[list[int]]] | None: ...
 def known_plays(history: History, lengths: list[int], rows: I64) -> tuple[I64, I64, F32, I64]: ...
 def history_vectors(table: npt.NDArray[np.int8], rows: I64) -> F16: ...
 
@@ -125,6 +130,7 @@ def gathered(rows: I64, tables: tuple[npt.NDArray[Any], ...], /) -> list[npt.NDA
 def unchanged(
     data: bytes, lock: bytes, files: tuple[tuple[int, int], tuple[int, int]], data_size: int, lock_size: int, /
 ) -> bool: ...
+def reply_stages(tags: bytes, names: dict[str, bytes], stage_us: dict[str, int]) -> bytes: ...
 def reply_tracks(
     data: npt.NDArray[np.uint8],
     offsets: npt.NDArray[np.integer],  # int32 or int64

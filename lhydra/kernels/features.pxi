@@ -1,9 +1,45 @@
-# Features of users from their histories; see `FeatureSpec.encode_users` in lhydra/features/spec.py.
+# Features of users from their profiles and histories; see `FeatureSpec.encode_users` in lhydra/features/spec.py.
 # The logarithm of 1 + x in double is log1p to float32, in half the time.
 
 cdef enum:
     PATTERNS = 8  # columns behind the preferences
     MAX_VALUES = 256  # of an id column of which shares are taken
+
+
+def profile_numbers(profiles, tuple categories, tuple numbers):
+    """What `ProfileColumns.numbers_of` says; None where a value is neither text, a finite number nor missing."""
+    cdef list dense = [], ids = [], scaled, numbered
+    cdef dict index
+    cdef tuple bounds
+    cdef double number, mean, std
+    cdef Py_ssize_t group
+    for profile in profiles:
+        scaled, numbered = [], []
+        for name, index in categories:
+            value = profile.get(name)
+            if type(value) is not str and value is not None:
+                return None
+            numbered.append(index.get("" if value is None else value, 0))
+        for name, mean, std, bounds in numbers:
+            value = profile.get(name)
+            if value is None:
+                scaled += [0.0, False]
+                group = -1
+            else:
+                if type(value) is not float and type(value) is not int:
+                    return None
+                number = value
+                if not isfinite(number):
+                    return None
+                scaled += [fmin(fmax((number - mean) / std, -5.0), 5.0), True]
+                group = 0
+                while group < len(bounds) and <double>bounds[group] <= number:
+                    group += 1
+            if bounds:
+                numbered.append(group + 1)
+        dense.append(scaled)
+        ids.append(numbered)
+    return dense, ids
 
 
 def known_plays(history, list lengths, const int64_t[::1] rows):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from libc.math cimport exp, expm1, fabsf, fmax, log, log1p, logf
+from libc.math cimport exp, expm1, fabsf, fmax, fmin, isfinite, log, log1p, logf
 from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memcpy, memset

@@ -20,6 +20,44 @@ cdef inline int64_t begins(const Offsets *offsets, int64_t row) noexcept nogil:
     return offsets.wide[row] if offsets.narrow == NULL else offsets.narrow[row]
 
 
+cdef inline uint8_t *varint(uint8_t *to, uint64_t value) noexcept nogil:
+    """Seven bits a byte, lowest first; returns where the next byte goes."""
+    while value > 0x7F:
+        to[0] = value & 0x7F | 0x80
+        to += 1
+        value >>= 7
+    to[0] = <uint8_t>value
+    return to + 1
+
+
+def reply_stages(const uint8_t[::1] tags, dict names, dict stage_us):
+    """A field for each of `names`, of its bytes and the microseconds of the stage; tags are those of field and time."""
+    cdef Py_ssize_t room = 0, width
+    cdef uint64_t took_us
+    cdef uint8_t[10] number
+    cdef uint8_t *out
+    cdef uint8_t *start
+    cdef bytes name
+    if tags.shape[0] != 2:
+        raise ValueError("tags of other fields")
+    for name in names.values():
+        room += len(name) + 32  # two tags and two numbers
+    found = PyBytes_FromStringAndSize(NULL, room)
+    start = out = <uint8_t *>PyBytes_AS_STRING(found)
+    for stage, name in names.items():
+        took_us = stage_us.get(stage, 0)
+        width = varint(number, took_us) - number
+        out[0] = tags[0]
+        out = varint(out + 1, len(name) + (1 + width if took_us else 0))
+        memcpy(out, <const uint8_t *>name, len(name))
+        out += len(name)
+        if took_us:
+            out[0] = tags[1]
+            memcpy(out + 1, number, width)
+            out += 1 + width
+    return found[:out - start]
+
+
 def reply_tracks(
     const uint8_t[::1] data,
     parts,

@@ -18,6 +18,7 @@ from lhydra_protos.v1.wire import SCORE_BYTES, number_field, text_field, varint
 
 _SCORE, _RETRIEVAL_SCORE = np.arange(1, 5), np.arange(6, 10)  # where the floats are among the last SCORE_BYTES bytes
 _STAGE_NAMES = {stage: text_field(1, stage.encode()) for stage in STAGES}
+_STAGE_TAGS = text_field(5, b"-")[:1] + number_field(2, 1)[:1]
 
 
 def unused_columns(profile: Mapping[str, Value], used: Set[str], numbers: Set[str]) -> str:
@@ -86,13 +87,20 @@ def reply(
     """
     tail = [text_field(2, bundle_id.encode()), number_field(3, int(found.tier))]
     tail += [text_field(4, reason.encode()) for reason in degraded]
-    tail += [text_field(5, _STAGE_NAMES[stage] + number_field(2, stage_us.get(stage, 0))) for stage in STAGES]
-    tail.append(text_field(6, request_id.encode()))
+    tail += [_stages(stage_us), text_field(6, request_id.encode())]
     listed = tracks(found.rows, found.scores, found.retrieval_scores, parts)
     if found.applied or found.moved_by or found.sources:
         listed = with_more(listed, found)
         tail += [text_field(7, _applied(one)) for one in found.applied]
     return b"".join([listed, *tail])
+
+
+def _stages(stage_us: Mapping[str, int]) -> bytes:
+    if kernels.compiled is not None and isinstance(stage_us, dict):
+        return kernels.compiled.reply_stages(_STAGE_TAGS, _STAGE_NAMES, stage_us)
+    return b"".join(
+        text_field(5, name + number_field(2, stage_us.get(stage, 0))) for stage, name in _STAGE_NAMES.items()
+    )
 
 
 def tracks(rows: I64, scores: F32, retrieval_scores: F32, parts: StringColumn) -> bytes | bytearray:
