@@ -274,10 +274,10 @@ def test_another_store_in_its_place_takes_no_plays(users: LmdbUsers, tmp_path: P
 
 def test_what_should_exist_is_not_made(tmp_path: Path, short_waits: None) -> None:
     absent = tmp_path / "absent"
-    with pytest.raises(UserStoreError, match=r"found no user store, expected one.*--users-create"):
+    with pytest.raises(UserStoreError, match=r"found no user store, expected one: `lhydra users load` and "):
         LmdbUsers(absent, create=False)
     users = LmdbUsers(absent, create=False, lasting=True)
-    with pytest.raises(UserStoreError):
+    with pytest.raises(UserStoreError, match=r"found no user store, expected one: put it back.*--users-create"):
         users.record([play("e")])
     assert not absent.exists()
     LmdbUsers(absent).close()

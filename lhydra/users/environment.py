@@ -67,7 +67,7 @@ class Environment:
         unchanged: Unchanged | None = None,
     ) -> None:
         self.path, self.identity, self._unchanged = folder, identity, unchanged
-        self._sync_s, self._create = sync_s, create
+        self._sync_s, self._create, self._lasting = sync_s, create, lasting
         self._doubtful, self._try_after_s = doubtful, 0.0
         self._opened: Opened | None = None
         self._given_up: list[Opened] = []
@@ -234,7 +234,9 @@ class Environment:
             if data.exists():
                 self._check_size(data)
             elif not self._create:
-                expected = "one: put it back, or restart the server, with --users-create for a new one"
+                served = "put it back, or restart the server, with --users-create for a new one"
+                made = "`lhydra users load` and `lhydra serve` make it"
+                expected = f"one: {served if self._lasting else made}"
                 raise UserStoreError(complain(folder, "no user store", expected))
             folder.mkdir(exist_ok=True)
             self._check_alone(folder / "lock.mdb")

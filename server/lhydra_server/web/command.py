@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         MissingExtra: what the gateway needs is not installed.
         ConfigError: it would listen beyond this machine, or nobody may listen there, or the server is on another one,
             or it is not said which server, or --cors names no origin.
-        LhydraError: its own server has ended.
+        LhydraError: there is no such store, or its own server has ended.
     """
     settings = config.resolve("web", WebSettings, args)
     for module in _NEEDED:
@@ -120,10 +120,12 @@ def _servers(args: argparse.Namespace, settings: WebSettings) -> Iterator[tuple[
         yield local_server(settings.address), compared
         return
     from lhydra.bundle.listed import find_bundle_id
+    from lhydra.bundle.manifest import current_bundle_id
 
+    current_bundle_id(args.store)  # before a server is started, whose word it would be
     words = ["--log-level", args.log_level, *(["--config", str(args.config)] if args.config else [])]
     if settings.compare is not None:
-        find_bundle_id(args.store, settings.compare, "--compare")  # before a server is started
+        find_bundle_id(args.store, settings.compare, "--compare")
     with contextlib.ExitStack() as stack:
         address, compared = stack.enter_context(own_server(args.store, words)), ""
         if settings.compare is not None:
