@@ -140,7 +140,7 @@ def packed(user: EncodedUsers, vector: F32, nearest: tuple[Nearest, ...]) -> byt
     """Packs one user into one piece of memory: many small ones would scatter what every request allocates.
 
     Args:
-        user: the one user, encoded.
+        user: the one user, encoded; like the rest in arrays of one piece each.
         vector: (1, dim) float32.
         nearest: what searches found.
 
@@ -148,13 +148,11 @@ def packed(user: EncodedUsers, vector: F32, nearest: tuple[Nearest, ...]) -> byt
         What `unpacked` takes.
     """
     history = user.histories
-    parts: list[Any] = [history.rows, history.times, user.ids, history.counts, user.entry, user.dense, vector]
+    parts: list[Any]  # all are buffers
+    parts = [history.rows, history.times, user.ids, history.counts, user.entry, user.dense, vector]
     for _, rows, products in nearest:
         parts += products, rows.astype(np.int32)
-    for k, rows, _ in nearest:
-        parts.append(_WIDTH.pack(k, len(rows)))
-    parts.append(bytes((len(nearest),)))
-    return b"".join(parts)
+    return b"".join([*parts, *(_WIDTH.pack(k, len(rows)) for k, rows, _ in nearest), bytes([len(nearest)])])
 
 
 def unpacked(known: bytes, n_ids: int, n_dense: int, dim: int) -> tuple[EncodedUsers, F32, tuple[Nearest, ...]]:

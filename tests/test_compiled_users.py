@@ -102,7 +102,7 @@ def test_profiles_are_numbers_as_in_python(profiles: list[dict[str, Any]]) -> No
 
     def found() -> object:
         try:
-            return repr(columns.numbers_of(profiles))  # which tells -0.0 from 0.0
+            return repr(columns.encoded(profiles))  # which tells -0.0 from 0.0
         except (FeatureError, OverflowError) as error:
             return type(error), str(error)
 
@@ -114,7 +114,8 @@ def test_profiles_are_numbers_as_in_python(profiles: list[dict[str, Any]]) -> No
 def test_plain_profiles_need_no_python() -> None:
     columns, compiled = SPEC.profile, kernels.compiled
     given: list[dict[str, Any]] = [{"age": 24.5, "gender": "f", "country": "nowhere"}, {"age": 18}, {}]
-    assert compiled.profile_numbers(given, columns.categories, columns.numbers) == columns.numbers_of(given)
+    assert compiled.profile_numbers(given, columns.categories, columns.numbers) == columns.encoded(given)
+    assert compiled.profile_numbers([{"gender": 3}, {"gender": True}], columns.categories, columns.numbers) is not None
     for cell in (True, "24", math.nan, math.inf, [1.0]):
         assert compiled.profile_numbers([{"age": cell}], columns.categories, columns.numbers) is None
 

@@ -24,6 +24,7 @@ from lhydra.queries import known_user
 from lhydra.recommender import Recommender
 from lhydra.traced import Traced, no_check
 from lhydra.users.store import open_users
+from tests.compiled_kernels import plain
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +47,21 @@ def same(found: Recommendation | Exception, plain: Recommendation) -> None:
     assert found.tier is plain.tier
     for name in ("rows", "logits", "scores", "retrieval_scores", "candidates", "candidate_scores"):
         assert getattr(found, name).tolist() == getattr(plain, name).tolist(), name
+
+
+def test_requests_need_no_compiler(recommender: Recommender, bundle: Bundle, states: list[UserState]) -> None:
+    """All of a request, also what is kept of its user, in the NumPy that the kernels stand for."""
+    queries = [known_user(state, 5) for state in states]
+    expected = [recommender.recommend(query) for query in queries]
+    with plain():
+        without = Recommender(bundle)
+        without.warm_up()
+        for _ in range(2):  # the second time as known users
+            for query, wanted in zip(queries, expected, strict=True):
+                found = without.recommend(query)
+                assert found.tier is wanted.tier
+                np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-5)
+        assert without.known_users.hits >= len(queries)
 
 
 def counted(state: UserState) -> UserState:

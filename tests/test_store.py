@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import sem
 
 from lhydra import files
 from lhydra.bundle import catalog_writer, embedding, listed
@@ -225,6 +226,7 @@ def test_the_measured_recall_is_the_truth(recipe: str, tiny_model: Path, tiny_da
         shares.append((len({*exact[1]} & {*found}) / 100, len({*exact[0]} & {*found[:10]}) / 10))
     recall = built.manifest.recall
     assert (recall["coverage"], recall["recall@10"]) == pytest.approx(np.mean(shares, axis=0), abs=1e-6)
+    assert recall["coverage error"] == pytest.approx(sem([share for share, _ in shares]), abs=1e-6)
     assert (recipe != "flat") or recall["coverage"] == 1
     curve = [
         point

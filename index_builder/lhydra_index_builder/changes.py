@@ -360,6 +360,6 @@ def _measured(manifest: Manifest, folder: Path, source: CurrentBundle, config: R
     rows, _ = nearest_of_many(blocks(folder / "vectors.npy"), vectors, sweep.NEIGHBOURS, catalog.removed)
     found = sweep.measure(index, sweep.Truth(vectors, rows), manifest.depth, 0, 0)
     due = manifest.changes["due"]
-    if not due and found.coverage < manifest.index["target"] - config.max_recall_miss:
+    if not due and found.coverage + sweep.noise_of(found.recall) < manifest.index["target"] - config.max_recall_miss:
         due = f"coverage fell to {found.coverage:.4f}"
     return replace(manifest, recall=found.recall, changes={**manifest.changes, "due": due})

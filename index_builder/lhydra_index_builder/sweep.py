@@ -15,6 +15,7 @@ from lhydra_index_builder.index_parts import VectorFile
 
 NEIGHBOURS = 100  # exact neighbours whose share is counted
 REFINE_FACTORS = (1, 2, 4, 8)
+NOISE = 2.0  # standard errors that a mean over some users may lie off that over all
 POINTS_BEYOND = 2  # measured behind the chosen one: the curve shows what more effort would bring
 
 
@@ -41,6 +42,7 @@ class MeasuredPoint:
     p99_us: float
     bytes_per_track: float
     build_s: float
+    coverage_error: float = 0.0  # its standard error over the users; curves of before lack it
 
     @property
     def point(self) -> OperatingPoint:
@@ -50,7 +52,24 @@ class MeasuredPoint:
     @property
     def recall(self) -> Recall:
         """What `recall` of the manifest says of it."""
-        return {"coverage": self.coverage, "recall@10": self.recall_10, "recall@100": self.recall_100}
+        return {
+            "coverage": self.coverage,
+            "recall@10": self.recall_10,
+            "recall@100": self.recall_100,
+            "coverage error": self.coverage_error,
+        }
+
+
+def noise_of(recall: Recall) -> float:
+    """Returns how far a measured coverage may lie from that of all users.
+
+    Args:
+        recall: of a manifest.
+
+    Returns:
+        NOISE standard errors; 0 of a manifest of before, which has none.
+    """
+    return NOISE * recall.get("coverage error", 0.0)
 
 
 def sweep(
@@ -146,6 +165,7 @@ def measure(index: Index, truth: Truth, depth: int, bytes_per_track: float, buil
             shares[i, column] = np.isin(wanted, found).sum() / max(1, len(wanted))
     coverage, recall_10, recall_100 = (round(float(share), 6) for share in shares.mean(0))
     least = round(float(min(shares[0::2, 0].mean(), shares[len(shares) > 1 :: 2, 0].mean())), 6)
+    error = round(float(shares[:, 0].std(ddof=1) / np.sqrt(len(shares))), 6) if len(shares) > 1 else 0.0
     p50, p99 = (round(float(at), 1) for at in np.percentile(times / 1000, (50, 99)))
     point, size = index.point, round(bytes_per_track, 1)
     return MeasuredPoint(
@@ -160,6 +180,7 @@ def measure(index: Index, truth: Truth, depth: int, bytes_per_track: float, buil
         p99,
         size,
         round(build_s, 1),
+        error,
     )
 
 

@@ -80,7 +80,7 @@ def known_histories(histories: Sequence[History], rows: Sequence[I64]) -> Histor
     row: I64 = np.concatenate(rows) if len(rows) > 1 else rows[0]
     if kernels.compiled is not None:
         return Histories(*kernels.compiled.known_plays(history, lengths, row))
-    counts, times = history["count"], history["time"]
+    counts, times = np.ascontiguousarray(history["count"]), np.ascontiguousarray(history["time"])
     known = row >= 0
     if not known.all():
         row, counts, times = row[known], counts[known], times[known]

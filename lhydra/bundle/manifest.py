@@ -44,7 +44,9 @@ class PointEntry(TypedDict):
     refine: int
 
 
-Recall = TypedDict("Recall", {"coverage": float, "recall@10": float, "recall@100": float}, total=False)
+Recall = TypedDict(
+    "Recall", {"coverage": float, "recall@10": float, "recall@100": float, "coverage error": float}, total=False
+)
 
 
 class CurvePoint(TypedDict, total=False):
@@ -61,6 +63,7 @@ class CurvePoint(TypedDict, total=False):
     p99_us: float
     bytes_per_track: float
     build_s: float
+    coverage_error: float
 
 
 class IndexChoice(TypedDict, total=False):

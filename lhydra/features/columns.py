@@ -1,4 +1,4 @@
-"""Raw columns as arrays, missing numbers NaN and missing texts "", and the fitted encodings of single columns."""
+"""Raw columns as arrays, missing numbers NaN and texts ""; encodings of single columns, and of profiles by row."""
 
 import bisect
 import math
@@ -217,7 +217,7 @@ class ProfileColumns:
     categories: tuple[tuple[str, dict[str, int]], ...]
     numbers: tuple[tuple[str, float, float, tuple[float, ...]], ...]
 
-    def numbers_of(self, profiles: Profiles) -> tuple[list[list[float]], list[list[int]]]:
+    def encoded(self, profiles: Profiles) -> tuple[list[list[float]], list[list[int]]]:
         """Encodes profiles given by row.
 
         Plain Python or a compiled loop: for the one row of a request both are several times faster than arrays.
@@ -232,19 +232,20 @@ class ProfileColumns:
             FeatureError: an infinite number.
         """
         if kernels.compiled is not None:
-            plain = kernels.compiled.profile_numbers(profiles, self.categories, self.numbers)
-            if plain is not None:
-                return plain
-        rows: tuple[list[list[float]], list[list[int]]] = [], []
+            found = kernels.compiled.profile_numbers(profiles, self.categories, self.numbers)
+            if found is not None:
+                return found
+        dense: list[list[float]] = []
+        ids: list[list[int]] = []
         for profile in profiles:
             scaled: list[float] = []
-            ids = [index.get(text_of(profile.get(name)), 0) for name, index in self.categories]
+            numbered = [index.get(text_of(profile.get(name)), 0) for name, index in self.categories]
             for name, mean, std, bounds in self.numbers:
                 value = finite(name, profile.get(name))
                 known = value == value  # not NaN
                 scaled += (min(max((value - mean) / std, -5.0), 5.0) if known else 0.0, known)
                 if bounds:
-                    ids.append(bisect.bisect_right(bounds, value) + 1 if known else 0)
-            rows[0].append(scaled)
-            rows[1].append(ids)
-        return rows
+                    numbered.append(bisect.bisect_right(bounds, value) + 1 if known else 0)
+            dense.append(scaled)
+            ids.append(numbered)
+        return dense, ids

@@ -358,7 +358,7 @@ def room_of(shares: tuple[float, ...], depth: int) -> tuple[int, int, int, int]:
     Returns:
         Of own tracks; of those that follow few, and many; of those that go together with what was played.
     """
-    n_own, n_following, n_together = [round(float(share) * depth) for share in shares]
+    n_own, n_following, n_together = [round(share * depth) for share in shares]
     return n_own, n_following - n_following // 2, n_following // 2, n_together
 
 

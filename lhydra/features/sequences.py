@@ -54,7 +54,7 @@ class Sequences:
 
     @cached_property
     def told_shares(self) -> tuple[float, ...]:
-        """The shares as numbers."""
+        """The shares as numbers, by which `room_of` is kept."""
         return tuple(self.shares.tolist())
 
     @cached_property

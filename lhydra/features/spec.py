@@ -183,8 +183,6 @@ class FeatureSpec:
     def encode_profile_rows(self, profiles: Profiles) -> Encoded:
         """Encodes profiles given by row, equal to `encode_profiles`.
 
-        Plain Python: for the one row of a request it is several times faster than arrays.
-
         Args:
             profiles: n of them, value by column; columns that are no features are ignored.
 
@@ -202,7 +200,7 @@ class FeatureSpec:
     def _profile_numbers(self, profiles: Encoded | Profiles) -> tuple[list[list[float]], list[list[int]]]:
         if isinstance(profiles, Encoded):
             return profiles.dense.tolist(), profiles.ids.tolist()
-        return self.profile.numbers_of(profiles)
+        return self.profile.encoded(profiles)
 
     def encode_users(self, profiles: Encoded | Profiles, histories: Histories, tracks: Encoded) -> EncodedUsers:
         """Encodes users: their profiles plus everything computed from the given histories.
@@ -307,7 +305,7 @@ class FeatureSpec:
     @cached_property
     def profile(self) -> ProfileColumns:
         """How profiles become numbers."""
-        numbers = ((one.name, one.mean, one.std, AGE_BOUNDS * (one.name == "age")) for one in self.user_numbers)
+        numbers = ((one.name, one.mean, one.std, AGE_BOUNDS if one.name == "age" else ()) for one in self.user_numbers)
         return ProfileColumns(tuple((one.name, one.index) for one in self.user_categories), tuple(numbers))
 
     @cached_property

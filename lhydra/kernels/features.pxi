@@ -7,7 +7,7 @@ cdef enum:
 
 
 def profile_numbers(profiles, tuple categories, tuple numbers):
-    """What `ProfileColumns.numbers_of` says; None where a value is neither text, a finite number nor missing."""
+    """What `ProfileColumns.encoded` says; None where a number is a text, infinite or of another type."""
     cdef list dense = [], ids = [], scaled, numbered
     cdef dict index
     cdef tuple bounds
@@ -17,9 +17,9 @@ def profile_numbers(profiles, tuple categories, tuple numbers):
         scaled, numbered = [], []
         for name, index in categories:
             value = profile.get(name)
-            if type(value) is not str and value is not None:
-                return None
-            numbered.append(index.get("" if value is None else value, 0))
+            if not isinstance(value, str):
+                value = "" if value is None else str(value)
+            numbered.append(index.get(value, 0))
         for name, mean, std, bounds in numbers:
             value = profile.get(name)
             if value is None:

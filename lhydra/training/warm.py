@@ -82,7 +82,7 @@ def parent_of(path: Path, out: Path, dataset: Dataset, config: TrainSettings) ->
     if not holds_out(fitted, dataset.info.split):
         found = f"a model of another split ({describe(fitted)}; {dataset.path}: {describe(dataset.info.split)})"
         raise ModelError(complain(path, found, f"one whose train plays are none of valid or test here, or {_WITHOUT}"))
-    shares = tuple(model.sequences.shares.tolist()) if len(model.sequences) else None
+    shares = model.sequences.told_shares if len(model.sequences) else None
     chosen = info.chosen if info.quality.get("retrieval") else None
     spec, towers = _towers(model)
     head = checkpoint.read_head(path / "checkpoint" / "head.safetensors")

@@ -14,11 +14,10 @@ from lhydra.domain import F32, I64, STAGES, Condition, Recommendation, Value
 from lhydra.errors import one_line, quoted
 from lhydra.features.columns import number_of
 from lhydra.rules import Applied
-from lhydra_protos.v1.wire import SCORE_BYTES, number_field, text_field, varint
+from lhydra_protos.v1.wire import SCORE_BYTES, STAGE_TAG, TOOK_TAG, number_field, text_field, varint
 
 _SCORE, _RETRIEVAL_SCORE = np.arange(1, 5), np.arange(6, 10)  # where the floats are among the last SCORE_BYTES bytes
 _STAGE_NAMES = {stage: text_field(1, stage.encode()) for stage in STAGES}
-_STAGE_TAGS = text_field(5, b"-")[:1] + number_field(2, 1)[:1]
 
 
 def unused_columns(profile: Mapping[str, Value], used: Set[str], numbers: Set[str]) -> str:
@@ -96,8 +95,8 @@ def reply(
 
 
 def _stages(stage_us: Mapping[str, int]) -> bytes:
-    if kernels.compiled is not None and isinstance(stage_us, dict):
-        return kernels.compiled.reply_stages(_STAGE_TAGS, _STAGE_NAMES, stage_us)
+    if kernels.compiled is not None:
+        return kernels.compiled.reply_stages(STAGE_TAG, TOOK_TAG, _STAGE_NAMES, stage_us)
     return b"".join(
         text_field(5, name + number_field(2, stage_us.get(stage, 0))) for stage, name in _STAGE_NAMES.items()
     )

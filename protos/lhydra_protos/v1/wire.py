@@ -9,6 +9,7 @@ from functools import lru_cache
 
 SCORE_BYTES = 10  # score and retrieval_score: a tag of one byte and a float of four, each
 SCORE_TAG, RETRIEVAL_SCORE_TAG = 0x15, 0x1D  # fields 2 and 3, fixed 32 bits
+STAGE_TAG, TOOK_TAG = 0x2A, 0x10  # of a stage, field 5, and of its microseconds, field 2
 _NO_SCORES = bytes((SCORE_TAG, 0, 0, 0, 0, RETRIEVAL_SCORE_TAG, 0, 0, 0, 0))
 
 
