@@ -30,6 +30,7 @@ if CHROMIUM is None:
 pytest.importorskip("playwright", reason="E2E TOOLS ABSENT: playwright (make e2e installs it)")
 from playwright.sync_api import expect
 
+expect.set_options(timeout=60_000)  # ms, as `until` waits: five seconds are not enough for every machine
 AXE = SOURCE / "node_modules" / "axe-core" / "axe.min.js"
 BUILDS = (SOURCE / "node_modules" / "vite").is_dir() and shutil.which("npm")
 built = pytest.mark.skipif(not BUILDS, reason="E2E TOOLS ABSENT: npm, and what `npm ci` installs in page_source")
