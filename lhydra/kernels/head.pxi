@@ -267,6 +267,8 @@ cdef class CompiledHead(HeadWeights):
                     ask_for(&table.neighbours[row, 0], table.neighbours.shape[1] * sizeof(int32_t))
                     ask_for(&table.weights[row, 0], table.neighbours.shape[1] * sizeof(uint16_t))
                 asked_for += 1
+            for r in range(b if b == 0 else b + BLOCK, min(n, b + 2 * BLOCK)):
+                self._ask_for_crosses(rows[r])
             together = &work.together[0] if table is not None else told.together + 2 * b
             signals = work.signals if moment is not None else told.signals + n_signals * b
             if ranked and moment is not None:
@@ -293,6 +295,14 @@ cdef class CompiledHead(HeadWeights):
                 probabilities[r] = <float>(1 / (1 + exp(-(slope * logits[r] + shift))))
             b += BLOCK
         return ALL_SCORED
+
+    cdef inline void _ask_for_crosses(self, int64_t row) noexcept nogil:
+        """Tells the memory for which crosses of a track `_take` will look; its ids have been asked for before."""
+        cdef Py_ssize_t i, j, numbers
+        for i in range(self.track_columns.shape[0]):
+            numbers, j = CROSS * self.track_pairs[i], self.ids[row, self.track_columns[i]]
+            if 0 <= j < self._size(i):
+                ask_for(&self.cross_track[self.track_starts[i] + j * numbers], numbers * sizeof(float))
 
     cdef inline bint _take(self, float *x, int64_t row, const float[::1] user_dense, const float *together) noexcept nogil:
         """Fills the inputs of the first layer for one track; False where an id is not in its column."""
