@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOWEST := .venv-lowest
 
-.PHONY: demo lint test e2e test-lowest bench bench-compare drills soak locks sbom audit setup clean
+.PHONY: demo lint test test-deep e2e test-lowest bench bench-compare drills soak locks sbom audit setup clean
 
 demo: $(STAMP)
 	$(BIN)/lhydra demo
@@ -23,6 +23,11 @@ lint: $(STAMP)
 # keeps to one core, and a long file that came last would leave the other core idle.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# The same with twenty times as many examples for each property, every kill, real processes throughout and every graph
+# exported as for users: an hour and more. By hand, before a release and after a change to what is killed.
+test-deep: $(STAMP)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --hypothesis-profile=deep -o timeout=3600
 
 # What needs a tool of its own: Envoy, which pip installs, gRPC for Node and what builds the page, which npm installs, and Prometheus
 # with promtool and chromium, which Debian has. Where a tool is missing its tests are skipped, loudly.

@@ -23,6 +23,7 @@ from lhydra.training.train import train
 from lhydra.users.store import open_users
 from lhydra_index_builder.build import rebuild
 from lhydra_index_builder.config import RebuildSettings
+from tests.harness import DEEP, deep
 from tests.quick_export import traced
 
 os.environ.update(no_grpc_proxy="127.0.0.1")  # plain channels of tests, and of what they start, stay on this machine
@@ -48,6 +49,7 @@ def pytest_configure() -> None:
     A process hands ignored signals on to those it starts; one that has a handler starts them with the default.
     """
     hypothesis.settings.register_profile("untimed", deadline=None)
+    hypothesis.settings.register_profile(DEEP, deadline=None, max_examples=2_000)
     hypothesis.settings.load_profile("untimed")
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         if signal.getsignal(number) == signal.SIG_IGN:
@@ -120,5 +122,6 @@ def tiny_bundle(tiny_dataset: Dataset, tiny_model: Path, tmp_path_factory: pytes
 
 @pytest.fixture
 def quick_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Traces graphs as `tests.quick_export` says."""
-    monkeypatch.setattr(exporting, "_traced", traced)
+    """Traces graphs as `tests.quick_export` says, but in `make test-deep`."""
+    if not deep():
+        monkeypatch.setattr(exporting, "_traced", traced)

@@ -7,6 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
+
+DEEP = "deep"  # the profile of `make test-deep`: many examples, every kill, real processes throughout
+
 
 def until(found: Callable[[], Any]) -> Any:
     """Returns the first truthy value of `found`, asked again and again for a minute."""
@@ -37,3 +41,13 @@ def free_port() -> int:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
     return port
+
+
+def deep() -> bool:
+    """Whether this run takes the time that `make test-deep` has."""
+    return hypothesis.settings.get_current_profile_name() == DEEP
+
+
+def examples(n: int) -> int:
+    """Returns how many examples a slow property is held against: `n`, or twenty times as many in `make test-deep`."""
+    return n * 20 if deep() else n

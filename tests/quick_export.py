@@ -1,8 +1,8 @@
 """Tracing graphs with the older exporter of torch, which takes half a second a model instead of twenty.
 
-It is for tests of training whose subject is not the graphs: training still proves them equal to torch. The tiny model,
-the demo and the sample of real plays are exported as for users. Fixtures that outlive a test do it inside `quickly()`,
-processes that a test starts with `environ(folder)`.
+It is for tests whose subject is not the graphs: training still proves them equal to torch. The tiny model is exported
+as for users, and in `make test-deep` so are the demo, the sample of real plays and what asks for `quick_export`.
+Fixtures that outlive a test do it inside `quickly()`, processes that a test starts with `environ(folder)`.
 """
 
 import os

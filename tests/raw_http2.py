@@ -52,10 +52,12 @@ def frames(raw: socket.socket) -> Iterator[tuple[int, int, int, bytes]]:
         yield kind, flags, number, _read(raw, int.from_bytes(head[:3], "big"))
 
 
-def answered(raw: socket.socket) -> Iterator[int]:
-    """Yields the number of each stream that the server ends."""
+def answered(raw: socket.socket, *, pong: bool = False) -> Iterator[int]:
+    """Yields the number of each stream that the server ends; `pong`: pings are answered meanwhile."""
     ended = set()
-    for kind, flags, number, _ in frames(raw):
+    for kind, flags, number, payload in frames(raw):
+        if pong and kind == PING and not flags:
+            raw.sendall(frame(PING, 1, 0, payload))
         if number not in ended and (kind == RST_STREAM or (kind in (HEADERS, DATA) and flags & END_STREAM)):
             ended.add(number)
             yield number

@@ -271,9 +271,12 @@ def test_a_stop_tells_watchers_and_ends_all_streams(tmp_path: Path) -> None:
     with serve(tmp_path) as running:
         told, (stream,) = watch(running.channel), streams(running.channel, 1)
         assert (next(told).status, bool(next(stream))) == (SERVING, True)
-        with half_open(running.listener.port, 3, f"/{SERVICE}/Recommend", 1):
+        with half_open(running.listener.port, 3, f"/{SERVICE}/Recommend", 1) as (raw,):
             until(lambda: len(running.listener._calls._awaited) == 3)
-            running.listener.stop(30)  # by far not that long: pytest's own limit is shorter
+            reader = threading.Thread(target=lambda: list(raw_http2.answered(raw, pong=True)))
+            reader.start()  # it answers the ping of a server that leaves, which gRPC waits for
+            running.listener.stop(600)  # by far not that long: pytest's own limit is shorter
+            reader.join()
         assert [one.status for one in told] == [NOT_SERVING]
         assert stream.code() is Code.CANCELLED
 

@@ -28,6 +28,7 @@ from lhydra.training.candidates import Found, choose_shares
 from lhydra_index_builder.build import rebuild
 from lhydra_index_builder.changes import add, remove
 from lhydra_index_builder.config import RebuildSettings
+from tests.harness import examples
 
 SHARE, DEPTH = 0.5, 40
 REBUILD = RebuildSettings(recall_users=20, gate_users=20, force=True, recipe="flat", depth=DEPTH)
@@ -40,7 +41,7 @@ def table(seed: int, n: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @given(st.integers(0, 1000), st.integers(3, 150), st.integers(1, 400), st.sampled_from([0.0, 0.1, 0.5, 1.0]))
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=examples(25))
 def test_candidates_are_those_with_the_highest_literal_score(seed: int, n: int, heard: int, share: float) -> None:
     rng, depth = np.random.default_rng(seed), 30
     neighbours, weights = table(seed, n, min(n, 50))

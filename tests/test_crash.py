@@ -30,7 +30,7 @@ from lhydra_index_builder import build, gate
 from lhydra_index_builder import store as stores
 from lhydra_index_builder.build import rebuild
 from lhydra_index_builder.config import RebuildSettings
-from tests.harness import gone, until
+from tests.harness import examples, gone, until
 
 SETTINGS = RebuildSettings(recipe="flat", depth=100, recall_users=20, gate_users=20, threads=1)
 
@@ -305,14 +305,14 @@ def test_killed_at_a_step_the_last_good_bundle_is_current(
 def test_killed_at_any_moment_the_last_good_bundle_loads(
     start: Start, store: Path, words: dict[str, list[str]], again: Callable[..., build.Built]
 ) -> None:
-    """20 of 20."""
+    """Five of five, in `make test-deep` a hundred of a hundred."""
     process = start(words["rebuild"])
     started = time.monotonic()
     process.end()
     took_s = time.monotonic() - started
     assert process.returncode == 0
     moments, killed = random.Random(0), 0
-    while killed < 20:
+    while killed < examples(5):
         known = bundles(store)
         current = current_bundle_id(store)
         process = start(words["rebuild"])

@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 
 from lhydra.cli import main
+from tests.harness import deep
+from tests.quick_export import environ
 
 
 def test_the_demo_goes_all_the_way(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if not deep():  # its training is a process
+        monkeypatch.setenv("PYTHONPATH", environ(tmp_path / "site")["PYTHONPATH"])
     became: list[list[str]] = []
     monkeypatch.setattr(os, "execv", lambda _, words: became.append(words))
     argv = [

@@ -28,6 +28,7 @@ from lhydra_index_builder.changes import add, remove
 from lhydra_index_builder.config import RebuildSettings
 from lhydra_index_builder.diff import asking, comparing, measures, telling
 from lhydra_index_builder.diff.result import Audience
+from tests.harness import examples
 
 Lists = Sequence[Sequence[str]]
 
@@ -201,7 +202,7 @@ def answers(tracks: Sequence[str]) -> st.SearchStrategy[list[str]]:
     return st.lists(st.sampled_from(tracks), unique=True, max_size=6)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=examples(70))
 @given(data=st.data())
 def test_every_measure_is_that_of_plain_python(tiny_bundle: Bundle, data: st.DataObject) -> None:
     n, k = data.draw(st.integers(0, 9)), data.draw(st.integers(1, 7))

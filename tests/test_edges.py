@@ -31,6 +31,7 @@ from lhydra_server.app import Listener
 from lhydra_server.errors import MAX_TEXT_CHARS, status_of
 from lhydra_server.served import served_of
 from lhydra_server.service import RecommenderService
+from tests.harness import examples
 
 BUNDLE = Path(__file__).resolve().parent / "golden" / "bundle_v4"
 NOW = 1_700_000_000
@@ -193,7 +194,7 @@ def sound(server: Served, method: str, request: Message) -> None:
         assert math.isfinite(track.retrieval_score)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=list(HealthCheck))
 @given(recommends())
 def test_whatever_a_recommend_says_it_is_answered_or_refused_by_name(
     server: Served, request_: pb.RecommendRequest

@@ -17,6 +17,7 @@ from lhydra.data.events import PAUSE_S, number_sessions
 from lhydra.data.prepare import prepare
 from lhydra.data.settings import PrepareSettings
 from lhydra.errors import DataError
+from tests.harness import examples
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -87,7 +88,7 @@ def rows(dataset: Dataset) -> list[Play]:
     return [Play(*values) for values in zip(*columns, strict=True)]
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(3), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(plays=PLAYS, timed=st.booleans(), data=st.data())
 def test_every_play_is_kept_in_order_of_listening(
     plays: list[Play], timed: bool, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
@@ -153,7 +154,7 @@ def test_sessions_that_interleave_are_told_apart() -> None:
     assert number_sessions(user, time, session, np.ones(6, np.bool_)).tolist() == [0, 1, 0, 1, 0, 2]
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(4), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     plays=PLAYS,
     protocol=st.sampled_from(["temporal", "leave-last", "random", "next-session", "global-time"]),

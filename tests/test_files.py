@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from lhydra import files
+from tests.harness import deep
 
 OLD, NEW = {"a": "old", "b/c": "old"}, {"a": "new", "b/c": "new", "d": "new"}
 
@@ -93,8 +94,11 @@ def stopped_at(n: int, stop: Callable[[], None], work: Callable[[Path], None], p
 
 
 def moments(tmp_path: Path, stop: Callable[[], None], work: Callable[[Path], None]) -> Iterator[tuple[int, Path]]:
-    """Yields (line, place): there the old folder `target` was being replaced until the process was stopped."""
-    for n in range(1, 2_000):
+    """Yields (line, place): there the old folder `target` was being replaced until the process was stopped.
+
+    That is before every line in `make test-deep`, else before every third, where one is killed other than interrupted.
+    """
+    for n in range(1, 2_000) if deep() else range(1 if stop is killed else 2, 2_000, 3):
         place = tmp_path / str(n)
         fill(place / "target", OLD)
         if not stopped_at(n, stop, work, place):

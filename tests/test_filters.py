@@ -26,6 +26,7 @@ from lhydra.errors import BundleCorrupt, InvalidRequest
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.filters import BOOLEAN_SPELLINGS, MAX_CONDITIONS, MAX_VALUES, to_conditions
 from lhydra_server.replies import unknown_values
+from tests.harness import examples
 
 KINDS = {"name": "text", "mood/π": "categorical", "tags": "multi", "loudness": "numeric", "year": "year"}
 TYPES = [pa.string(), pa.string(), pa.list_(pa.string()), pa.float64(), pa.float64()]
@@ -97,7 +98,7 @@ def written(tracks: Sequence[Mapping[str, Any]], kinds: Mapping[str, str] = KIND
 
 
 @given(tables, st.lists(filters, min_size=1, max_size=10), st.integers(1, 9))
-@settings(deadline=None)
+@settings(deadline=None, max_examples=examples(35))
 def test_a_mask_is_what_the_table_says(tracks: list[Any], asked: list[tuple[Condition, ...]], batch: int) -> None:
     with written(tracks, batch=batch) as folder:
         columns = FilterColumns.open(folder)
@@ -134,7 +135,7 @@ def test_a_thousand_values_that_no_track_has_are_not_all_looked_up() -> None:
 
 
 @given(tables, st.integers(0), st.sets(st.sampled_from(sorted(KINDS))))
-@settings(deadline=None)
+@settings(deadline=None, max_examples=examples(40))
 def test_tracks_inserted_give_the_bytes_of_the_whole_table(tracks: list[Any], seed: int, lacking: set[str]) -> None:
     new = np.random.default_rng(seed).random(len(tracks)) < 0.5
     insert_and_compare(tracks, new, lacking)

@@ -584,7 +584,12 @@ def test_the_same_seed_gives_the_same_head(network: Network, data: TrainingData,
 
 @torch.no_grad()
 def test_served_scores_are_those_of_training(
-    network: Network, data: TrainingData, fitted_teachers: Teachers, tiny_dataset: Dataset, tmp_path: Path
+    network: Network,
+    data: TrainingData,
+    fitted_teachers: Teachers,
+    tiny_dataset: Dataset,
+    tmp_path: Path,
+    quick_export: None,
 ) -> None:
     """Candidates and signals gathered in training, scored by the exported head from the bundle's files."""
     with torch.enable_grad():

@@ -24,6 +24,7 @@ from lhydra.data.prepare import prepare
 from lhydra.data.schema import DeclaredColumns
 from lhydra.data.settings import PROTOCOLS, PrepareSettings
 from lhydra.errors import ConfigError, DataError, LhydraError
+from tests.harness import examples
 from tests.realdata import ROOT, real_data
 
 Rows = Sequence[Mapping[str, object]]
@@ -96,7 +97,7 @@ EVENT = st.tuples(st.integers(0, 5), st.integers(0, 7), st.sampled_from([1, 2, 7
 @settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     deadline=None,
-    max_examples=20,
+    max_examples=examples(4),
 )
 @given(
     ids=st.lists(ID, min_size=14, max_size=14, unique=True),

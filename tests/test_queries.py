@@ -15,6 +15,7 @@ from lhydra.queries import Request, known_user, to_query
 from lhydra_index_builder.diff import asking
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.translate import to_request
+from tests.harness import examples
 
 NOW = 1_700_000_000
 ids = st.text(st.characters(exclude_categories=["Cs"]), max_size=3) | st.sampled_from(
@@ -93,7 +94,7 @@ def same(a: Query, b: Query) -> None:
         np.testing.assert_array_equal(x, y)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(requests, states)
 @example(
     {"user_id": "u", "history": [{"track_id": "t9", "count": 3}]},

@@ -35,7 +35,7 @@ def build(source: Path, folder: Path, *training: str) -> tuple[Path, Path]:
     return dataset, store
 
 
-def test_the_sample_is_served(tmp_path: Path) -> None:
+def test_the_sample_is_served(tmp_path: Path, quick_export: None) -> None:
     source = real_data("lhydra-sample") / "spotify_1k_sample_data.csv"
     dataset, store = build(source, tmp_path, "--epochs", "2", "--dim", "32", "--hidden", "32", "--threads", "1")
     lhydra("users", "load", dataset, "--store", store)

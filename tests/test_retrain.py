@@ -5,6 +5,7 @@ import contextlib
 import importlib
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -21,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from lhydra import config
+from lhydra import config, lines
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.listed import entries
 from lhydra.bundle.manifest import Manifest, current_bundle_id
@@ -36,8 +37,8 @@ from lhydra.retraining.turn import STEPS
 from lhydra.retraining.unprompted import leave_out
 from lhydra.retraining.work import State, locked
 from lhydra.users.lmdb_store import LmdbUsers
-from tests.harness import gone, until
-from tests.quick_export import environ
+from tests.harness import deep, gone, until
+from tests.quick_export import environ, quickly
 
 CONFIG = """
 retrain:
@@ -105,7 +106,7 @@ def run_here(argv: list[str], *, stderr: IO[bytes], **_: Any) -> "subprocess.Com
 
 
 class Run:
-    """A run in a process group of its own, whose lines can be waited for."""
+    """A run in a process group of its own, whose lines can be waited for; its steps are processes too."""
 
     def __init__(self, loop: Path, *flags: str) -> None:
         argv = [sys.executable, "-m", "lhydra.cli", *words(loop), *flags]
@@ -136,23 +137,84 @@ class Run:
         return self.process.returncode, out
 
 
+# Forked, so that the imports, most of a run and of its steps, are done once. Nothing here computes before a fork:
+# threads of torch and of FAISS would not come along.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.test_retrain", "lhydra.training.train", "lhydra.commands.evaluate"])
+
+
+class ForkedRun:
+    """A run in a forked process, with its steps in this same process, so that what kills the one kills the other."""
+
+    def __init__(self, loop: Path, *flags: str, fatal: str = "") -> None:
+        self.output = loop / "output"
+        self.output.write_bytes(b"")
+        self.process = FORKS.Process(target=run_forked, args=([*words(loop), *flags], self.output, fatal))
+        self.process.start()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+
+    def end(self) -> tuple[int | None, str]:
+        self.process.join()
+        return self.process.exitcode, self.output.read_text()
+
+
+def run_forked(argv: list[str], output: Path, fatal: str) -> None:
+    """What a forked run does: all of it, or until it has said `fatal`."""
+    descriptor = os.open(output, os.O_WRONLY | os.O_APPEND)
+    for standard in (1, 2):
+        os.dup2(descriptor, standard)
+    say = lines.say
+
+    def say_and_die(line: str, *args: Any) -> None:
+        say(line, *args)
+        if fatal and fatal in line:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with quickly(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "run", run_here)
+        patch.setattr("lhydra.commands.retrain.say", say_and_die)
+        sys.exit(main(argv))
+
+
+def killed_at(loop: Path, wanted: str) -> list[str]:
+    """Kills a run as it says `wanted`; returns what it had said."""
+    if not deep():
+        code, out = ForkedRun(loop, fatal=wanted).end()
+        assert code == -signal.SIGKILL, out
+        return out.splitlines()
+    one = Run(loop)
+    one.reach(wanted)
+    one.kill()
+    return one.lines
+
+
+AnyRun = type[Run] | type[ForkedRun]
+
+
 @pytest.fixture(scope="session")
-def interrupted(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def a_run() -> AnyRun:
+    """What starts a run that is to be killed."""
+    return Run if deep() else ForkedRun
+
+
+@pytest.fixture(scope="session")
+def interrupted(origin: Path, a_run: AnyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A loop whose run was killed as each of its steps began, before `judge` and before `rebuild` copied beside it."""
     loop = tmp_path_factory.mktemp("interrupted") / "loop"
     shutil.copytree(origin, loop)
     (loop / "loop.yaml").write_text(CONFIG.format(loop))
     before, names = current_bundle_id(loop / "store"), [name for name, _, _ in STEPS]
     for number, name in enumerate(names, 1):  # as it begins: the one before has just ended
-        one = Run(loop)
-        one.reach(f"[{number}/{len(STEPS)}]")
-        one.kill()
+        said = killed_at(loop, f"[{number}/{len(STEPS)}]")
         assert current_bundle_id(loop / "store") == before
         assert list(State.read(loop / "work").done) == names[: number - 1]
-        begun = [line for line in one.lines if line.startswith("[")]
-        assert len(begun) == (1 if number == 1 else 2), one.lines  # nothing is done twice but what was killed
+        begun = [line for line in said if line.startswith("[")]
+        assert len(begun) == (1 if number == 1 else 2), said  # nothing is done twice but what was killed
         if name == "train":  # after an epoch: the next run resumes it
-            one = Run(loop)
+            one = a_run(loop)
             until((loop / "work/run/candidate/checkpoint/last.safetensors").exists)
             one.kill()
         if name in ("judge", "rebuild"):
@@ -176,19 +238,19 @@ def begin_here(loop: Path) -> None:
     replace(state, inputs=under_way._inputs(settings, given.config)).write(loop / "work")
 
 
-def test_a_turn_that_is_killed_at_every_step_goes_on_and_publishes_once(interrupted: Path) -> None:
+def test_a_turn_that_is_killed_at_every_step_goes_on_and_publishes_once(interrupted: Path, a_run: AnyRun) -> None:
     loop, store = interrupted, interrupted / "store"
     before = current_bundle_id(store)
     bundles = {entry.bundle_id for entry in entries(store)}
-    one = Run(loop)
+    one = a_run(loop)
     until(lambda: list(store.glob(".staging-*")))
     one.kill()
     assert current_bundle_id(store) == before
-    one = Run(loop)
+    one = a_run(loop)
     until(lambda: current_bundle_id(store) != before)
     one.kill()
     published = current_bundle_id(store)
-    code, out = Run(loop, "--json").end()
+    code, out = a_run(loop, "--json").end()
     assert code == 0, out
     told = json.loads(out.splitlines()[-1])
     assert (told["outcome"], told["bundle_id"], told["served_before"]) == ("published", published, before)
@@ -206,7 +268,7 @@ def test_a_turn_that_is_killed_at_every_step_goes_on_and_publishes_once(interrup
     assert f"Published: {published}" in page
     left = [path for path in (loop / "work/run").iterdir() if path.name != "logs"]
     assert left == []  # nobody's plays, lists or ids are kept longer than needed
-    code, out = Run(loop, "--json").end()
+    code, out = Run(loop, "--json").end()  # as a person starts it, each step a process
     assert (code, json.loads(out.splitlines()[-1])["outcome"]) == (3, "nothing new")
     assert current_bundle_id(store) == published
 

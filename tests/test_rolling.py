@@ -30,6 +30,7 @@ from lhydra.evaluation.rolling.past import Known, Past, fold_seen
 from lhydra.evaluation.rolling.served import PICKED, SERVED, Served
 from lhydra.evaluation.rolling.slices import last_ages, slices
 from lhydra.recommender import Recommender
+from tests.harness import examples
 
 TRACKS = 8
 T0 = 1_600_000_000
@@ -245,7 +246,7 @@ def test_each_baseline_says_what_its_definition_says(events: Events) -> None:
             close(scores_of(past, known, "v-sknn", params), like)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=examples(6))
 @given(worlds(), st.randoms(use_true_random=False))
 def test_no_baseline_looks_at_what_comes_later(events: Events, random: Any) -> None:
     past = Past(events, TRACKS, fold_seen(events, 3, 0))

@@ -30,7 +30,7 @@ from lhydra_server.metrics.counts import Counts
 from lhydra_server.metrics.totals import RECENT, Block, Totals
 from lhydra_server.metrics.worker import Metrics, NoMetrics
 from tests.fake_serve import write_bundle
-from tests.harness import free_port, until
+from tests.harness import examples, free_port, until
 from tests.test_server import Gate, N, fails, gone, play, request, serve
 from tests.test_supervisor import B1, B2, BAD, ROOT, Server, fake, open_stub, publish, refused, running
 
@@ -101,7 +101,7 @@ def known(word: str, words: tuple[str, ...]) -> str:
     return word if word in words else "other"
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), events), max_size=40))
 def test_a_scrape_is_the_sum_of_what_all_workers_counted_dead_or_alive(happened: list[tuple[int, Any]]) -> None:
     totals = Totals(Counts())

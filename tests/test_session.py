@@ -34,6 +34,7 @@ from lhydra_client import Play as ClientPlay
 from lhydra_server.app import Listener
 from lhydra_server.served import served_of
 from lhydra_server.service import RecommenderService
+from tests.harness import examples
 
 BUNDLE = Path(__file__).resolve().parent / "golden" / "bundle_v4"
 NOW, DAY = 1_700_000_000, 86_400
@@ -74,7 +75,7 @@ def same(a: UserState, b: UserState) -> None:
 # -- a session is a recording ------------------------------------------------------------------------------------
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(played, played)
 def test_a_session_makes_the_state_that_recording_it_makes(before: list[SessionEntry], now: list[SessionEntry]) -> None:
     known = {(play.track_id, play.timestamp_s) for play in before}

@@ -17,6 +17,7 @@ from lhydra.data import loading as sources
 from lhydra.data.loading import load
 from lhydra.data.sources import Source, open_source
 from lhydra.errors import DataError
+from tests.harness import examples
 
 
 def read(path: Path) -> list[tuple[Any, ...]]:
@@ -166,7 +167,7 @@ def test_well_formed_csv_takes_the_fast_way(tmp_path: Path, monkeypatch: pytest.
 CELL = st.text(st.sampled_from('aé1 ",\n\r\\|'), max_size=5)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=80)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=examples(25))
 @given(
     rows=st.lists(st.tuples(CELL, CELL, CELL), min_size=1, max_size=5),
     end=st.sampled_from(["\n", "\r\n"]),

@@ -20,6 +20,7 @@ from lhydra.data.events import PAUSE_S
 from lhydra.data.prepare import prepare
 from lhydra.data.settings import PrepareSettings
 from lhydra.data.summary import summarise
+from tests.harness import examples
 from tests.realdata import real_data
 
 
@@ -69,7 +70,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": nearest_rank(values, 0.5), "p90": nearest_rank(values, 0.9), "most": max(values)}
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(6), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=ROWS, columns=st.sets(st.sampled_from(OPTIONAL)))
 def test_figures_are_those_of_the_rows(
     rows: list[Row], columns: set[str], tmp_path_factory: pytest.TempPathFactory

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.harness import examples
 from tests.prepared import SAMPLES, prepare
 from tests.text_exports import Play, described, plays_of, rows_of
 
@@ -98,7 +99,7 @@ def test_other_tables_are_not_taken_for_feedback(tmp_path: Path, capsys: pytest.
 TEXT = st.text(st.sampled_from('a|"{}[]:,1\n\\é'), max_size=8)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=15)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=examples(5))
 @given(labels=st.lists(TEXT | TEXT.map(lambda text: json.dumps({"x": [text, "b"], "y": 1})), min_size=1, max_size=5))
 def test_labels_of_any_kind_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str], labels: list[str]) -> None:
     written(tmp_path / "in", "type,user,item\nr,u,0\nr,v,0\n")

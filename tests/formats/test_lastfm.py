@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.harness import examples
 from tests.prepared import SAMPLES, prepare, song_id
 from tests.text_exports import Play, described, plays_of, rows_of
 
@@ -168,7 +169,7 @@ def test_a_fault_in_the_first_lines_is_named(tmp_path: Path, capsys: pytest.Capt
 CELL = st.text(st.sampled_from('aé"\\ ,1'), min_size=1, max_size=5).filter(lambda text: text.strip(' "\\,') != "")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=10)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=examples(4))
 @given(rows=st.lists(st.tuples(st.sampled_from("xy"), CELL, CELL), min_size=1, max_size=5))
 def test_quotes_in_the_cells_of_1k_are_text(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: list[tuple[str, str, str]]

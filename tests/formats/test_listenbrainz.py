@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from lhydra.data.dataset import Dataset
 from lhydra.data.history import read_listening
 from lhydra.data.settings import ReadSettings
+from tests.harness import examples
 from tests.prepared import ALL_TRAIN, SAMPLES, Heard, heard, prepare, song_id
 
 LISTENS = SAMPLES / "listenbrainz"
@@ -161,7 +162,7 @@ listen = st.fixed_dictionaries(
 
 
 QUICK = settings(
-    max_examples=10,
+    max_examples=examples(3),
     deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),  # to shrink would take minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from lhydra.data.dataset import Dataset
+from tests.harness import examples
 from tests.prepared import ALL_TRAIN, SAMPLES, Heard, heard, prepare, song_id
 
 MALOJA = SAMPLES / "maloja"
@@ -96,7 +97,7 @@ scrobble = st.fixed_dictionaries(
 
 
 QUICK = settings(
-    max_examples=10,
+    max_examples=examples(3),
     deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),  # to shrink would take minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from lhydra import cli
 from lhydra.data.dataset import Dataset
+from tests.harness import examples
 from tests.prepared import SAMPLES, prepare
 from tests.realdata import real_data
 from tests.text_exports import described, plays_of, rows_of
@@ -116,7 +117,7 @@ def test_which_column_is_which(
 CELL = st.text(st.sampled_from('aé"\\:,1 '), min_size=1, max_size=6).filter(lambda text: text.strip() == text)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=15)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=examples(5))
 @given(rows=st.lists(st.tuples(st.sampled_from("xy"), CELL, CELL), min_size=1, max_size=6))
 def test_quotes_are_text(tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: list[tuple[str, str, str]]) -> None:
     plays = [(user, item, i + 1) for i, (user, item, _) in enumerate([*rows, ("x", "one", ""), ("y", "one", "")])]

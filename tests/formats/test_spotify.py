@@ -24,6 +24,7 @@ from lhydra.data.dataset import Dataset
 from lhydra.data.history import read_listening
 from lhydra.data.settings import ReadSettings
 from lhydra.errors import DataError
+from tests.harness import examples
 from tests.prepared import ALL_TRAIN, SAMPLES, Heard, heard, prepare, song_id
 
 ACCOUNT = SAMPLES / "spotify"
@@ -262,7 +263,7 @@ row = st.fixed_dictionaries(
 
 
 @settings(
-    max_examples=10,
+    max_examples=examples(3),
     deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),  # to shrink would take minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.harness import examples
 from tests.prepared import SAMPLES, prepare
 from tests.text_exports import plays_of, rows_of
 
@@ -35,7 +36,7 @@ def test_every_triplet_is_a_count(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "taken for triplets of the Taste Profile (--format triplets)" in said
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=10)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=examples(5))
 @given(rows=st.lists(st.tuples(st.sampled_from("xy"), ID, st.integers(1, 9)), min_size=1, max_size=6))
 def test_ids_stay_as_they_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: list[tuple[str, str, int]]

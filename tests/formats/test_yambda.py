@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lhydra.data.dataset import Dataset
+from tests.harness import examples
 from tests.prepared import Heard, heard, prepare
 from tests.text_exports import described
 
@@ -52,7 +53,7 @@ def expected(rows: list[tuple[Any, ...]]) -> list[Heard]:
     return sorted(found)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=8)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=examples(4))
 @given(rows=st.lists(ROW, max_size=6), step=st.sampled_from([1, 5]))
 def test_every_listen_with_what_was_heard_of_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], rows: list[tuple[Any, ...]], step: int
