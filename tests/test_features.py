@@ -1,11 +1,13 @@
 """The one definition of features: batch and single agree, every feature group has its effect, nothing leaks."""
 
 import dataclasses
+import json
+import math
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lhydra.errors import FeatureError
@@ -233,3 +235,24 @@ def test_json_round_trip_and_fingerprint() -> None:
 def test_what_is_not_features_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(FeatureError, match=r"^features.json: found .*, expected features of format 2$"):
         FeatureSpec.from_json(text)
+
+
+@pytest.mark.parametrize(("name", "value"), [("std", 0), ("std", -1.0), ("std", math.inf), ("mean", math.nan)])
+def test_numbers_that_cannot_be_scaled_are_refused(name: str, value: float) -> None:
+    raw = json.loads(SPEC.to_json())
+    raw["user_numbers"][0][name] = value
+    with pytest.raises(FeatureError, match=r"^features.json: found \w+ of mean .* and deviation .*, expected features"):
+        FeatureSpec.from_json(json.dumps(raw))
+
+
+@given(st.lists(st.floats(-1.7e308, 1.7e308), min_size=1, max_size=20))
+@example([1.7e308, -1.7e308])
+@example([1e200, 2e200, 3e200])
+def test_numbers_of_any_size_are_scaled(values: list[float]) -> None:
+    tracks: dict[str, list[Any]] = {"track_id": [str(i) for i in range(len(values))], "size": [*values]}
+    spec = fit_features(tracks, {}, {"size": "numeric"}, {}, np.ones(len(values), np.bool_))
+    scaled = spec.encode_tracks(tracks).dense[:, 0].astype(np.float64)
+    assert np.isfinite(scaled).all()
+    assert (np.diff(scaled[np.argsort(values, kind="stable")]) >= 0).all(), "larger numbers stay no smaller"
+    if float(np.ptp(np.array(values) / max(1e150, *map(abs, values)))) > 1e-3:
+        assert scaled.max() > scaled.min()

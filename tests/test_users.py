@@ -601,6 +601,20 @@ def test_loading_again_keeps_live_plays_and_goes_where_it_is_told(
     assert "loaded 40 users into lmdb:" in capsys.readouterr().out
 
 
+def test_a_store_without_a_bundle_is_told_as_it_may_be_mistyped(
+    dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "stroe"
+    argv = ["users", "load", str(dataset.path), "--store", str(store)]
+    assert main(argv) == 0
+    loaded, told = capsys.readouterr().out.splitlines()
+    assert loaded.startswith("loaded 40 users")
+    assert told == f"{store} has no bundle yet; next: lhydra index rebuild --model MODEL --data DATASET --store {store}"
+    (store / "CURRENT").write_text("20260101T000000-01234567\n")
+    assert main(argv) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
 def test_what_cannot_be_loaded_is_one_line(
     dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -125,7 +125,7 @@ def _load(args: argparse.Namespace) -> int:
     check_flags(args, ("as_of",), history=settings.history is not None)
     if settings.history is not None:
         return _load_history(settings, settings.history)
-    from lhydra.bundle.manifest import check_place
+    from lhydra.bundle.manifest import check_place, current_or_none
     from lhydra.console import with_progress
     from lhydra.data.dataset import Dataset, user_states
     from lhydra.data.plays import with_plays
@@ -165,6 +165,8 @@ def _load(args: argparse.Namespace) -> int:
     else:
         entries, heard = f"{counts.history_entries:,} history entries", f"{counts.heard_tracks:,} heard tracks"
         print(f"loaded {counts.users:,} users into {where} as of {settings.as_of}: {entries}, {heard}")
+        if settings.users is None and not current_or_none(store):  # or the path was mistyped
+            print(f"{store} has no bundle yet; next: lhydra index rebuild --model MODEL --data DATASET --store {store}")
     return 0
 
 

@@ -148,6 +148,10 @@ class Number:
     std: float
     log: bool = False
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and 0 < self.std < math.inf):
+            raise ValueError(f"{self.name} of mean {self.mean} and deviation {self.std}")
+
     def scaled(self, columns: Columns, n: int) -> npt.NDArray[np.float64]:
         """Scales the column and clips it at 5 deviations.
 
@@ -160,7 +164,8 @@ class Number:
         """
         values = numbers_of(self.name, columns, n)
         values = np.log1p(np.maximum(values, 0)) if self.log else values
-        return np.asarray(np.nan_to_num(np.clip((values - self.mean) / self.std, -5, 5), nan=0.0))
+        with np.errstate(over="ignore"):  # clipped like all that is far away
+            return np.asarray(np.nan_to_num(np.clip((values - self.mean) / self.std, -5, 5), nan=0.0))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ import numpy.typing as npt
 from lhydra.features.columns import Bag, Category, Columns, Number, numbers_of, text_of
 from lhydra.features.spec import FeatureSpec
 
+LARGEST_SQUARED = 1e150  # beyond it the squares of deviations pass the largest float64
+
 
 def fit_features(
     tracks: Columns,
@@ -68,7 +70,11 @@ def _fit_number(name: str, column: Sequence[Any] | npt.NDArray[Any], log: bool =
     values = numbers_of(name, {name: column}, len(column))
     values = values[~np.isnan(values)]
     values = np.log1p(np.maximum(values, 0)) if log else values
-    mean, std = (float(values.mean()), float(values.std())) if len(values) else (0.0, 1.0)
+    largest = np.abs(values).max(initial=0)
+    unit = largest if largest > LARGEST_SQUARED else 1.0
+    mean, std = (
+        (float((values / unit).mean() * unit), float((values / unit).std() * unit)) if len(values) else (0.0, 1.0)
+    )
     return Number(name, mean, std if std > 1e-9 else 1.0, log)
 
 
