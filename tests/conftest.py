@@ -4,6 +4,7 @@ import fcntl
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import hypothesis
@@ -27,6 +28,10 @@ from tests.harness import DEEP, deep
 from tests.quick_export import traced
 
 os.environ.update(no_grpc_proxy="127.0.0.1")  # plain channels of tests, and of what they start, stay on this machine
+# Some machines set it: every process of a test would compile Lhydra anew, a third of the time in which a worker starts,
+# and pytest all tests.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 TINY_TRAINING = TrainSettings(epochs=4, dim=32, hidden=32, temperature=0.15, moments=0, threads=1)
 
 
