@@ -383,8 +383,8 @@ def test_an_epoch_that_finds_more_is_better_though_its_first_ranks_waver(
         (1, VALID, 64, 48),
         (943, VALID, 64, 48),
         (1_885, VALID, 125, 48),
-        (5_120, VALID, 256, 48),
-        (5_121, VALID, 256, 16),
+        (8_192, VALID, 256, 48),
+        (8_193, VALID, 256, 16),
         (29_858, VALID, 256, 16),
         (943, TEST, 64, 16),  # without validation plays nothing would say when to stop
     ],

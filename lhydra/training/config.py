@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from lhydra.data.dataset import Plays
 
 CYCLE = 16  # epochs after which the learning rate starts anew
-FEW_STEPS, CYCLES_OF_FEW = 20, 3  # an epoch of so few users has at most so many steps; cycles that they take at most
+FEW_STEPS, CYCLES_OF_FEW = 32, 3  # an epoch of so few users has at most so many steps; cycles that they take at most
 USERS_PER_STEP = 64, 256  # fewest and most, where nobody says how many
 
 
