@@ -20,7 +20,7 @@ MAX_COUNT = 1e9  # plays of one history entry; sums of them stay finite in float
 MAX_PLAYS = 1_000  # recorded by one call
 MAX_MS_PLAYED = 86_400_000  # of one play: a day
 CLOCK_SKEW_S = 86_400  # a play may be ahead of our clock by so much; one further ahead counts as of now
-LAST_S = 4_102_444_800  # the year 2100: a later timestamp is in another unit
+LAST_S = 4_102_444_799  # the end of the year 2099: a later timestamp is in another unit
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
 _holds_control, _holds_surrogate = re.compile(CONTROL).search, re.compile(r"[\ud800-\udfff]").search
 

@@ -168,6 +168,11 @@ def test_tables_in_memory_are_read_like_files(tmp_path: Path) -> None:
             "plays.parquet: user_id: found a column of double",
         ),
         (pd.DataFrame({"user_id": [], "track_id": []}), "plays.parquet: found no rows"),
+        (
+            pd.DataFrame({"user_id": ["a"], "track_id": ["x"], "playcount": [10**30]}),
+            "plays: playcount: found a whole number of more than 64 bits, expected floats",
+        ),
+        ({"user_id": ["a"], "track_id": ["x"], "playcount": [-(2**64)]}, "plays: playcount: found a whole number of"),
         (pa.table({"user_id": ["a", "b"], "track_id": ["", ""]}), "plays.parquet: found no usable row"),
     ],
 )

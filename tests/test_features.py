@@ -245,14 +245,18 @@ def test_numbers_that_cannot_be_scaled_are_refused(name: str, value: float) -> N
         FeatureSpec.from_json(json.dumps(raw))
 
 
-@given(st.lists(st.floats(-1.7e308, 1.7e308), min_size=1, max_size=20))
-@example([1.7e308, -1.7e308])
-@example([1e200, 2e200, 3e200])
-def test_numbers_of_any_size_are_scaled(values: list[float]) -> None:
+@given(st.lists(st.floats(-1.7e308, 1.7e308), min_size=1, max_size=20), st.sampled_from([1.0, 1e-200, 1e-310]))
+@example([1.7e308, -1.7e308], 1.0)
+@example([1e200, 2e200, 3e200], 1.0)
+@example([1.0, 2.0, 3.0], 1e-12)
+@example([1.0, 2.0, 3.0], 1e-200)
+def test_numbers_of_any_size_are_scaled(values: list[float], unit: float) -> None:
+    values = [value * unit for value in values]
     tracks: dict[str, list[Any]] = {"track_id": [str(i) for i in range(len(values))], "size": [*values]}
     spec = fit_features(tracks, {}, {"size": "numeric"}, {}, np.ones(len(values), np.bool_))
     scaled = spec.encode_tracks(tracks).dense[:, 0].astype(np.float64)
     assert np.isfinite(scaled).all()
     assert (np.diff(scaled[np.argsort(values, kind="stable")]) >= 0).all(), "larger numbers stay no smaller"
-    if float(np.ptp(np.array(values) / max(1e150, *map(abs, values)))) > 1e-3:
+    largest = max(map(abs, values))
+    if largest > 1e-300 and max(values) / largest - min(values) / largest > 1e-6:
         assert scaled.max() > scaled.min()

@@ -406,6 +406,8 @@ BAD = [
     ({"timestamp": "inf"}, "timestamp is neither Unix seconds nor ISO 8601"),
     ({"timestamp": "-5"}, "timestamp is neither Unix seconds nor ISO 8601"),
     ({"timestamp": "1577872800000"}, "timestamp looks like milliseconds, not seconds"),
+    ({"timestamp": "4102444800"}, "timestamp is of the year 2100 or later"),
+    ({"timestamp": "99999999999"}, "timestamp is of the year 2100 or later"),
     ({"track_id": "t99"}, "track_id is not in tracks.csv"),
 ]
 

@@ -49,6 +49,15 @@ def chosen(vectors: VectorFile, truth: Truth, folder: Path, **other: object) -> 
     return choose(vectors, truth, **{**defaults, **other}, run=map, threads=1, folder=folder)  # type: ignore[arg-type]
 
 
+@settings(deadline=None)
+@given(st.integers(1, 150), st.integers(1, 150))
+def test_an_exact_index_covers_all_that_is_asked_for(n: int, depth: int) -> None:
+    exact, queries = unit(n, 3), unit(5, 4)
+    rows, _ = nearest_of_many([exact], queries, sweep.NEIGHBOURS, NOTHING)
+    found = sweep.measure(Index.build(exact, FLAT), Truth(queries, rows), depth, 0, 0)
+    assert found.coverage == 1
+
+
 # -- exact search over blocks ---------------------------------------------------------------------------------
 
 

@@ -212,6 +212,14 @@ def test_the_command_tells_the_figures_in_aligned_lines(tmp_path: Path, capsys: 
     assert all(line[end - 1] != " " and line[end : end + 1] in ("", " ") for line in figures for end in ends)
 
 
+def test_large_figures_stay_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [f"{user},{track},{10**12 - user}" for user in range(3) for track in "xyz"]
+    (tmp_path / "plays.csv").write_text("\n".join(["user_id,track_id,playcount", *lines]))
+    assert cli.main(["prepare", str(tmp_path / "plays.csv"), str(tmp_path / "dataset")]) == 0
+    (users,) = [line for line in capsys.readouterr().out.splitlines() if line.split()[:1] == ["users"]]
+    assert len(users.split()) == 5, users
+
+
 @pytest.mark.real_data
 @pytest.mark.parametrize("name", ["30music", "lfm-sessions"])
 def test_figures_of_real_logs_are_those_that_pandas_finds(name: str, tmp_path: Path) -> None:

@@ -238,3 +238,12 @@ def test_what_was_validated_is_said_as_it_is(
     flags = ["--epochs", "1", "--head-epochs", "1", "--dim", "8", "--hidden", "8", "--threads", "1"]
     assert main(["train", str(tmp_path / "dataset"), str(tmp_path / "model"), *flags]) == 0
     assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["--dim", "--hidden"])
+def test_a_width_that_no_machine_holds_is_refused_before_any_work(
+    flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(tmp_path / "dataset"), str(tmp_path / "model"), flag, "99999999999"]) == 1
+    assert capsys.readouterr().err == f"lhydra train: {flag}: found 99999999999, expected 1 to 4096\n"
+    assert not (tmp_path / "model").exists()

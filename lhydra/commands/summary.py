@@ -46,7 +46,7 @@ def tell(info: "DatasetInfo", dataset: Path, took_s: float) -> str:
         *([("sessions", sessions["count"], sessions["per_session"], _origin(found))] if sessions else []),
     ):
         spread = "".join(
-            f"{_number(values[name]):>{width}}" for name, width in (("median", 9), ("p90", 11), ("most", 11))
+            f" {_number(values[name]):>{width - 1}}" for name, width in (("median", 9), ("p90", 11), ("most", 11))
         )
         lines += _line(label, f"{count:,}", [note], spread + "  ")
     named = [

@@ -139,6 +139,15 @@ def _to_arrow(name: str, table: Any) -> pa.Table:
     except (pa.ArrowException, TypeError, ValueError) as error:
         expected = "a table whose columns each hold values of one kind"
         raise DataError(complain(name, " ".join(str(error).split()), expected)) from None
+    except OverflowError:
+        named = next((column for column in table if any(map(_is_too_wide, table[column]))), "a column")
+        raise DataError(
+            complain(f"{name}: {named}", "a whole number of more than 64 bits", "floats, or texts")
+        ) from None
+
+
+def _is_too_wide(value: object) -> bool:
+    return isinstance(value, int) and not -(2**63) <= value < 2**64
 
 
 def _added(

@@ -14,7 +14,7 @@ from lhydra.data.report import Report
 from lhydra.data.sources import Side, Source
 from lhydra.data.table import Table
 from lhydra.errors import DataError, complain
-from lhydra.limits import CONTROL, MAX_ID_CHARS
+from lhydra.limits import CONTROL, LAST_S, MAX_ID_CHARS
 
 MAX_COUNT = 1e12  # plays in one row: far above any real count, and sums of them still fit float32
 NOT_A_TIME = "timestamp is neither Unix seconds nor ISO 8601"
@@ -87,6 +87,7 @@ def check_plays(con: duckdb.DuckDBPyConnection, source: Source, report: Report) 
             ("time IS NULL AND is_bare_year(given)", A_YEAR),
             ("time IS NULL AND above_seconds(given)", MILLISECONDS),
             ("coalesce(time, -1) < 0", NOT_A_TIME),
+            (f"time > {LAST_S}", "timestamp is of the year 2100 or later"),
         ]
     matches: list[str] = []
     tracks = source.beside_plays("tracks")

@@ -10,7 +10,8 @@ import numpy.typing as npt
 from lhydra.features.columns import Bag, Category, Columns, Number, numbers_of, text_of
 from lhydra.features.spec import FeatureSpec
 
-LARGEST_SQUARED = 1e150  # beyond it the squares of deviations pass the largest float64
+LARGEST_SQUARED = 1e150  # beyond it, and below its inverse, the squares of deviations are no float64
+CONSTANT = 1e-12  # of the largest number: a smaller deviation is that of rounding
 
 
 def fit_features(
@@ -71,11 +72,11 @@ def _fit_number(name: str, column: Sequence[Any] | npt.NDArray[Any], log: bool =
     values = values[~np.isnan(values)]
     values = np.log1p(np.maximum(values, 0)) if log else values
     largest = np.abs(values).max(initial=0)
-    unit = largest if largest > LARGEST_SQUARED else 1.0
+    unit = largest if largest > LARGEST_SQUARED or 0 < largest < 1 / LARGEST_SQUARED else 1.0
     mean, std = (
         (float((values / unit).mean() * unit), float((values / unit).std() * unit)) if len(values) else (0.0, 1.0)
     )
-    return Number(name, mean, std if std > 1e-9 else 1.0, log)
+    return Number(name, mean, std if std > CONSTANT * largest else 1.0, log)
 
 
 def _track_ids(tracks: Columns, trained: npt.NDArray[np.bool_]) -> Category:

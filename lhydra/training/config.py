@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from lhydra.data.dataset import Plays
 
 CYCLE = 16  # epochs after which the learning rate starts anew
+MAX_WIDTH = 4_096  # of vectors and layers: wider ones gain nothing that was ever measured
 FEW_STEPS, CYCLES_OF_FEW = 32, 3  # an epoch of so few users has at most so many steps; cycles that they take at most
 USERS_PER_STEP = 64, 256  # fewest and most, where nobody says how many
 
@@ -29,8 +30,8 @@ class TrainSettings(Settings):
     weight_decay: float = setting(1e-5, "weight decay of the towers", low=0)
     head_weight_decay: float = setting(1e-2, "weight decay of the head", low=0)
     clip_norm: float = setting(5.0, "largest norm of the gradient", above=0)
-    dim: int = setting(128, "width of the vectors", low=1)
-    hidden: int = setting(128, "width of the hidden layers; half of it in the head", low=1)
+    dim: int = setting(128, "width of the vectors", low=1, high=MAX_WIDTH)
+    hidden: int = setting(128, "width of the hidden layers; half of it in the head", low=1, high=MAX_WIDTH)
     dropout: float = setting(0.2, "dropout in the dense layers", low=0, below=1)
     id_dropout: float = setting(
         0.05, "share of tracks whose id is hidden in a step, so that new tracks work", low=0, below=1
