@@ -275,7 +275,7 @@ def test_a_stop_tells_watchers_and_ends_all_streams(tmp_path: Path) -> None:
             until(lambda: len(running.listener._calls._awaited) == 3)
             reader = threading.Thread(target=lambda: list(raw_http2.answered(raw, pong=True)))
             reader.start()  # it answers the ping of a server that leaves, which gRPC waits for
-            running.listener.stop(600)  # by far not that long: pytest's own limit is shorter
+            running.listener.stop(86_400)  # by far not that long: pytest's limits are shorter, in `make test-deep` too
             reader.join()
         assert [one.status for one in told] == [NOT_SERVING]
         assert stream.code() is Code.CANCELLED

@@ -96,9 +96,10 @@ def stopped_at(n: int, stop: Callable[[], None], work: Callable[[Path], None], p
 def moments(tmp_path: Path, stop: Callable[[], None], work: Callable[[Path], None]) -> Iterator[tuple[int, Path]]:
     """Yields (line, place): there the old folder `target` was being replaced until the process was stopped.
 
-    That is before every line in `make test-deep`, else before every third, where one is killed other than interrupted.
+    In `make test-deep` it is killed before every line and interrupted before every line, else killed before the even
+    and interrupted before the odd ones.
     """
-    for n in range(1, 2_000) if deep() else range(1 if stop is killed else 2, 2_000, 3):
+    for n in range(1, 2_000) if deep() else range(2 if stop is killed else 1, 2_000, 2):
         place = tmp_path / str(n)
         fill(place / "target", OLD)
         if not stopped_at(n, stop, work, place):

@@ -94,16 +94,16 @@ ID = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1
 EVENT = st.tuples(st.integers(0, 5), st.integers(0, 7), st.sampled_from([1, 2, 7, 0.25, 0.1, 1e6]), st.integers(1, 40))
 
 
+@pytest.mark.parametrize("protocol", ["temporal", "leave-last", "random"])
+@pytest.mark.parametrize("parquet", [False, True])
 @settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     deadline=None,
-    max_examples=examples(4),
+    max_examples=examples(2),
 )
 @given(
     ids=st.lists(ID, min_size=14, max_size=14, unique=True),
     events=st.lists(EVENT, min_size=2, max_size=50),
-    protocol=st.sampled_from(["temporal", "leave-last", "random"]),
-    parquet=st.booleans(),
     seed=st.integers(0, 9),
 )
 def test_any_log_is_kept_whole_whatever_its_order(

@@ -246,7 +246,7 @@ def test_each_baseline_says_what_its_definition_says(events: Events) -> None:
             close(scores_of(past, known, "v-sknn", params), like)
 
 
-@settings(deadline=None, max_examples=examples(6))
+@settings(deadline=None, max_examples=examples(10))
 @given(worlds(), st.randoms(use_true_random=False))
 def test_no_baseline_looks_at_what_comes_later(events: Events, random: Any) -> None:
     past = Past(events, TRACKS, fold_seen(events, 3, 0))

@@ -162,7 +162,7 @@ listen = st.fixed_dictionaries(
 
 
 QUICK = settings(
-    max_examples=examples(3),
+    max_examples=examples(6),
     deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),  # to shrink would take minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture],

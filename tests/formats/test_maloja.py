@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from lhydra.data.dataset import Dataset
@@ -105,6 +105,21 @@ QUICK = settings(
 
 
 @QUICK
+@example(
+    ada=[
+        {
+            "time": 1_000_000_007,
+            "track": {"artists": ["Kite", 'The "Knot"'], "title": "Slow (feat. Ann)"},
+            "duration": 7,
+        },
+        {"time": 1_000_000_007, "track": {"artists": ["KITE"], "title": "Kité", "length": 61, "album": None}},
+    ],
+    bo=[
+        {"time": 1_600_000_000, "track": {"artists": ["KITE"], "title": "Kité"}, "origin": "a, b"},
+        {"time": 1_600_000_000, "track": {"artists": ["Kite"], "title": "Kite", "album": {"albumtitle": "a, b"}}},
+        {"time": 1_700_000_000, "track": {"artists": ["Kite"], "title": "Kite", "length": None}, "duration": None},
+    ],
+)
 @given(ada=st.lists(scrobble, min_size=2, max_size=20), bo=st.lists(scrobble, min_size=2, max_size=20))
 def test_any_scrobbles_are_counted_as_they_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], ada: list[dict[str, Any]], bo: list[dict[str, Any]]

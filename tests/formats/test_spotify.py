@@ -17,7 +17,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from lhydra.data.dataset import Dataset
@@ -267,6 +267,26 @@ row = st.fixed_dictionaries(
     deadline=None,
     phases=(Phase.explicit, Phase.reuse, Phase.generate),  # to shrink would take minutes
     suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@example(
+    files=[
+        [
+            {"endTime": "2019-12-31 23:59", "artistName": "Kite", "trackName": 'The "Knot"', "msPlayed": 30_000},
+            {"endTime": "2019-12-31 23:59", "artistName": "Kite", "trackName": 'The "Knot"', "msPlayed": 29_999},
+            {"endTime": "2020-01-01 00:00", "artistName": "KITE", "trackName": "Kité", "msPlayed": 0},
+        ],
+        [
+            {
+                "endTime": "2020-02-29 12:00",
+                "artistName": "a, b",
+                "trackName": "\n\tz",
+                "msPlayed": 61_000,
+                "more": ["Kite"],
+            }
+        ],
+        [{"endTime": "2019-12-31 23:59", "artistName": "Kite", "trackName": 'The "Knot"', "msPlayed": 9_000_000}],
+    ],
+    form=7,
 )
 @given(files=st.lists(st.lists(row, min_size=1, max_size=12), min_size=2, max_size=4), form=st.integers(0, 7))
 def test_any_account_data_are_counted_as_they_are(
