@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from lhydra.bundle import catalog_writer
+from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.model import Model, ModelInfo
 from lhydra.data.dataset import Dataset
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.features import item_item
 from lhydra.features.co_listening import CoListening
 from lhydra.features.histories import Histories, offsets_of
-from lhydra.training import calibration, teachers
+from lhydra.training import calibration, checkpoint, content, teachers
 from lhydra.training import examples as examples_of
 from lhydra.training import head as heads
 from lhydra.training.content import RARE
@@ -591,7 +592,6 @@ def test_served_scores_are_those_of_training(
     tmp_path: Path,
     quick_export: None,
 ) -> None:
-    """Candidates and signals gathered in training, scored by the exported head from the bundle's files."""
     with torch.enable_grad():
         fit(network, data, fitted_teachers.table)
     network.head.strength.fill_(0.5)
@@ -600,7 +600,29 @@ def test_served_scores_are_those_of_training(
     export(network, data, fitted_teachers.table, tmp_path, ModelInfo())
     (tmp_path / "catalog").mkdir()
     bundle = catalog_writer.unpublished_bundle(Model.open(tmp_path), tiny_dataset, tmp_path / "catalog")
-    examples = gathered(network, data, fitted_teachers.table)
+    check_served(bundle, network, data, gathered(network, data, fitted_teachers.table))
+
+
+@torch.no_grad()
+def test_the_graphs_that_users_get_serve_the_scores_of_training(
+    network: Network, data: TrainingData, fitted_teachers: Teachers, tiny_model: Path, tiny_bundle: Bundle
+) -> None:
+    """Those of the tiny model, exported as for users; what it was in torch is told by its checkpoints."""
+    checkpoint.load(tiny_model / "checkpoint" / "best.safetensors", network)
+    with torch.enable_grad():
+        content.fit(network, data, Tensors.of(data), TINY_TRAINING)
+    network.head.load_state_dict(checkpoint.read_head(tiny_model / "checkpoint" / "head.safetensors"))
+    network.eval()
+    chosen = Model.open(tiny_model).info.chosen
+    assert chosen
+    assert network.head.strength > 0
+    check_served(
+        tiny_bundle, network, data, gathered(network, data, fitted_teachers.table, share=chosen["co-listening share"])
+    )
+
+
+def check_served(bundle: Bundle, network: Network, data: TrainingData, examples: Examples) -> None:
+    """Candidates and signals gathered in training, scored by the exported head from the bundle's files."""
     vectors, tensors = embed_tracks(network, Tensors.of(data))[0], Tensors.of(data)
     encoded = data.spec.encode_users(data.profiles[data.valid.users], select(data.train, data.valid.users), data.tracks)
     served = torch.from_numpy(bundle.user_tower.embed(encoded, bundle.catalog.history))
