@@ -24,8 +24,7 @@ lint: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# The same with twenty times as many examples for each property, every kill, real processes throughout and every graph
-# exported as for users: an hour and more. By hand, before a release and after a change to what is killed.
+# The same with all that tests.harness.deep stands for (CONTRIBUTING.md): hours, by hand, before a release.
 test-deep: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --hypothesis-profile=deep -o timeout=3600
 

@@ -241,7 +241,7 @@ def test_what_was_validated_is_said_as_it_is(
 
 
 @pytest.mark.parametrize("flag", ["--dim", "--hidden"])
-def test_a_width_that_no_machine_holds_is_refused_before_any_work(
+def test_a_width_beyond_any_use_is_refused_before_any_work(
     flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", str(tmp_path / "dataset"), str(tmp_path / "model"), flag, "99999999999"]) == 1

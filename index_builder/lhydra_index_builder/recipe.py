@@ -7,9 +7,9 @@ The rule knows sizes and measured recall, never times: the same inputs give the 
     IVF4096,PQ32x4fs        where `max_bytes_per_track` leaves no room for those; ordered by the mapped exact vectors
     IVF4096,Flat, flat      where the codes cannot reach the recall asked for
 
-The operating point is the one with the least work whose coverage, the share of the exact nearest 100 among `depth`
-found, reaches the target for both halves of the users. Codes that round may be helped by refining: more are found by
-their codes, and ordered by the exact vectors.
+The operating point is the one with the least work whose coverage, the share of the exact nearest 100, or `depth` where
+that is less, among `depth` found, reaches the target for both halves of the users. Codes that round may be helped by
+refining: more are found by their codes, and ordered by the exact vectors.
 """
 
 import math

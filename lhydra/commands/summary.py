@@ -45,9 +45,8 @@ def tell(info: "DatasetInfo", dataset: Path, took_s: float) -> str:
         ("tracks", found["tracks"], found["per_track"], ""),
         *([("sessions", sessions["count"], sessions["per_session"], _origin(found))] if sessions else []),
     ):
-        spread = "".join(
-            f" {_number(values[name]):>{width - 1}}" for name, width in (("median", 9), ("p90", 11), ("most", 11))
-        )
+        widths = (("median", 8), ("p90", 10), ("most", 10))
+        spread = "".join(f" {_number(values[name]):>{width}}" for name, width in widths)
         lines += _line(label, f"{count:,}", [note], spread + "  ")
     named = [
         f"of {side}: {_columns(of)}" for side, of in (("tracks", info.track_columns), ("users", info.user_columns))

@@ -140,10 +140,9 @@ def _to_arrow(name: str, table: Any) -> pa.Table:
         expected = "a table whose columns each hold values of one kind"
         raise DataError(complain(name, " ".join(str(error).split()), expected)) from None
     except OverflowError:
-        named = next((column for column in table if any(map(_is_too_wide, table[column]))), "a column")
-        raise DataError(
-            complain(f"{name}: {named}", "a whole number of more than 64 bits", "floats, or texts")
-        ) from None
+        wide = [f"{name}: {column}" for column in table if any(map(_is_too_wide, table[column]))]
+        found, expected = "a whole number of more than 64 bits", "floats or text"
+        raise DataError(complain(wide[0] if wide else name, found, expected)) from None
 
 
 def _is_too_wide(value: object) -> bool:

@@ -1,5 +1,6 @@
 """How the features are fitted on the train fold: which values get a number, and how numbers are scaled."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,8 +11,7 @@ import numpy.typing as npt
 from lhydra.features.columns import Bag, Category, Columns, Number, numbers_of, text_of
 from lhydra.features.spec import FeatureSpec
 
-LARGEST_SQUARED = 1e150  # beyond it, and below its inverse, the squares of deviations are no float64
-CONSTANT = 1e-12  # of the largest number: a smaller deviation is that of rounding
+CONSTANT = 1e-12  # of the largest number: a smaller deviation is rounding, and the column is constant
 
 
 def fit_features(
@@ -71,11 +71,11 @@ def _fit_number(name: str, column: Sequence[Any] | npt.NDArray[Any], log: bool =
     values = numbers_of(name, {name: column}, len(column))
     values = values[~np.isnan(values)]
     values = np.log1p(np.maximum(values, 0)) if log else values
-    largest = np.abs(values).max(initial=0)
-    unit = largest if largest > LARGEST_SQUARED or 0 < largest < 1 / LARGEST_SQUARED else 1.0
-    mean, std = (
-        (float((values / unit).mean() * unit), float((values / unit).std() * unit)) if len(values) else (0.0, 1.0)
-    )
+    if not len(values):
+        return Number(name, 0.0, 1.0, log)
+    largest = float(np.abs(values).max())
+    unit = math.ldexp(1.0, math.frexp(largest)[1] - 1)  # a power of two rounds nothing, and squares stay in float64
+    mean, std = float((values / unit).mean()) * unit, float((values / unit).std()) * unit
     return Number(name, mean, std if std > CONSTANT * largest else 1.0, log)
 
 

@@ -241,7 +241,7 @@ cdef class CompiledHead(HeadWeights):
         """Scores all tracks, and says whether all could be."""
         cdef Py_ssize_t n = rows.shape[0], h = self.hidden, inputs = self.layer.shape[0], outputs = self.layer.shape[1]
         cdef Py_ssize_t seconds = self.second.shape[1], n_signals = self.moment_offsets.shape[0] + 1, b = 0, m, r, i
-        cdef Py_ssize_t dim = self.vectors.shape[1], asked_for = 0
+        cdef Py_ssize_t dim = self.vectors.shape[1], asked_for = 0, crossed = 0
         cdef int64_t row
         cdef bint ranked = self.of_moments and told.context[self.known_at] > 0
         cdef const float *together
@@ -267,8 +267,9 @@ cdef class CompiledHead(HeadWeights):
                     ask_for(&table.neighbours[row, 0], table.neighbours.shape[1] * sizeof(int32_t))
                     ask_for(&table.weights[row, 0], table.neighbours.shape[1] * sizeof(uint16_t))
                 asked_for += 1
-            for r in range(b if b == 0 else b + BLOCK, min(n, b + 2 * BLOCK)):
-                self._ask_for_crosses(rows[r])
+            while crossed < asked_for:  # after the ids of all: one asked for and read at once would be waited for
+                self._ask_for_crosses(rows[crossed])
+                crossed += 1
             together = &work.together[0] if table is not None else told.together + 2 * b
             signals = work.signals if moment is not None else told.signals + n_signals * b
             if ranked and moment is not None:
@@ -297,7 +298,7 @@ cdef class CompiledHead(HeadWeights):
         return ALL_SCORED
 
     cdef inline void _ask_for_crosses(self, int64_t row) noexcept nogil:
-        """Tells the memory for which crosses of a track `_take` will look; its ids have been asked for before."""
+        """Tells the memory which crosses of a track `_take` will copy; reads its ids, which were asked for first."""
         cdef Py_ssize_t i, j, numbers
         for i in range(self.track_columns.shape[0]):
             numbers, j = CROSS * self.track_pairs[i], self.ids[row, self.track_columns[i]]

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from lhydra.data.dataset import Plays
 
 CYCLE = 16  # epochs after which the learning rate starts anew
-MAX_WIDTH = 4_096  # of vectors and layers: wider ones gain nothing that was ever measured
+MAX_WIDTH = 4_096  # of vectors and layers: far above any use, so that a slip of the keyboard ends before any work
 FEW_STEPS, CYCLES_OF_FEW = 32, 3  # an epoch of so few users has at most so many steps; cycles that they take at most
 USERS_PER_STEP = 64, 256  # fewest and most, where nobody says how many
 
