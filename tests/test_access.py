@@ -110,10 +110,10 @@ def arguments(pki: Pki, transport: str) -> dict[str, Any]:
 
 
 def write_tokens(folder: Path, text: str = FILE) -> Path:
-    path = folder / "tokens"
-    path.write_text(text)
-    path.chmod(0o600)
-    return path
+    path, new = folder / "tokens", folder / ".tokens"
+    new.write_text(text)
+    new.chmod(0o600)
+    return new.replace(path)  # in one go: a server that looks meanwhile would find a part of it
 
 
 def channel(address: str, pki: Pki, transport: str) -> grpc.Channel:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lhydra.errors import ConfigError
+from lhydra.files import write_text
 from lhydra.lists.file import read
 from lhydra.rules import Boost, Calibration, Collapse, Diversity, Explore, Fresh, Match, Pin
 from lhydra_protos.v1 import recommender_pb2 as pb
@@ -34,7 +35,7 @@ sets:
 
 
 def write(path: Path, text: str) -> Path:
-    path.write_text(text)
+    write_text(path, text)  # in one go: a server that looks meanwhile would find a part of it, and say so
     return path
 
 
