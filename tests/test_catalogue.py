@@ -2,7 +2,7 @@
 
 import asyncio
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from benchmarks import search
 from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.strings import StringColumn
 from lhydra.bundle.title_words import FILES, TitleWords, words_of
+from lhydra.domain import I64
 from lhydra.errors import BundleCorrupt, DeadlineExceeded
 from lhydra.recommender import Recommender
 from lhydra.users.store import open_users
@@ -153,6 +154,23 @@ def test_any_texts_are_found_as_by_hand(tracks: list[tuple[str, str]], text: str
         if allowed[row] and all(any(word.startswith(start) for word in own[row]) for start in words)
     ]
     assert found.tolist() == sorted(hits, key=lambda row: -len(own[row] & set(words)))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), TEXTS, TEXTS), max_size=12))
+def test_words_of_more_tracks_are_as_if_all_had_been_collected_at_once(tracks: list[tuple[bool, str, str]]) -> None:
+    def collected(of: Collection[bool]) -> tuple[TitleWords, I64]:
+        rows = [i for i, (new, *_) in enumerate(tracks) if new in of]
+        titles = StringColumn.of(tracks[i][1] for i in rows)
+        artists = StringColumn.of(tracks[i][2] for i in rows)
+        return TitleWords.of(titles, artists), np.array(rows, np.int64)
+
+    (before, moved), (fresh, own), (expected, _) = map(collected, ({False}, {True}, {False, True}))
+    made = before.with_tracks(fresh, moved, own)
+    assert made.words.raw() == expected.words.raw()
+    for name in ("offsets", "rows"):
+        np.testing.assert_array_equal(getattr(made, name), getattr(expected, name))
+        assert getattr(made, name).dtype == getattr(expected, name).dtype
 
 
 @settings(max_examples=300, deadline=None)

@@ -181,7 +181,7 @@ def add(
         was = np.load(source.folder / "index_rows.npy")
         rows = moved[was] if len(was) else moved
         np.save(folder / "index_rows.npy", np.concatenate([rows, own]).astype(np.int32))
-        _write_words(folder)
+        _add_words(source.bundle, folder, new, moved, own)
         if source.bundle.map is not None and source.bundle.map.projection == projection.UMAP:
             log("the map is left out: UMAP places no single tracks; `lhydra index rebuild` makes one")
         elif source.bundle.map is not None:
@@ -291,6 +291,15 @@ def _move_charts(old: Path, folder: Path, moved: I64) -> None:
 
 
 @timed("change.words")
+def _add_words(source: Bundle, folder: Path, new: dict[str, npt.NDArray[Any]], moved: I64, own: I64) -> None:
+    """Writes the words to search by, those of the `new` tracks among those of before."""
+    if source.words is None:
+        _write_words(folder)
+    else:
+        fresh = TitleWords.of(_texts(new, "title_texts"), _texts(new, "artist_texts"))
+        source.words.with_tracks(fresh, moved, own).save(folder)
+
+
 def _write_words(folder: Path) -> None:
     """Writes the words to search by, where they did not come along: else every worker would make them."""
     if not title_words.names_in(folder):

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from lhydra.bundle.arrays import column
 from lhydra.domain import I64
+from lhydra.features.histories import offsets_of
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,8 @@ class StringColumn:
             The column.
         """
         encoded = [text.encode() for text in texts]
-        offsets = np.zeros(len(encoded) + 1, np.int64)
-        np.cumsum([len(text) for text in encoded], out=offsets[1:])
-        return cls(np.frombuffer(b"".join(encoded), np.uint8), offsets)
+        lengths = np.array([len(text) for text in encoded], np.int64)
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), offsets_of(lengths))
 
     @classmethod
     def open(cls, folder: Path, name: str) -> "StringColumn":
@@ -66,6 +66,20 @@ class StringColumn:
         """
         offsets = self.offsets[start : stop + 1]
         return StringColumn(self.data[offsets[0] : offsets[-1]], offsets - offsets[0])
+
+    def inserted(self, at: I64, texts: "StringColumn") -> "StringColumn":
+        """Returns the column with more texts.
+
+        Args:
+            at: (m,) int64 ascending, before which text each comes.
+            texts: m of them.
+
+        Returns:
+            The column of n + m texts.
+        """
+        lengths = np.diff(texts.offsets)
+        data = np.insert(self.data, np.repeat(self.offsets[at], lengths), texts.data)
+        return StringColumn(data, offsets_of(np.insert(np.diff(self.offsets), at, lengths)))
 
     def raw(self) -> list[bytes]:
         """Returns all texts, undecoded UTF-8."""

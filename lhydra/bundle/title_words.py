@@ -22,6 +22,7 @@ from lhydra.bundle.arrays import are_sealed, check_lists, check_rows, column
 from lhydra.bundle.strings import StringColumn
 from lhydra.domain import I64
 from lhydra.errors import BundleCorrupt, complain
+from lhydra.features.histories import offsets_of
 
 FILES = ("search_words.npy", "search_words_offsets.npy", "search_offsets.npy", "search_rows.npy")
 SHARD = 100_000  # texts decoded at a time
@@ -87,6 +88,31 @@ class TitleWords:
         offsets = np.zeros(len(texts) + 1, np.int64)
         np.cumsum(np.bincount(at, minlength=len(texts)), out=offsets[1:])
         return cls(StringColumn.of(texts[i].decode() for i in order), offsets, rows[np.argsort(at, kind="stable")])
+
+    def with_tracks(self, fresh: "TitleWords", moved: I64, own: I64) -> "TitleWords":
+        """Adds the words of tracks that come between those of before.
+
+        Args:
+            fresh: words of m more tracks.
+            moved: (n,) rows where the tracks of before went, ascending.
+            own: (m,) rows of the new ones, ascending.
+
+        Returns:
+            What `of` collects of all of them, though no title of before is read again.
+        """
+        rows, more, counts = moved.astype(np.int32)[self.rows], own.astype(np.int32)[fresh.rows], np.diff(fresh.offsets)
+        at, known = np.zeros(len(counts), np.int64), np.zeros(len(counts), np.bool_)
+        for i, word in enumerate(fresh.words.raw()):
+            at[i], known[i] = self.words.place(word, int(at[i - 1]) if i else 0)
+        places = np.repeat(self.offsets[at], counts)  # before which of the rows: all of the next word's, or among them
+        for i in np.flatnonzero(known).tolist():
+            here = slice(fresh.offsets[i], fresh.offsets[i + 1])
+            places[here] += np.searchsorted(rows[self.offsets[at[i]] : self.offsets[at[i] + 1]], more[here])
+        sizes, unknown = np.diff(self.offsets), np.flatnonzero(~known)
+        sizes[at[known]] += counts[known]
+        words = self.words.inserted(at[unknown], StringColumn.of(fresh.words.at(unknown)))
+        offsets = offsets_of(np.insert(sizes, at[unknown], counts[unknown]))
+        return TitleWords(words, offsets, np.insert(rows, places, more))
 
     def save(self, folder: Path) -> None:
         """Writes the files.
