@@ -22,6 +22,7 @@ from starlette.responses import Response
 from lhydra.errors import complain
 from lhydra_protos.v1 import recommender_pb2 as pb
 from lhydra_server.access import RIGHT_OF
+from lhydra_server.web.bodies import message_of
 from lhydra_server.web.cookie import bearer
 from lhydra_server.web.problems import of_body, of_call, problem
 
@@ -134,10 +135,7 @@ class Gateway:
     async def _passed_on(self, request_id: str, name: str, body: bytes, seconds: float, token: str) -> Response:
         kind, call = self._calls[name]
         try:
-            text = body.decode() or "{}"
-            if not text.lstrip().startswith("{"):
-                raise ValueError("no object")
-            message = json_format.Parse(text, kind())
+            message = message_of(body, kind)
         except (json_format.ParseError, ValueError, RecursionError) as error:
             return of_body(error, kind.DESCRIPTOR.name, request_id)
         reply = await call(message, timeout=seconds, metadata=_metadata(request_id, token))

@@ -7,6 +7,7 @@ import grpc
 from starlette.responses import Response
 
 from lhydra.errors import complain
+from lhydra_server.web.bodies import GivenTwice
 
 STATUS = {  # as Envoy's transcoder and the Connect protocol map codes
     "CANCELLED": 499,
@@ -79,6 +80,9 @@ def of_body(error: Exception, expected: str, request_id: str) -> Response:
     Returns:
         The problem.
     """
+    if isinstance(error, GivenTwice):
+        detail = complain(error.place[:100], "it twice", "each field once, by one of its names")
+        return problem(400, "INVALID_ARGUMENT", detail, request_id, field=error.place[:100])
     found = _OF_JSON.match(str(error))
     assert found is not None  # every text begins so, if with nothing
     places, unknown = _PLACE.findall(found[1]), found[3]
