@@ -51,7 +51,6 @@ class Recommender:
     def __init__(self, bundle: Bundle, depth: int = 0) -> None:
         self.bundle, self.catalog = bundle, bundle.catalog
         self.depth = depth or (bundle.manifest.depth if bundle.manifest else 0) or DEFAULT_DEPTH
-        self._segment_columns = frozenset(bundle.spec.profile_columns) - {"country"}  # any of them makes a segment
         self._filters = FilterCache(FILTER_CACHE_BYTES)
         self.known_users = KnownUsers(bundle, KNOWN_USERS_BYTES)
         self._ruled = Ruled(bundle)
@@ -342,8 +341,8 @@ class Recommender:
     def _tier(self, query: Query, user: EncodedUsers) -> Tier:
         if len(user.histories.rows):
             return Tier.PERSONAL if query.known else Tier.HISTORY
-        profile = query.state.profile
-        return Tier.SEGMENT if any(profile.get(name) is not None for name in self._segment_columns) else Tier.POPULAR
+        more = self.bundle.spec.profile.known(query.state.profile) - {"country"}  # whose chart is of tier POPULAR
+        return Tier.SEGMENT if more else Tier.POPULAR
 
     def depth_of(self, query: Query) -> int:
         """Returns how many candidates a query takes.

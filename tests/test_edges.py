@@ -268,6 +268,18 @@ def test_a_text_where_the_model_wants_a_number_is_named_in_the_answer(server: Se
         ]
 
 
+def test_a_value_that_the_model_has_not_met_is_named_in_the_answer(server: Served) -> None:
+    request = pb.RecommendRequest(user_id="nobody", k=5)
+    request.profile.columns["gender"].text = "zzz"
+    request.profile.columns["country"].text = "Nowhere"
+    request.profile.columns["region"].text = " "
+    _, _, found = server.ask("Recommend", request)
+    assert found.tier == pb.TIER_POPULAR
+    assert [reason.partition("; ")[0] for reason in found.degraded] == [
+        "unused_profile_columns: 'country', as the model knows no 'Nowhere', 'gender', as the model knows no 'zzz'"
+    ]
+
+
 def test_a_filter_value_that_no_track_has_is_named_where_the_list_falls_short(server: Served) -> None:
     _, _, plain = server.ask("Recommend", pb.RecommendRequest(user_id="nobody", k=5, filter=pb.Filter(genres=["Jazz"])))
     assert len(plain.tracks) > 0

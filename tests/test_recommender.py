@@ -102,6 +102,9 @@ def test_tiers(tiny_bundle: Bundle, states: list[UserState]) -> None:
         (nothing, False, Tier.POPULAR),
         (unheard_of, False, Tier.POPULAR),
         (UserState({"shoe_size": 44}), False, Tier.POPULAR),
+        (UserState({"gender": "zzz", "age": "nan"}), False, Tier.POPULAR),  # nothing that the model knows
+        (UserState({"gender": "zzz", "age": 30.0}), False, Tier.SEGMENT),
+        (UserState({"country": "Nowhere"}), False, Tier.POPULAR),
     ):
         found = recommender.recommend(Query(k=5, state=state, known=known))
         assert found.tier is tier

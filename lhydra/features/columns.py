@@ -222,6 +222,18 @@ class ProfileColumns:
     categories: tuple[tuple[str, dict[str, int]], ...]
     numbers: tuple[tuple[str, float, float, tuple[float, ...]], ...]
 
+    def known(self, profile: Mapping[str, Value]) -> set[str]:
+        """Names the columns that say something to the model.
+
+        Args:
+            profile: of a user.
+
+        Returns:
+            Those with a value that it has learnt, or a number where it wants one.
+        """
+        found = {name for name, index in self.categories if index.get(text_of(profile.get(name)), 0)}
+        return found | {name for name, *_ in self.numbers if not math.isnan(number_of(profile.get(name)))}
+
     def encoded(self, profiles: Profiles) -> tuple[list[list[float]], list[list[int]]]:
         """Encodes profiles given by row.
 

@@ -1,8 +1,7 @@
 """The reply to Recommend as bytes, joined from parts that the bundle holds ready; see `lhydra_protos.v1.wire`."""
 
-import math
 import struct
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 
 import numpy as np
@@ -12,7 +11,7 @@ from lhydra.bundle.columns import FilterColumns
 from lhydra.bundle.strings import StringColumn
 from lhydra.domain import F32, I64, STAGES, Condition, Recommendation, Value
 from lhydra.errors import one_line, quoted
-from lhydra.features.columns import number_of
+from lhydra.features.columns import ProfileColumns, text_of
 from lhydra.rules import Applied
 from lhydra_protos.v1.wire import SCORE_BYTES, STAGE_TAG, TOOK_TAG, number_field, text_field, varint
 
@@ -20,23 +19,26 @@ _SCORE, _RETRIEVAL_SCORE = np.arange(1, 5), np.arange(6, 10)  # where the floats
 _STAGE_NAMES = {stage: text_field(1, stage.encode()) for stage in STAGES}
 
 
-def unused_columns(profile: Mapping[str, Value], used: Set[str], numbers: Set[str]) -> str:
-    """Returns why an answer is less than its caller may think: a misspelt profile column says nothing to the model.
+def unused_columns(profile: Mapping[str, Value], columns: ProfileColumns) -> str:
+    """Returns why an answer is less than its caller may think: a misspelt column or value says nothing to the model.
 
     Args:
         profile: of the request.
-        used: the columns that the model uses.
-        numbers: those of them that are numbers.
+        columns: what the model knows.
 
     Returns:
         The reason, its name before the colon, of bounded length; "" where all of the profile is used.
     """
-    told = []
-    for name, value in sorted(profile.items()):
+    numbers, categories = {name for name, *_ in columns.numbers}, {name for name, _ in columns.categories}
+    used, told = {"country", *numbers, *categories}, []
+    for name in sorted(profile.keys() - columns.known(profile)):
+        value = text_of(profile[name])
         if name not in used:
             told.append(quoted(name))
-        elif name in numbers and isinstance(value, str) and value.strip() and math.isnan(number_of(value)):
+        elif value.strip() and name in numbers:
             told.append(f"{quoted(name)}, as {quoted(value)} is no number")
+        elif value.strip() and name in categories:
+            told.append(f"{quoted(name)}, as the model knows no {quoted(value)}")
     if not told:
         return ""
     some = ", ".join(told[:3]) + (", ..." if len(told) > 3 else "")

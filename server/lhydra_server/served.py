@@ -1,7 +1,7 @@
 """An opened bundle as the service sees it, and how one is opened."""
 
 import logging
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -12,6 +12,7 @@ from lhydra.bundle.columns import NO_COLUMNS, FilterColumns
 from lhydra.bundle.strings import StringColumn
 from lhydra.domain import I64, Hashes, Query, Recommendation
 from lhydra.explain.explainer import Explainer
+from lhydra.features.columns import ProfileColumns
 from lhydra.recommender import Recommender
 from lhydra.similar import Similar
 from lhydra_server.catalogue import Catalogue
@@ -83,8 +84,7 @@ class Served:
     filters: FilterColumns = NO_COLUMNS
     genre: str | None = None  # the column that `Filter.genres` is about
     explainer: Explainer | None = None  # None where nobody explains
-    profile: Set[str] | None = None  # the profile columns that the model uses; None where nobody can tell
-    profile_numbers: Set[str] = frozenset()  # those of them that are numbers
+    profile: ProfileColumns | None = None  # what the model knows of profiles; None where nobody can tell
     similar: Similar | None = None
     catalogue: Catalogue | None = None  # None where nobody looks tracks up
 
@@ -136,8 +136,7 @@ def served_of(bundle: Bundle, recommender: Recommender) -> Served:
         bundle.filters,
         bundle.spec.genre,
         Explainer(recommender),
-        frozenset(bundle.spec.profile_columns) | {"country"},
-        frozenset(number.name for number in bundle.spec.user_numbers),
+        bundle.spec.profile,
         Similar(recommender),
         Catalogue(bundle.catalog, bundle.filters, bundle.spec.genre, bundle.words, bundle.map),
     )

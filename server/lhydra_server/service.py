@@ -363,8 +363,7 @@ class RecommenderService:
 
     def _note_degraded(self, parsed: Request, call: Call) -> None:
         served = self._served
-        used = served.profile
-        if used is not None and (reason := unused_columns(parsed.profile, used, served.profile_numbers)):
+        if served.profile is not None and (reason := unused_columns(parsed.profile, served.profile)):
             call.degraded.append(reason)
         if parsed.repeat is Repeat.LEARNT and not served.recommender.knows_repeats:
             call.degraded.append(LEARNT_AS_DECAY)
