@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from lhydra.evaluation import bootstrap
 from lhydra.evaluation.bootstrap import RESAMPLES, difference, interval, intervals, resampled_means
+from lhydra.evaluation.compare import verdict
+from lhydra.retraining.decide import decide
 
 
 @pytest.mark.parametrize("n", [1, 7, 300])
@@ -33,7 +35,7 @@ def test_about_95_of_100_intervals_hold_the_truth() -> None:
 
 
 @settings(deadline=None)  # the machine may be busy
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.integers(0, 9))
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=30), st.integers(0, 9))
 def test_the_mean_lies_in_its_interval_and_the_interval_in_the_values(numbers: list[float], seed: int) -> None:
     values = np.array(numbers)
     found = interval(values, seed)
@@ -46,6 +48,23 @@ def test_the_mean_lies_in_its_interval_and_the_interval_in_the_values(numbers: l
 def test_without_users_nothing_is_known() -> None:
     assert interval(np.array([np.nan]), 0) == {"mean": None, "low": None, "high": None}
     assert difference(np.empty(0), np.empty(0), 0) == {"difference": None, "low": None, "high": None}
+
+
+def test_of_one_user_no_interval_is_known_and_nothing_is_certain() -> None:
+    """Every resample of one user is that user: an interval without width would say that the difference is sure."""
+    assert interval(np.array([0.5, np.nan]), 0) == {"mean": 0.5, "low": None, "high": None}
+    found = difference(np.array([0.2]), np.array([0.3]), 0)
+    assert (found["low"], found["high"]) == (None, None)
+    assert found["difference"] == pytest.approx(0.1)
+    line = verdict({"a": 0.2, "b": 0.3, **found})
+    assert line == "B, cascade NDCG@10 0.3000, is better than A 0.2000 by 0.1000 (of one user; not certain)"
+
+
+def test_what_nobody_was_measured_by_gets_no_verdict() -> None:
+    nothing = {"a": None, "b": None, "difference": None, "low": None, "high": None}
+    assert verdict(nothing) == "no verdict: no user has a cascade NDCG@10 in both"  # type: ignore[arg-type]
+    assert not decide({"stages": {"cascade": {"ndcg@10": nothing}}}, 0, 0.01)["helps"]
+    assert not decide({"stages": {"cascade": {"ndcg@10": nothing}}}, 5, 0.01)["helps"]
 
 
 def test_a_difference_is_paired() -> None:

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lhydra.commands.figures import number
+from lhydra.commands.figures import number, signed
 from lhydra.commands.outputs import check_output, is_json_with
 from lhydra.errors import complain
 
@@ -146,8 +146,9 @@ def changes(own: "PairedChange") -> list[str]:
     Returns:
         A, B, the difference and its interval.
     """
-    span = f"{signed(own['low'])} to {signed(own['high'])}"
-    return [number(own["a"]), number(own["b"]), signed(own["difference"]), span]
+    from lhydra.evaluation.bootstrap import span
+
+    return [number(own["a"]), number(own["b"]), signed(own["difference"]), span(own["low"], own["high"])]
 
 
 def show(found: "Comparison", paths: tuple[Path, Path]) -> None:
@@ -196,15 +197,3 @@ def unchanged(measured: "PairedChange") -> bool:
         True when difference and interval are 0.
     """
     return measured["difference"] == measured["low"] == measured["high"] == 0
-
-
-def signed(value: float | None) -> str:
-    """Writes a difference.
-
-    Args:
-        value: a difference.
-
-    Returns:
-        Sign and four digits, or `undefined`.
-    """
-    return "undefined" if value is None else f"{value:+.4f}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from lhydra import config
 from lhydra.commands import rule_sets
-from lhydra.commands.figures import half_width, number
+from lhydra.commands.figures import half_width, number, signed
 from lhydra.commands.outputs import check_output, is_json_with, is_page
 from lhydra.config import Requirement
 from lhydra.console import print_table
@@ -310,6 +310,8 @@ def show_ranking(document: "Document") -> None:
     Args:
         document: an evaluation.
     """
+    from lhydra.evaluation.bootstrap import span
+
     counts, protocol, stages = document["counts"], document["protocol"], document["ranking"]
     labels = {f"{name}@{k}": f"{NAMES[name]}@{k}" for k in protocol["ks"] for name in NAMES}
     labels |= {"ndcg@10": "NDCG@10", "recall@20": "Recall@20", "mrr": f"MRR@{protocol['mrr_depth']}"}
@@ -331,8 +333,7 @@ def show_ranking(document: "Document") -> None:
         how = f"best of {one['tried']} on the valid fold" if one["tried"] > 1 else "on the valid fold"
         how = how if one["valid_ndcg@10"] is not None else "no valid fold: usual values"
         how += ", kept from before" if one["cached"] else ""
-        span = f"{found['low']:+.4f} to {found['high']:+.4f}"
-        rows.append([name, f"{found['difference']:+.4f}", span, f"{chosen} ({how})"])
+        rows.append([name, signed(found["difference"]), span(found["low"], found["high"]), f"{chosen} ({how})"])
     if rows:
         print_table(["", "difference", "95 %", "chosen"], rows, "Cascade less baseline, NDCG@10, the same users")
 

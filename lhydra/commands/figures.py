@@ -18,6 +18,18 @@ def number(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.4f}"
 
 
+def signed(value: float | None) -> str:
+    """Writes a difference.
+
+    Args:
+        value: a difference.
+
+    Returns:
+        Sign and four digits, or `undefined`.
+    """
+    return "undefined" if value is None else f"{value:+.4f}"
+
+
 def half_width(found: "Interval") -> str:
     """Writes ± half an interval.
 
@@ -25,6 +37,8 @@ def half_width(found: "Interval") -> str:
         found: an interval.
 
     Returns:
-        Four digits.
+        Four digits, nothing where there is no interval.
     """
-    return f"±{((found['high'] or 0.0) - (found['low'] or 0.0)) / 2:.4f}"
+    return (
+        f"±{(found['high'] - found['low']) / 2:.4f}" if found["low"] is not None and found["high"] is not None else ""
+    )

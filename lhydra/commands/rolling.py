@@ -13,7 +13,7 @@ from lhydra.commands.evaluate import (
     check_outputs,
     chosen_baselines,
 )
-from lhydra.commands.figures import half_width, number
+from lhydra.commands.figures import half_width, number, signed
 from lhydra.console import print_table
 from lhydra.errors import ConfigError, complain
 
@@ -126,6 +126,7 @@ def show(document: "RollingDocument") -> None:
     Args:
         document: a rolling evaluation.
     """
+    from lhydra.evaluation.bootstrap import span
     from lhydra.evaluation.rolling.baselines import useless
     from lhydra.evaluation.rolling.document import MEANINGS
 
@@ -151,7 +152,7 @@ def show(document: "RollingDocument") -> None:
         ]
         print_table(["", *COLUMNS.values(), "NDCG@10 ±"], rows, f"{figure.capitalize()}: {MEANINGS[figure]}")
     rows = [
-        [figure, name, f"{one['difference'] or 0:+.4f}", f"{one['low'] or 0:+.4f} to {one['high'] or 0:+.4f}"]
+        [figure, name, signed(one["difference"]), span(one["low"], one["high"])]
         for figure, own in document["paired"].items()
         for name, found in own.items()
         for one in [found["ndcg@10"]]

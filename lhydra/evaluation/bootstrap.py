@@ -44,11 +44,12 @@ def intervals(values: F64, seed: int) -> list[Interval]:
         seed: of the resamples.
 
     Returns:
-        m intervals; without users every number is None.
+        m intervals; without users every number is None, of one user the mean alone is known: no resample differs.
     """
     values = values[~np.isnan(values).any(axis=1)]
-    if not len(values):
-        return [{"mean": None, "low": None, "high": None}] * values.shape[1]
+    if len(values) < 2:
+        means = values[0].tolist() if len(values) else [None] * values.shape[1]
+        return [{"mean": mean, "low": None, "high": None} for mean in means]
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(resampled_means(values, seed), (tail, 1 - tail), axis=0)
     columns = zip(values.mean(axis=0).tolist(), low.tolist(), high.tolist(), strict=True)
@@ -63,7 +64,7 @@ def interval(values: F64, seed: int) -> Interval:
         seed: of the resamples.
 
     Returns:
-        The interval; without users every number is None.
+        The interval, as `intervals` gives it.
     """
     return intervals(values[:, None], seed)[0]
 
@@ -77,7 +78,20 @@ def difference(a: F64, b: F64, seed: int) -> Difference:
         seed: of the resamples.
 
     Returns:
-        The difference; without users every number is None.
+        The difference, with numbers of None where `intervals` has them.
     """
     found = interval(b - a, seed)
     return {"difference": found["mean"], "low": found["low"], "high": found["high"]}
+
+
+def span(low: float | None, high: float | None) -> str:
+    """Writes the ends of an interval.
+
+    Args:
+        low: its lower end, None where fewer than two users were measured.
+        high: its upper end, likewise.
+
+    Returns:
+        Both with their signs, or that there is no interval.
+    """
+    return "no interval" if low is None or high is None else f"{low:+.4f} to {high:+.4f}"

@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from lhydra.errors import DataError, complain
-from lhydra.evaluation.bootstrap import F64, difference
+from lhydra.evaluation.bootstrap import F64, difference, span
 from lhydra.evaluation.document import NDCG, RECALL, Document, Protocol
 from lhydra.evaluation.summary import tie_width
 
@@ -167,15 +167,18 @@ def verdict(found: PairedChange, what: str = "cascade NDCG@10", ties: float = 0.
     Returns:
         The line.
     """
-    a, b, change, low, high = (found[key] or 0.0 for key in ("a", "b", "difference", "low", "high"))
+    a, b, change = found["a"], found["b"], found["difference"]
+    if a is None or b is None or change is None:
+        return f"no verdict: no user has a {what} in both"
+    low, high = found["low"] or 0.0, found["high"] or 0.0
     if change == low == high == 0:
         return f"B and A rank alike: {what} {a:.4f}"
     word = "is better than" if change > 0 else "is WORSE than"
     certain = "" if low > 0 or high < 0 else "; not certain"
     if ties > abs(change):
         certain = "; not certain: ties"
-    span = f"95 % interval {low:+.4f} to {high:+.4f}"
-    return f"B, {what} {b:.4f}, {word} A {a:.4f} by {abs(change):.4f} ({span}{certain})"
+    how_sure = f"95 % interval {span(found['low'], found['high'])}" if found["low"] is not None else "of one user"
+    return f"B, {what} {b:.4f}, {word} A {a:.4f} by {abs(change):.4f} ({how_sure}{certain})"
 
 
 def paired_change(a: Sequence[float | None], b: Sequence[float | None], seed: int) -> PairedChange:

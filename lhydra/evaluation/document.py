@@ -19,7 +19,7 @@ WRITTEN_BY = "what `lhydra evaluate --json` wrote"
 
 
 class Interval(TypedDict):
-    """A mean over users and its 95 % interval; null without users."""
+    """A mean over users and its 95 % interval, null with fewer than two users; without any the mean is too."""
 
     mean: float | None
     low: float | None
@@ -27,7 +27,7 @@ class Interval(TypedDict):
 
 
 class Difference(TypedDict):
-    """The mean over users of one thing less another, and its 95 % interval; null without users."""
+    """The mean over users of one thing less another, and its 95 % interval; null as those of `Interval`."""
 
     difference: float | None
     low: float | None

@@ -1,5 +1,6 @@
 """The lines to read first: what makes figures worthless, the verdict, and everything that raises doubt."""
 
+from lhydra.evaluation.bootstrap import span
 from lhydra.evaluation.document import NDCG, Document, Protocol
 
 _FEW_USERS = 50
@@ -80,7 +81,9 @@ def verdict(document: Document) -> str:
         return f"{own}; measured without baselines"
     best = max(document["paired"], key=lambda name: means[name])
     found, beside = document["paired"][best][NDCG], f"the best baseline {best} {_short(means[best])}"
-    change, low, high = (found["difference"] or 0.0, found["low"] or 0.0, found["high"] or 0.0)
+    if (change := found["difference"]) is None:
+        return f"{own}; {beside}: no user to compare them by"
+    low, high = found["low"] or 0.0, found["high"] or 0.0
     if change == 0:
         ties = " (not certain: ties)" if tie_width(document) else ""
         return f"{own} is level with {beside}{ties}"
@@ -90,8 +93,8 @@ def verdict(document: Document) -> str:
     certain = "" if low > 0 or high < 0 else ", not certain"
     if tie_width(document) > abs(change):
         certain = ", not certain: ties"
-    span = f"95 % interval {low:+.4f} to {high:+.4f}"
-    return f"{own} {word} {beside} by {_short(abs(change))} ({span}{certain})"
+    how_sure = f"95 % interval {span(found['low'], found['high'])}" if found["low"] is not None else "of one user"
+    return f"{own} {word} {beside} by {_short(abs(change))} ({how_sure}{certain})"
 
 
 def tie_width(document: Document) -> float:
