@@ -40,35 +40,54 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    args, command = _parse(argv)
-    logs.configure(args.log_level)
+    name = "lhydra"
     try:
+        args, command = _parse(argv)  # it imports the command, which takes a while
+        name = f"lhydra {args.command}"
+        logs.configure(args.log_level)
         code = _run(command, args)
         sys.stdout.flush()  # here, where a reader who has gone is known: at exit it would be a traceback
         return code
     except LhydraError as error:
-        print(f"lhydra {args.command}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"lhydra {args.command}: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `lhydra … | head`
         let_go(sys.stdout)
         return 1
     except (OSError, MemoryError) as error:
         logging.getLogger(__name__).debug("unexpected", exc_info=True)
-        print(f"lhydra {args.command}: {_reason(error)}", file=sys.stderr)
+        print(f"{name}: {_reason(error)}", file=sys.stderr)
         return 1
 
 
 _CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)$", re.DOTALL)  # of argparse, as it says it
 
 
+class _Once(argparse._StoreAction):
+    """Refuses a flag with another value than before, which would be lost."""
+
+    _told: Any = None
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        if option_string is not None and self._told not in (None, values):
+            parser.error(f"argument {option_string}: found it twice, with different values, expected it once")
+        self._told = values
+        super().__call__(parser, namespace, values, option_string)
+
+
 class _Parser(argparse.ArgumentParser):
-    """Says how a value that looks like a flag is given; flags may stand between places."""
+    """Says how a value that looks like a flag is given; flags may stand between places, and once."""
 
     _words: Sequence[str] = ()
     _mixing = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for name in (None, "store"):
+            self.register("action", name, _Once)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parses, and remembers the words.
@@ -121,7 +140,7 @@ class _Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(odd.partition("=")[0].lstrip("-"), flags, 1)
             hints = [f"the nearest is {flags[name]}" for name in near]
             if not near or not odd.startswith("--"):  # an id, it may be
-                hints.append("a word that begins with a dash comes last, after --")
+                hints.append("if it is an id, it comes last, after --")
             message += f"; {odd} is no flag: {'; '.join(hints)}"
         super().error(printable(message))
 

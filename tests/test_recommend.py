@@ -386,7 +386,7 @@ def test_a_user_that_looks_like_a_flag_leads_to_the_way_that_works(capsys: pytes
     for words in (["query", "recommend", "-K7x"], ["index", "remove", "--store", "s", "-K7x"]):
         with pytest.raises(SystemExit):
             main(words)
-        assert "-K7x is no flag: a word that begins with a dash comes last, after --" in capsys.readouterr().err
+        assert "-K7x is no flag: if it is an id, it comes last, after --" in capsys.readouterr().err
 
 
 def test_a_misspelt_flag_is_told_with_the_nearest_and_the_usage_of_its_command(
@@ -411,8 +411,8 @@ def test_a_misspelt_flag_is_told_with_the_nearest_and_the_usage_of_its_command(
         (["evaluate", "d", "--basline", "x", "--stor", "s"], "--basline is no flag: the nearest is --baselines"),
         (["evaluate", "--basline", "ease", "--", "-d"], "--basline is no flag: the nearest is --baselines"),
         (["evaluate", "d", "--log-levl", "debug"], "--log-levl is no flag: the nearest is --log-level"),
-        (["recommend", "s", "-k7"], "-k7 is no flag: the nearest is --k; a word that begins with a dash comes last"),
-        (["evaluate", "d", "---"], "--- is no flag: a word that begins with a dash comes last, after --"),
+        (["recommend", "s", "-k7"], "-k7 is no flag: the nearest is --k; if it is an id, it comes last"),
+        (["evaluate", "d", "---"], "--- is no flag: if it is an id, it comes last, after --"),
         (["evaluate", "d", "--a\n\x1b[31m"], "--a\\n\\x1b[31m is no flag: a word"),
     ],
 )

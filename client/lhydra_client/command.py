@@ -235,7 +235,7 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "exclude": args.exclude,
         "history": args.history,
-        "profile": dict(args.profile),
+        "profile": _each_once(args, "--profile", args.profile),
         "filter": None if wanted == Filter([], []) else wanted,
         "allow_repeats": args.allow_repeats,
         "repeat": "decay" if args.decay_repeats else args.repeat,
@@ -258,12 +258,21 @@ def _rules(args: argparse.Namespace) -> "Rules | None":
     rules = Rules(
         "" if args.rules in (None, "off") else args.rules,
         args.rules == "off",
-        dict(args.cap),
+        _each_once(args, "--cap", args.cap),
         args.calibrate,
         block=block,
         explore_slots=args.explore,
     )
     return None if rules == Rules() else rules
+
+
+def _each_once(args: argparse.Namespace, flag: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Values by name, of which none is lost: another value for the same name ends the command."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if found.setdefault(name, value) != value:
+            args.parser.error(f"{flag} {name}: found it twice, {found[name]} and {value}, expected it once")
+    return found
 
 
 def _similar(client: "Client", args: argparse.Namespace) -> tuple[str, dict[str, Any]]:
