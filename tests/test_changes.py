@@ -292,7 +292,7 @@ def test_what_cannot_be_added_or_removed_is_one_line(
         (["add", str(tmp_path)], "found no tracks.* in it"),
         (["add", str(bad)], "found the columns name, expected a column track_id"),
         (["remove", ids[0], "nobody"], "found 1 unknown ('nobody'), expected tracks of the catalogue"),
-        (["remove"], "found nothing that is not removed already"),
+        (["remove"], "found no track ids, expected some, as words or by --from FILE"),
     ]
     bad.write_text("name\nx\n")
     for words, expected in cases:
@@ -302,8 +302,12 @@ def test_what_cannot_be_added_or_removed_is_one_line(
         assert error.count("\n") == 1
     assert sorted(path.name for path in store.iterdir() if not path.name.startswith(".")) == before
     bad.write_text('track_id,name\n"",x\n')
-    with pytest.raises(DataError, match="no usable row"):
+    with pytest.raises(DataError, match=r"no usable row \(bad.csv: 1 row dropped: empty track_id \(line 2\)\)"):
         changes.add(bad, store, CONFIG)
+    said: list[str] = []
+    bad.write_text("track_id,foo\nfresh,x\n")
+    changes.add(bad, store, CONFIG, log=said.append)
+    assert any("bad.csv: columns not used: foo; known are " in line for line in said)
 
 
 def test_the_commands_say_what_they_did(

@@ -457,7 +457,7 @@ def test_near_names_are_proposed_and_never_used(run: Run, tmp_path: Path) -> Non
     info = Dataset.open(tmp_path / "out").info
     assert (info.timed, info.track_columns) == (False, ())
     assert "uts (timestamp?), weight (playcount?), artistid (artist?): rename a column to the name in brackets" in out
-    assert "or give --columns timestamp=uts,playcount=weight,artist=artistid" in out
+    assert "or have timestamp=uts,playcount=weight,artist=artistid in --columns" in out
     assert "uts: {kind" not in out
     assert "weight: {kind" not in out
 

@@ -413,7 +413,7 @@ def test_a_misspelt_flag_is_told_with_the_nearest_and_the_usage_of_its_command(
         (["evaluate", "d", "--log-levl", "debug"], "--log-levl is no flag: the nearest is --log-level"),
         (["recommend", "s", "-k7"], "-k7 is no flag: the nearest is --k; if it is an id, it comes last"),
         (["evaluate", "d", "---"], "--- is no flag: if it is an id, it comes last, after --"),
-        (["evaluate", "d", "--a\n\x1b[31m"], "--a\\n\\x1b[31m is no flag: a word"),
+        (["evaluate", "d", "--a\n\x1b[31m"], "--a\\n\\x1b[31m is no flag: if it is an id"),
     ],
 )
 def test_the_word_that_is_no_flag_is_the_one_that_is_told(

@@ -9,19 +9,22 @@ from lhydra.data.table import Table
 from lhydra.errors import DataError, complain
 
 
-def lacks(table: Table, name: str, required: Sequence[str], read: ReadSettings) -> DataError:
+def lacks(table: Table, name: str, required: Sequence[str], read: ReadSettings | None) -> DataError:
     """Returns the refusal of a table without the column `name`, with the flags that would help.
 
     Args:
         table: as far as its header.
         name: of the column that it lacks.
         required: columns that it must have.
-        read: what is said of its form.
+        read: what is said of its form; None for a command without flags of it.
 
     Returns:
         The error to raise.
     """
     hint = ""
+    if read is None:
+        expected = f"a column {name}; rename the one that is meant, in a file separated by commas, or in Parquet"
+        return DataError(complain(table.path, f"the columns {', '.join(table.names)}", expected))
     if not table.types and len(table.names) == 1 and read.sep is None:  # one column: another separator?
         word = separator(table.names[0])
         hint = f"; if the separator is a {word}, give --sep {word}" if word else ""
@@ -30,7 +33,11 @@ def lacks(table: Table, name: str, required: Sequence[str], read: ReadSettings) 
     meant = {known: [other for other in table.names if near(other) == known] for known in required}
     missing = [known for known in required if known not in table.names]
     if not hint and meant[name]:
-        pairs = ",".join(f"{known.removesuffix('_id')}={meant[known][0]}" for known in missing if meant[known])
+        found = {known: meant[known][0] for known in missing if meant[known]}
+        times = [other for other in table.names if near(other) == "timestamp"]
+        if times and "timestamp" not in table.names:  # else they would be plays without times, which is another split
+            found["timestamp"] = times[0]
+        pairs = ",".join(f"{known.removesuffix('_id')}={other}" for known, other in found.items())
         hint = f"; if {' or '.join(meant[name])} is meant, rename it, or give --columns {pairs}"
     if not hint and missing == ["user_id"]:
         hint = f"; it names no listeners, only tracks: {_beside_plays(table)}"

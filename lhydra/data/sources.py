@@ -267,7 +267,7 @@ def open_table(
     path: Path,
     files: Sequence[Path],
     required: Sequence[str],
-    read: ReadSettings = ReadSettings(),  # noqa: B008 - frozen
+    read: ReadSettings | None = ReadSettings(),  # noqa: B008 - frozen
     mapping: _Mapping | None = None,
 ) -> Table:
     """Returns the table in `files`, opened and checked as far as the headers.
@@ -276,7 +276,7 @@ def open_table(
         path: what messages call it.
         files: at least one, with the same columns.
         required: columns that it must have.
-        read: what is said of its form.
+        read: what is said of its form; None for a command without flags of it.
         mapping: of names.
 
     Returns:
@@ -285,7 +285,7 @@ def open_table(
     Raises:
         DataError: it is not a table, or lacks a required column.
     """
-    opened = [_open_file(file, read) for file in files]
+    opened = [_open_file(file, read or ReadSettings()) for file in files]
     first = opened[0]
     parts = []
     for table in opened:

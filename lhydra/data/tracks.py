@@ -41,7 +41,7 @@ def read_tracks(path: Path, columns: Sequence[Column]) -> tuple[pa.Table, list[s
     file = files[0] if len(files) == 1 else path
     with tempfile.TemporaryDirectory(prefix="lhydra-") as work, duckdb.connect() as con:
         rows.configure(con)
-        table = open_table(file, files, ("track_id",))
+        table = open_table(file, files, ("track_id",), None)
         known = [column for column in columns if column.name in table.names]
         for column in known:
             table.check(column.name, lists=column.kind == "multi")
@@ -52,5 +52,9 @@ def read_tracks(path: Path, columns: Sequence[Column]) -> tuple[pa.Table, list[s
         shown = ", ".join(["id", *found])
         tracks = con.sql(f"SELECT {shown} FROM tracks ORDER BY position").to_arrow_table()
     if not tracks.num_rows:
-        raise DataError(complain(file, "no usable row", "a track"))
+        raise DataError(complain(file, f"no usable row ({'; '.join(report.drops)})", "a track"))
+    names = {"track_id", *(column.name for column in columns)}
+    if odd := [name for name in table.names if name not in names]:
+        used = ", ".join(sorted(names - {"track_id"})) or "none but track_id"
+        report.warnings.append(f"{file.name}: columns not used: {', '.join(odd)}; known are {used}")
     return tracks.rename_columns(["track_id", *(column.name for column in found.values())]), report.warnings

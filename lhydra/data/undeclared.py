@@ -65,6 +65,8 @@ def column_warnings(
         unknown = [name for name in table.names if name and name not in {*known, *IGNORED, *RESERVED}]
         for name in unknown:
             meant = near(name)
+            if meant == "duration_ms" and "sec" in name.casefold():  # of another unit, by its own word
+                meant = None
             if meant and meant in within and meant not in table.names:
                 proposed[name] = meant
         of_plays = [name for name in unknown if name in PLAY_COLUMNS or near(name) in PLAY_COLUMNS]
@@ -85,7 +87,7 @@ def column_warnings(
         listed = ", ".join(f"{name} ({meant}?)" for name, meant in proposed.items())
         pairs = ",".join(f"{meant}={name}" for name, meant in proposed.items() if "," not in name)
         warnings.append(
-            f"not used: {listed}: rename a column to the name in brackets to use it, or give --columns {pairs}"
+            f"not used: {listed}: rename a column to the name in brackets to use it, or have {pairs} in --columns"
         )
     if lost := [name for name in lost if name not in proposed]:
         warnings.append(f"not used: {', '.join(lost)} (describe single plays, neither tracks nor users)")
