@@ -66,28 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 _CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)$", re.DOTALL)  # of argparse, as it says it
 
 
-class _Once(argparse._StoreAction):
-    """Refuses a flag with another value than before, which would be lost."""
-
-    _told: Any = None
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        if option_string is not None and self._told not in (None, values):
-            parser.error(f"argument {option_string}: found it twice, with different values, expected it once")
-        self._told = values
-        super().__call__(parser, namespace, values, option_string)
-
-
 class _Parser(argparse.ArgumentParser):
-    """Says how a value that looks like a flag is given; flags may stand between places, and once."""
+    """Says how a value that looks like a flag is given; flags may stand between places."""
 
     _words: Sequence[str] = ()
     _mixing = False
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        for name in (None, "store"):
-            self.register("action", name, _Once)
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parses, and remembers the words.

@@ -167,19 +167,6 @@ def test_log_level_is_taken_anywhere(place: int) -> None:
     assert cli._parse(["users", "load", "dataset"])[0].log_level == "warning"
 
 
-def test_a_flag_with_two_values_is_refused_in_place_of_losing_one(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (
-        ["prepare", "plays.csv", "dataset", "--columns", "user=a", "--columns", "track=b"],
-        ["query", "recommend", "u", "--k", "3", "--k=5"],
-        ["query", "recommend", "u", "--calibrate", "genre", "--calibrate", "artist"],
-    ):
-        with pytest.raises(SystemExit) as ended:
-            main(words)
-        assert ended.value.code == 2
-        flag = next(word for word in words if word.startswith("--"))
-        assert f"argument {flag}: found it twice, with different values, expected it once" in capsys.readouterr().err
-
-
 def test_a_name_with_two_values_is_refused_and_names_apart_go_together(capsys: pytest.CaptureFixture[str]) -> None:
     for words, said in (
         (["--cap", "artist=1", "--cap", "artist=2"], "--cap artist: found it twice, 1 and 2, expected it once"),
