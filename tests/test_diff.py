@@ -231,7 +231,8 @@ def test_every_measure_is_that_of_plain_python(tiny_bundle: Bundle, data: st.Dat
         for one in found["genres"]["movers"]:
             assert one["difference"] == near(one["b"] - one["a"])
     for side in ("low", "high"):  # an interval lies within what the users say
-        if found["overlap"]["mean"] is not None:
+        assert (found["overlap"][side] is None) == (found["users"] < 2)
+        if found["overlap"][side] is not None:
             assert 0 <= found["overlap"][side] <= 1
     json.dumps(found, allow_nan=False)
 
@@ -251,6 +252,11 @@ def test_lists_whose_answers_are_known_by_heart(tiny_bundle: Bundle, monkeypatch
     assert found["summary"][0].endswith("; 25.0 % of users see nothing they saw before")
     low, high = found["overlap"]["low"], found["overlap"]["high"]
     assert 0 <= low < found["overlap"]["mean"] < high <= 1
+
+
+def test_of_one_user_no_interval_is_told(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = scripted(monkeypatch, tiny_bundle, [list("bcd")], [list("bch")], 3)
+    assert found["summary"][0].startswith("B keeps 2.00 of 3 tracks of A's lists on average (one user); 0.0 % of")
 
 
 def test_lists_of_several_lengths_are_told_in_percent(tiny_bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

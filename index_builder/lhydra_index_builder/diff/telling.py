@@ -20,14 +20,18 @@ def verdict(found: Overlap, users: int, k: int) -> str:
         One sentence.
     """
     mean, low, high, nothing = found.mean, found.low, found.high, found.nothing
-    if mean is None or low is None or high is None or nothing is None:
+    if mean is None or nothing is None:
         return "neither bundle has a list for anybody who was asked"
     if found.identical == 1:
         return f"B gives {_users(users)} exactly the list that A gives"
-    if k:
-        kept = f"{k * mean:.2f} of {k} tracks of A's lists on average (95 % {k * low:.2f} to {k * high:.2f})"
+    kept = f"{k * mean:.2f} of {k} tracks" if k else _percent(mean)
+    kept += " of A's lists on average"
+    if low is None or high is None:
+        kept += " (one user)"
+    elif k:
+        kept += f" (95 % {k * low:.2f} to {k * high:.2f})"
     else:
-        kept = f"{_percent(mean)} of A's lists on average (95 % {_percent(low)} to {_percent(high)})"
+        kept += f" (95 % {_percent(low)} to {_percent(high)})"
     return f"B keeps {kept}; {_percent(nothing)} of users see nothing they saw before"
 
 
@@ -85,9 +89,10 @@ def _sides(found: Comparison) -> Table:
     """What all lists of one bundle are like beside those of the other."""
     popular, catalog = found.popularity, found.catalogue
     moved = ""
-    if popular.difference is not None and popular.low is not None and popular.high is not None:
-        by, low, high = 100 * popular.difference, 100 * popular.low, 100 * popular.high
-        moved = f"{by:+.3f} (95 % {low:+.3f} to {high:+.3f})"
+    if popular.difference is not None:
+        moved = f"{100 * popular.difference:+.3f}"
+        if popular.low is not None and popular.high is not None:
+            moved += f" (95 % {100 * popular.low:+.3f} to {100 * popular.high:+.3f})"
     rows = [
         ["listeners of a track", _percent(popular.a, 3), _percent(popular.b, 3), moved],
         ["different tracks recommended", *_counts(found.coverage), ""],
