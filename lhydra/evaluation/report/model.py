@@ -88,7 +88,7 @@ def importance(document: Document) -> list[Block]:
         for stage in dict.fromkeys(str(one.get("stage")) for one in measured):
             of_stage = [one for one in measured if str(one.get("stage")) == stage]
             shown = sorted(of_stage, key=lambda one: -one["drop"])[:most]
-            tones = ["accent" if one.get("low", 0) > 0 else "quiet" for one in shown]
+            tones = ["accent" if (one.get("low") or 0) > 0 else "quiet" for one in shown]
             series = [dot_series("", [dict(one, mean=one["drop"]) for one in shown], signed=True)]
             labels = [cut(one["name"], 26) for one in shown]
             chart = dots(labels, tones, series, f"drop in {found.get('metric')}", 0.0)
