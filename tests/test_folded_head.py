@@ -86,8 +86,8 @@ def case(
         return rng.normal(size=shape).astype(np.float32)
 
     if moments:
-        inputs, context = torch.rand(50, MomentHead.PAIR + len(SIGNALS)), torch.rand(50, len(CONTEXT))
-        head.moments = MomentHead.fitted_to(inputs, context).eval()
+        inputs, context = torch.rand(50, 2, MomentHead.PAIR + len(SIGNALS)), torch.rand(50, len(CONTEXT))
+        head.moments = MomentHead.fitted_to(inputs, torch.ones(50, 2, dtype=torch.bool), context).eval()
     with torch.no_grad():
         for value in (*head.parameters(), *head.buffers()):
             if value.is_floating_point():

@@ -31,7 +31,7 @@ from lhydra.training.config import TrainSettings
 from lhydra.training.data import Targets, load
 from lhydra.training.moment_head import LIFTS, Prepared, _ndcg, _rare_lift
 from lhydra.training.moment_network import MomentHead
-from lhydra.training.moments import find, listenings, sequences_of
+from lhydra.training.moments import MIN_MOMENTS, find, listenings, sequences_of
 from lhydra.training.progress import MomentsFitted, Progress
 from lhydra.training.train import train
 from lhydra.training.warm import parent_of
@@ -93,6 +93,11 @@ def recommender(store: Path) -> Recommender:
 @pytest.fixture(scope="module")
 def states(world: Dataset) -> list[UserState]:
     return [state for _, state in with_plays(world, "test", user_states(world, "test"))]
+
+
+def fitted_to(inputs: torch.Tensor, context: torch.Tensor) -> MomentHead:
+    """A part of inputs without padding."""
+    return MomentHead.fitted_to(inputs, torch.ones(inputs.shape[:2], dtype=torch.bool), context)
 
 
 def listed(recommender: Recommender, state: UserState, repeat: Repeat, now: int, k: int = K) -> list[str]:
@@ -314,11 +319,11 @@ def test_a_damaged_table_is_refused(store: Path, model: Path, tmp_path: Path) ->
 
 def test_of_whoever_has_played_nothing_the_rest_of_the_head_decides() -> None:
     torch.manual_seed(0)
-    inputs, context = torch.rand(3, 7, MomentHead.PAIR + len(SIGNALS)), torch.rand(3, len(CONTEXT)) + 0.1
+    inputs, context = torch.rand(40, 7, MomentHead.PAIR + len(SIGNALS)), torch.rand(40, len(CONTEXT)) + 0.1
     context[1, CONTEXT.index("tracks")] = 0
-    part = MomentHead.fitted_to(inputs.flatten(0, 1), context)
+    part = fitted_to(inputs, context)
     part.calibration.copy_(torch.tensor([2.0, -1.0]))
-    logit, calibration = torch.rand(3, 7), torch.tensor([0.5, 0.25])
+    logit, calibration = torch.rand(40, 7), torch.tensor([0.5, 0.25])
     pair, signals = inputs[:, :, : MomentHead.PAIR], inputs[:, :, MomentHead.PAIR :]
     ranked, probability = part.ranked(logit, pair, signals, context, calibration)
     torch.testing.assert_close(ranked[1], logit[1])
@@ -330,13 +335,13 @@ def test_of_whoever_has_played_nothing_the_rest_of_the_head_decides() -> None:
 
 def test_what_is_served_is_what_is_trained_on_scaled_inputs() -> None:
     torch.manual_seed(1)
-    inputs = torch.rand(3, 7, MomentHead.PAIR + len(SIGNALS)) * 10.0 ** torch.randint(
+    inputs = torch.rand(40, 7, MomentHead.PAIR + len(SIGNALS)) * 10.0 ** torch.randint(
         -3, 4, (MomentHead.PAIR + len(SIGNALS),)
     )
-    context = torch.rand(3, len(CONTEXT)) * 5
+    context = torch.rand(40, len(CONTEXT)) * 5
     inputs[:, ::2, MomentHead.PAIR : MomentHead.PAIR + N_OWN] = 0  # never heard
     inputs[:, 1::2, MomentHead.PAIR] = 1
-    part = MomentHead.fitted_to(inputs.flatten(0, 1), context)
+    part = fitted_to(inputs, context)
     torch.nn.init.normal_(part.out.weight)
     logits = part.logits(part.scaled(inputs), part.about(context))
     assert logits.std() > 0.1
@@ -435,18 +440,61 @@ def test_lists_as_of_a_fold_know_the_order_of_plays(
         assert found.get(user_id, []) == recommender.catalog.track_ids(answer.rows)
 
 
-def test_what_was_the_same_at_all_moments_counts_nothing_later() -> None:
-    """A log of a play a day: whoever then stays away for a month was at no moment, and is ranked as always."""
+@pytest.mark.parametrize("moments", [0, MIN_MOMENTS - 1, MIN_MOMENTS])
+@pytest.mark.parametrize("name", CONTEXT)
+def test_what_too_few_moments_are_like_counts_nothing_later(name: str, moments: int) -> None:
+    """A log of a play a day: whoever then plays two in a row is as hardly a moment was, and is ranked as always."""
     torch.manual_seed(0)
-    inputs, context = torch.rand(50, MomentHead.PAIR + len(SIGNALS)), torch.rand(50, len(CONTEXT))
-    context[:, CONTEXT.index("away")] = 7.3
-    part = MomentHead.fitted_to(inputs, context)
+    inputs, context = torch.rand(400, 3, MomentHead.PAIR + len(SIGNALS)), torch.rand(400, len(CONTEXT))
+    column = CONTEXT.index(name)
+    context[:, column], context[:moments, column] = 7.3, 10.7
+    part = fitted_to(inputs, context)
     torch.nn.init.normal_(part.out.weight)
-    away = context.clone()
-    away[:, CONTEXT.index("away")] = 10.7
-    one = inputs.unsqueeze(1)
-    pair, signals = one[:, :, : MomentHead.PAIR], one[:, :, MomentHead.PAIR :]
-    assert torch.allclose(part(pair, signals, context), part(pair, signals, away), atol=1e-5)
+    pair, signals = inputs[:, :, : MomentHead.PAIR], inputs[:, :, MomentHead.PAIR :]
+    before = part(pair, signals, context)
+    context[:, column] = 10.7
+    assert torch.allclose(part(pair, signals, context), before, atol=1e-4) is (moments < MIN_MOMENTS)
+
+
+@pytest.mark.parametrize("moments", [0, MIN_MOMENTS - 1, MIN_MOMENTS])
+@pytest.mark.parametrize("name", SIGNALS[1:])
+def test_a_signal_of_tracks_at_too_few_moments_counts_nothing_later(name: str, moments: int) -> None:
+    """A log without skips: the weight that a live skip meets is still that of the draw."""
+    torch.manual_seed(0)
+    inputs, context = torch.rand(400, 3, MomentHead.PAIR + len(SIGNALS)), torch.rand(400, len(CONTEXT))
+    inputs[:, :, MomentHead.PAIR] = 1
+    column = MomentHead.PAIR + SIGNALS.index(name)
+    inputs[:, :, column], inputs[:moments, 1, column] = 0, 1
+    inputs = torch.cat([inputs, torch.rand(400, 1, inputs.shape[2])], 1)  # padding, and different everywhere
+    real = torch.ones(400, 4, dtype=torch.bool).index_fill(1, torch.tensor([3]), False)
+    part = MomentHead.fitted_to(inputs, real, context)
+    torch.nn.init.normal_(part.out.weight)
+    pair, signals = inputs[:, :3, : MomentHead.PAIR], inputs[:, :3, MomentHead.PAIR :]
+    before = part(pair, signals, context)
+    signals[:, 0, SIGNALS.index(name)] = 1
+    assert torch.allclose(part(pair, signals, context), before, atol=1e-4) is (moments < MIN_MOMENTS)
+
+
+def test_a_warm_part_takes_up_what_enough_moments_tell_by_now() -> None:
+    """The first log had neither skips nor sessions; since then they are recorded. All else stays as it was learnt."""
+    torch.manual_seed(0)
+    inputs, context = torch.rand(100, 3, MomentHead.PAIR + len(SIGNALS)), torch.rand(100, len(CONTEXT))
+    later, since = inputs.clone(), context.clone()
+    inputs[..., MomentHead.PAIR], later[..., MomentHead.PAIR] = 1, 1
+    skipped, session = MomentHead.PAIR + SIGNALS.index("skipped"), CONTEXT.index("in session")
+    inputs[..., skipped], context[:, session] = 0, 0
+    before = fitted_to(inputs, context)
+    torch.nn.init.normal_(before.out.weight)
+    part = before.reopened(fitted_to(later, since))
+
+    def logits(part: MomentHead) -> torch.Tensor:
+        return part.logits(part.scaled(later), part.about(since))
+
+    torch.testing.assert_close(logits(part), logits(before))
+    weights = part.linear.weight, part.of_pair.weight, part.of_context.weight
+    slopes = torch.autograd.grad(logits(part).square().sum(), weights)
+    for slope, at in zip(slopes, (skipped, skipped, session), strict=True):
+        assert slope[:, at].abs().max() > 1e-3
 
 
 def test_a_catalogue_smaller_than_the_list_is_measured() -> None:

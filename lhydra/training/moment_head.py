@@ -137,7 +137,8 @@ def fit(
         _, at, place = np.intersect1d(own, targets, assume_unique=True, return_indices=True)
         wanted[i, at] = (1.0 + place) ** -0.5
     context = tensor(np.stack([one.context() for one in moments]))
-    part = before or MomentHead.fitted_to(inputs[tensor(real)], context)
+    fitted = MomentHead.fitted_to(inputs, tensor(real), context)
+    part = fitted if before is None else before.reopened(fitted)
     sizes = np.array([len(targets) for targets in asked.targets])
     about, padding = part.about(context), (tensor(wanted), tensor(real), tensor(random))
     prepared = Prepared(part.scaled(inputs), about, *padding, tensor(sizes), asked.user)

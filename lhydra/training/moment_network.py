@@ -1,13 +1,16 @@
 """The part of the head for what comes next: from the signals of a moment to the logit that orders all tracks."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from lhydra.features.moment import CONTEXT, N_OWN, SIGNALS
+from lhydra.training.moments import MIN_MOMENTS
 
 LEAST_SPREAD = 0.01
-NEVER = 1e9  # the spread of what was the same at all moments: whatever it is later on counts nothing
+NEVER = 1e9  # the spread of what too few moments tell apart: whatever it is later on counts nothing
 TRACKS = CONTEXT.index("tracks")  # 0 for whoever has played nothing
 SMALL = 1e-4  # of a strength, the largest of which is about 1
 OFFSETS = [SMALL if "base level" in name or n >= N_OWN else 1.0 for n, name in enumerate(SIGNALS)][1:]
@@ -56,20 +59,47 @@ class MomentHead(nn.Module):
         return cls.prepared(torch.zeros(cls.PAIR + len(SIGNALS))).shape[-1]
 
     @classmethod
-    def fitted_to(cls, inputs: Tensor, context: Tensor) -> "MomentHead":
+    def fitted_to(cls, inputs: Tensor, real: Tensor, context: Tensor) -> "MomentHead":
         """Makes a part that nobody has trained, for inputs of this scale.
 
+        What differs at fewer than MIN_MOMENTS moments counts nothing: on its scale the first value that differs is
+        very large, and the weights that it meets are still those of the draw. So it is of a flag that the log lacks,
+        and of sessions where hardly a moment lies inside one.
+
         Args:
-            inputs: (m, i) float32 of many candidates.
-            context: (q, c) float32 of many moments.
+            inputs: (q, C, i) float32 of the candidates of many moments.
+            real: (q, C) bool, what is no padding.
+            context: (q, c) float32 of the moments.
 
         Returns:
             The part.
         """
-        inputs = cls.prepared(inputs)
-        spread = _spread(context)
-        constant = context.std(0, correction=0) <= LEAST_SPREAD  # its weights are never trained, and must say nothing
-        return cls(inputs.mean(0), _spread(inputs), context.mean(0), spread.masked_fill(constant, NEVER))
+        inputs, padding = cls.prepared(inputs), ~real.unsqueeze(2)
+        least, most = (inputs.masked_fill(padding, bound) for bound in (float("inf"), float("-inf")))
+        told = (most.amax(1) > least.amin(1)).sum(0)  # moments at which some candidates differ in it
+        kinds = context.std(0, correction=0) > LEAST_SPREAD, (context != context.mode(0)[0]).sum(0) >= MIN_MOMENTS
+        every = inputs[real]
+        spread = _spread(every).masked_fill(told < MIN_MOMENTS, NEVER)
+        return cls(every.mean(0), spread, context.mean(0), _spread(context).masked_fill(~(kinds[0] & kinds[1]), NEVER))
+
+    def reopened(self, fitted: "MomentHead") -> "MomentHead":
+        """Takes up what counted nothing, and is told apart by enough moments now: skips that the first log lacked.
+
+        Args:
+            fitted: a part that nobody has trained, for the inputs of now.
+
+        Returns:
+            A part like this one, where that starts at weights of 0.
+        """
+        part = copy.deepcopy(self)
+        for scale, layers in (("", (part.of_pair, part.linear)), ("context_", (part.of_context,))):
+            spread, mean = f"{scale}spread", f"{scale}mean"
+            opened = (getattr(self, spread) == NEVER) & (getattr(fitted, spread) < NEVER)
+            for name in (spread, mean):
+                getattr(part, name)[opened] = getattr(fitted, name)[opened]
+            for layer in layers:
+                layer.weight.data[:, opened] = 0
+        return part
 
     @classmethod
     def prepared(cls, inputs: Tensor) -> Tensor:
