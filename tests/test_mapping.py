@@ -161,7 +161,7 @@ def test_bad_rows_are_told_with_their_file(tmp_path: Path, capsys: pytest.Captur
         ("a.csv", text(","), ["--no-header"], "--columns user=1,track=2 (there are 4)"),
         ("a.csv", text(","), ["--sep", ""], "--sep: found '', expected"),
         ("a.xyz", text("\t"), [], "(of another name: --sep tab, if a tab separates its cells)"),
-        ("a.xyz", "x", [], "a .csv, .csv.gz, .tsv or .parquet file (of another name: --sep)"),
+        ("a.xyz", "x", [], "a .csv, .csv.gz, .tsv, .jsonl or .parquet file (of another name: --sep)"),
         ("a.csv", text(","), ["--format", "lastfm", "--sep", "tab"], "--format lastfm: found it with --columns, --sep"),
         ("a.zip", "no zip", [], "expected a zip archive"),
         ("a.csv", text(",", HEADER), ["--format", "maloja"], "found a.csv, expected an export of Maloja"),

@@ -24,10 +24,10 @@ EXTRA = "data"
 SETTINGS = PrepareSettings
 _EPILOG = """\
 SOURCE is one of
-  a flat file    one .csv, .csv.gz or .parquet: a row per user and track, with the columns of
-                 the play, the track and the user side by side
-  a folder       plays.csv, tracks.csv and users.csv (or .csv.gz, .tsv, .parquet); users and tracks
-                 may be left out; plays-1.csv, plays-2.csv and so on are one table
+  a flat file    one .csv, .csv.gz, .jsonl or .parquet: a row per user and track, with the columns
+                 of the play, the track and the user side by side
+  a folder       plays.csv, tracks.csv and users.csv (or .csv.gz, .tsv, .jsonl, .parquet); users and
+                 tracks may be left out; plays-1.csv, plays-2.csv and so on are one table
   an export      of another program, as it is: a file, a folder, a zip; see --format
   'a pattern*'   several files of one table; - is standard input
 

@@ -25,7 +25,9 @@ def lacks(table: Table, name: str, required: Sequence[str], read: ReadSettings |
     if read is None:
         expected = f"a column {name}; rename the one that is meant, in a file separated by commas, or in Parquet"
         return DataError(complain(table.path, f"the columns {', '.join(table.names)}", expected))
-    if not table.types and len(table.names) == 1 and read.sep is None:  # one column: another separator?
+    if (
+        not (table.types or table.derived) and len(table.names) == 1 and read.sep is None
+    ):  # one column: another separator?
         word = separator(table.names[0])
         hint = f"; if the separator is a {word}, give --sep {word}" if word else ""
     if not hint and not read.header:

@@ -17,6 +17,7 @@ from lhydra.data import formats
 from lhydra.data.csv_text import CSV, SEPARATORS, Dialect, records, scan
 from lhydra.data.formats.format import Export, Sample, Tables
 from lhydra.data.hints import lacks, separator
+from lhydra.data.json_records import ENDINGS, first_keys, open_records
 from lhydra.data.schema import PLAY_COLUMNS, TRACK_COLUMNS, USER_COLUMNS, canonical
 from lhydra.data.settings import ALIASES, ReadSettings
 from lhydra.data.table import Part, Table, is_text
@@ -25,7 +26,7 @@ from lhydra.errors import ConfigError, DataError, complain
 from lhydra.timing import timed
 
 TEXT = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
-EXTENSIONS = (*TEXT, ".parquet")
+EXTENSIONS = (*TEXT, ".parquet", *ENDINGS)
 STEMS = ("plays", "tracks", "users")
 Side = Literal["tracks", "users"]
 _IDS = ("user_id", "track_id")
@@ -143,10 +144,18 @@ def _exported(path: Path, name: str, title: str, tables: Tables, blank: Sequence
     plays = tables.plays
     notes = [f"{path.name or path}: taken for {title} (--format {name})", *tables.notes]
     notes += [f"not read: {file.name} (empty, or broken)" for file in blank]
-    for table in filter(None, (plays, tables.tracks, tables.users)):
-        if unread := table.derived and table.derived.unread():
-            notes.append(f"columns of {table.path.name} that are not read: {', '.join(unread)}")
+    notes += _left(*filter(None, (plays, tables.tracks, tables.users)))
     return Source(path, plays, tables.tracks or plays, tables.users or plays, tuple(notes), name)
+
+
+def _left(*tables: Table) -> list[str]:
+    """Returns what to say of the columns of files that nothing is made of."""
+    unread = {table: table.derived.unread() for table in tables if table.derived}
+    return [
+        f"columns of {table.path.name} that are not read: {', '.join(names)}"
+        for table, names in unread.items()
+        if names
+    ]
 
 
 def _files_of(path: Path) -> list[Path]:
@@ -169,17 +178,18 @@ def _is_tables(found: Path | list[Path]) -> bool:
             return set(_IDS) <= set(map(canonical, _open_parquet(files[0])[0]))
         except DataError:
             return False
-    sample = Sample.of(files[0])
-    return sample is not None and set(_IDS) <= set(
-        map(canonical, sample.header(_dialect(files[0], ReadSettings()).sep))
-    )
+    if (sample := Sample.of(files[0])) is None:
+        return False
+    json = files[0].name.lower().endswith(ENDINGS)
+    names = first_keys(sample.head) if json else sample.header(_dialect(files[0], ReadSettings()).sep)
+    return set(_IDS) <= set(map(canonical, names))
 
 
 def _open_tables(path: Path, found: Path | list[Path], read: ReadSettings, mapping: _Mapping) -> Source:
     """Opens a source in Lhydra's own form."""
     if isinstance(found, list) or found.is_file():
         plays = open_table(path, found if isinstance(found, list) else [found], _IDS, read, mapping)
-        return Source(path, plays, plays, plays)
+        return Source(path, plays, plays, plays, tuple(_left(plays)))
     files = {stem: find(found, stem) for stem in STEMS}
     if not files["plays"] and (pieces := _parquet_of(found)):
         plays = open_table(path, pieces, _IDS, read, mapping)
@@ -197,6 +207,7 @@ def _open_tables(path: Path, found: Path | list[Path], read: ReadSettings, mappi
         if parts
     }
     plays = tables["plays"]
+    notes = (*notes, *_left(*tables.values()))
     return Source(path, plays, tables.get("tracks", plays), tables.get("users", plays), notes)
 
 
@@ -285,7 +296,13 @@ def open_table(
     Raises:
         DataError: it is not a table, or lacks a required column.
     """
-    opened = [_open_file(file, read or ReadSettings()) for file in files]
+    json = [file for file in files if file.name.lower().endswith(ENDINGS)]
+    if json and len(json) < len(files):
+        raise DataError(complain(path, f"{json[0].name} beside files of another kind", "files of one kind"))
+    if json and read and (read.sep is not None or not read.header):
+        said = "--no-header" if read.sep is None else f"--sep {read.sep}"
+        raise DataError(complain(said, f"{json[0].name}, which is JSON", "a file of separated text"))
+    opened = [open_records(path, files)] if json else [_open_file(file, read or ReadSettings()) for file in files]
     first = opened[0]
     parts = []
     for table in opened:
@@ -293,9 +310,10 @@ def open_table(
             found = f"the columns {', '.join(table.names)}"
             raise DataError(complain(table.path, found, f"those of {first.path.name}: {', '.join(first.names)}"))
         order = tuple(table.names.index(name) for name in first.names) if table.names != first.names else ()
-        parts.append(replace(table.parts[0], order=order))
-    names = mapping.apply(first.names) if mapping else first.names
-    given, table = first.names, replace(first, path=path, names=tuple(map(canonical, names)), parts=tuple(parts))
+        parts += [replace(part, order=order) for part in table.parts]
+    names = tuple(map(canonical, mapping.apply(first.names) if mapping else first.names))
+    derived = first.derived and first.derived.renamed(names)
+    given, table = first.names, replace(first, path=path, names=names, parts=tuple(parts), derived=derived)
     repeated = sorted({name for name in table.names if name and table.names.count(name) > 1})
     if repeated:
         which = [
@@ -330,7 +348,7 @@ def _open_file(path: Path, read: ReadSettings) -> Table:
         sample = None if path.is_dir() else Sample.of(path)
         word = separator(sample.first_line) if sample else ""
         said_by = f"--sep {word}, if a {word} separates its cells" if word else "--sep"
-        files = f"a .csv, .csv.gz, .tsv or .parquet file (of another name: {said_by})"
+        files = f"a .csv, .csv.gz, .tsv, .jsonl or .parquet file (of another name: {said_by})"
         expected = f"{files}, or an export ({formats.listed()})"
         raise DataError(complain(path, f"a {path.suffix or 'nameless'} file", expected))
     if path.stat().st_size == 0:

@@ -17,11 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lhydra.data.json_records import ENDINGS
 from lhydra.data.tracks import read_tracks
 from lhydra.errors import DataError, LhydraError, complain
 from lhydra.files import replacing_folder
 
-FORMS = (".csv", ".csv.gz", ".tsv", ".parquet")  # of a table of tracks
+FORMS = (".csv", ".csv.gz", ".tsv", ".parquet", *ENDINGS)  # of a table of tracks
 NAMED, PLAIN = "named", "plain"
 
 

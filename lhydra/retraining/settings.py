@@ -16,7 +16,9 @@ class RetrainSettings(Settings):
     work: Path | None = setting(None, "folder for a run that is under way and for the model in service")
     users: str | None = setting(None, "user store whose log of plays is exported (default: STORE/users.lmdb)")
     plays: Path | None = setting(None, "plays that came since, as `lhydra plays export` writes them, instead of a log")
-    tracks: Path | None = setting(None, "a table of tracks (.csv, .csv.gz, .tsv or .parquet) that are new since source")
+    tracks: Path | None = setting(
+        None, "a table of tracks (.csv, .csv.gz, .tsv, .jsonl or .parquet) that are new since source"
+    )
     model: Path | None = setting(None, "the model of the served bundle, for a work folder that does not have it")
     warm: bool = setting(True, "go on from the model of the served bundle; off trains from the start")
     holdout: float = setting(0.3, "share of the new plays, the newest, that judges", above=0, below=1)

@@ -51,7 +51,7 @@ def test_ids_stay_as_they_are(
 )
 def test_what_is_no_triplet_is_not_taken_for_one(tmp_path: Path, capsys: pytest.CaptureFixture[str], line: str) -> None:
     path = write(tmp_path, [line, "u\ts\t1", "v\ts\t1"])
-    assert "expected a .csv, .csv.gz, .tsv or .parquet file" in prepare(capsys, path, tmp_path / "out")
+    assert "expected a .csv, .csv.gz, .tsv, .jsonl or .parquet file" in prepare(capsys, path, tmp_path / "out")
     said = prepare(capsys, path, tmp_path / "out", "--format", "triplets")
     assert "found x.txt, expected triplets of the Taste Profile: tab-separated user, song and count" in said
 
