@@ -149,7 +149,8 @@ def read_json(
     except NotADirectoryError:
         raise error(complain(path.parent, "a file", expected)) from None
     except (OSError, ValueError, RecursionError) as fault:
-        raise error(complain(path, str(fault), expected)) from None
+        found = f"broken JSON in line {fault.lineno}" if isinstance(fault, json.JSONDecodeError) else str(fault)
+        raise error(complain(path, found, expected)) from None
     if not isinstance(document, dict):
         raise error(complain(path, type(document).__name__, expected))
     return document

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from operator import itemgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -335,7 +336,7 @@ def _places(pins: Sequence[tuple[int, int]], rows: I64, k: int) -> dict[int, int
     """Candidate by place: the wanted one, or where it is taken the nearest free below, else above."""
     places: dict[int, int] = {}
     at = {row: i for i, row in enumerate(rows.tolist())} if pins else {}
-    for place, row in sorted(pins):
+    for place, row in sorted(pins, key=itemgetter(0)):  # of one place that of the earlier pin comes first
         if len(places) < k and row in at and at[row] not in places.values():
             wanted = min(place, k - 1)
             free = next((i for i in range(wanted, k) if i not in places), None)

@@ -528,9 +528,25 @@ def test_identical_plays_are_counted_and_told(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("--split", "random", "--strict")
     assert code == 0
     assert (
-        "2 rows again, counted as plays of their own: same user, track and second as an earlier row (lines 4, 6)" in out
+        "2 rows again, counted as plays of their own (--deduplicate drops them): same user, track and second"
+        " as an earlier row (lines 4, 6)" in out
     )
     assert Dataset.open(tmp_path / "out").plays.count.tolist() == [4, 1]
+    code, out, _ = run("--split", "random", "--strict", "--deduplicate")
+    assert code == 0
+    assert "2 rows dropped: same user, track and second as an earlier row (lines 4, 6)" in out
+    assert "counted as plays of their own" not in out
+    dataset = Dataset.open(tmp_path / "out")
+    assert dataset.plays.count.tolist() == [2, 1]
+    assert sorted(dataset.events.time.tolist()) == [1_600_000_000, 1_600_000_000, 1_600_000_001]
+
+
+def test_plays_without_a_time_are_no_duplicates(tmp_path: Path, run: Run) -> None:
+    csv(tmp_path / "in/plays.csv", "user_id,track_id,timestamp", "u0,t0,", "u0,t0,", "u1,t0,5000000", "u1,t0,5000000")
+    code, out, _ = run("--split", "random", "--deduplicate")
+    assert code == 0
+    assert "1 row dropped: same user, track and second as an earlier row (line 5)" in out
+    assert Dataset.open(tmp_path / "out").plays.count.tolist() == [2, 1]
 
 
 # Columns that cannot be used, and the real reason

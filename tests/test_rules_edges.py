@@ -47,6 +47,14 @@ def pins(ids: list[str], places: list[int]) -> tuple[Pin, ...]:
     return tuple(Pin(Match(tracks=(one,)), place) for one, place in zip(ids, places, strict=True))
 
 
+def test_of_two_pins_for_one_place_the_earlier_has_it(recommender: Recommender, states: list[UserState]) -> None:
+    ids = recommender.catalog.track_ids(recommender.recommend(Query(20, states[0])).rows)[-4:]
+    for order in (ids, ids[::-1]):
+        found = recommender.recommend(Query(10, states[0], rules=Rules(pins=pins(order, [3, 3, 1, 3]))))
+        listed = recommender.catalog.track_ids(found.rows)
+        assert [listed[0], *listed[2:5]] == [order[2], order[0], order[1], order[3]]
+
+
 def test_pins_for_which_there_is_no_place_are_told(recommender: Recommender, states: list[UserState]) -> None:
     ids = ids_of(recommender, [0, 1, 2])
     for state in states:

@@ -94,6 +94,8 @@ def test_a_file_says_everything_that_rules_can(tmp_path: Path) -> None:
         ("sets: {a: {pin: [{track: t, until: soon}]}}", "pin[0].until: found soon, expected a date such as 2026-12-24"),
         ("sets: {a: {pin: [{position: 1}]}}", "pin[0].track: found nothing, expected text"),
         ("sets: {a: {fresh: {slots: 1}}}", "sets.a.fresh: found neither, expected one of since and within"),
+        ("sets: {a: {fresh: {slots: 1, within: -1}}}", "fresh.within: found -1, expected a number from 0"),
+        ("sets: {a: {fresh: {slots: 1, since: x}}}", "fresh.since: found x, expected a number"),
         ("sets: {a: {explore: {slots: 1, pool: 1}}}", "explore.pool: found 1, expected a whole number from 2"),
         ("sets: {a: {}, a: {}}", "found the key 'a' again, expected each key once"),
         ("sets: {a: {caps: {~: 1}}}", "sets.a.caps: found ~, expected names as keys"),

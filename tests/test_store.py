@@ -144,7 +144,9 @@ def test_rollback_goes_back_and_by_id_forth(store: Path, capsys: pytest.CaptureF
     assert older < newer
     assert [entry.state for entry in listed.entries(store)] == ["newer", "current"]
     assert main(["index", "rollback", "--store", str(store)]) == 1
-    assert f"found nothing older than {older}" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"found nothing older than {older}" in said
+    assert f"forward again: lhydra index rollback {newer} --store {store}" in said
     assert main(["index", "rollback", newer, "--store", str(store), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"bundle_id": newer}
     assert current_bundle_id(store) == newer

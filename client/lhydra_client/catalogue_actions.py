@@ -39,13 +39,13 @@ def _search(client: "Client", args: argparse.Namespace) -> tuple[str, dict[str, 
 
 
 def _shown(answer: "FoundTracks", notes: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
-    from lhydra_client.table import clean, table
+    from lhydra_client.table import clean, score, table
 
     n = len(answer.tracks)
     lines = [clean(" · ".join([f"{n} track{'' if n == 1 else 's'}", *notes, f"bundle {answer.bundle_id}"]))]
     lines += [clean(f"unknown: {track}") for track in answer.unknown_ids]
     rows = [
-        (one.title, one.artist, f"{one.share:.4f}", "removed" if one.removed else "", one.track_id)
+        (one.title, one.artist, score(one.share), "removed" if one.removed else "", one.track_id)
         for one in answer.tracks
     ]
     if rows:

@@ -326,7 +326,7 @@ _ACTIONS = {
 
 
 def _list_of_tracks(title: str, answer: "Recommendations") -> str:
-    from lhydra_client.table import table
+    from lhydra_client.table import score, table
 
     took_ms = sum(answer.stages_us.values()) / 1000
     lines = [_clean(f"{title} · tier {answer.tier} · bundle {answer.bundle_id} · took {took_ms:.1f} ms")]
@@ -336,7 +336,7 @@ def _list_of_tracks(title: str, answer: "Recommendations") -> str:
         for one in answer.rules_applied
     ]
     rows = [
-        (str(rank), track.title, track.artist, f"{track.score:.4f}", track.track_id)
+        (str(rank), track.title, track.artist, score(track.score), track.track_id)
         for rank, track in enumerate(answer.tracks, 1)
     ]
     if not rows:

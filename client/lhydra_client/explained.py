@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from lhydra_client.results import Explanation, Pull, RuleStep
-from lhydra_client.table import clean
+from lhydra_client.table import clean, score
 
 _DROPPED = {
     "removed": "it was removed from the catalogue",
@@ -81,7 +81,7 @@ def _stages(found: Explanation) -> list[tuple[str, str]]:
     came = f"{', '.join(_SOURCES.get(one, one) for one in found.sources)}; " if popular and found.sources else ""
     rank = f"rank {found.head_rank:,}" if found.candidate or popular else f"would be rank {found.head_rank:,}"
     among = "in the charts" if popular else f"of {found.candidates:,} candidates"
-    lines.append(("rerank", f"{came}{rank} {among}, score {found.score:.4f}"))
+    lines.append(("rerank", f"{came}{rank} {among}, score {score(found.score)}"))
     moved = [step for step in found.steps if step.before != step.after]
     lines += [("select", f"rule {_step(step)}") for step in moved]
     if found.steps and not moved:

@@ -4,6 +4,18 @@ import unicodedata
 from collections.abc import Sequence
 
 
+def score(value: float) -> str:
+    """Returns a score as people read it: four places, and below a thousandth two digits, so that none is shown as 0.
+
+    Args:
+        value: the score.
+
+    Returns:
+        The number.
+    """
+    return f"{value:.4f}" if abs(value) >= 0.001 or not value else f"{value:.1e}"
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), widest: int = 40) -> str:
     """Returns the rows under the header, two spaces apart.
 

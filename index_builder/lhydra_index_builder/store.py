@@ -190,7 +190,9 @@ def rollback(store: Path, bundle_id: str | None = None, *, force: bool = False, 
         current = current_bundle_id(store)
         older = [entry.bundle_id for entry in entries(store) if entry.state == "previous"]
         if not older:
-            raise BundleMissing(complain(store, f"nothing older than {current}", "a bundle to go back to"))
+            newer = [one.bundle_id for one in entries(store) if one.state == "newer"]
+            forward = f"; forward again: lhydra index rollback {newer[0]} --store {store}" if newer else ""
+            raise BundleMissing(complain(store, f"nothing older than {current}", f"a bundle to go back to{forward}"))
         bundle_id = older[0]
     elif not BUNDLE_ID.fullmatch(bundle_id):
         raise BundleMissing(complain("bundle id", repr(bundle_id), "one that `lhydra index list` names"))

@@ -368,13 +368,13 @@ def configure(actions: "argparse._SubParsersAction[Any]", add_place: Any) -> Non
     """
     for name, text in ACTIONS:
         action = actions.add_parser(name, help=text, description=text)
-        action.add_argument("user", metavar="ID", help="the user id, as in requests")
+        action.add_argument("user_id", metavar="ID", help="the user id, as in requests")
         if name == "export":
             action.add_argument("out", type=Path, nargs="?", metavar="OUT", help="the file (default: stdout)")
         add_place(action)
     text = "what stands for a person in logs that were written with a key"
     hashed = actions.add_parser("hash", help=text, description=text)
-    hashed.add_argument("user", metavar="ID", help="the user id, as in requests")
+    hashed.add_argument("user_id", metavar="ID", help="the user id, as in requests")
     hashed.add_argument(
         "--log-key", type=Path, required=True, metavar="F", help="the file that `lhydra serve` was given"
     )

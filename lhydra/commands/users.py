@@ -12,7 +12,7 @@ from lhydra.commands import person
 from lhydra.commands.histories import check_flags
 from lhydra.config import add_flags, resolve, setting
 from lhydra.data.settings import ReadSettings
-from lhydra.errors import ConfigError, complain
+from lhydra.errors import ConfigError, complain, quoted
 from lhydra.limits import MAX_ID_CHARS, is_id
 
 if TYPE_CHECKING:
@@ -91,17 +91,22 @@ def run(args: argparse.Namespace) -> int:
 
     Returns:
         The exit code.
+
+    Raises:
+        ConfigError: the id is none.
     """
     if args.action == "load":
         return _load(args)
+    if not is_id(args.user_id):
+        raise ConfigError(complain("ID", quoted(args.user_id), f"1 to {MAX_ID_CHARS} characters, none of control"))
     if args.action == "hash":
-        return person.tag(args.user, args.log_key)
+        return person.tag(args.user_id, args.log_key)
     settings = resolve("users", UsersSettings, args)
     store = None if settings.store is None else Path(settings.store)
     place = settings.users, store, person.answers_of(settings.answers, store)
     if args.action == "export":
-        return person.export(args.user, *place, args.out)
-    return {"show": person.show, "delete": person.delete}[args.action](args.user, *place)
+        return person.export(args.user_id, *place, args.out)
+    return {"show": person.show, "delete": person.delete}[args.action](args.user_id, *place)
 
 
 def _load(args: argparse.Namespace) -> int:

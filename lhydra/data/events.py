@@ -14,10 +14,13 @@ import pyarrow as pa
 
 from lhydra.data.dataset import EVENTS_SCHEMA, Events, Plays
 from lhydra.data.ordering import lexsort, settle
+from lhydra.data.report import Report
+from lhydra.data.table import Table
 from lhydra.domain import I64
 
 _FETCH = 1 << 19  # rows handed over at once
 _MEMORY = "800MB"  # DuckDB's share while its rows are taken over
+AGAIN = "same user, track and second as an earlier row"
 PAUSE_S = 1_800  # s: a session ends where nothing is played for so long
 OPTIONAL = ("position", "session", "skipped", "completed", "ms_played")  # columns of `events` that a source may lack
 
@@ -152,6 +155,24 @@ def _in_order(arrays: dict[str, npt.NDArray[Any]]) -> I64:
     rest += [np.where(v < 0, unknown, v) for v in (arrays[name] for name in OPTIONAL[:1:-1] if name in arrays)]
     rest += [arrays[name] for name in ("session", "count") if name in arrays]
     return settle(order, same, rest)
+
+
+def drop_again(con: duckdb.DuckDBPyConnection, plays: Table, report: Report) -> None:
+    """Deletes plays of the same user, track and second as an earlier row from the table `events`.
+
+    Args:
+        con: the connection that holds the table, as `rows.make_events` creates it.
+        plays: the table that its rows come from.
+        report: takes note of them.
+    """
+    con.execute(
+        """CREATE TABLE again AS SELECT row FROM (SELECT row, min(row) OVER (PARTITION BY user, track, time) AS first
+            FROM events WHERE time > 0) WHERE row > first"""
+    )
+    found, rows = con.execute("SELECT count(*), min(row, 3) FROM again").fetchall()[0]
+    if found:
+        con.execute("DELETE FROM events WHERE row IN (SELECT row FROM again)")
+        report.drop(plays, AGAIN, found, plays.places(rows), fault=False)
 
 
 def again(log: Log) -> I64:

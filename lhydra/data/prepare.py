@@ -16,7 +16,7 @@ from lhydra import __version__, files
 from lhydra.data import rows, split
 from lhydra.data.append import PLAIN, together
 from lhydra.data.dataset import TEST, TRAIN, VALID, Column, Dataset, DatasetInfo, Events, Plays
-from lhydra.data.events import add_up, again, read_log
+from lhydra.data.events import AGAIN, add_up, again, drop_again, read_log
 from lhydra.data.loading import choose_columns, load_source
 from lhydra.data.logged import Logged
 from lhydra.data.report import Report
@@ -262,6 +262,8 @@ def _check(
     if settings.strict:
         report.refuse_faults(source.path)
     rows.make_events(con, source.plays, report)
+    if settings.deduplicate:
+        drop_again(con, source.plays, report)
     if con.execute("SELECT min(user) = max(user) FROM events").fetchall() == [(True,)]:
         alone = "plays of at least 2 users (one person's are added to a dataset by --append, or asked for by"
         raise report.left(source.plays.path, "plays of 1 user", f"{alone} `lhydra recommend STORE --history`)")
@@ -290,8 +292,8 @@ def _split(
     con.execute("DROP TABLE events")
     report.again = len(twice := again(log))
     if report.again:
-        reason, fate = "same user, track and second as an earlier row", "again, counted as plays of their own"
-        report.note(table, reason, report.again, table.places(twice[:3].tolist()), fate, fault=False)
+        fate = "again, counted as plays of their own (--deduplicate drops them)"
+        report.note(table, AGAIN, report.again, table.places(twice[:3].tolist()), fate, fault=False)
     events, fold, cuts = log.events, log.events.fold, None
     if protocol == "temporal":
         cuts = split.temporal_cuts(events.time[events.time > 0], settings.valid, settings.test)

@@ -93,6 +93,9 @@ class PrepareSettings(ReadSettings):
         " `lhydra plays export` wrote, a file or a folder of them",
     )
     append: bool = setting(False, "add SOURCE to what DATASET holds; it is divided again, by its own rule unless told")
+    deduplicate: bool = setting(
+        False, "drop plays of the same user, track and second as an earlier row: events that were sent twice"
+    )
     strict: bool = setting(False, "refuse a source with bad rows instead of dropping them")
 
     def __post_init__(self) -> None:

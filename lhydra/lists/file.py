@@ -139,7 +139,8 @@ def _fresh(value: Any, at: str) -> Fresh:
     if ("since" in part) == ("within" in part):
         raise ConfigError(complain(at, "both" if "since" in part else "neither", "one of since and within"))
     since, within = (
-        _number(part[key], f"{at}.{key}", -math.inf, math.inf) if key in part else None for key in ("since", "within")
+        _number(part[key], f"{at}.{key}", low, math.inf) if key in part else None
+        for key, low in (("since", -math.inf), ("within", 0))
     )
     slots = _whole(part.get("slots"), f"{at}.slots", 1, MAX_SLOTS)
     return Fresh(slots, _text(part.get("column", "year"), f"{at}.column"), since, within)
@@ -238,7 +239,8 @@ def _number(value: Any, at: str, low: float, high: float) -> float:
 
 
 def _in_range(read: Callable[[str], float], value: Any, at: str, low: float, high: float, what: str) -> float:
-    expected = what if math.isinf(low) else f"{what} from {low:g} to {high:g}"
+    above = "" if math.isinf(low) else f" from {low:g}"
+    expected = what + above + ("" if math.isinf(high) else f" to {high:g}")
     try:
         number = read(value if isinstance(value, str) and not isinstance(value, Null) else "")
     except ValueError:

@@ -332,7 +332,7 @@ def _prepared(turn: Turn, out: Path, test: float, plays: str) -> Found:
     """Prepares the source, then adds the plays of the log, if there are any, and divides all of them by time."""
     own = turn.run / "append.yaml"
     given = turn.section("prepare")
-    kept = {name: given[name] for name in ("valid", "strict") if name in given}
+    kept = {name: given[name] for name in ("valid", "strict", "deduplicate") if name in given}
     write_text(own, json.dumps({"columns": turn.section("columns"), "prepare": kept}, indent=2))  # JSON is YAML
     environ = {name: value for name, value in os.environ.items() if not name.startswith("LHYDRA_PREPARE_")}
     split, parts = ["--split", "temporal", "--test", f"{test:.9f}"], sorted((turn.run / plays).iterdir())
