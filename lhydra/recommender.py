@@ -319,7 +319,7 @@ class Recommender:
 
     def _user_vector(self, user: EncodedUsers, state: UserState) -> F32:
         """Returns the user vector, (1, dim)."""
-        return self.moved_away(self.bundle.user_tower.embed(user, self.catalog.history), state)
+        return self.moved_away(self.bundle.embed(user), state)
 
     def moved_away(self, vector: F32, state: UserState) -> F32:
         """Moves a user vector away from skipped tracks (negative feedback: Rocchio 1971).

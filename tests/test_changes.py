@@ -164,7 +164,7 @@ def test_removed_tracks_never_return_and_still_count_in_histories(store: Path, t
     old, new = Recommender(before).encode(states[0]), Recommender(bundle).encode(states[0])
     np.testing.assert_array_equal(old.histories.rows, new.histories.rows)
     # exactly k, or all that are eligible, through the exact fallback too
-    vector = before.user_tower.embed(old, before.catalog.history)
+    vector = before.embed(old)
     exact, _ = nearest(bundle.catalog.vectors, vector, 30, bundle.catalog.removed)
     if built.manifest.recipe == "flat":
         assert bundle.index.search(vector, 30)[0].tolist() == exact.tolist()
@@ -350,7 +350,7 @@ def test_a_bundle_of_before_answers_alike_and_tracks_are_added_to_it_in_its_own_
     for _, state in list(user_states(tiny_dataset, "valid"))[:20]:
         found, expected = (Recommender(bundle).recommend(Query(k=20, state=state)) for bundle in (halves, before))
         np.testing.assert_array_equal(found.rows, expected.rows)
-        np.testing.assert_array_equal(found.logits, expected.logits)
+        np.testing.assert_allclose(found.logits, expected.logits, atol=1e-4)  # by the graph, which halves are for
     changes.add(tracks_file(tiny_dataset, tmp_path, NEW, like=40), store, CONFIG)
     history = Bundle.open(store).catalog.history.table
     assert history.dtype == np.float16

@@ -131,7 +131,7 @@ def by_hand(bundle: Bundle, query: Query, eligible: np.ndarray) -> tuple[set[int
     """The union and what of it co-listening brings, from the model's own table by a loop over candidates."""
     catalog, recommender = bundle.catalog, Recommender(bundle)
     user = recommender.encode(query.state)
-    vector = bundle.user_tower.embed(user, catalog.history)
+    vector = bundle.embed(user)
     played, sums = user.histories.rows[-NEWEST:], np.zeros(len(catalog))
     weight = item_item.channel_weights(user.entry)[-NEWEST:, 0]
     co_listening = bundle.co_listening

@@ -78,7 +78,7 @@ def slow(recommender: Recommender, dataset: Dataset, user: int, depth: int | Non
     state = next(state for _, state in user_states(dataset, "valid", positions=np.array([user])))
     catalog = recommender.catalog
     heard = catalog.rows(state.heard)
-    vector = recommender.bundle.user_tower.embed(recommender.encode(state), catalog.history)
+    vector = recommender.bundle.embed(recommender.encode(state))
     everything = len(catalog) if depth is None else depth
     rows, _ = nearest(catalog.vectors, vector, everything, heard[heard >= 0])
     logits, _ = recommender.score(state, rows)

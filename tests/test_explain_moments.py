@@ -265,7 +265,7 @@ def test_groups_are_hidden_from_the_part_that_answers(
         assert groups["moment"] == pytest.approx(full - float(without[0]), abs=1e-4)
         nobody = UserState(traced.query.state.profile)
         user = recommender.encode(nobody)
-        vector = bundle.user_tower.embed(user, recommender.catalog.history)
+        vector = bundle.embed(user)
         without = bundle.score(vector, user, row, unmoved)[0]
         assert groups["history"] == pytest.approx(full - float(without[0]), abs=1e-4)
 

@@ -625,7 +625,7 @@ def check_served(bundle: Bundle, network: Network, data: TrainingData, examples:
     """Candidates and signals gathered in training, scored by the exported head from the bundle's files."""
     vectors, tensors = embed_tracks(network, Tensors.of(data))[0], Tensors.of(data)
     encoded = data.spec.encode_users(data.profiles[data.valid.users], select(data.train, data.valid.users), data.tracks)
-    served = torch.from_numpy(bundle.user_tower.embed(encoded, bundle.catalog.history))
+    served = torch.from_numpy(bundle.embed(encoded))
     torch.testing.assert_close(served, examples.user, atol=2e-3, rtol=0)  # history vectors are bytes
     examples.user.copy_(served)
     base, deep = heads._parts(network.head, examples, vectors, tensors, torch.arange(len(examples)))

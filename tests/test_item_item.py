@@ -241,5 +241,5 @@ def test_the_head_is_given_the_scores(tiny_bundle: Bundle) -> None:
     names += [category.name for category in tiny_bundle.spec.user_categories]
     profile = tiny_bundle.spec.encode_profiles({name: [None] for name in names})
     encoded = tiny_bundle.spec.encode_users(profile, histories, tiny_bundle.catalog.tracks)
-    vector = tiny_bundle.user_tower.embed(encoded, tiny_bundle.catalog.history)
+    vector = tiny_bundle.embed(encoded)
     assert np.abs(tiny_bundle.score(vector, encoded, rows)[0] - bare.score(vector, encoded, rows)[0]).max() > 1e-3

@@ -109,7 +109,7 @@ def test_the_tutorial_peer_does_the_same_work(told: PeerSettings, tiny_dataset: 
         assert state is not None
         found = ours.recommend(Query(K, state, True, state.heard))
         encoded = engine.model.encode(state)
-        vector = ours.bundle.user_tower.embed(ours.encode(state), ours.catalog.history)
+        vector = ours.bundle.embed(ours.encode(state))
         assert engine.model.embed(encoded).numpy() == pytest.approx(vector, abs=1e-4)
         tracks = engine.recommend(user, K)
         assert len({track.track_id for track in tracks}) == len(found.rows) == K

@@ -36,7 +36,7 @@ def by_hand(bundle: Bundle, query: Query, depth: int) -> list[int]:
     """The list by brute force: the head over the `depth` nearest eligible tracks, best first, ties by row."""
     recommender = Recommender(bundle)
     user = recommender.encode(query.state)
-    vector = bundle.user_tower.embed(user, bundle.catalog.history)
+    vector = bundle.embed(user)
     excluded = set(bundle.catalog.rows(query.exclude).tolist())
     cosines = bundle.catalog.vectors @ vector[0]
     eligible = [row for row in range(len(bundle.catalog)) if row not in excluded]

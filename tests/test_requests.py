@@ -126,7 +126,7 @@ def test_under_a_filter_the_list_is_the_head_over_the_nearest_allowed(
     for state in states[:20]:
         query = Query(10, state, True, filter=normalised(years), repeat=Repeat.EXCLUDE)
         user = exact.encode(state)
-        vector = bundle.user_tower.embed(user, bundle.catalog.history)
+        vector = bundle.embed(user)
         allowed = sorted(eligible_rows(bundle, query))
         cosines = bundle.catalog.vectors.astype(np.float32) @ vector[0]
         rows = np.array(sorted(allowed, key=lambda row: (-cosines[row], row))[:40], np.int64)

@@ -222,7 +222,7 @@ def test_the_measured_recall_is_the_truth(recipe: str, tiny_model: Path, tiny_da
     recommender = Recommender(bundle)
     shares = []
     for _, state in user_states(tiny_dataset, "valid"):
-        vector = bundle.user_tower.embed(recommender.encode(state), bundle.catalog.history)
+        vector = bundle.embed(recommender.encode(state))
         found = bundle.index.search(vector, settings.depth)[0].tolist()
         exact = [nearest(bundle.catalog.vectors, vector, k, np.empty(0, np.int64))[0].tolist() for k in (10, 100)]
         shares.append((len({*exact[1]} & {*found}) / 100, len({*exact[0]} & {*found[:10]}) / 10))

@@ -97,7 +97,7 @@ def queries_of(bundle: Bundle, dataset: Dataset, n: int, seed: int) -> F32:
     encode = Recommender(bundle).encode
     users = join_users([encode(state) for _, state in user_states(dataset, "valid", positions=drawn)])
     one_by_one = (users.take(np.array([i])) for i in range(n))
-    return np.concatenate([bundle.user_tower.embed(user, bundle.catalog.history) for user in one_by_one])
+    return np.concatenate([bundle.embed(user) for user in one_by_one])
 
 
 def truth_of(vectors: F32, queries: F32) -> Truth:

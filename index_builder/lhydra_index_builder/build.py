@@ -335,7 +335,7 @@ def _truth(bundle: Bundle, vectors: Path, users: EncodedUsers, threads: int) -> 
 
 
 def _vector(bundle: Bundle, user: EncodedUsers) -> F32:
-    return bundle.user_tower.embed(user, bundle.catalog.history)
+    return bundle.embed(user)
 
 
 def _write_golden(bundle: Bundle, users: EncodedUsers, folder: Path, seed: int) -> None:

@@ -121,7 +121,7 @@ def add(
     comes back as it was.
 
     Args:
-        tracks: a CSV or Parquet file with `track_id` and what else is known.
+        tracks: a CSV, JSON or Parquet file with `track_id` and what else is known.
         path: the store.
         config: what the gate lets through, and limits of the machine.
         users: URL of the user store whose users the gate asks; None takes the one inside the store.
@@ -364,7 +364,7 @@ def _measured(manifest: Manifest, folder: Path, source: CurrentBundle, config: R
     queries = [Golden.open(folder / "golden.npz").vectors]
     recommender = Recommender(bundle)
     for state in source.states[: config.recall_users]:
-        queries.append(bundle.user_tower.embed(recommender.encode(state), bundle.catalog.history))
+        queries.append(bundle.embed(recommender.encode(state)))
     vectors = np.concatenate(queries)
     rows, _ = nearest_of_many(blocks(folder / "vectors.npy"), vectors, sweep.NEIGHBOURS, catalog.removed)
     found = sweep.measure(index, sweep.Truth(vectors, rows), manifest.depth, 0, 0)

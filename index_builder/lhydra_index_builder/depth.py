@@ -122,7 +122,7 @@ def lists(recommender: Recommender, states: Sequence[UserState], threads: int) -
         heard = catalog.rows(state.heard)
         excluded = np.union1d(heard[heard >= 0], catalog.removed).astype(np.int64)
         user = recommender.encode(state)
-        vector = bundle.user_tower.embed(user, catalog.history)
+        vector = bundle.embed(user)
         rows, cosines = nearest(catalog.vectors, vector, depths[-1], excluded)
         moment = moment_of(bundle, state, user, 0)
 

@@ -49,7 +49,7 @@ from lhydra.features.sequences import NO_SEQUENCES, Sequences
 from lhydra.features.spec import FeatureSpec
 
 if TYPE_CHECKING:
-    from lhydra.kernels.compiled import CoListeningTable, CompiledHead
+    from lhydra.kernels.compiled import CoListeningTable, CompiledHead, CompiledTower
 
 PARTS = (
     *("features.json", "item_tower.onnx", "user_tower.onnx", "head.onnx"),
@@ -236,11 +236,31 @@ class Bundle:
         Returns:
             Vectors (n, dim) and logits (n, m), with what they were computed from.
         """
-        vectors = self.user_tower.embed(users, self.catalog.history)
+        vectors = self.embed(users)
         logits = []
         for i in range(len(vectors)):
             logits.append(self.score(vectors[i : i + 1], users.take(np.array([i])), rows)[0])
         return Golden(users, vectors, rows, np.stack(logits))
+
+    def embed(self, users: EncodedUsers) -> F32:
+        """Embeds users by the user tower.
+
+        Args:
+            users: n encoded users, whose histories point into the catalog.
+
+        Returns:
+            (n, dim) float32 of unit norm.
+
+        Raises:
+            ModelError: a vector is not finite.
+        """
+        if self._compiled_tower is None:
+            return self.user_tower.embed(users, self.catalog.history)
+        of = users.histories
+        try:
+            return self._compiled_tower.embed(users.dense, users.ids, of.offsets, of.rows, users.entry)
+        except FloatingPointError as error:
+            raise ModelError(complain(folded_head.FILE, str(error), "finite numbers")) from None
 
     def score(self, vector: F32, user: EncodedUsers, rows: I64, moment: Moment | None = None) -> tuple[F32, F32]:
         """Scores tracks for one encoded user by the head.
@@ -276,6 +296,12 @@ class Bundle:
         return self.head.score(vector, user, vectors, dense, ids.astype(np.int64), popularity, together, at)
 
     @cached_property
+    def _compiled_tower(self) -> "CompiledTower | None":
+        """What embeds in place of the graph, as below."""
+        weights = self.head.weights
+        return None if weights is None else folded_head.compiled_tower(weights, self.catalog.history.table)
+
+    @cached_property
     def _compiled_head(self) -> "tuple[CompiledHead, CoListeningTable] | None":
         """What scores in place of the graph; None where the model has no weights for it, or nothing is compiled."""
         if self.head.weights is None:
@@ -288,11 +314,11 @@ class Bundle:
         then = Golden.open(folder / "golden.npz")
         try:
             now = self.golden(then.users, then.rows)
-            logits = [now.logits]
-            if self.head.weights is not None:  # else the graph has just answered
-                logits.append(replace(self, head=self.head.by_graph()).golden(then.users, then.rows).logits)
-            vectors = float(np.abs(now.vectors - then.vectors).max(initial=0))
-            scores = max(float(np.abs(one - then.logits).max(initial=0)) for one in logits)
+            found = [now]
+            if self.head.weights is not None:  # else the graphs have just answered
+                found.append(replace(self, head=self.head.by_graph()).golden(then.users, then.rows))
+            vectors = max(float(np.abs(one.vectors - then.vectors).max(initial=0)) for one in found)
+            scores = max(float(np.abs(one.logits - then.logits).max(initial=0)) for one in found)
         except LhydraError:
             raise
         except Exception as error:  # arrays of other shapes and types, and whatever graphs of other inputs raise

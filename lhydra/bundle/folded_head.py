@@ -1,6 +1,6 @@
-"""The prediction head as one compiled loop over the candidates of a request, in place of its graph.
+"""Head and user tower as compiled loops of a request, in place of their graphs.
 
-    head.npz    the weights of head.onnx, multiplied out as far as no user is needed, by `lhydra.training.folded`
+    head.npz    the weights of both, multiplied out as far as no user is needed, by `lhydra.training.folded`
 
     of_user (D + du, h)  bias (h,)  of_user_ids (ids of all columns, h)  user_id_starts (cu + 1,)   what users say
     of_track, of_product (D, h)  of_dense, of_distance (dt, h)  preference (1,) where it begins in the user's columns
@@ -13,10 +13,12 @@
         the last output is that of the linear part; the 4 are logit, cosine, popularity, rarity
     moment_offsets (signals - 1,)  moment_second (m, m2)  moment_second_bias, moment_out (m2,)  moment_out_bias (1,)
     moment_calibration (2,)
+    tower_weigh (3,)  tower_dense (du, t)  tower_ids (ids of all columns, t)  tower_bias (t,)   of the user tower
+    tower_scale, tower_shift (t,)   of its layer norm   tower_second (t, D)  tower_second_bias (D,)
 
-The graph is the definition. What the loop gives equals it but for rounding, about 1e-5 of a logit; training compares
-both before it keeps a model, and so does whoever opens a bundle. Models and bundles of before have no such file, and
-without a C compiler nothing reads it: then the graph runs.
+The graphs are the definition. What the loops give equals them but for rounding, about 1e-5 of a logit; training
+compares both before it keeps a model, and so does whoever opens a bundle. Models and bundles of before have no such
+file, or no tower in it, and without a C compiler nothing reads it: then the graphs run.
 """
 
 from collections.abc import Collection
@@ -34,7 +36,7 @@ from lhydra.errors import ModelError, complain
 from lhydra.features.moment import CONTEXT
 
 if TYPE_CHECKING:
-    from lhydra.kernels.compiled import CompiledHead
+    from lhydra.kernels.compiled import CompiledHead, CompiledTower
 
 Weights = dict[str, npt.NDArray[Any]]  # float32, or int64 where they say what lies where
 FILE = "head.npz"
@@ -121,6 +123,26 @@ def compiled(weights: Weights, vectors: F16, dense: F16, ids: npt.NDArray[np.int
     return kernels.compiled.CompiledHead(
         ready, CONTEXT.index("tracks"), vectors.view(np.uint16), dense.view(np.uint16), ids, popularity
     )
+
+
+def compiled_tower(weights: Weights, history: npt.NDArray[Any]) -> "CompiledTower | None":
+    """Makes what embeds users of a catalog.
+
+    Args:
+        weights: of a head, and maybe of a tower, all finite.
+        history: the table of `HistoryVectors` of the catalog.
+
+    Returns:
+        The compiled tower; None where there are no weights of it, or history vectors of before.
+
+    Raises:
+        ValueError: the weights do not fit each other or the catalog.
+        KeyError: some are missing.
+    """
+    assert kernels.compiled is not None
+    if "tower_weigh" not in weights or history.itemsize != 1:
+        return None
+    return kernels.compiled.CompiledTower(weights, history)
 
 
 def _in_lanes(array: F32) -> F32:

@@ -162,7 +162,7 @@ def _without(recommender: Recommender, traced: Traced, rows: I64, left_out: I64,
 def _of_user(recommender: Recommender, state: UserState) -> dict[str, Any]:
     """The vector and the encoded user of a state, by their names in `_Inputs`."""
     users = recommender.encode(state)
-    vectors = recommender.bundle.user_tower.embed(users, recommender.catalog.history)
+    vectors = recommender.bundle.embed(users)
     return {"vectors": recommender.moved_away(vectors, state), "users": users}
 
 

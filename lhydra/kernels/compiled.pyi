@@ -79,6 +79,10 @@ class CompiledHead:
         /,
     ) -> tuple[F32, F32]: ...
 
+class CompiledTower:
+    def __init__(self, arrays: Mapping[str, npt.NDArray[Any]], table: npt.NDArray[np.int8], /) -> None: ...
+    def embed(self, dense: F32, ids: I64, offsets: I64, rows: I64, entry: F32, /) -> F32: ...
+
 def encode_histories(
     track_dense: U16,
     track_ids: npt.NDArray[np.integer],

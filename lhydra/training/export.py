@@ -20,6 +20,7 @@ from torch.export import Dim
 from lhydra import __version__, files
 from lhydra.bundle import fitted, folded_head, sequence_files
 from lhydra.bundle.arrays import write_npz
+from lhydra.bundle.history_vectors import HistoryVectors
 from lhydra.bundle.model import OPTIONAL, PARTS, TABLE, ModelInfo
 from lhydra.bundle.networks import (
     FLOAT16_INPUTS,
@@ -36,13 +37,14 @@ from lhydra.bundle.networks import (
 )
 from lhydra.domain import F32, I64
 from lhydra.errors import ModelError, complain
+from lhydra.features.histories import offsets_of
 from lhydra.features.item_item import CHANNELS
 from lhydra.features.moment import CONTEXT, N_OWN, SIGNALS
 from lhydra.features.sequences import Sequences
 from lhydra.features.spec import Encoded
 from lhydra.timing import timed
 from lhydra.training.data import TrainingData, select
-from lhydra.training.folded import weights_of
+from lhydra.training.folded import weights_of, weights_of_tower
 from lhydra.training.model import Network
 from lhydra.training.step import Tensors, tensor
 from lhydra.training.teachers import Table
@@ -90,7 +92,7 @@ def export(
             sequence_files.save(folder, sequence_files.rearranged(sequences, to, 1 + int(numbers.max(initial=0))))
         fitted.save(folder, users)
         _graphs(network, data, folder)
-        write_npz(folder / folded_head.FILE, weights_of(network.head))
+        write_npz(folder / folded_head.FILE, weights_of(network.head) | weights_of_tower(network.user_tower))
         _prove(network, data, folder)
         now = datetime.now(UTC)
         info = replace(
@@ -187,6 +189,20 @@ def _prove(network: Network, data: TrainingData, folder: Path) -> None:
         _same("head.onnx", network.head(*pair), head.run(*(part.numpy() for part in pair)))
         if head.weights is not None:
             _same(folded_head.FILE, network.head(*pair), _compiled(head.weights, *(part.numpy() for part in pair)))
+            history = HistoryVectors.of(user[2].flatten(0, 1).float().numpy())  # rounded, as a bundle keeps it
+            rows = np.arange(len(history)).reshape(user[2].shape[:2])
+            rounded = (*user[:2], torch.from_numpy(history.at(rows)), *user[3:])
+            found = _by_loop(head.weights, history, rows, *(part.numpy() for part in (*user[:2], *user[3:])))
+            _same(folded_head.FILE, (network.user_tower(*rounded),), (found,))
+
+
+def _by_loop(
+    weights: folded_head.Weights, history: HistoryVectors, rows: I64, dense: F32, ids: I64, entry: F32, mask: F32
+) -> F32:
+    """Vectors of B users by the compiled tower; inputs as those of the graph, but rows (B, H) of history vectors."""
+    tower, kept = folded_head.compiled_tower(weights, history.table), mask > 0
+    assert tower is not None
+    return tower.embed(dense, ids, offsets_of(kept.sum(1)), rows[kept], entry[kept])
 
 
 def _compiled(weights: folded_head.Weights, *inputs: npt.NDArray[Any]) -> tuple[F32, F32]:

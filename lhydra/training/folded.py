@@ -1,6 +1,7 @@
-"""The head as the compiled loop of a request takes it: its weights, multiplied out as far as no user is needed.
+"""Head and user tower as the compiled loops of a request take them: their weights, multiplied out as far as may be.
 
-`Head.forward` and `MomentHead.forward` are what is computed; `lhydra.bundle.folded_head` lists the arrays.
+`Head.forward`, `MomentHead.forward` and `UserTower.forward` are what is computed; `lhydra.bundle.folded_head` lists the
+arrays.
 """
 
 import itertools
@@ -13,7 +14,7 @@ from torch.nn import functional
 
 from lhydra.bundle.folded_head import Weights
 from lhydra.features.moment import N_OWN
-from lhydra.training.model import CROSS_DIM, SIGNALS, Head
+from lhydra.training.model import CROSS_DIM, SIGNALS, Head, UserTower
 from lhydra.training.moment_network import OFFSETS, MomentHead, folded
 
 
@@ -86,6 +87,37 @@ def weights_of(head: Head) -> Weights:
         **{name: np.ascontiguousarray(value.numpy(), np.float32) for name, value in floats.items()},
         **{name: np.array(value, np.int64) for name, value in integers.items()},
     }
+
+
+@torch.no_grad()
+def weights_of_tower(tower: UserTower) -> Weights:
+    """Folds a user tower: the tables of ids into the first layer.
+
+    Args:
+        tower: trained.
+
+    Returns:
+        Float32 weights, by name; where the ids of each column start is told by those of the head.
+    """
+    first, norm, second = tower.profile[0], tower.profile[1], tower.profile[-1]
+    assert isinstance(first, nn.Linear)
+    assert isinstance(norm, nn.LayerNorm)
+    assert isinstance(second, nn.Linear)
+    tables = [table.get_parameter("weight") for table in tower.ids]
+    widths = [table.shape[1] for table in tables]
+    dense, *parts = torch.split(first.weight, [first.in_features - sum(widths), *widths], 1)
+    of_ids = [table @ part.T for table, part in zip(tables, parts, strict=True)]
+    floats = {
+        "tower_weigh": tower.weigh.weight[0],
+        "tower_dense": dense.T,
+        "tower_ids": torch.cat([*of_ids, torch.zeros(0, first.out_features)]),
+        "tower_bias": first.bias,
+        "tower_scale": norm.weight,
+        "tower_shift": norm.bias,
+        "tower_second": second.weight.T,
+        "tower_second_bias": second.bias,
+    }
+    return {name: np.ascontiguousarray(value.numpy(), np.float32) for name, value in floats.items()}
 
 
 def _of_moments(moments: MomentHead) -> dict[str, Tensor]:
