@@ -67,6 +67,13 @@ def test_what_nobody_was_measured_by_gets_no_verdict() -> None:
     assert not decide({"stages": {"cascade": {"ndcg@10": nothing}}}, 5, 0.01)["helps"]
 
 
+@pytest.mark.parametrize(("change", "helps"), [(-0.4, False), (-0.004, True), (0.1, True)])
+def test_new_tracks_do_not_excuse_what_one_user_lost(change: float, helps: bool) -> None:
+    """An interval that is not known reaches nowhere."""
+    of_one = {"a": 0.5, "b": 0.5 + change, "difference": change, "low": None, "high": None}
+    assert decide({"stages": {"cascade": {"ndcg@10": of_one}}}, 3, 0.01)["helps"] is helps
+
+
 def test_a_difference_is_paired() -> None:
     """Two stages that go up and down together: their difference is surer than either mean."""
     rng = np.random.default_rng(2)

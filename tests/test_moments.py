@@ -456,6 +456,31 @@ def test_what_too_few_moments_are_like_counts_nothing_later(name: str, moments: 
     assert torch.allclose(part(pair, signals, context), before, atol=1e-4) is (moments < MIN_MOMENTS)
 
 
+def test_a_part_of_before_is_closed_to_what_it_never_told() -> None:
+    """Until now what never differed had a spread of 1, and weights of the draw, through every warm start."""
+    torch.manual_seed(0)
+    inputs, context = torch.rand(100, 3, MomentHead.PAIR + len(SIGNALS)), torch.rand(100, len(CONTEXT))
+    inputs[..., MomentHead.PAIR] = 1
+    skipped = MomentHead.PAIR + SIGNALS.index("skipped")
+    inputs[..., skipped] = 0
+    before = fitted_to(inputs, context)
+    torch.nn.init.normal_(before.out.weight)
+    before.spread[skipped] = 1
+    part = before.reopened(fitted_to(inputs, context))
+    one = inputs[:, :1].clone()
+    one[..., skipped] = 1
+    moved = [m(one[..., : m.PAIR], one[..., m.PAIR :], context) for m in (before, part)]
+    still = part(inputs[:, :1, : part.PAIR], inputs[:, :1, part.PAIR :], context)
+    assert (moved[0] - still).abs().max() > 0.01
+    torch.testing.assert_close(moved[1], still, atol=1e-5, rtol=0)
+
+
+def test_as_many_moments_as_are_needed_tell_what_they_are_like() -> None:
+    torch.manual_seed(0)
+    part = fitted_to(torch.rand(MIN_MOMENTS, 3, MomentHead.PAIR + len(SIGNALS)), torch.rand(MIN_MOMENTS, len(CONTEXT)))
+    assert (part.context_spread < 1).all()
+
+
 @pytest.mark.parametrize("moments", [0, MIN_MOMENTS - 1, MIN_MOMENTS])
 @pytest.mark.parametrize("name", SIGNALS[1:])
 def test_a_signal_of_tracks_at_too_few_moments_counts_nothing_later(name: str, moments: int) -> None:

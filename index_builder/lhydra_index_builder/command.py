@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     config.add_flags(rebuild, RebuildSettings)
     add = actions.add_parser("add", help="make new tracks retrievable: without training, without a rebuild")
     add.add_argument(
-        "tracks", type=Path, metavar="TRACKS", help="a CSV or Parquet file with track_id and what is known"
+        "tracks", type=Path, metavar="TRACKS", help="a CSV, JSON or Parquet file with track_id and what is known"
     )
     remove = actions.add_parser("remove", help="never return these tracks again")
     remove.add_argument("ids", nargs="*", metavar="ID", help="track ids")

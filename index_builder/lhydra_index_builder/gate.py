@@ -19,7 +19,7 @@ from lhydra.bundle.manifest import Gate, GateCheck
 from lhydra.domain import I64, Hashes, Query, Recommendation, Repeat, UserState, no_hashes
 from lhydra.errors import LhydraError
 from lhydra.evaluation.beyond import inter_user_overlap
-from lhydra.evaluation.bootstrap import F64, difference, span
+from lhydra.evaluation.bootstrap import F64, difference, sureness
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.evaluation.run import as_rows
 from lhydra.evaluation.ties import none_yet
@@ -249,8 +249,8 @@ def quality(
     high = paired["high"]
     before, after = float(a.mean()), float(b.mean())
     lost = 1 - after / before if before else 0.0
-    note = f"NDCG@10 lost; {before:.4f} before, {after:.4f} now, 95 % interval of the difference "
-    note += span(paired["low"], high)
+    note = f"NDCG@10 lost; {before:.4f} before, {after:.4f} now, difference {after - before:+.4f}"
+    note += f" ({sureness(paired['low'], high)})"
     bad = high is not None and high < 0 and lost > limits.max_quality_loss
     if bad:  # users are asked again, for equal scores, only where these could decide
         ties = sum(_tie_width(recommender, users.states, users.held_out) for recommender in (current, new))

@@ -84,7 +84,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _EPILOG
-    parser.add_argument("source", type=Path, metavar="SOURCE", help="a CSV or Parquet file, or a folder of them")
+    parser.add_argument("source", type=Path, metavar="SOURCE", help="a CSV, JSON or Parquet file, or a folder of them")
     parser.add_argument("dataset", type=Path, metavar="DATASET", help="folder to write")
     config.add_flags(parser, PrepareSettings)
     parser.add_argument("--report", type=Path, metavar="FILE.html", help="draw what the log is like as a page")

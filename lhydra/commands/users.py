@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         The exit code.
 
     Raises:
-        ConfigError: the id is none.
+        ConfigError: ID is not an id.
     """
     if args.action == "load":
         return _load(args)

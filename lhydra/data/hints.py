@@ -16,18 +16,17 @@ def lacks(table: Table, name: str, required: Sequence[str], read: ReadSettings |
         table: as far as its header.
         name: of the column that it lacks.
         required: columns that it must have.
-        read: what is said of its form; None for a command without flags of it.
+        read: what is said of its form; None where the command has no flags for it.
 
     Returns:
         The error to raise.
     """
-    hint = ""
     if read is None:
-        expected = f"a column {name}; rename the one that is meant, in a file separated by commas, or in Parquet"
+        expected = f"a column {name}; rename the one that is meant, in a file separated by commas, JSON or Parquet"
         return DataError(complain(table.path, f"the columns {', '.join(table.names)}", expected))
-    if (
-        not (table.types or table.derived) and len(table.names) == 1 and read.sep is None
-    ):  # one column: another separator?
+    hint = ""
+    alone = len(table.names) == 1 and not table.types
+    if alone and read.sep is None:  # another separator?
         word = separator(table.names[0])
         hint = f"; if the separator is a {word}, give --sep {word}" if word else ""
     if not hint and not read.header:

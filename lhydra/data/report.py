@@ -75,6 +75,17 @@ class Report:
         self.note(table, reason, count, places, "dropped", fault=fault)
         self.drops.append(self.warnings[-1])
 
+    def drop_broken(self, *tables: Table) -> None:
+        """Notes lines that are no JSON.
+
+        Args:
+            tables: of files that may have some.
+        """
+        for table in tables:
+            count, places = table.broken
+            if count:
+                self.drop(table, "no JSON", count, places)
+
     def note(self, table: Table, reason: str, count: int, places: str, fate: str, *, fault: bool) -> None:
         """Notes rows that are wrong.
 

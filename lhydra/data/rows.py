@@ -61,6 +61,7 @@ def check_plays(con: duckdb.DuckDBPyConnection, source: Source, report: Report) 
         DataError: no row is left, no timestamp can be read, or all are milliseconds.
     """
     plays = source.plays
+    report.drop_broken(*dict.fromkeys((plays, source.tracks, source.users)))
     cells = [f"{plays.sql('user_id')} AS user", f"{plays.sql('track_id')} AS track"]
     harmless, cases = {NO_PLAY}, _bad_ids(con, plays)
     if plays.derived and plays.derived.left_out:
@@ -91,7 +92,7 @@ def check_plays(con: duckdb.DuckDBPyConnection, source: Source, report: Report) 
         ]
     matches: list[str] = []
     tracks = source.beside_plays("tracks")
-    if tracks and not tracks.foreign:  # exports often describe a part of what was played
+    if tracks and not tracks.derived:  # exports often describe a part of what was played
         known = f"SELECT {tracks.sql('track_id')} FROM raw_tracks WHERE {tracks.sql('track_id')} IS NOT NULL"
         if con.execute(f"SELECT 1 FROM played_tracks WHERE id NOT IN ({known}) LIMIT 1").fetchall():
             cases.append((f"track NOT IN ({known})", f"track_id is not in {tracks.path.name}"))
@@ -153,7 +154,7 @@ def describe(
     own_file = source.beside_plays(side) is not None
     key = f"{side[:-1]}_id"
     own = f"SELECT DISTINCT {table.sql(key)} AS id FROM good_{side}"
-    closed = own_file and side == "tracks" and not table.foreign
+    closed = own_file and side == "tracks" and not table.derived
     if closed:
         ids = own
     else:
@@ -375,7 +376,7 @@ def _note_conflicts(
         report.drop(table, reason, bad, where)
     else:  # the play in the row is good
         report.note(
-            table, reason, bad, where, "(the first data are kept)", fault=side == "tracks" and not table.foreign
+            table, reason, bad, where, "(the first data are kept)", fault=side == "tracks" and not table.derived
         )
 
 

@@ -17,7 +17,7 @@ from lhydra.data import formats
 from lhydra.data.csv_text import CSV, SEPARATORS, Dialect, records, scan
 from lhydra.data.formats.format import Export, Sample, Tables
 from lhydra.data.hints import lacks, separator
-from lhydra.data.json_records import ENDINGS, first_keys, open_records
+from lhydra.data.json_records import ENDINGS, first_keys, is_json, open_records
 from lhydra.data.schema import PLAY_COLUMNS, TRACK_COLUMNS, USER_COLUMNS, canonical
 from lhydra.data.settings import ALIASES, ReadSettings
 from lhydra.data.table import Part, Table, is_text
@@ -102,7 +102,9 @@ def open_source(
     """
     found = unpacked(path, work)
     if not isinstance(found, list) and not found.exists():
-        raise DataError(complain(path, "no such file or folder", "a CSV or Parquet file, or a folder with plays.*"))
+        raise DataError(
+            complain(path, "no such file or folder", "a CSV, JSON or Parquet file, or a folder with plays.*")
+        )
     if not isinstance(found, list) and (found / "dataset.json").exists():
         raise DataError(
             complain(path, "a dataset that is prepared already", "a source: a file or a folder with plays.*")
@@ -116,7 +118,7 @@ def open_source(
         both = "it with --columns, --sep or --no-header"
         raise DataError(complain(f"--format {read.format}", both, "it alone: a format says itself how it is read"))
     if read.format == "tables" or plain or (read.format == "auto" and _is_tables(found)):
-        source = _open_tables(path, found, read, mapping)
+        source = _open_tables(path, found, read, mapping, work)
         if read.user is not None:
             raise _named_already(path, read.user)
         if missed := sorted(set(mapping.given) - mapping.met):
@@ -128,7 +130,7 @@ def open_source(
     export = Export(path, tuple(sample for sample in samples.values() if sample), read.user)
     known, tables = formats.open_export(export, read.format)
     if known is None or tables is None:
-        return _open_tables(path, found, read, mapping)
+        return _open_tables(path, found, read, mapping, work)
     if read.user is not None and not tables.plays.of_one_person:
         raise _named_already(path, read.user)
     return _exported(path, known.name, known.title, tables, [file for file, sample in samples.items() if not sample])
@@ -144,18 +146,8 @@ def _exported(path: Path, name: str, title: str, tables: Tables, blank: Sequence
     plays = tables.plays
     notes = [f"{path.name or path}: taken for {title} (--format {name})", *tables.notes]
     notes += [f"not read: {file.name} (empty, or broken)" for file in blank]
-    notes += _left(*filter(None, (plays, tables.tracks, tables.users)))
+    notes += [note for table in filter(None, (plays, tables.tracks, tables.users)) for note in table.unread()]
     return Source(path, plays, tables.tracks or plays, tables.users or plays, tuple(notes), name)
-
-
-def _left(*tables: Table) -> list[str]:
-    """Returns what to say of the columns of files that nothing is made of."""
-    unread = {table: table.derived.unread() for table in tables if table.derived}
-    return [
-        f"columns of {table.path.name} that are not read: {', '.join(names)}"
-        for table, names in unread.items()
-        if names
-    ]
 
 
 def _files_of(path: Path) -> list[Path]:
@@ -169,7 +161,10 @@ def _files_of(path: Path) -> list[Path]:
 def _is_tables(found: Path | list[Path]) -> bool:
     """Whether what was found is in Lhydra's own form: plays.* in a folder, or a flat file with both ids."""
     if isinstance(found, Path) and found.is_dir():
-        return bool(_parts_of(found, "plays")) or _parquet_of(found) != []
+        parts = _parts_of(found, "plays")
+        if parts and is_json(parts[0]):  # else it may be an export whose files have such names
+            return _has_ids(parts[0], _IDS)
+        return bool(parts) or _parquet_of(found) != []
     files = found if isinstance(found, list) else [found]
     if not files[0].name.lower().endswith(EXTENSIONS) or not files[0].stat().st_size:
         return False
@@ -178,47 +173,52 @@ def _is_tables(found: Path | list[Path]) -> bool:
             return set(_IDS) <= set(map(canonical, _open_parquet(files[0])[0]))
         except DataError:
             return False
-    if (sample := Sample.of(files[0])) is None:
-        return False
-    json = files[0].name.lower().endswith(ENDINGS)
-    names = first_keys(sample.head) if json else sample.header(_dialect(files[0], ReadSettings()).sep)
-    return set(_IDS) <= set(map(canonical, names))
+    if is_json(files[0]):
+        return _has_ids(files[0], _IDS)
+    sample = Sample.of(files[0])
+    return sample is not None and set(_IDS) <= set(
+        map(canonical, sample.header(_dialect(files[0], ReadSettings()).sep))
+    )
 
 
-def _open_tables(path: Path, found: Path | list[Path], read: ReadSettings, mapping: _Mapping) -> Source:
+def _open_tables(
+    path: Path, found: Path | list[Path], read: ReadSettings, mapping: _Mapping, work: Path | None
+) -> Source:
     """Opens a source in Lhydra's own form."""
     if isinstance(found, list) or found.is_file():
-        plays = open_table(path, found if isinstance(found, list) else [found], _IDS, read, mapping)
-        return Source(path, plays, plays, plays, tuple(_left(plays)))
-    files = {stem: find(found, stem) for stem in STEMS}
+        plays = open_table(path, found if isinstance(found, list) else [found], _IDS, read, mapping, work)
+        return Source(path, plays, plays, plays, tuple(plays.unread()))
+    files = {stem: find(found, stem, mapping) for stem in STEMS}
     if not files["plays"] and (pieces := _parquet_of(found)):
         plays = open_table(path, pieces, _IDS, read, mapping)
         return Source(path, plays, plays, plays)
     if not files["plays"]:
         names = ", ".join(sorted(entry.name for entry in found.iterdir())) or "nothing in it"
-        expected = f"a folder with plays.csv, plays.csv.gz or plays.parquet, or an export ({formats.listed()})"
+        expected = f"a folder with plays.csv, plays.jsonl or plays.parquet, or an export ({formats.listed()})"
         if flat := [entry for entry in sorted(found.iterdir()) if entry.is_file() and _is_tables(entry)]:
             expected += f"; {flat[0].name} alone is a source: give {found / flat[0].name}"
         raise DataError(complain(path, names, expected))
     notes = _unread(found, [file for part in files.values() for file in part])
     tables = {
-        stem: open_table(parts[0].parent if len(parts) > 1 else parts[0], parts, required, read, mapping)
+        stem: open_table(parts[0].parent if len(parts) > 1 else parts[0], parts, required, read, mapping, work)
         for (stem, parts), required in zip(files.items(), (_IDS, _IDS[1:], _IDS[:1]), strict=True)
         if parts
     }
     plays = tables["plays"]
-    notes = (*notes, *_left(*tables.values()))
+    notes = (*notes, *(note for table in tables.values() for note in table.unread()))
     return Source(path, plays, tables.get("tracks", plays), tables.get("users", plays), notes)
 
 
-def find(folder: Path, stem: str) -> list[Path]:
+def find(folder: Path, stem: str, mapping: _Mapping | None = None) -> list[Path]:
     """Returns the files of the folder that hold the table `stem`.
 
-    They are `plays.csv`, or `plays-1.csv`, `plays-2.csv` and so on, or the Parquet files in a folder `plays`.
+    They are `plays.csv`, or `plays-1.csv`, `plays-2.csv` and so on, or the Parquet files in a folder `plays`. JSON of
+    tracks and users is one only where its records have the id.
 
     Args:
         folder: where to look.
         stem: the name without its ending.
+        mapping: of names.
 
     Returns:
         The paths in order of their names; [] when there is none.
@@ -227,6 +227,8 @@ def find(folder: Path, stem: str) -> list[Path]:
         DataError: several files could be meant.
     """
     found = _parts_of(folder, stem)
+    if found and is_json(found[0]) and stem != "plays" and not _has_ids(found[0], (f"{stem[:-1]}_id",), mapping):
+        return []
     alone = [file for file in found if _stem(file) == stem]
     if len(alone) > 1 or (alone and len(found) > 1):
         names = " and ".join(file.name for file in found)
@@ -249,7 +251,15 @@ def _parts_of(folder: Path, stem: str) -> list[Path]:
     if within.is_dir() and (pieces := _parquet_of(within)):
         return pieces
     files = [entry for entry in folder.iterdir() if entry.name.lower().endswith(EXTENSIONS) and entry.is_file()]
-    return sorted(file for file in files if _stem(file) == stem or _stem(file).startswith((f"{stem}-", f"{stem}_")))
+    named = [file for file in files if _stem(file) == stem or _stem(file).startswith((f"{stem}-", f"{stem}_"))]
+    return sorted([file for file in named if not is_json(file)] or named)  # JSON beside a table may be anything
+
+
+def _has_ids(file: Path, ids: Sequence[str], mapping: _Mapping | None = None) -> bool:
+    """Whether the first record of a file of JSON has these ids."""
+    sample = Sample.of(file)
+    keys = tuple(first_keys(sample.head)) if sample else ()
+    return set(ids) <= set(map(canonical, mapping.apply(keys) if mapping else keys))
 
 
 def _parquet_of(folder: Path) -> list[Path]:
@@ -280,15 +290,17 @@ def open_table(
     required: Sequence[str],
     read: ReadSettings | None = ReadSettings(),  # noqa: B008 - frozen
     mapping: _Mapping | None = None,
+    work: Path | None = None,
 ) -> Table:
     """Returns the table in `files`, opened and checked as far as the headers.
 
     Args:
         path: what messages call it.
-        files: at least one, with the same columns.
+        files: at least one, with the same columns; JSON may have other keys in each.
         required: columns that it must have.
-        read: what is said of its form; None for a command without flags of it.
+        read: what is said of its form; None where the command has no flags for it.
         mapping: of names.
+        work: a folder for what JSON is written to; only JSON needs one.
 
     Returns:
         The table, its rows not read yet.
@@ -296,13 +308,17 @@ def open_table(
     Raises:
         DataError: it is not a table, or lacks a required column.
     """
-    json = [file for file in files if file.name.lower().endswith(ENDINGS)]
-    if json and len(json) < len(files):
-        raise DataError(complain(path, f"{json[0].name} beside files of another kind", "files of one kind"))
-    if json and read and (read.sep is not None or not read.header):
+    records = list(filter(is_json, files))
+    if records and len(records) < len(files):
+        raise DataError(complain(path, f"{records[0].name} beside files of another kind", "files of one kind"))
+    if records and read and (read.sep is not None or not read.header):
         said = "--no-header" if read.sep is None else f"--sep {read.sep}"
-        raise DataError(complain(said, f"{json[0].name}, which is JSON", "a file of separated text"))
-    opened = [open_records(path, files)] if json else [_open_file(file, read or ReadSettings()) for file in files]
+        raise DataError(complain(said, f"{records[0].name}, which is JSON", "a file of separated text"))
+    if records:
+        assert work is not None  # of every command that reads a source
+        opened = [open_records(path, files, work)]
+    else:
+        opened = [_open_file(file, read or ReadSettings()) for file in files]
     first = opened[0]
     parts = []
     for table in opened:
@@ -311,9 +327,8 @@ def open_table(
             raise DataError(complain(table.path, found, f"those of {first.path.name}: {', '.join(first.names)}"))
         order = tuple(table.names.index(name) for name in first.names) if table.names != first.names else ()
         parts += [replace(part, order=order) for part in table.parts]
-    names = tuple(map(canonical, mapping.apply(first.names) if mapping else first.names))
-    derived = first.derived and first.derived.renamed(names)
-    given, table = first.names, replace(first, path=path, names=names, parts=tuple(parts), derived=derived)
+    names = mapping.apply(first.names) if mapping else first.names
+    given, table = first.names, replace(first, path=path, names=tuple(map(canonical, names)), parts=tuple(parts))
     repeated = sorted({name for name in table.names if name and table.names.count(name) > 1})
     if repeated:
         which = [

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 
@@ -28,14 +28,13 @@ class Part:
 
 @dataclass(frozen=True)
 class Derived:
-    """How the rows of a file become the columns of a table, where they are not its cells.
+    """How the rows of a foreign file become the columns of a table.
 
     file: names of the file's columns, by which the expressions know them. columns: an SQL expression for each column
     of the table; `$person` stands for the person of the file. rows: SQL of what is read, where `$file` stands for the
     file as DuckDB reads it. json: types of the fields of JSON records, as `read_json` takes them. left_out: SQL of the
     reason for which a row is no play of a track, NULL for a play. key: SQL of the id that is made for a track without
-    one; other rows with the same key lend theirs. lists: columns that hold lists of text. foreign: whether it is the
-    format of another program, of whose columns nothing needs guessing.
+    one; other rows with the same key lend theirs. lists: columns that hold lists of text.
     """
 
     file: tuple[str, ...]
@@ -45,20 +44,6 @@ class Derived:
     left_out: str = ""
     key: str = ""
     lists: tuple[str, ...] = ()
-    foreign: bool = True
-
-    def renamed(self, names: Sequence[str]) -> "Derived":
-        """Returns the same columns by other names.
-
-        Args:
-            names: one for each column.
-
-        Returns:
-            How the rows become them.
-        """
-        pairs = list(zip(names, self.columns, strict=True))
-        lists = tuple(name for name, (before, _) in pairs if before in self.lists)
-        return replace(self, columns=tuple((name, sql) for name, (_, sql) in pairs), lists=lists)
 
     def unread(self) -> list[str]:
         """Returns the columns of the file that nothing is made of."""
@@ -74,9 +59,11 @@ class Table:
     path: Path
     names: tuple[str, ...]
     parts: tuple[Part, ...]
-    types: tuple[pa.DataType, ...] = ()  # of Parquet; a CSV is text
+    types: tuple[pa.DataType, ...] = ()  # of Parquet, and of JSON, which is written as such; a CSV is text
     dialect: Dialect = CSV
-    derived: Derived | None = None  # of a foreign format, and of JSON
+    derived: Derived | None = None  # of a foreign format
+    left: tuple[str, ...] = ()  # keys of JSON that are no columns
+    broken: tuple[int, str] = (0, "")  # lines that are no JSON: how many, and the first of them
 
     @property
     def rows(self) -> int:
@@ -84,14 +71,14 @@ class Table:
         return sum(part.rows for part in self.parts)
 
     @property
-    def foreign(self) -> bool:
-        """Whether it is of the format of another program."""
-        return self.derived is not None and self.derived.foreign
-
-    @property
     def of_one_person(self) -> bool:
         """Whether the files do not say whose plays they are."""
-        return self.foreign and self.derived is not None and any("$person" in sql for _, sql in self.derived.columns)
+        return self.derived is not None and any("$person" in sql for _, sql in self.derived.columns)
+
+    def unread(self) -> list[str]:
+        """Returns what to say of columns of its files that nothing is made of: a note, or none."""
+        names = self.derived.unread() if self.derived else list(self.left)
+        return [f"columns of {self.path.name} that are not read: {', '.join(names)}"] if names else []
 
     def sql(self, name: str) -> str:
         """Returns the SQL name of the column `name`.
@@ -126,7 +113,7 @@ class Table:
         Returns:
             True for a column of times of Parquet, and of a foreign format.
         """
-        return self.foreign or (bool(self.types) and _is_time(self.kind(name)))
+        return self.derived is not None or (bool(self.types) and _is_time(self.kind(name)))
 
     def check(self, name: str, *, lists: bool = False, side: str = "") -> None:
         """Checks that the column `name` has a type that can be used, before its rows are read.
@@ -237,8 +224,7 @@ def as_text(table: Table, name: str, part: Part) -> str:
     """
     if table.derived:
         person = "'" + part.person.replace("'", "''") + "'"
-        expression = dict(table.derived.columns)[name]
-        expression = expression.replace("$person", person) if table.foreign else expression
+        expression = dict(table.derived.columns)[name].replace("$person", person)
         return f"CAST({expression} AS VARCHAR{'[]' if table.is_list(name) else ''})"
     column = f"c{part.order[table.names.index(name)]}" if part.order else table.sql(name)
     if not table.types:

@@ -36,17 +36,18 @@ def read_tracks(path: Path, columns: Sequence[Column]) -> tuple[pa.Table, list[s
     """
     files = find(path, "tracks") if path.is_dir() else [path]
     if not files or not files[0].exists():
-        expected = "a CSV or Parquet file of tracks, or a folder with tracks.*"
+        expected = "a CSV, JSON or Parquet file of tracks, or a folder with tracks.*"
         raise DataError(complain(path, "no such file or folder" if files else "no tracks.* in it", expected))
     file = files[0] if len(files) == 1 else path
     with tempfile.TemporaryDirectory(prefix="lhydra-") as work, duckdb.connect() as con:
         rows.configure(con)
-        table = open_table(file, files, ("track_id",), None)
+        table = open_table(file, files, ("track_id",), None, None, Path(work))
         known = [column for column in columns if column.name in table.names]
         for column in known:
             table.check(column.name, lists=column.kind == "multi")
         table = load(con, table, "raw_tracks", {"track_id", *(column.name for column in known)}, Path(work))
-        report = Report()
+        report = Report(warnings=table.unread())
+        report.drop_broken(table)
         source = Source(file, replace(table), table, table)  # only its tracks are looked at
         found = rows.describe(con, source, "tracks", known, report)
         shown = ", ".join(["id", *found])

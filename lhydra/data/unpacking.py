@@ -1,5 +1,7 @@
 """A source that has to be brought to disk first: an archive, or standard input; and its name in refusals."""
 
+import codecs
+import contextlib
 import glob
 import shutil
 import sys
@@ -85,9 +87,13 @@ def _spooled(path: Path, work: Path | None) -> Path:
     with target.open("wb") as file:
         shutil.copyfileobj(sys.stdin.buffer, file)
     with target.open("rb") as file:
-        head = file.read(4)
-    ending = {b"PAR1": ".parquet", b"PK\x03\x04": ".zip"}.get(head, ".csv.gz" if head[:2] == b"\x1f\x8b" else "")
-    ending = ending or (".json" if head.lstrip()[:1] in (b"{", b"[") else ".csv")
+        head = file.read(1 << 16)
+    ending, packed = {b"PAR1": ".parquet", b"PK\x03\x04": ".zip"}.get(head[:4], ""), head[:2] == b"\x1f\x8b"
+    if packed:
+        with contextlib.suppress(zlib.error):
+            head = zlib.decompressobj(wbits=31).decompress(head, 1 << 16)
+    json = head.removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"[")
+    ending = ending or f"{'.json' if json else '.csv'}{'.gz' * packed}"
     named = target.rename(target.with_suffix(ending))
     found = unpacked(named, work) if ending == ".zip" else named
     assert isinstance(found, Path)

@@ -84,6 +84,19 @@ def difference(a: F64, b: F64, seed: int) -> Difference:
     return {"difference": found["mean"], "low": found["low"], "high": found["high"]}
 
 
+def sureness(low: float | None, high: float | None) -> str:
+    """Writes how sure a difference is.
+
+    Args:
+        low: the lower end of its interval, None where one user was measured.
+        high: its upper end, likewise.
+
+    Returns:
+        The interval, or that there is none.
+    """
+    return "of one user" if low is None or high is None else f"95 % interval {low:+.4f} to {high:+.4f}"
+
+
 def span(low: float | None, high: float | None) -> str:
     """Writes the ends of an interval.
 

@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from lhydra.errors import DataError, complain
-from lhydra.evaluation.bootstrap import F64, difference, span
+from lhydra.evaluation.bootstrap import F64, difference, sureness
 from lhydra.evaluation.document import NDCG, RECALL, Document, Protocol
 from lhydra.evaluation.summary import tie_width
 
@@ -177,7 +177,7 @@ def verdict(found: PairedChange, what: str = "cascade NDCG@10", ties: float = 0.
     certain = "" if low > 0 or high < 0 else "; not certain"
     if ties > abs(change):
         certain = "; not certain: ties"
-    how_sure = f"95 % interval {span(found['low'], found['high'])}" if found["low"] is not None else "of one user"
+    how_sure = sureness(found["low"], found["high"])
     return f"B, {what} {b:.4f}, {word} A {a:.4f} by {abs(change):.4f} ({how_sure}{certain})"
 
 

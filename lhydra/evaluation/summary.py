@@ -1,6 +1,6 @@
 """The lines to read first: what makes figures worthless, the verdict, and everything that raises doubt."""
 
-from lhydra.evaluation.bootstrap import span
+from lhydra.evaluation.bootstrap import sureness
 from lhydra.evaluation.document import NDCG, Document, Protocol
 
 _FEW_USERS = 50
@@ -93,7 +93,7 @@ def verdict(document: Document) -> str:
     certain = "" if low > 0 or high < 0 else ", not certain"
     if tie_width(document) > abs(change):
         certain = ", not certain: ties"
-    how_sure = f"95 % interval {span(found['low'], found['high'])}" if found["low"] is not None else "of one user"
+    how_sure = sureness(found["low"], found["high"])
     return f"{own} {word} {beside} by {_short(abs(change))} ({how_sure}{certain})"
 
 

@@ -22,13 +22,13 @@ def decide(compared: Mapping[str, Any], new_tracks: int, margin: float) -> dict[
     """
     change = compared["stages"]["cascade"][METRIC]
     if change["difference"] is None:
-        why = f"no user has an {METRIC} in both, expected some to decide by"
+        why = f"no user has an {METRIC} in both"
         return {"helps": False, "why": why, "change": dict(change), "metrics": compared["stages"]["cascade"]}
-    served, found, low, high = (change[name] or 0.0 for name in ("a", "difference", "low", "high"))
+    served, found, low, high = change["a"] or 0.0, change["difference"], change["low"], change["high"]
     least = 0.0 - margin * served  # no margin is 0, not the -0 of floats
-    enough = high >= least if new_tracks else found >= least
-    helps = low > 0 or enough
-    sure = f"95 % interval {low:+.4f} to {high:+.4f}" if change["low"] is not None else "of one user"
+    reach = high if new_tracks and high is not None else found
+    helps = reach >= least or (low is not None and low > 0)
+    sure = "of one user" if low is None or high is None else f"95 % interval {low:+.4f} to {high:+.4f}"
     why = f"NDCG@10 {change['b'] or 0.0:.4f}, served {served:.4f}, difference {found:+.4f} ({sure})"
     if new_tracks:
         why += f"; {new_tracks:,} new track{'s' * (new_tracks != 1)}"

@@ -17,12 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lhydra.data.json_records import ENDINGS
+from lhydra.data.sources import EXTENSIONS
 from lhydra.data.tracks import read_tracks
 from lhydra.errors import DataError, LhydraError, complain
 from lhydra.files import replacing_folder
 
-FORMS = (".csv", ".csv.gz", ".tsv", ".parquet", *ENDINGS)  # of a table of tracks
 NAMED, PLAIN = "named", "plain"
 
 
@@ -94,7 +93,7 @@ def screen(export: Path, out: Path, clock: Clock, tracks: Path | None = None) ->
             for name, chosen in (("future", future), ("ancient", ancient), ("late", late & kept)):
                 counts[name] += int(np.count_nonzero(chosen & came))
         if tracks is not None and NAMED in parts:
-            form = next(form for form in FORMS if tracks.name.endswith(form))
+            form = next(form for form in EXTENSIONS if tracks.name.endswith(form))
             shutil.copyfile(tracks, folder / NAMED / f"tracks{form}")
     return counts
 

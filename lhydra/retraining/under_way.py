@@ -11,10 +11,10 @@ from pathlib import Path
 
 from lhydra import __version__
 from lhydra.bundle.manifest import current_or_none
+from lhydra.data.sources import EXTENSIONS
 from lhydra.errors import ConfigError, LhydraError, complain
 from lhydra.files import new_id, read_json
 from lhydra.retraining.bundles import of_model
-from lhydra.retraining.screen import FORMS
 from lhydra.retraining.settings import RetrainSettings
 from lhydra.retraining.turn import NOTHING_NEW, STEPS, Say, Turn
 from lhydra.retraining.work import State, fingerprint
@@ -104,8 +104,10 @@ def _inputs(settings: RetrainSettings, config: Path | None) -> dict[str, str]:
         path = getattr(settings, name)
         if path is not None:
             found[f"retrain.{name}"] = fingerprint(path)
-    if settings.tracks is not None and not settings.tracks.name.endswith(FORMS):
-        raise ConfigError(complain("retrain.tracks", str(settings.tracks), f"a file that ends in {', '.join(FORMS)}"))
+    if settings.tracks is not None and not settings.tracks.name.endswith(EXTENSIONS):
+        raise ConfigError(
+            complain("retrain.tracks", str(settings.tracks), f"a file that ends in {', '.join(EXTENSIONS)}")
+        )
     return found
 
 

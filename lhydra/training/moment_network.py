@@ -62,9 +62,9 @@ class MomentHead(nn.Module):
     def fitted_to(cls, inputs: Tensor, real: Tensor, context: Tensor) -> "MomentHead":
         """Makes a part that nobody has trained, for inputs of this scale.
 
-        What differs at fewer than MIN_MOMENTS moments counts nothing: on its scale the first value that differs is
-        very large, and the weights that it meets are still those of the draw. So it is of a flag that the log lacks,
-        and of sessions where hardly a moment lies inside one.
+        An input counts nothing in which the candidates of fewer than MIN_MOMENTS moments differ, or fewer moments than
+        that are unlike most. Its weights are hardly trained, and on its small spread the first other value would be
+        large: a skip where the log has none, a place inside a session where it has hardly any.
 
         Args:
             inputs: (q, C, i) float32 of the candidates of many moments.
@@ -75,27 +75,36 @@ class MomentHead(nn.Module):
             The part.
         """
         inputs, padding = cls.prepared(inputs), ~real.unsqueeze(2)
-        least, most = (inputs.masked_fill(padding, bound) for bound in (float("inf"), float("-inf")))
-        told = (most.amax(1) > least.amin(1)).sum(0)  # moments at which some candidates differ in it
-        kinds = context.std(0, correction=0) > LEAST_SPREAD, (context != context.mode(0)[0]).sum(0) >= MIN_MOMENTS
+        most = inputs.masked_fill(padding, float("-inf")).amax(1)  # one after the other: each is as large as the inputs
+        least = inputs.masked_fill(padding, float("inf")).amin(1)
+        differing = (most > least).sum(0)  # moments whose candidates differ
+        unlike = (context != context.mode(0)[0]).sum(0)  # moments that are not as most are
+        same = context.std(0, correction=0) <= LEAST_SPREAD
         every = inputs[real]
-        spread = _spread(every).masked_fill(told < MIN_MOMENTS, NEVER)
-        return cls(every.mean(0), spread, context.mean(0), _spread(context).masked_fill(~(kinds[0] & kinds[1]), NEVER))
+        spread = _spread(every).masked_fill(differing < MIN_MOMENTS, NEVER)
+        few = min(MIN_MOMENTS, len(context) - 1)  # of all but the moment that is as most are
+        context_spread = _spread(context).masked_fill(same | (unlike < few), NEVER)
+        return cls(every.mean(0), spread, context.mean(0), context_spread)
 
     def reopened(self, fitted: "MomentHead") -> "MomentHead":
-        """Takes up what counted nothing, and is told apart by enough moments now: skips that the first log lacked.
+        """Takes inputs up that counted nothing until now, and that enough moments tell apart in the plays of now.
 
         Args:
             fitted: a part that nobody has trained, for the inputs of now.
 
         Returns:
-            A part like this one, where that starts at weights of 0.
+            A copy; the weights of those inputs are 0.
         """
         part = copy.deepcopy(self)
-        for scale, layers in (("", (part.of_pair, part.linear)), ("context_", (part.of_context,))):
-            spread, mean = f"{scale}spread", f"{scale}mean"
-            opened = (getattr(self, spread) == NEVER) & (getattr(fitted, spread) < NEVER)
-            for name in (spread, mean):
+        for mean, spread, layers in (
+            ("mean", "spread", (part.of_pair, part.linear)),
+            ("context_mean", "context_spread", (part.of_context,)),
+        ):
+            before, now = getattr(self, spread), getattr(fitted, spread)
+            untold = (before == NEVER) | (before == 1)  # 1: as parts of before had what never differed
+            getattr(part, spread)[untold & (now == NEVER)] = NEVER
+            opened = untold & (now < NEVER) & (now != before)
+            for name in (mean, spread):
                 getattr(part, name)[opened] = getattr(fitted, name)[opened]
             for layer in layers:
                 layer.weight.data[:, opened] = 0

@@ -18,7 +18,7 @@ from lhydra.features.sequences import PER_TRACK, PER_TRACK_JOINED, Sequences, fi
 from lhydra.repeats import add_up, at_once, single_plays
 from lhydra.training.data import TrainingData
 
-MIN_MOMENTS = 30  # with fewer nothing is learnt
+MIN_MOMENTS = 30  # with fewer there is no part, and what fewer tell apart counts nothing
 INSIDE = 2  # places inside each session that are asked for at least, beside its begin; more of few sessions
 
 

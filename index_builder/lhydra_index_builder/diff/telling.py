@@ -73,7 +73,9 @@ def _lists(found: Comparison) -> Table:
         whom = f"{asked.queries:,} {asked.source}" + (f", {asked.unknown:,} unknown" if asked.unknown else "")
     shift = "-" if order.rank_shift is None else f"{order.rank_shift:.2f}"
     sure = lists.low is not None and lists.high is not None
-    interval = f"95 % {_percent(lists.low)} to {_percent(lists.high)}" if sure else "of one user"
+    interval = (
+        f"95 % {_percent(lists.low)} to {_percent(lists.high)}" if sure else "of one user" * (lists.mean is not None)
+    )
     rows = [
         [f"overlap@{found.k}", _percent(lists.mean), interval],
         ["identical lists", _percent(lists.identical), "of users"],
