@@ -455,7 +455,7 @@ def ahead(plays: pa.Table) -> pa.Table:
     [
         (shuffled, "users shuffled: "),
         (pushed, "one track pushed: T0000123 has "),
-        (ahead, "broken clock: 60 of 1,200 plays lie in the future"),
+        (ahead, "broken clock: 60 of 1,200 plays lie more than 86,400 s ahead of the clock"),
     ],
 )
 def test_poisoned_plays_are_refused_by_name(
@@ -480,12 +480,21 @@ def test_times_that_cannot_be_are_left_out_and_counted(tmp_path: Path) -> None:
     found = screen(tmp_path / "in.parquet", tmp_path / "out", Clock(now_s=100, oldest_s=10, ahead_s=20, late_s=50))
     assert (found["plays"], found["kept"], found["left_out"], found["named"]) == (8, 5, 3, 0)
     assert (found["came"], found["future"], found["ancient"], found["late"]) == (8, 2, 1, 0)
-    assert pq.read_table(tmp_path / "out/plain/plays.parquet")["track_id"].to_pylist() == list("bcdef")
+    kept = pq.read_table(tmp_path / "out/plain/plays.parquet")
+    assert kept["track_id"].to_pylist() == list("bcdef")
+    assert kept["timestamp"].to_pylist() == [10, 11, None, 0, 100]  # what is ahead of now counts as of now
+    assert found["ahead"] == 1
 
 
 def test_times_are_held_against_the_moment_of_recording(tmp_path: Path) -> None:
     """`came` counts what was recorded since the run before; an old mistake is not told again."""
-    rows = {"since": (50, 51, 90_000), "late": (10, 80, 80_000), "ahead": (76, 55, 55_000), "old": (99, 20, 20_000)}
+    rows = {
+        "since": (50, 51, 90_000),
+        "late": (10, 80, 80_000),
+        "ahead": (76, 55, 55_000),
+        "old": (99, 20, 20_000),
+        "fast": (70, 60, 60_000),
+    }
     table = pa.table(
         {
             "track_id": list(rows),
@@ -496,8 +505,11 @@ def test_times_are_held_against_the_moment_of_recording(tmp_path: Path) -> None:
     pq.write_table(table, tmp_path / "in.parquet")
     clock = Clock(now_s=100, oldest_s=0, ahead_s=20, late_s=60, since_s=50)
     found = screen(tmp_path / "in.parquet", tmp_path / "out", clock)
-    assert (found["came"], found["future"], found["late"], found["left_out"]) == (3, 1, 1, 2)
-    assert pq.read_table(tmp_path / "out/plain/plays.parquet")["track_id"].to_pylist() == ["since", "late"]
+    assert (found["came"], found["future"], found["late"], found["left_out"]) == (4, 1, 1, 2)
+    kept = pq.read_table(tmp_path / "out/plain/plays.parquet")
+    assert kept["track_id"].to_pylist() == ["since", "late", "fast"]
+    assert kept["timestamp"].to_pylist() == [50, 10, 60]  # a clock that is fast makes no play newer than its recording
+    assert found["ahead"] == 1
 
 
 def test_a_source_that_has_grown_is_learned_from_without_a_log(loop: Path, capsys: pytest.CaptureFixture[str]) -> None:

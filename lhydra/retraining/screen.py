@@ -43,6 +43,9 @@ class Clock:
 def screen(export: Path, out: Path, clock: Clock, tracks: Path | None = None) -> dict[str, int]:
     """Writes the plays whose time can be, or is unknown.
 
+    A play that is ahead of the clock by less counts as of when it was recorded. Else one phone that is a day fast would
+    make all plays of that day older than what has been learned.
+
     Args:
         export: a Parquet file with the columns of plays; `recorded_ms` says when the server got each.
         out: the folder to write, as a whole.
@@ -51,7 +54,7 @@ def screen(export: Path, out: Path, clock: Clock, tracks: Path | None = None) ->
 
     Returns:
         Rows: plays, kept, named (kept, of tracks of the table), and of those that came since the run before: came,
-        future, ancient, late. left_out: future and ancient of all.
+        future, ancient, late, ahead (kept, at another time). left_out: future and ancient of all.
 
     Raises:
         DataError: a file is not what it should be.
@@ -64,7 +67,7 @@ def screen(export: Path, out: Path, clock: Clock, tracks: Path | None = None) ->
     if not pa.types.is_integer(kind):
         raise DataError(complain(f"{export}: timestamp", str(kind), "whole Unix seconds"))
     known = read_tracks(tracks, ())[0]["track_id"] if tracks is not None else pa.array([], pa.string())
-    counts = dict.fromkeys(("plays", "kept", "named", "left_out", "came", "future", "ancient", "late"), 0)
+    counts = dict.fromkeys(("plays", "kept", "named", "left_out", "came", "future", "ancient", "late", "ahead"), 0)
     with replacing_folder(out) as folder, ExitStack() as writers:
         parts = {}
         for batch in file.iter_batches():
@@ -79,6 +82,14 @@ def screen(export: Path, out: Path, clock: Clock, tracks: Path | None = None) ->
                 came = recorded >= clock.since_s
             ancient = (times != 0) & (times < clock.oldest_s)
             kept = ~(future | ancient)
+            latest = np.full(len(times), clock.now_s) if recorded is None else recorded
+            ahead = kept & (times > latest)
+            if ahead.any():
+                at = batch.schema.get_field_index("timestamp")
+                corrected = pa.array(
+                    np.where(ahead, latest, times), pa.int64(), mask=pc.is_null(batch[at]).to_numpy(False)
+                )
+                batch = batch.set_column(at, batch.schema.field(at), corrected.cast(kind))
             named = kept & pc.is_in(batch["track_id"].cast(pa.string()), value_set=known).to_numpy(False)
             for name, chosen in ((NAMED, named), (PLAIN, kept & ~named)):
                 if chosen.any():
@@ -90,7 +101,7 @@ def screen(export: Path, out: Path, clock: Clock, tracks: Path | None = None) ->
             counts["plays"] += len(times)
             for name, chosen in (("kept", kept), ("named", named), ("left_out", ~kept), ("came", came)):
                 counts[name] += int(np.count_nonzero(chosen))
-            for name, chosen in (("future", future), ("ancient", ancient), ("late", late & kept)):
+            for name, chosen in (("future", future), ("ancient", ancient), ("late", late & kept), ("ahead", ahead)):
                 counts[name] += int(np.count_nonzero(chosen & came))
         if tracks is not None and NAMED in parts:
             form = next(form for form in EXTENSIONS if tracks.name.endswith(form))

@@ -163,8 +163,9 @@ def screen(turn: Turn) -> Found:
     wrong = found["future"] + found["ancient"] + found["late"]
     share = wrong / max(1, found["came"])
     note = (
-        f"{found['future']:,} of {found['came']:,} plays lie in the future, {found['ancient']:,} before there was a "
-        f"log, {found['late']:,} were recorded more than {limits.late_s / 86_400:g} days late"
+        f"{found['future']:,} of {found['came']:,} plays lie more than {limits.ahead_s:,} s ahead of the clock and "
+        f"{found['ahead']:,} by less, {found['ancient']:,} before there was a log, {found['late']:,} were recorded "
+        f"more than {limits.late_s / 86_400:g} days late"
     )
     bad = share > limits.max_clock
     found["check"] = {"name": "broken clock", "found": share, "limit": limits.max_clock, "bad": bad, "note": note}
