@@ -639,3 +639,23 @@ def check_served(bundle: Bundle, network: Network, data: TrainingData, examples:
         size = max(1.0, float(logits[i].abs().max()))
         np.testing.assert_allclose(logit, logits[i].numpy()[real], atol=5e-4 * size)  # vectors are halves
         np.testing.assert_allclose(probability, probabilities[i][real], atol=2e-3)
+
+
+def test_a_level_is_found_by_what_is_known_beside_the_logit() -> None:
+    rng = np.random.default_rng(0)
+    logits, about = rng.normal(2, 3, 20_000), rng.normal(0, 1, (20_000, 2))
+    plays = rng.random(20_000) < 1 / (1 + np.exp(-0.5 * (logits + about @ [2.0, -1.0]) + 1))
+    a, b, level = calibration.platt_at(logits, about, plays)
+    np.testing.assert_allclose([a, b, *level], [0.5, -1, 2, -1], atol=0.1)
+    alone = calibration.platt_at(logits, about[:, :0], plays)
+    assert alone[:2] == calibration.platt(logits, plays)
+
+
+def test_logits_that_tell_nothing_have_no_level() -> None:
+    """It would be what is known, divided by next to nothing: so far from 0 that logits lose their last digits."""
+    rng = np.random.default_rng(0)
+    logits, about = rng.normal(0, 1, 5_000), rng.normal(0, 1, (5_000, 2))
+    plays = rng.random(5_000) < 1 / (1 + np.exp(-about @ [2.0, -1.0]))
+    a, b, level = calibration.platt_at(logits, about, plays)
+    assert not level.any()
+    assert (a, b) == calibration.platt(logits, plays)

@@ -29,12 +29,12 @@ from lhydra.recommender import Recommender
 from lhydra.repeats import repeats_of
 from lhydra.training.config import TrainSettings
 from lhydra.training.data import Targets, load
-from lhydra.training.moment_head import LIFTS, Prepared, _ndcg, _rare_lift
+from lhydra.training.moment_head import LEVELLED, LIFTS, Prepared, _calibrate, _ndcg, _pairs, _rare_lift
 from lhydra.training.moment_network import MomentHead
 from lhydra.training.moments import MIN_MOMENTS, find, listenings, sequences_of
 from lhydra.training.progress import MomentsFitted, Progress
 from lhydra.training.train import train
-from lhydra.training.warm import parent_of
+from lhydra.training.warm import _moments, parent_of
 from lhydra_index_builder import depth as depths
 from lhydra_index_builder.build import rebuild
 from lhydra_index_builder.changes import add, remove
@@ -343,6 +343,7 @@ def test_what_is_served_is_what_is_trained_on_scaled_inputs() -> None:
     inputs[:, 1::2, MomentHead.PAIR] = 1
     part = fitted_to(inputs, context)
     torch.nn.init.normal_(part.out.weight)
+    part.level.normal_()
     logits = part.logits(part.scaled(inputs), part.about(context))
     assert logits.std() > 0.1
     pair, signals = inputs[:, :, : MomentHead.PAIR], inputs[:, :, MomentHead.PAIR :]
@@ -363,13 +364,14 @@ def test_a_model_without_moments_answers_learnt_as_decay(
 def test_a_warm_head_starts_as_the_part_for_moments_of_before(
     world: Dataset, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_export: None
 ) -> None:
-    """With no further step it is the old one, number by number; only the calibration is fitted again."""
+    """With no further step it is the old one, number by number; only level and calibration are fitted again."""
     monkeypatch.setattr("lhydra.training.moment_head.WARM_EPOCHS", 0)
     told: list[Progress] = []
     config = TrainSettings(epochs=2, dim=16, hidden=16, head_epochs=1, depth=30, threads=1)
     train(world, tmp_path, config, warm=model, report=told.append)
     before, after = (load_file(folder / "checkpoint" / "head.safetensors") for folder in (model, tmp_path))
-    same = [name for name in before if name.startswith("moments.") and name != "moments.calibration"]
+    again = "moments.calibration", "moments.level"
+    same = [name for name in before if name.startswith("moments.") and name not in again]
     for name in same:
         assert after[name].equal(before[name]), name
     assert len(same) > 10
@@ -475,6 +477,16 @@ def test_a_part_of_before_is_closed_to_what_it_never_told() -> None:
     torch.testing.assert_close(moved[1], still, atol=1e-5, rtol=0)
 
 
+def test_a_part_of_before_that_has_no_level_goes_on_at_0() -> None:
+    part = fitted_to(torch.rand(40, 7, MomentHead.PAIR + len(SIGNALS)), torch.rand(40, len(CONTEXT)))
+    part.level.normal_()
+    head = {f"moments.{name}": value for name, value in part.state_dict().items() if name != "level"}
+    found = _moments(head)
+    assert found is not None
+    assert not found.level.any()
+    assert found.linear.weight.equal(part.linear.weight)
+
+
 def test_as_many_moments_as_are_needed_tell_what_they_are_like() -> None:
     torch.manual_seed(0)
     part = fitted_to(torch.rand(MIN_MOMENTS, 3, MomentHead.PAIR + len(SIGNALS)), torch.rand(MIN_MOMENTS, len(CONTEXT)))
@@ -553,3 +565,66 @@ def test_rare_tracks_are_lifted_as_far_as_lists_of_the_unheard_allow(world: Data
     )
     assert found == {"nothing": 0.5, "too much": 0.0, "no rare target": 0.0}[cost]
     assert found in LIFTS
+
+
+def test_a_score_is_as_sure_as_moments_that_were_held_out_allow() -> None:
+    """Whatever the scale of the final part, and however high it puts all candidates of some moments."""
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    inputs, context = torch.rand(300, 40, MomentHead.PAIR + len(SIGNALS)), torch.rand(300, len(CONTEXT)) + 0.1
+    others = fitted_to(inputs, context)
+    for parameter in others.parameters():
+        parameter.data *= 5
+    others.level.copy_(torch.randn(len(CONTEXT)) * torch.tensor(LEVELLED))
+    real, users = torch.ones(300, 40, dtype=torch.bool), np.arange(300)
+    scaled, about = others.scaled(inputs), others.about(context)
+    prepared = Prepared(scaled, about, real.float(), real, ~real, real.sum(1), users)
+    both, judged = users[:100], users[100:]
+    with torch.no_grad():
+        logits = others.logits(scaled, about).double().numpy()
+    plays = rng.random((200, 40)) < 1 / (1 + np.exp(logits[100:].mean(1, keepdims=True) - logits[100:]))
+    sizes = np.minimum(plays.sum(1), (~plays).sum(1))
+    pairs = torch.zeros(200, 2 * int(sizes.max()), inputs.shape[2])
+    for i, size in enumerate(sizes):
+        at = np.r_[rng.permutation(np.flatnonzero(plays[i]))[:size], rng.permutation(np.flatnonzero(~plays[i]))[:size]]
+        pairs[i, : 2 * size] = inputs[100 + i, at]
+    place = np.arange(pairs.shape[1])
+    filled, wanted = place < 2 * sizes[:, None], place < sizes[:, None]
+
+    def scores(stretched: float, level: torch.Tensor) -> np.ndarray:
+        part = fitted_to(inputs, context)
+        part.load_state_dict(others.state_dict())
+        for parameter in (*part.linear.parameters(), *part.out.parameters()):
+            parameter.data *= stretched
+        part.level.copy_(level)
+        with torch.no_grad():
+            _calibrate(part, others, prepared, both, pairs, judged, sizes)
+            a, b = part.calibration.tolist()
+            return torch.sigmoid(a * part.logits(part.scaled(pairs), about[100:]) + b).numpy()
+
+    found = scores(1.0, torch.zeros(len(CONTEXT)))
+    np.testing.assert_allclose(scores(3.0, torch.randn(len(CONTEXT)) * torch.tensor(LEVELLED) * 9), found, atol=0.02)
+    for column in about[100:].numpy().T[LEVELLED]:  # as many plays as others at moments of every kind
+        for kind in (column > np.median(column), column <= np.median(column)):
+            assert found[kind][filled[kind]].mean() == pytest.approx(0.5, abs=0.02)
+    logit = np.clip(found, 1e-6, 1 - 1e-6)
+    loss = -np.where(wanted, np.log(logit), np.log(1 - logit))[filled].mean()
+    assert loss < 0.65  # of nothing known: 0.69
+
+
+def test_a_score_is_calibrated_on_what_lists_are_made_of() -> None:
+    """Plays of tracks not heard before, beside as many that are neither; heard ones only where there are no others."""
+    rng = np.random.default_rng(0)
+    targets, heard = [np.array([7, 3, 5]), np.array([8, 9])], [np.array([3, 4]), np.array([8, 9])]
+    for first, nothing in (pair.tolist() for pair in _pairs(targets, heard, 20, rng)):
+        if not first:
+            assert not nothing
+            continue
+        assert set(first) == {5, 7}
+        assert len(set(nothing)) == 2
+        assert not set(nothing) & {3, 4, 5, 7}
+    (again,) = _pairs(targets[1:], heard[1:], 20, rng)
+    assert set(again[0]) == {8, 9}
+    assert not set(again[1]) & {8, 9}
+    (none,) = _pairs(targets[:1], [np.arange(20)], 20, rng)
+    assert none.shape == (2, 0)

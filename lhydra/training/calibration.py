@@ -23,6 +23,7 @@ from lhydra.training.validate import embed_tracks
 
 F64 = npt.NDArray[np.float64]
 USERS_AT_ONCE = 64  # whose logits are computed
+LEAST_TOLD = 0.1  # log odds
 
 
 @torch.no_grad()
@@ -90,9 +91,7 @@ def _pairs(
         for i, user in enumerate(users, start):
             wanted = targets.rows[targets.offsets[i] : targets.offsets[i + 1]]
             heard = data.train.rows[data.train.offsets[user] : data.train.offsets[user + 1]]
-            free = np.setdiff1d(rng.integers(0, data.n_tracks, 4 * len(wanted) + 16), np.union1d(heard, wanted))
-            others = rng.permutation(free)[: len(wanted)]
-            drawn.append((wanted[: len(others)], others))
+            drawn.append(plays_and_others(wanted, heard, data.n_tracks, rng))
         most = max(len(others) for _, others in drawn)
         rows, real = np.zeros((len(users), 2, most), np.int64), np.zeros((len(users), most), np.bool_)
         together = np.zeros((len(users), 2 * most, len(item_item.CHANNELS)), np.float32)
@@ -115,6 +114,23 @@ def _pairs(
         yield inputs, tensor(real)
 
 
+def plays_and_others(wanted: I64, heard: I64, n_tracks: int, rng: np.random.Generator) -> tuple[I64, I64]:
+    """Draws a random track for each play.
+
+    Args:
+        wanted: (m,) rows of played tracks, distinct.
+        heard: rows of the tracks that the user knows.
+        n_tracks: of the catalogue.
+        rng: draws.
+
+    Returns:
+        (p,) of the plays and (p,) of tracks that are neither wanted nor heard, p <= m: as many as were found.
+    """
+    free = np.setdiff1d(rng.integers(0, n_tracks, 4 * len(wanted) + 16), np.union1d(heard, wanted))
+    others = rng.permutation(free)[: len(wanted)]
+    return wanted[: len(others)], others
+
+
 def _line(x: F64, y: F64) -> tuple[float, float]:
     """(slope, shift) of the least-squares line from x to y; the shift alone where x is constant."""
     spread = float(x.std()) if len(x) else 0.0
@@ -125,7 +141,7 @@ def _line(x: F64, y: F64) -> tuple[float, float]:
 
 
 def platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Fits the logistic regression sigmoid(a * logit + b) by Newton's method.
+    """Fits the logistic regression sigmoid(a * logit + b).
 
     Args:
         logits: (n,) float64.
@@ -134,16 +150,35 @@ def platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     Returns:
         (a, b), a > 0 whatever the labels say: the order of the logits stays.
     """
+    a, b, _ = platt_at(logits, np.empty((len(logits), 0)), labels)
+    return a, b
+
+
+def platt_at(logits: np.ndarray, about: np.ndarray, labels: np.ndarray) -> tuple[float, float, F64]:
+    """Fits the logistic regression sigmoid(a * (logit + about @ level) + b) by Newton's method.
+
+    Args:
+        logits: (n,) float64.
+        about: (n, c) float64, what else is known, on one scale.
+        labels: (n,) bool.
+
+    Returns:
+        (a, b, level), a > 0 whatever the labels say: the order of logits of which the same is known stays. level is 0
+        where a standard deviation of the logits tells less than LEAST_TOLD: it would be far from 0, for nothing.
+    """
     mean, scale = float(logits.mean()), float(logits.std()) or 1.0
-    x = np.stack([(logits - mean) / scale, np.ones(len(logits))], 1)
-    weights = np.array([1.0, 0.0])
+    x = np.column_stack([(logits - mean) / scale, np.ones(len(logits)), about])
+    weights = np.r_[1.0, np.zeros(1 + about.shape[1])]
+    ridge = np.r_[1e-3, 1e-3, np.ones(about.shape[1])]  # a little: separable data stay finite
     for _ in range(50):
         p = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))
-        gradient = x.T @ (p - labels) + 1e-3 * weights  # a little ridge: separable data stay finite
-        hessian = (x * (p * (1 - p))[:, None]).T @ x + 1e-3 * np.eye(2)
+        gradient = x.T @ (p - labels) + ridge * weights
+        hessian = (x * (p * (1 - p))[:, None]).T @ x + np.diag(ridge)
         move = np.linalg.solve(hessian, gradient)
         weights -= move
         if np.abs(move).max() < 1e-9:
             break
+    if about.shape[1] and weights[0] < LEAST_TOLD:
+        return *platt(logits, labels), np.zeros(about.shape[1])
     a = max(float(weights[0]), 1e-3) / scale
-    return a, float(weights[1]) - a * mean
+    return a, float(weights[1]) - a * mean, weights[2:] / a

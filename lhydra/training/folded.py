@@ -10,7 +10,6 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lhydra.bundle.folded_head import Weights
 from lhydra.features.moment import N_OWN
@@ -126,14 +125,14 @@ def _of_moments(moments: MomentHead) -> dict[str, Tensor]:
     weight, bias = (torch.cat(parts) for parts in zip(of_pair, linear, strict=True))
     n, own = len(OFFSETS) + 1 - N_OWN, N_OWN - 1
     pair, heard, of_own, strengths, logs = torch.split(weight, [moments.PAIR, 1, own, n, n], 1)
-    of_context, at_context = folded(moments.of_context, moments.context_mean, moments.context_spread)
+    of_context, at_context = moments.folded_context()
     rest = moments.rest[1]
     assert isinstance(rest, nn.Linear)
     return {
         "moment": torch.cat([pair, strengths, logs], 1).T,
-        "moment_bias": bias + functional.pad(at_context, (0, 1)),
+        "moment_bias": bias + at_context,
         "moment_own": torch.cat([heard, of_own], 1).T,
-        "moment_context": functional.pad(of_context, (0, 0, 0, 1)).T,
+        "moment_context": of_context.T,
         "moment_offsets": torch.tensor(OFFSETS),
         "moment_second": rest.weight.T,
         "moment_second_bias": rest.bias,

@@ -19,10 +19,10 @@ from lhydra.evaluation.metrics import rank_metrics
 from lhydra.features import item_item
 from lhydra.features.histories import EncodedUsers, Histories, offsets_of
 from lhydra.features.listening import Listening
-from lhydra.features.moment import SIGNALS, Moment
+from lhydra.features.moment import CONTEXT, SIGNALS, Moment
 from lhydra.features.sequences import Sequences
 from lhydra.timing import timed
-from lhydra.training.calibration import platt
+from lhydra.training.calibration import platt_at, plays_and_others
 from lhydra.training.candidates import MEASURED, Found, choose_shares, united
 from lhydra.training.config import TrainSettings
 from lhydra.training.content import ROOM, hits, most_rare
@@ -37,7 +37,7 @@ from lhydra.training.teachers import Table
 from lhydra.training.validate import embed_tracks, measured
 
 F64 = npt.NDArray[np.float64]
-RANDOM_TRACKS = 8  # of each moment, to calibrate the score
+RANDOM_TRACKS = 8  # of each moment, beside what the sources bring
 BATCH, RATE, DECAY = 64, 3e-3, 1e-3
 EPOCHS = 10  # more of them fit the users of the fold better, and later sessions worse
 WARM_MOMENTS, WARM_EPOCHS, WARM_RATE = 1_000, 3, 0.5  # of a part that goes on from an earlier one; a share of the rate
@@ -45,6 +45,7 @@ JOINED_WORTH = 1.02  # sessions are joined where what follows then ranks better 
 AFTER_MANY = SIGNALS.index("after many")  # the signal that ranks what follows
 LIST = 20  # tracks of such a ranking
 LIFTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of a logit: what a track without listeners may be worth more
+LEVELLED = np.array([name != "away" for name in CONTEXT])  # users are away for longer when served than in most logs
 RARITY, HEARD = MomentHead.PAIR - 1, MomentHead.PAIR  # inputs of the part
 SHARES = ((0.0, 0.15, 0.3), (0.0, 0.15, 0.3, 0.45), (0.0, 0.1, 0.2))  # of the depth, to choose from for each source
 
@@ -142,13 +143,20 @@ def fit(
     sizes = np.array([len(targets) for targets in asked.targets])
     about, padding = part.about(context), (tensor(wanted), tensor(real), tensor(random))
     prepared = Prepared(part.scaled(inputs), about, *padding, tensor(sizes), asked.user)
-    ndcg, lift = _held_out(part, prepared, rows, asked, known, data, config.seed) if before is None else (0.0, 0.0)
-    part = _trained(part, prepared, np.arange(len(asked)), config.seed, before is not None)
-    part.linear.weight[0, RARITY] += lift * part.spread[RARITY]
-    calibration = _calibrated(part.logits(prepared.inputs, prepared.context), prepared)
+    every, users = np.arange(len(asked)), np.random.default_rng([config.seed, 15]).permutation(np.unique(asked.user))
+    out = np.flatnonzero(np.isin(asked.user, users[: len(users) // 3]))
+    both = np.setdiff1d(every, out)
+    others = _trained(part, prepared, both, config.seed, before is not None)
+    part = _trained(part, prepared, every, config.seed, before is not None) if len(out) else others
+    ndcg, lift = _held_out(others, prepared, out, rows, asked, known, data) if before is None else (0.0, 0.0)
+    for one in {others, part}:
+        one.linear.weight[0, RARITY] += lift * one.spread[RARITY]
+    judged = out if len(out) else every
+    pairs = _pairs([asked.targets[i] for i in judged], [known[i].rows for i in judged], data.n_tracks, rng)
+    of_judged = [moments[i] for i in judged], [pair.ravel() for pair in pairs], encoded.take(judged)
+    paired = _inputs(network, tensors, table, *of_judged, vectors[tensor(judged)], track_vectors)
+    _calibrate(part, others, prepared, both, paired, judged, np.array([pair.shape[1] for pair in pairs]))
     network.head.moments = part
-    if calibration is not None:
-        part.calibration.copy_(torch.tensor(calibration))
     epochs = EPOCHS if before is None else WARM_EPOCHS
     report(MomentsFitted(moments=len(asked), epochs=epochs, ndcg=ndcg, shares=shares, joined=joined))
     return InTime(replace(sequences, shares=np.array(shares, np.float32)), joined)
@@ -265,25 +273,23 @@ def _trained(part: MomentHead, prepared: Prepared, chosen: I64, seed: int, warm:
 
 
 def _held_out(
-    part: MomentHead,
+    one: MomentHead,
     prepared: Prepared,
+    out: I64,
     rows: Sequence[I64],
     asked: Asked,
     known: Sequence[Listening],
     data: TrainingData,
-    seed: int,
 ) -> tuple[float, float]:
-    """NDCG@10 for a third of the users by a part that is fitted on the others, and how far it lifts rare tracks.
+    """NDCG@10 of the moments `out` by a part that was fitted on other users, and how far it lifts rare tracks.
 
     Few targets are rare, so the loss hears little of them; `lhydra.training.content` has the rule. Nothing of one user.
     """
-    users = np.random.default_rng([seed, 15]).permutation(np.unique(prepared.user))
-    out = np.flatnonzero(np.isin(prepared.user, users[: len(users) // 3]))
     if not len(out):
         return 0.0, 0.0
-    one, at = _trained(part, prepared, np.setdiff1d(np.arange(len(asked)), out), seed), tensor(out)
+    at = tensor(out)
     logits = one.logits(prepared.inputs[at], prepared.context[at])
-    rarity, heard = (prepared.inputs[at][..., i] * part.spread[i] + part.mean[i] for i in (RARITY, HEARD))
+    rarity, heard = (prepared.inputs[at][..., i] * one.spread[i] + one.mean[i] for i in (RARITY, HEARD))
     listed = prepared.real[at] & ~prepared.random[at] & (heard < 0.5)  # 0 or 1, but for rounding
     unheard = [np.setdiff1d(asked.targets[i], known[i].rows) for i in out.tolist()]
     some = np.flatnonzero([len(own) for own in unheard])
@@ -320,13 +326,44 @@ def _ndcg(logits: Tensor, prepared: Prepared, at: Tensor, k: int = 10) -> float:
     return float(((hits * gain[: listed.shape[1]]).sum(1) / ideal).mean())
 
 
-def _calibrated(logits: Tensor, prepared: Prepared) -> tuple[float, float] | None:
-    """Platt scaling of targets found and as many random tracks; None where there are none."""
-    positive = logits[(prepared.wanted > 0) & ~prepared.random].numpy()
-    negative = logits[prepared.random & (prepared.wanted == 0)].numpy()
-    if not len(positive) or not len(negative):
-        return None
-    some = min(len(positive), len(negative))
-    rng = np.random.default_rng(0)
-    values = np.concatenate([rng.permutation(positive)[:some], rng.permutation(negative)[:some]]).astype(np.float64)
-    return platt(values, np.arange(2 * some) < some)
+def _pairs(targets: Sequence[I64], heard: Sequence[I64], n_tracks: int, rng: np.random.Generator) -> list[I64]:
+    """(2, p) of each moment: targets that were not heard before, and as many tracks that are neither.
+
+    A heard track stands so far above others that a scale of both would be too sure of what lists are made of. Where all
+    targets were heard, they count.
+    """
+    fresh = [np.setdiff1d(own, before) for own, before in zip(targets, heard, strict=True)]
+    wanted = fresh if any(len(own) for own in fresh) else targets
+    return [np.stack(plays_and_others(own, before, n_tracks, rng)) for own, before in zip(wanted, heard, strict=True)]
+
+
+def _calibrate(
+    part: MomentHead, others: MomentHead, prepared: Prepared, both: I64, inputs: Tensor, judged: I64, sizes: I64
+) -> None:
+    """Fits level and calibration of the part, by moments that the part `others` has not learnt; not without pairs.
+
+    A part is too sure of moments that it has learnt. And how high all candidates of a moment stand is by chance, as the
+    loss is blind to it. So the logits of `others` are first brought to where the final part's stand, by least squares
+    on the moments `both`, which both have learnt, and what is known of a moment may raise its candidates alike.
+
+    `inputs` (j, 2 * p, i), not scaled, are of the plays and then of the other tracks of the moments `judged`, of which
+    each has as many of both as its size.
+    """
+    place = np.arange(inputs.shape[1])
+    real, plays = place < 2 * sizes[:, None], place < sizes[:, None]
+    if not real.any():
+        return
+    inside, about = prepared.real[tensor(both)].numpy(), prepared.context[tensor(both)]
+    x, y = (one.logits(prepared.inputs[tensor(both)], about).double().numpy() for one in (others, part))
+    stands, *_ = np.linalg.lstsq(_known(x, about, inside), y[inside], rcond=None)
+    about = prepared.context[tensor(judged)]
+    known = _known(others.logits(others.scaled(inputs), about).double().numpy(), about, real)
+    a, b, level = platt_at(known @ stands, known[:, 2:] * LEVELLED, plays[real])
+    part.level += tensor(level.astype(np.float32))
+    part.calibration.copy_(torch.tensor([a, b]))
+
+
+def _known(logits: F64, about: Tensor, real: npt.NDArray[np.bool_]) -> F64:
+    """(n, 2 + c) of each real candidate: its logit, 1, and what its moment is like."""
+    moment = np.nonzero(real)[0]
+    return np.column_stack([logits[real], np.ones(len(moment)), about.double().numpy()[moment]])

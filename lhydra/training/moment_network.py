@@ -34,6 +34,7 @@ class MomentHead(nn.Module):
     context_mean: Tensor
     context_spread: Tensor
     calibration: Tensor
+    level: Tensor
 
     def __init__(self, mean: Tensor, spread: Tensor, context_mean: Tensor, context_spread: Tensor) -> None:
         super().__init__()
@@ -50,6 +51,8 @@ class MomentHead(nn.Module):
         self.rest = nn.Sequential(nn.ReLU(), nn.Linear(self.HIDDEN, self.HIDDEN), nn.ReLU())
         self.out = nn.Linear(self.HIDDEN, 1)
         self.register_buffer("calibration", torch.tensor([1.0, 0.0]))  # of this part's logit, as `Head.calibration`
+        # (c,) of the context, which raises all candidates of a moment alike: the loss is blind to it, the score is not.
+        self.register_buffer("level", torch.zeros(len(context_mean)))
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
@@ -108,6 +111,7 @@ class MomentHead(nn.Module):
                 getattr(part, name)[opened] = getattr(fitted, name)[opened]
             for layer in layers:
                 layer.weight.data[:, opened] = 0
+        part.level[opened] = 0  # the context comes last
         return part
 
     @classmethod
@@ -146,11 +150,8 @@ class MomentHead(nn.Module):
         unheard = own @ offsets[1:N_OWN].log()
         before = before + functional.pad(unheard.unsqueeze(1), (self.PAIR, 0))
         weight = torch.cat([before, torch.zeros_like(own), strengths, torch.zeros_like(before[:, :1]), own, logs], 1)
-        of_context, at_context = folded(self.of_context, self.context_mean, self.context_spread)
-        # The last column is what `linear` gives: the context says nothing there.
-        about = functional.linear(
-            context, functional.pad(of_context, (0, 0, 0, 1)), functional.pad(at_context, (0, 1)) + bias - unheard
-        )
+        of_context, at_context = self.folded_context()
+        about = functional.linear(context, of_context, at_context + bias - unheard)
         both = torch.cat([pair, signals, torch.log(signals + offsets)], -1) @ weight.T + about.unsqueeze(1)
         both = both.flatten(0, 1)
         logit: Tensor = both[:, self.HIDDEN :] + self.out(self.rest(both[:, : self.HIDDEN]))
@@ -178,6 +179,16 @@ class MomentHead(nn.Module):
         """
         return (context - self.context_mean) / self.context_spread
 
+    def folded_context(self) -> tuple[Tensor, Tensor]:
+        """Gives what the context adds to the hidden values and, last, to the logit.
+
+        Returns:
+            (HIDDEN + 1, c) weights of the context as it comes, and (HIDDEN + 1,) shifts.
+        """
+        weight, bias = folded(self.of_context, self.context_mean, self.context_spread)
+        level = self.level / self.context_spread
+        return torch.cat([weight, level[None]]), torch.cat([bias, -(level @ self.context_mean)[None]])
+
     def logits(self, scaled: Tensor, about: Tensor) -> Tensor:
         """Scores candidates.
 
@@ -189,7 +200,7 @@ class MomentHead(nn.Module):
             (B, N) float32 logits.
         """
         deep = self.out(self.rest(self.of_pair(scaled) + self.of_context(about).unsqueeze(1)))
-        logit: Tensor = (self.linear(scaled) + deep).squeeze(2)
+        logit: Tensor = (self.linear(scaled) + deep).squeeze(2) + (about @ self.level).unsqueeze(1)
         return logit
 
     def ranked(

@@ -98,7 +98,7 @@ def _moments(head: Mapping[str, Tensor]) -> MomentHead | None:
     if not own or len(own["mean"]) != MomentHead.inputs():
         return None
     part = MomentHead(own["mean"], own["spread"], own["context_mean"], own["context_spread"])
-    part.load_state_dict(own)
+    part.load_state_dict({"level": part.level} | own)  # parts of before have none
     return part
 
 
