@@ -14,7 +14,8 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from types import SimpleNamespace
+from typing import IO, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -561,6 +562,20 @@ def test_a_new_track_comes_with_what_its_table_says(loop: Path, capsys: pytest.C
     assert told["steps"]["look"]["new_tracks"] == 1
     assert told["steps"]["prepare"]["counts"]["tracks"] == 402
     assert not told["steps"]["prepare"]["dropped"]
+
+
+def test_rows_that_source_and_plays_lost_are_told_together(tmp_path: Path) -> None:
+    def lhydra(*words: object, **_: object) -> str:
+        lost = {"named": {"no track": 3}, "plain": {"no track": 4, "no time": 1}}.get(Path(str(words[1])).name, {})
+        return json.dumps({"counts": {}, "split": {}, "dropped": lost or {"no track": 2, "no user": 5}})
+
+    for part in ("named", "plain"):
+        (tmp_path / "plays" / part).mkdir(parents=True)
+    told = SimpleNamespace(
+        run=tmp_path, section=lambda _: {}, settings=SimpleNamespace(place=lambda _: tmp_path / "source"), lhydra=lhydra
+    )
+    found = turn._prepared(cast(Any, told), tmp_path / "dataset", 0.1, "plays")
+    assert found["dropped"] == {"no track": 9, "no user": 5, "no time": 1}
 
 
 # -- the decision -----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import os
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -339,10 +340,12 @@ def _prepared(turn: Turn, out: Path, test: float, plays: str) -> Found:
     split, parts = ["--split", "temporal", "--test", f"{test:.9f}"], sorted((turn.run / plays).iterdir())
     first = ["prepare", turn.settings.place("source"), out, "--json", *([] if parts else split)]
     said = json.loads(turn.lhydra(*first))
+    dropped = Counter(said["dropped"])
     for part in parts:
         more = ["prepare", part, out, "--append", *split, "--json"]
         said = json.loads(turn.lhydra(*more, config=own, environ=environ))
-    return {"counts": said["counts"], "split": said["split"], "dropped": said["dropped"]}
+        dropped.update(said["dropped"])
+    return {"counts": said["counts"], "split": said["split"], "dropped": dict(dropped)}
 
 
 def _trained(turn: Turn, dataset: str, model: str, *flags: str, warm: Path | None) -> Found:
