@@ -3,7 +3,6 @@
 import ctypes
 import fcntl
 import hashlib
-import json
 import os
 import re
 import secrets
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from lhydra.errors import LhydraError, complain
+from lhydra.json_text import parse_json
 
 
 class FileInfo(TypedDict):
@@ -143,14 +143,13 @@ def read_json(
     try:
         content = path.read_bytes()
         check(content)
-        document = json.loads(content.decode())
+        document = parse_json(content)
     except FileNotFoundError:
         raise error(complain(path.parent, f"no {path.name}", expected)) from None
     except NotADirectoryError:
         raise error(complain(path.parent, "a file", expected)) from None
-    except (OSError, ValueError, RecursionError) as fault:
-        found = f"broken JSON in line {fault.lineno}" if isinstance(fault, json.JSONDecodeError) else str(fault)
-        raise error(complain(path, found, expected)) from None
+    except (OSError, ValueError) as fault:
+        raise error(complain(path, str(fault), expected)) from None
     if not isinstance(document, dict):
         raise error(complain(path, type(document).__name__, expected))
     return document

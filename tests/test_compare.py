@@ -122,7 +122,7 @@ def test_the_command_prints_and_writes(
             lambda path: path.write_text('{"format": 1, "per_user": {}}'),
             "b.json: protocol: found nothing, expected an object; write it again with `lhydra evaluate --json`",
         ),
-        (lambda path: path.write_text("{"), "b.json: found broken JSON in line 1, expected what"),
+        (lambda path: path.write_text("{"), "b.json: found broken JSON, expected what"),
     ],
 )
 def test_what_is_no_evaluation_is_one_line(

@@ -545,9 +545,9 @@ def test_requests_are_drawn_in_their_order_and_need_no_user_store(store: Path, t
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (b'{"user_id": "u"', "request: found Expecting"),
-        (b"\xff\xfe", "request: found 'utf-8' codec"),
-        (b"[" * 100_000, "request: found "),
+        (b'{"user_id": "u"', "request: found broken JSON, expected a JSON object"),
+        (b"\xff\xfe", "request: found text that is not UTF-8, expected a JSON object"),
+        (b"[" * 100_000, "request: found JSON that nests too deeply, expected a JSON object"),
         ([1], "request: found [1], expected a JSON object"),
         ({"k": 3}, "request: found no user_id, expected user_id and maybe k, exclude_track_ids, history, profile"),
         ({"user_id": "u", "limit": 3}, "request: found field 'limit', expected only user_id, k, "),

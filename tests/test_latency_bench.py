@@ -545,7 +545,7 @@ def test_a_baseline_decides_by_exit_code_and_lends_its_rates(
     for text, says in (
         ('{"format": 1}', "expected format 2"),
         ("[]", "found list"),
-        ("{", "broken JSON in line 1"),
+        ("{", "broken JSON"),
         ('{"format": 2}', "no settings"),
     ):
         base.write_text(text)

@@ -21,6 +21,7 @@ from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.listed import REFUSED, STAGING, entries
 from lhydra.bundle.manifest import BUNDLE_ID, check_place, current_bundle_id, current_or_none
 from lhydra.errors import BundleMissing, BundleRefused, StoreLocked, complain
+from lhydra.json_text import parse_json
 
 TRASH, LOCK = ".trash-", ".lock"
 
@@ -112,7 +113,7 @@ def _take(descriptor: int, store: Path) -> None:
 def _owner(descriptor: int) -> str:
     """The holder of the lock, in words."""
     try:
-        owner = json.loads(os.pread(descriptor, 4096, 0))
+        owner = parse_json(os.pread(descriptor, 4096, 0))
         age_s = max(0, int(time.time() - owner["since_s"]))
         return f"{owner['what']} by process {owner['pid']} on {owner['host']} for {duration(age_s)}"
     except (ValueError, KeyError, TypeError):

@@ -18,6 +18,7 @@ from lhydra.answers.entry import document_of
 from lhydra.answers.folder import PACKED, PLAIN, Say, files, lines, locked, pack_file, sweep
 from lhydra.errors import DataError
 from lhydra.files import write_text
+from lhydra.json_text import parse_json
 
 _NOTES = "deleted.json"
 _KEPT_S = 3600  # longer than any request and any queue lives
@@ -127,7 +128,7 @@ def _note(folder: Path, user_id: str) -> None:
 
 def _notes(path: Path) -> list[Note]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_bytes())
         return [(str(boot), str(salt), str(digest), int(until)) for boot, salt, digest, until in found]
     except (OSError, ValueError, TypeError):
         return []

@@ -1,6 +1,5 @@
 """What `lhydra evaluate` measures: a model or a store, refused before anything is embedded where it cannot be."""
 
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from lhydra.data.dataset import Dataset
 from lhydra.errors import ConfigError, DataError, complain
 from lhydra.evaluation.document import Source
 from lhydra.evaluation.run import Moment
+from lhydra.json_text import parse_json
 
 
 @contextmanager
@@ -74,6 +74,6 @@ def training_log(model: Path | None) -> list[dict[str, Any]]:
         return []
     lines = path.read_text(encoding="utf-8").splitlines()
     try:
-        return [json.loads(line, parse_constant=lambda _: None) for line in lines if line.strip()]  # NaN: undefined
+        return [parse_json(line, lambda _: None) for line in lines if line.strip()]  # NaN: undefined
     except ValueError as error:
         raise DataError(complain(path, str(error), "a JSON object per line")) from None

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from lhydra.domain import F32, I64, Hashes, UserState, track_hashes
 from lhydra.errors import DataError, complain
+from lhydra.json_text import parse_json
 from lhydra.repeats import hashes_of, histories_of, single_plays
 
 FORMAT, OLDEST_FORMAT = 2, 1
@@ -87,7 +88,7 @@ class DatasetInfo:
         return json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> "DatasetInfo":
+    def from_json(cls, text: str | bytes) -> "DatasetInfo":
         """Returns what `to_json` wrote.
 
         Args:
@@ -99,7 +100,7 @@ class DatasetInfo:
         Raises:
             ValueError: it is not what `to_json` writes; KeyError and TypeError likewise.
         """
-        raw = json.loads(text)
+        raw = parse_json(text)
         if raw["format"] not in (OLDEST_FORMAT, FORMAT):
             raise ValueError(f"format {raw['format']!r}, expected {FORMAT}")
         for side in ("track_columns", "user_columns"):
@@ -187,7 +188,7 @@ class Dataset:
         if not path.exists():
             raise DataError(complain(path, "nothing", expected))
         try:
-            info = DatasetInfo.from_json((path / "dataset.json").read_text(encoding="utf-8"))
+            info = DatasetInfo.from_json((path / "dataset.json").read_bytes())
         except OSError:
             raise DataError(complain(path, "no dataset.json", expected)) from None
         except (ValueError, KeyError, TypeError) as error:

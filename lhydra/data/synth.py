@@ -25,6 +25,7 @@ from lhydra.data.names import every_title
 from lhydra.data.world import World, generator, make_world
 from lhydra.domain import I64
 from lhydra.errors import ConfigError, DataError, complain
+from lhydra.json_text import parse_json
 from lhydra.timing import timed
 
 FORMAT = 2
@@ -162,7 +163,7 @@ def _check_target(target: Path, out: Path) -> None:
     if others := sorted(names - FILES):
         raise DataError(complain(out, f"a folder that holds {others[0]}", expected))
     try:
-        made_by = json.loads((target / "world.json").read_text(encoding="utf-8"))["made_by"]
+        made_by = parse_json((target / "world.json").read_bytes())["made_by"]
     except (OSError, ValueError, KeyError, TypeError):
         made_by = None
     if names and made_by != "lhydra synth":

@@ -35,6 +35,7 @@ from lhydra.evaluation.baseline_fits import FITS, LARGE_TRAIN_PLAYS, MAX_SCORES,
 from lhydra.evaluation.document import BaselineFacts
 from lhydra.evaluation.metrics import rank_metrics
 from lhydra.evaluation.run import Moment, Targets, find_targets, masked_from
+from lhydra.json_text import parse_json
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -318,7 +319,7 @@ def _read(path: Path) -> Baseline | None:
     """What `_write` kept, None when there is nothing that can be read."""
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as kept:
-            about = json.loads(str(kept["about"]))
+            about = parse_json(str(kept["about"]))
             return Baseline(kept["lists"].astype(np.int64), **about, cached=True)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
         return None

@@ -43,6 +43,7 @@ from lhydra.features.histories import (
     spread,
     sums,
 )
+from lhydra.json_text import parse_json
 
 FORMAT = 2
 
@@ -278,7 +279,7 @@ class FeatureSpec:
             FeatureError: it is anything else.
         """
         try:
-            raw = json.loads(text)
+            raw = parse_json(text)
             if raw.pop("format") != FORMAT:
                 raise ValueError("unknown format")
             parts: tuple[tuple[str, type], ...] = (

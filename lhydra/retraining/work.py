@@ -20,6 +20,7 @@ from typing import Any
 
 from lhydra import files
 from lhydra.errors import ConfigError, LhydraError, StoreLocked, complain
+from lhydra.json_text import parse_json
 
 FORMAT = 1
 EXPECTED = "a free path, or the work folder of an earlier run"
@@ -122,7 +123,7 @@ def locked(work: Path) -> Iterator[int]:
 def _holder(descriptor: int) -> str:
     """Who holds the lock, in words."""
     try:
-        found = json.loads(os.pread(descriptor, 4096, 0))
+        found = parse_json(os.pread(descriptor, 4096, 0))
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(found["since_s"]))
         return f"a run of process {found['pid']} on {found['host']} since {since}, or a step that it began"
     except (ValueError, KeyError, TypeError):

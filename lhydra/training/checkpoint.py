@@ -13,6 +13,7 @@ from torch import Tensor
 from lhydra import files
 from lhydra.bundle.model import Parents, Quality
 from lhydra.errors import ModelError, complain
+from lhydra.json_text import parse_json
 from lhydra.training.model import Head, Network
 
 
@@ -127,7 +128,7 @@ def read_state(path: Path) -> State:
     """
     try:
         with safe_open(path, "pt") as file:
-            raw = json.loads((file.metadata() or {})["state"])
+            raw = parse_json((file.metadata() or {})["state"])
             return State(**raw | {"data": tuple(raw.get("data", ()))})
     except FileNotFoundError:
         raise ModelError(complain(path, "no such file", "a checkpoint to resume from")) from None

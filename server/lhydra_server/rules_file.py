@@ -1,8 +1,9 @@
 """The file of rule sets: how the supervisor checks it against a bundle, and how a worker reads its copy."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from lhydra.json_text import parse_json
 
 if TYPE_CHECKING:
     from lhydra.lists.file import RuleSets
@@ -20,7 +21,7 @@ def columns_of(bundle: Path) -> dict[str, str]:
         Kind by name; none where they cannot be told, which whoever opens the bundle will say.
     """
     try:
-        said = json.loads((bundle / "filters.json").read_text(encoding="utf-8"))["columns"]
+        said = parse_json((bundle / "filters.json").read_bytes())["columns"]
         return {str(name): str(kind) for name, kind in said.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}

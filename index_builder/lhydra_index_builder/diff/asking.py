@@ -1,6 +1,6 @@
 """Whom to ask, and what both bundles answer."""
 
-import json
+import codecs
 import math
 import sys
 import time
@@ -17,6 +17,7 @@ from lhydra.data.dataset import Dataset
 from lhydra.domain import I64, Query
 from lhydra.errors import DataError, InvalidRequest, UserStoreError, complain
 from lhydra.evaluation.bootstrap import F64
+from lhydra.json_text import parse_json
 from lhydra.limits import MAX_K
 from lhydra.queries import Request, check, known_user, to_query
 from lhydra.recommender import Recommender
@@ -223,8 +224,8 @@ def _has_users(store: Path, url: str | None) -> bool:
 def _parsed(line: bytes, k: int, now: int) -> Request:
     """The request in one line, all checked; `k` where it names none."""
     try:
-        request = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        request = parse_json(line.removeprefix(codecs.BOM_UTF8))
+    except ValueError as error:
         raise InvalidRequest("request", str(error), "a JSON object") from None
     _check_fields("request", request, _FIELDS, "user_id")
     _check_text("user_id", request["user_id"])
