@@ -29,7 +29,7 @@ from lhydra.recommender import Recommender
 from lhydra.repeats import repeats_of
 from lhydra.training.config import TrainSettings
 from lhydra.training.data import Targets, load
-from lhydra.training.moment_head import LEVELLED, LIFTS, Prepared, _calibrate, _ndcg, _pairs, _rare_lift
+from lhydra.training.moment_head import LEAST_JUDGED, LEVELLED, LIFTS, Prepared, _calibrate, _ndcg, _pairs, _rare_lift
 from lhydra.training.moment_network import MomentHead
 from lhydra.training.moments import MIN_MOMENTS, find, listenings, sequences_of
 from lhydra.training.progress import MomentsFitted, Progress
@@ -602,6 +602,12 @@ def test_a_score_is_as_sure_as_moments_that_were_held_out_allow() -> None:
             a, b = part.calibration.tolist()
             return torch.sigmoid(a * part.logits(part.scaled(pairs), about[100:]) + b).numpy()
 
+    few = sizes.copy()
+    few[LEAST_JUDGED - 1 :] = 0
+    part = fitted_to(inputs, context)
+    with torch.no_grad():
+        _calibrate(part, others, prepared, both, pairs, judged, few)
+    assert not part.level.any()
     found = scores(1.0, torch.zeros(len(CONTEXT)))
     np.testing.assert_allclose(scores(3.0, torch.randn(len(CONTEXT)) * torch.tensor(LEVELLED) * 9), found, atol=0.02)
     for column in about[100:].numpy().T[LEVELLED]:  # as many plays as others at moments of every kind

@@ -45,6 +45,7 @@ JOINED_WORTH = 1.02  # sessions are joined where what follows then ranks better 
 AFTER_MANY = SIGNALS.index("after many")  # the signal that ranks what follows
 LIST = 20  # tracks of such a ranking
 LIFTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of a logit: what a track without listeners may be worth more
+LEAST_JUDGED = 100  # moments that tell a level: its pairs share one context, so fewer fit it to themselves
 LEVELLED = np.array([name != "away" for name in CONTEXT])  # users are away for longer when served than in most logs
 RARITY, HEARD = MomentHead.PAIR - 1, MomentHead.PAIR  # inputs of the part
 SHARES = ((0.0, 0.15, 0.3), (0.0, 0.15, 0.3, 0.45), (0.0, 0.1, 0.2))  # of the depth, to choose from for each source
@@ -358,7 +359,8 @@ def _calibrate(
     stands, *_ = np.linalg.lstsq(_known(x, about, inside), y[inside], rcond=None)
     about = prepared.context[tensor(judged)]
     known = _known(others.logits(others.scaled(inputs), about).double().numpy(), about, real)
-    a, b, level = platt_at(known @ stands, known[:, 2:] * LEVELLED, plays[real])
+    told = LEVELLED & (np.count_nonzero(sizes) >= LEAST_JUDGED)
+    a, b, level = platt_at(known @ stands, known[:, 2:] * told, plays[real])
     part.level += tensor(level.astype(np.float32))
     part.calibration.copy_(torch.tensor([a, b]))
 
