@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import inspect
 import os
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from lhydra_client import (
     Overloaded,
     Play,
     Recorded,
+    Rules,
     ServerError,
     SessionEntry,
     Timeout,
@@ -35,7 +37,9 @@ from lhydra_client import (
     Unavailable,
     Unsupported,
 )
+from lhydra_client.client import DEFAULT_TIMEOUT_S
 from lhydra_client.errors import ERRORS
+from lhydra_client.requests import recommend_request
 from lhydra_client.results import Status, recommendations
 from lhydra_protos.v1 import recommender_pb2 as pb
 from tests import fake_core, test_server
@@ -337,6 +341,55 @@ def test_what_the_wire_cannot_express_is_refused_without_a_call(
 def test_what_the_wire_can_express_is_left_to_the_server(client: Client, fake: FakeRecommender, k: int) -> None:
     client.recommend("", k)
     assert fake.seen == [pb.RecommendRequest(k=k)]
+
+
+# ---- None
+
+
+NEEDED = {"user_id": "u1", "track_id": "t1", "track_ids": ["t1"], "text": "blue", "plays": [PLAY], "users": ["u1"]}
+
+
+def optional(call: Callable[..., Any]) -> dict[str, Any]:
+    """Every argument that may be left out, as None."""
+    return {one.name: None for one in inspect.signature(call).parameters.values() if one.default is not one.empty}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, one in inspect.getmembers(Client, inspect.isfunction) if name[0] != "_" and optional(one)]
+)
+def test_none_means_what_leaving_an_argument_out_means(address: str, fake: FakeRecommender, name: str) -> None:
+    parameters = inspect.signature(getattr(Client, name)).parameters.values()
+    needed = {one.name: NEEDED[one.name] for one in parameters if one.default is one.empty and one.name != "self"}
+    none = optional(getattr(Client, name))
+
+    async def ask() -> None:
+        async with AsyncClient(address, timeout_s=5.0) as client:
+            for options in ({}, none):
+                answer = getattr(client, name)(**needed, **options)
+                _ = [one async for one in answer] if name == "recommend_many" else await answer
+
+    with Client(address, timeout_s=5.0) as client:
+        for options in ({}, none):
+            answer = getattr(client, name)(**needed, **options)
+            _ = list(answer) if name == "recommend_many" else answer
+    asyncio.run(ask())
+    assert fake.seen == [fake.seen[0]] * 4
+
+
+def test_none_leaves_out_what_a_client_a_filter_and_rules_need_not_say() -> None:
+    async def aio() -> float:
+        return AsyncClient(**optional(AsyncClient))._timeout_s
+
+    assert Client(**optional(Client))._timeout_s == asyncio.run(aio()) == DEFAULT_TIMEOUT_S
+    for value in (Filter(), Rules(), Rules(calibrate="genre")):
+        options = optional(type(value)) | ({"calibrate": "genre"} if value == Rules(calibrate="genre") else {})
+        key = "filter" if isinstance(value, Filter) else "rules"
+        given: list[Any] = [{key: value}, {key: type(value)(**options)}]
+        first, second = (recommend_request("u1", 3, **one) for one in given)
+        assert first == second
+    conditions = [Condition("tempo", min=1), Condition(**optional(Condition) | {"column": "tempo", "min": 1})]
+    first, second = (recommend_request("u1", 3, filter=Filter(conditions=[one])) for one in conditions)
+    assert first == second
 
 
 # ---- errors

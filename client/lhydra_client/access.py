@@ -51,11 +51,11 @@ def credentials(*, tls: bool, ca: Path | None, cert: Path | None, key: Path | No
     return grpc.ssl_channel_credentials(roots, private, chain)
 
 
-def metadata(token: str, *, private: bool) -> tuple[tuple[str, str], ...] | None:
+def metadata(token: str | None, *, private: bool) -> tuple[tuple[str, str], ...] | None:
     """Makes the metadata of every call.
 
     Args:
-        token: of the caller; "" for none.
+        token: of the caller; "" or None for none.
         private: whether nobody else reads what is sent, or the caller does not mind.
 
     Returns:
@@ -64,7 +64,7 @@ def metadata(token: str, *, private: bool) -> tuple[tuple[str, str], ...] | None
     Raises:
         InvalidRequest: no token can look like it, or it would travel in the clear.
     """
-    if token == "":
+    if token is None or token == "":
         return None
     if not isinstance(token, str) or not _TOKEN.fullmatch(token):
         raise InvalidRequest("token: found other characters, expected 1 to 512 of ASCII, without spaces")

@@ -12,6 +12,7 @@ from lhydra_client import catalogue, requests, results, streams
 from lhydra_client.access import Path, credentials, metadata
 from lhydra_client.address import is_local, server_name, target
 from lhydra_client.catalogue import FoundTracks
+from lhydra_client.checks import given
 from lhydra_client.client import DEFAULT_ADDRESS, DEFAULT_TIMEOUT_S, channel_options
 from lhydra_client.errors import ClientError, from_rpc
 from lhydra_client.operator_calls import AsyncOperatorCalls
@@ -46,18 +47,19 @@ class AsyncClient(AsyncOperatorCalls):
 
     def __init__(
         self,
-        address: str = DEFAULT_ADDRESS,
-        timeout_s: float = DEFAULT_TIMEOUT_S,
+        address: str | None = DEFAULT_ADDRESS,
+        timeout_s: float | None = DEFAULT_TIMEOUT_S,
         channel: grpc.aio.Channel | None = None,
         *,
         tls: bool = False,
         tls_ca: Path | None = None,
         tls_cert: Path | None = None,
         tls_key: Path | None = None,
-        token: str = "",
+        token: str | None = "",
         insecure: bool = False,
     ) -> None:
-        self._timeout_s = requests.deadline(timeout_s)
+        address = given(address, DEFAULT_ADDRESS)
+        self._timeout_s = requests.deadline(given(timeout_s, DEFAULT_TIMEOUT_S))
         self._server = "the server" if channel is not None else server_name(target(address))
         self._owned = channel is None
         shown = credentials(tls=tls, ca=tls_ca, cert=tls_cert, key=tls_key)
@@ -74,21 +76,21 @@ class AsyncClient(AsyncOperatorCalls):
     async def recommend(
         self,
         user_id: str,
-        k: int = 10,
+        k: int | None = 10,
         *,
-        exclude: Iterable[str] = (),
-        history: Iterable[str | HistoryEntry] = (),
+        exclude: Iterable[str] | None = (),
+        history: Iterable[str | HistoryEntry] | None = (),
         profile: Mapping[str, Value] | None = None,
         filter: Filter | None = None,
         allow_repeats: bool = False,
         repeat: Repeat | None = None,
-        depth: int = 0,
-        session: Iterable[str | SessionEntry] = (),
-        now_s: int = 0,
+        depth: int | None = 0,
+        session: Iterable[str | SessionEntry] | None = (),
+        now_s: int | None = 0,
         rules: Rules | str | None = None,
-        max_per_artist: int = 0,
-        diversity: float = 0.0,
-        seed: int = 0,
+        max_per_artist: int | None = 0,
+        diversity: float | None = 0.0,
+        seed: int | None = 0,
         explain: bool = False,
         timeout_s: float | None = None,
     ) -> Recommendations:
@@ -141,7 +143,7 @@ class AsyncClient(AsyncOperatorCalls):
         return results.recommendations(await self._call(self._stub.Recommend, request, timeout_s))
 
     def recommend_many(
-        self, users: Iterable[str | pb.RecommendRequest], k: int = 10, *, timeout_s: float | None = None
+        self, users: Iterable[str | pb.RecommendRequest], k: int | None = 10, *, timeout_s: float | None = None
     ) -> AsyncGenerator[Recommendations | ClientError, None]:
         """Returns the lists of many users, in order, over streams: cheaper than a call for each.
 
@@ -166,18 +168,18 @@ class AsyncClient(AsyncOperatorCalls):
     async def similar(
         self,
         track_ids: Iterable[str],
-        k: int = 10,
+        k: int | None = 10,
         *,
-        exclude: Iterable[str] = (),
+        exclude: Iterable[str] | None = (),
         filter: Filter | None = None,
-        dislike: Iterable[str] = (),
-        user_id: str = "",
+        dislike: Iterable[str] | None = (),
+        user_id: str | None = "",
         rules: Rules | str | None = None,
-        max_per_artist: int = 0,
-        diversity: float = 0.0,
-        depth: int = 0,
-        seed: int = 0,
-        now_s: int = 0,
+        max_per_artist: int | None = 0,
+        diversity: float | None = 0.0,
+        depth: int | None = 0,
+        seed: int | None = 0,
+        now_s: int | None = 0,
         timeout_s: float | None = None,
     ) -> Recommendations:
         """Returns the k tracks most like the given ones, none of which is among them.
@@ -261,7 +263,7 @@ class AsyncClient(AsyncOperatorCalls):
         return catalogue.looked_up(await self._call(self._stub.GetTracks, asked, timeout_s))
 
     async def search(
-        self, text: str, k: int = 10, *, filter: Filter | None = None, timeout_s: float | None = None
+        self, text: str, k: int | None = 10, *, filter: Filter | None = None, timeout_s: float | None = None
     ) -> FoundTracks:
         """Returns the tracks where each word of a text begins a word of title or artist.
 

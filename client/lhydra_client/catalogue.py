@@ -61,7 +61,7 @@ def tracks_request(track_ids: Iterable[str]) -> pb.GetTracksRequest:
     return pb.GetTracksRequest(track_ids=checks.texts("track_ids", track_ids))
 
 
-def search_request(text: str, k: int, filter: Filter | None) -> pb.SearchTracksRequest:
+def search_request(text: str, k: int | None, filter: Filter | None) -> pb.SearchTracksRequest:
     """Makes the request of `Client.search`.
 
     Args:
@@ -75,7 +75,8 @@ def search_request(text: str, k: int, filter: Filter | None) -> pb.SearchTracksR
     Raises:
         InvalidRequest: a value that the wire cannot express; names the field.
     """
-    request = pb.SearchTracksRequest(text=checks.text("text", text), k=checks.whole("k", k, *checks.UINT32))
+    most = checks.whole("k", checks.given(k, 10), *checks.UINT32)
+    request = pb.SearchTracksRequest(text=checks.text("text", text), k=most)
     if filter is not None:
         request.filter.CopyFrom(filter_message(filter))
     return request

@@ -13,6 +13,19 @@ INT64 = (-(2**63), 2**63 - 1)
 UINT64 = (0, 2**64 - 1)
 
 
+def given(value: T | None, otherwise: T) -> T:
+    """Returns an optional argument, where None means what leaving it out means.
+
+    Args:
+        value: what the caller gave.
+        otherwise: what leaving it out means.
+
+    Returns:
+        The one or the other.
+    """
+    return otherwise if value is None else value
+
+
 def text(name: str, value: object) -> str:
     """Checks a text.
 

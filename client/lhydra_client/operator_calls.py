@@ -29,7 +29,7 @@ class OperatorCalls(ABC):
         self, method: "grpc.UnaryUnaryMultiCallable[Request, Reply]", request: Request, timeout_s: float | None
     ) -> Reply: ...
 
-    def user(self, user_id: str, max_entries: int = 0, *, timeout_s: float | None = None) -> User:
+    def user(self, user_id: str, max_entries: int | None = 0, *, timeout_s: float | None = None) -> User:
         """Returns what is stored of a user. Needs the right `admin`, as the next three methods do.
 
         Args:
@@ -46,7 +46,7 @@ class OperatorCalls(ABC):
         asked = stored.user_request(user_id, max_entries)
         return stored.user(self._call(self._stub.GetUser, asked, timeout_s))
 
-    def users(self, prefix: str = "", k: int = 10, *, timeout_s: float | None = None) -> FoundUsers:
+    def users(self, prefix: str | None = "", k: int | None = 10, *, timeout_s: float | None = None) -> FoundUsers:
         """Returns the users whose ids begin in one way.
 
         Args:
@@ -79,7 +79,12 @@ class OperatorCalls(ABC):
         return stored.bundles(self._call(self._stub.ListBundles, asked, timeout_s))
 
     def track_map(
-        self, max_points: int = 0, *, column: str = "", track_ids: Iterable[str] = (), timeout_s: float | None = None
+        self,
+        max_points: int | None = 0,
+        *,
+        column: str | None = "",
+        track_ids: Iterable[str] | None = (),
+        timeout_s: float | None = None,
     ) -> TrackMap:
         """Returns the tracks as points of a plane, where the bundle has a map.
 
@@ -109,7 +114,7 @@ class AsyncOperatorCalls(ABC):
         self, method: "grpc.aio.UnaryUnaryMultiCallable[Request, Reply]", request: Request, timeout_s: float | None
     ) -> Reply: ...
 
-    async def user(self, user_id: str, max_entries: int = 0, *, timeout_s: float | None = None) -> User:
+    async def user(self, user_id: str, max_entries: int | None = 0, *, timeout_s: float | None = None) -> User:
         """Returns what is stored of a user. Needs the right `admin`, as the next three methods do.
 
         Args:
@@ -126,7 +131,7 @@ class AsyncOperatorCalls(ABC):
         asked = stored.user_request(user_id, max_entries)
         return stored.user(await self._call(self._stub.GetUser, asked, timeout_s))
 
-    async def users(self, prefix: str = "", k: int = 10, *, timeout_s: float | None = None) -> FoundUsers:
+    async def users(self, prefix: str | None = "", k: int | None = 10, *, timeout_s: float | None = None) -> FoundUsers:
         """Returns the users whose ids begin in one way.
 
         Args:
@@ -159,7 +164,12 @@ class AsyncOperatorCalls(ABC):
         return stored.bundles(await self._call(self._stub.ListBundles, asked, timeout_s))
 
     async def track_map(
-        self, max_points: int = 0, *, column: str = "", track_ids: Iterable[str] = (), timeout_s: float | None = None
+        self,
+        max_points: int | None = 0,
+        *,
+        column: str | None = "",
+        track_ids: Iterable[str] | None = (),
+        timeout_s: float | None = None,
     ) -> TrackMap:
         """Returns the tracks as points of a plane, where the bundle has a map.
 

@@ -14,6 +14,7 @@ from lhydra_client.checks import (
     INT64,
     UINT32,
     UINT64,
+    given,
     kept,
     kept_texts,
     listed,
@@ -114,9 +115,9 @@ class Condition:
     """
 
     column: str
-    any_of: Collection[str] = ()
-    all_of: Collection[str] = ()
-    none_of: Collection[str] = ()
+    any_of: Collection[str] | None = ()
+    all_of: Collection[str] | None = ()
+    none_of: Collection[str] | None = ()
     min: float | None = None
     max: float | None = None
 
@@ -134,31 +135,31 @@ class Filter:
         conditions: on any columns; every one of them holds.
     """
 
-    genres: Collection[str] = ()
-    artists: Collection[str] = ()
+    genres: Collection[str] | None = ()
+    artists: Collection[str] | None = ()
     min_year: int | None = None
     max_year: int | None = None
     explicit: bool | None = None
-    conditions: Collection[Condition] = ()
+    conditions: Collection[Condition] | None = ()
 
 
 def recommend_request(
     user_id: str,
-    k: int,
+    k: int | None,
     *,
-    exclude: Iterable[str] = (),
-    history: Iterable[str | HistoryEntry] = (),
+    exclude: Iterable[str] | None = (),
+    history: Iterable[str | HistoryEntry] | None = (),
     profile: Mapping[str, Value] | None = None,
     filter: Filter | None = None,
     allow_repeats: bool = False,
     repeat: Repeat | None = None,
-    depth: int = 0,
-    session: Iterable[str | SessionEntry] = (),
-    now_s: int = 0,
+    depth: int | None = 0,
+    session: Iterable[str | SessionEntry] | None = (),
+    now_s: int | None = 0,
     rules: Rules | str | None = None,
-    max_per_artist: int = 0,
-    diversity: float = 0.0,
-    seed: int = 0,
+    max_per_artist: int | None = 0,
+    diversity: float | None = 0.0,
+    seed: int | None = 0,
     explain: bool = False,
 ) -> pb.RecommendRequest:
     """Makes the request of `Client.recommend`.
@@ -189,11 +190,11 @@ def recommend_request(
     """
     request = pb.RecommendRequest(
         user_id=text("user_id", user_id),
-        k=whole("k", k, *UINT32),
-        exclude_track_ids=texts("exclude_track_ids", exclude),
-        depth=whole("depth", depth, *UINT32),
-        now_s=whole("now_s", now_s, *INT64),
-        seed=whole("seed", seed, *UINT64),
+        k=whole("k", given(k, 10), *UINT32),
+        exclude_track_ids=texts("exclude_track_ids", given(exclude, ())),
+        depth=whole("depth", given(depth, 0), *UINT32),
+        now_s=whole("now_s", given(now_s, 0), *INT64),
+        seed=whole("seed", given(seed, 0), *UINT64),
         explain=bool(explain),
     )
     add_rules(request, rules, max_per_artist, diversity)
@@ -207,7 +208,7 @@ def recommend_request(
         raise InvalidRequest(f"repeat_policy: found allow_repeats and {repeat!r}, expected one of them")
     if repeat is not None:
         request.repeat_policy = REPEATS[repeat]
-    for position, entry in enumerate(listed("history", history)):
+    for position, entry in enumerate(listed("history", given(history, ()))):
         entry = entry if isinstance(entry, HistoryEntry) else HistoryEntry(entry)
         name = f"history.entries[{position}]"
         request.history.entries.add(
@@ -215,7 +216,7 @@ def recommend_request(
             count=number(f"{name}.count", entry.count),
             timestamp_s=whole(f"{name}.timestamp_s", entry.timestamp_s, *INT64),
         )
-    for position, played in enumerate(listed("session", session)):
+    for position, played in enumerate(listed("session", given(session, ()))):
         played = played if isinstance(played, SessionEntry) else SessionEntry(played)
         name = f"session.entries[{position}]"
         request.session.entries.add(
@@ -235,18 +236,18 @@ def recommend_request(
 
 def similar_request(
     track_ids: Iterable[str],
-    k: int,
+    k: int | None,
     *,
-    exclude: Iterable[str] = (),
+    exclude: Iterable[str] | None = (),
     filter: Filter | None = None,
-    dislike: Iterable[str] = (),
-    user_id: str = "",
+    dislike: Iterable[str] | None = (),
+    user_id: str | None = "",
     rules: Rules | str | None = None,
-    max_per_artist: int = 0,
-    diversity: float = 0.0,
-    depth: int = 0,
-    seed: int = 0,
-    now_s: int = 0,
+    max_per_artist: int | None = 0,
+    diversity: float | None = 0.0,
+    depth: int | None = 0,
+    seed: int | None = 0,
+    now_s: int | None = 0,
 ) -> pb.SimilarTracksRequest:
     """Makes the request of `Client.similar`.
 
@@ -272,13 +273,13 @@ def similar_request(
     """
     request = pb.SimilarTracksRequest(
         track_ids=texts("track_ids", track_ids),
-        k=whole("k", k, *UINT32),
-        exclude_track_ids=texts("exclude_track_ids", exclude),
-        dislike_track_ids=texts("dislike_track_ids", dislike),
-        user_id=text("user_id", user_id),
-        depth=whole("depth", depth, *UINT32),
-        seed=whole("seed", seed, *UINT64),
-        now_s=whole("now_s", now_s, *INT64),
+        k=whole("k", given(k, 10), *UINT32),
+        exclude_track_ids=texts("exclude_track_ids", given(exclude, ())),
+        dislike_track_ids=texts("dislike_track_ids", given(dislike, ())),
+        user_id=text("user_id", given(user_id, "")),
+        depth=whole("depth", given(depth, 0), *UINT32),
+        seed=whole("seed", given(seed, 0), *UINT64),
+        now_s=whole("now_s", given(now_s, 0), *INT64),
     )
     add_rules(request, rules, max_per_artist, diversity)
     if filter is not None:
@@ -372,21 +373,21 @@ def filter_message(wanted: Filter) -> pb.Filter:
     if not (wanted.explicit is None or isinstance(wanted.explicit, bool)):  # the text "no" would be true
         raise InvalidRequest(f"filter.explicit: found {shown(wanted.explicit)}, expected True or False")
     message = pb.Filter(
-        genres=kept_texts("filter.genres", wanted.genres),
-        artists=kept_texts("filter.artists", wanted.artists),
+        genres=kept_texts("filter.genres", given(wanted.genres, ())),
+        artists=kept_texts("filter.artists", given(wanted.artists, ())),
         min_year=None if wanted.min_year is None else whole("filter.min_year", wanted.min_year, *INT32),
         max_year=None if wanted.max_year is None else whole("filter.max_year", wanted.max_year, *INT32),
         explicit=wanted.explicit,
     )
-    for position, condition in enumerate(kept("filter.conditions", wanted.conditions)):
+    for position, condition in enumerate(kept("filter.conditions", given(wanted.conditions, ()))):
         name = f"filter.conditions[{position}]"
         if not isinstance(condition, Condition):
             raise InvalidRequest(f"{name}: found {shown(condition)}, expected a Condition")
         message.conditions.add(
             column=text(f"{name}.column", condition.column),
-            any_of=kept_texts(f"{name}.any_of", condition.any_of),
-            all_of=kept_texts(f"{name}.all_of", condition.all_of),
-            none_of=kept_texts(f"{name}.none_of", condition.none_of),
+            any_of=kept_texts(f"{name}.any_of", given(condition.any_of, ())),
+            all_of=kept_texts(f"{name}.all_of", given(condition.all_of, ())),
+            none_of=kept_texts(f"{name}.none_of", given(condition.none_of, ())),
             min=None if condition.min is None else number(f"{name}.min", condition.min),
             max=None if condition.max is None else number(f"{name}.max", condition.max),
         )

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from lhydra_client.checks import UINT32, kept, kept_texts, number, shown, text, whole
+from lhydra_client.checks import UINT32, given, kept, kept_texts, number, shown, text, whole
 from lhydra_client.errors import InvalidRequest
 from lhydra_protos.v1 import recommender_pb2 as pb
 
@@ -38,14 +38,14 @@ class Rules:
         explore_slots: places drawn at random; 0 leaves it to the set.
     """
 
-    set: str = ""
+    set: str | None = ""
     off: bool = False
-    caps: Mapping[str, int] = field(default_factory=dict)
-    calibrate: str = ""
-    calibration: float = 0.5
-    boosts: Collection[Boost] = ()
-    block: Mapping[str, Collection[str]] = field(default_factory=dict)
-    explore_slots: int = 0
+    caps: Mapping[str, int] | None = field(default_factory=dict)
+    calibrate: str | None = ""
+    calibration: float | None = 0.5
+    boosts: Collection[Boost] | None = ()
+    block: Mapping[str, Collection[str]] | None = field(default_factory=dict)
+    explore_slots: int | None = 0
 
 
 def rules_message(rules: Rules | str) -> pb.Rules:
@@ -65,16 +65,16 @@ def rules_message(rules: Rules | str) -> pb.Rules:
     if not isinstance(rules, Rules):
         raise InvalidRequest(f"rules: found {shown(rules)}, expected Rules or the name of a set")
     message = pb.Rules(
-        set=text("rules.set", rules.set),
+        set=text("rules.set", given(rules.set, "")),
         off=bool(rules.off),
-        explore_slots=whole("rules.explore_slots", rules.explore_slots, *UINT32),
+        explore_slots=whole("rules.explore_slots", given(rules.explore_slots, 0), *UINT32),
     )
-    for column, most in rules.caps.items():
+    for column, most in given(rules.caps, {}).items():
         message.caps[text("rules.caps", column)] = whole(f"rules.caps[{column!r}]", most, *UINT32)
     if rules.calibrate:
         message.calibration.column = text("rules.calibration.column", rules.calibrate)
-        message.calibration.strength = number("rules.calibration.strength", rules.calibration)
-    for position, boost in enumerate(kept("rules.boosts", rules.boosts)):
+        message.calibration.strength = number("rules.calibration.strength", given(rules.calibration, 0.5))
+    for position, boost in enumerate(kept("rules.boosts", given(rules.boosts, ()))):
         name = f"rules.boosts[{position}]"
         if not isinstance(boost, Boost):
             raise InvalidRequest(f"{name}: found {shown(boost)}, expected a Boost")
@@ -83,7 +83,7 @@ def rules_message(rules: Rules | str) -> pb.Rules:
             values=kept_texts(f"{name}.values", boost.values),
             factor=number(f"{name}.factor", boost.factor),
         )
-    for position, (column, values) in enumerate(rules.block.items()):
+    for position, (column, values) in enumerate(given(rules.block, {}).items()):
         name = f"rules.blocks[{position}]"
         message.blocks.add(column=text(f"{name}.column", column), values=kept_texts(f"{name}.values", values))
     return message
@@ -92,8 +92,8 @@ def rules_message(rules: Rules | str) -> pb.Rules:
 def add_rules(
     request: pb.RecommendRequest | pb.SimilarTracksRequest,
     rules: Rules | str | None,
-    max_per_artist: int,
-    diversity: float,
+    max_per_artist: int | None,
+    diversity: float | None,
 ) -> None:
     """Adds to a request what it says about rules.
 
@@ -106,5 +106,5 @@ def add_rules(
     if rules is not None:
         request.rules.CopyFrom(rules_message(rules))
     if max_per_artist or diversity:
-        request.diversity.max_per_artist = whole("diversity.max_per_artist", max_per_artist, *UINT32)
-        request.diversity.strength = number("diversity.strength", diversity)
+        request.diversity.max_per_artist = whole("diversity.max_per_artist", given(max_per_artist, 0), *UINT32)
+        request.diversity.strength = number("diversity.strength", given(diversity, 0.0))

@@ -176,7 +176,7 @@ class TrackMap:
     request_id: str
 
 
-def user_request(user_id: str, max_entries: int) -> pb.GetUserRequest:
+def user_request(user_id: str, max_entries: int | None) -> pb.GetUserRequest:
     """Makes the request of `Client.user`.
 
     Args:
@@ -189,11 +189,11 @@ def user_request(user_id: str, max_entries: int) -> pb.GetUserRequest:
     Raises:
         InvalidRequest: a value that the wire cannot express; names the field.
     """
-    entries = checks.whole("max_entries", max_entries, *checks.UINT32)
+    entries = checks.whole("max_entries", checks.given(max_entries, 0), *checks.UINT32)
     return pb.GetUserRequest(user_id=checks.text("user_id", user_id), max_entries=entries)
 
 
-def users_request(prefix: str, k: int) -> pb.SearchUsersRequest:
+def users_request(prefix: str | None, k: int | None) -> pb.SearchUsersRequest:
     """Makes the request of `Client.users`.
 
     Args:
@@ -206,10 +206,11 @@ def users_request(prefix: str, k: int) -> pb.SearchUsersRequest:
     Raises:
         InvalidRequest: a value that the wire cannot express; names the field.
     """
-    return pb.SearchUsersRequest(prefix=checks.text("prefix", prefix), k=checks.whole("k", k, *checks.UINT32))
+    start, most = checks.given(prefix, ""), checks.given(k, 10)
+    return pb.SearchUsersRequest(prefix=checks.text("prefix", start), k=checks.whole("k", most, *checks.UINT32))
 
 
-def map_request(max_points: int, column: str, track_ids: Iterable[str]) -> pb.GetMapRequest:
+def map_request(max_points: int | None, column: str | None, track_ids: Iterable[str] | None) -> pb.GetMapRequest:
     """Makes the request of `Client.track_map`.
 
     Args:
@@ -223,9 +224,10 @@ def map_request(max_points: int, column: str, track_ids: Iterable[str]) -> pb.Ge
     Raises:
         InvalidRequest: a value that the wire cannot express; names the field.
     """
-    points = checks.whole("max_points", max_points, *checks.UINT32)
-    tracks = checks.texts("track_ids", track_ids)
-    return pb.GetMapRequest(max_points=points, column=checks.text("column", column), track_ids=tracks)
+    points = checks.whole("max_points", checks.given(max_points, 0), *checks.UINT32)
+    tracks = checks.texts("track_ids", checks.given(track_ids, ()))
+    label = checks.text("column", checks.given(column, ""))
+    return pb.GetMapRequest(max_points=points, column=label, track_ids=tracks)
 
 
 def user(reply: pb.GetUserResponse) -> User:

@@ -32,7 +32,9 @@ Open = Callable[..., Any]  # of the stub: an iterator of requests and `timeout` 
 class _Stream:
     """What both clients do around a stream: which requests it is given, and what becomes of those left over."""
 
-    def __init__(self, users: Iterable[str | pb.RecommendRequest], k: int, server: str, timeout_s: float) -> None:
+    def __init__(
+        self, users: Iterable[str | pb.RecommendRequest], k: int | None, server: str, timeout_s: float
+    ) -> None:
         self._source = iter(listed("users", users))
         self._k, self._server, self._timeout_s = k, server, timeout_s
         self._waiting: deque[pb.RecommendRequest | ClientError] = deque()  # in order, the sent ones first
@@ -112,7 +114,7 @@ class _Stream:
             raise ServerError(message, code="OK")
 
 
-def _made(user: str | pb.RecommendRequest, k: int) -> pb.RecommendRequest | ClientError:
+def _made(user: str | pb.RecommendRequest, k: int | None) -> pb.RecommendRequest | ClientError:
     try:
         if isinstance(user, pb.RecommendRequest):
             return user
@@ -124,7 +126,7 @@ def _made(user: str | pb.RecommendRequest, k: int) -> pb.RecommendRequest | Clie
 
 
 def answers(
-    opened: Open, users: Iterable[str | pb.RecommendRequest], k: int, server: str, timeout_s: float
+    opened: Open, users: Iterable[str | pb.RecommendRequest], k: int | None, server: str, timeout_s: float
 ) -> Generator[Recommendations | ClientError, None, None]:
     """Answers of `Client.recommend_many`.
 
@@ -169,7 +171,7 @@ def answers(
 
 
 async def answers_aio(
-    opened: Open, users: Iterable[str | pb.RecommendRequest], k: int, server: str, timeout_s: float
+    opened: Open, users: Iterable[str | pb.RecommendRequest], k: int | None, server: str, timeout_s: float
 ) -> AsyncGenerator[Recommendations | ClientError, None]:
     """Answers of `AsyncClient.recommend_many`.
 
