@@ -11,6 +11,7 @@ MAX_K = 10_000  # the largest k that a server may be told to allow
 DEFAULT_MAX_K = 1_000  # the largest k that it allows unless told
 MAX_DEPTH = 10_000  # candidates to rerank
 MAX_ID_CHARS = 256  # of a user or track id
+AN_ID = f"1 to {MAX_ID_CHARS} characters of UTF-8, none of control"  # what `check_id` takes, in words
 CONTROL = r"[\x00-\x1f\x7f-\x9f]"  # what no id holds, as `re` and DuckDB read it: Unicode's Cc, a set that never grows
 MAX_EVENT_CHARS = 128
 MAX_EXCLUDED = 10_000  # tracks that a request excludes

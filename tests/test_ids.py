@@ -18,7 +18,7 @@ from lhydra.data.settings import PrepareSettings
 from lhydra.data.tracks import read_tracks
 from lhydra.domain import Play, UserState
 from lhydra.errors import InvalidRequest
-from lhydra.limits import is_id
+from lhydra.limits import AN_ID, is_id
 from lhydra.queries import Request, check
 from lhydra.users.lmdb_store import LmdbUsers
 from lhydra_index_builder.diff import asking
@@ -126,6 +126,13 @@ def test_recorded_requests_go_by_the_same_rule(text: str) -> None:
     line = json.dumps({"user_id": text}).encode()  # JSON can say a lone surrogate, which UTF-8 cannot
     utf8 = not any("\ud800" <= c <= "\udfff" for c in text)
     assert accepts(asking._parsed, line, 1, 0) == is_id(text) == (is_good(text) and utf8)
+
+
+@pytest.mark.parametrize("text", [one for one in REFUSED if "\0" not in one] + ["a\udcff"])
+def test_commands_say_what_an_id_is_of_utf8_too(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["users", "show", text], ["prepare", str(tmp_path), str(tmp_path / "d"), f"--user={text}"]):
+        assert main(command) == 1
+        assert f"{AN_ID}\n" in capsys.readouterr().err
 
 
 def test_users_load_leaves_out_and_tells_ids_that_no_request_can_name(

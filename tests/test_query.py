@@ -11,11 +11,11 @@ from typing import Any
 
 import grpc
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lhydra_client import command
-from lhydra_client.table import clean, clip, table, width
+from lhydra_client.table import clean, clip, score, table, width
 from lhydra_protos.v1 import recommender_pb2 as pb
 from tests.fake_recommender import STAGES, FakeRecommender, serving
 
@@ -326,6 +326,14 @@ def test_clipped_text_fits_and_is_a_prefix(text: str, most: int) -> None:
 
 
 @settings(deadline=None)  # the machine may be busy
+@given(st.floats(-1e6, 1e6))
+@example(-0.0)
+def test_a_score_is_shown_as_0_only_where_it_is_0_and_0_has_no_sign(value: float) -> None:
+    shown = score(value)
+    assert float(shown) == pytest.approx(value, rel=0.06, abs=1e-300)
+    assert shown == "0.0000" if value == 0 else float(shown) * value > 0 or abs(value) < 1e-150
+
+
 @given(st.lists(st.tuples(st.text(max_size=60), st.text(max_size=60), st.just("id")), max_size=5))
 def test_the_last_column_starts_at_the_same_cell_in_every_line(rows: Any) -> None:
     lines = table(("a", "b", "c"), rows, right=(1,)).split("\n")

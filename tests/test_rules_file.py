@@ -69,7 +69,7 @@ def test_a_file_says_everything_that_rules_can(tmp_path: Path) -> None:
         ("sets: [a]", "sets: found a list, expected a mapping"),
         ("set: {a: }", "unknown key 'set', the nearest known key is 'sets'"),
         ("default: b\nsets: {a: }", "default: found b, expected the name of a set (a, off)"),
-        ("sets: {off: }", "sets: found off, expected names of 1 to 64 characters, not 'off'"),
+        ("sets: {off: }", "sets: found off, expected names of 1 to 64 characters of UTF-8, none of control, not 'off'"),
         ("sets: {a: {cap: {artist: 1}}}", "sets.a: unknown key 'cap', the nearest known key is 'caps'"),
         ("sets: {a: {caps: {artist: 0}}}", "sets.a.caps.artist: found 0, expected a whole number from 1 to 10000"),
         ("sets: {a: {caps: {artist: many}}}", "sets.a.caps.artist: found many, expected a whole number"),

@@ -13,7 +13,7 @@ def score(value: float) -> str:
     Returns:
         The number.
     """
-    return f"{value:.4f}" if abs(value) >= 0.001 or not value else f"{value:.1e}"
+    return f"{value:.1e}" if 0 < abs(value) < 0.001 else f"{value + 0.0:.4f}"  # -0.0 is 0 as well
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), widest: int = 40) -> str:

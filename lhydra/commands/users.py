@@ -13,7 +13,7 @@ from lhydra.commands.histories import check_flags
 from lhydra.config import add_flags, resolve, setting
 from lhydra.data.settings import ReadSettings
 from lhydra.errors import ConfigError, complain, quoted
-from lhydra.limits import MAX_ID_CHARS, is_id
+from lhydra.limits import AN_ID, MAX_ID_CHARS, is_id
 
 if TYPE_CHECKING:
     from lhydra.data.dataset import AsOf
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "load":
         return _load(args)
     if not is_id(args.user_id):
-        raise ConfigError(complain("ID", quoted(args.user_id), f"1 to {MAX_ID_CHARS} characters, none of control"))
+        raise ConfigError(complain("ID", quoted(args.user_id), AN_ID))
     if args.action == "hash":
         return person.tag(args.user_id, args.log_key)
     settings = resolve("users", UsersSettings, args)

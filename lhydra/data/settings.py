@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from lhydra.config import Settings, setting
 from lhydra.errors import ConfigError, complain
-from lhydra.limits import is_id
+from lhydra.limits import AN_ID, is_id
 
 FORMATS = (
     *("auto", "tables", "lastfm", "lastfm-1k", "lastfm-360k", "hetrec", "triplets", "spotify", "spotify-extended"),
@@ -45,7 +45,7 @@ class ReadSettings(Settings):
         if self.sep == "" or (self.sep and (len(self.sep.encode()) > 4 and self.sep not in _SEPARATORS)):
             raise ConfigError(complain("--sep", repr(self.sep), f"{', '.join(_SEPARATORS)}, or 1 to 4 characters"))
         if self.user is not None and not is_id(self.user):
-            raise ConfigError(complain("--user", repr(self.user), "an id of 1 to 256 characters, none of control"))
+            raise ConfigError(complain("--user", repr(self.user), f"an id of {AN_ID}"))
 
     def mapping(self) -> dict[str, str]:
         """Reads `columns`.

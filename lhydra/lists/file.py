@@ -9,7 +9,7 @@ from typing import Any
 
 from lhydra.config import Null, read_yaml, shown, unknown
 from lhydra.errors import ConfigError, complain
-from lhydra.limits import MAX_ID_CHARS, is_id
+from lhydra.limits import AN_ID, is_id
 from lhydra.numerals import real_number, whole_number
 from lhydra.rules import MAX_FACTOR, Boost, Calibration, Collapse, Diversity, Explore, Fresh, Match, Pin, Rules, problem
 
@@ -54,13 +54,9 @@ def read(path: Path) -> RuleSets:
     sets = {}
     for name, value in _mapping(top.get("sets", {}), f"{path}: sets", None).items():
         if not 1 <= len(name) <= 64 or name == OFF or not is_id(name):
-            raise ConfigError(
-                complain(
-                    f"{path}: sets",
-                    ascii(name) if not is_id(name) else name,
-                    f"names of 1 to 64 characters, not '{OFF}'",
-                )
-            )
+            found = name if is_id(name) else ascii(name)
+            expected = f"names of 1 to 64 characters of UTF-8, none of control, not '{OFF}'"
+            raise ConfigError(complain(f"{path}: sets", found, expected))
         sets[name] = _rules(name, value, f"{path}: sets.{name}")
     if not sets:  # as of a file that somebody is writing
         raise ConfigError(complain(f"{path}: sets", "nothing", "a rule set or more"))
@@ -220,9 +216,7 @@ def _text(value: Any, at: str) -> str:
 
 def _track(value: Any, at: str) -> str:
     if not is_id(text := _text(value, at)):
-        raise ConfigError(
-            complain(at, ascii(text)[:80], f"a track id: 1 to {MAX_ID_CHARS} characters, none of control")
-        )
+        raise ConfigError(complain(at, ascii(text)[:80], f"a track id: {AN_ID}"))
     return text
 
 
