@@ -33,8 +33,8 @@ def with_progress(items: Iterable[T], total: int, label: str) -> Iterator[T]:
 def progress(total: int, label: str, *, lines: bool = True) -> Iterator[Callable[[int], None]]:
     """Gives a function to be told how much of `total` is done.
 
-    A bar with rate and time left on a terminal, else a plain line every few seconds, both on stderr. What is printed
-    meanwhile stands above the bar.
+    A bar with rate and time left on a terminal, else a plain line every few seconds, both on stderr; nothing where
+    there is nothing to do. What is printed meanwhile stands above the bar.
 
     Args:
         total: how much there is to do.
@@ -44,7 +44,7 @@ def progress(total: int, label: str, *, lines: bool = True) -> Iterator[Callable
     Yields:
         A function that takes how much is done.
     """
-    if sys.stderr.isatty():
+    if total and sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -59,7 +59,7 @@ def progress(total: int, label: str, *, lines: bool = True) -> Iterator[Callable
 
             yield move
         return
-    if not lines:
+    if not (total and lines):
         yield lambda done: None
         return
     started = time.monotonic()

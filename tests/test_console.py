@@ -62,6 +62,14 @@ def test_a_terminal_shows_the_step_and_leaves_no_line(
     assert said.count("\n") < 12
 
 
+def test_no_bar_shows_0_of_0(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    with progress(0, "users") as move:
+        move(0)
+    assert capsys.readouterr().err == ""
+
+
 def test_work_goes_on_where_nobody_reads_its_lines_any_longer() -> None:
     read, end = os.pipe()
     with os.fdopen(end, "w") as stream:

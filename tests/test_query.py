@@ -14,7 +14,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lhydra_client import command
+from lhydra_client import command, explained
+from lhydra_client.results import explanation
 from lhydra_client.table import clean, clip, score, table, width
 from lhydra_protos.v1 import recommender_pb2 as pb
 from tests.fake_recommender import STAGES, FakeRecommender, serving
@@ -149,8 +150,9 @@ def test_what_operators_ask_for_is_shown_to_people_and_machines(
     assert fake.seen[3] == pb.SearchUsersRequest(prefix="a", k=2)
     assert fake.seen[6:] == [pb.GetMapRequest(max_points=2), pb.GetMapRequest(column="genre")]
     lines = said("status")
-    assert lines[-1].split() == ["embed", "1,234", "90", "180", "300"]
-    assert any(line.split() == ["tiers.personal", "7"] for line in lines)
+    assert lines[0] == "bundle b-1 · model m-1 · 3 tracks · 1 worker · up 0:00:01"
+    assert ["embed", "1,234", "90", "180", "300"] in [line.split() for line in lines]
+    assert [line.split() for line in lines[-2:]] == [["tiers", "lists"], ["personal", "7"]]
     assert json.loads("".join(said("status", "--json")))["tiers"] == {"personal": 7}
 
 
@@ -212,9 +214,9 @@ def test_plays_records_each_track_once(fake: FakeRecommender, capsys: pytest.Cap
 def test_status_similar_and_explain(fake: FakeRecommender, capsys: pytest.CaptureFixture[str]) -> None:
     assert query("status") == 0
     out = capsys.readouterr().out
-    assert "bundle_id          b-1\n" in out
-    assert "()" not in out
+    assert "max_k              1,000\n" in out
     assert "swap_error         b-2: vectors.npy: found 1, expected 2\n" in out
+    assert not [name for name in ("rules_error", "rule_sets", "event_log") if name in out]  # which say nothing
     assert query("status", "--json") == 0
     assert json.loads(capsys.readouterr().out)["max_k"] == 1000
     assert query("similar", "t8", "t9", "--k", "2") == 0
@@ -340,6 +342,34 @@ def test_the_last_column_starts_at_the_same_cell_in_every_line(rows: Any) -> Non
     starts = {width(line.removesuffix("id").removesuffix("c")) for line in lines}
     assert len(lines) == len(rows) + 1
     assert len(starts) == 1
+
+
+@given(st.text("ab ", max_size=200), st.integers(20, 300))
+def test_sentences_take_the_room_that_a_terminal_has(text: str, columns: int) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("COLUMNS", str(columns))
+        line = table(("why", "id"), [(f"{text}.", "t1")], sentences=0).split("\n")[1]
+    assert width(line) <= max(columns, 40 + 4)
+    assert line.startswith(f"{clean(text)}.") or width(line) == max(columns, 40 + 4)
+
+
+def test_sentences_are_whole_in_a_pipe(fake: FakeRecommender, capsys: pytest.CaptureFixture[str]) -> None:
+    reason = "because you play " + "a song of a very long name " * 9 + "by somebody"
+    fake.reply.tracks[0].reasons.append(reason)
+    assert query("recommend", "ana", "--why") == 0
+    assert reason in capsys.readouterr().out
+
+
+def test_an_explanation_leaves_out_what_moves_nothing_and_says_what_places_mean() -> None:
+    pulls = [pb.Pull(name="moment", logit=logit) for logit in (0.0006, 0.0004, -0.0, -0.0004)]
+    steps = [pb.RuleStep(rule="places", before=3, after=4), pb.RuleStep(rule="cap artist", before=4, after=2)]
+    found = explanation(pb.ExplainResponse(k=10, groups=pulls, pulls=pulls[1:], steps=steps))
+    assert explained.text("u", "t", found).splitlines()[-4:] == [
+        "select     others pinned, new or drawn took places: place 3 → place 4",
+        "select     rule cap artist: place 4 → place 2",
+        "feature groups",
+        "  +0.001  moment",
+    ]
 
 
 def test_long_titles_are_cut_but_ids_never() -> None:

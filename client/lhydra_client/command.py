@@ -25,6 +25,7 @@ HELP = (
 EXTRA = ""
 GROUP = "lhydra.query_actions"  # of entry points: actions of other parts, modules with HELP, configure and run
 DEFAULT_ADDRESS = "127.0.0.1:50051"
+WHY = ("#", "title", "artist", "score", "why", "track id")
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
@@ -343,7 +344,7 @@ def _list_of_tracks(title: str, answer: "Recommendations") -> str:
         return "\n".join([*lines, "no track is eligible"])
     if any(track.reasons for track in answer.tracks):
         why = [(*row[:-1], "; ".join(track.reasons), row[-1]) for row, track in zip(rows, answer.tracks, strict=True)]
-        return "\n".join([*lines, table(("#", "title", "artist", "score", "why", "track id"), why, right=(0, 3))])
+        return "\n".join([*lines, table(WHY, why, right=(0, 3), sentences=4)])
     return "\n".join([*lines, table(("#", "title", "artist", "score", "track id"), rows, right=(0, 3))])
 
 

@@ -83,7 +83,7 @@ def _stages(found: Explanation) -> list[tuple[str, str]]:
     among = "in the charts" if popular else f"of {found.candidates:,} candidates"
     lines.append(("rerank", f"{came}{rank} {among}, score {score(found.score)}"))
     moved = [step for step in found.steps if step.before != step.after]
-    lines += [("select", f"rule {_step(step)}") for step in moved]
+    lines += [("select", _step(step)) for step in moved]
     if found.steps and not moved:
         lines.append(("select", "no rule moved it"))
     return lines
@@ -91,13 +91,14 @@ def _stages(found: Explanation) -> list[tuple[str, str]]:
 
 def _step(step: RuleStep) -> str:
     before, after = (f"place {at}" if at else "no place" for at in (step.before, step.after))
-    return f"{step.rule}: {before} → {after}"
+    rule = "others pinned, new or drawn took places" if step.rule == "places" else f"rule {step.rule}"
+    return f"{rule}: {before} → {after}"
 
 
 def _pulls(title: str, pulls: Sequence[Pull]) -> list[str]:
-    if not pulls:
-        return []
-    return [title, *(f"  {one.logit:+.3f}  {_pull(one)}" for one in pulls)]
+    """The effects that are not shown as 0.000."""
+    lines = [f"  {one.logit:+.3f}  {_pull(one)}" for one in pulls if round(one.logit, 3)]
+    return [title, *lines] if lines else []
 
 
 def _pull(one: Pull) -> str:

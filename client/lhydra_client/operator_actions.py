@@ -4,12 +4,13 @@ import argparse
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lhydra_client.client import Client
 
+SERVED = ("bundle_id", "model_id", "tracks", "workers", "uptime_s", "event_log")  # of a status, said in other words
 COUNTS = ("stages", "methods", "tiers", "refusals", "degraded")
 
 
@@ -38,18 +39,22 @@ def _status(client: "Client", args: argparse.Namespace) -> tuple[str, dict[str, 
 
     status = client.status()
     values = dataclasses.asdict(status)
-    shown = {name: value for name, value in values.items() if name not in ("event_log", *COUNTS)}
-    shown |= {f"event_log.{name}": value for name, value in (values["event_log"] or {}).items()}
-    for name in ("tiers", "refusals", "degraded"):
-        shown |= {f"{name}.{one}": count for one, count in values[name].items()}
-    widest = max(map(len, shown))
-    lines = [clean(f"{name:<{widest}}  {_cell(value)}").rstrip() for name, value in shown.items()]
+    workers = f"{status.workers} worker{'' if status.workers == 1 else 's'}"
+    up = f"up {timedelta(seconds=int(status.uptime_s))}"
+    served = f"bundle {status.bundle_id} · model {status.model_id} · {status.tracks:,} tracks · {workers} · {up}"
+    fields = {name: value for name, value in values.items() if name not in (*SERVED, *COUNTS)}
+    log = values["event_log"] or {}
+    fields |= {f"event_log.{name}": value for name, value in log.items() if name != "oldest_ms"}
+    fields["event_log.oldest (UTC)"] = _when(log.get("oldest_ms", 0) // 1000)
+    rows = [(name, shown) for name, value in fields.items() if (shown := _cell(value))]
+    lines = [clean(served), *[table(("field", "value"), rows)] * bool(rows)]
     for title, times in (("stage", status.stages), ("method", status.methods)):
-        rows = [
-            (one.name, f"{one.count:,}", *(str(us) for us in (one.p50_us, one.p90_us, one.p99_us))) for one in times
-        ]
-        if rows:
-            lines += ["", table((title, "count", "p50 us", "p90 us", "p99 us"), rows, right=(1, 2, 3, 4))]
+        spans = [(one.name, *(f"{n:,}" for n in (one.count, one.p50_us, one.p90_us, one.p99_us))) for one in times]
+        if spans:
+            lines += ["", table((title, "count", "p50 us", "p90 us", "p99 us"), spans, right=(1, 2, 3, 4))]
+    for title, what in (("tiers", "lists"), ("refusals", "calls"), ("degraded", "lists")):
+        if counts := values[title]:
+            lines += ["", table((title, what), [(name, f"{n:,}") for name, n in counts.items()], right=(1,))]
     return "\n".join(lines), values
 
 
@@ -130,9 +135,12 @@ def _when(seconds: int) -> str:
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value))
-    return str(round(value, 4) if isinstance(value, float) else value)
+    """A value as people read it; empty where it says nothing."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return ", ".join(value) if isinstance(value, (list, tuple)) else value or ""
 
 
 ACTIONS = {"status": _status, "user": _user, "users": _users, "bundles": _bundles, "map": _map}

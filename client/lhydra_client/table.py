@@ -1,7 +1,10 @@
 """Readable tables of text on any terminal: columns aligned by cells, not by characters; no control characters."""
 
+import shutil
 import unicodedata
 from collections.abc import Sequence
+
+_UNBOUNDED = 1 << 16  # cells of a line that no terminal shows
 
 
 def score(value: float) -> str:
@@ -16,7 +19,14 @@ def score(value: float) -> str:
     return f"{value:.1e}" if 0 < abs(value) < 0.001 else f"{value + 0.0:.4f}"  # -0.0 is 0 as well
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), widest: int = 40) -> str:
+def table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    right: Sequence[int] = (),
+    widest: int = 40,
+    sentences: int | None = None,
+) -> str:
     """Returns the rows under the header, two spaces apart.
 
     Args:
@@ -24,12 +34,19 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequen
         rows: a text per column.
         right: positions of the columns that are aligned on the right.
         widest: terminal cells of the widest column; the last column, which people copy, is never cut.
+        sentences: position of a column that may be as wide as the terminal has room; in a pipe it is whole.
 
     Returns:
         The lines, without a line end after the last.
     """
-    lines = [[*(clip(clean(cell), widest) for cell in line[:-1]), clean(line[-1])] for line in (header, *rows)]
-    widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
+    lines = [[clean(cell) for cell in line] for line in (header, *rows)]
+    whole = [max(map(width, column)) for column in zip(*lines, strict=True)]
+    widths = [*(min(one, widest) for one in whole[:-1]), whole[-1]]
+    if sentences is not None:
+        taken = sum(widths) - widths[sentences] + 2 * (len(widths) - 1)
+        room = shutil.get_terminal_size((_UNBOUNDED, 0)).columns - taken
+        widths[sentences] = min(whole[sentences], max(room, widest))
+    lines = [[clip(cell, most) for cell, most in zip(line, widths, strict=True)] for line in lines]
     return "\n".join(
         "  ".join(
             " " * (widths[i] - width(cell)) + cell if i in right else cell + " " * (widths[i] - width(cell))
