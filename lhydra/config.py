@@ -75,6 +75,7 @@ def setting(
     high: float | None = None,
     below: float | None = None,
     must: Requirement | None = None,
+    listed: bool = False,
 ) -> Any:
     """Returns a dataclass field with the help text that its flag shows and the values that it takes.
 
@@ -87,6 +88,7 @@ def setting(
         high: the largest value.
         below: what no value reaches, in place of `high`.
         must: another condition, in place of limits.
+        listed: whether the text is a list by commas, to which its flag, given again, adds.
 
     Returns:
         What a class body assigns to the field.
@@ -104,7 +106,9 @@ def setting(
         )
     elif choices:
         must = Requirement("one of " + ", ".join(choices), lambda value: value in choices)
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "must": must})
+    return dataclasses.field(
+        default=default, metadata={"help": help, "choices": choices, "must": must, "listed": listed}
+    )
 
 
 def _limits_text(low: float | None, above: float | None, high: float | None, below: float | None) -> str:
@@ -147,6 +151,7 @@ def add_flags(
         else:
             parser.add_argument(
                 flag,
+                action="append" if field.metadata.get("listed") else "store",
                 default=argparse.SUPPRESS,
                 help=text,
                 choices=field.metadata.get("choices"),
@@ -186,7 +191,9 @@ def resolve(section: str, settings: type[S], args: argparse.Namespace, environ: 
             values[key] = _converted(settings, key, value, f"environment variable {variable}")
     for key in names:
         if hasattr(args, key):
-            values[key] = _converted(settings, key, getattr(args, key), "--" + key.replace("_", "-"))
+            given = getattr(args, key)
+            given = ",".join(given) if isinstance(given, list) else given  # of a list whose flag came again
+            values[key] = _converted(settings, key, given, "--" + key.replace("_", "-"))
     return settings(**values)
 
 

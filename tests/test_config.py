@@ -29,6 +29,7 @@ class Asked(Settings):
     strict: bool = setting(False, "how")
     stage: str = setting("final", "which", ("final", "retrieval"))
     where: Path | None = setting(None, "place")
+    columns: str | None = setting(None, "which, separated by commas", listed=True)
 
 
 def parsed(*words: str) -> argparse.Namespace:
@@ -294,6 +295,11 @@ def commands_settings(cls: type[Settings]) -> list[type[Settings]]:
     return [leaf for sub in below for leaf in commands_settings(sub)] if below else [cls]
 
 
+@given(st.lists(st.text("ab=", min_size=1), min_size=1))
+def test_a_flag_that_comes_again_adds_to_its_list(parts: list[str]) -> None:
+    assert resolved(*(f"--columns={part}" for part in parts)).columns == ",".join(parts)
+
+
 def test_every_settings_class_is_one_that_checks_itself() -> None:
     """A number without limits is a value that nobody has thought about."""
     modules = (
@@ -314,3 +320,11 @@ def test_every_settings_class_is_one_that_checks_itself() -> None:
         for field in dataclasses.fields(cls):
             if field.type in (int, float, "int", "float"):
                 assert field.metadata["must"] is not None, f"{cls.__name__}.{field.name}"
+    lists = {
+        (cls.__name__, field.name) for cls in classes for field in dataclasses.fields(cls) if field.metadata["listed"]
+    }
+    assert lists == {
+        *((f"{name}Settings", "columns") for name in ("Prepare", "Recommend", "Users")),
+        *(("RecommendSettings", "users"), ("WebSettings", "cors")),
+        *(("EvaluateSettings", "k"), ("EvaluateSettings", "baselines")),
+    }

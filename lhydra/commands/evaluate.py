@@ -28,17 +28,10 @@ NAMES = {"recall": "Recall", "ndcg": "NDCG", "map": "MAP", "hr": "HitRate", "cov
 BASELINES = ("popular", "itemknn", "rp3beta", "ials", "ease", "dlae")
 ROLLING = ("next-session", "next-day", "next-track")
 ROLLING_BASELINES = (
-    "popular",
-    "popular-lately",
-    "own-count",
-    "own-recency",
-    "bll",
-    "co-listening",
-    "transitions",
-    "ials",
-    "v-sknn",
-    "blend",
+    *("popular", "popular-lately", "own-count", "own-recency", "bll"),
+    *("co-listening", "transitions", "ials", "v-sknn", "blend"),
 )
+_COMPARED = f"all, none, or some of {','.join(BASELINES)}; rolling: some of {','.join(ROLLING_BASELINES)}"
 HEAD_NAMES = {
     "accuracy": "accuracy",
     "precision": "precision",
@@ -89,19 +82,21 @@ class EvaluateSettings(config.Settings):
         "10,20",
         "list lengths, separated by commas",
         must=Requirement(f"numbers from 1 to {MAX_K}, separated by commas", lambda text: bool(list_lengths(text))),
+        listed=True,
     )
     users: int = config.setting(0, "how many users to draw at random, 0 for all who have targets", low=0)
     seed: int = config.setting(0, "seed of that draw, of the negatives and of the intervals", low=0)
     baselines: str = config.setting(
         "all",
-        f"what to compare with: all, none, or some of {','.join(BASELINES)}; rolling: of {','.join(ROLLING_BASELINES)}",
+        f"what to compare with: {_COMPARED}",
         must=Requirement(
-            f"all, none, or some of {','.join(BASELINES)}; rolling: some of {','.join(ROLLING_BASELINES)}",
+            _COMPARED,
             lambda text: (
                 text in ("all", "none")
                 or any(set(text.split(",")) <= set(names) for names in (BASELINES, ROLLING_BASELINES))
             ),
         ),
+        listed=True,
     )
 
 

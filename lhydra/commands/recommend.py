@@ -32,7 +32,9 @@ class RecommendSettings(ReadSettings):
     history: Path | None = config.setting(
         None, "an export of people's listening, in any form that `lhydra prepare` reads, instead of DATASET"
     )
-    users: str = config.setting("all", "user ids, separated by commas, or `all`; for others see --users-file")
+    users: str = config.setting(
+        "all", "user ids, separated by commas, or `all`; for others see --users-file", listed=True
+    )
     users_file: Path | None = config.setting(None, "a file with any user ids, one per line, instead of --users")
     k: int = config.setting(10, "tracks per user", low=1, high=DEFAULT_MAX_K)
     stage: str = config.setting("final", "the reranked list, or what retrieval alone finds", ("final", "retrieval"))

@@ -32,7 +32,9 @@ class ReadSettings(Settings):
         "auto", "what the source is; auto looks at its files and says what it took them for", choices=FORMATS
     )
     columns: str | None = setting(
-        None, "columns by the names that Lhydra knows, such as user=userid,track=artistid,count=weight,timestamp=uts"
+        None,
+        "columns by the names that Lhydra knows, such as user=userid,track=artistid,count=weight,timestamp=uts",
+        listed=True,
     )
     sep: str | None = setting(None, "what separates cells: tab, comma, semicolon, pipe, space, or the characters")
     header: bool = setting(True, "whether the first line names the columns; without it they are 1, 2, ...")

@@ -36,7 +36,9 @@ class WebSettings(Settings):
     port: int = setting(8080, "port to listen on", low=1, high=65_535)
     name: str | None = setting(None, "what browsers call this host, where it listens beyond this machine")
     allow_plays: bool = setting(False, "pass plays on; without it only those of a token that may write")
-    cors: str | None = setting(None, "origins of other sites' pages that may call, https://HOST[:PORT], by commas")
+    cors: str | None = setting(
+        None, "origins of other sites' pages that may call, https://HOST[:PORT], by commas", listed=True
+    )
     rate: float = setting(0.0, "requests a second of one address; 0 means any number", low=0, high=1_000_000)
     open: bool = setting(False, "show the page in a browser, where there is one")
     insecure: bool = setting(False, "listen beyond this machine without TLS")
