@@ -4,7 +4,7 @@ A subcommand is a module in the entry-point group `lhydra.commands` with `HELP`,
 carries its needs, "" for the base install), `configure(parser)` and `run(args) -> exit code`, and `SETTINGS`, the
 class of its section, where `lhydra retrain` runs it. Its module
 imports only the standard library at the top; the heavy imports happen in `run`. Exit code: 0 fine, 1 refused
-or failed (one line on stderr), 2 usage, 130 interrupted.
+or failed (one line on stderr), 2 usage, 130 interrupted, 143 ended by SIGTERM.
 """
 
 import argparse
@@ -13,10 +13,13 @@ import importlib
 import itertools
 import logging
 import re
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import entry_points
-from types import ModuleType
+from types import FrameType, ModuleType
 from typing import Any, NoReturn
 
 from lhydra import __version__, logs
@@ -40,6 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    with _heard() as terminated:
+        return _main(argv, terminated)
+
+
+def _main(argv: list[str], terminated: list[int]) -> int:
     name = "lhydra"
     try:
         args, command = _parse(argv)  # it imports the command, which takes a while
@@ -52,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{name}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"{name}: interrupted", file=sys.stderr)
-        return 130
+        print(f"{name}: {'ended by SIGTERM' if terminated else 'interrupted'}", file=sys.stderr)
+        return 143 if terminated else 130
     except BrokenPipeError:  # `lhydra … | head`
         let_go(sys.stdout)
         return 1
@@ -61,6 +69,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(__name__).debug("unexpected", exc_info=True)
         print(f"{name}: {_reason(error)}", file=sys.stderr)
         return 1
+
+
+@contextmanager
+def _heard() -> Iterator[list[int]]:
+    """Has SIGTERM end a command as Ctrl-C does, so that what it began is taken away; yields whether it came.
+
+    The second one ends the process at once. Commands that stop in their own way replace the handler.
+    """
+    came: list[int] = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    is_ours = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if is_ours and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield came
+    finally:
+        if signal.getsignal(signal.SIGTERM) is end:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 _CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)$", re.DOTALL)  # of argparse, as it says it

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 from importlib.metadata import entry_points
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lhydra import cli
+from lhydra import cli, files
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset
 from lhydra.errors import LhydraError
@@ -177,6 +178,24 @@ def test_a_name_with_two_values_is_refused_and_names_apart_go_together(capsys: p
         assert ended.value.code == 2
         assert said in capsys.readouterr().err
     assert main(["query", "recommend", "u", "--address", "127.0.0.1:1", "--cap", "artist=1", "--cap", "genre=2"]) == 1
+
+
+def test_sigterm_is_one_line_and_143_and_leaves_no_half_and_no_handler(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def run(args: object) -> int:
+        with files.replacing_folder(tmp_path / "made") as folder:
+            (folder / "half").write_text("")
+            signal.raise_signal(signal.SIGTERM)
+        return 0
+
+    command = SimpleNamespace(run=run, EXTRA="index")
+    monkeypatch.setattr(cli, "_parse", lambda argv: (SimpleNamespace(command="index", log_level="warning"), command))
+    for _ in range(2):
+        assert main(["index"]) == 143
+        assert capsys.readouterr().err == "lhydra index: ended by SIGTERM\n"
+        assert list(tmp_path.iterdir()) == []
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_an_interrupt_while_a_command_is_imported_is_one_line(

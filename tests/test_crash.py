@@ -332,7 +332,8 @@ def test_killed_at_any_moment_the_last_good_bundle_loads(
         Bundle.open(store, bundle_id)
 
 
-def test_no_process_of_a_pool_outlives_a_killed_builder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_no_process_of_a_pool_outlives_its_builder(tmp_path: Path, end: signal.Signals) -> None:
     """Neither one at work, nor the one that multiprocessing starts to clean up behind them."""
     pipes = [tmp_path / "a", tmp_path / "b"]
     for pipe in pipes:
@@ -340,11 +341,16 @@ def test_no_process_of_a_pool_outlives_a_killed_builder(tmp_path: Path) -> None:
     program = """
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from lhydra import cli
 from lhydra_index_builder import pool
-with pool.processes(2) as run:
-    list(run(Path.read_bytes, [Path(name) for name in sys.argv[1:]]))
+def run(args):
+    with pool.processes(2) as run:
+        list(run(Path.read_bytes, [Path(name) for name in sys.argv[1:]]))
+cli._parse = lambda argv: (SimpleNamespace(command="index", log_level="warning"), SimpleNamespace(run=run, EXTRA=""))
+sys.exit(cli.main(["index"]))
 """
-    process = subprocess.Popen([sys.executable, "-c", program, *map(str, pipes)])
+    process = subprocess.Popen([sys.executable, "-c", program, *map(str, pipes)], stderr=subprocess.PIPE, text=True)
     writers: list[int] = []
 
     def at_work() -> bool:
@@ -358,8 +364,10 @@ with pool.processes(2) as run:
         children = [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
         assert len(children) >= 2
         assert not any(gone(pid) for pid in children)
-        process.kill()
-        process.wait()
+        process.send_signal(end)
+        _, errors = process.communicate(timeout=60)
+        if end is signal.SIGTERM:
+            assert (process.returncode, errors) == (143, "lhydra index: ended by SIGTERM\n")
         assert until(lambda: all(gone(pid) for pid in children))
     finally:
         process.kill()

@@ -136,16 +136,19 @@ def test_a_killed_run_resumes_to_the_result_of_an_uninterrupted_one(
     }
 
 
-def test_ctrl_c_ends_in_one_line_and_leaves_what_resume_needs(
-    cut: Path, small_dataset: Dataset, tmp_path: Path
+@pytest.mark.parametrize(
+    ("number", "ended", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")]
+)
+def test_an_end_is_told_in_one_line_and_leaves_what_resume_needs(
+    cut: Path, small_dataset: Dataset, tmp_path: Path, number: int, ended: int, said: str
 ) -> None:
     model = tmp_path / "model"
     shutil.copytree(cut, model)
     done = epochs_done(model)
-    code, lines = trained(small_dataset, model, "--resume", until=f"epoch   {done + 1}/", then=signal.SIGINT)
-    assert code == 130
+    code, lines = trained(small_dataset, model, "--resume", until=f"epoch   {done + 1}/", then=number)
+    assert code == ended
     after = lines[next(i for i, line in enumerate(lines) if line.startswith(f"epoch   {done + 1}/")) + 1 :]
-    assert [line for line in after if not line.startswith("epoch")] == ["lhydra train: interrupted"]
+    assert [line for line in after if not line.startswith("epoch")] == [f"lhydra train: {said}"]
     assert not (model / "model.json").exists()
     kept = epochs_done(model)
     assert kept > done

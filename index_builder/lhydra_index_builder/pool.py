@@ -47,6 +47,10 @@ def processes(n: int) -> Iterator[Run]:
 
         try:
             yield run
+        except KeyboardInterrupt:  # of SIGTERM they know nothing, and the exit waits for their tasks
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
