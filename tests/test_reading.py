@@ -549,6 +549,19 @@ def test_plays_without_a_time_are_no_duplicates(tmp_path: Path, run: Run) -> Non
     assert Dataset.open(tmp_path / "out").plays.count.tolist() == [2, 1]
 
 
+@pytest.mark.parametrize("last", ["2026-01-02", "2026-01-02T00:00:01"])
+def test_dates_without_a_time_of_day_are_told_where_duplicates_are_dropped(tmp_path: Path, run: Run, last: str) -> None:
+    rows = ["u0,t0,2026-01-01", "u0,t0,2026-01-01", "u1,t0,", f"u1,t0,{last}"]
+    csv(tmp_path / "in/plays.csv", "user_id,track_id,timestamp", *rows)
+    told = "plays.csv: timestamp: every time is a midnight, so that --deduplicate left one play a day of each user and"
+    for flags in (["--deduplicate"], []):
+        code, out, _ = run("--split", "random", *flags)
+        assert code == 0
+        assert (told in " ".join(out.split())) == (bool(flags) and last == "2026-01-02")
+    csv(tmp_path / "in/plays.csv", "user_id,track_id,timestamp", *rows[1:])
+    assert told not in " ".join(run("--split", "random", "--deduplicate")[1].split())  # which dropped nothing
+
+
 # Columns that cannot be used, and the real reason
 
 

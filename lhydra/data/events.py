@@ -160,6 +160,8 @@ def _in_order(arrays: dict[str, npt.NDArray[Any]]) -> I64:
 def drop_again(con: duckdb.DuckDBPyConnection, plays: Table, report: Report) -> None:
     """Deletes plays of the same user, track and second as an earlier row from the table `events`.
 
+    Where the source knows days alone, that leaves one play a day, most likely not what was meant: it is told.
+
     Args:
         con: the connection that holds the table, as `rows.make_events` creates it.
         plays: the table that its rows come from.
@@ -171,8 +173,12 @@ def drop_again(con: duckdb.DuckDBPyConnection, plays: Table, report: Report) -> 
     )
     found, rows = con.execute("SELECT count(*), min(row, 3) FROM again").fetchall()[0]
     if found:
+        (midnights,) = con.execute("SELECT max(time % 86400) = 0 FROM events").fetchall()[0]
         con.execute("DELETE FROM events WHERE row IN (SELECT row FROM again)")
         report.drop(plays, AGAIN, found, plays.places(rows), fault=False)
+        if midnights:
+            left = "--deduplicate left one play a day of each user and track; without it all count"
+            report.warnings.append(f"{plays.path.name}: timestamp: every time is a midnight, so that {left}")
 
 
 def again(log: Log) -> I64:
