@@ -17,7 +17,7 @@ from lhydra.bundle.bundle import Bundle
 from lhydra.bundle.exact import nearest
 from lhydra.bundle.history_vectors import HistoryVectors
 from lhydra.bundle.manifest import Manifest, OperatingPoint, current_bundle_id
-from lhydra.bundle.model import Model
+from lhydra.bundle.model import Model, ModelInfo
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.errors import ConfigError, LhydraError, StoreLocked
@@ -165,10 +165,14 @@ def test_rollback_to_a_damaged_bundle_is_refused(store: Path, capsys: pytest.Cap
     assert main(["index", "verify", "--store", str(store)]) == 0
 
 
-def test_list_shows_every_bundle(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_shows_every_bundle(store: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["index", "list", "--store", str(store)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines[1:]] == ["current", "previous"]
+    model = ModelInfo.read(tiny_model)
+    assert model.parents is not None
+    assert lines[0].split()[-3:] == ["ndcg@10", "of", "fold"]  # figures of different folds do not compare
+    assert {line.split()[-1] for line in lines[1:]} == {model.parents["split"]["hash"][:6]}
     (store / lines[2].split()[0] / "manifest.json").write_text("{")
     assert main(["index", "list", "--store", str(store), "--json"]) == 0
     assert [row["state"] for row in json.loads(capsys.readouterr().out)] == ["current", "broken"]

@@ -188,6 +188,7 @@ def rebuild(model_path: Path, dataset: Dataset, path: Path, config: RebuildSetti
                 "model": model.model_id,
                 "fitted_on": model.info.fitted_on,
                 "bundle": "",
+                "valid": str((model.info.parents or {"split": {}})["split"].get("hash", "")),
             },
             content="",
             files={},

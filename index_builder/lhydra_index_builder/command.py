@@ -217,9 +217,9 @@ def _list(args: argparse.Namespace) -> int:
             notes += ["rebuild due"] if changes["due"] else []
             notes += ["signed"] if (args.store / entry.bundle_id / signature.FILE).is_file() else []
             row += [tracks, changed, manifest.recipe, _number(coverage), f"{manifest.depth}", _number(ndcg)]
-            row.append(", ".join(notes))
-        rows.append(row + [""] * (10 - len(row)))
-    header = ["bundle", "state", "age", "tracks", "changed", "recipe", "coverage", "depth", "ndcg@10", ""]
+            row += [manifest.parents.get("valid", "")[:6] or "-", ", ".join(notes)]
+        rows.append(row + [""] * (11 - len(row)))
+    header = ["bundle", "state", "age", "tracks", "changed", "recipe", "coverage", "depth", "ndcg@10", "of fold", ""]
     print_table(header, rows)
     for error in (entry.error for entry in found if entry.error):
         print(error)

@@ -127,6 +127,7 @@ class Parents(TypedDict):
     model: str
     fitted_on: str
     bundle: str
+    valid: NotRequired[str]  # hash of the split whose validation fold `quality` is of
 
 
 @dataclass(frozen=True)
