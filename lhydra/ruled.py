@@ -333,15 +333,14 @@ class Ruled:
 
 
 def _places(pins: Sequence[tuple[int, int]], rows: I64, k: int) -> dict[int, int]:
-    """Candidate by place: the wanted one, or where it is taken the nearest free below, else above."""
+    """Candidate by place, in the order of places and, for one place, of the pins: a later one takes the next below."""
     places: dict[int, int] = {}
     at = {row: i for i, row in enumerate(rows.tolist())} if pins else {}
-    for place, row in sorted(pins, key=itemgetter(0)):  # of one place that of the earlier pin comes first
+    last = -1
+    for place, row in sorted(pins, key=itemgetter(0)):
         if len(places) < k and row in at and at[row] not in places.values():
-            wanted = min(place, k - 1)
-            free = next((i for i in range(wanted, k) if i not in places), None)
-            free = next(i for i in range(wanted, -1, -1) if i not in places) if free is None else free
-            places[free] = at[row]
+            last = max(place, last + 1)
+            places[last] = at[row]
     return places
 
 

@@ -15,7 +15,7 @@ from lhydra.lists.caps import CAPPED, DUPLICATE, FREE, admit, fill
 from lhydra.lists.compose import Candidates, compose
 from lhydra.lists.diversity import LEAST_ODDS, RIDGE, contenders, dpp, mmr
 from lhydra.lists.labels import Several, Single
-from lhydra.lists.slots import F64, chances, place
+from lhydra.lists.slots import F64, chances, place, spread
 from lhydra.rules import Calibration, Collapse, Diversity, Explore, Fresh, Rules
 
 CHI2_999 = {9: 27.88, 4: 18.47}  # 99.9 % points of chi-square by degrees of freedom
@@ -339,6 +339,14 @@ def test_the_draw_has_the_stated_chances() -> None:
     counts = np.array([seen[i] for i in range(4, 14)])
     assert counts.sum() == 4000
     assert ((counts - 4000 * expected) ** 2 / (4000 * expected)).sum() < CHI2_999[9]
+
+
+@given(st.integers(0, 2_000), st.integers(0, 60))
+def test_places_are_spread_to_the_end_and_as_many_as_there_is_room_for(slots: int, k: int) -> None:
+    places = spread(slots, k)
+    assert len(places) == min(slots, k)
+    assert places == sorted({at for at in places if 0 <= at < k})
+    assert not places or places[-1] == k - 1
 
 
 def test_places_for_new_tracks_hold_new_ones() -> None:

@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lhydra.bundle.bundle import Bundle
@@ -53,6 +54,39 @@ def test_of_two_pins_for_one_place_the_earlier_has_it(recommender: Recommender, 
         found = recommender.recommend(Query(10, states[0], rules=Rules(pins=pins(order, [3, 3, 1, 3]))))
         listed = recommender.catalog.track_ids(found.rows)
         assert [listed[0], *listed[2:5]] == [order[2], order[0], order[1], order[3]]
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(1, 10), st.booleans())
+@example([2, 2, 3], 10, True)
+@example([3, 2, 2], 3, True)
+@example([9, 9, 9], 10, True)
+def test_pins_stand_in_the_order_of_their_places_and_of_the_file(
+    recommender: Recommender, states: list[UserState], places: list[int], k: int, known: bool
+) -> None:
+    ids = ids_of(recommender, list(range(len(places))))
+    query = Query(k, states[0] if known else UserState(), known, repeat=Repeat.ALLOW, now=NOW)
+    found = recommender.recommend(replace(query, rules=Rules(pins=pins(ids, places))))
+    shown = recommender.catalog.track_ids(found.rows)
+    wanted = [one for _, one in sorted(zip(places, ids, strict=True), key=itemgetter(0))][:k]
+    at = [shown.index(one) for one in wanted]
+    assert at == sorted(at)  # none passes another
+    free = set(range(k)) - set(at)
+    for i, (own, place) in enumerate(zip(at, sorted(places), strict=False)):
+        want = min(place, k) - 1
+        between = range(want, own) if own > want else range(own + 1, want + 1)
+        assert not free & set(between), (i, at)  # each as near to its place as the others leave room
+
+
+@pytest.mark.parametrize("slots", [1, 5, 6, 1_000])
+def test_more_drawn_places_than_a_list_has_are_all_of_it(
+    recommender: Recommender, states: list[UserState], slots: int
+) -> None:
+    rules = Rules(explore=Explore(slots, pool=20), pins=pins(ids_of(recommender, [0]), [2]))
+    found = recommender.recommend(Query(6, states[0], True, repeat=Repeat.ALLOW, now=NOW, rules=rules))
+    assert len(found.rows) == 6
+    drawn = sum("explore" in moved for moved in found.moved_by)
+    assert drawn == min(slots, 5)  # a pinned place is not drawn
 
 
 def test_pins_for_which_there_is_no_place_are_told(recommender: Recommender, states: list[UserState]) -> None:

@@ -26,7 +26,7 @@ class Candidates:
     Args:
         scores: (n,) 0 or more, what orders them without rules.
         factors: (n,) boosts.
-        pins: candidate by place, from 0; all places below k.
+        pins: candidate by place, from 0; at most k.
         caps: labels by column, with the most tracks per value.
         groups: (n,) the recording that each is of, below 0 for one that is known to be alone.
         vectors: of so many positions, float32 of unit norm.

@@ -30,13 +30,14 @@ def spread(slots: int, k: int) -> list[int]:
     """Returns places spread evenly over a list, the last of them at its end.
 
     Args:
-        slots: how many, at most k.
+        slots: how many; more than k are k.
         k: places of the list.
 
     Returns:
         Places from 0, ascending.
     """
-    return [(i + 1) * k // slots - 1 for i in range(min(slots, k))] if slots > 0 else []
+    slots = min(slots, k)
+    return [(i + 1) * k // slots - 1 for i in range(slots)]
 
 
 def chances(scores: F64, explore: Explore) -> F64:
@@ -74,7 +75,7 @@ def place(
     Args:
         order: candidates, best first, without the pinned.
         k: places.
-        pins: candidate by place, from 0.
+        pins: candidate by place, from 0; those beyond the end of the list move up, and none past another.
         fresh: by candidate, whether it is new; needed with `fresh_slots`.
         fresh_slots: places kept for new tracks.
         scores: by candidate; needed with `explore`.
@@ -86,6 +87,8 @@ def place(
     """
     pins = dict(pins or {})
     k = min(k, len(order) + len(pins))
+    above = k - len(pins)  # all that are not pinned
+    pins = {min(at, above + i): pins[at] for i, at in enumerate(sorted(pins))}
     free = [at for at in range(k) if at not in pins]
     kept = {free[i] for i in spread(fresh_slots, len(free))}
     rest = [at for at in free if at not in kept]
@@ -95,12 +98,11 @@ def place(
     out: list[int] = []
     why, chance = [""] * k, np.ones(k, np.float32)
     at = n_fresh = n_kept = unmet = 0
-    late = [pins[place] for place in sorted(pins) if place >= k]  # of a list that is too short for their places
     for i in range(k):
         while at < len(waiting) and waiting[at] in used:
             at += 1
-        if i in pins or at == len(waiting):
-            chosen, why[i] = pins[i] if i in pins else late.pop(0), "pin"
+        if i in pins:
+            chosen, why[i] = pins[i], "pin"
         elif i in drawn and rng is not None and explore is not None and scores is not None:
             pool = [c for c in waiting[at : at + len(used) + explore.pool] if c not in used][: explore.pool]
             odds = chances(scores[pool], explore)
