@@ -127,9 +127,15 @@ class Rules:
         named += [("collapse.versions", column) for column in (self.collapse.versions if self.collapse else ())]
         named += [("calibration.column", self.calibration.column)] if self.calibration else []
         named += [("fresh.column", self.fresh.column)] if self.fresh else []
-        named += [("boosts", boost.match.column) for boost in self.boosts if boost.match.column]
-        named += [("blocks", match.column) for match in self.blocks if match.column]
+        named += [(where, match.column) for where, match in self.matches if match.column]
         return tuple(named)
+
+    @property
+    def matches(self) -> tuple[tuple[str, Match], ...]:
+        """What the rules are about, each after the kind of rule that is."""
+        boosts, pins = (tuple(one.match for one in some) for some in (self.boosts, self.pins))
+        named = {"boosts": boosts, "blocks": self.blocks, "pins": pins}
+        return tuple((where, match) for where, matches in named.items() for match in matches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +166,7 @@ def problem(rules: Rules, columns: Mapping[str, str]) -> tuple[str, str, str] | 
             return where, f"{column}, which is {columns[column]}", "a column of numbers"
         if where == "calibration.column" and columns[column] in ("numeric", "year"):
             return where, f"{column}, which is {columns[column]}", "a column of values"
-    for where, match in [
-        *(("boosts", boost.match) for boost in rules.boosts),
-        *(("blocks", one) for one in rules.blocks),
-    ]:
+    for where, match in rules.matches:
         if match.column and columns[match.column] in ("numeric", "year"):
             for text in match.values:
                 try:

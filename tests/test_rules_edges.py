@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lhydra.bundle.bundle import Bundle
+from lhydra.bundle.columns import Numbers, Words
+from lhydra.bundle.manifest import current_bundle_id
 from lhydra.data.dataset import Dataset, user_states
 from lhydra.domain import Condition, Query, Recommendation, Repeat, UserState
 from lhydra.errors import ConfigError, InvalidRequest
@@ -20,10 +22,13 @@ from lhydra.lists.file import RuleSets, read
 from lhydra.recommender import Recommender
 from lhydra.ruled import rules_depth
 from lhydra.rules import Boost, Calibration, Diversity, Explore, Fresh, Match, Pin, Rules
+from lhydra.unmatched import unmatched
 from lhydra_protos.v1 import recommender_pb2 as pb
-from lhydra_server.config import ServeSettings
+from lhydra_server.config import ServeSettings, WorkerSettings
 from lhydra_server.files_in_force import FilesInForce
 from lhydra_server.rules import to_rules
+from lhydra_server.rules_file import rules_for
+from lhydra_server.served import open_served
 from tests.fake_serve import write_bundle
 from tests.test_rules import EVERYTHING, NOW
 
@@ -154,6 +159,65 @@ def test_any_rules_give_exactly_k(recommender: Recommender, states: list[UserSta
     assert not blocked & set(shown)
     if found.propensity is not None:
         assert ((found.propensity > 0) & (found.propensity <= 1)).all()
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_what_rules_name_and_no_track_has_is_said_and_nothing_else(
+    recommender: Recommender, data: st.DataObject
+) -> None:
+    filters, catalog = recommender.bundle.filters, recommender.catalog
+    words, numbers = filters.columns["genre"], filters.columns["year"]
+    assert isinstance(words, Words)
+    assert isinstance(numbers, Numbers)
+    known = {
+        "genre": words.texts.at(np.arange(len(words.texts))),
+        "year": [f"{year:g}" for year in np.unique(numbers.values[~np.isnan(numbers.values)])],
+        "": ids_of(recommender, [0, 1, 2]),
+    }
+    wrong = {"genre": ["no genre", "nor this"], "year": ["1066", "2999.5"], "": ["no track", "\u00fc"]}
+
+    def some(column: str) -> tuple[str, ...]:
+        pool = st.sampled_from([*known[column], *wrong[column]])
+        return tuple(data.draw(st.lists(pool, min_size=1, max_size=2, unique=True)))
+
+    def match(column: str) -> Match:
+        return Match(column, some(column)) if column else Match(tracks=some(""))
+
+    rules = Rules(
+        boosts=(Boost(match(data.draw(st.sampled_from(sorted(known)))), 2.0),),
+        blocks=(match(data.draw(st.sampled_from(sorted(known)))),),
+        pins=pins(list(some("")[:1]), [1]),
+    )
+    line = unmatched({"home": rules}, catalog.rows, filters)
+    expected = [
+        f"home.{where}: " + (f"no track has {one.column} {value!r}" if one.column else f"no track {value!r}")
+        for where, one in rules.matches
+        for value in one.tracks + one.values
+        if value in wrong[one.column]
+    ]
+    assert line == "; ".join(expected)
+
+
+def test_a_line_of_unmatched_values_is_bounded_and_names_the_other_spelling(recommender: Recommender) -> None:
+    words = recommender.bundle.filters.columns["genre"]
+    assert isinstance(words, Words)
+    genre, ids = words.texts.at(np.array([0]))[0], tuple(f"{i}{'x' * 200}" for i in range(3_000))
+    rules = Rules(blocks=(Match("genre", (genre.upper(),)), Match(tracks=ids)))
+    line = unmatched({"home": rules}, recommender.catalog.rows, recommender.bundle.filters)
+    assert line.startswith(f"home.blocks: no track has genre {genre.upper()!r} ({genre!r}?); home.blocks: no track '0x")
+    assert line.endswith("; and 2996 more")
+    assert len(line) < 1_100
+
+
+def test_a_worker_warns_of_rules_that_say_nothing(
+    tiny_store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = open_served(WorkerSettings(str(tiny_store), current_bundle_id(tiny_store), ""))
+    (tmp_path / "rules.yaml").write_text("sets: {home: {pin: [{track: gone}]}}")
+    caplog.clear()
+    assert list(rules_for(str(tmp_path), served).sets) == ["home"]
+    assert caplog.messages == ["rules: home.pins: no track 'gone'"]
 
 
 def test_no_k_makes_rules_cost_without_bound() -> None:

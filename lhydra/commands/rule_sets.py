@@ -1,5 +1,6 @@
 """`lhydra evaluate --rules FILE`: each rule set of the file beside no rules, on the same users."""
 
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -72,6 +73,7 @@ def measured(
     from lhydra.bundle.columns_writer import write_columns
     from lhydra.evaluation.rule_sets import measure_rules
     from lhydra.recommender import Recommender
+    from lhydra.unmatched import unmatched
 
     with tempfile.TemporaryDirectory(prefix="lhydra-") as folder:
         if not bundle.filters.names:
@@ -79,6 +81,8 @@ def measured(
             write_columns(Path(folder), dataset.path / "tracks.parquet", kinds)
             bundle = replace(bundle, filters=FilterColumns.open(Path(folder)))
         sets.check(bundle.filters.names)
+        if said := unmatched(sets.sets, bundle.catalog.rows, bundle.filters):
+            print(f"note: rules: {said}", file=sys.stderr)
         newest = int(dataset.plays.time.max(initial=0))
         return measure_rules(
             Recommender(bundle), dataset, sets.sets, as_of=as_of, mask=mask, users=users, seed=seed, now=newest

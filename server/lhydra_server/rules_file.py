@@ -1,5 +1,6 @@
 """The file of rule sets: how the supervisor checks it against a bundle, and how a worker reads its copy."""
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,7 +8,9 @@ from lhydra.json_text import parse_json
 
 if TYPE_CHECKING:
     from lhydra.lists.file import RuleSets
+    from lhydra_server.served import Served
 
+_log = logging.getLogger(__name__)
 COPY = "rules.yaml"  # of the file, as `WatchedFiles` makes it
 
 
@@ -28,11 +31,11 @@ def columns_of(bundle: Path) -> dict[str, str]:
 
 
 def rule_sets(copies: str, columns: dict[str, str]) -> "RuleSets":
-    """Reads the rule sets that a worker answers by.
+    """Reads rule sets, and checks them against a bundle.
 
     Args:
         copies: folder of the copy in force; "" for none.
-        columns: of its bundle.
+        columns: of the bundle.
 
     Returns:
         The sets.
@@ -46,4 +49,25 @@ def rule_sets(copies: str, columns: dict[str, str]) -> "RuleSets":
         return RuleSets()
     sets = read(Path(copies) / COPY)
     sets.check(columns)
+    return sets
+
+
+def rules_for(copies: str, served: "Served") -> "RuleSets":
+    """Reads the rule sets that a worker answers by, and logs what they name and its bundle does not have.
+
+    Args:
+        copies: as `rule_sets` takes it.
+        served: by the worker.
+
+    Returns:
+        The sets.
+
+    Raises:
+        ConfigError: as `rule_sets`.
+    """
+    from lhydra.unmatched import unmatched
+
+    sets = rule_sets(copies, dict(served.filters.names))
+    if said := unmatched(sets.sets, served.catalog.rows, served.filters):
+        _log.warning("rules: %s", said)
     return sets

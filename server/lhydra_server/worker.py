@@ -39,7 +39,7 @@ from lhydra_server.event_log import EventLogWatch
 from lhydra_server.heartbeat import Heart
 from lhydra_server.metrics.counted import Sums
 from lhydra_server.metrics.worker import Metrics
-from lhydra_server.rules_file import rule_sets
+from lhydra_server.rules_file import rules_for
 from lhydra_server.served import Served, open_served
 from lhydra_server.service import RecommenderService
 from lhydra_server.socket_file import MODE
@@ -72,7 +72,7 @@ def run(load: Callable[[WorkerSettings], Served] = open_served, *, heart: Heart)
     try:
         with _held_logs(), timed("worker.start"):
             served = load(settings)
-            sets = rule_sets(settings.rules, dict(served.filters.names))
+            sets = rules_for(settings.rules, served)
             access = Access(settings.tokens, settings.token_share)
             certificates = Certificates(settings.certificates) if settings.certificates else None
             users = open_users(
@@ -140,7 +140,7 @@ def run(load: Callable[[WorkerSettings], Served] = open_served, *, heart: Heart)
             try:
                 fleet, before = FleetStatus.from_json(line), fleet
                 if fleet.rules != (before.rules or settings.rules):
-                    service.rule_sets = rule_sets(fleet.rules, dict(served.filters.names))
+                    service.rule_sets = rules_for(fleet.rules, served)
                 if fleet.tokens != (before.tokens or settings.tokens):
                     access.take(fleet.tokens)
                 if certificates is not None and fleet.certificates != (before.certificates or settings.certificates):
