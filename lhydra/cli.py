@@ -23,7 +23,7 @@ from types import FrameType, ModuleType
 from typing import Any, NoReturn
 
 from lhydra import __version__, logs
-from lhydra.errors import LhydraError, MissingExtra, printable
+from lhydra.errors import LhydraError, MissingExtra, UsageError, printable
 from lhydra.lines import let_go
 
 GROUP = "lhydra.commands"
@@ -58,7 +58,7 @@ def _main(argv: list[str], terminated: list[int]) -> int:
         return code
     except LhydraError as error:
         print(f"{name}: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         print(f"{name}: {'ended by SIGTERM' if terminated else 'interrupted'}", file=sys.stderr)
         return 143 if terminated else 130

@@ -4,6 +4,7 @@ LhydraError
 ├── InvalidRequest       a request that can never succeed: names the field
 ├── Unsupported          a request this version does not answer yet
 ├── ConfigError          a configuration key or value that is not known or not usable
+│   └── UsageError       words that a command lacks, or that exclude each other
 ├── DataError            a source or dataset that is missing, unreadable or wrong
 │   └── NothingNew       a source whose plays are all in the dataset already
 ├── FeatureError         columns that do not fit the fitted features
@@ -52,6 +53,10 @@ class Unsupported(LhydraError):
 
 class ConfigError(LhydraError):
     """A configuration key or value that is not known or not usable."""
+
+
+class UsageError(ConfigError):
+    """Words that a command lacks, or that exclude each other; the command ends as after any wrong usage."""
 
 
 class DataError(LhydraError):

@@ -292,11 +292,11 @@ def test_what_cannot_be_added_or_removed_is_one_line(
         (["add", str(tmp_path)], "found no tracks.* in it"),
         (["add", str(bad)], "found the columns name, expected a column track_id"),
         (["remove", ids[0], "nobody"], "found 1 unknown ('nobody'), expected tracks of the catalogue"),
-        (["remove"], "found no track ids, expected some, as words or by --from FILE"),
+        (["remove"], "ID: found none, expected track ids, as words or by --from FILE"),
     ]
     bad.write_text("name\nx\n")
     for words, expected in cases:
-        assert main(["index", *words, "--store", str(store)]) == 1
+        assert main(["index", *words, "--store", str(store)]) == (2 if words == ["remove"] else 1)
         error = capsys.readouterr().err
         assert expected in error
         assert error.count("\n") == 1

@@ -78,9 +78,9 @@ def run(*argv: object) -> int:
     return main([str(arg) for arg in argv])
 
 
-def assert_refused(capsys: pytest.CaptureFixture[str], expected: str, *argv: object) -> None:
+def assert_refused(capsys: pytest.CaptureFixture[str], expected: str, *argv: object, code: int = 1) -> None:
     capsys.readouterr()
-    assert run(*argv) == 1
+    assert run(*argv) == code
     said = capsys.readouterr().err
     assert expected in said
     assert said.count("\n") == 1
@@ -281,7 +281,8 @@ def test_what_is_wrong_is_said_in_one_line(
         (("export", out), "--store: found nothing"),
         (("export", *where, tmp_path / "missing" / "a.parquet"), "OUT"),
     ):
-        assert_refused(capsys, expected, "plays", *argv)
+        lacks = expected.endswith("found nothing")
+        assert_refused(capsys, expected, "plays", *argv, code=2 if lacks else 1)
     assert not out.exists()
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lhydra import config
 from lhydra.commands.ids import read_ids
 from lhydra.console import print_table
-from lhydra.errors import BundleMissing, ConfigError, complain
+from lhydra.errors import BundleMissing, UsageError, complain
 from lhydra.lines import say
 from lhydra.numerals import whole_number
 from lhydra_index_builder.config import GATE, RebuildSettings
@@ -122,7 +122,7 @@ def _remove(args: argparse.Namespace) -> int:
     if args.ids_from is not None:
         ids += read_ids(args.ids_from, "--from")
     if not ids:
-        raise ConfigError(complain("lhydra index remove", "no track ids", "some, as words or by --from FILE"))
+        raise UsageError(complain("ID", "none", "track ids, as words or by --from FILE"))
     built, removed = remove(ids, args.store, settings, args.users, _log(args))
     _report(args, built)
     if not args.json:

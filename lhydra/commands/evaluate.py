@@ -13,7 +13,7 @@ from lhydra.commands.figures import half_width, number, signed
 from lhydra.commands.outputs import check_output, is_json_with, is_page
 from lhydra.config import Requirement
 from lhydra.console import print_table
-from lhydra.errors import ConfigError, MissingExtra, complain
+from lhydra.errors import ConfigError, MissingExtra, UsageError, complain
 from lhydra.numerals import whole_number
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(complain("--baselines", found, f"some of {','.join(BASELINES)}"))
     ks = list_lengths(settings.k)
     if (args.model is None) == (args.store is None):
-        raise ConfigError(complain("--model, --store", "neither" if args.model is None else "both", "one of the two"))
+        raise UsageError(complain("--model, --store", "neither" if args.model is None else "both", "one of the two"))
     check_outputs(args)
     baselines = chosen_baselines(settings.baselines)
     if baselines:

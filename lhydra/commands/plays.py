@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lhydra.commands.outputs import check_output
 from lhydra.commands.user_store import opened
 from lhydra.config import Settings, add_flags, resolve, setting
-from lhydra.errors import ConfigError, complain
+from lhydra.errors import ConfigError, UsageError, complain
 
 if TYPE_CHECKING:
     from lhydra.events.export import Cursor, NameOf
@@ -169,7 +169,7 @@ def _written(
 
 def _prune(settings: PlaysSettings) -> int:
     if settings.before is None:
-        raise ConfigError(complain("--before", "nothing", "a time: plays recorded before it are taken away"))
+        raise UsageError(complain("--before", "nothing", "a time: plays recorded before it are taken away"))
     before = _moment("--before", settings.before)
     if before > time.time():
         raise ConfigError(complain("--before", f"{settings.before}, which is to come", "a time that has passed"))

@@ -10,7 +10,7 @@ from lhydra import config
 from lhydra.commands.histories import check_flags
 from lhydra.commands.ids import read_ids
 from lhydra.data.settings import ReadSettings
-from lhydra.errors import ConfigError, complain
+from lhydra.errors import ConfigError, UsageError, complain
 from lhydra.limits import DEFAULT_MAX_K, LAST_S, MAX_DEPTH
 
 if TYPE_CHECKING:
@@ -87,14 +87,14 @@ def run(args: argparse.Namespace) -> int:
     settings = config.resolve("recommend", RecommendSettings, args)
     if (settings.history is None) == (args.dataset is None):
         found = "neither" if settings.history is None else "both"
-        raise ConfigError(complain("DATASET and --history", found, "one of them"))
+        raise UsageError(complain("DATASET and --history", found, "one of them"))
     if settings.include_heard and settings.repeat not in (None, "allow"):
-        raise ConfigError(complain("--repeat", f"{settings.repeat} and --include-heard", "one of them"))
+        raise UsageError(complain("--repeat", f"{settings.repeat} and --include-heard", "one of them"))
     check_flags(args, ("users", "users_file", "as_of", "mask"), history=settings.history is not None)
     if settings.users_file is not None and (settings.users != "all" or hasattr(args, "users")):
-        raise ConfigError(complain("--users-file", "--users as well", "one of them"))
+        raise UsageError(complain("--users-file", "--users as well", "one of them"))
     if args.out is None and settings.history is None:
-        raise ConfigError(complain("--out", "nothing", "a file for the lists; an export goes by --history EXPORT"))
+        raise UsageError(complain("--out", "nothing", "a file for the lists; an export goes by --history EXPORT"))
     from lhydra.evaluation import lists
 
     if args.out is not None:
@@ -139,7 +139,7 @@ def _of_history(args: argparse.Namespace, settings: RecommendSettings, history: 
     found = read_histories(history, settings, recommender.catalog)
     if args.out is None and len(found.states) > _PRINTED:
         what = f"a file for the lists of {len(found.states):,} users"
-        raise ConfigError(complain("--out", "nothing", what))
+        raise UsageError(complain("--out", "nothing", what))
     tell_notes(found.notes)
     if args.out is not None:
         stage = cast("lists.Stage", settings.stage)

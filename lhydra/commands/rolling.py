@@ -15,7 +15,7 @@ from lhydra.commands.evaluate import (
 )
 from lhydra.commands.figures import half_width, number, signed
 from lhydra.console import print_table
-from lhydra.errors import ConfigError, complain
+from lhydra.errors import ConfigError, UsageError, complain
 
 if TYPE_CHECKING:
     from lhydra.bundle.bundle import Bundle
@@ -59,7 +59,7 @@ def run_rolling(args: argparse.Namespace, settings: EvaluateSettings) -> int:
         if getattr(settings, name) != usual[name]:
             raise ConfigError(complain(f"--{name}", str(getattr(settings, name)), static))
     if args.model is not None and args.store is not None:
-        raise ConfigError(complain("--model, --store", "both", "one of the two, or none for the baselines alone"))
+        raise UsageError(complain("--model, --store", "both", "one of the two, or none for the baselines alone"))
     if settings.known and settings.protocol == "next-day":
         raise ConfigError(
             complain("--known", str(settings.known), "a protocol of sessions: next-session or next-track")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lhydra.errors import ConfigError, complain
+from lhydra.errors import UsageError, complain
 
 if TYPE_CHECKING:
     from lhydra.users.store import UserStore
@@ -23,13 +23,13 @@ def opened(url: str | None, store: Path | None) -> "Iterator[tuple[UserStore, st
         The store, and where it lies, for people.
 
     Raises:
-        ConfigError: neither is given.
+        UsageError: neither is given.
         UserStoreError: there is none.
     """
     from lhydra.users.store import open_users, redacted
 
     if url is None and store is None:
-        raise ConfigError(complain("--store", "nothing", "the folder of a store, or --users URL"))
+        raise UsageError(complain("--store", "nothing", "the folder of a store, or --users URL"))
     users = open_users(url, store or Path("."), create=False, sync_s=0)
     try:
         yield users, redacted(url) if url else f"lmdb:{store}/users.lmdb"

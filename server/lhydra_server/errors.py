@@ -16,6 +16,7 @@ CODES: dict[type[errors.LhydraError], StatusCode] = {
     errors.DeadlineExceeded: StatusCode.DEADLINE_EXCEEDED,
     errors.LhydraError: StatusCode.INTERNAL,
     errors.ConfigError: StatusCode.INTERNAL,
+    errors.UsageError: StatusCode.INTERNAL,
     errors.DataError: StatusCode.INTERNAL,
     errors.NothingNew: StatusCode.INTERNAL,
     errors.FeatureError: StatusCode.INTERNAL,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lhydra import config, logs
 from lhydra.config import Settings, setting
-from lhydra.errors import ConfigError, MissingExtra, complain
+from lhydra.errors import ConfigError, MissingExtra, UsageError, complain
 from lhydra_server.address import check_exposure, joined
 from lhydra_server.web.own_server import own_server
 
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     _check_local(settings.host, settings.insecure)
     if (args.store is None) == (settings.address is None):
         found = "neither" if args.store is None else "both"
-        raise ConfigError(complain("STORE and --address", found, "one of them: a store to serve, or a running server"))
+        raise UsageError(complain("STORE and --address", found, "one of them: a store to serve, or a running server"))
     origins = _origins(settings.cors)
     logs.configure(args.log_level)
     import uvicorn
