@@ -353,7 +353,10 @@ def test_sentences_take_the_room_that_a_terminal_has(text: str, columns: int) ->
     assert line.startswith(f"{clean(text)}.") or width(line) == max(columns, 40 + 4)
 
 
-def test_sentences_are_whole_in_a_pipe(fake: FakeRecommender, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sentences_are_whole_in_a_pipe(
+    fake: FakeRecommender, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)  # readline sets it in pytest, which its workers inherit
     reason = "because you play " + "a song of a very long name " * 9 + "by somebody"
     fake.reply.tracks[0].reasons.append(reason)
     assert query("recommend", "ana", "--why") == 0
