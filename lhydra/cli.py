@@ -75,21 +75,34 @@ def _main(argv: list[str], terminated: list[int]) -> int:
 def _heard() -> Iterator[list[int]]:
     """Has SIGTERM end a command as Ctrl-C does, so that what it began is taken away; yields whether it came.
 
-    The second one ends the process at once. Commands that stop in their own way replace the handler.
+    The second one ends the process at once. Commands that stop in their own way replace the handler. Where either
+    comes while an object is taken away, Python drops the exception: it is raised again a moment later.
     """
     came: list[int] = []
+    told = sys.unraisablehook
 
     def end(number: int, frame: FrameType | None) -> None:
         came.append(number)
         signal.signal(number, signal.SIG_DFL)
         raise KeyboardInterrupt
 
+    def dropped(said: "sys.UnraisableHookArgs") -> None:
+        if said.exc_type is not KeyboardInterrupt or threading.current_thread() is not threading.main_thread():
+            told(said)
+            return
+        number = came.pop() if came else signal.SIGINT
+        if number == signal.SIGTERM:
+            signal.signal(number, end)
+        threading.Timer(0.01, signal.pthread_kill, (threading.get_ident(), number)).start()
+
     is_ours = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     if is_ours and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, end)
+    sys.unraisablehook = dropped
     try:
         yield came
     finally:
+        sys.unraisablehook = told
         if signal.getsignal(signal.SIGTERM) is end:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

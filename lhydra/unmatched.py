@@ -45,7 +45,7 @@ def _unmatched(match: Match, rows: Callable[[Hashes], I64], filters: FilterColum
         known = np.isin(np.array([float(one) for one in match.values], column.values.dtype), column.values)
         unknown = [(value, "") for value, is_known in zip(match.values, known, strict=True) if not is_known]
     else:
-        asked = (Condition(match.column, any_of=match.values),)
+        asked = (Condition(match.column, any_of=(value,)) for value in match.values)  # in the order of the file
         unknown = [(value, near) for _, value, near in filters.unknown(asked)]
     for value, near in unknown:
         yield f"no track has {match.column} {quoted(value)}" + f" ({quoted(near)}?)" * bool(near)

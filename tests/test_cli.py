@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
@@ -196,6 +197,33 @@ def test_sigterm_is_one_line_and_143_and_leaves_no_half_and_no_handler(
         assert capsys.readouterr().err == "lhydra index: ended by SIGTERM\n"
         assert list(tmp_path.iterdir()) == []
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize(
+    ("number", "ended", "said"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "ended by SIGTERM")]
+)
+def test_an_end_that_comes_while_an_object_is_taken_away_ends_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], number: int, ended: int, said: str
+) -> None:
+    class Held:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    def run(args: object) -> int:
+        for _ in range(2):  # the second one while Python waits for a lock
+            Held()
+        threading.Event().wait(60)
+        return 0
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts tests may have had it ignored
+    command = SimpleNamespace(run=run, EXTRA="index")
+    monkeypatch.setattr(cli, "_parse", lambda argv: (SimpleNamespace(command="index", log_level="warning"), command))
+    try:
+        assert main(["index"]) == ended
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err == f"lhydra index: {said}\n"
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_an_interrupt_while_a_command_is_imported_is_one_line(
