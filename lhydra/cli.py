@@ -43,11 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    with _heard() as terminated:
-        return _main(argv, terminated)
+    with _heard() as came:
+        return _main(argv, came)
 
 
-def _main(argv: list[str], terminated: list[int]) -> int:
+def _main(argv: list[str], came: list[int]) -> int:
     name = "lhydra"
     try:
         args, command = _parse(argv)  # it imports the command, which takes a while
@@ -60,8 +60,9 @@ def _main(argv: list[str], terminated: list[int]) -> int:
         print(f"{name}: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
-        print(f"{name}: {'ended by SIGTERM' if terminated else 'interrupted'}", file=sys.stderr)
-        return 143 if terminated else 130
+        is_terminated = signal.SIGTERM in came
+        print(f"{name}: {'ended by SIGTERM' if is_terminated else 'interrupted'}", file=sys.stderr)
+        return 143 if is_terminated else 130
     except BrokenPipeError:  # `lhydra … | head`
         let_go(sys.stdout)
         return 1
@@ -73,13 +74,13 @@ def _main(argv: list[str], terminated: list[int]) -> int:
 
 @contextmanager
 def _heard() -> Iterator[list[int]]:
-    """Has SIGTERM end a command as Ctrl-C does, so that what it began is taken away; yields whether it came.
+    """Has SIGTERM end a command as Ctrl-C does, so that what it began is taken away; yields which of them came.
 
-    The second one ends the process at once. Commands that stop in their own way replace the handler. Where either
-    comes while an object is taken away, Python drops the exception: it is raised again a moment later.
+    The second one ends the process at once. Commands that stop in their own way replace the handlers. Where one comes
+    while an object is taken away, Python drops the exception: it is raised again a moment later.
     """
     came: list[int] = []
-    told = sys.unraisablehook
+    told, before = sys.unraisablehook, dict[int, Any]()
 
     def end(number: int, frame: FrameType | None) -> None:
         came.append(number)
@@ -87,24 +88,28 @@ def _heard() -> Iterator[list[int]]:
         raise KeyboardInterrupt
 
     def dropped(said: "sys.UnraisableHookArgs") -> None:
-        if said.exc_type is not KeyboardInterrupt or threading.current_thread() is not threading.main_thread():
+        if (
+            said.exc_type is not KeyboardInterrupt
+            or not came
+            or threading.current_thread() is not threading.main_thread()
+        ):
             told(said)
             return
-        number = came.pop() if came else signal.SIGINT
-        if number == signal.SIGTERM:
-            signal.signal(number, end)
-        threading.Timer(0.01, signal.pthread_kill, (threading.get_ident(), number)).start()
+        signal.signal(came[-1], end)
+        threading.Timer(0.01, signal.pthread_kill, (threading.get_ident(), came.pop())).start()
 
-    is_ours = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if is_ours and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, end)
+    if threading.current_thread() is threading.main_thread():
+        for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+            if signal.getsignal(number) is usual:
+                before[number] = signal.signal(number, end)
     sys.unraisablehook = dropped
     try:
         yield came
     finally:
         sys.unraisablehook = told
-        if signal.getsignal(signal.SIGTERM) is end:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for name, handler in before.items():
+            if signal.getsignal(name) in (end, signal.SIG_DFL):
+                signal.signal(name, handler)
 
 
 _CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)$", re.DOTALL)  # of argparse, as it says it
