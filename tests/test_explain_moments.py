@@ -1,7 +1,7 @@
 """Explain with a model that knows what comes next: its places, sources, pulls and words, held to what is served."""
 
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -192,11 +192,26 @@ def test_sources_are_those_that_gave_the_track(recommender: Recommender, states:
     assert seen == {"nearest", "own", "following", "together"}
 
 
+@dataclass(frozen=True)
+class Like:
+    """A moment with the signals of one, that is like another; without the former it has no signals."""
+
+    about: Any
+    of: Any = None
+
+    def signals(self, rows: I64) -> Any:
+        return np.zeros((len(rows), len(SIGNALS)), np.float32) if self.of is None else self.of.signals(rows)
+
+    def context(self) -> Any:
+        return self.about.context()
+
+
 def test_a_pull_is_what_the_track_loses_when_it_is_served_without_the_play(
     recommender: Recommender, states: list[UserState], now: int
 ) -> None:
     """All plays of all histories, one by one, for tracks that were heard and for others."""
     rng = np.random.default_rng(0)
+    bundle = replace(recommender.bundle, head=recommender.bundle.head.by_graph())  # takes signals as told
     for traced in traces(recommender, states[:-1], now, (Repeat.ALLOW, Repeat.EXCLUDE)):
         assert traced.user is not None
         assert traced.candidates is not None
@@ -207,7 +222,10 @@ def test_a_pull_is_what_the_track_loses_when_it_is_served_without_the_play(
         for play, fall in zip(played.tolist(), falls, strict=True):
             less = shortened(recommender, state, play)
             if len(less.history):  # else another part of the head would answer
-                assert fall == pytest.approx(full - recommender.score(less, rows, now)[0], abs=2e-4)
+                user = recommender.encode(less)
+                vector = recommender.moved_away(bundle.embed(user), less)
+                moment: Any = Like(traced.moment, moment_of(bundle, less, user, now))
+                assert fall == pytest.approx(full - bundle.score(vector, user, rows, moment)[0], abs=2e-4)
         if len(played) == 1:
             groups = {one.name: one.logit for one in groups_of(recommender, traced, int(rows[0]))}
             assert falls[0, 0] == pytest.approx(groups["history"], abs=1e-4)
@@ -249,17 +267,7 @@ def test_groups_are_hidden_from_the_part_that_answers(
         assert set(groups) - {"profile"} == expected
         full = float(recommender.scored(traced, row)[0][0])
 
-        class Unmoved:
-            """A moment of which nothing is known but what it is like."""
-
-            def __init__(self, traced: Traced) -> None:
-                assert traced.moment is not None
-                self.context = traced.moment.context
-
-            def signals(self, rows: I64) -> Any:
-                return np.zeros((len(rows), len(SIGNALS)), np.float32)
-
-        unmoved: Any = Unmoved(traced)
+        unmoved: Any = Like(traced.moment)
         assert traced.vector is not None
         without = bundle.score(traced.vector, traced.user, row, unmoved)[0]
         assert groups["moment"] == pytest.approx(full - float(without[0]), abs=1e-4)

@@ -1,7 +1,9 @@
 """What moved a track: plays of the history left out one at a time, and groups of features hidden, by the served graphs.
 
 The answer is the fall of the head's raw logit, so that effects of the strongest and the weakest tracks compare. All
-that is computed of a history is computed anew without the play: vector, profile of listening, co-listening, moment.
+that is computed of a history is computed anew without the play: vector, profile of listening, co-listening, signals of
+the moment. What the moment is like (how long ago the last play is, in a session or not) stays: it raises all tracks
+alike, and without the last play each of them would seem to be pulled by it.
 """
 
 from dataclasses import dataclass, replace
@@ -154,8 +156,8 @@ def _without(recommender: Recommender, traced: Traced, rows: I64, left_out: I64,
     inputs = _Inputs(embedded, users, together)
     if traced.moment is not None:
         moments = [traced.moment.without(int(whole.rows[i])) for i in left_out]
-        contexts = [moment.context() for moment in (moments if h else [traced.moment] * n)]
-        inputs = replace(inputs, signals=np.stack([one.signals(rows) for one in moments]), context=np.stack(contexts))
+        context = np.repeat(traced.moment.context()[None], n, 0)
+        inputs = replace(inputs, signals=np.stack([one.signals(rows) for one in moments]), context=context)
     return _heads(recommender, rows, inputs)
 
 
