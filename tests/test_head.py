@@ -651,6 +651,19 @@ def test_a_level_is_found_by_what_is_known_beside_the_logit() -> None:
     assert alone[:2] == calibration.platt(logits, plays)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_a_calibration_is_never_worse_than_none_whatever_tails_the_logits_have(seed: int) -> None:
+    """Where few logits are far out a whole step of Newton's leads to where no later one leads back from."""
+    rng = np.random.default_rng(seed)
+    m, k = int(rng.choice([10, 100])), int(rng.integers(1, 15))
+    about = np.repeat(rng.normal(0, 1, (m, 8)), 2 * k, 0) * rng.integers(0, 2)
+    plays = np.tile(np.arange(2 * k) < k, m)
+    logits = rng.normal(0, 1, len(plays)) + 1.5 * plays + np.repeat(rng.standard_t(2, m) * 5, 2 * k)
+    a, b, level = calibration.platt_at(logits, about, plays)
+    logit = a * (logits + about @ level) + b
+    assert np.logaddexp(0, np.where(plays, -logit, logit)).mean() <= np.log(2) + 1e-6
+
+
 def test_logits_that_tell_nothing_have_no_level() -> None:
     """It would be what is known, divided by next to nothing: so far from 0 that logits lose their last digits."""
     rng = np.random.default_rng(0)

@@ -29,7 +29,17 @@ from lhydra.recommender import Recommender
 from lhydra.repeats import repeats_of
 from lhydra.training.config import TrainSettings
 from lhydra.training.data import Targets, load
-from lhydra.training.moment_head import LEAST_JUDGED, LEVELLED, LIFTS, Prepared, _calibrate, _ndcg, _pairs, _rare_lift
+from lhydra.training.moment_head import (
+    LEAST_JUDGED,
+    LEVELLED,
+    LIFTS,
+    MOST_PAIRS,
+    Prepared,
+    _calibrate,
+    _ndcg,
+    _pairs,
+    _rare_lift,
+)
 from lhydra.training.moment_network import MomentHead
 from lhydra.training.moments import MIN_MOMENTS, find, listenings, sequences_of
 from lhydra.training.progress import MomentsFitted, Progress
@@ -629,6 +639,10 @@ def test_a_score_is_calibrated_on_what_lists_are_made_of() -> None:
         assert set(first) == {5, 7}
         assert len(set(nothing)) == 2
         assert not set(nothing) & {3, 4, 5, 7}
+    seldom = _pairs([*targets, *targets[1:] * 99], [*heard, *heard[1:] * 99], 20, rng)
+    assert all(pair.shape[1] > 1 for pair in seldom)  # one moment of 101 does not stand for all
+    (many,) = _pairs([np.arange(500)], [np.arange(0)], 2_000, rng)
+    assert many.shape == (2, MOST_PAIRS)
     (again,) = _pairs(targets[1:], heard[1:], 20, rng)
     assert set(again[0]) == {8, 9}
     assert not set(again[1]) & {8, 9}

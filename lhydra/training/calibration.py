@@ -155,7 +155,7 @@ def platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
 
 
 def platt_at(logits: np.ndarray, about: np.ndarray, labels: np.ndarray) -> tuple[float, float, F64]:
-    """Fits the logistic regression sigmoid(a * (logit + about @ level) + b) by Newton's method.
+    """Fits the logistic regression sigmoid(a * (logit + about @ level) + b) by Newton's method, steps halved as needed.
 
     Args:
         logits: (n,) float64.
@@ -170,13 +170,20 @@ def platt_at(logits: np.ndarray, about: np.ndarray, labels: np.ndarray) -> tuple
     x = np.column_stack([(logits - mean) / scale, np.ones(len(logits)), about])
     weights = np.r_[1.0, np.zeros(1 + about.shape[1])]
     ridge = np.r_[1e-3, 1e-3, np.ones(about.shape[1])]  # a little: separable data stay finite
+
+    def loss(weights: F64) -> float:
+        logit = x @ weights
+        return float(np.logaddexp(0, np.where(labels, -logit, logit)).sum() + ridge @ weights**2 / 2)
+
     for _ in range(50):
         p = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))
         gradient = x.T @ (p - labels) + ridge * weights
         hessian = (x * (p * (1 - p))[:, None]).T @ x + np.diag(ridge)
-        move = np.linalg.solve(hessian, gradient)
+        move, before = np.linalg.solve(hessian, gradient), loss(weights)
+        while np.abs(move).max() > 1e-9 and not loss(weights - move) < before:  # far from the end it leads too far
+            move /= 2
         weights -= move
-        if np.abs(move).max() < 1e-9:
+        if np.abs(move).max() <= 1e-9:
             break
     if about.shape[1] and weights[0] < LEAST_TOLD:
         return *platt(logits, labels), np.zeros(about.shape[1])

@@ -30,7 +30,7 @@ from lhydra.training.data import Targets, TrainingData
 from lhydra.training.losses import listwise_loss
 from lhydra.training.model import Network
 from lhydra.training.moment_network import MomentHead
-from lhydra.training.moments import Asked, find, listenings, sequences_of
+from lhydra.training.moments import MIN_MOMENTS, Asked, find, listenings, sequences_of
 from lhydra.training.progress import MomentsFitted, Report, unreported
 from lhydra.training.step import Tensors, embed_users, tensor
 from lhydra.training.teachers import Table
@@ -46,6 +46,7 @@ AFTER_MANY = SIGNALS.index("after many")  # the signal that ranks what follows
 LIST = 20  # tracks of such a ranking
 LIFTS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # of a logit: what a track without listeners may be worth more
 LEAST_JUDGED = 100  # moments that tell a level: its pairs share one context, so fewer fit it to themselves
+MOST_PAIRS = 32  # of a moment: a long session says little more of its level than a short one
 LEVELLED = np.array([name != "away" for name in CONTEXT])  # users are away for longer when served than in most logs
 RARITY, HEARD = MomentHead.PAIR - 1, MomentHead.PAIR  # inputs of the part
 SHARES = ((0.0, 0.15, 0.3), (0.0, 0.15, 0.3, 0.45), (0.0, 0.1, 0.2))  # of the depth, to choose from for each source
@@ -328,13 +329,16 @@ def _ndcg(logits: Tensor, prepared: Prepared, at: Tensor, k: int = 10) -> float:
 
 
 def _pairs(targets: Sequence[I64], heard: Sequence[I64], n_tracks: int, rng: np.random.Generator) -> list[I64]:
-    """(2, p) of each moment: targets that were not heard before, and as many tracks that are neither.
+    """(2, p) of each moment, p <= MOST_PAIRS: targets that were not heard before, and as many tracks that are neither.
 
-    A heard track stands so far above others that a scale of both would be too sure of what lists are made of. Where all
-    targets were heard, they count.
+    A heard track stands so far above others that a scale of both would be too sure of what lists are made of. Where
+    hardly a moment has others, they count.
     """
-    fresh = [np.setdiff1d(own, before) for own, before in zip(targets, heard, strict=True)]
-    wanted = fresh if any(len(own) for own in fresh) else targets
+    fresh = [
+        rng.permutation(np.setdiff1d(own, before))[:MOST_PAIRS] for own, before in zip(targets, heard, strict=True)
+    ]
+    is_told = np.count_nonzero([len(own) for own in fresh]) >= min(MIN_MOMENTS, len(targets) / 10)
+    wanted = fresh if is_told else [rng.permutation(own)[:MOST_PAIRS] for own in targets]
     return [np.stack(plays_and_others(own, before, n_tracks, rng)) for own, before in zip(wanted, heard, strict=True)]
 
 
