@@ -280,6 +280,21 @@ def test_a_value_that_the_model_has_not_met_is_named_in_the_answer(server: Serve
     ]
 
 
+@pytest.mark.parametrize("name", ["history", "session"])
+def test_plays_of_which_the_bundle_holds_none_are_told_and_of_which_it_holds_one_are_not(
+    server: Served, name: str
+) -> None:
+    _, _, plain = server.ask("Recommend", pb.RecommendRequest(user_id="nobody", k=5))
+    request = pb.RecommendRequest(user_id="nobody", k=5)
+    for i in range(3):
+        getattr(request, name).entries.add(track_id=f"no track {i}")
+    _, _, found = server.ask("Recommend", request)
+    assert list(found.degraded) == [f"unknown_tracks: this bundle holds none of the 3 tracks of {name}"]
+    getattr(request, name).entries.add(track_id=plain.tracks[0].track_id)
+    _, _, found = server.ask("Recommend", request)
+    assert list(found.degraded) == []
+
+
 def test_a_filter_value_that_no_track_has_is_named_where_the_list_falls_short(server: Served) -> None:
     _, _, plain = server.ask("Recommend", pb.RecommendRequest(user_id="nobody", k=5, filter=pb.Filter(genres=["Jazz"])))
     assert len(plain.tracks) > 0

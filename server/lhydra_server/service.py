@@ -367,6 +367,10 @@ class RecommenderService:
             call.degraded.append(reason)
         if parsed.repeat is Repeat.LEARNT and not served.recommender.knows_repeats:
             call.degraded.append(LEARNT_AS_DECAY)
+        for name, plays in (("history", parsed.history), ("session", parsed.session)):
+            ids = (play.track_id for play in plays)
+            if plays and all(row < 0 for one in ids for row in served.catalog.rows(track_hashes([one]))):
+                call.degraded.append(f"unknown_tracks: this bundle holds none of the {len(plays)} tracks of {name}")
 
     def _look_up(self, user_id: str, call: Call) -> UserState | None:
         """Returns the stored state, None for an unknown user; without a store the answer only loses in tier."""
