@@ -4,6 +4,8 @@ A source is what Lhydra calls tables (a flat file, or plays.*, tracks.* and user
 another program, which `formats` knows.
 """
 
+import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -195,8 +197,12 @@ def _open_tables(
     if not files["plays"]:
         names = ", ".join(sorted(entry.name for entry in found.iterdir())) or "nothing in it"
         expected = f"a folder with plays.csv, plays.jsonl or plays.parquet, or an export ({formats.listed()})"
-        if flat := [entry for entry in sorted(found.iterdir()) if entry.is_file() and _is_tables(entry)]:
+        seen = [entry for entry in sorted(found.iterdir()) if entry.is_file() and not entry.name.startswith((".", "_"))]
+        alike = Counter(ending for file in seen for ending in EXTENSIONS if file.name.lower().endswith(ending))
+        if len(flat := list(filter(_is_tables, seen))) == 1:
             expected += f"; {flat[0].name} alone is a source: give {found / flat[0].name}"
+        elif more := [ending for ending, n in alike.most_common(1) if n > 1]:
+            expected += f"; if all {more[0]} files are one table, give {shlex.quote(f'{found}/*{more[0]}')}"
         raise DataError(complain(path, names, expected))
     notes = _unread(found, [file for part in files.values() for file in part])
     tables = {
