@@ -166,8 +166,8 @@ def test_what_cannot_be_is_refused_in_one_line(
         "STORE": tiny_store, "DATASET": tiny_dataset.path, "FILE": tmp_path / "ada.csv", "OTHER": tmp_path / "ada.csv",
         "GONE": tmp_path / "gone.csv", "NAMED": tmp_path / "named.csv",
     }  # fmt: skip
-    usage = words[0] == "recommend" and found.startswith("DATASET and --history")
-    assert main([str(places.get(word, word)) for word in words]) == (2 if usage else 1)
+    is_usage = found.startswith(("DATASET and --history", "--store"))
+    assert main([str(places.get(word, word)) for word in words]) == (2 if is_usage else 1)
     error = capsys.readouterr().err.strip()
     assert found in error
     assert error.count("\n") == 0

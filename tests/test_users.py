@@ -627,7 +627,7 @@ def test_what_cannot_be_loaded_is_one_line(
         (data, "--store", store, "--users", "redis://h/x"): "--users: found a database that is no number",
         (data, "--store", store, "--users", "h:1"): "expected lmdb:PATH or redis://HOST",
     }.items():
-        assert main(["users", "load", *argv]) == 1
+        assert main(["users", "load", *argv]) == (2 if argv == (data,) else 1)  # 2: words that a command lacks
         (printed,) = capsys.readouterr().err.splitlines()
         assert printed.startswith("lhydra users: ")
         assert line in printed

@@ -12,7 +12,7 @@ from lhydra.commands import person
 from lhydra.commands.histories import check_flags
 from lhydra.config import add_flags, resolve, setting
 from lhydra.data.settings import ReadSettings
-from lhydra.errors import ConfigError, complain, quoted
+from lhydra.errors import ConfigError, UsageError, complain, quoted
 from lhydra.limits import AN_ID, MAX_ID_CHARS, is_id
 
 if TYPE_CHECKING:
@@ -119,14 +119,15 @@ def _load(args: argparse.Namespace) -> int:
         0.
 
     Raises:
-        ConfigError: neither `--store` nor `--users` is given, or `--store` is a file.
+        UsageError: neither `--store` nor `--users` is given, or neither or both of dataset and history.
+        ConfigError: `--store` is a file.
     """
     settings = resolve("users", UsersSettings, args)
     if settings.store is None and settings.users is None:
-        raise ConfigError(complain("--store", "nothing", "the folder of a store, new or old"))
+        raise UsageError(complain("--store", "nothing", "the folder of a store, new or old, or --users URL"))
     if (settings.history is None) == (args.dataset is None):
         found = "neither" if settings.history is None else "both"
-        raise ConfigError(complain("DATASET and --history", found, "one of them"))
+        raise UsageError(complain("DATASET and --history", found, "one of them"))
     check_flags(args, ("as_of",), history=settings.history is not None)
     if settings.history is not None:
         return _load_history(settings, settings.history)
@@ -178,7 +179,7 @@ def _load(args: argparse.Namespace) -> int:
 def _load_history(settings: UsersSettings, history: Path) -> int:
     """Brings people's own listening to a store; what is stored of them already stays, and nothing counts twice."""
     if settings.store is None:
-        raise ConfigError(complain("--store", "nothing", "the store whose bundle knows the tracks"))
+        raise UsageError(complain("--store", "nothing", "the store whose bundle knows the tracks"))
     from lhydra.bundle.bundle import Bundle
     from lhydra.commands.histories import read_histories, tell_notes, with_history
     from lhydra.users.store import open_users, redacted
