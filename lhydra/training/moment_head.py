@@ -334,11 +334,10 @@ def _pairs(targets: Sequence[I64], heard: Sequence[I64], n_tracks: int, rng: np.
     A heard track stands so far above others that a scale of both would be too sure of what lists are made of. Where
     hardly a moment has others, they count.
     """
-    fresh = [
-        rng.permutation(np.setdiff1d(own, before))[:MOST_PAIRS] for own, before in zip(targets, heard, strict=True)
-    ]
+    fresh = [np.setdiff1d(own, before) for own, before in zip(targets, heard, strict=True)]
     is_told = np.count_nonzero([len(own) for own in fresh]) >= min(MIN_MOMENTS, len(targets) / 10)
-    wanted = fresh if is_told else [rng.permutation(own)[:MOST_PAIRS] for own in targets]
+    every = fresh if is_told else targets
+    wanted = [rng.choice(own, MOST_PAIRS, False) if len(own) > MOST_PAIRS else own for own in every]
     return [np.stack(plays_and_others(own, before, n_tracks, rng)) for own, before in zip(wanted, heard, strict=True)]
 
 
