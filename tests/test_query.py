@@ -204,6 +204,8 @@ def test_plays_records_each_track_once(fake: FakeRecommender, capsys: pytest.Cap
     assert len({play.event_id for play in plays}) == 2
     out = capsys.readouterr().out
     assert out == "recorded 2 plays of user ana, 1 of a track that the bundle being served does not hold\n"
+    assert query("plays", "ana", "t1,t2") == 0
+    assert capsys.readouterr().out.endswith("not hold (a comma is part of an id here: several are apart by spaces)\n")
     assert query("plays", "ana", "t1", "--json") == 0
     counts = {"recorded": 1, "duplicates": 0, "unknown_tracks": 1}
     assert json.loads(capsys.readouterr().out) == {"user_id": "ana"} | counts

@@ -300,6 +300,8 @@ def _plays(client: "Client", args: argparse.Namespace) -> tuple[str, dict[str, A
     text = f"recorded {answer.recorded} play{'' if answer.recorded == 1 else 's'} of user {args.user}"
     if answer.unknown_tracks:
         text += f", {answer.unknown_tracks} of a track that the bundle being served does not hold"
+        if any("," in track for track in args.tracks):
+            text += " (a comma is part of an id here: several are apart by spaces)"
     return _clean(text), {"user_id": args.user} | _values(answer)
 
 

@@ -1,6 +1,10 @@
-"""What to do about a table that lacks a column: the separator, the names or the place that is meant."""
+"""What to do about a table without a column, or a folder that is no source: the separator, names or place meant."""
 
+import glob
+import shlex
+from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 from lhydra.data.csv_text import SEPARATORS
 from lhydra.data.schema import TRACK_COLUMNS, near
@@ -46,6 +50,27 @@ def lacks(table: Table, name: str, required: Sequence[str], read: ReadSettings |
         pairs = ",".join(f"{known.removesuffix('_id')}={(meant[known] or ['COLUMN'])[0]}" for known in missing)
         hint = f"; say which it is: --columns {pairs}"
     return DataError(complain(table.path, f"the columns {', '.join(table.names)}", f"a column {name}{hint}"))
+
+
+def within(flat: Sequence[Path], files: Sequence[Path], endings: Sequence[str]) -> str:
+    """Returns what to give in place of a folder that is no source: a file of it, or all of one kind.
+
+    Args:
+        flat: its files that are sources alone.
+        files: all of its files.
+        endings: of the names of tables.
+
+    Returns:
+        The hint, "" where there is none.
+    """
+    if len(flat) == 1:
+        return f"; {flat[0].name} alone is a source: give {flat[0]}"
+    alike = Counter(one.name[-len(end) :] for one in files for end in endings if one.name.lower().endswith(end))
+    for ending, n in alike.most_common(1):
+        if n > 1:
+            pattern = f"{glob.escape(str(files[0].parent))}/*{ending}"
+            return f"; if all {ending} files are one table, give {shlex.quote(pattern)}"
+    return ""
 
 
 def separator(line: str) -> str:

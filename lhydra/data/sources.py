@@ -4,8 +4,6 @@ A source is what Lhydra calls tables (a flat file, or plays.*, tracks.* and user
 another program, which `formats` knows.
 """
 
-import shlex
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +16,7 @@ from lhydra import config
 from lhydra.data import formats
 from lhydra.data.csv_text import CSV, SEPARATORS, Dialect, records, scan
 from lhydra.data.formats.format import Export, Sample, Tables
-from lhydra.data.hints import lacks, separator
+from lhydra.data.hints import lacks, separator, within
 from lhydra.data.json_records import ENDINGS, first_keys, is_json, open_records
 from lhydra.data.schema import PLAY_COLUMNS, TRACK_COLUMNS, USER_COLUMNS, canonical
 from lhydra.data.settings import ALIASES, ReadSettings
@@ -198,11 +196,7 @@ def _open_tables(
         names = ", ".join(sorted(entry.name for entry in found.iterdir())) or "nothing in it"
         expected = f"a folder with plays.csv, plays.jsonl or plays.parquet, or an export ({formats.listed()})"
         seen = [entry for entry in sorted(found.iterdir()) if entry.is_file() and not entry.name.startswith((".", "_"))]
-        alike = Counter(ending for file in seen for ending in EXTENSIONS if file.name.lower().endswith(ending))
-        if len(flat := list(filter(_is_tables, seen))) == 1:
-            expected += f"; {flat[0].name} alone is a source: give {found / flat[0].name}"
-        elif more := [ending for ending, n in alike.most_common(1) if n > 1]:
-            expected += f"; if all {more[0]} files are one table, give {shlex.quote(f'{found}/*{more[0]}')}"
+        expected += within(list(filter(_is_tables, seen)), seen, EXTENSIONS)
         raise DataError(complain(path, names, expected))
     notes = _unread(found, [file for part in files.values() for file in part])
     tables = {

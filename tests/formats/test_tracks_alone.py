@@ -56,19 +56,19 @@ def test_a_folder_with_one_flat_file_names_it(tmp_path: Path, capsys: pytest.Cap
     assert said.endswith(f"sample.csv alone is a source: give {tmp_path / 'in' / 'sample.csv'}")
 
 
-@pytest.mark.parametrize("ending", ["csv", "jsonl", "csv.gz"])
+@pytest.mark.parametrize("ending", ["csv", "JSONL", "csv.gz"])
 def test_a_folder_with_files_of_one_table_names_their_pattern(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str
 ) -> None:
-    head = "user_id,track_id\n" if ending != "jsonl" else ""
+    head = "user_id,track_id\n" if ending != "JSONL" else ""
     rows = [("u", "a"), ("v", "a"), ("u", "b")]
-    (tmp_path / "my days").mkdir()
+    (tmp_path / "my [days]").mkdir()
     for day in range(2):
         lines = (f"{u}{day},{t}\n" if head else f'{{"user_id": "{u}{day}", "track_id": "{t}"}}\n' for u, t in rows)
         text = (head + "".join(lines)).encode()
-        (tmp_path / "my days" / f"day-{day}.{ending}").write_bytes(gzip.compress(text) if "gz" in ending else text)
-    said = prepare(capsys, tmp_path / "my days", tmp_path / "out")
+        (tmp_path / "my [days]" / f"day-{day}.{ending}").write_bytes(gzip.compress(text) if "gz" in ending else text)
+    said = prepare(capsys, tmp_path / "my [days]", tmp_path / "out")
     pattern = said.rpartition(" give ")[2]
-    assert said.endswith(f"if all .{ending} files are one table, give '{tmp_path}/my days/*.{ending}'")
+    assert said.endswith(f"if all .{ending} files are one table, give '{tmp_path}/my [[]days]/*.{ending}'")
     prepare(capsys, Path(shlex.split(pattern)[0]), tmp_path / "out", *ALL_TRAIN)
     assert len(heard(tmp_path / "out")) == 6
