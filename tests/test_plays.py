@@ -24,7 +24,7 @@ from lhydra import files
 from lhydra.cli import main
 from lhydra.data.dataset import Dataset
 from lhydra.data.logged import read_logged
-from lhydra.domain import Play, track_hashes
+from lhydra.domain import Play, UserState, track_hashes
 from lhydra.errors import DataError
 from lhydra.events import export
 from lhydra.users import record as user_record
@@ -447,7 +447,7 @@ def test_loading_counts_nothing_twice_and_loses_nothing(
     rng = np.random.default_rng(7)
     before = [play(n) for n in range(40)]
     live = [
-        Play(f"l{n}", f"u{n % 3}", f"t{rng.integers(9)}", T0 - 10_000 + int(rng.integers(20_000)), 1.0)
+        Play(f"l{n}", f"u{n % 3}", f"t{rng.integers(9)}", T0 - 10_000 + int(rng.integers(20_000)), skipped=n % 11 == 0)
         for n in range(120)
     ]
     plain = source(tmp_path / "source", before)
@@ -456,15 +456,28 @@ def test_loading_counts_nothing_twice_and_loses_nothing(
     record(where, live[60:])
     assert run("users", "load", tmp_path / "dataset", *where) == 0
     assert run("users", "load", tmp_path / "dataset", *where) == 0
-    users = opened(where)
-    found: dict[tuple[str, str], float] = {}
     names = {int(h): t for t in {p.track_id for p in before + live} for h in track_hashes([t])}
-    for user in ("u0", "u1", "u2"):
-        state = users.get(user)
-        assert state is not None
-        found |= {(user, names[int(e["track"])]): float(e["count"]) for e in state.history}
-    users.close()
-    assert found == counted(before + live)
+
+    def states() -> dict[str, UserState]:
+        users = opened(where)
+        found = {user: users.get(user) for user in ("u0", "u1", "u2")}
+        users.close()
+        return {user: state for user, state in found.items() if state is not None}
+
+    def counts() -> dict[tuple[str, str], float]:
+        return {(user, names[int(e["track"])]): float(e["count"]) for user, s in states().items() for e in s.history}
+
+    expected = counted(before + live[:60] + [one for one in live[60:] if not one.skipped])
+    assert counts() == expected
+    once = states()
+    assert run("prepare", plain, tmp_path / "newer", "--plays", where[1]) == 0
+    assert run("users", "load", tmp_path / "newer", *where) == 0
+    assert counts() == counted(before + live)
+    assert run("users", "load", tmp_path / "dataset", *where) == 0
+    assert counts() == expected, "back to the earlier dataset"
+    for user, state in states().items():
+        for part in ("recent", "skipped", "heard"):
+            assert np.array_equal(getattr(state, part), getattr(once[user], part)), part
 
 
 def test_export_says_json(where: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,6 @@ that it is divided in (`lhydra.users.heard`).
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -33,6 +32,7 @@ from lhydra.repeats import (
     after_plays,
     at_once,
     live_flags,
+    make_recent,
     merge_recent,
     merged,
     repeats_of,
@@ -101,7 +101,7 @@ class UserRecord:
         Args:
             loaded: the user's state in the prepared data.
             later: all live plays of which an event log tells that the data were made before they came, none of which
-                is covered, whatever its time; None where no log tells.
+                is covered, whatever its time and what was loaded before; None where no log tells.
 
         Returns:
             The new record.
@@ -109,8 +109,13 @@ class UserRecord:
         own, live, sums, history = self.state.recent, self.live, self.sums, loaded.history
         tracks, times = track_hashes(play.track_id for play in later or ()), [play.time for play in later or ()]
         known = set(zip(tracks.tolist(), times, strict=True))
-        if later is not None and len(sums):
-            live, sums = _apart(live, sums, history, tracks, later)
+        if len(own):
+            own = own[own["flags"] & LIVE != 0]
+        if later:
+            told = single_plays(tracks, [play.count for play in later], times)
+            live, sums = _told_again(live, sums, told[[not play.skipped for play in later]])
+            told_recent = make_recent(tracks, times, live_flags(later))
+            own = merge_recent(without(own, told_recent), told_recent)
 
         def covered(plays: History | Recent) -> npt.NDArray[np.bool_]:
             held = _covered(history, plays["track"], plays["time"].astype(np.int64))
@@ -119,8 +124,6 @@ class UserRecord:
                 held &= np.fromiter((key not in known for key in keys), bool, len(plays))
             return held
 
-        if len(own):
-            own = own[own["flags"] & LIVE != 0]
         if len(own) and len(loaded.recent):
             liked = own["flags"] & SKIPPED == 0
             own = without(own[~(liked & covered(own))], loaded.recent)
@@ -163,20 +166,11 @@ def _repeats_of(live: History, sums: Repeats) -> Repeats:
     return np.concatenate([sums, at_once(live[len(sums) :])])
 
 
-def _apart(
-    live: History, sums: Repeats, history: History, tracks: Hashes, later: Sequence[Play]
-) -> tuple[History, Repeats]:
-    """Live plays where those that came later are single again, of each track that the data hold: its sum had both."""
-    n_sums, held = len(sums), np.isin(live["track"][: len(sums)], history["track"])
-    singles, liked = live[n_sums:], [not play.skipped for play in later]
-    plays = single_plays(tracks, [play.count for play in later], [play.time for play in later])[liked]
-    there = Counter(singles[["track", "time"]].tolist())
-    back = np.isin(plays["track"], live["track"][:n_sums][held])
-    for place in np.flatnonzero(back).tolist():
-        key = (plays["track"][place].item(), plays["time"][place].item())
-        if there[key]:
-            there[key], back[place] = there[key] - 1, False
-    return np.concatenate([live[:n_sums][~held], plays[back], singles]), sums[~held]
+def _told_again(live: History, sums: Repeats, told: History) -> tuple[History, Repeats]:
+    """Live plays with all that a log tells of, single again: other data may have covered some, sums may hold others."""
+    n_sums = len(sums)
+    stays = ~np.isin(live["track"][:n_sums], told["track"])
+    return np.concatenate([live[:n_sums][stays], without(live[n_sums:], told), told]), sums[stays]
 
 
 def _covered(history: History, tracks: Hashes, times: I64) -> npt.NDArray[np.bool_]:
