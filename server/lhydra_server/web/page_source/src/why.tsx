@@ -119,7 +119,7 @@ function Path({ told }: { told: ExplainResponse }): JSX.Element {
         ) : null}
       </Step>
       {(told.steps ?? []).map((step) => (
-        <Step key={step.rule} state={step.after ? "passed" : "stopped"} name={`Rule: ${step.rule}`}>
+        <Step key={step.rule} state={step.after ? "passed" : "stopped"} name={step.rule === "places" ? "Places pinned, new or drawn" : `Rule: ${step.rule}`}>
           <span class="by">
             {step.before ? `place ${count(step.before)}` : "no place"} → {step.after ? `place ${count(step.after)}` : "no place"}
           </span>
