@@ -12,17 +12,15 @@ import argparse
 import json
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import trustme
 
+from benchmarks.calling import CALLERS, Goes, cost_of_calls, users_of
 from benchmarks.latency.own_server import RunningServer, serve_command, start_server
 from benchmarks.machine import core_scaling, machine, noise_line, versions
 from benchmarks.processes import cpu_times, process_tree
@@ -33,7 +31,6 @@ from lhydra.errors import LhydraError
 from lhydra.files import write_text
 from lhydra_client import Client, ClientError
 
-CALLERS = 8
 CONNECTIONS = 100  # of a turn that measures new ones
 RESAMPLES = 2000
 TOKEN = "t" * 48
@@ -226,36 +223,10 @@ def _costs(rounds: Sequence[dict[str, list[dict[str, float]]]], name: str) -> "n
 
 
 def _run(client: Client, users: Sequence[str], k: int, seconds: float, pid: int) -> dict[str, float]:
-    """Asks for some time; what is on its way at the end is waited for and counted."""
-    errors: list[Exception] = []
-    counts = [0] * CALLERS
-    tree = process_tree(pid)
-    used, started = cpu_times(tree), time.perf_counter()
+    def calls(number: int, goes: Goes) -> Iterator[object]:
+        return (client.recommend(user, k) for user in users_of(users, number, CALLERS, goes))
 
-    def asked(number: int) -> Iterator[str]:
-        for user in islice(cycle(users), number, None, CALLERS):
-            if time.perf_counter() >= started + seconds:
-                return
-            yield user
-
-    def ask(number: int) -> None:
-        try:
-            for user in asked(number):
-                client.recommend(user, k)
-                counts[number] += 1
-        except Exception as error:
-            errors.append(error)
-
-    callers = [threading.Thread(target=ask, args=(number,)) for number in range(CALLERS)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    took_s = time.perf_counter() - started
-    if errors:
-        raise errors[0]
-    answers = sum(counts)
-    return {"server_us": 1e6 * cpu_times(tree).since(used) / answers, "per_s": answers / took_s}
+    return cost_of_calls(pid, CALLERS, seconds, calls)
 
 
 if __name__ == "__main__":

@@ -12,19 +12,18 @@ import argparse
 import json
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.access import CALLERS, ROOMS, told
+from benchmarks.access import ROOMS, told
+from benchmarks.calling import CALLERS, Goes, cost_of_calls
 from benchmarks.latency.own_server import RunningServer, serve_command, start_server
 from benchmarks.machine import core_scaling, machine, noise_line, versions
-from benchmarks.processes import cpu_times, process_tree
 from lhydra.bundle.manifest import Manifest, current_bundle_id
 from lhydra.commands.outputs import check_output, is_json_with
 from lhydra.errors import LhydraError
@@ -128,37 +127,18 @@ def _measured(
 
 
 def _run(client: Client, pid: int, args: argparse.Namespace, run: str) -> dict[str, float]:
-    """Records for some time; what is on its way at the end is waited for and counted."""
-    errors: list[Exception] = []
-    counts = [0] * CALLERS
-    tree = process_tree(pid)
-    used, started = cpu_times(tree), time.perf_counter()
-
-    def record(number: int) -> None:
+    def calls(number: int, goes: Goes) -> Iterator[object]:
         drawn = np.random.default_rng([number, args.seed])
-        try:
-            while time.perf_counter() < started + args.seconds:
-                user, *tracks = drawn.integers(args.listeners, size=1 + args.plays).tolist()
-                call = f"{run}-{number}-{counts[number]}"
-                plays = [
-                    Play(f"listener-{user}", f"T{track:07}", event_id=f"{call}-{i}", request_id=f"request-{call}")
-                    for i, track in enumerate(tracks)
-                ]
-                client.record_plays(plays)
-                counts[number] += 1
-        except Exception as error:
-            errors.append(error)
+        for n in takewhile(goes, count()):
+            user, *tracks = drawn.integers(args.listeners, size=1 + args.plays).tolist()
+            call = f"{run}-{number}-{n}"
+            plays = [
+                Play(f"listener-{user}", f"T{track:07}", event_id=f"{call}-{i}", request_id=f"request-{call}")
+                for i, track in enumerate(tracks)
+            ]
+            yield client.record_plays(plays)
 
-    callers = [threading.Thread(target=record, args=(number,)) for number in range(CALLERS)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    took_s = time.perf_counter() - started
-    if errors:
-        raise errors[0]
-    calls = sum(counts)
-    return {"server_us": 1e6 * cpu_times(tree).since(used) / calls, "per_s": calls / took_s}
+    return cost_of_calls(pid, CALLERS, args.seconds, calls)
 
 
 if __name__ == "__main__":

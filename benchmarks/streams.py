@@ -11,18 +11,15 @@ STORE's users should be loaded, or every answer is a list of popular tracks.
 import argparse
 import json
 import sys
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.calling import CALLERS, Goes, cost_of_calls, users_of
 from benchmarks.latency.own_server import RunningServer, serve_command, start_server
 from benchmarks.machine import core_scaling, machine, noise_line, versions
-from benchmarks.processes import cpu_times, process_tree
 from lhydra.bundle.manifest import Manifest, current_bundle_id
 from lhydra.commands.outputs import check_output, is_json_with
 from lhydra.data.dataset import Dataset
@@ -30,7 +27,6 @@ from lhydra.errors import LhydraError
 from lhydra.files import write_text
 from lhydra_client import Client, ClientError
 
-CALLERS = 8
 RESAMPLES = 2000
 
 
@@ -112,11 +108,19 @@ def measured(
     }
     found: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
     names = list(ways)
+
+    def run(client: Client, name: str) -> dict[str, float]:
+        threads = 1 if name == "1 stream" else CALLERS
+
+        def calls(number: int, goes: Goes) -> Iterator[object]:
+            return ways[name](client, users_of(users, number, threads, goes))
+
+        return cost_of_calls(server.pid, threads, seconds, calls)
+
     with Client(server.address, timeout_s=30) as client:
         for repeat in range(repeats + 1):
             for name in names[repeat % len(names) :] + names[: repeat % len(names)]:  # nobody is always the first
-                threads = 1 if name == "1 stream" else CALLERS
-                one = _run(client, ways[name], users, threads, seconds, server.pid)
+                one = run(client, name)
                 if repeat:
                     found[name].append(one)
     return found
@@ -145,48 +149,6 @@ def told(found: dict[str, list[dict[str, float]]], seed: int) -> dict[str, dict[
             "repeats": [{key: round(value, 1) for key, value in one.items()} for one in repeats],
         }
     return out
-
-
-def _run(
-    client: Client,
-    way: Callable[[Client, Iterator[str]], Iterator[Any]],
-    users: Sequence[str],
-    threads: int,
-    seconds: float,
-    pid: int,
-) -> dict[str, float]:
-    """Asks for some time; what is on its way at the end is waited for and counted."""
-    errors: list[Exception] = []
-    counts = [0] * threads
-    tree = process_tree(pid)
-    used, own, started = cpu_times(tree), time.process_time(), time.perf_counter()
-
-    def asked(number: int) -> Iterator[str]:
-        for user in islice(cycle(users), number, None, threads):
-            if time.perf_counter() >= started + seconds:
-                return
-            yield user
-
-    def ask(number: int) -> None:
-        try:
-            for answer in way(client, asked(number)):
-                if isinstance(answer, Exception):
-                    raise answer
-                counts[number] += 1
-        except Exception as error:
-            errors.append(error)
-
-    callers = [threading.Thread(target=ask, args=(number,)) for number in range(threads)]
-    for caller in callers:
-        caller.start()
-    for caller in callers:
-        caller.join()
-    took_s, own_s = time.perf_counter() - started, time.process_time() - own
-    if errors:
-        raise errors[0]
-    answers = sum(counts)
-    server_s = cpu_times(tree).since(used)
-    return {"per_s": answers / took_s, "server_us": 1e6 * server_s / answers, "client_us": 1e6 * own_s / answers}
 
 
 if __name__ == "__main__":
