@@ -324,7 +324,7 @@ def test_every_settings_class_is_one_that_checks_itself() -> None:
         (cls.__name__, field.name) for cls in classes for field in dataclasses.fields(cls) if field.metadata["listed"]
     }
     assert lists == {
-        *((f"{name}Settings", "columns") for name in ("Prepare", "Recommend", "Users")),
+        *((f"{name}Settings", field) for name in ("Prepare", "Recommend", "Users") for field in ("columns", "only")),
         *(("RecommendSettings", "users"), ("WebSettings", "cors")),
         *(("EvaluateSettings", "k"), ("EvaluateSettings", "baselines")),
     }

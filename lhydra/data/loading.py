@@ -54,7 +54,7 @@ def choose_columns(source: Source, declared: DeclaredColumns) -> dict[Side, tupl
         for column in chosen[side]:
             table.check(column.name, lists=column.kind == "multi", side=side)
     for name in source.plays.names:
-        if name in PLAY_COLUMNS:
+        if name in PLAY_COLUMNS or name in source.only:
             source.plays.check(name)
     return chosen
 
@@ -80,7 +80,7 @@ def load_source(
     wanted = {side: {f"{side[:-1]}_id", *(column.name for column in used[side])} for side in used}
     own = {side: table for side in wanted if (table := source.beside_plays(side))}
     with_plays = {name for side in wanted if side not in own for name in wanted[side]}
-    plays = load(con, source.plays, "raw_plays", {*PLAY_COLUMNS, *with_plays}, work)
+    plays = load(con, source.plays, "raw_plays", {*PLAY_COLUMNS, *source.only, *with_plays}, work)
     loaded = {side: load(con, table, f"raw_{side}", wanted[side], work) for side, table in own.items()}
     return replace(source, plays=plays, tracks=loaded.get("tracks", plays), users=loaded.get("users", plays))
 

@@ -10,6 +10,7 @@ import duckdb
 
 from lhydra.data import lists, times
 from lhydra.data.dataset import Column
+from lhydra.data.only import other_events
 from lhydra.data.report import Report
 from lhydra.data.sources import Side, Source
 from lhydra.data.table import Table
@@ -71,6 +72,10 @@ def check_plays(con: duckdb.DuckDBPyConnection, source: Source, report: Report) 
         cases = [*((f"left_out = '{reason}'", reason) for (reason,) in reasons), *cases]
         cells.append("left_out")
         harmless |= {reason for (reason,) in reasons}
+    if source.only:
+        others = other_events(con, plays, source.only, report)
+        cells += [plays.sql(name) for name in source.only]
+        cases, harmless = [*others, *cases], harmless | {reason for _, reason in others}
     if "playcount" in plays.names:
         cells.append(f"real_number({plays.sql('playcount')}) AS count")
         cases += [

@@ -36,14 +36,20 @@ class ReadSettings(Settings):
         "columns by the names that Lhydra knows, such as user=userid,track=artistid,count=weight,timestamp=uts",
         listed=True,
     )
+    only: str | None = setting(
+        None,
+        "rows that are plays, where a log has events of other kinds too: event=play, or event=play,complete",
+        listed=True,
+    )
     sep: str | None = setting(None, "what separates cells: tab, comma, semicolon, pipe, space, or the characters")
     header: bool = setting(True, "whether the first line names the columns; without it they are 1, 2, ...")
     user: str | None = setting(None, "whose listening it is, for exports of one person (default: the name of the file)")
 
     def __post_init__(self) -> None:
-        """Checks every field, and that `columns` can be read."""
+        """Checks every field, and that `columns` and `only` can be read."""
         super().__post_init__()
         self.mapping()
+        self.kept()
         if self.sep == "" or (self.sep and (len(self.sep.encode()) > 4 and self.sep not in _SEPARATORS)):
             raise ConfigError(complain("--sep", repr(self.sep), f"{', '.join(_SEPARATORS)}, or 1 to 4 characters"))
         if self.user is not None and not is_id(self.user):
@@ -68,6 +74,25 @@ class ReadSettings(Settings):
             if known in found or name in found.values():
                 raise ConfigError(complain("--columns", f"{part}, named twice", "each once"))
             found[known] = name
+        return found
+
+    def kept(self) -> dict[str, tuple[str, ...]]:
+        """Reads `only`.
+
+        Returns:
+            By column, the values of which a row has one to be a play.
+
+        Raises:
+            ConfigError: a value stands before any column, or a column or a value is empty.
+        """
+        found: dict[str, tuple[str, ...]] = {}
+        column = ""
+        for part in self.only.split(",") if self.only is not None else ():
+            name, equals, value = part.rpartition("=")
+            column, value = (name.strip() if equals else column), value.strip()
+            if not column or not value:
+                raise ConfigError(complain("--only", repr(part), "COLUMN=VALUE, or COLUMN=VALUE,VALUE"))
+            found[column] = (*found.get(column, ()), value)
         return found
 
 

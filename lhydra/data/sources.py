@@ -18,6 +18,7 @@ from lhydra.data.csv_text import CSV, SEPARATORS, Dialect, records, scan
 from lhydra.data.formats.format import Export, Sample, Tables
 from lhydra.data.hints import lacks, separator, within
 from lhydra.data.json_records import ENDINGS, first_keys, is_json, open_records
+from lhydra.data.only import kept_by_column
 from lhydra.data.schema import PLAY_COLUMNS, TRACK_COLUMNS, USER_COLUMNS, canonical
 from lhydra.data.settings import ALIASES, ReadSettings
 from lhydra.data.table import Part, Table, is_text
@@ -47,6 +48,9 @@ class Source:
     users: Table
     notes: tuple[str, ...] = ()  # of files that were not read, and what the source was taken for
     format: str = "tables"
+    only: dict[str, tuple[str, ...]] = field(
+        default_factory=dict
+    )  # by column of the plays: values of which a row has one
 
     def beside_plays(self, side: str) -> Table | None:
         """Returns the table of one side where it is another than that of the plays.
@@ -113,9 +117,9 @@ def open_source(
     names = (*PLAY_COLUMNS, *TRACK_COLUMNS, *USER_COLUMNS)
     if strange := [name for name in mapping.given if name not in names]:
         raise ConfigError(config.unknown("--columns", strange[0], (*ALIASES, *names)))
-    plain = bool(mapping.given) or read.sep is not None or not read.header
+    plain = bool(mapping.given or read.only) or read.sep is not None or not read.header
     if plain and read.format not in ("auto", "tables"):
-        both = "it with --columns, --sep or --no-header"
+        both = "it with --columns, --sep, --no-header or --only"
         raise DataError(complain(f"--format {read.format}", both, "it alone: a format says itself how it is read"))
     if read.format == "tables" or plain or (read.format == "auto" and _is_tables(found)):
         source = _open_tables(path, found, read, mapping, work)
@@ -125,7 +129,7 @@ def open_source(
             name = mapping.given[missed[0]]
             here = ", ".join(source.plays.names)
             raise DataError(complain(f"--columns {missed[0]}={name}", f"the columns {here} in {path}", "one of them"))
-        return source
+        return replace(source, only=kept_by_column(source.plays, read))
     samples = {file: Sample.of(file) for file in (found if isinstance(found, list) else _files_of(found))}
     export = Export(path, tuple(sample for sample in samples.values() if sample), read.user)
     known, tables = formats.open_export(export, read.format)

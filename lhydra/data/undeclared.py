@@ -21,6 +21,10 @@ from lhydra.data.schema import (
 from lhydra.data.sources import Source
 from lhydra.data.table import Table
 
+_KINDS = (  # columns that tell plays from events of other kinds, without case
+    *("event", "event_type", "eventtype", "event_name", "eventname", "event type", "event name"),
+    *("action", "action_type", "activity", "interaction", "interaction_type", "type", "behavior", "behaviour"),
+)
 _SAMPLE = 10_000  # rows that the suggested kind and table are read from
 
 
@@ -60,7 +64,8 @@ def column_warnings(
     }
     for table in tables:
         sides = [side for side, of in (("tracks", source.tracks), ("users", source.users)) if of is table]
-        known = {name for side in sides for name in own[side]} | set(PLAY_COLUMNS if table is source.plays else ())
+        known = {name for side in sides for name in own[side]}
+        known |= {*PLAY_COLUMNS, *source.only} if table is source.plays else set()
         within = [*known, *(PLAY_COLUMNS if table is source.plays else ())]
         unknown = [name for name in table.names if name and name not in {*known, *IGNORED, *RESERVED}]
         for name in unknown:
@@ -91,6 +96,11 @@ def column_warnings(
         )
     if lost := [name for name in lost if name not in proposed]:
         warnings.append(f"not used: {', '.join(lost)} (describe single plays, neither tracks nor users)")
+    if not source.only and (kinds := [name for name in source.plays.names if name.casefold() in _KINDS]):
+        name = kinds[0]
+        warnings.append(
+            f"every row is a play, whatever its {name}: if some are none, --only {name}=VALUE keeps the others"
+        )
     if any(suggested.values()):
         listed = ", ".join(column.name for columns in suggested.values() for column in columns)
         lines = yaml_lines(suggested["tracks"], suggested["users"])
