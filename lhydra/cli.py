@@ -84,7 +84,9 @@ def _heard() -> Iterator[list[int]]:
 
     def end(number: int, frame: FrameType | None) -> None:
         came.append(number)
-        signal.signal(number, signal.SIG_DFL)
+        for one in before:  # whichever comes next
+            if signal.getsignal(one) is end:
+                signal.signal(one, signal.SIG_DFL)
         raise KeyboardInterrupt
 
     def dropped(said: "sys.UnraisableHookArgs") -> None:

@@ -189,6 +189,12 @@ def test_a_store_without_current_or_bundle_is_refused(tmp_path: Path) -> None:
         Bundle.open(tmp_path)
     with pytest.raises(BundleMissing, match="no such folder"):
         Bundle.open(tmp_path / "nowhere")
+    (tmp_path / "20260101T000000-00000000").mkdir()
+    with pytest.raises(
+        BundleMissing, match=r"no CURRENT, expected .* or `lhydra index rollback ID` to one of its bundles"
+    ):
+        Bundle.open(tmp_path)
+    (tmp_path / "20260101T000000-00000000").rmdir()
     (tmp_path / "CURRENT").write_text("20260101T000000-00000000\n")
     with pytest.raises(BundleMissing, match="no such bundle"):
         Bundle.open(tmp_path)

@@ -225,6 +225,28 @@ def test_an_end_that_comes_while_an_object_is_taken_away_ends_the_command(
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_end_of_either_kind_kills(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    found: list[object] = []
+
+    def run(args: object) -> int:
+        try:
+            signal.raise_signal(number)
+        finally:
+            found.extend(signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM))
+        return 0
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    command = SimpleNamespace(run=run, EXTRA="index")
+    monkeypatch.setattr(cli, "_parse", lambda argv: (SimpleNamespace(command="index", log_level="warning"), command))
+    try:
+        assert main(["index"]) in (130, 143)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert found == [signal.SIG_DFL, signal.SIG_DFL]
+
+
 def test_an_interrupt_while_a_command_is_imported_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

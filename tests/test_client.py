@@ -39,7 +39,7 @@ from lhydra_client import (
 )
 from lhydra_client.client import DEFAULT_TIMEOUT_S
 from lhydra_client.errors import ERRORS
-from lhydra_client.requests import recommend_request
+from lhydra_client.requests import recommend_request, record_plays_request
 from lhydra_client.results import Status, recommendations
 from lhydra_protos.v1 import recommender_pb2 as pb
 from tests import fake_core, test_server
@@ -387,6 +387,11 @@ def test_none_leaves_out_what_a_client_a_filter_and_rules_need_not_say() -> None
         given: list[Any] = [{key: value}, {key: type(value)(**options)}]
         first, second = (recommend_request("u1", 3, **one) for one in given)
         assert first == second
+    entry, played = HistoryEntry("t1", **optional(HistoryEntry)), SessionEntry("t1", **optional(SessionEntry))
+    told = recommend_request("u1", 3, history=[entry], session=[played])
+    assert told == recommend_request("u1", 3, history=["t1"], session=["t1"])
+    plays = [Play("u1", "t1", event_id="e"), Play("u1", "t1", **optional(Play) | {"event_id": "e"})]
+    assert record_plays_request(plays[:1]) == record_plays_request(plays[1:])
     conditions = [Condition("tempo", min=1), Condition(**optional(Condition) | {"column": "tempo", "min": 1})]
     first, second = (recommend_request("u1", 3, filter=Filter(conditions=[one])) for one in conditions)
     assert first == second

@@ -94,7 +94,7 @@ def test_several_columns_must_all_agree(tmp_path: Path) -> None:
 def test_it_is_used_up_where_more_plays_are_added(tmp_path: Path) -> None:
     first = written(tmp_path / "first.csv", [row(n, "play" if n % 2 else "like") for n in range(10)])
     more = written(tmp_path / "more.csv", [row(n, "play" if n % 2 else "like") for n in range(20, 30)])
-    argv = ["--only", "kind of event=like", "--only", "kind of event=play"]
+    argv = ["--only", "kind of event=like", "--only", "Kind of event=play"]
     assert main(["prepare", str(first), str(tmp_path / "a"), *argv[:2]]) == 0
     assert main(["prepare", str(more), str(tmp_path / "a"), *argv, "--append"]) == 0
     assert len(plays(tmp_path / "a")) == 5 + 10

@@ -472,6 +472,8 @@ def test_poisoned_plays_are_refused_by_name(
     assert current_bundle_id(loop / "store") == before
     checks = [told["steps"]["screen"]["check"], *told["steps"].get("look", {"checks": [None]})["checks"][1:]]
     assert [one["name"] for one in checks if one["bad"]] == [name.partition(":")[0]]
+    code, out, _ = retrain(loop, capsys)
+    assert (code, json.loads(out)["why"]) == (4, told["why"]), "the alarm lasts"
 
 
 def test_times_that_cannot_be_are_left_out_and_counted(tmp_path: Path) -> None:

@@ -727,9 +727,10 @@ def test_what_cannot_be_served_is_one_line(real: Path) -> None:
     assert "head.onnx: found sha256" in refused(serve(real))
     (real / "CURRENT").unlink()
     line = refused(serve(real))
-    assert (
-        line == f"lhydra serve: {real}: found no CURRENT, expected a store that `lhydra index rebuild` has published to"
+    expected = (
+        "a store that `lhydra index rebuild` has published to, or `lhydra index rollback ID` to one of its bundles"
     )
+    assert line == f"lhydra serve: {real}: found no CURRENT, expected {expected}"
     assert "found no such folder" in refused(serve(real / "nowhere"))
 
 

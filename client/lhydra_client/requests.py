@@ -213,15 +213,15 @@ def recommend_request(
         name = f"history.entries[{position}]"
         request.history.entries.add(
             track_id=text(f"{name}.track_id", entry.track_id),
-            count=number(f"{name}.count", entry.count),
-            timestamp_s=whole(f"{name}.timestamp_s", entry.timestamp_s, *INT64),
+            count=number(f"{name}.count", given(entry.count, 1.0)),
+            timestamp_s=whole(f"{name}.timestamp_s", given(entry.timestamp_s, 0), *INT64),
         )
     for position, played in enumerate(listed("session", given(session, ()))):
         played = played if isinstance(played, SessionEntry) else SessionEntry(played)
         name = f"session.entries[{position}]"
         request.session.entries.add(
             track_id=text(f"{name}.track_id", played.track_id),
-            timestamp_s=whole(f"{name}.timestamp_s", played.timestamp_s, *INT64),
+            timestamp_s=whole(f"{name}.timestamp_s", given(played.timestamp_s, 0), *INT64),
             completed=None if played.completed is None else bool(played.completed),
             skipped=None if played.skipped is None else bool(played.skipped),
         )
@@ -327,12 +327,12 @@ def record_plays_request(plays: Iterable[Play]) -> pb.RecordPlaysRequest:
             event_id=text(f"{name}.event_id", play.event_id),
             user_id=text(f"{name}.user_id", play.user_id),
             track_id=text(f"{name}.track_id", play.track_id),
-            timestamp_s=whole(f"{name}.timestamp_s", play.timestamp_s, *INT64),
-            count=whole(f"{name}.count", play.count, *UINT32),
+            timestamp_s=whole(f"{name}.timestamp_s", given(play.timestamp_s, 0), *INT64),
+            count=whole(f"{name}.count", given(play.count, 1), *UINT32),
             completed=None if play.completed is None else bool(play.completed),
             skipped=None if play.skipped is None else bool(play.skipped),
-            request_id=text(f"{name}.request_id", play.request_id),
-            session_id=text(f"{name}.session_id", play.session_id),
+            request_id=text(f"{name}.request_id", given(play.request_id, "")),
+            session_id=text(f"{name}.session_id", given(play.session_id, "")),
             ms_played=None if play.ms_played is None else whole(f"{name}.ms_played", play.ms_played, *UINT32),
         )
     return request

@@ -277,6 +277,8 @@ def current_bundle_id(store: Path) -> str:
     try:
         bundle_id = (store / "CURRENT").read_text(encoding="utf-8").strip()
     except FileNotFoundError:
+        if any(BUNDLE_ID.fullmatch(entry.name) for entry in store.iterdir()):
+            expected += ", or `lhydra index rollback ID` to one of its bundles"
         raise BundleMissing(complain(store, "no CURRENT", expected)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise BundleMissing(complain(store / "CURRENT", str(error), expected)) from None

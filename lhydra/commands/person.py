@@ -222,11 +222,14 @@ def _answers_row(entries: Sequence[dict[str, Any]], answers: Path | None) -> lis
 def _stored(users: "UserStore", user_id: str) -> "StoredUser | None":
     from lhydra.users.record import UserRecord
     from lhydra.users.stored import StoredUser
+    from lhydra.users.tag import user_tag
 
     try:
         found = users.stored(user_id)
-    except UserStoreError as error:  # names the user by hash, which is for logs
-        raise UserStoreError(f"{quoted(user_id)}: {error}; `lhydra users delete` takes it away all the same") from None
+    except UserStoreError as error:
+        is_damaged = user_tag(user_id) in str(error)  # else it is the store that does not answer
+        hint = "; `lhydra users delete` takes it away all the same" if is_damaged else ""
+        raise UserStoreError(f"{quoted(user_id)}: {error}{hint}") from None
     if found is None and _logged(users, user_id):  # a deletion that was cut short
         return StoredUser(UserRecord(), 0, 0, 0)
     return found

@@ -25,13 +25,13 @@ def kept_by_column(plays: Table, read: ReadSettings) -> dict[str, tuple[str, ...
         DataError: there is no such column.
     """
     folded = {name.casefold(): name for name in reversed(plays.names)}
-    found = {}
+    found: dict[str, tuple[str, ...]] = {}
     for name, values in read.kept().items():
         column = folded.get(canonical(name).casefold())
         if column is None:
             here = ", ".join(plays.names)
             raise DataError(complain(f"--only {name}", f"the columns {here} in {plays.path}", "one of them"))
-        found[column] = values
+        found[column] = (*found.get(column, ()), *values)
     return found
 
 

@@ -56,7 +56,8 @@ def pushed(events: Events, new: Mask, before: Mask, track_ids: list[str], limit:
     found, limit = float(shares[worst]), max(limit, TIMES_BEFORE * most)
     name = "one track pushed"
     note = f"{track_ids[worst]} has {found:.1%} of the new plays from {int(users[worst]):,} users who play little else"
-    return Check(name, found, limit, found > limit, f"{note}; the most of a track before was {most:.1%}")
+    note += f"; the most of a track before was {most:.1%}: `max_pushed`, or {TIMES_BEFORE} times that, is allowed"
+    return Check(name, found, limit, found > limit, note)
 
 
 def _pushed(events: Events, chosen: Mask, n_tracks: int) -> tuple[npt.NDArray[np.float64], I64]:
@@ -98,7 +99,10 @@ def own_taste(
     if usual is None or found is None or usual - 0.5 < LEAST_TOLD:
         return Check(name, None, limit, False, "too little is known of who plays what to tell users apart")
     left = (found - 0.5) / (usual - 0.5)
-    note = f"{found:.1%} of the new plays fit their own user better than another, {usual:.1%} before"
+    note = (
+        f"{found:.1%} of the new plays fit their own user better than another, {usual:.1%} before: {left:.2f} of what"
+    )
+    note += f" tells users apart is left, `min_own` wants {least:g}"
     return Check(name, left, limit, left < limit, note)
 
 

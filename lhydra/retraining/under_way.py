@@ -16,7 +16,7 @@ from lhydra.errors import ConfigError, LhydraError, complain
 from lhydra.files import new_id, read_json
 from lhydra.retraining.bundles import of_model
 from lhydra.retraining.settings import RetrainSettings
-from lhydra.retraining.turn import NOTHING_NEW, STEPS, Say, Turn
+from lhydra.retraining.turn import DOUBTED, NOTHING_NEW, STEPS, Say, Turn
 from lhydra.retraining.work import State, fingerprint
 
 _SERVED = "the served bundle"
@@ -48,7 +48,9 @@ def start(settings: RetrainSettings, config: Path | None, say: Say) -> State:
             say(f"going on with run {before.run_id}; done: {done}")
             return before
         say(f"run {before.run_id} did not end, and {' and '.join(differ)} changed since: beginning anew")
-    judged, judged_s = (_judged(before), before.started_s) if before.outcome else (before.judged, before.judged_s)
+    # Plays that were doubted are doubted again, not passed over: the alarm lasts until somebody looks.
+    has_judged = before.outcome and before.outcome != DOUBTED
+    judged, judged_s = (_judged(before), before.started_s) if has_judged else (before.judged, before.judged_s)
     now = datetime.now(UTC)
     state = State(new_id(now), int(now.timestamp()), inputs, judged=judged, judged_s=judged_s)
     state.write(work)
