@@ -470,3 +470,16 @@ def test_a_message_that_cannot_be_read_shows_no_key() -> None:
     with pytest.raises(LhydraError) as caught:
         WorkerSettings.from_json(line)
     assert "c0ffee" not in str(caught.value)
+
+
+def test_deleting_is_proposed_for_what_is_damaged_alone(fake_store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    users = LmdbUsers(fake_store / "users.lmdb")
+    users.load([("ann", UserState({"a": 1}))])
+    damage(users, "ann", b"\x03broken")
+    users.close()
+    assert main(["users", "show", "ann", "--store", str(fake_store)]) == 1
+    assert "`lhydra users delete` takes it away all the same" in capsys.readouterr().err
+    assert main(["users", "show", "ann", "--users", "redis://127.0.0.1:1/0"]) == 1
+    err = capsys.readouterr().err
+    assert "Connection refused" in err
+    assert "delete" not in err

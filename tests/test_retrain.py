@@ -452,15 +452,15 @@ def ahead(plays: pa.Table) -> pa.Table:
 
 
 @pytest.mark.parametrize(
-    ("poison", "name"),
+    ("poison", "name", "limit"),
     [
-        (shuffled, "users shuffled: "),
-        (pushed, "one track pushed: T0000123 has "),
-        (ahead, "broken clock: 60 of 1,200 plays lie more than 86,400 s ahead of the clock"),
+        (shuffled, "users shuffled: ", "`min_own`"),
+        (pushed, "one track pushed: T0000123 has ", "`max_pushed`"),
+        (ahead, "broken clock: 60 of 1,200 plays lie more than 86,400 s ahead of the clock", "`max_clock`"),
     ],
 )
 def test_poisoned_plays_are_refused_by_name(
-    loop: Path, poison: Callable[[pa.Table], pa.Table], name: str, capsys: pytest.CaptureFixture[str]
+    loop: Path, poison: Callable[[pa.Table], pa.Table], name: str, limit: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = current_bundle_id(loop / "store")
     pq.write_table(poison(pq.read_table(loop / "new.parquet")), loop / "new.parquet")
@@ -468,6 +468,7 @@ def test_poisoned_plays_are_refused_by_name(
     told = json.loads(out)
     assert (code, told["outcome"]) == (4, "doubted"), told["why"]
     assert told["why"].startswith(name)
+    assert limit in told["why"], "the next step is to change it"
     assert name.partition(":")[0] in (loop / f"store/reports/retrain-{told['run_id']}.html").read_text()
     assert current_bundle_id(loop / "store") == before
     checks = [told["steps"]["screen"]["check"], *told["steps"].get("look", {"checks": [None]})["checks"][1:]]
@@ -623,7 +624,7 @@ def test_plays_that_servers_recorded_are_what_is_learned(loop: Path, capsys: pyt
     (loop / "loop.yaml").write_text(text.replace("min_plays: 200", "min_plays: 5000"))
     code, out, _ = retrain(loop, capsys)
     assert code == 4
-    assert json.loads(out)["why"].endswith("1,200 were recorded more than 30 days late")
+    assert "1,200 were recorded more than 30 days late: `max_clock` allows 1.0%" in json.loads(out)["why"]
     (loop / "loop.yaml").write_text(text.replace("min_plays: 200", "min_plays: 5000, late_s: 1000000000"))
     code, out, _ = retrain(loop, capsys)
     told = json.loads(out)

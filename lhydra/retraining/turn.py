@@ -166,7 +166,7 @@ def screen(turn: Turn) -> Found:
     note = (
         f"{found['future']:,} of {found['came']:,} plays lie more than {limits.ahead_s:,} s ahead of the clock and "
         f"{found['ahead']:,} by less, {found['ancient']:,} before there was a log, {found['late']:,} were recorded "
-        f"more than {limits.late_s / 86_400:g} days late"
+        f"more than {limits.late_s / 86_400:g} days late: `max_clock` allows {limits.max_clock:.1%} of them"
     )
     bad = share > limits.max_clock
     found["check"] = {"name": "broken clock", "found": share, "limit": limits.max_clock, "bad": bad, "note": note}
